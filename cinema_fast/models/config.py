@@ -1,0 +1,144 @@
+"""The shape of a CineMA model, and the published sizes by name."""
+
+import difflib
+import math
+from dataclasses import dataclass, fields
+
+VIEWS = ("sax", "lax_2c", "lax_3c", "lax_4c")
+
+
+@dataclass(frozen=True, slots=True)
+class CineMAConfig:
+    """Everything that shapes a CineMA masked autoencoder (Fu et al., "A versatile foundation model for cine CMR").
+
+    views: names, in the order in which their tokens are concatenated.
+    image_size: pixels per axis, by view, of 2 to 4 axes (4 without a conv stem only).
+    in_chans: image channels, by view.
+    patch_size: kernel = stride of the first convolution (of the patch embedding without a stem), by view.
+    scale_factor: kernel = stride of each further stage and of the token embedding, by view.
+    enc_conv_chans: channels of the conv stem's stages; empty for a plain ViT.
+    enc_conv_n_blocks: masked conv blocks a stage.
+    enc_*, dec_*: width, depth and heads of the ViT encoder and the cross-attention decoder.
+    norm_target: normalise each target patch (He et al. 2022).
+
+    Lists are taken as tuples. Raises ValueError naming the field that does not fit.
+    """
+
+    views: tuple[str, ...]
+    image_size: dict[str, tuple[int, ...]]
+    in_chans: dict[str, int]
+    patch_size: dict[str, tuple[int, ...]]
+    scale_factor: dict[str, tuple[int, ...]]
+    enc_conv_chans: tuple[int, ...] = (64, 128)
+    enc_conv_n_blocks: int = 2
+    enc_embed_dim: int = 768
+    enc_depth: int = 12
+    enc_n_heads: int = 12
+    dec_embed_dim: int = 512
+    dec_depth: int = 8
+    dec_n_heads: int = 16
+    norm_target: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "views", tuple(self.views))
+        object.__setattr__(self, "enc_conv_chans", tuple(self.enc_conv_chans))
+        for name in ("image_size", "patch_size", "scale_factor", "in_chans"):
+            by_view = getattr(self, name)
+            if missing := [v for v in self.views if v not in by_view]:
+                raise ValueError(f"CineMAConfig.{name}: no entry for view {missing[0]!r}, has {sorted(by_view)}")
+            value = {v: by_view[v] if name == "in_chans" else tuple(by_view[v]) for v in self.views}
+            object.__setattr__(self, name, value)
+        self._validate()
+
+    def _validate(self):
+        if not self.views or len(set(self.views)) != len(self.views):
+            raise ValueError(f"CineMAConfig.views: want one or more distinct names, got {self.views}")
+        for name in ("enc_embed_dim", "enc_depth", "enc_n_heads", "dec_embed_dim", "dec_depth", "dec_n_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"CineMAConfig.{name}: want a positive number, got {getattr(self, name)}")
+        for side in ("enc", "dec"):
+            width, heads = getattr(self, f"{side}_embed_dim"), getattr(self, f"{side}_n_heads")
+            if width % heads:
+                raise ValueError(f"CineMAConfig.{side}_embed_dim: {width} is no multiple of {heads} heads")
+        for view in self.views:
+            size, patch, scale = self.image_size[view], self.patch_size[view], self.scale_factor[view]
+            if not len(size) == len(patch) == len(scale):
+                raise ValueError(
+                    f"CineMAConfig: {view!r} differs in axes: image_size {size}, patch_size {patch}, scale_factor {scale}"
+                )
+            if not 2 <= len(size) <= (3 if self.enc_conv_chans else 4):
+                raise ValueError(
+                    f"CineMAConfig.image_size: {view!r} has {len(size)} axes; want 2 or 3, or 4 without a conv stem"
+                )
+            if self.in_chans[view] < 1 or min(patch + scale) < 1:
+                raise ValueError(f"CineMAConfig: in_chans, patch_size and scale_factor of {view!r} must be positive")
+            if any(s < t or s % t for s, t in zip(size, self.token_size(view))):
+                raise ValueError(
+                    f"CineMAConfig.image_size: {view!r} {size} is not a multiple of the token {self.token_size(view)}"
+                )
+
+    def token_size(self, view: str) -> tuple[int, ...]:
+        """Pixels of a ViT token, per axis: (16, 16, 1) for SAX in the published sizes."""
+        n = len(self.enc_conv_chans)
+        return tuple(p * s**n for p, s in zip(self.patch_size[view], self.scale_factor[view]))
+
+    def grid(self, view: str) -> tuple[int, ...]:
+        """Tokens per axis."""
+        return tuple(s // t for s, t in zip(self.image_size[view], self.token_size(view)))
+
+    def n_tokens(self, view: str) -> int:
+        """Tokens of a view."""
+        return math.prod(self.grid(view))
+
+
+_SIZES = {  # encoder width, depth, heads, decoder width, depth, heads
+    "tiny": (16, 1, 2, 16, 1, 2),
+    "base": (768, 12, 12, 512, 8, 16),
+    "large": (1024, 24, 16, 512, 8, 16),
+    "huge": (1280, 32, 16, 512, 8, 16),
+}
+_SIZE_FIELDS = ("enc_embed_dim", "enc_depth", "enc_n_heads", "dec_embed_dim", "dec_depth", "dec_n_heads")
+
+
+def _four_views(sax, lax, patch, **shape) -> CineMAConfig:
+    return CineMAConfig(
+        views=VIEWS,
+        image_size={v: sax if v == "sax" else lax for v in VIEWS},
+        in_chans=dict.fromkeys(VIEWS, 1),
+        patch_size={v: (patch, patch, 1) if v == "sax" else (patch, patch) for v in VIEWS},
+        scale_factor={v: (2, 2, 1) if v == "sax" else (2, 2) for v in VIEWS},
+        **shape,
+    )
+
+
+_PRESETS = {
+    f"cinema-{size}": _four_views((192, 192, 16), (256, 256), 4, **dict(zip(_SIZE_FIELDS, shape)))
+    for size, shape in _SIZES.items()
+}
+# what `make demo` trains within minutes on two CPU cores: a quarter of the pixels, 8 x 8 pixel tokens
+_PRESETS["cinema-demo"] = _four_views(
+    (96, 96, 6), (128, 128), 2, enc_conv_chans=(16, 32), enc_conv_n_blocks=1,
+    **dict(zip(_SIZE_FIELDS, (128, 4, 4, 96, 3, 4))),
+)  # fmt: skip
+
+
+def presets() -> list[str]:
+    """Names that `preset` knows."""
+    return list(_PRESETS)
+
+
+def preset(name: str) -> CineMAConfig:
+    """A named size; ValueError with the nearest name where there is none."""
+    if name not in _PRESETS:
+        near = difflib.get_close_matches(name, _PRESETS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown preset {name!r}{hint} (known: {', '.join(_PRESETS)})")
+    return _PRESETS[name]
+
+
+def config_from_dict(values: dict) -> CineMAConfig:
+    """Config of a plain dict (a run's YAML); ValueError names an unknown field."""
+    known = {f.name for f in fields(CineMAConfig)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"CineMAConfig has no field {unknown[0]!r} (fields: {', '.join(sorted(known))})")
+    return CineMAConfig(**values)

@@ -1,0 +1,207 @@
+"""What stands between the GEMMs, with little kept for backward; transformer blocks made of it.
+
+A LayerNorm followed by a linear layer, by an MLP or by GELU is one autograd function each: it keeps the normalised
+input (in the dtype that the GEMM reads) and one number a row, and makes the affine and the GELU again in backward,
+where PyTorch would keep x, the normalised x, the hidden layer and its GELU. The residual stream stays in its own
+dtype (float32 under autocast); GEMMs run in autocast's.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..kernels.sparse_attention import sparse_attention
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that GEMMs on x run in: autocast's where it is on, else x's own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _normalise(x: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(x - mean) / std of each row in `dtype`, and 1 / std, (rows, 1) in at least float32"""
+    xhat, _, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
+    return xhat.to(dtype), rstd
+
+
+def _affine(xhat: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.addcmul(bias.to(xhat.dtype), xhat, weight.to(xhat.dtype))
+
+
+def _norm_backward(dy: Tensor, xhat: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype):
+    """Gradients of x (in `dtype`), weight and bias, from xhat: LayerNorm's backward at mean 0 and deviation 1."""
+    zero, one = torch.zeros_like(rstd), torch.ones_like(rstd)
+    grads = torch.ops.aten.native_layer_norm_backward(
+        dy, xhat, xhat.shape[-1:], zero, one, weight.to(dy.dtype), bias.to(dy.dtype), [True, True, True]
+    )
+    return grads[0].to(dtype) * rstd.to(dtype), grads[1].to(weight.dtype), grads[2].to(bias.dtype)
+
+
+def _linear_backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x, weight and bias of x @ weight.T + bias."""
+    dy_rows, x_rows = dy.flatten(0, -2), x.flatten(0, -2)
+    dweight = (dy_rows.T @ x_rows).to(weight.dtype)
+    return dy @ weight.to(dy.dtype), dweight, dy_rows.sum(0, dtype=weight.dtype)
+
+
+class _NormLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, norm_weight, norm_bias, weight, bias, eps, dtype):
+        xhat, rstd = _normalise(x, eps, dtype)
+        ctx.save_for_backward(xhat, rstd, norm_weight, norm_bias, weight)
+        ctx.stream_dtype = x.dtype
+        return F.linear(_affine(xhat, norm_weight, norm_bias), weight.to(dtype), bias.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        xhat, rstd, norm_weight, norm_bias, weight = ctx.saved_tensors
+        dn, dweight, dbias = _linear_backward(dy, _affine(xhat, norm_weight, norm_bias), weight)
+        dx, dnw, dnb = _norm_backward(dn, xhat, rstd, norm_weight, norm_bias, ctx.stream_dtype)
+        return dx, dnw, dnb, dweight, dbias, None, None
+
+
+class _NormMlp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, norm_weight, norm_bias, weight1, bias1, weight2, bias2, eps, dtype):
+        xhat, rstd = _normalise(x, eps, dtype)
+        hidden = F.linear(_affine(xhat, norm_weight, norm_bias), weight1.to(dtype), bias1.to(dtype))
+        ctx.save_for_backward(xhat, rstd, hidden, norm_weight, norm_bias, weight1, weight2)
+        ctx.stream_dtype = x.dtype
+        return F.linear(F.gelu(hidden), weight2.to(dtype), bias2.to(dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        xhat, rstd, hidden, norm_weight, norm_bias, weight1, weight2 = ctx.saved_tensors
+        dact, dweight2, dbias2 = _linear_backward(dy, F.gelu(hidden), weight2)
+        dhidden = torch.ops.aten.gelu_backward(dact, hidden)
+        dn, dweight1, dbias1 = _linear_backward(dhidden, _affine(xhat, norm_weight, norm_bias), weight1)
+        dx, dnw, dnb = _norm_backward(dn, xhat, rstd, norm_weight, norm_bias, ctx.stream_dtype)
+        return dx, dnw, dnb, dweight1, dbias1, dweight2, dbias2, None, None
+
+
+class _NormGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, norm_weight, norm_bias, eps):
+        xhat, rstd = _normalise(x, eps, x.dtype)
+        ctx.save_for_backward(xhat, rstd, norm_weight, norm_bias)
+        return F.gelu(_affine(xhat, norm_weight, norm_bias))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        xhat, rstd, norm_weight, norm_bias = ctx.saved_tensors
+        dn = torch.ops.aten.gelu_backward(dy, _affine(xhat, norm_weight, norm_bias))
+        return *_norm_backward(dn, xhat, rstd, norm_weight, norm_bias, dy.dtype), None
+
+
+def norm_linear(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor) -> Tensor:
+    """norm(x) @ weight.T + bias: x (..., D), weight (E, D) -> (..., E) in the compute dtype."""
+    return _NormLinear.apply(x, norm.weight, norm.bias, weight, bias, norm.eps, compute_dtype(x))
+
+
+def norm_mlp(x: Tensor, norm: nn.LayerNorm, fc1: nn.Module, fc2: nn.Module) -> Tensor:
+    """fc2(gelu(fc1(norm(x)))) on the rows of x (..., D); the weights may be those of 1x1 convolutions."""
+    weights = fc1.weight.flatten(1), fc1.bias, fc2.weight.flatten(1), fc2.bias
+    return _NormMlp.apply(x, norm.weight, norm.bias, *weights, norm.eps, compute_dtype(x))
+
+
+def norm_gelu(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """gelu(norm(x)) on the rows of x (..., D), in x's dtype."""
+    return _NormGelu.apply(x, norm.weight, norm.bias, norm.eps)
+
+
+class Attention(nn.Module):
+    """Parameters of multi-head attention: q with bias, k and v from one matrix (k first)."""
+
+    def __init__(self, width: int, n_heads: int):
+        super().__init__()
+        self.n_heads = n_heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def heads(self, x: Tensor, n: int) -> tuple[Tensor, ...]:
+        """(B, N, n * width) -> n views (B * N, H, head dim)."""
+        return x.flatten(0, 1).unflatten(-1, (n, self.n_heads, -1)).unbind(1)
+
+
+class Mlp(nn.Module):
+    """Parameters of a two-layer perceptron."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+
+def _offsets(batch: int, n: int, device: torch.device) -> Tensor:
+    return torch.arange(0, (batch + 1) * n, n, dtype=torch.int32, device=device)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, MLP ratio 4, LayerNorm eps 1e-5."""
+
+    def __init__(self, width: int, n_heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = Attention(width, n_heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(self, x: Tensor, keys: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """x (B, N, D) -> (B, N, D): self-attention, or cross-attention to `keys`, k and v (B * K, H, head dim)."""
+        attn, (batch, n, _) = self.attn, x.shape
+        if keys is None:
+            weight = torch.cat([attn.q.weight, attn.kv.weight])
+            bias = torch.cat([attn.q.bias, attn.kv.bias])
+            q, k, v = attn.heads(norm_linear(x, self.norm1, weight, bias), 3)
+        else:
+            (q,) = attn.heads(norm_linear(x, self.norm1, attn.q.weight, attn.q.bias), 1)
+            k, v = keys
+        n_keys = len(k) // batch
+        mixed = sparse_attention(
+            q, k, v, _offsets(batch, n, x.device), _offsets(batch, n_keys, x.device), max_q=n, max_k=n_keys
+        )
+        x = x + attn.proj(mixed.reshape(x.shape))
+        return x + norm_mlp(x, self.norm2, self.mlp.fc1, self.mlp.fc2)
+
+
+class Encoder(nn.Module):
+    """ViT over the visible tokens of all views, after one class token."""
+
+    def __init__(self, width: int, depth: int, n_heads: int):
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
+        self.blocks = nn.ModuleList(Block(width, n_heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, 1 + N, D), class token first."""
+        x = torch.cat([self.cls_token.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class Decoder(nn.Module):
+    """Cross-attention from the tokens to decode to the visible ones; queries do not see one another."""
+
+    def __init__(self, width: int, depth: int, n_heads: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, n_heads) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, queries: Tensor, visible: Tensor) -> Tensor:
+        """queries (B, M, D), visible (B, K, D) -> (B, M, D)."""
+        attns = [block.attn for block in self.blocks]
+        # all blocks read the same visible tokens: their keys and values are one GEMM
+        weight, bias = torch.cat([a.kv.weight for a in attns]), torch.cat([a.kv.bias for a in attns])
+        heads = attns[0].heads(F.linear(visible, weight, bias), 2 * len(attns))
+        x = queries
+        for i, block in enumerate(self.blocks):
+            x = block(x, heads[2 * i : 2 * i + 2])
+        return self.norm(x)
