@@ -1,0 +1,165 @@
+"""From a scanner's voxel grid to the grid that the model sees: where to centre, resample, window.
+
+The preparation of the CineMA reference (Fu et al. 2025, "Preparation of raw studies"): resample linearly to a fixed
+spacing, centre where the two-chamber, four-chamber and short-axis planes meet, crop or pad to a fixed size, clip
+each frame to percentiles and rescale to 8 bits. No low-pass filter precedes the resampling, as in the reference:
+pixels of 0.7-1.9 mm become 1 mm, so little is lost, and published weights have seen images made this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+PERCENTILES = (0.95, 99.5)
+# |det| of the three planes' unit normals: 1 where they are orthogonal, as in a planned study; below this two of
+# them are nearly parallel (a mislabelled view, a header without orientation) and their meeting point is arbitrary.
+MIN_NORMALS_DET = 0.1
+
+
+def spacing_of(affine: np.ndarray) -> np.ndarray:
+    """(3,) mm between neighbouring voxels along each axis of a (4, 4) affine."""
+    return np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def to_index(affine: np.ndarray, point_mm: np.ndarray) -> np.ndarray:
+    """(3,) fractional voxel index of a point in scanner mm."""
+    return np.linalg.solve(affine[:3, :3], point_mm - affine[:3, 3])
+
+
+def image_centre(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
+    """(3,) scanner mm of the middle of a grid of `shape` (X, Y, Z)."""
+    return affine[:3, :3] @ ((np.asarray(shape) - 1) / 2) + affine[:3, 3]
+
+
+def in_plane(shape: Sequence[int], affine: np.ndarray, point_mm: np.ndarray) -> bool:
+    """Whether a point, projected onto the image plane, lies on the pixels of the image."""
+    index = to_index(affine, point_mm)[:2]
+    return bool(np.all(index > -0.5) and np.all(index < np.asarray(shape[:2]) - 0.5))
+
+
+def meeting_point(grids: dict[str, tuple[Sequence[int], np.ndarray]]) -> np.ndarray | None:
+    """(3,) scanner mm where the planes of `lax_2c`, `lax_4c` and the middle of the `sax` stack meet.
+
+    grids: view -> (shape (X, Y, Z), affine (4, 4)). None where one of the three views is missing, where two of the
+    planes are nearly parallel, or where the point is off one of the images.
+    """
+    planes = [grids[view] for view in ("lax_2c", "lax_4c", "sax") if view in grids]
+    if len(planes) < 3:
+        return None
+    normals = np.stack([np.cross(affine[:3, 0], affine[:3, 1]) for _, affine in planes])
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    if abs(np.linalg.det(normals)) < MIN_NORMALS_DET:
+        return None
+    on_plane = np.stack([image_centre(shape, affine) for shape, affine in planes])
+    point = np.linalg.solve(normals, (normals * on_plane).sum(1))
+    return point if all(in_plane(shape, affine, point) for shape, affine in planes) else None
+
+
+def label_centre(mask: np.ndarray, affine: np.ndarray) -> np.ndarray | None:
+    """(3,) scanner mm of the middle of the bounding box of a mask (X, Y, Z); None for an empty mask."""
+    voxels = np.argwhere(mask)
+    if not len(voxels):
+        return None
+    return affine[:3, :3] @ ((voxels.min(0) + voxels.max(0)) / 2) + affine[:3, 3]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Linear interpolation along one axis: out[j] = a[low[j]] * (1 - weight[j]) + a[high[j]] * weight[j]."""
+
+    low: np.ndarray
+    high: np.ndarray
+    weight: np.ndarray
+    inside: np.ndarray  # False where the output lies off the image: padding
+    scale: float  # input voxels per output voxel
+    start: float  # input index of output 0
+
+
+def _axis(n: int, spacing: float, target: float, size: int, centre: float, *, pad: bool) -> Axis:
+    """The window of `size` outputs around input index `centre`, on the grid that resampling the whole axis gives.
+
+    That grid keeps the image's outer edges (not the first voxel's centre) in place and has round(n * spacing / target)
+    voxels. Without `pad` the window is no longer than that and stays on the image.
+    """
+    scale = target / spacing
+    n_resampled = max(1, int(np.floor(n / scale + 0.5)))
+    if not pad:
+        size = min(size, n_resampled)
+    start = int(np.floor((centre + 0.5) / scale - 0.5 - (size - 1) / 2 + 0.5))
+    if not pad:
+        start = min(max(start, 0), n_resampled - size)
+    out = start + np.arange(size)
+    # Rounded, so that an affine's float32 noise does not blur a grid that is already the wanted one.
+    at = np.clip(np.round((out + 0.5) * scale - 0.5, 4), 0, n - 1)
+    low = np.floor(at).astype(np.intp)
+    return Axis(low, np.minimum(low + 1, n - 1), (at - low).astype(np.float32), (out >= 0) & (out < n_resampled),
+                scale, (start + 0.5) * scale - 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """How one view's frames (X, Y, Z) become frames of `shape`; `affine`: stored voxel index -> scanner mm."""
+
+    axes: tuple[Axis, Axis, Axis]
+    affine: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return tuple(len(axis.low) for axis in self.axes)
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        """Resample and crop one frame (X, Y, Z) float32; padding is 0, or the frame's minimum if that is below."""
+        out = frame
+        for k, axis in enumerate(self.axes):
+            weight = axis.weight.reshape([-1 if d == k else 1 for d in range(3)])
+            out = np.take(out, axis.low, axis=k) * (1 - weight) + np.take(out, axis.high, axis=k) * weight
+        inside = np.ix_(*(axis.inside for axis in self.axes))
+        if all(axis.inside.all() for axis in self.axes):
+            return out
+        padded = np.full(self.shape, min(np.float32(0), frame.min()), np.float32)
+        padded[inside] = out[inside]
+        return padded
+
+
+def plan_resampling(
+    shape: Sequence[int], affine: np.ndarray, centre_mm: np.ndarray, *, spacing: Sequence[float], size: Sequence[int]
+) -> Resampling:
+    """Resampling of a grid (X, Y, Z) to `spacing` mm and `size` around a point in scanner mm.
+
+    In plane the window is exactly `size`, padded where it leaves the image. Three spacings and sizes (a stack) also
+    resample the slices, to at most size[2], never padded: whoever loads the stack pads it at the end. Two leave the
+    third axis as it is.
+    """
+    centre = to_index(affine, centre_mm)
+    source = spacing_of(affine)
+    n_target = len(size)
+    axes = tuple(
+        _axis(shape[k], source[k], spacing[k], size[k], centre[k], pad=k < 2) if k < n_target
+        else _axis(shape[k], 1.0, 1.0, shape[k], 0.0, pad=False)
+        for k in range(3)
+    )
+    stored = affine.copy()
+    stored[:3, 3] = affine[:3, :3] @ [axis.start for axis in axes] + affine[:3, 3]
+    stored[:3, :3] = affine[:3, :3] * [axis.scale for axis in axes]
+    return Resampling(axes, stored)
+
+
+def to_uint8(frame: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+    """Clip to the 0.95th and 99.5th percentile of the frame (padding included) and rescale to 0..255, rounded.
+
+    Returns the uint8 frame and (low, high), the intensities that became 0 and 255. Where the two percentiles are
+    equal (a frame nearly all background) they are the frame's minimum and maximum.
+
+    Raises:
+        ValueError: the frame is constant.
+    """
+    low, high = (float(v) for v in np.percentile(frame, PERCENTILES))
+    if low == high:
+        low, high = float(frame.min()), float(frame.max())
+    if low == high:
+        raise ValueError(f"is constant ({low:g}) inside the cropped window")
+    scaled = (np.clip(frame, low, high) - np.float32(low)) / np.float32(high - low)
+    return np.rint(scaled * 255).astype(np.uint8), (float(f"{low:.7g}"), float(f"{high:.7g}"))

@@ -1,0 +1,76 @@
+"""Independent tasks in worker processes, some of which may die."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def run_in_processes(
+    function: Callable[[T], R], tasks: Iterable[T], workers: int
+) -> Iterator[tuple[T, R | Exception]]:
+    """Yield (task, result) in the order of completion; the exception in place of the result of a task that raised.
+
+    A worker that dies (killed, out of memory) takes its pool with it: the tasks then under way are tried again one
+    by one, so that only the one that kills its worker is given up. With one worker everything runs in this process.
+
+    Args:
+        function: picklable, as are its tasks and results; workers are spawned, they import it anew.
+        workers: number of processes; they end with this one, however it ends.
+    """
+    waiting = deque(tasks)
+    if workers == 1:
+        for task in waiting:
+            yield task, _outcome(function, task)
+        return
+    while waiting:
+        under_way: dict[Future[R], T] = {}
+        with _pool(workers) as pool:
+            broken = False
+            while not broken and (waiting or under_way):
+                try:
+                    while waiting and len(under_way) < workers:
+                        under_way[pool.submit(function, waiting[0])] = waiting[0]
+                        waiting.popleft()
+                except BrokenProcessPool:
+                    broken = True  # a worker died between two tasks
+                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    if isinstance(future.exception(), BrokenProcessPool):
+                        broken = True
+                    else:
+                        yield under_way.pop(future), future.exception() or future.result()
+        for task in under_way.values():
+            with _pool(1) as alone:
+                future = alone.submit(function, task)
+                yield task, future.exception() or future.result()
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _outcome(function: Callable[[T], R], task: T) -> R | Exception:
+    try:
+        return function(task)
+    except Exception as err:
+        return err

@@ -1,0 +1,233 @@
+"""From a folder of NIfTI cines to a cine store: `cinema-fast prepare SRC DST`.
+
+Every study is prepared by itself, in worker processes, into a temporary folder; this process alone moves whole
+studies into the store and writes the index. So a run may be killed at any moment and started again: studies whose
+sources have not changed are kept, the others are made.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from .nifti import file_sha256
+from .pool import run_in_processes
+from .sources import Source, find_sources
+from .store import (
+    StoreError,
+    lock_store,
+    publish_study,
+    read_index,
+    read_studies,
+    write_atomic,
+    write_index,
+)
+from .study import Failure, StudyTask, file_stats, prepare_study
+
+_SHAPING = ("sax_size", "lax_size", "sax_spacing", "lax_spacing", "labels", "lv_label")
+_TEMPORARY = ".preparing"
+
+
+@dataclass(frozen=True)
+class PrepareConfig:
+    """Options of `prepare`."""
+
+    src: Path
+    """Folder of NIfTI cines (.nii or .nii.gz), 4D with time last: (X, Y, Z, T), long-axis views (X, Y, 1, T)."""
+    dst: Path
+    """Folder of the store: new, empty, or a store that an earlier run with the same options began."""
+    pattern: str = "{id}_{view}.nii.gz"
+    """Where the files lie, relative to SRC. {id} names the study (without it SRC is one study), {view} the view,
+    * matches anything within one name; sub-folders are allowed, as in "{id}/*_{view}.nii.gz". With {frame}, as in
+    "{id}_{view}_{frame}.nii.gz", every file is one 3D frame, and they are stacked in the order of that part of the
+    name (numbers by value, so ED before ES)."""
+    aliases: tuple[str, ...] = ()
+    """How the files spell the views, each as VIEW=SPELLING: lax_2c=Se8_2ch sax=sax_4d_6slices. Other views than sax,
+    lax_2c, lax_3c and lax_4c may be named too; they are taken for single slices."""
+    labels: str | None = None
+    """Pattern of label files relative to SRC, with {id}, {view} and {frame} as in the file they belong to: where such
+    a file exists, the view is centred on its left ventricle."""
+    lv_label: int = 3
+    """Value of the left ventricle's cavity in the label files."""
+    sax_size: tuple[int, int, int] = (192, 192, 16)
+    """Size of short-axis frames in voxels. In plane cropped or padded to it; of more slices the middle ones are kept,
+    fewer slices are stored as they are and padded when they are loaded."""
+    lax_size: tuple[int, int] = (256, 256)
+    """Size of long-axis frames in pixels."""
+    sax_spacing: tuple[float, float, float] = (1.0, 1.0, 10.0)
+    """Spacing of short-axis frames in mm."""
+    lax_spacing: tuple[float, float] = (1.0, 1.0)
+    """Spacing of long-axis frames in mm."""
+    workers: int = 0
+    """Studies prepared at a time, each in a process of its own; 0: one per core."""
+    overwrite: bool = False
+    """Empty the store first. Without it, studies whose sources are unchanged are kept."""
+
+    def __post_init__(self) -> None:
+        for name in ("src", "dst"):
+            object.__setattr__(self, name, Path(getattr(self, name)))
+        for name in ("sax_size", "lax_size", "sax_spacing", "lax_spacing"):
+            if not all(value > 0 for value in getattr(self, name)):
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 (one per core) or more, got {self.workers}")
+
+
+@dataclass(slots=True)
+class PrepareReport:
+    """What `prepare` did. prepared and unchanged count studies; n_studies is what the store now holds; unmatched
+    counts NIfTI files that the pattern does not describe."""
+
+    prepared: int = 0
+    unchanged: int = 0
+    n_studies: int = 0
+    unmatched: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0: everything was prepared; 1: something failed, the rest was prepared; 3: nothing was prepared."""
+        if not self.prepared + self.unchanged:
+            return 3
+        return 1 if self.failures else 0
+
+    def __str__(self) -> str:
+        lines = [f"{self.prepared} studies prepared, {self.unchanged} unchanged, {len(self.failures)} failures; "
+                 f"the store holds {self.n_studies} studies"]
+        if self.unmatched:
+            lines.append(f"{self.unmatched} NIfTI files do not match the pattern and were left alone")
+        return "\n".join(lines + [f"failed: {failure.file}: {failure.reason}" for failure in self.failures])
+
+
+def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
+    """Prepare every study of `config.src` into the store `config.dst` and report what failed.
+
+    A view that fails is reported and the study's other views are kept. A study is replaced only as a whole, and only
+    if at least one of its views could be prepared. Failures are also written to DST/failures.jsonl, one JSON object
+    (study, view, file, reason) a line; every run replaces that file.
+
+    Args:
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ValueError: SRC is no folder or nothing in it matches the pattern.
+        StoreError: DST is in use by another run, is no store, was prepared with other options, or the disk is full
+            (what was finished stays; the same command goes on from there).
+    """
+    sources = find_sources(config.src, config.pattern, config.aliases)
+    store, options = config.dst, _options(config)
+    store.mkdir(parents=True, exist_ok=True)
+    with lock_store(store):
+        _open_for_writing(store, options, config.overwrite)
+        done = read_studies(store)
+        report = PrepareReport(unmatched=len(sources.unmatched))
+        for study, view, files in sources.ambiguous:
+            names = ", ".join(path.relative_to(config.src).as_posix() for path in files)
+            report.failures.append(Failure(study, view, names, f"more than one file for {view} of {study!r}"))
+        tasks = []
+        for n, (study, views) in enumerate(sources.studies.items()):
+            if _unchanged(done.get(study, {}), views, config.src):
+                report.unchanged += 1
+            else:
+                tasks.append(StudyTask(study, views, config, store / _TEMPORARY / str(n)))
+        try:
+            with closing(_results(tasks, config.workers, progress)) as results:
+                for task, result in results:
+                    _take_in(store, task, result, done, report)
+        except OSError as err:
+            if err.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise StoreError(f"{store}: the disk is full; {report.prepared + report.unchanged} studies are complete "
+                             f"and stay: free some space and run the same command again") from err
+        finally:
+            shutil.rmtree(store / _TEMPORARY, ignore_errors=True)
+        report.n_studies = len(done)
+        write_atomic(store / "failures.jsonl", "".join(json.dumps(asdict(f)) + "\n" for f in report.failures))
+        write_index(store, options, done)
+    return report
+
+
+def _options(config: PrepareConfig) -> dict:
+    """The options that shape the stored frames, as they read back from JSON."""
+    return json.loads(json.dumps({name: getattr(config, name) for name in _SHAPING}))
+
+
+def _open_for_writing(store: Path, options: dict, overwrite: bool) -> None:
+    """Make sure that the folder is an empty or a like-minded store. Raises StoreError."""
+    if (store / "index.json").exists():
+        try:
+            before = read_index(store)["prepare"]
+        except StoreError as err:
+            if not overwrite or not (store / "studies").is_dir():
+                raise StoreError(f"{err} (--overwrite begins the store anew)") from err
+            before = None
+        if before != options and not overwrite:
+            differ = [f"{k}={before.get(k)!r} (asked for {v!r})" for k, v in options.items() if before.get(k) != v]
+            raise StoreError(f"{store} was prepared with {', '.join(differ) or 'other options'}: choose another "
+                             f"folder, the same options, or --overwrite to begin the store anew")
+    elif others := [p.name for p in store.iterdir() if p.name not in (".lock", _TEMPORARY, ".index.json.tmp")]:
+        raise StoreError(f"{store} is not empty and is no cine store (it holds {others[0]!r}): choose another folder")
+    shutil.rmtree(store / _TEMPORARY, ignore_errors=True)
+    (store / "studies").mkdir(exist_ok=True)
+    if overwrite or not (store / "index.json").exists():
+        write_index(store, options, {})
+        for study in (store / "studies").glob("*/study.json"):
+            shutil.rmtree(study.parent)
+
+
+def _results(tasks: list[StudyTask], workers: int, progress: bool) -> Iterator[tuple[StudyTask, tuple | Exception]]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = min(workers or cores, max(len(tasks), 1))
+    results = run_in_processes(prepare_study, tasks, workers)
+    if not progress:
+        yield from results
+        return
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as bar, closing(results):
+        row = bar.add_task("preparing studies", total=len(tasks))
+        for result in results:
+            yield result
+            bar.advance(row)
+
+
+def _take_in(store: Path, task: StudyTask, result: tuple | Exception, done: dict, report: PrepareReport) -> None:
+    if isinstance(result, OSError):
+        raise result  # the store could not be written, and would not be for the next study either
+    if isinstance(result, Exception):
+        file = next(iter(task.sources.values())).files[0]
+        reason = f"its preparation ended with {type(result).__name__}: {result}"
+        result = {}, [task.failure(None, file, reason)]
+    records, failures = result
+    report.failures += failures
+    if records:
+        publish_study(store, task.folder, task.study)
+        done[task.study] = records
+        report.prepared += 1
+
+
+def _unchanged(records: dict[str, dict], views: dict[str, Source], src: Path) -> bool:
+    """Whether a stored study was made from exactly these files as they are now."""
+    return records.keys() == views.keys() and all(
+        _same_files(records[view]["source"], source.files, src) for view, source in views.items()
+    )
+
+
+def _same_files(source: dict, files: tuple[Path, ...], src: Path) -> bool:
+    try:
+        now = file_stats(files, src)
+        if source["files"] == now:
+            return True
+        # Copied or touched: names and sizes are the same, so the content decides.
+        same_sizes = [file[:2] for file in source["files"]] == [file[:2] for file in now]
+        return same_sizes and source["sha256"] == file_sha256(files)
+    except (OSError, KeyError, TypeError):
+        return False

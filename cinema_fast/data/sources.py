@@ -1,0 +1,126 @@
+"""Which files of a folder are which view of which study."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .store import VIEWS
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The files of one view of one study (several only where the pattern has {frame}), in the order of time.
+
+    spelling: the view's name as the files spell it.
+    """
+
+    files: tuple[Path, ...]
+    spelling: str
+    frames: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Sources:
+    """studies: id -> view -> Source. ambiguous: (id, view, files that all claim to be it). unmatched: NIfTI files
+    that the pattern does not describe."""
+
+    studies: dict[str, dict[str, Source]] = field(default_factory=dict)
+    ambiguous: list[tuple[str, str, tuple[Path, ...]]] = field(default_factory=list)
+    unmatched: list[Path] = field(default_factory=list)
+
+
+def parse_aliases(aliases: tuple[str, ...]) -> dict[str, str]:
+    """How files may spell a view -> the view; every view may be spelt as itself.
+
+    Raises:
+        ValueError: an alias that is not VIEW=SPELLING.
+    """
+    spellings = {view: view for view in VIEWS}
+    for alias in aliases:
+        view, equals, spelling = alias.partition("=")
+        if not equals or not re.fullmatch(r"[a-z][a-z0-9_]*", view) or not spelling or "/" in spelling:
+            raise ValueError(f"alias {alias!r} is not VIEW=SPELLING, for instance lax_2c=Se8_2ch "
+                             f"(views: {', '.join(VIEWS)} or another name of a-z, 0-9 and _)")
+        spellings[spelling] = view
+    return spellings
+
+
+def compile_pattern(pattern: str, spellings: dict[str, str]) -> re.Pattern[str]:
+    """Regular expression over paths relative to the source folder, with the groups id, view and frame.
+
+    Raises:
+        ValueError: no {view}, or a placeholder other than {id}, {view}, {frame}.
+    """
+    views = "|".join(re.escape(name) for name in sorted(spellings, key=len, reverse=True))
+    groups = {"{id}": "[^/]+", "{view}": views, "{frame}": "[^/]+"}
+    seen, regex = set(), ""
+    for part in re.split(r"(\{[^}]*\}|\*)", pattern):
+        if part == "*":
+            regex += "[^/]*"
+        elif part in seen:
+            regex += f"(?P={part[1:-1]})"
+        elif part in groups:
+            regex += f"(?P<{part[1:-1]}>{groups[part]})"
+            seen.add(part)
+        elif part.startswith("{"):
+            raise ValueError(f"pattern {pattern!r}: unknown placeholder {part}; there are {', '.join(groups)} and *")
+        else:
+            regex += re.escape(part)
+    if "{view}" not in seen:
+        raise ValueError(f"pattern {pattern!r} has no {{view}}")
+    return re.compile(regex)
+
+
+def find_sources(src: Path, pattern: str, aliases: tuple[str, ...] = ()) -> Sources:
+    """Sort the files of `src` into studies and views. Hidden files are passed over, symbolic links followed.
+
+    Args:
+        pattern: as `PrepareConfig.pattern`. Without {id} the folder is one study, named after the folder.
+
+    Raises:
+        ValueError: no such folder, a bad pattern or alias, or no file that matches.
+    """
+    if not src.is_dir():
+        raise ValueError(f"{src} is not a folder: it must hold the NIfTI cines to prepare")
+    spellings = parse_aliases(aliases)
+    regex = compile_pattern(pattern, spellings)
+    found: dict[tuple[str, str], list[tuple[str, str, Path]]] = {}
+    sources = Sources()
+    for path in _walk(src, pattern.count("/")):
+        if match := regex.fullmatch(path.relative_to(src).as_posix()):
+            group = match.groupdict()
+            key = group.get("id") or src.resolve().name, spellings[group["view"]]
+            found.setdefault(key, []).append((group.get("frame") or "", group["view"], path))
+        elif path.name.endswith((".nii", ".nii.gz")):
+            sources.unmatched.append(path)
+    for (study, view), files in sorted(found.items()):
+        files.sort(key=lambda file: _natural(file[0]))
+        frames, names, paths = zip(*files)
+        if len(set(frames)) < len(frames) or len(set(names)) > 1:
+            sources.ambiguous.append((study, view, paths))
+        else:
+            sources.studies.setdefault(study, {})[view] = Source(paths, names[0], frames if frames[0] else ())
+    if not found:
+        there = ", ".join(path.name for path in sources.unmatched[:3]) or "no .nii or .nii.gz at that depth"
+        raise ValueError(f"no file in {src} matches the pattern {pattern!r} (found there: {there}); "
+                         f"set the pattern and the aliases of the views")
+    return sources
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    """Files exactly `depth` folders below: a fixed depth ends even where links make a loop."""
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if depth and path.is_dir():
+            yield from _walk(path, depth - 1)
+        elif not depth and not path.is_dir():
+            yield path
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """Sort key by which frame 10 follows frame 9, and ED precedes ES."""
+    return [(0, int(part)) if part.isdecimal() else (1, part.lower()) for part in re.split(r"(\d+)", name) if part]

@@ -1,0 +1,325 @@
+"""The cine store: a folder of plain 8-bit arrays of which one frame is read without touching the others.
+
+    STORE/index.json                what is in the store: options of the preparation, one record per study and view
+    STORE/studies/ID/VIEW.npy       uint8, C order, (T, X, Y, Z) for a stack or (T, X, Y) for a single slice
+    STORE/studies/ID/study.json     the study's records, from which the index is joined
+    STORE/failures.jsonl            what could not be prepared, and why
+
+A record holds `file`, `shape`, `spacing_mm` of the stored grid, `frame_time_ms` (or null), `window` (per frame the raw
+intensities that became 0 and 255), `sha256` of the .npy, `source` (file, its sha256, and name, size and modification
+time of every file that went in), `affine` (stored voxel index -> scanner mm, RAS+) and `centred_on`.
+
+A study appears by one rename of a folder that is complete and on disk, index.json by one rename of a file: whatever
+is killed, whatever disk fills up, a reader sees whole studies only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+FORMAT, VERSION = "cinema-fast store", 1
+VIEWS = ("sax", "lax_2c", "lax_3c", "lax_4c")
+NPY_HEADER_BYTES = 128  # what numpy writes for these shapes; a file with another header was not written here
+
+
+class StoreError(ValueError):
+    """A folder that is no usable cine store; the message names the file and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class CineInfo:
+    """One view of one study.
+
+    path: the .npy file. shape: (T, X, Y[, Z]). spacing_mm: mm per spatial axis. frame_time_ms: ms, None if unknown.
+    window: float32 (T, 2), raw intensities that became 0 and 255. affine: float64 (4, 4), stored voxel index ->
+    scanner mm (RAS+). sha256: of the .npy. source: name of the (first) file it was made from.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    frame_time_ms: float | None
+    window: np.ndarray
+    affine: np.ndarray
+    sha256: str
+    source: str
+
+
+class CineStore:
+    """Reads a cine store; picklable, holds no open file, so any number of worker processes may share one.
+
+    Opening it checks that every file of the index is there with the size that the index implies (one `stat` each);
+    the first read of a file, and the first after it changed, checks its header; every read checks its length.
+
+    Args:
+        path: the folder that `prepare` wrote.
+
+    Raises:
+        StoreError: no store, another version, no studies, a file missing or altered.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        index = read_index(self.path)
+        if not index["studies"]:
+            raise StoreError(f"{self.path} holds no studies: its preparation has not finished or nothing could be "
+                             f"prepared (see failures.jsonl there); run prepare again")
+        self.prepare = index["prepare"]
+        self._studies: dict[str, dict[str, CineInfo]] = {}
+        self._checked: dict[str, tuple[int, int, int]] = {}  # path -> the file whose header was found right
+        for study, views in sorted(index["studies"].items()):
+            order = sorted(views, key=lambda view: (VIEWS.index(view) if view in VIEWS else len(VIEWS), view))
+            self._studies[study] = {view: self._info(study, view, views[view]) for view in order}
+        self._check_sizes()
+
+    def _info(self, study: str, view: str, record: dict) -> CineInfo:
+        try:
+            info = CineInfo(
+                path=str(self.path / record["file"]),
+                shape=tuple(int(n) for n in record["shape"]),
+                spacing_mm=tuple(float(mm) for mm in record["spacing_mm"]),
+                frame_time_ms=record["frame_time_ms"],
+                window=np.array(record["window"], np.float32).reshape(-1, 2),
+                affine=np.array(record["affine"], np.float64).reshape(4, 4),
+                sha256=record["sha256"],
+                source=record["source"]["file"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as err:
+            raise StoreError(f"{self.path / 'index.json'}: the record of study {study!r}, view {view!r} is damaged "
+                             f"({type(err).__name__}: {err}); run prepare again") from err
+        if len(info.shape) not in (3, 4) or min(info.shape) < 1 or len(info.window) != info.shape[0]:
+            raise StoreError(f"{self.path / 'index.json'}: study {study!r}, view {view!r} has the shape {info.shape} "
+                             f"and {len(info.window)} windows, expected (T, X, Y[, Z]) and T; run prepare again")
+        return info
+
+    def _check_sizes(self) -> None:
+        wrong = []
+        for views in self._studies.values():
+            for info in views.values():
+                expected = NPY_HEADER_BYTES + int(np.prod(info.shape, dtype=np.int64))
+                try:
+                    size = os.stat(info.path).st_size
+                except OSError as err:
+                    wrong.append(f"{info.path}: {err.strerror}")
+                else:
+                    if size != expected:
+                        wrong.append(f"{info.path}: {size} bytes, expected {expected} for the shape {info.shape}")
+        if wrong:
+            more = f"\n  and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise StoreError(f"{self.path}: {len(wrong)} files do not fit the index:\n  " + "\n  ".join(wrong[:5])
+                             + more + "\nrun prepare again to make them anew")
+
+    @property
+    def ids(self) -> list[str]:
+        """The studies, sorted."""
+        return list(self._studies)
+
+    def views(self, study: str) -> tuple[str, ...]:
+        """The views of a study, in the order sax, lax_2c, lax_3c, lax_4c, others."""
+        if study not in self._studies:
+            raise StoreError(f"{self.path} has no study {study!r} ({len(self._studies)} studies, "
+                             f"the first is {self.ids[0]!r})")
+        return tuple(self._studies[study])
+
+    def info(self, study: str, view: str) -> CineInfo:
+        """What is known of one view of a study."""
+        if view not in self.views(study):
+            raise StoreError(f"{self.path}: study {study!r} has no view {view!r}, only {self.views(study)}")
+        return self._studies[study][view]
+
+    def n_frames(self, study: str, view: str) -> int:
+        """Number of frames of a view; the views of one study may differ in it."""
+        return self.info(study, view).shape[0]
+
+    def read_frame(self, study: str, view: str, t: int) -> np.ndarray:
+        """Frame `t` of a view: uint8 (X, Y[, Z]), reading that frame's bytes only."""
+        return self.read_frames(study, view, [t])[0]
+
+    def read_frames(self, study: str, view: str, ts: Iterable[int]) -> np.ndarray:
+        """Frames `ts` of a view, in that order: uint8 (len(ts), X, Y[, Z]), one positional read each.
+
+        Raises:
+            StoreError: the file is gone, unreadable, or not what the index says.
+            IndexError: a frame outside 0..T-1.
+        """
+        info = self.info(study, view)
+        ts = [int(t) for t in ts]
+        for t in ts:
+            if not 0 <= t < info.shape[0]:
+                raise IndexError(f"study {study!r}, view {view!r}: frame {t} of {info.shape[0]}")
+        out = np.empty((len(ts), *info.shape[1:]), np.uint8)
+        flat = out.reshape(len(ts), -1)
+        try:
+            fd = os.open(info.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except OSError as err:
+            raise StoreError(f"{info.path}: {err.strerror}; it was there when the store was opened") from err
+        try:
+            stat = os.fstat(fd)
+            stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+            if self._checked.get(info.path) != stamp:
+                _check_npy_header(info, os.read(fd, NPY_HEADER_BYTES))
+                self._checked[info.path] = stamp
+            for row, t in zip(flat, ts):
+                data = os.pread(fd, row.size, NPY_HEADER_BYTES + t * row.size)
+                if len(data) != row.size:
+                    raise StoreError(f"{info.path}: frame {t} has {len(data)} bytes, expected {row.size}: "
+                                     f"the file was cut short; run prepare again")
+                row[:] = np.frombuffer(data, np.uint8)
+        except OSError as err:
+            raise StoreError(f"{info.path}: {err.strerror}") from err
+        finally:
+            os.close(fd)
+        return out
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_checked": {}}  # another process checks for itself
+
+
+def _check_npy_header(info: CineInfo, head: bytes) -> None:
+    try:
+        stream = io.BytesIO(head)
+        version = np.lib.format.read_magic(stream)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except ValueError as err:
+        raise StoreError(f"{info.path}: not the .npy file that was prepared ({err}); run prepare again") from err
+    if version != (1, 0) or shape != info.shape or fortran or dtype != np.uint8 or stream.tell() != NPY_HEADER_BYTES:
+        raise StoreError(f"{info.path}: holds {dtype} {shape}{' in Fortran order' if fortran else ''}, the index says "
+                         f"uint8 {info.shape}: the file was replaced; run prepare again")
+
+
+def read_index(path: Path) -> dict:
+    """The index of a store, its format and version checked. Raises StoreError."""
+    file = path / "index.json"
+    try:
+        index = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        what = "is not a cine store (no index.json there)" if path.is_dir() else "does not exist"
+        raise StoreError(f"{path} {what}: make one with `cinema-fast prepare SRC {path}`") from None
+    except (OSError, ValueError) as err:
+        raise StoreError(f"{file}: unreadable index ({err}); run prepare again") from err
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise StoreError(f"{file} is not the index of a cine store (no \"format\": \"{FORMAT}\")")
+    if index.get("version") != VERSION:
+        raise StoreError(f"{file}: version {index.get('version')!r} of the store format, this program reads {VERSION}; "
+                         f"prepare the store again, or use the program that wrote it")
+    if not isinstance(index.get("studies"), dict) or not isinstance(index.get("prepare"), dict):
+        raise StoreError(f"{file}: damaged index (\"studies\" and \"prepare\" must be objects); run prepare again")
+    return index
+
+
+def write_index(path: Path, options: dict, studies: dict[str, dict[str, dict]]) -> None:
+    """Replace the index of the store by one of `studies`: id -> view -> record."""
+    index = {"format": FORMAT, "version": VERSION, "prepare": options, "studies": dict(sorted(studies.items()))}
+    write_atomic(path / "index.json", json.dumps(index))
+
+
+def write_study(folder: Path, study: str, cines: dict[str, tuple[np.ndarray, dict]]) -> dict[str, dict]:
+    """Write the complete folder of one study, synced to disk, for `publish_study` to move into the store.
+
+    cines: view -> (uint8 frames (T, X, Y[, Z]), record without `file`, `shape` and `sha256`).
+    Returns view -> full record.
+    """
+    shutil.rmtree(folder, ignore_errors=True)  # what a worker that died left
+    folder.mkdir(parents=True)
+    records = {}
+    for view, (frames, record) in cines.items():
+        if frames.dtype != np.uint8:
+            raise TypeError(f"frames of study {study!r}, view {view!r} are {frames.dtype}, not uint8")
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": "|u1", "fortran_order": False, "shape": tuple(frames.shape)})
+        content = (header.getvalue(), np.ascontiguousarray(frames).data.cast("B"))
+        assert len(content[0]) == NPY_HEADER_BYTES
+        sha256 = hashlib.sha256()
+        with (folder / f"{view}.npy").open("wb") as file:
+            for part in content:
+                file.write(part)
+                sha256.update(part)
+            _sync(file)
+        records[view] = {"file": f"studies/{study}/{view}.npy", "shape": list(frames.shape),
+                         "sha256": sha256.hexdigest(), **record}
+    with (folder / "study.json").open("w", encoding="utf-8") as file:
+        json.dump(records, file)
+        _sync(file)
+    _sync_folder(folder)
+    return records
+
+
+def publish_study(store: Path, folder: Path, study: str) -> None:
+    """Move a folder of `write_study` into the store, in the place of an earlier version of that study."""
+    target = store / "studies" / study
+    old = folder.with_name(f"{folder.name}.old")
+    if target.exists():
+        os.rename(target, old)
+    os.rename(folder, target)
+    _sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_studies(store: Path) -> dict[str, dict[str, dict]]:
+    """The records of every whole study in the store's folder, whether the index knows it or not."""
+    studies = {}
+    for folder in sorted((store / "studies").iterdir()):
+        try:
+            records = json.loads((folder / "study.json").read_bytes())
+            sizes = {v: NPY_HEADER_BYTES + int(np.prod(r["shape"], dtype=np.int64)) for v, r in records.items()}
+            if records and all(os.stat(store / r["file"]).st_size == sizes[v] for v, r in records.items()):
+                studies[folder.name] = records
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            continue  # not whole: whoever prepares makes it anew
+    return studies
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace a file's content: after a crash at any moment it is either the old or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        _sync(file)
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def lock_store(path: Path) -> Iterator[None]:
+    """Hold the store for writing. The lock is the kernel's, so it ends with its process, killed or not.
+
+    Raises:
+        StoreError: another process holds it; the message says which.
+    """
+    import fcntl
+
+    with (path / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise StoreError(f"{path} is being prepared by another process (pid {file.read().strip() or '?'}): "
+                             f"wait for it, or choose another folder") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        yield
+
+
+def _sync(file: io.IOBase) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
