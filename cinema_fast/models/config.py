@@ -64,7 +64,7 @@ class CineMAConfig:
             size, patch, scale = self.image_size[view], self.patch_size[view], self.scale_factor[view]
             if not len(size) == len(patch) == len(scale):
                 raise ValueError(
-                    f"CineMAConfig: {view!r} differs in axes: image_size {size}, patch_size {patch}, scale_factor {scale}"
+                    f"CineMAConfig: {view!r} has image_size {size} but patch_size {patch}, scale_factor {scale}"
                 )
             if not 2 <= len(size) <= (3 if self.enc_conv_chans else 4):
                 raise ValueError(

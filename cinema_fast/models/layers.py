@@ -33,8 +33,9 @@ def _affine(xhat: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _norm_backward(dy: Tensor, xhat: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype):
     """Gradients of x (in `dtype`), weight and bias, from xhat: LayerNorm's backward at mean 0 and deviation 1."""
     zero, one = torch.zeros_like(rstd), torch.ones_like(rstd)
+    affine_dtype = dy.dtype if dy.is_cuda else rstd.dtype  # as each of the two kernels wants it
     grads = torch.ops.aten.native_layer_norm_backward(
-        dy, xhat, xhat.shape[-1:], zero, one, weight.to(dy.dtype), bias.to(dy.dtype), [True, True, True]
+        dy, xhat, xhat.shape[-1:], zero, one, weight.to(affine_dtype), bias.to(affine_dtype), [True, True, True]
     )
     return grads[0].to(dtype) * rstd.to(dtype), grads[1].to(weight.dtype), grads[2].to(bias.dtype)
 
@@ -43,7 +44,7 @@ def _linear_backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Ten
     """Gradients of x, weight and bias of x @ weight.T + bias."""
     dy_rows, x_rows = dy.flatten(0, -2), x.flatten(0, -2)
     dweight = (dy_rows.T @ x_rows).to(weight.dtype)
-    return dy @ weight.to(dy.dtype), dweight, dy_rows.sum(0, dtype=weight.dtype)
+    return dy @ weight.to(dy.dtype), dweight, dy_rows.sum(0).to(weight.dtype)
 
 
 class _NormLinear(torch.autograd.Function):
