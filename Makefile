@@ -21,10 +21,12 @@ demo: setup
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -q -m "not slow"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m "not slow"
 
 test-all: setup
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -q
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q
 
 lint: setup
 	$(BIN)/ruff check .

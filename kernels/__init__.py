@@ -1,6 +1,7 @@
 """Operations on the visible tokens of an image: one file an operation, its oracle and its kernels in it."""
 
+from .backend import BackendError, launches, use
 from .sample_mask import sample_mask
 from .token_plan import TokenPlan
 
-__all__ = ["TokenPlan", "sample_mask"]
+__all__ = ["BackendError", "TokenPlan", "launches", "sample_mask", "use"]

@@ -7,11 +7,17 @@ position. The decoded subset is the top `decode` of a second random word among t
 
 Random words: Philox4x32-10 with key = seed and counter = (token, sample id, step, stream); word 0 draws the mask,
 word 1 the decoded subset. Two views, steps or samples never share a mask, and any split of a batch draws the same.
+
+The kernel is one launch with one program a sample: words, selection and the three lists stay in registers, and what is
+written is the plan (4 (K + M + N) bytes a sample). Nothing is sorted: the M-th largest priority is found bit by bit (32
+counts over the row), ties are ranked by a running sum, and so are the ascending lists. Integer arithmetic throughout
+when uniform, hence bit-equal to the PyTorch form on every backend; with weights, equal up to the rounding of two logs.
 """
 
 import torch
 from torch import Tensor
 
+from .backend import choose, count_launch, tl, triton, triton_unsupported
 from .philox import philox4x32
 from .token_plan import TokenPlan
 
@@ -25,7 +31,7 @@ def _gumbel(words: Tensor) -> Tensor:
     return -torch.log(-torch.log(uniform))
 
 
-def sample_mask_torch(scores, batch, n, n_keep, n_decode, seed, step, stream, sample_ids) -> TokenPlan:
+def sample_mask_ref(scores, batch, n, n_keep, n_decode, seed, step, stream, sample_ids) -> TokenPlan:
     """The plan in plain PyTorch; arguments as `sample_mask` has checked them, sample_ids (B,) int64."""
     device = sample_ids.device
     token = torch.arange(n, device=device)
@@ -45,6 +51,103 @@ def sample_mask_torch(scores, batch, n, n_keep, n_decode, seed, step, stream, sa
     return TokenPlan.from_ids(keep.int(), masked.sort(dim=1).values.int(), n)
 
 
+def sample_mask_bytes(batch: int, n: int, keep: int, decode: int, weighted: bool) -> int:
+    """Bytes that must move: the weights read, the plan written."""
+    return 4 * batch * (keep + decode + n + (n if weighted else 0))
+
+
+@triton.jit
+def _select_top(key, valid, n_select):
+    """Flags of the `n_select` largest 32-bit keys (held in int64) among the valid; ties to the lower position."""
+    threshold = tl.full((), 0, tl.int64)
+    for bit in range(32):
+        candidate = threshold | (tl.full((), 1, tl.int64) << (31 - bit))
+        count = tl.sum(((key >= candidate) & valid).to(tl.int32), axis=0)
+        threshold = tl.where(count >= n_select, candidate, threshold)
+    above = (key > threshold) & valid
+    tied = (key == threshold) & valid
+    rank = tl.cumsum(tied.to(tl.int32), axis=0)
+    return above | (tied & (rank <= n_select - tl.sum(above.to(tl.int32), axis=0)))
+
+
+@triton.jit(do_not_specialize=["seed", "step", "stream"])
+def _sample_mask(
+    scores_ptr, ids_ptr, step_ptr, keep_ptr, masked_ptr, slot_ptr,
+    n, n_keep, n_decode, seed, step, stream,
+    WEIGHTED: tl.constexpr, HAS_IDS: tl.constexpr, HAS_STEP: tl.constexpr, PARTIAL: tl.constexpr,
+    FLOOR: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    pos = tl.arange(0, BLOCK)  # [BLOCK]
+    valid = pos < n
+    sample = tl.load(ids_ptr + row) if HAS_IDS else row
+    step_word = tl.load(step_ptr) if HAS_STEP else step
+    zero = pos * 0
+    word0, word1, _, _ = tl.philox(
+        seed, pos, zero + sample.to(tl.int32), zero + step_word.to(tl.int32), zero + stream.to(tl.int32)
+    )
+    bits0 = word0.to(tl.uint32, bitcast=True).to(tl.int64)
+    if WEIGHTED:
+        weight = tl.load(scores_ptr + row * n + pos, mask=valid, other=1.0).to(tl.float32)
+        weight = tl.where(weight > FLOOR, weight, FLOOR)
+        uniform = ((bits0 >> 9).to(tl.float32) + 0.5) * (1.0 / 8388608.0)
+        priority = tl.log(weight) - tl.log(-tl.log(uniform))
+        # floats in the order of their bits: a positive one above every negative one, negatives turned round
+        raw = priority.to(tl.int32, bitcast=True).to(tl.int64)
+        key = tl.where(raw >= 0, raw + 0x80000000, -1 - raw)
+    else:
+        key = bits0
+    hidden = _select_top(key, valid, n - n_keep)
+    seen = valid & (hidden == 0)
+    rank = tl.cumsum(seen.to(tl.int32), axis=0) - 1
+    tl.store(keep_ptr + row * n_keep + rank, pos, mask=seen)
+    tl.store(slot_ptr + row * n + pos, tl.where(seen, rank, -1), mask=valid)
+    if PARTIAL:
+        hidden = _select_top(word1.to(tl.uint32, bitcast=True).to(tl.int64), hidden, n_decode)
+    rank = tl.cumsum(hidden.to(tl.int32), axis=0) - 1
+    tl.store(masked_ptr + row * n_decode + rank, pos, mask=hidden)
+
+
+def sample_mask_config(n: int) -> dict[str, int]:
+    """Block and warps of a row of n tokens."""
+    block = max(16, 1 << (n - 1).bit_length())
+    return {"BLOCK": block, "num_warps": 4 if block <= 1024 else 8}
+
+
+def unsupported(*tensors: Tensor | None) -> list[str]:
+    """Why the kernel cannot run for these arguments' device; empty where it can."""
+    return triton_unsupported(*tensors)
+
+
+@torch.library.custom_op("cinema_fast::sample_mask", mutates_args=())
+def _sample_mask_op(
+    scores: Tensor | None,
+    sample_ids: Tensor | None,
+    step_tensor: Tensor | None,
+    device: torch.device,
+    batch: int,
+    n: int,
+    keep: int,
+    decode: int,
+    seed: int,
+    step: int,
+    stream: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    outputs = _empty_plan(scores, sample_ids, step_tensor, device, batch, n, keep, decode, seed, step, stream)
+    count_launch("sample_mask")
+    _sample_mask[(batch,)](
+        scores, sample_ids, step_tensor, *outputs, n, keep, decode, seed, step, stream,
+        WEIGHTED=scores is not None, HAS_IDS=sample_ids is not None, HAS_STEP=step_tensor is not None,
+        PARTIAL=decode < n - keep, FLOOR=WEIGHT_FLOOR, **sample_mask_config(n),
+    )  # fmt: skip
+    return outputs
+
+
+@_sample_mask_op.register_fake
+def _empty_plan(scores, sample_ids, step_tensor, device, batch, n, keep, decode, seed, step, stream):
+    return tuple(torch.empty(batch, width, dtype=torch.int32, device=device) for width in (keep, decode, n))
+
+
 def sample_mask(
     scores: Tensor | None = None,
     *,
@@ -57,6 +160,7 @@ def sample_mask(
     sample_ids: Tensor | None = None,
     decode: int | None = None,
     device: torch.device | str | None = None,
+    backend: str = "auto",
 ) -> TokenPlan:
     """Draw the visible and the masked tokens of a batch: a pure function of its arguments.
 
@@ -69,12 +173,13 @@ def sample_mask(
         sample_ids (B,) integer: which samples these are; 0..B-1 where None.
         decode: how many of the N - keep masked tokens to decode, a uniform subset; None: all of them.
         device: where the plan is made; that of `scores` or `sample_ids` where None.
+        backend: "auto", "torch" or "triton".
 
     Returns:
         TokenPlan with keep (B, keep), masked (B, decode or N - keep), slot (B, N).
 
     Raises:
-        ValueError: counts, ranks or shapes that do not fit together.
+        ValueError: counts, ranks or shapes that do not fit together; BackendError: `backend` cannot run here.
     """
     if not (0 < n <= MAX_TOKENS and batch > 0):
         raise ValueError(f"sample_mask: want batch >= 1 and 1 <= n <= {MAX_TOKENS}, got batch {batch}, n {n}")
@@ -92,9 +197,18 @@ def sample_mask(
             f"sample_mask: sample_ids must be integer ({batch},), got {sample_ids.dtype} {tuple(sample_ids.shape)}"
         )
     if device is None:
-        device = next((t.device for t in (scores, sample_ids) if t is not None), torch.device("cpu"))
-    ids = torch.arange(batch, device=device) if sample_ids is None else sample_ids.to(device, torch.int64)
-    if isinstance(step, Tensor):
-        step = step.to(device, torch.int64).reshape(1, 1)
-    scores = None if scores is None else scores.to(device)
-    return sample_mask_torch(scores, batch, n, keep, n_decode, seed, step, stream, ids)
+        device = next((t.device for t in (scores, sample_ids) if t is not None), "cpu")
+    device = torch.device(device)
+    scores = None if scores is None else scores.to(device).contiguous()
+    ids = None if sample_ids is None else sample_ids.to(device, torch.int64).contiguous()
+    step_tensor = step.to(device, torch.int64).reshape(1) if isinstance(step, Tensor) else None
+    probe = torch.empty(0, device=device)
+    if choose("sample_mask", backend, {"triton": lambda: unsupported(probe)}) == "torch":
+        ids = torch.arange(batch, device=device) if ids is None else ids
+        step = step if step_tensor is None else step_tensor.view(1, 1)
+        return sample_mask_ref(scores, batch, n, keep, n_decode, seed, step, stream, ids)
+    signed_seed = (seed & (2**64 - 1)) - (2**64 if seed >> 63 & 1 else 0)  # what an operator's int can hold
+    step = 0 if step_tensor is not None else step
+    return TokenPlan(
+        *_sample_mask_op(scores, ids, step_tensor, device, batch, n, keep, n_decode, signed_seed, step, stream)
+    )

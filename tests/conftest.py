@@ -1,10 +1,17 @@
-"""Fixtures that every test file may use."""
+"""Fixtures that every test file may use.
 
+A test that takes the fixture `backend` is about an operation, whatever runs it: by default it runs on the PyTorch
+form; with TRITON_INTERPRET=1 in the environment (`make test` does that in a second process) on the Triton kernel in
+its interpreter, and then nothing else is collected; on a machine with a GPU on both, on the device.
+"""
+
+import os
 from pathlib import Path
 
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def shared_path(part: str) -> Path:
@@ -19,3 +26,47 @@ def shared_path(part: str) -> Path:
 def shared() -> Path:
     """The folder of golden files and real cines beside the checkout; absent in a user's clone."""
     return shared_path(".")
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        backends = ["triton"] if INTERPRET else ["torch", "triton"] if has_gpu() else ["torch"]
+        marks = [pytest.mark.gpu] if has_gpu() else []
+        metafunc.parametrize("backend", [pytest.param(b, marks=marks) for b in backends], indirect=True)
+
+
+def pytest_collection_modifyitems(config, items):
+    if INTERPRET:
+        others = [item for item in items if "backend" not in item.fixturenames]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if "backend" in item.fixturenames]
+
+
+@pytest.fixture
+def backend(request):
+    """Name of the backend under test. Uninitialised memory is NaN meanwhile, and a Triton test must launch a kernel."""
+    import torch
+
+    from cinema_fast.kernels.backend import launches
+
+    before = sum(launches().values())
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield request.param
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = filled
+    if request.param == "triton":
+        assert sum(launches().values()) > before, "the test passed without launching a kernel"
+
+
+@pytest.fixture
+def device():
+    """Where operations are tested: the GPU where there is one."""
+    return "cuda" if has_gpu() else "cpu"

@@ -1,0 +1,98 @@
+"""Which implementation of an operation runs, and how often a kernel was really launched.
+
+`auto` takes the fastest backend that supports the device, dtype and shape at hand; a backend that is asked for by name
+and cannot run raises with its reasons. Triton is optional: where it is not installed the kernel files still import.
+"""
+
+import importlib.util
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import torch
+
+BACKENDS = ("cuda", "triton", "torch")
+INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+if HAS_TRITON:
+    import triton
+    import triton.language as tl
+else:  # the decorators and annotations of kernel definitions must still evaluate
+    triton = SimpleNamespace(jit=lambda fn=None, **_: fn if fn else (lambda f: f))
+    tl = SimpleNamespace(constexpr=object)
+
+__all__ = ["BACKENDS", "HAS_TRITON", "INTERPRET", "BackendError", "choose", "launches", "tl", "triton", "use"]
+
+_forced: str | None = None
+_launches: Counter[str] = Counter()
+
+
+class BackendError(ValueError):
+    """A backend was asked for by name and cannot run; the message says why."""
+
+
+@contextmanager
+def use(name: str) -> Iterator[None]:
+    """Every operation called with backend="auto" inside the block runs on `name`: "torch", "triton" or "cuda".
+
+    An operation that has no such backend falls back to its own choice; one that has it and cannot run here raises
+    BackendError. Not meant to be entered inside compiled code.
+    """
+    global _forced
+    if name not in BACKENDS:
+        raise BackendError(f"unknown backend {name!r}; want one of {', '.join(BACKENDS)}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def launches() -> dict[str, int]:
+    """Kernel launches since the process started, by operation; the PyTorch forms are not counted."""
+    return dict(_launches)
+
+
+def count_launch(operation: str) -> None:
+    """Called by each launcher where it launches."""
+    _launches[operation] += 1
+
+
+def triton_unsupported(*tensors: torch.Tensor | None) -> list[str]:
+    """Why Triton kernels cannot run on these tensors; empty where they can."""
+    if not HAS_TRITON:
+        return ["triton is not installed (it comes with torch's CUDA builds; pip install triton on Linux)"]
+    given = [t for t in tensors if t is not None]
+    if INTERPRET or all(t.is_cuda for t in given):
+        return []
+    return [f"needs CUDA tensors, got {given[0].device.type} (or TRITON_INTERPRET=1 in the environment)"]
+
+
+def choose(operation: str, backend: str, reasons: Mapping[str, Callable[[], list[str]]]) -> str:
+    """Name of the backend to run.
+
+    Args:
+        operation: for the message.
+        backend: "auto" or a name.
+        reasons: for each backend of the operation other than "torch", fastest first, a function that lists why it
+            cannot run (empty: it can).
+
+    Raises:
+        BackendError: a backend named by the caller or by `use` cannot run, or does not exist.
+    """
+    if backend == "auto" and _forced is not None and (_forced == "torch" or _forced in reasons):
+        backend = _forced
+    if backend == "auto":
+        # interpreted kernels are for tests: they run where they are asked for by name only
+        runnable = (name for name, why in reasons.items() if not (INTERPRET and name == "triton") and not why())
+        return next(runnable, "torch")
+    if backend == "torch":
+        return backend
+    if backend not in reasons:
+        raise BackendError(f"{operation}: no backend {backend!r}; it has auto, {', '.join([*reasons, 'torch'])}")
+    if why := reasons[backend]():
+        raise BackendError(f"{operation}: backend {backend!r} cannot run: {'; '.join(why)}")
+    return backend
