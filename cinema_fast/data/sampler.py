@@ -1,0 +1,168 @@
+"""Which study, which frame, which zoom comes next: a pure function of (seed, step, rank, micro-batch).
+
+Studies are grouped by the set of views they have, and a batch holds one group only, so that every shape in a step is
+static. A group is an endless stream of draws: one random order of its studies after another. A batch is a slice of that
+stream and simply carries on over the end of an order, so that whatever the batch size and the number of ranks, no study
+is lost, repeated or padded within a pass over its group. Groups take turns in proportion to their sizes.
+
+Every random word is Philox4x32-10 of (study, pass over the group, purpose), so a resume is an integer, any split of a
+global batch over ranks and micro-batches holds the same samples, and worker threads change nothing.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+
+import numpy as np
+
+from cinema_fast.kernels.philox import philox_numpy
+
+# Word 3 of the counter says what a word is for. Masks put the view's index there, so these start far above.
+FOR_ORDER, FOR_FRAME, FOR_ZOOM, FOR_REPLACEMENT = range(0x8000_0000, 0x8000_0004)
+UNIT = 2.0**-32  # a 32-bit word times this lies in [0, 1)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one rank reads for one micro-batch of one step; B samples.
+
+    ids: study of each sample. views: the views all of them have. epoch (B,) int64: pass over the group.
+    phase (B,) float64 in [0, 1): where in the cardiac cycle, the same for all views of a study.
+    zoom: {view: (B,) float32} magnification, 1 where the view is left as it is.
+    slot (B,) int64: place in the step's global batch, which tells the masks of a step apart.
+    """
+
+    step: int
+    ids: tuple[str, ...]
+    views: tuple[str, ...]
+    epoch: np.ndarray
+    phase: np.ndarray
+    zoom: dict[str, np.ndarray]
+    slot: np.ndarray
+
+
+def frame_at(phase: float, n_frames: int) -> int:
+    """The frame of a cine of n_frames that shows a phase in [0, 1) of the cycle."""
+    return min(int(phase * n_frames), n_frames - 1)
+
+
+def held_out(ids: Iterable[str], share: float) -> set[str]:
+    """The share of the studies kept away from training: those whose ids have the lowest SHA-256.
+
+    A function of the ids alone, the same for every seed. At least one study where the share is above 0. Raises
+    ValueError for a share outside [0, 1) and where nothing would be left to train on.
+    """
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"holdout must lie in [0, 1), got {share}")
+    order = sorted(ids, key=lambda study: sha256(study.encode()).digest())
+    count = max(round(share * len(order)), 1) if share else 0
+    if count and count >= len(order):
+        raise ValueError(f"holdout {share} of {len(order)} studies leaves none to train on")
+    return set(order[:count])
+
+
+class Sampler:
+    """The endless order of samples of a set of studies.
+
+    Args:
+        views_of: {study id: views it has, in the store's order}; studies without any are left out.
+        seed: 64-bit key of everything random.
+        batch_size: samples a rank takes at once. accumulate: micro-batches in a step. world: ranks.
+        zoom: smallest and largest magnification; zoom_share: how often an image is zoomed at all.
+
+    Raises:
+        ValueError: no study with a view, or sizes below 1.
+    """
+
+    def __init__(
+        self,
+        views_of: Mapping[str, tuple[str, ...]],
+        *,
+        seed: int,
+        batch_size: int,
+        accumulate: int = 1,
+        world: int = 1,
+        zoom: tuple[float, float] = (0.9, 1.1),
+        zoom_share: float = 0.5,
+    ):
+        if min(batch_size, accumulate, world) < 1:
+            raise ValueError(
+                f"batch_size, accumulate and world must be at least 1, got {batch_size}, {accumulate}, {world}"
+            )
+        self.ids = sorted(study for study, views in views_of.items() if views)
+        if not self.ids:
+            raise ValueError("no study to draw from: none has any of the views asked for")
+        self.seed, self.batch_size, self.accumulate, self.world = seed, batch_size, accumulate, world
+        self.zoom, self.zoom_share = zoom, zoom_share
+        members: dict[tuple[str, ...], list[int]] = {}
+        for index, study in enumerate(self.ids):
+            members.setdefault(tuple(views_of[study]), []).append(index)
+        self.groups = {views: np.array(members[views]) for views in sorted(members)}
+        self._index = {study: index for index, study in enumerate(self.ids)}
+        self._sets = list(self.groups)
+        self._turns, self._turn_rank, self._weights = _turns([len(m) for m in self.groups.values()])
+        self._order = lru_cache(maxsize=4 * len(self.groups))(self._order)
+
+    @property
+    def global_batch(self) -> int:
+        """Samples in a step, over all ranks and micro-batches."""
+        return self.batch_size * self.accumulate * self.world
+
+    def draw(self, step: int, *, rank: int = 0, micro: int = 0) -> Draw:
+        """The samples of a rank's micro-batch; every rank and micro-batch of a step gets the same set of views."""
+        turn = step % len(self._turns)
+        group = int(self._turns[turn])
+        batches_before = step // len(self._turns) * self._weights[group] + int(self._turn_rank[turn])
+        slot = (micro * self.world + rank) * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
+        position = batches_before * self.global_batch + slot
+        n = len(self.groups[self._sets[group]])
+        epoch = position // n
+        study = np.empty_like(position)
+        for e in np.unique(epoch):
+            here = epoch == e
+            study[here] = self._order(group, int(e))[position[here] % n]
+        return self._describe(step, group, study, epoch, slot)
+
+    def replacement(self, draw: Draw, sample: int, attempt: int) -> Draw:
+        """A one-sample draw from the same group in place of `draw.ids[sample]`, which cannot be read."""
+        group = self._sets.index(draw.views)
+        members = self.groups[draw.views]
+        epoch, slot = draw.epoch[sample : sample + 1], draw.slot[sample : sample + 1]
+        word = philox_numpy(self.seed, self._index[draw.ids[sample]], epoch, attempt, FOR_REPLACEMENT)[0]
+        return self._describe(draw.step, group, members[word % len(members)], epoch, slot)
+
+    def _order(self, group: int, epoch: int) -> np.ndarray:
+        """The order in which a pass over a group takes its studies: a sort by random 64-bit keys."""
+        members = self.groups[self._sets[group]]
+        high, low, _, _ = philox_numpy(self.seed, members, epoch, 0, FOR_ORDER).astype(np.uint64)
+        return members[np.argsort(high << np.uint64(32) | low, kind="stable")]
+
+    def _describe(self, step: int, group: int, study: np.ndarray, epoch: np.ndarray, slot: np.ndarray) -> Draw:
+        views = self._sets[group]
+        phase = philox_numpy(self.seed, study, epoch, 0, FOR_FRAME)[0] * UNIT
+        sax_coin, sax_word, lax_coin, lax_word = philox_numpy(self.seed, study, epoch, 0, FOR_ZOOM) * UNIT
+        # one zoom for the long-axis views together, as in the reference's recipe
+        coins = {view: (sax_coin, sax_word) if view == "sax" else (lax_coin, lax_word) for view in views}
+        low, high = self.zoom
+        zoom = {
+            view: np.where(coin < self.zoom_share, low + (high - low) * word, 1.0).astype(np.float32)
+            for view, (coin, word) in coins.items()
+        }
+        return Draw(step, tuple(self.ids[i] for i in study), views, epoch, phase, zoom, slot)
+
+
+def _turns(sizes: list[int]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+    """Which group's turn it is, spread evenly and in proportion to the sizes, for one period.
+
+    Returns the group of each turn, how many turns that group had before in the period, and its turns in all. The k-th
+    turn of a group of n falls at (k + 1/2) / n of the period (Webster's apportionment, which spaces them best).
+    """
+    divisor = math.gcd(*sizes)
+    weights = [n // divisor for n in sizes]
+    group = np.repeat(np.arange(len(weights)), weights)
+    rank = np.concatenate([np.arange(w) for w in weights])
+    due = (rank + 0.5) / np.repeat(weights, weights)
+    order = np.lexsort((group, due))
+    return group[order], rank[order], weights
