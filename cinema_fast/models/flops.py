@@ -1,0 +1,88 @@
+"""Useful floating-point operations of a training step, as a pure function of its shapes.
+
+Counted: matrix products, attention and the depthwise window, a multiply-add as 2, of what the loss needs and nothing
+else: masked positions and recomputation do not count, so a faster way to the same gradients raises the utilisation.
+Backward is twice the forward. Norms, GELUs, biases, the loss and the optimiser are left out: they are bytes, not FLOPs.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from .config import CineMAConfig
+
+WINDOW = 5  # positions per axis of the stem's depthwise convolutions; taps beyond the visible set are counted too
+H100_BF16 = 989e12  # dense bf16 FLOP/s of an H100 SXM, NVIDIA's data sheet
+
+
+class Flops(NamedTuple):
+    """FLOPs of one study: the encoder's blocks; the decoder's blocks with the linear layer before them and the heads
+    after; the stem with token embedding and fusion."""
+
+    encoder: int
+    decoder: int
+    stem: int
+
+    @property
+    def total(self) -> int:
+        """All of them together."""
+        return sum(self)
+
+
+def forward_flops(config: CineMAConfig, keep: Mapping[str, int], decode: Mapping[str, int]) -> Flops:
+    """FLOPs of the forward pass of one study.
+
+    Args:
+        config: the model.
+        keep: {view: visible tokens}, for the views given.
+        decode: {view: tokens decoded}, for the same views.
+
+    Raises:
+        ValueError: views that differ, that the model lacks, or counts beyond the view's tokens.
+    """
+    if set(keep) != set(decode):
+        raise ValueError(f"forward_flops: visible tokens of {sorted(keep)} but decoded ones of {sorted(decode)}")
+    for view in keep:
+        if view not in config.views:
+            raise ValueError(f"forward_flops: no view {view!r} in this model (views: {', '.join(config.views)})")
+        if not (0 <= keep[view] <= config.n_tokens(view) and 0 <= decode[view] <= config.n_tokens(view)):
+            raise ValueError(
+                f"forward_flops: {view!r} has {config.n_tokens(view)} tokens, got {keep[view]} visible, "
+                f"{decode[view]} decoded"
+            )
+    n_keys, n_queries = sum(keep.values()), sum(decode.values())
+    width, dec_width = config.enc_embed_dim, config.dec_embed_dim
+    n = 1 + n_keys  # the class token
+    encoder = config.enc_depth * (24 * n * width**2 + 4 * n**2 * width)
+    decoder = config.dec_depth * (
+        20 * n_queries * dec_width**2 + 4 * n_keys * dec_width**2 + 4 * n_queries * n_keys * dec_width
+    )
+    decoder += 2 * n_keys * width * dec_width
+    decoder += sum(
+        2 * m * dec_width * math.prod(config.token_size(v)) * config.in_chans[v] for v, m in decode.items()
+    )
+    return Flops(encoder, decoder, sum(k * _stem_flops(config, v) for v, k in keep.items()))
+
+
+def _stem_flops(config: CineMAConfig, view: str) -> int:
+    """FLOPs of the stem, embedding and fusion of one visible token."""
+    width, scale, chans = config.enc_embed_dim, math.prod(config.scale_factor[view]), config.enc_conv_chans
+    window = WINDOW ** len(config.scale_factor[view])
+    total, before, kernel = 0, config.in_chans[view], math.prod(config.patch_size[view])
+    for stage, channels in enumerate(chans):
+        positions = scale ** (len(chans) - stage)
+        block = 2 * (10 * channels**2 + window * channels)  # two 1x1 layers, an MLP of ratio 4, the window
+        total += positions * (2 * kernel * before * channels + config.enc_conv_n_blocks * block)
+        total += 2 * positions * channels * width  # fusion
+        before, kernel = channels, scale
+    return total + 2 * kernel * before * width + 2 * width**2
+
+
+def step_flops(config: CineMAConfig, keep: Mapping[str, int], decode: Mapping[str, int]) -> int:
+    """FLOPs of forward and backward of one study; arguments and errors as `forward_flops`."""
+    return 3 * forward_flops(config, keep, decode).total
+
+
+def mfu(flops: float, seconds: float, peak: float = H100_BF16) -> float:
+    """Model FLOPs utilisation, 0..1: useful FLOPs over what `peak` FLOP/s would do in that time."""
+    return flops / seconds / peak
