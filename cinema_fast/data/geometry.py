@@ -81,22 +81,23 @@ class Axis:
 def _axis(n: int, spacing: float, target: float, size: int, centre: float, *, pad: bool) -> Axis:
     """The window of `size` outputs around input index `centre`, on the grid that resampling the whole axis gives.
 
-    That grid keeps the image's outer edges (not the first voxel's centre) in place and has round(n * spacing / target)
-    voxels. Without `pad` the window is no longer than that and stays on the image.
+    That grid begins at the image's outer edge (not at the first voxel's centre) and has round(n * spacing / target)
+    voxels; a single one lies in the middle. Without `pad` the window is no longer than that and stays on the image.
     """
     scale = target / spacing
-    n_resampled = max(1, int(np.floor(n / scale + 0.5)))
+    n_resampled = max(1, round(round(n / scale, 6)))
+    first = 0.5 * scale - 0.5 if n_resampled > 1 else (n - 1) / 2  # input index of the grid's voxel 0
     if not pad:
         size = min(size, n_resampled)
-    start = int(np.floor((centre + 0.5) / scale - 0.5 - (size - 1) / 2 + 0.5))
+    start = int(np.floor((centre - first) / scale - (size - 1) / 2 + 0.5))
     if not pad:
         start = min(max(start, 0), n_resampled - size)
     out = start + np.arange(size)
     # Rounded, so that an affine's float32 noise does not blur a grid that is already the wanted one.
-    at = np.clip(np.round((out + 0.5) * scale - 0.5, 4), 0, n - 1)
+    at = np.clip(np.round(first + out * scale, 4), 0, n - 1)
     low = np.floor(at).astype(np.intp)
     return Axis(low, np.minimum(low + 1, n - 1), (at - low).astype(np.float32), (out >= 0) & (out < n_resampled),
-                scale, (start + 0.5) * scale - 0.5)
+                scale, first + start * scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +157,10 @@ def to_uint8(frame: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
     Raises:
         ValueError: the frame is constant.
     """
-    low, high = (float(v) for v in np.percentile(frame, PERCENTILES))
+    low, high = np.percentile(frame, PERCENTILES).astype(np.float32)
     if low == high:
-        low, high = float(frame.min()), float(frame.max())
+        low, high = frame.min(), frame.max()
     if low == high:
         raise ValueError(f"is constant ({low:g}) inside the cropped window")
-    scaled = (np.clip(frame, low, high) - np.float32(low)) / np.float32(high - low)
-    return np.rint(scaled * 255).astype(np.uint8), (float(f"{low:.7g}"), float(f"{high:.7g}"))
+    scaled = (np.clip(frame, low, high) - low) / (high - low)
+    return np.rint(scaled * 255).astype(np.uint8), (float(f"{low:.9g}"), float(f"{high:.9g}"))

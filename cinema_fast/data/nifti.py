@@ -26,7 +26,7 @@ MAX_DEFLATE_RATIO = 1032
 MAX_BYTES = 4 << 30
 # Frames 30-40 ms apart are more alike than slices 10 mm apart: on a real stack the mean change from frame to frame
 # is 0.08 of that from slice to slice (ED against ES, the extreme: 0.4 to 0.65). Beyond this the axes are swapped.
-MAX_TIME_CHANGE = 3.0
+MAX_TIME_CHANGE = 2.0
 
 # The codes of the header's xyzt_units: metre, mm, micron; second, ms, microsecond.
 _MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
@@ -115,7 +115,7 @@ def _read_up_to(stream: io.BufferedIOBase, n: int) -> bytearray:
 
 
 def _parse_header(path: Path, stream: io.BufferedIOBase):
-    """Shape, dtype, bytes up to the pixels, (slope, inter), affine and frame time from the start of `stream`."""
+    """Shape, dtype, (size of the header, offset of the pixels), (slope, inter), affine and frame time."""
     import nibabel as nib
     from nibabel.spatialimages import HeaderDataError
 
@@ -152,7 +152,7 @@ def _parse_header(path: Path, stream: io.BufferedIOBase):
     # Writers that do not know the frame time leave "1 second": no cine has such frames, so it means unknown.
     frame_time_ms = float(f"{step:.6g}") if 1.0 <= step <= 500.0 else None
     scaling = (1.0, 0.0) if slope is None else (float(slope), float(inter))
-    return shape, dtype, offset - len(start), scaling, affine, frame_time_ms
+    return shape, dtype, (len(start), offset), scaling, affine, frame_time_ms
 
 
 def read_nifti(path: Path | str) -> Volume:
@@ -172,13 +172,15 @@ def read_nifti(path: Path | str) -> Volume:
             compressed = stream.peek(2)[:2] == b"\x1f\x8b"
             if compressed:
                 stream = gzip.GzipFile(fileobj=stream)
-            shape, dtype, skip, (slope, inter), affine, frame_time_ms = _parse_header(path, stream)
+            shape, dtype, (start, offset), (slope, inter), affine, frame_time_ms = _parse_header(path, stream)
             n_bytes = math.prod(shape) * dtype.itemsize
             limit = min(MAX_BYTES, info.st_size * (MAX_DEFLATE_RATIO if compressed else 1))
-            if skip + n_bytes > limit:
+            if offset + n_bytes > limit:
                 raise CineError(path, f"the header's shape {shape} needs {n_bytes} bytes, "
                                       f"a file of {info.st_size} bytes cannot hold them: truncated or not its header")
-            if len(_read_up_to(stream, skip)) < skip or len(data := _read_up_to(stream, n_bytes)) < n_bytes:
+            gap = len(_read_up_to(stream, offset - start))
+            data = _read_up_to(stream, n_bytes)
+            if gap < offset - start or len(data) < n_bytes:
                 raise CineError(path, f"truncated: the header's shape {shape} needs {n_bytes} bytes of pixels")
             # Reading to the end also lets gzip compare its checksum.
             if surplus := len(stream.read(1)):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .nifti import file_sha256
 from .pool import run_in_processes
-from .sources import Source, find_sources
+from .sources import Source, Sources, find_sources
 from .store import (
     StoreError,
     lock_store,
@@ -46,7 +46,7 @@ class PrepareConfig:
     """Where the files lie, relative to SRC. {id} names the study (without it SRC is one study), {view} the view,
     * matches anything within one name; sub-folders are allowed, as in "{id}/*_{view}.nii.gz". With {frame}, as in
     "{id}_{view}_{frame}.nii.gz", every file is one 3D frame, and they are stacked in the order of that part of the
-    name (numbers by value, so ED before ES)."""
+    name (which holds no _; numbers by value; so ED before ES)."""
     aliases: tuple[str, ...] = ()
     """How the files spell the views, each as VIEW=SPELLING: lax_2c=Se8_2ch sax=sax_4d_6slices. Other views than sax,
     lax_2c, lax_3c and lax_4c may be named too; they are taken for single slices."""
@@ -121,25 +121,14 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
             (what was finished stays; the same command goes on from there).
     """
     sources = find_sources(config.src, config.pattern, config.aliases)
-    store, options = config.dst, _options(config)
+    store = config.dst
+    if store.exists() and not store.is_dir():
+        raise StoreError(f"{store} is a file; a store is a folder")
     store.mkdir(parents=True, exist_ok=True)
+    report = PrepareReport(unmatched=len(sources.unmatched))
     with lock_store(store):
-        _open_for_writing(store, options, config.overwrite)
-        done = read_studies(store)
-        report = PrepareReport(unmatched=len(sources.unmatched))
-        for study, view, files in sources.ambiguous:
-            names = ", ".join(path.relative_to(config.src).as_posix() for path in files)
-            report.failures.append(Failure(study, view, names, f"more than one file for {view} of {study!r}"))
-        tasks = []
-        for n, (study, views) in enumerate(sources.studies.items()):
-            if _unchanged(done.get(study, {}), views, config.src):
-                report.unchanged += 1
-            else:
-                tasks.append(StudyTask(study, views, config, store / _TEMPORARY / str(n)))
         try:
-            with closing(_results(tasks, config.workers, progress)) as results:
-                for task, result in results:
-                    _take_in(store, task, result, done, report)
+            _fill(store, config, sources, report, progress)
         except OSError as err:
             if err.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -147,10 +136,28 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
                              f"and stay: free some space and run the same command again") from err
         finally:
             shutil.rmtree(store / _TEMPORARY, ignore_errors=True)
-        report.n_studies = len(done)
-        write_atomic(store / "failures.jsonl", "".join(json.dumps(asdict(f)) + "\n" for f in report.failures))
-        write_index(store, options, done)
     return report
+
+
+def _fill(store: Path, config: PrepareConfig, sources: Sources, report: PrepareReport, progress: bool) -> None:
+    options = _options(config)
+    _open_for_writing(store, options, config.overwrite)
+    done = read_studies(store)
+    for study, view, files in sources.ambiguous:
+        names = ", ".join(path.relative_to(config.src).as_posix() for path in files)
+        report.failures.append(Failure(study, view, names, f"more than one file for {view} of {study!r}"))
+    tasks = []
+    for n, (study, views) in enumerate(sources.studies.items()):
+        if _unchanged(done.get(study, {}), views, config.src):
+            report.unchanged += 1
+        else:
+            tasks.append(StudyTask(study, views, config, store / _TEMPORARY / str(n)))
+    with closing(_results(tasks, config.workers, progress)) as results:
+        for task, result in results:
+            _take_in(store, task, result, done, report)
+    report.n_studies = len(done)
+    write_atomic(store / "failures.jsonl", "".join(json.dumps(asdict(f)) + "\n" for f in report.failures))
+    write_index(store, options, done)
 
 
 def _options(config: PrepareConfig) -> dict:

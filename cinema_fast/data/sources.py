@@ -55,7 +55,7 @@ def compile_pattern(pattern: str, spellings: dict[str, str]) -> re.Pattern[str]:
         ValueError: no {view}, or a placeholder other than {id}, {view}, {frame}.
     """
     views = "|".join(re.escape(name) for name in sorted(spellings, key=len, reverse=True))
-    groups = {"{id}": "[^/]+", "{view}": views, "{frame}": "[^/]+"}
+    groups = {"{id}": "[^/]+", "{view}": views, "{frame}": "[^/_]+"}
     seen, regex = set(), ""
     for part in re.split(r"(\{[^}]*\}|\*)", pattern):
         if part == "*":

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -106,7 +107,7 @@ class CineStore:
         wrong = []
         for views in self._studies.values():
             for info in views.values():
-                expected = NPY_HEADER_BYTES + int(np.prod(info.shape, dtype=np.int64))
+                expected = NPY_HEADER_BYTES + math.prod(info.shape)
                 try:
                     size = os.stat(info.path).st_size
                 except OSError as err:
@@ -158,7 +159,7 @@ class CineStore:
             if not 0 <= t < info.shape[0]:
                 raise IndexError(f"study {study!r}, view {view!r}: frame {t} of {info.shape[0]}")
         out = np.empty((len(ts), *info.shape[1:]), np.uint8)
-        flat = out.reshape(len(ts), -1)
+        n_bytes = math.prod(info.shape[1:])
         try:
             fd = os.open(info.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except OSError as err:
@@ -169,12 +170,12 @@ class CineStore:
             if self._checked.get(info.path) != stamp:
                 _check_npy_header(info, os.read(fd, NPY_HEADER_BYTES))
                 self._checked[info.path] = stamp
-            for row, t in zip(flat, ts):
-                data = os.pread(fd, row.size, NPY_HEADER_BYTES + t * row.size)
-                if len(data) != row.size:
-                    raise StoreError(f"{info.path}: frame {t} has {len(data)} bytes, expected {row.size}: "
+            for frame, t in zip(out, ts):
+                data = os.pread(fd, n_bytes, NPY_HEADER_BYTES + t * n_bytes)
+                if len(data) != n_bytes:
+                    raise StoreError(f"{info.path}: frame {t} has {len(data)} bytes, expected {n_bytes}: "
                                      f"the file was cut short; run prepare again")
-                row[:] = np.frombuffer(data, np.uint8)
+                frame[:] = np.frombuffer(data, np.uint8).reshape(frame.shape)
         except OSError as err:
             raise StoreError(f"{info.path}: {err.strerror}") from err
         finally:
@@ -272,7 +273,7 @@ def read_studies(store: Path) -> dict[str, dict[str, dict]]:
     for folder in sorted((store / "studies").iterdir()):
         try:
             records = json.loads((folder / "study.json").read_bytes())
-            sizes = {v: NPY_HEADER_BYTES + int(np.prod(r["shape"], dtype=np.int64)) for v, r in records.items()}
+            sizes = {v: NPY_HEADER_BYTES + math.prod(r["shape"]) for v, r in records.items()}
             if records and all(os.stat(store / r["file"]).st_size == sizes[v] for v, r in records.items()):
                 studies[folder.name] = records
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -283,10 +284,13 @@ def read_studies(store: Path) -> dict[str, dict[str, dict]]:
 def write_atomic(path: Path, text: str) -> None:
     """Replace a file's content: after a crash at any moment it is either the old or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        _sync(file)
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            _sync(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 

@@ -1,0 +1,69 @@
+"""Worker processes: results, exceptions, workers that die, and a parent that dies."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from cinema_fast.data.pool import run_in_processes
+
+
+def work(task: int) -> int:
+    if task == 3:
+        raise ValueError("three")
+    if task == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return task * task
+
+
+def sleep(task: int) -> None:
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+
+def test_results_and_exceptions_in_process_and_in_workers():
+    for workers in (1, 2):
+        results = dict(run_in_processes(work, [0, 1, 2, 3, 4], workers))
+        assert isinstance(results.pop(3), ValueError)
+        assert results == {0: 0, 1: 1, 2: 4, 4: 16}
+
+
+def test_only_the_task_that_kills_its_worker_is_lost():
+    results = dict(run_in_processes(work, [5, 0, 1, 2, 4, 6], 2))
+    assert "terminated abruptly" in str(results.pop(5))
+    assert results == {0: 0, 1: 1, 2: 4, 4: 16, 6: 36}
+
+
+def test_leaving_early_ends_the_workers():
+    results = run_in_processes(work, range(10, 100), 2)
+    next(results)
+    results.close()
+    assert not multiprocessing.active_children()
+
+
+def test_workers_end_with_their_parent():
+    code = "from test_pool import *\nif __name__ == '__main__': list(run_in_processes(sleep, [1, 2], 2))"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+                              env={**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])})
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while any(map(alive, workers)):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that ended and was not yet collected does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return not os.path.isdir("/proc/self")
