@@ -52,7 +52,8 @@ def test_sdist_and_wheel_hold_every_module(dist):
     (wheel,) = dist.glob("*.whl")
     assert modules <= set(zipfile.ZipFile(wheel).namelist())
     (sdist,) = dist.glob("*.tar.gz")
-    names = {name.split("/", 1)[-1] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "pyproject.toml", "setup.py", "kernels/sample_mask.py"} <= names
 
 
