@@ -56,6 +56,16 @@ def test_image_already_on_the_grid_is_untouched():
     np.testing.assert_allclose(resample.affine, affine, atol=1e-4)
 
 
+def test_grid_begins_at_the_outer_edge_of_the_image():
+    """12 pixels of 2 mm are 24 of 1 mm: the first lies half a millimetre, not one, from the image's edge."""
+    affine = np.diag([2.0, 2.0, 6.0, 1.0])
+    frame = np.broadcast_to(np.arange(12, dtype=np.float32)[:, None, None], (12, 12, 5))
+    centre = geometry.image_centre(frame.shape, affine)
+    resample = geometry.plan_resampling(frame.shape, affine, centre, spacing=(1, 1, 10), size=(24, 24, 16))
+    np.testing.assert_allclose(resample.affine[:3, 3], (-0.5, -0.5, 2.0))
+    np.testing.assert_allclose(resample(frame)[:, 3, 1], np.clip(np.arange(24) / 2 - 0.25, 0, 11))
+
+
 def test_small_image_is_padded_around_it_and_a_long_stack_keeps_its_middle():
     frame = np.full((20, 30, 24), 7, np.float32) + np.arange(24, dtype=np.float32)
     affine = np.diag([1.0, 1.0, 10.0, 1.0])

@@ -84,9 +84,12 @@ def test_labels_centre_the_view_and_bad_labels_are_reported(src, tmp_path):
     label[5:12, 20:31, 1:4, 0] = 3
     write_cine(src / "labels/p0_sax.nii.gz", label, cine.affine)
     (src / "labels/p1_sax.nii.gz").write_bytes(b"")
+    write_cine(src / "labels/p2_sax.nii.gz", label, cine.affine + np.eye(4, k=3) * 500)
     report = run(src, tmp_path / "store", labels="labels/{id}_{view}.nii.gz")
-    assert [(f.file, f.reason) for f in report.failures] == [
-        ("labels/p1_sax.nii.gz", "the file is empty (label; the view was centred without it)")]
+    assert [(f.file, f.reason.removesuffix(" (label; the view was centred without it)")) for f in report.failures] == [
+        ("labels/p1_sax.nii.gz", "the file is empty"),
+        ("labels/p2_sax.nii.gz", "the labelled left ventricle lies off the image"),
+    ]
     index = json.loads((tmp_path / "store/index.json").read_text())["studies"]
     assert index["p0"]["sax"]["centred_on"] == "labels" and index["p1"]["sax"]["centred_on"] == "planes"
     at = geometry.to_index(CineStore(tmp_path / "store").info("p0", "sax").affine, cine.affine[:3] @ [8, 25, 2, 1])

@@ -113,10 +113,11 @@ class Resampling:
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
         """Resample and crop one frame (X, Y, Z) float32; padding is 0, or the frame's minimum if that is below."""
-        out = frame
-        for k, axis in enumerate(self.axes):
+        out = frame.T  # a NIfTI's own order of memory: rows of x
+        for k, axis in zip((2, 1, 0), self.axes):
             weight = axis.weight.reshape([-1 if d == k else 1 for d in range(3)])
             out = np.take(out, axis.low, axis=k) * (1 - weight) + np.take(out, axis.high, axis=k) * weight
+        out = out.T
         inside = np.ix_(*(axis.inside for axis in self.axes))
         if all(axis.inside.all() for axis in self.axes):
             return out

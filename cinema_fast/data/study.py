@@ -87,7 +87,7 @@ def _centres(task: StudyTask, cines: dict[str, Cine]) -> tuple[dict[str, tuple[n
         labelled = None
         if label is not None:
             try:
-                labelled = _left_ventricle(label, task.config.lv_label)
+                labelled = _left_ventricle(label, task.config.lv_label, cine)
             except CineError as err:
                 failures.append(task.failure(view, label, f"{err.reason} (label; the view was centred without it)"))
         if labelled is not None:
@@ -107,14 +107,16 @@ def _label_file(task: StudyTask, source: Source) -> Path | None:
     return path if path.exists() else None
 
 
-def _left_ventricle(path: Path, lv_label: int) -> np.ndarray:
-    """(3,) scanner mm of the middle of the left ventricle in a label file, over all its frames."""
+def _left_ventricle(path: Path, lv_label: int, cine: Cine) -> np.ndarray:
+    """(3,) scanner mm of the middle of the left ventricle in a cine's label file, over all its frames."""
     volume = read_nifti(path)
     shape = (*volume.data.shape, 1, 1, 1)[:3]
     mask = (np.rint(volume.values()) == lv_label).reshape((*shape, -1), order="F").any(-1)
     centre = geometry.label_centre(mask, volume.affine) if np.isfinite(volume.affine).all() else None
     if centre is None:
         raise CineError(path, f"no pixel with the label {lv_label}, or no usable affine")
+    if not geometry.in_plane(cine.shape, cine.affine, centre):
+        raise CineError(path, "the labelled left ventricle lies off the image")
     return centre
 
 
