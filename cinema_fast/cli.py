@@ -1,0 +1,96 @@
+"""The `cinema-fast` command line: a name for each thing the package does, and the exit status.
+
+0 done; 1 an error, said in one line; 2 options that cannot be understood; 3 (prepare) nothing could be prepared;
+130 or 143 stopped by Ctrl-C or SIGTERM (pretrain has then saved a checkpoint).
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command (by default that of sys.argv) and return its exit status."""
+    import tyro
+
+    try:
+        return tyro.extras.subcommand_cli_from_dict(
+            _commands(),
+            prog="cinema-fast",
+            description="Fast pre-training of masked autoencoders on cine cardiac MRI.",
+            args=argv,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except (ValueError, OSError) as error:  # what was asked for cannot be done; anything else is a bug, with its trace
+        print(f"cinema-fast: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _commands() -> dict[str, Callable[..., int]]:
+    import tyro
+
+    from .data.prepare import PrepareConfig
+    from .train.config import PretrainConfig
+    from .train.demo import DemoConfig
+
+    # nameless, so that a value that a config refuses is answered in one line like any other error
+    plain = tyro.conf.arg(name="")
+
+    def info() -> int:
+        """Show versions, devices, installed extras, presets, and which backend each operation would use."""
+        from .info import describe
+
+        print(describe())
+        return 0
+
+    def phantom(dst: tyro.conf.Positional[Path], n: int = 8, seed: int = 0) -> int:
+        """Write a cohort of synthetic hearts with known truth as NIfTI.
+
+        Args:
+            dst: folder to write.
+            n: number of studies.
+            seed: key of everything drawn.
+        """
+        from .data.phantom import write_cohort
+
+        write_cohort(dst, n, seed)
+        return 0
+
+    def prepare(config: Annotated[PrepareConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
+        """Turn a folder of NIfTI cines into a cine store."""
+        from .data.prepare import prepare
+
+        report = prepare(config)
+        print(report)
+        return report.exit_code
+
+    def pretrain(config: Annotated[PretrainConfig, plain], print_config: bool = False) -> int:
+        """Pre-train a CineMA masked autoencoder on a cine store.
+
+        Args:
+            config: the run.
+            print_config: print the options as YAML and do nothing else.
+        """
+        if print_config:
+            import yaml
+
+            print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+            return 0
+        from .train.pretrain import pretrain
+
+        return pretrain(config).exit_code
+
+    def demo(config: Annotated[DemoConfig, plain]) -> int:
+        """Within minutes on a CPU: synthetic hearts, a store, a small model, and pictures of what it learnt."""
+        from .train.demo import demo
+
+        return demo(config)
+
+    return {"info": info, "phantom": phantom, "prepare": prepare, "pretrain": pretrain, "demo": demo}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Checkpoints that are whole or absent.
+
+A checkpoint is three files of one folder:
+
+    step-00001000.safetensors   the weights, under the published names
+    step-00001000.pt            everything else a run needs to go on (read with weights_only, so nothing is executed)
+    step-00001000.json          size and SHA-256 of both, and of itself
+
+Each is written to a temporary name, forced to disk and renamed; the .json comes last and makes the checkpoint count.
+A kill or a full disk therefore leaves the earlier ones as they were, and a cut or altered file is found by its sum.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+FORMAT, VERSION = "cinema-fast checkpoint", 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be written, or none that was written can be read."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose sums are right: its step, its weights by name, and the state saved with them."""
+
+    step: int
+    weights: dict[str, Tensor]
+    state: dict
+
+
+def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], state: dict, *, keep: int) -> Path:
+    """Write a checkpoint and drop all but the newest `keep`.
+
+    Args:
+        weights: tensors on any device. state: nested dicts and lists of plain values and tensors.
+
+    Returns:
+        Path of the weights.
+
+    Raises:
+        CheckpointError: it could not be written; what was there before still is.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    _clear(folder)
+    paths = {kind: folder / f"step-{step:08d}{suffix}" for kind, suffix in _SUFFIX.items()}
+    weights = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
+    try:
+        files = {
+            "weights": _write(paths["weights"], lambda path: save_file(weights, path)),
+            "state": _write(paths["state"], lambda path: _save_state(state, path)),
+        }
+        manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files}
+        manifest["sha256"] = _own_sum(manifest)
+        _write(paths["manifest"], lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
+    except Exception as error:  # the writers raise OSError, RuntimeError or an error of their own for a full disk
+        _clear(folder)
+        raise CheckpointError(
+            f"the checkpoint of step {step} could not be written to {folder}: {_reason(error)}; earlier checkpoints "
+            "are untouched. Mend that (make room?), then go on with --resume"
+        ) from error
+    earlier = [path for path in _manifests(folder) if path <= paths["manifest"]]
+    later = [path for path in _manifests(folder) if path > paths["manifest"]]  # damaged ones that were passed over
+    for old in earlier[:-keep] + later:
+        for suffix in reversed(_SUFFIX.values()):  # the manifest first: from then on it does not count
+            old.with_suffix(suffix).unlink(missing_ok=True)
+    return paths["weights"]
+
+
+def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    """The newest sound checkpoint, or None where there has never been one; says which damaged ones it passes over.
+
+    Raises CheckpointError where there are checkpoints and all are damaged.
+    """
+    manifests = _manifests(folder)
+    for path in reversed(manifests):
+        try:
+            return _read(path)
+        except Exception as error:  # whatever the readers make of damaged bytes
+            say(f"checkpoint {path.with_suffix('').name} is damaged and is passed over: {error}")
+    if manifests:
+        raise CheckpointError(f"every checkpoint in {folder} is damaged; start again with another --out")
+    return None
+
+
+_SUFFIX = {"weights": ".safetensors", "state": ".pt", "manifest": ".json"}
+
+
+def _manifests(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.json"))
+
+
+def _own_sum(manifest: dict) -> str:
+    rest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _sum(path: Path) -> dict:
+    with path.open("rb") as file:
+        return {
+            "name": path.name.removesuffix(".tmp"),
+            "bytes": path.stat().st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a killed write left: temporary files of ours and of safetensors."""
+    for leftover in (*folder.glob("*.tmp"), *folder.glob(".tmp*")):
+        leftover.unlink()
+
+
+def _reason(error: BaseException) -> str:
+    """The system's word for a failed write, which torch.save buries under its own."""
+    link: BaseException | None = error
+    while link is not None and not isinstance(link, OSError):
+        link = link.__cause__ or link.__context__
+    return str(link or error)
+
+
+def _save_state(state: dict, path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save(state, file)
+
+
+def _write(path: Path, writer: Callable[[Path], object]) -> dict:
+    """Write a file through `writer`, force it to disk and give it its name; returns its size and sum."""
+    temporary = path.with_name(path.name + ".tmp")
+    writer(temporary)
+    os.chmod(temporary, 0o666 & ~_umask())  # safetensors makes files that only their owner can read
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    found = _sum(temporary)
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # a rename lives in the folder
+    finally:
+        os.close(folder)
+    return found
+
+
+def _read(path: Path) -> Checkpoint:
+    from safetensors.torch import load_file
+
+    manifest = json.loads(path.read_text())
+    if manifest["sha256"] != _own_sum(manifest):
+        raise CheckpointError(f"{path.name} was altered: its own SHA-256 is not what it says")
+    if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
+        raise CheckpointError(
+            f"{path.name} is {manifest['format']!r} version {manifest['version']}, want {FORMAT!r} version {VERSION}"
+        )
+    for expected in manifest["files"].values():
+        file = path.with_name(expected["name"])
+        if not file.is_file():
+            raise CheckpointError(f"{file.name} is missing")
+        if _sum(file) != expected:
+            raise CheckpointError(
+                f"{file.name} was cut or altered: {file.stat().st_size} bytes, written {expected['bytes']}, "
+                "or another SHA-256"
+            )
+    state = torch.load(path.with_suffix(_SUFFIX["state"]), map_location="cpu", weights_only=True)
+    return Checkpoint(manifest["step"], load_file(path.with_suffix(_SUFFIX["weights"])), state)

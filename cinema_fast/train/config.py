@@ -1,0 +1,120 @@
+"""What a pre-training run is made of: the one source of its options, defaults and checks."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..models.config import preset
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-train a CineMA masked autoencoder on a cine store.
+
+    The learning rate is taken as it is, for whatever batch; 1e-3 is the published one for 64 studies a step.
+    """
+
+    # store made by `cinema-fast prepare`
+    data: Path
+    # run folder: config.yaml, metrics.jsonl, checkpoints/, report/
+    out: Path
+    # optimiser steps of the whole run
+    steps: int
+    # model size; `cinema-fast info` lists them
+    preset: str = "cinema-base"
+    # views to train on; all that the store has when none is named
+    views: tuple[str, ...] = ()
+    # studies a step takes at once
+    batch_size: int = 64
+    # batches whose gradients are averaged into one step
+    accumulate: int = 1
+    # key of everything random
+    seed: int = 0
+    # share of the tokens of a view that is hidden
+    mask_ratio: float = 0.75
+    # share of the hidden tokens that is predicted; 1 is exact, less is faster
+    decode_ratio: float = 1.0
+    # highest learning rate
+    lr: float = 1e-3
+    # learning rate at the last step
+    min_lr: float = 1e-6
+    # share of the steps in which the learning rate rises
+    warmup: float = 10 / 800
+    # decoupled weight decay; none on 1-D parameters
+    weight_decay: float = 0.05
+    # largest gradient norm
+    clip: float = 5.0
+    # share of the studies kept away from training and evaluated at the end
+    holdout: float = 0.0
+    # weights to start from, a .safetensors file
+    init_from: Path | None = None
+    # go on from the newest sound checkpoint in `out`
+    resume: bool = False
+    # where to run; auto takes the GPU if there is one
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # arithmetic of activations; auto takes bf16 where the machine computes in it
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # threads that read the store
+    workers: int = 2
+    # end the run at a study that cannot be read, instead of taking another in its place
+    strict: bool = False
+    # steps between lines of metrics.jsonl; the loss is read back only then
+    log_every: int = 10
+    # steps between checkpoints
+    checkpoint_every: int = 1000
+    # checkpoints to keep
+    keep: int = 2
+    # updates in a row that may be skipped for a loss or gradient that is not finite
+    max_skips: int = 10
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "accumulate", "workers", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{_flag(name)} must be at least 1, got {getattr(self, name)}")
+        for name in ("lr", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{_flag(name)} must be above 0, got {getattr(self, name)}")
+        for name in ("min_lr", "weight_decay", "max_skips"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{_flag(name)} must not be negative, got {getattr(self, name)}")
+        if not 0 < self.mask_ratio < 1:
+            raise ValueError(f"--mask-ratio must lie between 0 and 1, got {self.mask_ratio}")
+        if not 0 < self.decode_ratio <= 1:
+            raise ValueError(f"--decode-ratio must be above 0 and at most 1, got {self.decode_ratio}")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"--warmup is a share of the steps, between 0 and 1, got {self.warmup}")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"--holdout is a share of the studies, at least 0 and below 1, got {self.holdout}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"--seed must lie in 0..2**64 - 1, got {self.seed}")
+        preset(self.preset)  # an unknown name fails here, before anything is opened
+
+    def to_dict(self) -> dict:
+        """Plain values for YAML and checkpoints."""
+        values = dataclasses.asdict(self)
+        del values["resume"]  # how this process was called, not what the run is
+        values["views"] = list(self.views)
+        return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
+
+
+    def differences(self, before: dict) -> list[str]:
+        """What a run with the saved options `before` would compute otherwise, one line each.
+
+        Where a run goes on, how it reads, reports and stops may change; a step may be cut into micro-batches otherwise.
+        """
+        now = {name: v for name, v in self.to_dict().items() if name not in _FREE}
+        then = {name: v for name, v in before.items() if name not in _FREE}
+        for values in (now, then):
+            values["batch_size x accumulate"] = values.pop("batch_size") * values.pop("accumulate")
+        return [f"{name}: was {then.get(name)}, now {now.get(name)}" for name in now if now[name] != then.get(name)]
+
+
+_FREE = {
+    "data", "out", "init_from", "device", "precision", "workers", "strict", "log_every", "checkpoint_every", "keep",
+    "max_skips",
+}  # fmt: skip
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")

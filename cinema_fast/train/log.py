@@ -1,0 +1,103 @@
+"""The record of a run: metrics.jsonl, run.log, and a progress bar, or plain lines where nobody watches."""
+
+import json
+import os
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+
+class RunLog:
+    """Writes OUT/metrics.jsonl (a JSON object a line) and OUT/run.log, and shows progress on stderr.
+
+    Args:
+        out: run folder. steps: steps of the whole run. done: steps made so far; later lines of metrics.jsonl are
+        dropped, so that a resumed run's file equals that of a run that was never stopped.
+    """
+
+    def __init__(self, out: Path, *, steps: int, done: int):
+        self.steps = steps
+        self._metrics_path = out / "metrics.jsonl"
+        self._drop_after(done)
+        self._metrics = self._metrics_path.open("a", encoding="utf-8")
+        self._text = (out / "run.log").open("a", encoding="utf-8")
+        self._bar = _bar(steps, done) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> "RunLog":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, _type, error, _traceback):
+        if self._bar:
+            self._bar.stop()
+        if error is not None:
+            self._note(f"ended by {type(error).__name__}: {error}")
+        self._metrics.close()
+        self._text.close()
+
+    def say(self, text: str) -> None:
+        """A message for the person watching, kept in run.log."""
+        self._note(text)
+        if self._bar:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def advance(self, step: int) -> None:
+        """Steps made so far; nothing but the bar moves."""
+        if self._bar:
+            self._bar.update(0, completed=step)
+
+    def metrics(self, line: dict, *, batch: int) -> None:
+        """Append a line, which has at least step, loss, lr, studies_per_s and data_wait; batch: studies a step."""
+        self._metrics.write(json.dumps(line) + "\n")
+        self._metrics.flush()
+        loss = "not finite" if line["loss"] is None else f"{line['loss']:.5f}"
+        speed = f"{line['studies_per_s']:.4g} studies/s, data wait {line['data_wait']:.0%}"
+        if self._bar:
+            self._bar.update(0, completed=line["step"], loss=loss, speed=speed)
+        else:
+            left = timedelta(
+                seconds=round((self.steps - line["step"]) * batch / max(line["studies_per_s"], 1e-3))
+            )
+            self.say(f"step {line['step']}/{self.steps}  loss {loss}  lr {line['lr']:.2e}  {speed}  left {left}")
+
+    def sync(self) -> None:
+        """Force the lines to disk, before a checkpoint that builds on them."""
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())
+
+    def _note(self, text: str) -> None:
+        self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self._text.flush()
+
+    def _drop_after(self, done: int) -> None:
+        if not self._metrics_path.exists():
+            return
+        kept = []
+        for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= done:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):
+                continue  # the line that a kill cut short
+        temporary = self._metrics_path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self._metrics_path)
+
+
+def _bar(steps: int, done: int):
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]}  {task.fields[speed]}  left"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    bar.add_task("", total=steps, completed=done, loss="-", speed="-")
+    return bar

@@ -1,0 +1,99 @@
+"""What the steps since the last log line gave: kept on the device until a line is due, then read back at once."""
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+class NonFiniteError(ValueError):
+    """Too many updates in a row had a loss or gradient that is not finite."""
+
+
+@dataclass
+class Meter:
+    """Collects one (3,) tensor a step: loss, gradient norm, and 1 where the update was made.
+
+    max_skips: updates in a row that may be skipped. skipped: skipped so far. replaced: studies replaced so far.
+    """
+
+    max_skips: int
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    replaced: int = 0
+    _rows: list[list[float]] = field(default_factory=list)  # of the line to come, on the host
+    _pending: list[tuple[int, tuple[str, ...], Tensor]] = field(default_factory=list)  # on the device
+    _timed: int = 0  # steps since the clock was started
+    _since: float = field(default_factory=time.perf_counter)
+    _waited: float = 0.0
+
+    def add(self, step: int, ids: tuple[str, ...], result: Tensor) -> None:
+        """Take the result of a step (counted from 1) over the studies `ids`; waits for nothing."""
+        self._pending.append((step, ids, result))
+        self._timed += 1
+
+    def read(self) -> list[str]:
+        """Read back what is on the device; returns a note for each update that was skipped.
+
+        Raises NonFiniteError after more than `max_skips` skipped updates in a row; the notes are in its text.
+        """
+        if not self._pending:
+            return []
+        rows = torch.stack([result for _, _, result in self._pending]).tolist()
+        notes = []
+        for (step, ids, _), (loss, norm, made) in zip(self._pending, rows):
+            if made:
+                self.skipped_in_a_row = 0
+                continue
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+            what = f"loss {loss:g}" if not math.isfinite(loss) else f"gradient norm {norm:g}"
+            notes.append(f"step {step}: {what} is not finite, update skipped; studies {', '.join(ids)}")
+            if self.skipped_in_a_row > self.max_skips:
+                raise NonFiniteError(
+                    "\n".join(notes) + f"\n{self.skipped_in_a_row} updates in a row were skipped (--max-skips "
+                    f"{self.max_skips}): try a lower --lr, --precision fp32, or go back to an earlier checkpoint"
+                )
+        self._rows += rows
+        self._pending.clear()
+        return notes
+
+    def line(self, waited: float, batch: int) -> dict:
+        """Means since the last line, over the updates that were made; starts the next line.
+
+        waited: seconds spent waiting for data in all. batch: studies a step. Call `read` first.
+        """
+        made = [(loss, norm) for loss, norm, ok in self._rows if ok]
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        values = {
+            "loss": math.fsum(loss for loss, _ in made) / len(made) if made else None,
+            "grad_norm": math.fsum(norm for _, norm in made) / len(made) if made else None,
+            "skipped": self.skipped,
+            "replaced": self.replaced,
+            "studies_per_s": round(self._timed * batch / seconds, 3),
+            "data_wait": round(min((waited - self._waited) / seconds, 1.0), 4),
+        }
+        self._rows.clear()
+        self.start_clock(waited)
+        return values
+
+    def start_clock(self, waited: float) -> None:
+        """Begin timing here, with `waited` seconds spent waiting for data before."""
+        self._timed, self._since, self._waited = 0, time.perf_counter(), waited
+
+    def state(self) -> dict:
+        """Plain values that `restore` takes; call `read` first."""
+        return {
+            "rows": [list(row) for row in self._rows],
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "replaced": self.replaced,
+        }
+
+    def restore(self, state: dict) -> None:
+        """Go on from a saved state."""
+        self._rows = [list(row) for row in state["rows"]]
+        self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
+        self.replaced = state["replaced"]

@@ -1,0 +1,177 @@
+"""Masked pre-training from a cine store: settle, build, resume, step, report."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..data.loader import Loader
+from ..data.sampler import Sampler, held_out
+from ..data.store import CineStore
+from ..models.cinema import CineMA
+from ..models.weights import cinema_state_dict, load_cinema_weights
+from .checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from .config import PretrainConfig
+from .evaluate import Evaluation, evaluate, mean_patches
+from .log import RunLog
+from .meter import Meter
+from .report import write_report
+from .run_folder import check_run_folder, write_config
+from .schedule import cosine_schedule
+from .setup import (
+    model_config,
+    pick_device,
+    pick_precision,
+    restore_rng,
+    rng_state,
+    store_fingerprint,
+    versions,
+)
+from .step import adamw, make_train_step
+from .stop import StopRequest
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    step: steps made. signum: the signal that stopped it early, or None. evaluation: what held-out studies say.
+    """
+
+    out: Path
+    step: int
+    signum: int | None = None
+    evaluation: Evaluation | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0: all steps made; 128 + signal (143 SIGTERM, 130 Ctrl-C): stopped early, and saved."""
+        return 0 if self.signum is None else 128 + self.signum
+
+
+def pretrain(config: PretrainConfig) -> Outcome:
+    """Pre-train, or with `config.resume` go on with a run that was stopped.
+
+    Writes OUT/config.yaml, metrics.jsonl, run.log, checkpoints/ and report/. A line of metrics.jsonl has step,
+    epoch and lr (at that step), loss and grad_norm (means since the last line), skipped and replaced (so far),
+    studies_per_s, and data_wait (share of the time in which a step waited for data).
+
+    Raises:
+        ValueError: options, store, run folder or checkpoint that do not fit (StoreError, LoaderError, CheckpointError
+            and NonFiniteError are among them).
+        OSError: the run folder cannot be written.
+    """
+    store = CineStore(config.data)
+    shape = model_config(config, store)
+    training, away = _split(store, shape.views, config.holdout)
+    sampler = Sampler(training, seed=config.seed, batch_size=config.batch_size, accumulate=config.accumulate)
+    device = pick_device(config.device)
+    precision = pick_precision(config.precision, device)
+    warmup = round(config.warmup * config.steps)
+    schedule = cosine_schedule(config.steps, peak=config.lr, floor=config.min_lr, warmup=warmup)
+    settled = {
+        "run": config.to_dict(),
+        "model": json.loads(json.dumps(dataclasses.asdict(shape))),
+        "store": {"studies": len(store.ids), "sha256": store_fingerprint(store)},
+        "versions": versions(),
+    }
+    check_run_folder(config, settled)
+
+    remarks: list[str] = []
+    checkpoint = newest_checkpoint(config.out / "checkpoints", remarks.append) if config.resume else None
+    torch.manual_seed(config.seed)
+    model = CineMA(shape).to(device)
+    optimizer = adamw(model, lr=config.lr, weight_decay=config.weight_decay)
+    meter = Meter(max_skips=config.max_skips)
+    if checkpoint:
+        _restore(checkpoint, model, optimizer, meter)
+    elif config.init_from:
+        load_cinema_weights(model, config.init_from)
+    done = checkpoint.step if checkpoint else 0
+    write_config(config.out, settled)
+
+    with RunLog(config.out, steps=config.steps, done=done) as log, StopRequest() as stop:
+        if config.resume:
+            remarks.append(f"going on from step {done}" if checkpoint else "no checkpoint yet: from the first step")
+        remarks.append(
+            f"{config.preset} on {len(training)} studies ({len(away)} held out), views {', '.join(shape.views)}; "
+            f"{sampler.global_batch} studies a step, lr {config.lr:g}; {device.type}, {str(precision)[6:]}"
+        )
+        for remark in remarks:
+            log.say(remark)
+        train_step = make_train_step(
+            model,
+            optimizer,
+            device=device,
+            precision=precision,
+            mask_ratio=config.mask_ratio,
+            decode_ratio=config.decode_ratio,
+            seed=config.seed,
+            clip=config.clip,
+        )
+        loader = Loader(
+            store,
+            sampler,
+            shape.image_size,
+            start=done,
+            stop=config.steps,
+            workers=config.workers,
+            strict=config.strict,
+            pin=device.type == "cuda",
+        )
+        meter.start_clock(loader.waited)
+        for step, batches in enumerate(loader, start=done):
+            done = step + 1
+            for note in (note for batch in batches for note in batch.notes):
+                meter.replaced += 1
+                log.say(note)
+            ids = tuple(study for batch in batches for study in batch.draw.ids)
+            meter.add(done, ids, train_step(batches, step, float(schedule[step])))
+            log.advance(done)
+            last, stopped = done == config.steps, stop.signum is not None
+            saving = last or stopped or done % config.checkpoint_every == 0
+            reporting = last or done % config.log_every == 0
+            if saving or reporting:
+                for note in meter.read():
+                    log.say(note)
+            if reporting:
+                epoch = round(done * sampler.global_batch / len(training), 6)
+                line = {"step": done, "epoch": epoch, "lr": float(schedule[step])}
+                log.metrics(line | meter.line(loader.waited, sampler.global_batch), batch=sampler.global_batch)
+            if saving:
+                log.sync()
+                state = {"optimizer": optimizer.state_dict(), "meter": meter.state(), "rng": rng_state(), **settled}
+                state["sampler"] = {"step": done, "global_batch": sampler.global_batch}
+                save_checkpoint(config.out / "checkpoints", done, cinema_state_dict(model), state, keep=config.keep)
+            if stopped and not last:
+                log.say(f"stopped by signal {stop.signum} after step {done} and saved; go on with --resume")
+                return Outcome(config.out, done, stop.signum)
+
+        evaluation = None
+        common = {"mask_ratio": config.mask_ratio, "device": device, "precision": precision}
+        if away:
+            blind = mean_patches(store, shape, list(training), batch_size=config.batch_size, device=device)
+            evaluation = evaluate(model, store, away, blind, batch_size=config.batch_size, **common)
+            log.say(f"{len(away)} held-out studies: {evaluation}")
+        pictures = write_report(config.out, model, store, away or list(training), evaluation=evaluation, **common)
+        log.say(f"pictures: {', '.join(str(path) for path in pictures)}")
+    return Outcome(config.out, done, evaluation=evaluation)
+
+
+def _split(
+    store: CineStore, views: tuple[str, ...], share: float
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """{training study: its views among `views`}, and the studies held out; one with none of them is in neither."""
+    usable = {study: tuple(v for v in store.views(study) if v in views) for study in store.ids}
+    usable = {study: has for study, has in usable.items() if has}
+    away = held_out(usable, share)
+    return {study: has for study, has in usable.items() if study not in away}, sorted(away)
+
+
+def _restore(checkpoint: Checkpoint, model: CineMA, optimizer: torch.optim.Optimizer, meter: Meter) -> None:
+    load_cinema_weights(model, checkpoint.weights)
+    optimizer.load_state_dict(checkpoint.state["optimizer"])
+    meter.restore(checkpoint.state["meter"])
+    restore_rng(checkpoint.state["rng"])

@@ -1,0 +1,129 @@
+"""Pictures of a run: its loss curve, and what the model makes of the patches it does not see."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.store import CineStore
+from ..kernels import TokenPlan
+from ..kernels.masked_mse import TARGET_EPS
+from ..kernels.patches import gather_patches, scatter_patches
+from ..models.cinema import CineMA
+from .evaluate import Evaluation, fixed_batches, fixed_plan, images_of
+
+
+def fill_in(
+    image: Tensor, pred: Tensor, plan: TokenPlan, patch: tuple[int, ...], *, norm: bool
+) -> tuple[Tensor, Tensor]:
+    """What the model sees and what it makes of it.
+
+    Args:
+        image (B, C, *size), pred (B, M, P) at plan.masked. norm: predictions are of normalised patches; the true mean
+        and deviation put them back.
+
+    Returns:
+        Two images (B, C, *size): visible patches with zeros elsewhere, and those with the predictions filled in.
+    """
+    size = tuple(image.shape[2:])
+    pred = pred.to(image.dtype)
+    if norm:
+        true = gather_patches(image, plan.masked, patch).flatten(2)
+        pred = pred * (true.std(-1, keepdim=True) + TARGET_EPS) + true.mean(-1, keepdim=True)
+    seen = scatter_patches(gather_patches(image, plan.keep, patch), plan.keep, size, patch)
+    return seen, seen + scatter_patches(pred, plan.masked, size, patch)
+
+
+def write_report(
+    out: Path,
+    model: CineMA,
+    store: CineStore,
+    ids: Sequence[str],
+    *,
+    mask_ratio: float,
+    device: torch.device,
+    precision: torch.dtype,
+    evaluation: Evaluation | None = None,
+) -> list[Path]:
+    """Write OUT/report: loss.png, reconstruction.png and, where there is one, evaluation.json; returns the pictures.
+
+    ids: studies to choose the picture's from: of those with the most views the first.
+    """
+    folder = out / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    curve, picture = folder / "loss.png", folder / "reconstruction.png"
+    if evaluation:
+        values = asdict(evaluation) | {"ratio": evaluation.ratio}
+        (folder / "evaluation.json").write_text(json.dumps(values, indent=1) + "\n")
+    draw_loss(curve, [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()], evaluation)
+    study = max(ids, key=lambda s: sum(view in model.config.views for view in store.views(s)))
+    draw_reconstruction(picture, model, store, study, mask_ratio=mask_ratio, device=device, precision=precision)
+    return [curve, picture]
+
+
+def draw_loss(path: Path, lines: Sequence[dict], evaluation: Evaluation | None = None) -> None:
+    """Loss over steps, with the held-out loss and that of the blind predictor as levels."""
+    figure = _figure(7, 4)
+    axes = figure.subplots()
+    made = [(line["step"], line["loss"]) for line in lines if line["loss"] is not None]
+    axes.plot(*zip(*made) if made else ([], []), label="training", linewidth=1)
+    if evaluation:
+        axes.axhline(evaluation.loss, color="C2", label=f"held out {evaluation.loss:.4f}")
+        axes.axhline(
+            evaluation.blind_loss, color="C3", linestyle="--", label=f"mean patch, held out {evaluation.blind_loss:.4f}"
+        )
+    axes.set(xlabel="step", ylabel="masked loss (MSE)", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+@torch.no_grad()
+def draw_reconstruction(
+    path: Path,
+    model: CineMA,
+    store: CineStore,
+    study: str,
+    *,
+    mask_ratio: float,
+    device: torch.device,
+    precision: torch.dtype,
+) -> None:
+    """A row per view of one frame: input, what is left of it, reconstruction, error; of a stack the middle slice."""
+    config = model.config
+    batch = next(fixed_batches(store, config, [study], batch_size=1)).to(device)
+    images, plan = images_of(batch), fixed_plan(config, batch, mask_ratio)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        pred = model(images, plan).pred
+    figure = _figure(10, 2.6 * len(images) + 0.4)
+    grid = figure.subplots(len(images), 4, squeeze=False)
+    for row, (view, image) in zip(grid, images.items()):
+        seen, filled = fill_in(image, pred[view], plan[view], config.token_size(view), norm=config.norm_target)
+        extent = batch.extent[view][0].tolist()
+        shown = [_slice(x, extent) for x in (image, seen, filled, (filled - image).abs())]
+        for axes, pixels, title in zip(row, shown, ("input", "masked", "reconstruction", "absolute error")):
+            error = title == "absolute error"
+            axes.imshow(pixels.T, cmap="magma" if error else "gray", vmin=0, vmax=0.5 if error else 1)
+            axes.set(xticks=[], yticks=[], title=title if axes in grid[0] else "")
+        row[0].set_ylabel(view)
+    figure.suptitle(f"study {study}, {mask_ratio:.0%} of the patches hidden")
+    figure.savefig(path, dpi=110)
+
+
+def _slice(image: Tensor, extent: Sequence[int]) -> np.ndarray:
+    """Pixels (X, Y) of image (1, 1, X, Y[, Z]): of a stack the middle one of the slices that are not padding."""
+    pixels = image[0, 0].float().cpu().numpy()
+    return pixels if pixels.ndim == 2 else pixels[..., extent[2] // 2]
+
+
+def _figure(width: float, height: float):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

@@ -1,0 +1,122 @@
+"""What a run is settled to before its first step: the model's shape from the store, device, arithmetic, provenance."""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import platform
+import random
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data.store import CineStore
+from ..models.config import CineMAConfig, preset
+from .config import PretrainConfig
+
+
+def model_config(config: PretrainConfig, store: CineStore) -> CineMAConfig:
+    """The preset, with the views trained on and the sizes that the store was prepared to.
+
+    A size is rounded up to whole tokens; frames are padded to it. Raises ValueError naming a view that the store or the
+    preset lacks.
+    """
+    base = preset(config.preset)
+    stored: dict[str, tuple[int, ...]] = {}  # largest frame by view
+    for study in store.ids:
+        for view in store.views(study):
+            size = store.info(study, view).shape[1:]
+            stored[view] = tuple(max(pair) for pair in zip(size, stored.get(view, size)))
+    for view in config.views:
+        if view not in stored:
+            near = difflib.get_close_matches(view, stored, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"--views: {store.path} has no view {view!r}{hint} (it has {', '.join(stored)})")
+    wanted = set(config.views or stored)
+    if unknown := sorted(wanted - set(base.views)):
+        raise ValueError(
+            f"preset {config.preset!r} has no view {unknown[0]!r}, which {store.path} holds; "
+            f"train on others with --views {' '.join(v for v in base.views if v in stored)}"
+        )
+    views = tuple(view for view in base.views if view in wanted)
+    image_size = {}
+    for view in views:
+        token, largest = base.token_size(view), stored[view]
+        if len(token) != len(largest):
+            raise ValueError(
+                f"{store.path}: {view} frames have {len(largest)} axes, preset {config.preset!r} wants {len(token)}"
+            )
+        prepared = store.prepare.get("sax_size" if view == "sax" else "lax_size", largest)
+        image_size[view] = tuple(-(-n // t) * t for n, t in zip(prepared, token))
+    return dataclasses.replace(base, views=views, image_size=image_size)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of --device. Raises ValueError where cuda is asked for and there is none."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ValueError("--device cuda: this PyTorch sees no GPU; use --device cpu, or see `cinema-fast info`")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of activations. auto is bf16 on a GPU, and on a CPU that multiplies in it (AVX512-BF16, AMX)."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bf16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if _cpu_multiplies_bf16() else torch.float32
+
+
+def _cpu_multiplies_bf16() -> bool:
+    ask = getattr(torch.cpu, "get_capabilities", dict)  # newer PyTorch; what an older one cannot tell is fp32
+    has = ask()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def store_fingerprint(store: CineStore) -> str:
+    """SHA-256 of the studies, their views and contents: another value means that other frames would be drawn."""
+    content = [[study, view, store.info(study, view).sha256] for study in store.ids for view in store.views(study)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """What a run was computed with: this package and its commit, Python, PyTorch."""
+    from .. import __version__
+
+    found = {"cinema_fast": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+    here = Path(__file__).parent
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--match="],
+            capture_output=True, text=True, timeout=5, check=True,
+        )  # fmt: skip
+        found["commit"] = answer.stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        found["commit"] = "unknown"  # installed without its history
+    return found
+
+
+def rng_state() -> dict:
+    """The state of every generator that a library might draw from; this project's own draws need none."""
+    version, words, gauss = random.getstate()
+    name, keys, at, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [name, keys.tolist(), at, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_rng(state: dict) -> None:
+    """Put every generator back to where `rng_state` found it."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, at, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), at, has_gauss, cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,110 @@
+"""One training step: batch in, parameters out, nothing read back by the host."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..data.augment import model_input
+from ..data.loader import Batch
+from ..kernels import TokenPlan, sample_mask
+from ..models.cinema import CineMA
+from ..models.config import CineMAConfig
+
+BETAS = (0.9, 0.95)
+
+
+def adamw(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
+    """AdamW of the reference's recipe: betas 0.9 and 0.95, no weight decay on 1-D parameters.
+
+    Fused, so that the update can be scaled and skipped by tensors on the device.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True)
+
+
+def draw_plan(
+    config: CineMAConfig,
+    views: Sequence[str],
+    sample_ids: Tensor,
+    *,
+    mask_ratio: float,
+    decode_ratio: float = 1.0,
+    seed: int,
+    step: int,
+) -> dict[str, TokenPlan]:
+    """Masks of a batch: floor(N (1 - mask_ratio)) tokens of each view stay visible, at least one.
+
+    sample_ids (B,) int64 on the device. decode_ratio: share of the masked tokens that is decoded, at least one.
+    """
+    plan = {}
+    for view in views:
+        n = config.n_tokens(view)
+        keep = min(max(int(n * (1 - mask_ratio)), 1), n - 1)
+        decode = n - keep if decode_ratio == 1 else max(round(decode_ratio * (n - keep)), 1)
+        plan[view] = sample_mask(
+            batch=len(sample_ids),
+            n=n,
+            keep=keep,
+            seed=seed,
+            step=step,
+            stream=config.views.index(view),
+            sample_ids=sample_ids,
+            decode=decode,
+        )
+    return plan
+
+
+def make_train_step(
+    model: CineMA,
+    optimizer: torch.optim.Optimizer,
+    *,
+    device: torch.device,
+    precision: torch.dtype,
+    mask_ratio: float,
+    decode_ratio: float,
+    seed: int,
+    clip: float,
+) -> Callable[[Sequence[Batch], int, float], Tensor]:
+    """The training step as a function of (micro-batches, step, learning rate).
+
+    It returns a (3,) float32 tensor on the device: loss, gradient norm before clipping, and 1 where the update was
+    made or 0 where loss or norm is not finite: then parameters and optimiser are left exactly as they were. Clipping
+    and skipping are tensors that the fused optimiser takes, so the host waits for nothing.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
+
+    def train_step(batches: Sequence[Batch], step: int, lr: float) -> Tensor:
+        total = torch.zeros((), device=device)
+        for batch in batches:
+            batch = batch.to(device)
+            images = {v: model_input(batch.frames[v], batch.extent[v], batch.zoom[v]) for v in batch.frames}
+            plan = draw_plan(
+                model.config,
+                batch.draw.views,
+                batch.slot,
+                mask_ratio=mask_ratio,
+                decode_ratio=decode_ratio,
+                seed=seed,
+                step=step,
+            )
+            with autocast:
+                loss = model(images, plan).loss / len(batches)
+            loss.backward()
+            total += loss.detach()
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        made = (total.isfinite() & norm.isfinite()).float()
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.grad_scale = (norm / clip).clamp(min=1.0)
+        optimizer.found_inf = 1.0 - made
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return torch.stack([total, norm, made])
+
+    return train_step

@@ -1,0 +1,111 @@
+"""The command line: what it prints, its exit statuses, and its answers to mistakes, with never a traceback."""
+
+import pytest
+import yaml
+from training_fixtures import run, tiny_store, write_store  # noqa: F401
+
+from cinema_fast import presets
+from cinema_fast.cli import main
+
+
+def called(capfd, *arguments) -> tuple[int, str, str]:
+    """Exit status, output and errors of a command, in this process."""
+    try:
+        status = main([str(a) for a in arguments])
+    except SystemExit as end:  # how the option parser ends
+        status = end.code
+    out, err = capfd.readouterr()
+    assert "Traceback" not in err
+    return status, out, err
+
+
+def test_info(capfd):
+    status, out, _ = called(capfd, "info")
+    assert status == 0
+    for word in ("torch", "python", "device", "triton", "xformers", *presets()):
+        assert word in out
+
+
+def test_print_config_is_yaml_and_touches_nothing(capfd, tmp_path):
+    arguments = ("--data", tmp_path / "none", "--out", tmp_path / "run", "--steps", 7, "--lr", "2e-4", "--views", "sax")
+    status, out, _ = called(capfd, "pretrain", *arguments, "--print-config")
+    values = yaml.safe_load(out)
+    assert status == 0 and not list(tmp_path.iterdir())
+    assert (values["steps"], values["lr"], values["views"], values["batch_size"]) == (7, 2e-4, ["sax"], 64)
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "expected"),
+    [
+        (("--preset", "cinema-bas"), 1, "did you mean 'cinema-base'"),
+        (("--batchsize", "4"), 2, "--batch-size"),
+        (("--batch-size", "four"), 2, "four"),
+        (("--batch-size", "0"), 1, "--batch-size must be at least 1, got 0"),
+        (("--device", "gpu"), 2, "cuda"),
+        (("--views", "sax", "lax_2"), 1, "did you mean 'lax_2c'"),
+        (("--init-from", "nothing.safetensors"), 1, "nothing.safetensors"),
+    ],
+)
+def test_mistakes_in_options(capfd, tiny_store, tmp_path, monkeypatch, change, status, expected):  # noqa: F811
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = ("--data", tiny_store, "--out", tmp_path / "run", "--steps", 1, "--preset", "cinema-tiny")
+    found, _, err = called(capfd, "pretrain", *arguments, *change)
+    assert found == status and expected in err
+    assert not (tmp_path / "run").exists()
+    if status == 1:
+        assert err.startswith("cinema-fast: ") and err.count("\n") == 1
+
+
+def test_mistakes_in_the_store(capfd, tiny_store, tmp_path):  # noqa: F811
+    store = write_store(tmp_path / "store", {"a": ("sax",), "b": ("sax",)})
+    index = (store / "index.json").read_text()
+
+    def attempt() -> str:
+        arguments = ("--data", store, "--out", tmp_path / "run", "--steps", 1, "--preset", "cinema-tiny")
+        status, _, err = called(capfd, "pretrain", *arguments)
+        assert status == 1 and err.startswith("cinema-fast: ") and not (tmp_path / "run").exists()
+        return err
+
+    (store / "index.json").write_text(index.replace('"version": 1', '"version": 7'))
+    assert "7" in attempt()
+    (store / "index.json").write_text(index)
+    (store / "studies" / "b" / "sax.npy").rename(tmp_path / "sax.npy")
+    assert "b/sax.npy" in attempt()
+    (store / "studies" / "b" / "sax.npy").write_bytes(b"other")
+    assert "b/sax.npy" in attempt()
+    (store / "index.json").unlink()
+    assert "not a cine store" in attempt()
+
+
+def test_a_view_that_the_preset_lacks(capfd, tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("training_fixtures").SIZES, "rvot", (32, 32))
+    store = write_store(tmp_path / "store", {"a": ("sax", "rvot"), "b": ("sax",)})
+    arguments = ("--data", store, "--out", tmp_path / "run", "--steps", 1, "--preset", "cinema-tiny", "--batch-size", 1)
+    status, _, err = called(capfd, "pretrain", *arguments)
+    assert status == 1 and "'rvot'" in err and "--views sax" in err
+    assert called(capfd, "pretrain", *arguments, "--views", "sax")[0] == 0
+
+
+def test_unknown_command(capfd):
+    status, _, err = called(capfd, "pretrian")
+    assert status == 2 and "pretrain" in err
+    assert called(capfd, "prepare")[0] == 2
+
+
+def test_installed_command_and_its_status(tmp_path):
+    """Through a process of its own: help is 0, a mistake is one line and 1."""
+    assert run("--help").returncode == 0
+    ended = run("pretrain", "--data", tmp_path, "--out", tmp_path / "run", "--steps", "1")
+    assert ended.returncode == 1 and ended.stdout == ""
+    assert ended.stderr.startswith("cinema-fast: ") and "cinema-fast prepare" in ended.stderr
+
+
+def test_phantom_prepare_pretrain(capfd, tmp_path):
+    """The three commands one after the other, on two synthetic studies at a small size."""
+    assert called(capfd, "phantom", tmp_path / "cohort", "--n", 2)[0] == 0
+    sizes = ("--sax-size", 32, 32, 2, "--lax-size", 32, 32, "--sax-spacing", 6, 6, 40, "--lax-spacing", 6, 6)
+    status, out, err = called(capfd, "prepare", tmp_path / "cohort", tmp_path / "store", *sizes)
+    assert status == 0, out + err
+    arguments = ("--data", tmp_path / "store", "--out", tmp_path / "run", "--steps", 2, "--preset", "cinema-tiny")
+    assert called(capfd, "pretrain", *arguments, "--batch-size", 2)[0] == 0
+    assert (tmp_path / "run" / "report" / "reconstruction.png").exists()

@@ -1,0 +1,147 @@
+"""Evaluation and pictures against sums over pixels written out here."""
+
+import numpy as np
+import pytest
+import torch
+from training_fixtures import FOUR, tiny_store, write_store  # noqa: F401
+
+import cinema_fast as cf
+from cinema_fast.data.sampler import frame_at
+from cinema_fast.data.store import CineStore
+from cinema_fast.train.config import PretrainConfig
+from cinema_fast.train.evaluate import PHASES, evaluate, fixed_batches, fixed_plan, images_of, mean_patches
+from cinema_fast.train.report import draw_loss, draw_reconstruction, fill_in
+from cinema_fast.train.setup import model_config
+
+CPU = torch.device("cpu")
+
+
+def model_of(store: CineStore, tmp_path, **changes) -> cf.CineMA:
+    config = PretrainConfig(data=store.path, out=tmp_path, steps=1, preset="cinema-tiny")
+    shape = model_config(config, store)
+    torch.manual_seed(0)
+    return cf.CineMA(cf.CineMAConfig(**{name: getattr(shape, name) for name in shape.__slots__} | changes))
+
+
+def scaled(store: CineStore, study: str, view: str, phase: float, size) -> np.ndarray:
+    """A frame as the model takes it: min-max to [0, 1], zeros at the end."""
+    frame = np.load(store.info(study, view).path)[frame_at(phase, 4)].astype(np.float64)
+    frame = (frame - frame.min()) / (frame.max() - frame.min())
+    return np.pad(frame, [(0, whole - n) for whole, n in zip(size, frame.shape)])
+
+
+def patches(image: np.ndarray, token) -> np.ndarray:
+    """(N, P) by plain loops: tokens row-major, pixels in axis order."""
+    grid = [n // t for n, t in zip(image.shape, token)]
+    cut = [image[tuple(slice(i * t, (i + 1) * t) for i, t in zip(at, token))].ravel() for at in np.ndindex(*grid)]
+    return np.stack(cut)
+
+
+@pytest.mark.parametrize("norm_target", [False, True])
+def test_mean_patches_and_evaluation(tiny_store, tmp_path, norm_target):  # noqa: F811
+    store = CineStore(tiny_store)
+    model = model_of(store, tmp_path, norm_target=norm_target)
+    shape, training, away = model.config, store.ids[:8], store.ids[8:]
+
+    def targets(study: str, view: str, phase: float) -> np.ndarray:
+        cut = patches(scaled(store, study, view, phase, shape.image_size[view]), shape.token_size(view))
+        if norm_target:
+            cut = (cut - cut.mean(1, keepdims=True)) / (cut.std(1, ddof=1, keepdims=True) + 1e-6)
+        return cut
+
+    blind = mean_patches(store, shape, training, batch_size=3, device=CPU)
+    for view in FOUR:
+        has = [study for study in training if view in store.views(study)]
+        expected = np.mean([targets(study, view, phase) for study in has for phase in PHASES], axis=0)
+        np.testing.assert_allclose(blind[view].numpy(), expected, rtol=0, atol=2e-5)
+
+    found = evaluate(
+        model, store, away, blind, mask_ratio=0.75, batch_size=3, device=CPU, precision=torch.float32
+    )
+    losses, unseen = [], []
+    for batch in fixed_batches(store, shape, away, batch_size=1):
+        (study,), phase = batch.draw.ids, batch.draw.phase[0]
+        plan = fixed_plan(shape, batch, 0.75)
+        with torch.no_grad():
+            losses.append(float(model(images_of(batch), plan).loss))
+        by_view = []
+        for view in batch.draw.views:
+            at = plan[view].masked[0].numpy()
+            by_view.append(np.mean((targets(study, view, phase)[at] - blind[view].numpy()[at]) ** 2))
+        unseen.append(np.mean(by_view))
+    assert len(losses) == len(away) * len(PHASES) and found.studies == len(away)
+    assert found.loss == pytest.approx(np.mean(losses), rel=1e-4)
+    assert found.blind_loss == pytest.approx(np.mean(unseen), rel=1e-4)
+    assert found.ratio == found.loss / found.blind_loss
+    assert f"{found.loss:.5f}" in str(found)
+
+
+def test_masks_of_an_evaluation_are_fixed_and_apart(tiny_store, tmp_path):  # noqa: F811
+    store = CineStore(tiny_store)
+    shape = model_of(store, tmp_path).config
+    whole, single = (
+        {
+            (study, batch.draw.step): plan
+            for batch in fixed_batches(store, shape, store.ids, batch_size=n)
+            for study, plan in zip(batch.draw.ids, fixed_plan(shape, batch, 0.75)["sax"].keep.tolist())
+        }
+        for n in (5, 1)
+    )
+    assert whole == single and len(whole) == 12 * len(PHASES)
+    assert len({tuple(plan) for plan in whole.values()}) > 20
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(("size", "patch"), [((12, 8), (4, 4)), ((8, 12, 3), (4, 4, 1))])
+def test_fill_in(size, patch, norm):
+    """With the truth as its prediction the reconstruction is the image; what is masked is zero before."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 1, *size, generator=generator)
+    n = int(np.prod([s // p for s, p in zip(size, patch)]))
+    plan = cf.sample_mask(batch=2, n=n, keep=n // 4, seed=1)
+    truth = np.stack([patches(x[0].numpy(), patch) for x in image])
+    pred = torch.from_numpy(np.take_along_axis(truth, plan.masked.numpy()[..., None].astype(int), 1))
+    if norm:
+        pred = (pred - pred.mean(-1, keepdim=True)) / (pred.std(-1, keepdim=True) + 1e-6)
+    seen, filled = fill_in(image, pred, plan, patch, norm=norm)
+    torch.testing.assert_close(filled, image, rtol=0, atol=1e-6)
+    for sample in range(2):
+        cut = patches(seen[sample, 0].numpy(), patch)
+        assert not cut[plan.masked[sample].long()].any()
+        assert np.array_equal(cut[plan.keep[sample].long()], truth[sample][plan.keep[sample].long()])
+
+
+def pixels_of(path) -> np.ndarray:
+    from matplotlib.image import imread
+
+    return imread(path)
+
+
+def test_the_reconstruction_shows_every_view(tiny_store, tmp_path):  # noqa: F811
+    store = CineStore(tiny_store)
+    model = model_of(store, tmp_path)
+    options = {"mask_ratio": 0.75, "device": CPU, "precision": torch.float32}
+    draw_reconstruction(tmp_path / "four.png", model, store, "s01", **options)
+    draw_reconstruction(tmp_path / "one.png", model, store, "s00", **options)
+    four, one = pixels_of(tmp_path / "four.png"), pixels_of(tmp_path / "one.png")
+    assert four.shape[:2] == (1188, 1100) and one.shape[:2] == (330, 1100)  # 2.6 inches a row and 0.4, at 110 dpi
+    assert four[..., :3].std() > 0.1  # there is something in it
+
+
+def test_the_loss_curve_takes_gaps_and_empty_runs(tmp_path):
+    lines = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 0.5}]
+    for name, content in (("some", lines), ("none", []), ("only gaps", lines[1:2])):
+        draw_loss(tmp_path / f"{name}.png", content)
+        assert pixels_of(tmp_path / f"{name}.png").shape[:2] == (480, 840)
+    assert not np.array_equal(pixels_of(tmp_path / "some.png"), pixels_of(tmp_path / "none.png"))
+
+
+def test_a_view_that_nobody_trained_on(tmp_path):
+    store = CineStore(write_store(tmp_path / "store", {"a": ("sax",), "b": FOUR}))
+    model = model_of(store, tmp_path)
+    blind = mean_patches(store, model.config, ["a"], batch_size=1, device=CPU)
+    options = {"mask_ratio": 0.75, "batch_size": 1, "device": CPU, "precision": torch.float32}
+    with pytest.raises(ValueError, match="no training study has view 'lax_2c'"):
+        evaluate(model, store, ["b"], blind, **options)
+    with pytest.raises(ValueError, match="no held-out study"):
+        evaluate(model, store, [], blind, **options)

@@ -1,0 +1,179 @@
+"""Runs that are killed, stopped or cut off, in processes of their own: what goes on equals what was never stopped."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+from training_fixtures import FOUR, command, metrics, run, tiny_store, write_store  # noqa: F401
+
+from cinema_fast.data.store import CineStore
+from cinema_fast.train.config import PretrainConfig
+from cinema_fast.train.pretrain import pretrain as run_in_process
+from cinema_fast.train.run_folder import read_config
+from cinema_fast.train.setup import store_fingerprint
+
+OPTIONS = {
+    "steps": 20, "preset": "cinema-tiny", "batch_size": 2, "seed": 5, "log_every": 3, "checkpoint_every": 4,
+    "device": "cpu",
+}  # fmt: skip
+RUN = [word for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+QUIET = "import cinema_fast.train.pretrain as p; p.write_report = lambda *a, **k: []"
+# Ends the process, or signals it, just before a file gets its name or a step is taken.
+AT_FILE = """
+import os, signal, resource
+replace = os.replace
+def watched(source, target):
+    if str(target).endswith({name!r}):
+        {action}
+    return replace(source, target)
+os.replace = watched
+"""
+AT_STEP = """
+import os, signal, time
+make = p.make_train_step
+def watched(*arguments, **options):
+    train_step = make(*arguments, **options)
+    def step(batches, number, lr):
+        if number == {number}:
+            {action}
+        return train_step(batches, number, lr)
+    return step
+p.make_train_step = watched
+"""
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+def pretrain(store, out, *more, code="", arguments=RUN):
+    return run("pretrain", "--data", store, "--out", out, *arguments, *more, code=f"{QUIET}\n{code}")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_store, tmp_path_factory):  # noqa: F811
+    """A run that nothing happens to."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    ended = pretrain(tiny_store, out)
+    assert ended.returncode == 0, ended.stderr
+    return out
+
+
+def assert_equal_runs(found, expected):
+    """The same lines but for timings, and the same weights to the last bit."""
+    assert metrics(found) == metrics(expected)
+    weights = [out / "checkpoints" / "step-00000020.safetensors" for out in (found, expected)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_killed_three_times_and_stopped_once(tiny_store, undisturbed, tmp_path):  # noqa: F811
+    out = tmp_path / "run"
+    # killed with half of the first checkpoint written: nothing to go on from yet
+    ended = pretrain(tiny_store, out, code=AT_FILE.format(name="00000004.json", action=KILL))
+    assert ended.returncode == -signal.SIGKILL
+    assert [p.name for p in (out / "checkpoints").glob("*00004*") if p.suffix == ".json"] == []
+    # killed between the files of a later checkpoint
+    ended = pretrain(tiny_store, out, "--resume", code=AT_FILE.format(name="00000012.pt", action=KILL))
+    assert ended.returncode == -signal.SIGKILL and "no checkpoint yet" in ended.stderr
+    assert [line["step"] for line in metrics(out)] == [3, 6, 9, 12]
+    # stopped between checkpoints and between lines
+    stop = AT_STEP.format(number=13, action="os.kill(os.getpid(), signal.SIGTERM)")
+    ended = pretrain(tiny_store, out, "--resume", code=stop)
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert "going on from step 8" in ended.stderr and "after step 14 and saved" in ended.stderr
+    # killed between checkpoints; meanwhile more threads read, and lines and checkpoints stay where they were
+    kill = AT_STEP.format(number=18, action=KILL)
+    ended = pretrain(tiny_store, out, "--resume", "--workers", "3", code=kill)
+    assert ended.returncode == -signal.SIGKILL and "going on from step 14" in ended.stderr
+    ended = pretrain(tiny_store, out, "--resume")
+    assert ended.returncode == 0 and "going on from step 16" in ended.stderr
+    assert_equal_runs(out, undisturbed)
+
+
+def test_a_full_disk_and_then_a_damaged_checkpoint(tiny_store, undisturbed, tmp_path):  # noqa: F811
+    out = tmp_path / "run"
+    # files of at most 1 MB from the second checkpoint on: the limit strikes inside the write
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))"
+    ended = pretrain(tiny_store, out, code=AT_FILE.format(name="00000004.json", action=limit))
+    assert ended.returncode == 1
+    assert re.fullmatch(r"cinema-fast: the checkpoint of step 8 could not .*File too large.*", last_line(ended))
+    kill = AT_STEP.format(number=18, action=KILL)
+    ended = pretrain(tiny_store, out, "--resume", code=kill)
+    assert ended.returncode == -signal.SIGKILL and "going on from step 4" in ended.stderr
+    newest = out / "checkpoints" / "step-00000016.pt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    with (out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 21, "lo')  # as if the power had failed in the middle of a line
+    ended = pretrain(tiny_store, out, "--resume")
+    assert ended.returncode == 0
+    assert "step-00000016 is damaged" in ended.stderr and "going on from step 12" in ended.stderr
+    assert_equal_runs(out, undisturbed)
+
+
+def last_line(ended: subprocess.CompletedProcess) -> str:
+    return ended.stderr.strip().splitlines()[-1]
+
+
+def started(store, out, code=""):
+    """A long run in the background, once it has made a step."""
+    arguments = [*RUN, "--steps", "100000", "--log-every", "1", "--checkpoint-every", "50000"]
+    process = subprocess.Popen(
+        command("pretrain", "--data", store, "--out", out, *arguments, code=f"{QUIET}\n{code}"),
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 60
+    while not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped_from_outside(tiny_store, tmp_path, signum, status):  # noqa: F811
+    process = started(tiny_store, tmp_path / "run")
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert "Traceback" not in errors and "--resume" in errors
+    step = int(re.search(r"after step (\d+) and saved", errors)[1])
+    assert (tmp_path / "run" / "checkpoints" / f"step-{step:08d}.json").exists()
+
+
+def test_a_second_ctrl_c_ends_at_once(tiny_store, tmp_path):  # noqa: F811
+    slow = AT_STEP.format(number=2, action="time.sleep(300)")
+    process = started(tiny_store, tmp_path / "run", code=slow)
+    while len(metrics(tmp_path / "run")) < 2:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    assert process.poll() is None  # the first waits for the step
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 130 and "Traceback" not in errors
+
+
+def test_what_may_not_change(tiny_store, undisturbed):  # noqa: F811
+    options = OPTIONS | {"data": tiny_store, "out": undisturbed}
+    before = {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"already holds a run: .*--resume"):
+        run_in_process(PretrainConfig(**options))
+    options |= {"lr": 0.01, "preset": "cinema-demo", "batch_size": 1, "resume": True}
+    with pytest.raises(ValueError, match="going on would not be the same run") as refusal:
+        run_in_process(PretrainConfig(**options))
+    differences = ("lr: was 0.001, now 0.01", "batch_size x accumulate: was 2, now 1", "enc_embed_dim: was 16, now 128")
+    assert all(line in str(refusal.value) for line in (*differences, "--init-from"))
+    assert before == {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
+
+
+def test_another_store_may_not_take_the_place_of_the_first(tiny_store, undisturbed, tmp_path):  # noqa: F811
+    other = write_store(tmp_path / "store", {"s00": ("sax",), "s01": FOUR})
+    options = OPTIONS | {"data": other, "out": undisturbed, "resume": True}
+    with pytest.raises(ValueError, match="was 12 studies, now 2"):
+        run_in_process(PretrainConfig(**options))
+    moved = shutil.copytree(tiny_store, tmp_path / "moved")  # the same studies in another place are the same
+    settled = read_config(undisturbed)
+    assert settled["store"]["sha256"] == store_fingerprint(CineStore(moved))
