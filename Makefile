@@ -16,6 +16,7 @@ setup: .venv/ready
 	@touch $@
 
 demo: setup
+	rm -rf demo
 	$(BIN)/cinema-fast demo --out demo
 
 test: setup
