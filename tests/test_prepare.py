@@ -1,5 +1,6 @@
 """From NIfTI cines to a store: right frames, every failure reported, nothing half-done."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -106,6 +107,7 @@ def test_without_the_three_planes_the_image_is_centred(tmp_path):
 
 
 def test_failures_are_reported_and_the_rest_goes_on(src, tmp_path):
+    shutil.copy(src / "p0_sax.nii.gz", src / "p0_lax_3c.nii.gz")
     (src / "p0_sax.nii.gz").write_bytes((src / "p0_sax.nii.gz").read_bytes()[:-500])
     for view in VIEWS:
         (src / f"p1_{view}.nii.gz").write_bytes(b"")
@@ -116,6 +118,7 @@ def test_failures_are_reported_and_the_rest_goes_on(src, tmp_path):
     reasons = {failure.file: failure.reason for failure in report.failures}
     assert reasons.pop("p2_sax.nii.gz, p2_stack.nii.gz") == "more than one file for sax of 'p2'"
     assert reasons.pop("p0_sax.nii.gz").startswith("truncated")
+    assert reasons.pop("p0_lax_3c.nii.gz").startswith("a long-axis view has one slice")
     assert reasons == {f"p1_{view}.nii.gz": "the file is empty" for view in VIEWS}
     for failure in report.failures:
         assert f"failed: {failure.file}: {failure.reason}" in str(report)
@@ -162,6 +165,19 @@ def test_unchanged_studies_are_kept_and_changed_ones_replaced(src, tmp_path):
     report = run(src, store)
     assert (report.unchanged, len(report.failures)) == (2, 3)
     assert CineStore(store).ids == ["p0", "p1", "p2"], "what was prepared from an earlier source stays"
+
+
+def test_another_content_of_the_same_size_is_noticed(tmp_path):
+    write_study(tmp_path / "src", "p", views=("sax",))
+    path = tmp_path / "src/p_sax.nii.gz"
+    path.write_bytes(gzip.decompress(path.read_bytes()))
+    run(tmp_path / "src", tmp_path / "store")
+    before = CineStore(tmp_path / "store").read_frames("p", "sax", range(4))
+    path.write_bytes(path.read_bytes()[:-2000] + bytes(2000))
+    os.utime(path)
+    assert run(tmp_path / "src", tmp_path / "store").prepared == 1
+    after = CineStore(tmp_path / "store").read_frames("p", "sax", range(4))
+    assert [np.array_equal(a, b) for a, b in zip(before, after)] == [True, True, True, False]
 
 
 def test_a_second_folder_adds_to_the_store(src, tmp_path):

@@ -61,6 +61,8 @@ def test_two_files_for_one_view_are_not_guessed_between(tmp_path):
     assert found(sources) == {"a": {"sax": ["a_sax.nii"]}}
     assert [(s, v, [p.name for p in files]) for s, v, files in sources.ambiguous] == [
         ("a", "lax_2c", ["a_2ch.nii", "a_lax_2c.nii"])]
+    frames = touch(tmp_path / "frames", "a_2ch_ed.nii", "a_lax_2c_es.nii")
+    assert len(find_sources(frames, "{id}_{view}_{frame}.nii", ("lax_2c=2ch",)).ambiguous) == 1
 
 
 @pytest.mark.parametrize(("pattern", "aliases", "message"), [
