@@ -1,19 +1,33 @@
 """cinema-fast: fast pre-training and fine-tuning of masked autoencoders on cine cardiac MRI."""
 
-from .kernels import TokenPlan, sample_mask
-from .models.cinema import CineMA, MAEOutput
-from .models.config import CineMAConfig, preset, presets
-from .models.weights import cinema_state_dict, load_cinema_weights
+import importlib
 
 __version__ = "0.1.0"
-__all__ = [
-    "CineMA",
-    "CineMAConfig",
-    "MAEOutput",
-    "TokenPlan",
-    "cinema_state_dict",
-    "load_cinema_weights",
-    "preset",
-    "presets",
-    "sample_mask",
-]
+
+# Loaded at first use: worker processes and the command line's help have no need of torch.
+_HOME = {
+    "CineMA": "models.cinema",
+    "CineMAConfig": "models.config",
+    "MAEOutput": "models.cinema",
+    "TokenPlan": "kernels",
+    "cinema_state_dict": "models.weights",
+    "load_cinema_weights": "models.weights",
+    "preset": "models.config",
+    "presets": "models.config",
+    "sample_mask": "kernels",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str):
+    if name in ("data", "kernels", "models", "train"):
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted([*globals(), *_HOME])
