@@ -1,0 +1,131 @@
+"""CineMAConfig: what it derives, what it refuses and how it says so; the published sizes."""
+
+import dataclasses
+import pickle
+
+import pytest
+import torch
+from small_models import small_config
+
+import cinema_fast as cf
+from cinema_fast.models.config import config_from_dict
+
+# encoder width, depth, heads, decoder width, depth, heads, as published
+SIZES = {
+    "cinema-tiny": (16, 1, 2, 16, 1, 2),
+    "cinema-base": (768, 12, 12, 512, 8, 16),
+    "cinema-large": (1024, 24, 16, 512, 8, 16),
+    "cinema-huge": (1280, 32, 16, 512, 8, 16),
+}
+
+
+def test_lists_become_tuples_and_entries_of_other_views_are_dropped():
+    config = cf.CineMAConfig(
+        views=["sax"],
+        image_size={"sax": [16, 24, 3], "other": [1]},
+        in_chans={"sax": 1},
+        patch_size={"sax": [2, 2, 1]},
+        scale_factor={"sax": [2, 2, 1]},
+        enc_conv_chans=[4, 6],
+    )
+    assert config.views == ("sax",) and config.enc_conv_chans == (4, 6)
+    assert config.image_size == {"sax": (16, 24, 3)}
+
+
+def test_grid_and_tokens():
+    config = small_config()
+    assert config.token_size("sax") == (8, 8, 1)
+    assert config.grid("sax") == (2, 3, 3)
+    assert config.n_tokens("sax") == 18
+    assert small_config(enc_conv_chans=()).token_size("lax_2c") == (2, 2)
+
+
+def test_is_frozen_picklable_and_comes_back_from_a_dict():
+    config = small_config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.enc_depth = 3
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert config_from_dict(dataclasses.asdict(config)) == config
+    with pytest.raises(ValueError, match="no field 'depth'"):
+        config_from_dict({**dataclasses.asdict(config), "depth": 3})
+
+
+def test_a_failed_config_leaves_the_caller_dicts_alone():
+    sizes = {"sax": [16, 24, 3], "lax_2c": [16, 32], "lax_4c": [24, 16]}
+    before = {k: list(v) for k, v in sizes.items()}
+    small_config(image_size=sizes)
+    assert sizes == before
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"views": ()}, "views"),
+        ({"views": ("sax", "sax")}, "views"),
+        ({"image_size": {"sax": (16, 24, 3), "lax_2c": (16, 32)}}, "image_size.*'lax_4c'"),
+        ({"in_chans": {"sax": 1}}, "in_chans.*'lax_2c'"),
+        ({"patch_size": {}}, "patch_size.*'sax'"),
+        ({"scale_factor": {}}, "scale_factor.*'sax'"),
+        ({"image_size": {"sax": (16, 25, 3), "lax_2c": (16, 32), "lax_4c": (24, 16)}}, r"image_size.*'sax'.*\(8, 8"),
+        ({"image_size": {"sax": (16, 24), "lax_2c": (16, 32), "lax_4c": (24, 16)}}, "'sax' has image_size"),
+        ({"image_size": {"sax": (0, 24, 3), "lax_2c": (16, 32), "lax_4c": (24, 16)}}, "image_size"),
+        ({"patch_size": {"sax": (0, 2, 1), "lax_2c": (2, 2), "lax_4c": (2, 2)}}, "patch_size"),
+        ({"scale_factor": {"sax": (2, 2, 0), "lax_2c": (2, 2), "lax_4c": (2, 2)}}, "scale_factor"),
+        ({"in_chans": {"sax": 0, "lax_2c": 1, "lax_4c": 1}}, "in_chans"),
+        ({"enc_embed_dim": 0}, "enc_embed_dim"),
+        ({"enc_embed_dim": 13}, "enc_embed_dim: 13 is no multiple of 2 heads"),
+        ({"enc_depth": 0}, "enc_depth"),
+        ({"enc_n_heads": 0}, "enc_n_heads"),
+        ({"dec_embed_dim": 0}, "dec_embed_dim"),
+        ({"dec_embed_dim": 17}, "dec_embed_dim: 17 is no multiple of 3 heads"),
+        ({"dec_depth": -1}, "dec_depth"),
+        ({"dec_n_heads": 0}, "dec_n_heads"),
+        ({"enc_conv_n_blocks": -1}, "enc_conv_n_blocks"),
+        ({"enc_conv_chans": (0, 6)}, "enc_conv_chans"),
+    ],
+    ids=lambda x: str(x)[:60],
+)
+def test_errors_name_the_field(change, field):
+    with pytest.raises(ValueError, match=field):
+        small_config(**change)
+
+
+@pytest.mark.parametrize("n_axes", [1, 4, 5])
+def test_number_of_axes(n_axes):
+    one_view = {"views": ("v",), "image_size": {"v": (4,) * n_axes}, "in_chans": {"v": 1}}
+    one_view |= {name: {"v": (2,) * n_axes} for name in ("patch_size", "scale_factor")}
+    with pytest.raises(ValueError, match=f"image_size: 'v' has {n_axes} axes"):
+        small_config(**one_view, enc_conv_chans=(4,))
+    if n_axes == 4:
+        assert small_config(**one_view, enc_conv_chans=()).n_tokens("v") == 16
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_presets_are_the_published_sizes(name):
+    config = cf.preset(name)
+    shape = (config.enc_embed_dim, config.enc_depth, config.enc_n_heads)
+    assert (*shape, config.dec_embed_dim, config.dec_depth, config.dec_n_heads) == SIZES[name]
+    assert config.views == ("sax", "lax_2c", "lax_3c", "lax_4c")
+    assert [config.n_tokens(v) for v in config.views] == [2304, 256, 256, 256]
+    assert config.token_size("sax") == (16, 16, 1) and config.token_size("lax_4c") == (16, 16)
+    assert config.enc_conv_chans == (64, 128) and config.enc_conv_n_blocks == 2
+    assert not config.norm_target
+
+
+def test_presets_lists_what_preset_knows():
+    assert set(SIZES) <= set(cf.presets())
+    assert all(isinstance(cf.preset(name), cf.CineMAConfig) for name in cf.presets())
+    with pytest.raises(ValueError, match=r"'cinema-bse'; did you mean 'cinema-base'\?"):
+        cf.preset("cinema-bse")
+    with pytest.raises(ValueError, match=r"unknown preset 'x' \(known: cinema-tiny"):
+        cf.preset("x")
+
+
+def test_cinema_base_has_the_published_number_of_parameters():
+    with torch.device("meta"):
+        model = cf.CineMA(cf.preset("cinema-base"))
+    fixed = {name: p.numel() for name, p in model.named_parameters() if not p.requires_grad}
+    assert all(name.endswith("pos_embed") for name in fixed)
+    assert sum(fixed.values()) == (2304 + 3 * 256) * (768 + 512)  # 3.93 M
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 125.67
+    assert not list(model.buffers())
