@@ -1,0 +1,74 @@
+"""Under what a figure was measured, and how results are written."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+from checkout import PACKAGES, ROOT
+
+LIBRARIES = ("numpy", "triton", "cupy-cuda13x", "timm", "flash-attn", "flash-attn-4", "xformers")
+
+
+def now() -> str:
+    """Local time without a colon, fit for a file's name: 2030-01-31T235959."""
+    return datetime.datetime.now().strftime("%Y-%m-%dT%H%M%S")
+
+
+def versions() -> dict[str, str]:
+    """Python, PyTorch with its CUDA and cuDNN, the driver, and those of the peers' libraries that are installed."""
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    for library in LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if torch.cuda.is_available():
+        found |= {"cuda": torch.version.cuda, "cudnn": str(torch.backends.cudnn.version())}
+        found["driver"] = output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or "unknown"
+    return found
+
+
+def commit() -> str:
+    """The commit with "-dirty" where files differ from it; in a checkout without history a hash of the sources."""
+    described = output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--match=")
+    if described:
+        return described
+    digest = hashlib.sha256()
+    for path in sorted({p for folder in PACKAGES.values() for p in folder.rglob("*.py")}):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return f"sources-sha256:{digest.hexdigest()[:16]}"
+
+
+def cpu_model() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Replace `path` as a whole: whoever reads it, or is killed while writing it, has the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with part.open("w") as file:
+        json.dump(content, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def output(*command: str) -> str:
+    """What a command prints, empty where it is missing or fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,155 @@
+"""What a report of a GPU run holds: the rows, and the file that is written anew after each of them."""
+
+import dataclasses
+import hashlib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import conditions
+from checkout import PACKAGES
+
+
+@dataclass
+class KernelRow:
+    """One pass of one operation at one shape, beside the fastest peer.
+
+    us: median; limit_us: the larger of bytes over bandwidth and FLOPs over peak; rel_err: ||out - ref|| / ||ref||
+    against float64, err_budget: what is allowed of it; kernel_sha: of the operation's source file, as it ran.
+    """
+
+    op: str
+    pass_: str  # "pass" in the file: "fwd", "bwd", "fwd+bwd"
+    shape: str
+    dtype: str
+    us: float
+    limit_us: float
+    percent_of_limit: float
+    peer: str | None
+    peer_us: float | None
+    speedup: float | None
+    rel_err: float
+    err_budget: float
+    kernel_sha: str
+
+    @property
+    def name(self) -> str:
+        """Names the row in `failed` and `unreached`."""
+        return f"kernel {self.op} {self.pass_} {self.shape} {self.dtype} against {self.peer}"
+
+
+@dataclass
+class StepRow:
+    """One way of running a whole training step, beside a peer timed in the same rounds.
+
+    ms: median; studies_per_s and mfu follow from it; peak_mib: most device memory that this way alone holds during a
+    step (weights, gradients, optimiser, activations); speedup: median of the rounds' ratios. None: not measurable here.
+    """
+
+    preset: str
+    batch: int
+    dtype: str
+    mode: str
+    decode_ratio: float
+    ms: float
+    studies_per_s: float
+    mfu: float | None
+    peak_mib: float | None
+    peer: str | None
+    peer_ms: float | None
+    speedup: float | None
+
+    @property
+    def name(self) -> str:
+        """Names the row in `failed` and `unreached`."""
+        return step_name(self.preset, self.batch, self.dtype, self.mode, self.decode_ratio, self.peer)
+
+
+def step_name(preset: str, batch: int, dtype: str, mode: str, decode_ratio: float, peer: str | None) -> str:
+    """The name of a step's row, known before it is measured."""
+    against = f" against {peer}" if peer else ""
+    return f"step {preset} batch {batch} {dtype} {mode}, decode ratio {decode_ratio:g}{against}"
+
+
+def kernel_sha(op: str) -> str:
+    """SHA-256 of kernels/<op>.py: a figure belongs to this source only."""
+    return hashlib.sha256((PACKAGES["cinema_fast.kernels"] / f"{op}.py").read_bytes()).hexdigest()
+
+
+@dataclass
+class Report:
+    """The report at `path`, which exists and is valid from the first moment on, whenever the run is killed.
+
+    failed: rows that were tried, with the reason (out of memory, a wrong result); unreached: rows that were not, or not
+    to their end. smoke: toy sizes on a CPU, whose times mean nothing.
+    """
+
+    path: Path = field(metadata={"written": False})
+    device: str
+    date: str
+    versions: dict[str, str]
+    commit: str
+    conditions: dict
+    smoke: bool
+    unreached: list[str]
+    kernels: list[KernelRow] = field(default_factory=list)
+    step: list[StepRow] = field(default_factory=list)
+    tests: dict[str, int] | None = None
+    failed: list[dict[str, str]] = field(default_factory=list)
+
+    def add(self, name: str, outcome: KernelRow | StepRow | dict[str, int] | str) -> None:
+        """Take in a row, the counts of the tests, or the reason for which `name` could not be had; and write."""
+        if dataclasses.is_dataclass(outcome):
+            values = dataclasses.asdict(outcome).items()
+            wrong = [f"{key} is {v}" for key, v in values if isinstance(v, float) and not math.isfinite(v)]
+            outcome = ", ".join(wrong) or outcome
+        if isinstance(outcome, KernelRow):
+            self.kernels.append(outcome)
+        elif isinstance(outcome, StepRow):
+            self.step.append(outcome)
+        elif isinstance(outcome, dict):
+            self.tests = outcome
+        else:
+            self.failed.append({"row": name, "reason": outcome})
+        self.unreached = [n for n in self.unreached if n != name]
+        self.write()
+
+    def write(self) -> None:
+        """Replace the file."""
+        content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("written", True)}
+        for section in ("kernels", "step"):
+            content[section] = [
+                {key.rstrip("_"): value for key, value in dataclasses.asdict(row).items()} for row in content[section]
+            ]
+        conditions.write_json(self.path, content)
+
+    def table(self) -> str:
+        """The rows as markdown."""
+        lines = [f"{self.device}, {self.date}, {self.commit}" + (", SMOKE: not a timing" if self.smoke else "")]
+        if self.step:
+            lines += ["", "| step | batch | decoded | ms | studies/s | MFU | peak MiB | peer | times faster |"]
+            lines.append("|---|---|---|---|---|---|---|---|---|")
+            for r in self.step:
+                mfu = "" if r.mfu is None else f"{r.mfu:.1%}"
+                lines.append(
+                    f"| {r.preset} {r.dtype} {r.mode} | {r.batch} | {r.decode_ratio:g} | {r.ms:.1f} | "
+                    f"{r.studies_per_s:.1f} | {mfu} | {_number(r.peak_mib, 0)} | {r.peer or ''} | "
+                    f"{_number(r.speedup, 2)} |"
+                )
+        if self.kernels:
+            lines += ["", "| kernel | pass | shape | dtype | us | of limit | peer | times faster | rel. error |"]
+            lines.append("|---|---|---|---|---|---|---|---|---|")
+            for k in self.kernels:
+                lines.append(
+                    f"| {k.op} | {k.pass_} | {k.shape} | {k.dtype} | {k.us:.1f} | {k.percent_of_limit:.0f} % | "
+                    f"{k.peer or ''} | {_number(k.speedup, 2)} | {k.rel_err:.1g} |"
+                )
+        if self.tests is not None:
+            lines += ["", "tests: " + ", ".join(f"{n} {what}" for what, n in self.tests.items())]
+        lines += [f"failed: {f['row']}: {f['reason']}" for f in self.failed]
+        lines += [f"unreached: {name}" for name in self.unreached]
+        return "\n".join(lines)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
