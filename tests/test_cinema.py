@@ -71,6 +71,30 @@ def test_loss_is_the_mean_over_the_views(norm):
     assert all(pred.shape == (2, plan[v].masked.shape[1], values[v]) for v, pred in out.pred.items())
 
 
+def test_decoder_is_put_together_as_published(exact):
+    """From the stem, encoder, fusion and decoder, which have tests of their own, one token at a time."""
+    config, images = exact.config, double(make_images(exact.config))
+    plan = make_plan(config, images, decode_ratio=0.5)
+    parts = {v: exact.enc_down_dict[v](images[v], plan[v], config.grid(v), None) for v in images}
+    encoded = exact.encoder(torch.cat([tokens for _, tokens in parts.values()], dim=1))[:, 1:]
+    expected = {v: [] for v in images}
+    for b in range(2):
+        first, keys, queries = 0, [], []
+        for view, (skips, tokens) in parts.items():
+            last = first + tokens.shape[1]
+            fused = exact.enc_fusion_dict[view](skips, encoded[:, first:last])[b]
+            embedding, first = exact.dec_embed_dict[view], last
+            place = embedding.pos_embed[0]
+            keys += [exact.dec_linear(x) + place[t] for x, t in zip(fused, plan[view].keep[b].tolist())]
+            queries += [(view, embedding.mask_token[0, 0] + place[t]) for t in plan[view].masked[b].tolist()]
+        for view, query in queries:  # alone: no query sees another
+            decoded = exact.decoder(query.view(1, 1, -1), torch.stack(keys).unsqueeze(0))
+            expected[view].append(exact.pred_head_dict[view](decoded[0, 0]))
+    out = exact(images, plan)
+    for view, rows in expected.items():
+        assert_close(out.pred[view], torch.stack(rows).view(out.pred[view].shape), name=view)
+
+
 @pytest.mark.parametrize("views", [("sax",), ("lax_4c",), ("lax_2c", "lax_4c"), ("lax_4c", "sax")], ids="+".join)
 def test_any_subset_of_views_is_the_model_without_the_others(exact, views):
     some = {v: x for v, x in double(make_images(exact.config)).items() if v in views}

@@ -59,18 +59,19 @@ def requests(draw):
     }
 
 
-@PROFILE
-@given(how=requests(), weighted=st.booleans(), first=st.integers(0, 2**31))
-def test_counts_order_and_the_rule(backend, device, how, weighted, first):
+@pytest.mark.parametrize("scale", [None, 1.0, 1e-5], ids=["uniform", "weighted", "half below the floor"])
+@settings(PROFILE, max_examples=15)
+@given(how=requests(), first=st.integers(0, 2**31))
+def test_counts_order_and_the_rule(backend, device, how, scale, first):
     batch, n, keep, decode = how["batch"], how["n"], how["keep"], how["decode"]
     n_decode = n - keep if decode is None else decode
     ids = first + torch.arange(batch)
-    scores = weights_of(batch, n) if weighted else None
+    scores = None if scale is None else weights_of(batch, n) * scale
     plan = sample_mask(scores, sample_ids=ids, device=device, backend=backend, **how)
     assert [t.shape for t in plan] == [(batch, keep), (batch, n_decode), (batch, n)]
     assert all(t.dtype == torch.int32 for t in plan)
     for b in range(batch):
-        weights = scores[b].double().numpy() if weighted else None
+        weights = None if scale is None else scores[b].double().numpy()
         kept, masked = draw_by_rule(n, keep, n_decode, how["seed"], how["step"], how["stream"], first + b, weights)
         assert plan.keep[b].tolist() == kept
         assert plan.masked[b].tolist() == masked
