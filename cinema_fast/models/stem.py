@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..kernels.patch_embed import patch_embed
 from ..kernels.patches import gather_patches
 from ..kernels.sparse_depthwise_conv import sparse_depthwise_conv
 from ..kernels.token_plan import TokenPlan
@@ -28,6 +29,13 @@ def fold_positions(x: Tensor, kernel: tuple[int, ...]) -> Tensor:
     x = x.reshape(*x.shape[:2], *split, x.shape[-1])
     outer, inner = range(2, 2 + 2 * n_axes, 2), range(3, 3 + 2 * n_axes, 2)
     return x.permute(0, 1, *outer, *inner, 2 + 2 * n_axes).flatten(2 + n_axes)
+
+
+def block_positions(keep: Tensor, grid: tuple[int, ...], block: tuple[int, ...]) -> Tensor:
+    """Ids (B, K, *block) int32, on the grid * block, of the positions in tokens keep (B, K) of the grid."""
+    size = [g * b for g, b in zip(grid, block)]
+    ids = torch.arange(math.prod(size), dtype=torch.int32, device=keep.device)
+    return gather_patches(ids.view(1, 1, *size).expand(len(keep), 1, *size), keep, block).squeeze(-1)
 
 
 def as_matrix(weight: Tensor) -> Tensor:
@@ -75,9 +83,15 @@ class StridedConv(nn.Module):
         x = fold_positions(x, self.conv.kernel_size)
         return norm_gelu(F.linear(x, as_matrix(self.conv.weight), self.conv.bias), self.norm)
 
+    def from_image(self, image: Tensor, positions: Tensor, intensity: Tensor | None) -> Tensor:
+        """image (B, Cin, *size), positions (B, K, *block) on the grid size / kernel -> (B, K, *block, C)."""
+        weight, index = as_matrix(self.conv.weight), positions.flatten(1)
+        x = patch_embed(image, weight, self.conv.bias, index, self.conv.kernel_size, intensity=intensity)
+        return norm_gelu(x.view(*positions.shape, x.shape[-1]), self.norm)
+
 
 class ConvStage(nn.Module):
-    """A strided convolution and its masked blocks."""
+    """A strided convolution, and the masked blocks that follow it."""
 
     def __init__(self, n_axes: int, in_channels: int, channels: int, kernel: tuple[int, ...], n_blocks: int):
         super().__init__()
@@ -85,8 +99,7 @@ class ConvStage(nn.Module):
         self.conv = nn.ModuleList(MaskedConvBlock(n_axes, channels) for _ in range(n_blocks))
 
     def forward(self, x: Tensor, plan: TokenPlan, grid: tuple[int, ...]) -> Tensor:
-        """x (B, K, *block, Cin) -> (B, K, *block / kernel, C)."""
-        x = self.patch_embed(x)
+        """The masked blocks: x (B, K, *block, C) -> the same shape."""
         for block in self.conv:
             x = block(x, plan, grid)
         return x
@@ -127,17 +140,21 @@ class Stem(nn.Module):
 
         Returns the skips, (B, K, *block, channels) for each stage, and the tokens (B, K, width).
         """
-        x = gather_patches(image, plan.keep, self.token_size)
-        dtype = self.linear.weight.dtype
-        x = x.to(dtype)
-        if intensity is not None:
-            offset, scale = intensity.to(dtype).view(len(x), 2, *[1] * (x.ndim - 1)).unbind(1)
-            x = (x - offset) * scale
         skips = []
         for stage in self.conv_blocks:
-            x = stage(x, plan, grid)
-            skips.append(x)
-        x = self.linear(self.patch_embed.proj(x.flatten(2)))
+            conv = stage.patch_embed
+            if skips:
+                x = conv(skips[-1])
+            else:
+                block = tuple(t // k for t, k in zip(self.token_size, conv.conv.kernel_size))
+                x = conv.from_image(image, block_positions(plan.keep, grid, block), intensity)
+            skips.append(stage(x, plan, grid))
+        proj = self.patch_embed.proj
+        if skips:
+            x = proj(skips[-1].flatten(2))
+        else:
+            x = patch_embed(image, proj.weight, proj.bias, plan.keep, self.token_size, intensity=intensity)
+        x = self.linear(x)
         table = resize_table(self.pos_embed, self.grid, grid)[0]
         return skips, x + F.embedding(plan.keep.long(), table)
 
