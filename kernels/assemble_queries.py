@@ -2,21 +2,163 @@
 
     out[b, m] = mask_token + table[masked[b, m]]
 
-A read of one row and a write of one row for each query; nothing is expanded over the batch first.
+Bytes: forward writes out and reads the ids (table and mask token stay in cache); backward reads out's gradient. Nothing
+is expanded over the batch first. The mask token's gradient is a sum over all B * M rows, made in float32 in two steps
+of fixed order: the same bits every time. The table is fixed in these models: the kernels give it no gradient, and one
+that requires a gradient is served by the PyTorch form.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .backend import choose, count_launch, tl, triton, triton_unsupported
 
-def assemble_queries(mask_token: Tensor, table: Tensor, masked: Tensor) -> Tensor:
-    """mask_token (D,), table (N, D) position embeddings, masked (B, M) grid positions -> (B, M, D) in table's dtype.
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
-    Raises ValueError where the ranks or widths differ.
+
+def assemble_queries_ref(mask_token: Tensor, table: Tensor, masked: Tensor) -> Tensor:
+    """Plain PyTorch; one addition, hence the same bits in any precision that holds the terms."""
+    return (mask_token + F.embedding(masked.long(), table)).to(table.dtype)
+
+
+def assemble_queries_bytes(n_rows: int, width: int, element_size: int) -> int:
+    """Bytes of a forward; backward reads as many less the ids."""
+    return n_rows * (width * element_size + 4)
+
+
+@triton.jit
+def _assemble_queries_fwd(
+    token_ptr, table_ptr, masked_ptr, out_ptr, n_rows, width, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    column_blocks = tl.cdiv(width, BLOCK_D)
+    rows = tl.program_id(0) // column_blocks * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
+    cols = tl.program_id(0) % column_blocks * BLOCK_D + tl.arange(0, BLOCK_D)  # [BLOCK_D]
+    in_rows, in_cols = rows < n_rows, cols < width
+    keep = in_rows[:, None] & in_cols[None, :]
+    position = tl.load(masked_ptr + rows, mask=in_rows, other=0).to(tl.int64)
+    token = tl.load(token_ptr + cols, mask=in_cols, other=0.0).to(tl.float32)
+    place = tl.load(table_ptr + position[:, None] * width + cols[None, :], mask=keep, other=0.0).to(tl.float32)
+    query = (token[None, :] + place).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + rows.to(tl.int64)[:, None] * width + cols[None, :], query, mask=keep)
+
+
+@triton.jit
+def _assemble_queries_bwd(
+    dout_ptr, partial_ptr, n_rows, rows_per_sample, stride_b, stride_m, width,
+    STEPS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One program: the sum of STEPS * BLOCK_M rows of out's gradient in a block of columns."""
+    column_blocks = tl.cdiv(width, BLOCK_D)
+    split = tl.program_id(0) // column_blocks
+    cols = tl.program_id(0) % column_blocks * BLOCK_D + tl.arange(0, BLOCK_D)  # [BLOCK_D]
+    in_cols = cols < width
+    acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for step in range(STEPS):
+        rows = (split * STEPS + step) * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
+        sample = (rows // rows_per_sample).to(tl.int64)
+        first = sample * stride_b + (rows % rows_per_sample).to(tl.int64) * stride_m
+        keep = (rows < n_rows)[:, None] & in_cols[None, :]
+        acc += tl.load(dout_ptr + (first[:, None] + cols[None, :]), mask=keep, other=0.0).to(tl.float32)
+    tl.store(partial_ptr + split.to(tl.int64) * width + cols, tl.sum(acc, axis=0), mask=in_cols)
+
+
+def assemble_queries_config(width: int) -> dict[str, int]:
+    """Blocks and warps of the forward."""
+    return {"BLOCK_M": 8, "BLOCK_D": min(max(16, 1 << (width - 1).bit_length()), 512), "num_warps": 4}
+
+
+def assemble_queries_bwd_config(n_rows: int, width: int) -> dict[str, int]:
+    """Blocks and warps of the backward; STEPS blocks of rows a program, so that about 1024 are left."""
+    block_m, block_d = 16, min(max(16, 1 << (width - 1).bit_length()), 128)
+    steps = 1 << max(n_rows * -(-width // block_d) // (1024 * block_m), 1).bit_length() - 1
+    return {"STEPS": min(steps, 64), "BLOCK_M": block_m, "BLOCK_D": block_d, "num_warps": 4}
+
+
+def unsupported(mask_token: Tensor, table: Tensor) -> list[str]:
+    """Why the kernels cannot run on these arguments; empty where they can."""
+    why = triton_unsupported(mask_token, table)
+    if table.requires_grad:
+        why.append("gives no gradient to the table, and it requires one")
+    if odd := {mask_token.dtype, table.dtype}.difference(DTYPES):
+        why.append(f"adds float16, bfloat16 and float32, got {odd.pop()}")
+    return why
+
+
+@torch.library.custom_op("cinema_fast::assemble_queries", mutates_args=())
+def _assemble_queries_op(mask_token: Tensor, table: Tensor, masked: Tensor) -> Tensor:
+    out = _empty_queries(mask_token, table, masked)
+    if out.numel():
+        width = table.shape[1]
+        config = assemble_queries_config(width)
+        count_launch("assemble_queries")
+        blocks = triton.cdiv(masked.numel(), config["BLOCK_M"]) * triton.cdiv(width, config["BLOCK_D"])
+        _assemble_queries_fwd[(blocks,)](mask_token, table, masked, out, masked.numel(), width, **config)
+    return out
+
+
+@_assemble_queries_op.register_fake
+def _empty_queries(mask_token, table, masked):
+    return table.new_empty(*masked.shape, table.shape[1])
+
+
+@torch.library.custom_op("cinema_fast::assemble_queries_bwd", mutates_args=())
+def _assemble_queries_bwd_op(dout: Tensor) -> Tensor:
+    """dout (B, M, D) with a contiguous last axis -> its sum over B and M, (D,) float32."""
+    n_rows, width = dout.shape[0] * dout.shape[1], dout.shape[2]
+    config = assemble_queries_bwd_config(n_rows, width)
+    splits = triton.cdiv(n_rows, config["BLOCK_M"] * config["STEPS"])
+    partial = dout.new_empty(splits, width, dtype=torch.float32)
+    if partial.numel():
+        count_launch("assemble_queries_bwd")
+        _assemble_queries_bwd[(splits * triton.cdiv(width, config["BLOCK_D"]),)](
+            dout, partial, n_rows, dout.shape[1], dout.stride(0), dout.stride(1), width, **config
+        )
+    return partial.sum(0)
+
+
+@_assemble_queries_bwd_op.register_fake
+def _(dout):
+    return dout.new_empty(dout.shape[2], dtype=torch.float32)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.dtype = inputs[0].dtype
+
+
+def _backward(ctx, dout):
+    if dout.stride(2) != 1:
+        dout = dout.contiguous()
+    return _assemble_queries_bwd_op(dout).to(ctx.dtype), None, None
+
+
+_assemble_queries_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def assemble_queries(mask_token: Tensor, table: Tensor, masked: Tensor, *, backend: str = "auto") -> Tensor:
+    """Mask token plus position embedding at each position to decode.
+
+    Args:
+        mask_token (D,), table (N, D) position embeddings: floating.
+        masked (B, M) integer: grid positions, not checked against the table.
+        backend: "auto", "torch" or "triton".
+
+    Returns:
+        (B, M, D) in the table's dtype.
+
+    Raises:
+        ValueError: ranks, widths or devices that do not fit together; BackendError: `backend` cannot run here.
     """
     if mask_token.ndim != 1 or table.ndim != 2 or masked.ndim != 2 or mask_token.shape[0] != table.shape[1]:
         raise ValueError(
             "assemble_queries: want mask_token (D,), table (N, D), masked (B, M); "
             f"got {tuple(mask_token.shape)}, {tuple(table.shape)}, {tuple(masked.shape)}"
         )
-    return mask_token + F.embedding(masked.long(), table)
+    if masked.is_floating_point() or not mask_token.device == table.device == masked.device:
+        raise ValueError(
+            "assemble_queries: want integer ids and one device, got "
+            + ", ".join(f"{x.dtype} on {x.device}" for x in (mask_token, table, masked))
+        )
+    if choose("assemble_queries", backend, {"triton": lambda: unsupported(mask_token, table)}) == "torch":
+        return assemble_queries_ref(mask_token, table, masked)
+    return _assemble_queries_op(mask_token.contiguous(), table.contiguous(), masked.contiguous())
