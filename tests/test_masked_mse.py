@@ -9,8 +9,8 @@ import pytest
 import torch
 from tolerances import assert_close
 
-from cinema_fast.kernels import TokenPlan, sample_mask
-from cinema_fast.kernels.masked_mse import masked_mse
+from cinema_fast.kernels import BackendError, TokenPlan, launches, sample_mask
+from cinema_fast.kernels.masked_mse import masked_mse, masked_mse_bytes, masked_mse_config
 
 # grid, patch, channels
 SHAPES = {
@@ -19,6 +19,9 @@ SHAPES = {
     "sax": ((2, 3, 4), (4, 4, 1), 1),
     "deep": ((2, 1, 3), (2, 3, 2), 3),
     "cine": ((2, 2, 1, 3), (2, 2, 1, 2), 1),
+    "one token": ((1, 1), (4, 4), 1),
+    "innermost slices, values and rows beyond a block": ((2, 3, 4), (10, 7, 1), 1),
+    "a long patch": ((1, 2, 1), (3, 19, 20), 1),
 }
 
 
@@ -86,7 +89,7 @@ def test_loss_and_gradient_in_float64(shape, norm):
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
-@pytest.mark.parametrize("image_dtype", [torch.uint8, torch.float32], ids=str)
+@pytest.mark.parametrize("image_dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_intensity_is_offset_then_scale(backend, device, image_dtype, norm):
     pred, image, plan, patch = make(SHAPES["odd, two channels"], image_dtype=image_dtype, device=device)
     intensity = torch.tensor([[3.0, 1 / 200], [0.25, 1 / 90]], device=device)
@@ -114,6 +117,34 @@ def test_strides_of_image_and_prediction_do_not_matter(backend, device):
     between = torch.stack([pred, pred], dim=1)[:, 1]
     for p, x in ((pred, last), (pred, across), (between, image)):
         assert_close(masked_mse(p, x, plan, patch, backend=backend), loss)
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
+def test_same_bits_twice(backend, device, norm):
+    pred, image, plan, patch = make(SHAPES["sax"], image_dtype=torch.uint8, device=device)
+    intensity = torch.tensor([[3.0, 0.01], [8.0, 0.02]], device=device)
+    results = []
+    for _ in range(2):
+        loss = masked_mse(pred.requires_grad_(), image, plan, patch, norm=norm, intensity=intensity, backend=backend)
+        results.append((loss.detach(), *torch.autograd.grad(loss, pred)))
+    assert all(torch.equal(a, b) for a, b in zip(*results))
+    assert backend != "triton" or {"masked_mse", "masked_mse_bwd"} <= launches().keys()
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
+def test_one_graph_without_breaks(backend, device, norm):
+    pred, image, plan, patch = make(SHAPES["odd, two channels"], torch.float16, device=device)
+    pred.requires_grad_()
+    if backend == "triton":
+        args = pred, image, plan.masked, None, list(patch), norm
+        torch.library.opcheck(torch.ops.cinema_fast.masked_mse, args)
+    torch.compiler.reset()
+    results = []
+    for function in (masked_mse, torch.compile(masked_mse, fullgraph=True, backend="aot_eager")):
+        loss = function(pred, image, plan, patch, norm=norm, backend=backend)
+        results.append((loss, *torch.autograd.grad(loss, pred)))
+    for expected, actual in zip(*results):
+        assert_close(actual, expected)
 
 
 def test_exact_prediction_has_no_loss():
@@ -167,3 +198,25 @@ def test_intensity_of_another_shape_is_refused(shape):
     pred, image, plan, patch = make(SHAPES["lax"])
     with pytest.raises(ValueError, match="intensity"):
         masked_mse(pred, image, plan, patch, intensity=torch.ones(shape))
+
+
+def test_wrong_devices_and_a_kernel_that_cannot_run_are_refused():
+    pred, image, plan, patch = make(SHAPES["lax"], torch.float64)
+    with pytest.raises(ValueError, match="image is on cpu, pred on meta"):
+        masked_mse(pred.to("meta"), image, plan, patch)
+    with pytest.raises(BackendError, match=r"needs CUDA tensors.*reads uint8.*float64; takes float16.*float64"):
+        masked_mse(pred, image, plan, patch, backend="triton")
+
+
+def test_bytes_are_those_of_predictions_pixels_and_ids():
+    pred, image, plan, patch = make(((3, 4), (4, 8), 1), torch.bfloat16, decode=4, image_dtype=torch.float32)
+    # each of 8 tokens: 4 rows of 8 pixels, a sector each; an id and a row's sum
+    assert masked_mse_bytes(pred, image, plan.masked, patch) == 8 * (4 * 8 * 2 + 4 * 32 + 4 + 4)
+
+
+@pytest.mark.parametrize("across", [True, False])
+def test_configurations_are_powers_of_two(across):
+    for values in (1, 16, 35, 256, 1024, 5000):
+        config = masked_mse_config(values, across)
+        assert all(n & (n - 1) == 0 for n in config.values())
+        assert config["BLOCK_P"] >= min(values, 64) and config["BLOCK_M"] * config["BLOCK_P"] <= 2048
