@@ -1,0 +1,81 @@
+"""What real models ask of the operations: one registry of shapes for tests, compile audits and benchmarks."""
+
+import math
+from typing import NamedTuple
+
+
+class ViewShape(NamedTuple):
+    """One view in a training step.
+
+    batch, channels; size: pixels per axis; token: pixels of a token; kernel: of the convolution that reads the image,
+    the token itself where there is no conv stem; width: of its output; keep: visible tokens; dec_width: of a query.
+    """
+
+    batch: int
+    channels: int
+    size: tuple[int, ...]
+    token: tuple[int, ...]
+    kernel: tuple[int, ...]
+    width: int
+    keep: int
+    dec_width: int
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Tokens per axis."""
+        return tuple(s // t for s, t in zip(self.size, self.token))
+
+    @property
+    def block(self) -> tuple[int, ...]:
+        """Outputs of the first convolution in a token, per axis."""
+        return tuple(t // k for t, k in zip(self.token, self.kernel))
+
+    @property
+    def n(self) -> int:
+        """Tokens of the grid."""
+        return math.prod(self.grid)
+
+
+class AttentionShape(NamedTuple):
+    """Sequences of one length: queries and keys of each of `batch` samples."""
+
+    batch: int
+    queries: int
+    keys: int
+    heads: int
+    head_dim: int
+
+
+def _sax(batch: int) -> ViewShape:
+    return ViewShape(batch, 1, (192, 192, 16), (16, 16, 1), (4, 4, 1), 64, 576, 512)
+
+
+def _lax(batch: int) -> ViewShape:
+    return ViewShape(batch, 1, (256, 256), (16, 16), (4, 4), 64, 64, 512)
+
+
+# the stem and the decoder of cinema-large and -huge are those of -base
+VIEWS = {
+    "cinema-base-sax-b16": _sax(16),
+    "cinema-base-sax-b64": _sax(64),
+    "cinema-base-lax-b16": _lax(16),
+    "cinema-base-lax-b64": _lax(64),
+    "heartmae-clip-b16": ViewShape(16, 1, (16, 192, 192), (2, 16, 16), (2, 16, 16), 768, 288, 512),
+    "vit-small8-b64": ViewShape(64, 1, (192, 192), (8, 8), (8, 8), 384, 144, 384),
+    # nothing divides anything: odd patches, three channels, a width that is no multiple of 16
+    "awkward": ViewShape(3, 3, (30, 35), (5, 7), (5, 7), 41, 11, 30),
+}
+
+ATTENTION = {
+    "cinema-base-encoder-b16": AttentionShape(16, 769, 769, 12, 64),
+    "cinema-base-encoder-b64": AttentionShape(64, 769, 769, 12, 64),
+    "cinema-decoder-b16": AttentionShape(16, 2304, 768, 16, 32),
+    "cinema-decoder-b64": AttentionShape(64, 2304, 768, 16, 32),
+    "cinema-decoder-quarter-b64": AttentionShape(64, 576, 768, 16, 32),
+    "cinema-large-encoder-b16": AttentionShape(16, 769, 769, 16, 64),
+    "cinema-huge-encoder-b16": AttentionShape(16, 769, 769, 16, 80),
+    "heartmae-encoder-b16": AttentionShape(16, 289, 289, 12, 64),
+    "heartmae-decoder-b16": AttentionShape(16, 864, 288, 16, 32),
+    "vit-small8-b64": AttentionShape(64, 577, 577, 6, 64),
+    "awkward": AttentionShape(3, 13, 37, 3, 24),
+}
