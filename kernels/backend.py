@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import torch
 
-BACKENDS = ("cuda", "triton", "torch")
+BACKENDS = ("cuda", "triton", "flash", "sdpa", "xformers", "torch")
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -36,7 +36,7 @@ class BackendError(ValueError):
 
 @contextmanager
 def use(name: str) -> Iterator[None]:
-    """Every operation called with backend="auto" inside the block runs on `name`: "torch", "triton" or "cuda".
+    """Every operation called with backend="auto" inside the block runs on `name`, one of BACKENDS.
 
     An operation that has no such backend falls back to its own choice; one that has it and cannot run here raises
     BackendError. Not meant to be entered inside compiled code.

@@ -5,20 +5,398 @@
 Queries of sequence b are rows cu_q[b]..cu_q[b+1] of q (Tq, H, D), its keys rows cu_k[b]..cu_k[b+1] of k and v
 (Tk, H, D): self-attention where both are the same, cross-attention from many queries to few keys otherwise. q, k and v
 are read where the projections left them (any strides with a contiguous last axis); nothing is padded.
+
+Forward: a program owns a tile of queries of one head and walks the keys with a running maximum and sum (Milakov and
+Gimelshein 2018; Dao, FlashAttention-2, 2023). Logits and sums are float32 and kept in base 2; weights are rounded to
+the inputs' dtype for the second product. The logarithm of each row's sum, lse (H, Tq) in base 2, is saved.
+Backward: weights are made again from lse. One kernel owns tiles of queries and gives dq and delta = sum(out * dout), a
+second owns tiles of keys and gives dk and dv: seven products instead of five, but every sum has one owner and a fixed
+order, so gradients are the same bits every time.
+
+Sequences are rarely multiples of a tile (768 visible tokens and a class token): whole tiles are walked without masks,
+and what is left over is done in tiles of its own, which may be small. Bytes: q, k, v and out, each once, and lse;
+backward those, dout and three gradients. At these lengths the matrix units and the exponential are the limit.
 """
 
-import torch.nn.functional as F
+import math
+from functools import partial
+
+import torch
 from torch import Tensor
 
+from .attention_peers import PEERS
+from .backend import INTERPRET, choose, count_launch, tl, triton, triton_unsupported
+from .packed_sequences import check_packed, longest_sequence, sequence_lengths
 
-def _batched(x: Tensor, batch: int) -> Tensor:
-    """(B * N, H, D) -> (B, H, N, D), a view"""
-    return x.unflatten(0, (batch, -1)).transpose(1, 2)
+MAX_HEAD_DIM = 128
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, batch: int, scale: float | None) -> Tensor:
-    out = F.scaled_dot_product_attention(*(_batched(x, batch) for x in (q, k, v)), scale=scale)
-    return out.transpose(1, 2).flatten(0, 1)
+def sparse_attention_ref(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
+) -> Tensor:
+    """Plain PyTorch, one sequence after the other, in q's dtype but at least float32; gives q's dtype."""
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    lengths = sequence_lengths(cu_q, max_q, len(q)), *[sequence_lengths(cu_k, max_k, len(k))] * 2
+    outs = []
+    with torch.autocast(q.device.type, enabled=False):
+        for qs, ks, vs in zip(*(x.to(dtype).split(n) for x, n in zip((q, k, v), lengths))):
+            weights = (scale * torch.einsum("qhd,khd->hqk", qs, ks)).softmax(-1)
+            outs.append(torch.einsum("hqk,khd->qhd", weights, vs))
+    return torch.cat(outs).to(q.dtype)
+
+
+def sparse_attention_flops(n_pairs: int, n_heads: int, head_dim: int, *, backward: bool = False) -> int:
+    """Useful FLOPs for the sum over sequences of queries x keys: two matrix products forward, five backward."""
+    return (5 if backward else 2) * 2 * n_pairs * n_heads * head_dim
+
+
+def sparse_attention_bytes(q: Tensor, k: Tensor, *, backward: bool = False) -> int:
+    """Bytes that must move: q, k, v in, out and lse out; backward those and dout in, three gradients out."""
+    tensors = (4 if backward else 2) * q.numel() + (4 if backward else 2) * k.numel()
+    return tensors * q.element_size() + 4 * q.shape[0] * q.shape[1]
+
+
+@triton.jit
+def _locate(cu_q_ptr, cu_k_ptr, n_heads, n_tiles):
+    """This program's tile and head; where its sequence starts and how long it is, in q's and in k's rows"""
+    tile = tl.program_id(0) % n_tiles
+    head = tl.program_id(0) // n_tiles % n_heads
+    batch = tl.program_id(0) // n_tiles // n_heads
+    first_q, first_k = tl.load(cu_q_ptr + batch), tl.load(cu_k_ptr + batch)
+    n_q, n_k = tl.load(cu_q_ptr + batch + 1) - first_q, tl.load(cu_k_ptr + batch + 1) - first_k
+    return tile, head.to(tl.int64), first_q.to(tl.int64), n_q, first_k.to(tl.int64), n_k
+
+
+@triton.jit
+def _bound(n, HEAD: tl.constexpr):
+    # triton 3.6's interpreter, under numpy >= 2.4, wants Python's integers as bounds of a loop
+    return tl.cast(n, tl.int32).handle.data.item() if HEAD[3] else n
+
+
+@triton.jit
+def _rows(ptr, token_stride, head_stride, first, head):
+    """Rows of one head from row `first` on: what _load and _store take"""
+    return ptr + first * token_stride + head * head_stride, tl.cast(token_stride, tl.int64)
+
+
+@triton.jit
+def _load(rows, start, end, BLOCK: tl.constexpr, MASKED: tl.constexpr, HEAD: tl.constexpr):
+    """Rows start..start + BLOCK, zero from row `end` on if MASKED: [BLOCK, BLOCK_D]"""
+    D: tl.constexpr = HEAD[0]
+    BLOCK_D: tl.constexpr = HEAD[1]
+    row, col = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_D)[None, :]
+    at = rows[0] + start * rows[1] + row * rows[1] + col
+    if MASKED and D < BLOCK_D:
+        x = tl.load(at, mask=(start + row < end) & (col < D), other=0.0)
+    elif MASKED:
+        x = tl.load(at, mask=start + row < end, other=0.0)
+    elif D < BLOCK_D:
+        x = tl.load(at, mask=col < D, other=0.0)
+    else:
+        x = tl.load(at)
+    # the interpreter computes wrongly in bfloat16; on a GPU the matrix units want the dtype as it is
+    return x.to(tl.float32) if HEAD[3] else x
+
+
+@triton.jit
+def _store(rows, n_rows, x, BLOCK: tl.constexpr, HEAD: tl.constexpr):
+    BLOCK_D: tl.constexpr = HEAD[1]
+    row, col = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_D)[None, :]
+    at = rows[0] + row * rows[1] + col
+    tl.store(at, x.to(rows[0].dtype.element_ty), mask=(row < n_rows) & (col < HEAD[0]))
+
+
+@triton.jit
+def _fwd_walk(
+    q, top, total, acc, keys, values, begin, end, scale_log2,
+    COLS: tl.constexpr, MASKED: tl.constexpr, HEAD: tl.constexpr,
+):  # fmt: skip
+    for start in tl.range(_bound(begin, HEAD), _bound(end, HEAD), COLS, num_stages=1 if MASKED else None):
+        k = _load(keys, start, end, COLS, MASKED, HEAD)
+        logits = tl.dot(q, tl.trans(k), input_precision=HEAD[2])  # [ROWS, COLS], without the scale
+        if MASKED:
+            logits = tl.where(start + tl.arange(0, COLS)[None, :] < end, logits, float("-inf"))
+        new_top = tl.maximum(top, tl.max(logits, 1) * scale_log2)
+        weights = tl.math.exp2(logits * scale_log2 - new_top[:, None])
+        shrink = tl.math.exp2(top - new_top)
+        top = new_top
+        total = total * shrink + tl.sum(weights, 1)
+        v = _load(values, start, end, COLS, MASKED, HEAD)
+        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=HEAD[2])
+    return top, total, acc
+
+
+@triton.jit
+def _fwd_tile(
+    queries, keys, values, out, lse_ptr, n_rows, n_k, scale_log2,
+    ROWS: tl.constexpr, COLS: tl.constexpr, TAIL_COLS: tl.constexpr, HEAD: tl.constexpr,
+):  # fmt: skip
+    BLOCK_D: tl.constexpr = HEAD[1]
+    q = _load(queries, 0, n_rows, ROWS, True, HEAD)
+    top = tl.full((ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    whole = n_k // COLS * COLS
+    top, total, acc = _fwd_walk(q, top, total, acc, keys, values, 0, whole, scale_log2, COLS, False, HEAD)
+    top, total, acc = _fwd_walk(q, top, total, acc, keys, values, whole, n_k, scale_log2, TAIL_COLS, True, HEAD)
+    total = tl.where(n_k > 0, total, 1.0)  # without keys: zero, and lse is never read
+    _store(out, n_rows, acc * (1.0 / total)[:, None], ROWS, HEAD)
+    row = tl.arange(0, ROWS)
+    tl.store(lse_ptr + row, top + tl.math.log2(total), mask=row < n_rows)
+
+
+@triton.jit(do_not_specialize=["total_q", "n_tiles"])
+def _attention_fwd(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, cu_q_ptr, cu_k_ptr, total_q, n_heads, n_tiles,
+    q_token, q_head, k_token, k_head, v_token, v_head, scale_log2,
+    ROWS: tl.constexpr, TAIL_ROWS: tl.constexpr, COLS: tl.constexpr, TAIL_COLS: tl.constexpr, HEAD: tl.constexpr,
+):  # fmt: skip
+    tile, head, first_q, n_q, first_k, n_k = _locate(cu_q_ptr, cu_k_ptr, n_heads, n_tiles)
+    left = n_q - tile * ROWS
+    first_q += tile * ROWS
+    queries = _rows(q_ptr, q_token, q_head, first_q, head)
+    keys, values = _rows(k_ptr, k_token, k_head, first_k, head), _rows(v_ptr, v_token, v_head, first_k, head)
+    out = _rows(out_ptr, n_heads * HEAD[0], HEAD[0], first_q, head)
+    lse_ptr += head * total_q + first_q
+    if left > (TAIL_ROWS if TAIL_ROWS < ROWS else 0):
+        _fwd_tile(queries, keys, values, out, lse_ptr, left, n_k, scale_log2, ROWS, COLS, TAIL_COLS, HEAD)
+    elif TAIL_ROWS < ROWS and left > 0:
+        _fwd_tile(queries, keys, values, out, lse_ptr, left, n_k, scale_log2, TAIL_ROWS, COLS, TAIL_COLS, HEAD)
+
+
+@triton.jit
+def _dq_walk(
+    q, dout, lse, delta, dq, keys, values, begin, end, scale_log2,
+    COLS: tl.constexpr, MASKED: tl.constexpr, HEAD: tl.constexpr,
+):  # fmt: skip
+    for start in tl.range(_bound(begin, HEAD), _bound(end, HEAD), COLS, num_stages=1 if MASKED else None):
+        k = _load(keys, start, end, COLS, MASKED, HEAD)
+        v = _load(values, start, end, COLS, MASKED, HEAD)
+        logits = tl.dot(q, tl.trans(k), input_precision=HEAD[2])  # [ROWS, COLS]
+        weights = tl.math.exp2(logits * scale_log2 - lse[:, None])
+        if MASKED:  # a key that is not there has the logit 0, whose weight may be infinite
+            weights = tl.where(start + tl.arange(0, COLS)[None, :] < end, weights, 0.0)
+        dweights = tl.dot(dout, tl.trans(v), input_precision=HEAD[2])
+        dlogits = weights * (dweights - delta[:, None])
+        dq = tl.dot(dlogits.to(k.dtype), k, dq, input_precision=HEAD[2])
+    return dq
+
+
+@triton.jit
+def _dq_tile(
+    owned, keys, values, n_rows, n_k, scale, scale_log2,
+    ROWS: tl.constexpr, COLS: tl.constexpr, TAIL_COLS: tl.constexpr, HEAD: tl.constexpr,
+):  # fmt: skip
+    BLOCK_D: tl.constexpr = HEAD[1]
+    queries, out, dout, dqueries, lse_ptr, delta_ptr = owned
+    row = tl.arange(0, ROWS)
+    do = _load(dout, 0, n_rows, ROWS, True, HEAD)
+    delta = tl.sum(_load(out, 0, n_rows, ROWS, True, HEAD).to(tl.float32) * do.to(tl.float32), 1)
+    tl.store(delta_ptr + row, delta, mask=row < n_rows)
+    lse = tl.load(lse_ptr + row, mask=row < n_rows, other=0.0)
+    q = _load(queries, 0, n_rows, ROWS, True, HEAD)
+    dq = tl.zeros((ROWS, BLOCK_D), tl.float32)
+    whole = n_k // COLS * COLS
+    dq = _dq_walk(q, do, lse, delta, dq, keys, values, 0, whole, scale_log2, COLS, False, HEAD)
+    dq = _dq_walk(q, do, lse, delta, dq, keys, values, whole, n_k, scale_log2, TAIL_COLS, True, HEAD)
+    _store(dqueries, n_rows, dq * scale, ROWS, HEAD)
+
+
+@triton.jit(do_not_specialize=["total_q", "n_tiles"])
+def _attention_bwd_dq(
+    q_ptr, k_ptr, v_ptr, out_ptr, dout_ptr, lse_ptr, delta_ptr, dq_ptr, cu_q_ptr, cu_k_ptr, total_q, n_heads, n_tiles,
+    q_token, q_head, k_token, k_head, v_token, v_head, dout_token, dout_head, scale, scale_log2,
+    ROWS: tl.constexpr, TAIL_ROWS: tl.constexpr, COLS: tl.constexpr, TAIL_COLS: tl.constexpr, HEAD: tl.constexpr,
+):  # fmt: skip
+    tile, head, first_q, n_q, first_k, n_k = _locate(cu_q_ptr, cu_k_ptr, n_heads, n_tiles)
+    left = n_q - tile * ROWS
+    first_q += tile * ROWS
+    queries, dout = _rows(q_ptr, q_token, q_head, first_q, head), _rows(dout_ptr, dout_token, dout_head, first_q, head)
+    keys, values = _rows(k_ptr, k_token, k_head, first_k, head), _rows(v_ptr, v_token, v_head, first_k, head)
+    out = _rows(out_ptr, n_heads * HEAD[0], HEAD[0], first_q, head)
+    dqueries = _rows(dq_ptr, n_heads * HEAD[0], HEAD[0], first_q, head)
+    owned = queries, out, dout, dqueries, lse_ptr + head * total_q + first_q, delta_ptr + head * total_q + first_q
+    if left > (TAIL_ROWS if TAIL_ROWS < ROWS else 0):
+        _dq_tile(owned, keys, values, left, n_k, scale, scale_log2, ROWS, COLS, TAIL_COLS, HEAD)
+    elif TAIL_ROWS < ROWS and left > 0:
+        _dq_tile(owned, keys, values, left, n_k, scale, scale_log2, TAIL_ROWS, COLS, TAIL_COLS, HEAD)
+
+
+@triton.jit
+def _dkv_walk(
+    k, v, dk, dv, walked, begin, end, scale_log2, COLS: tl.constexpr, MASKED: tl.constexpr, HEAD: tl.constexpr
+):
+    # everything transposed, so that weights and dlogits go on as left operands from registers
+    queries, dout, lse_ptr, delta_ptr = walked
+    for start in tl.range(_bound(begin, HEAD), _bound(end, HEAD), COLS, num_stages=1 if MASKED else None):
+        q = _load(queries, start, end, COLS, MASKED, HEAD)
+        do = _load(dout, start, end, COLS, MASKED, HEAD)
+        row = start + tl.arange(0, COLS)
+        if MASKED:  # a query that is not there has dout = delta = 0 and adds nothing
+            lse = tl.load(lse_ptr + row, mask=row < end, other=0.0)
+            delta = tl.load(delta_ptr + row, mask=row < end, other=0.0)
+        else:
+            lse, delta = tl.load(lse_ptr + row), tl.load(delta_ptr + row)
+        logits = tl.dot(k, tl.trans(q), input_precision=HEAD[2])  # [ROWS, COLS]
+        weights = tl.math.exp2(logits * scale_log2 - lse[None, :])
+        dv = tl.dot(weights.to(do.dtype), do, dv, input_precision=HEAD[2])
+        dweights = tl.dot(v, tl.trans(do), input_precision=HEAD[2])
+        dlogits = weights * (dweights - delta[None, :])
+        dk = tl.dot(dlogits.to(q.dtype), q, dk, input_precision=HEAD[2])
+    return dk, dv
+
+
+@triton.jit
+def _dkv_tile(
+    owned, walked, n_rows, n_q, scale, scale_log2,
+    ROWS: tl.constexpr, COLS: tl.constexpr, TAIL_COLS: tl.constexpr, HEAD: tl.constexpr,
+):  # fmt: skip
+    BLOCK_D: tl.constexpr = HEAD[1]
+    keys, values, dkeys, dvalues = owned
+    k, v = _load(keys, 0, n_rows, ROWS, True, HEAD), _load(values, 0, n_rows, ROWS, True, HEAD)
+    dk, dv = tl.zeros((ROWS, BLOCK_D), tl.float32), tl.zeros((ROWS, BLOCK_D), tl.float32)
+    whole = n_q // COLS * COLS
+    dk, dv = _dkv_walk(k, v, dk, dv, walked, 0, whole, scale_log2, COLS, False, HEAD)
+    dk, dv = _dkv_walk(k, v, dk, dv, walked, whole, n_q, scale_log2, TAIL_COLS, True, HEAD)
+    _store(dkeys, n_rows, dk * scale, ROWS, HEAD)
+    _store(dvalues, n_rows, dv, ROWS, HEAD)
+
+
+@triton.jit(do_not_specialize=["total_q", "n_tiles"])
+def _attention_bwd_dkv(
+    q_ptr, k_ptr, v_ptr, dout_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, cu_q_ptr, cu_k_ptr, total_q, n_heads, n_tiles,
+    q_token, q_head, k_token, k_head, v_token, v_head, dout_token, dout_head, scale, scale_log2,
+    ROWS: tl.constexpr, TAIL_ROWS: tl.constexpr, COLS: tl.constexpr, TAIL_COLS: tl.constexpr, HEAD: tl.constexpr,
+):  # fmt: skip
+    tile, head, first_q, n_q, first_k, n_k = _locate(cu_q_ptr, cu_k_ptr, n_heads, n_tiles)
+    left = n_k - tile * ROWS
+    first_k += tile * ROWS
+    queries, dout = _rows(q_ptr, q_token, q_head, first_q, head), _rows(dout_ptr, dout_token, dout_head, first_q, head)
+    walked = queries, dout, lse_ptr + head * total_q + first_q, delta_ptr + head * total_q + first_q
+    keys, values = _rows(k_ptr, k_token, k_head, first_k, head), _rows(v_ptr, v_token, v_head, first_k, head)
+    dkeys = _rows(dk_ptr, n_heads * HEAD[0], HEAD[0], first_k, head)
+    dvalues = _rows(dv_ptr, n_heads * HEAD[0], HEAD[0], first_k, head)
+    owned = keys, values, dkeys, dvalues
+    if left > (TAIL_ROWS if TAIL_ROWS < ROWS else 0):
+        _dkv_tile(owned, walked, left, n_q, scale, scale_log2, ROWS, COLS, TAIL_COLS, HEAD)
+    elif TAIL_ROWS < ROWS and left > 0:
+        _dkv_tile(owned, walked, left, n_q, scale, scale_log2, TAIL_ROWS, COLS, TAIL_COLS, HEAD)
+
+
+def sparse_attention_config(head_dim: int, max_q: int, max_k: int, dtype: torch.dtype) -> dict[str, dict[str, int]]:
+    """Launch configuration of each pass, "fwd", "dq" and "dkv".
+
+    ROWS: rows that a program owns (queries, but keys in "dkv"), COLS: rows that it walks at a time; TAIL_ROWS and
+    TAIL_COLS: what the rows left over by whole tiles are done in, 16 where the longest sequence leaves no more (769 =
+    6 x 128 + 1). Not tuned on a GPU yet: chosen so that nothing spills for sm_80 to sm_100, and that on an H100 two
+    programs share a multiprocessor where the accumulators leave room for that.
+    """
+    if dtype == torch.float32:  # no matrix units unless tf32 is allowed: whole rows of both operands in registers
+        side, warps = (32, 4) if head_dim <= 32 else (32, 8) if head_dim <= 64 else (16, 8)
+        passes = dict.fromkeys(("fwd", "dq", "dkv"), (side, side, warps, 2))
+    elif head_dim <= 32:
+        passes = {"fwd": (128, 64, 8, 3), "dq": (128, 64, 8, 3), "dkv": (64, 64, 4, 2)}
+    elif head_dim <= 64:
+        passes = dict.fromkeys(("fwd", "dq", "dkv"), (128, 64, 8, 3))
+    else:
+        passes = {"fwd": (128, 64, 8, 3), "dq": (64, 64, 8, 2), "dkv": (64, 64, 8, 2)}
+    config = {}
+    for name, (rows, cols, warps, stages) in passes.items():
+        owned, walked = (max_k, max_q) if name == "dkv" else (max_q, max_k)
+        rows, tail_rows = _tiles(owned, rows)
+        cols, tail_cols = _tiles(walked, cols)
+        tiles = {"ROWS": rows, "TAIL_ROWS": tail_rows, "COLS": cols, "TAIL_COLS": tail_cols}
+        config[name] = {**tiles, "num_warps": warps, "num_stages": stages}
+    return config
+
+
+def _tiles(longest: int, block: int) -> tuple[int, int]:
+    """Rows of a tile and of a tile for what is left over, where whole blocks of `block` rows would be good."""
+    block = min(block, max(16, 1 << (longest - 1).bit_length()))
+    return block, 16 if block >= 64 and 0 < longest % block <= 16 else block
+
+
+def unsupported(q: Tensor, k: Tensor, v: Tensor, scale: float) -> list[str]:
+    """Why the kernels cannot run for these arguments; empty where they can."""
+    why = triton_unsupported(q, k, v)
+    if q.dtype not in DTYPES:
+        why.append(f"dtype {str(q.dtype)[6:]} (want {', '.join(str(d)[6:] for d in DTYPES)})")
+    if q.shape[-1] % 8 or q.shape[-1] > MAX_HEAD_DIM:
+        why.append(f"head dim {q.shape[-1]} (want a multiple of 8 up to {MAX_HEAD_DIM})")
+    if not scale > 0:
+        why.append(f"scale {scale} (want above 0)")
+    return why
+
+
+def _launch(kernel, tile: dict[str, int], n_rows: int, tensors, strided, cu_q: Tensor, cu_k: Tensor, *scales: float):
+    """One program a tile of `n_rows` rows, a head and a sequence; `strided`: q and what else is read by strides."""
+    total_q, n_heads, head_dim = strided[0].shape
+    n_tiles = -(-n_rows // tile["ROWS"])
+    if not n_tiles:
+        return
+    precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+    head = (head_dim, max(16, 1 << (head_dim - 1).bit_length()), precision, INTERPRET)
+    strides = [stride for x in strided for stride in x.stride()[:2]]
+    count_launch("sparse_attention")
+    with torch.cuda.device_of(strided[0]):
+        kernel[(n_tiles * n_heads * (len(cu_q) - 1),)](
+            *tensors, cu_q, cu_k, total_q, n_heads, n_tiles, *strides, *scales, HEAD=head, **tile
+        )
+
+
+def _readable(*tensors: Tensor) -> list[Tensor]:
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
+
+
+@torch.library.custom_op("cinema_fast::sparse_attention", mutates_args=())
+def _forward_op(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    out, lse = _empty_forward(q, k, v, cu_q, cu_k, max_q, max_k, scale)
+    tile = sparse_attention_config(q.shape[-1], max_q, max_k, q.dtype)["fwd"]
+    q, k, v = strided = _readable(q, k, v)
+    _launch(_attention_fwd, tile, max_q, (q, k, v, out, lse), strided, cu_q, cu_k, scale * math.log2(math.e))
+    return out, lse
+
+
+@_forward_op.register_fake
+def _empty_forward(q, k, v, cu_q, cu_k, max_q, max_k, scale):
+    return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+
+
+@torch.library.custom_op("cinema_fast::sparse_attention_backward", mutates_args=())
+def _backward_op(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, cu_q: Tensor, cu_k: Tensor,
+    max_q: int, max_k: int, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dq, dk, dv = _empty_backward(dout, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, scale)
+    config = sparse_attention_config(q.shape[-1], max_q, max_k, q.dtype)
+    q, k, v, dout = strided = _readable(q, k, v, dout)
+    delta, scales = torch.empty_like(lse), (scale, scale * math.log2(math.e))
+    for_dq = (q, k, v, out, dout, lse, delta, dq)
+    _launch(_attention_bwd_dq, config["dq"], max_q, for_dq, strided, cu_q, cu_k, *scales)  # it makes delta
+    for_dkv = (q, k, v, dout, lse, delta, dk, dv)
+    _launch(_attention_bwd_dkv, config["dkv"], max_k, for_dkv, strided, cu_q, cu_k, *scales)
+    return dq, dk, dv
+
+
+@_backward_op.register_fake
+def _empty_backward(dout, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, scale):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    *tensors, ctx.max_q, ctx.max_k, ctx.scale = inputs
+    ctx.save_for_backward(*tensors[:3], *output, *tensors[3:])
+    ctx.set_materialize_grads(False)  # lse has none
+
+
+def _vjp(ctx, dout, _):
+    return *_backward_op(dout, *ctx.saved_tensors, ctx.max_q, ctx.max_k, ctx.scale), *[None] * 5
+
+
+_forward_op.register_autograd(_vjp, setup_context=_setup_context)
 
 
 def sparse_attention(
@@ -31,40 +409,34 @@ def sparse_attention(
     max_q: int | None = None,
     max_k: int | None = None,
     scale: float | None = None,
+    backend: str = "auto",
 ) -> Tensor:
-    """Attention within each of B packed sequences.
+    """Attention within each of B packed sequences; no keys give zero, and no gradient.
 
     Args:
-        q (Tq, H, D), k, v (Tk, H, D) floating.
+        q (Tq, H, D), k, v (Tk, H, D) floating, of one dtype.
         cu_q, cu_k (B + 1,) int32: offsets of the sequences in q's and in k's rows, from 0 to Tq and Tk.
-        max_q, max_k: longest sequence; read back from the offsets where None. max_q * B == Tq (and so for k) means
-            that all are equally long, which needs no read-back and no loop.
+        max_q, max_k: longest sequence, or a bound on it; read back from the offsets where None. max_q * B == Tq (and
+            so for k) means that all are equally long, which needs no read-back and no loop. Then, and on a GPU beside
+            given bounds, the offsets are trusted; otherwise they are checked.
         scale: of the logits; 1 / sqrt(D) where None.
+        backend: "auto", "torch", "triton", or a peer: "sdpa", "flash", "xformers".
 
     Returns:
-        (Tq, H, D) in q's dtype.
+        (Tq, H, D) in q's dtype, also under autocast.
 
     Raises:
-        ValueError: shapes or offsets that do not fit together.
+        ValueError: shapes, dtypes, devices or offsets that do not fit together; BackendError: `backend` cannot run.
     """
-    if q.ndim != 3 or k.shape != v.shape or q.shape[1:] != k.shape[1:]:
-        raise ValueError(
-            "sparse_attention: want q (Tq, H, D) and k, v (Tk, H, D), "
-            f"got {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
-        )
-    if cu_q.ndim != 1 or cu_q.shape != cu_k.shape or len(cu_q) < 2:
-        raise ValueError(
-            f"sparse_attention: want cu_q and cu_k (B + 1,), got {tuple(cu_q.shape)} and {tuple(cu_k.shape)}"
-        )
-    batch = len(cu_q) - 1
-    if max_q is not None and max_k is not None and max_q * batch == len(q) and max_k * batch == len(k):
-        return _attend(q, k, v, batch, scale)
-    starts_q, starts_k = cu_q.tolist(), cu_k.tolist()
-    for name, starts, rows in (("cu_q", starts_q, len(q)), ("cu_k", starts_k, len(k))):
-        if starts[0] != 0 or starts[-1] != rows or sorted(starts) != starts:
-            raise ValueError(f"sparse_attention: {name} must rise from 0 to {rows} (the rows), got {starts}")
-    out = q.new_empty(q.shape)
-    for b in range(batch):
-        rows, keys = slice(*starts_q[b : b + 2]), slice(*starts_k[b : b + 2])
-        out[rows] = _attend(q[rows], k[keys], v[keys], 1, scale) if starts_k[b] < starts_k[b + 1] else 0
-    return out
+    check_packed("sparse_attention", q, k, v, cu_q, cu_k)
+    max_q = longest_sequence("sparse_attention: cu_q", cu_q, max_q, len(q))
+    max_k = longest_sequence("sparse_attention: cu_k", cu_k, max_k, len(k))
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    reasons = {"triton": lambda: unsupported(q, k, v, scale)}
+    reasons |= {name: partial(why, q, k, v) for name, (_, why) in PEERS.items()}
+    # fastest first; whether a peer should go before the kernel at some shape is for a GPU's timings to say
+    name = choose("sparse_attention", backend, reasons)
+    if name == "triton":
+        return _forward_op(q, k, v, cu_q, cu_k, max_q, max_k, scale)[0]
+    attend = sparse_attention_ref if name == "torch" else PEERS[name][0]
+    return attend(q, k, v, cu_q, cu_k, max_q, max_k, scale)

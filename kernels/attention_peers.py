@@ -1,0 +1,99 @@
+"""Attention by other libraries, behind sparse_attention's arguments: PyTorch's fused kernels, flash-attn, xformers.
+
+Each takes q (Tq, H, D), k, v (Tk, H, D), cu_q, cu_k (B + 1,), max_q, max_k, scale as sparse_attention has checked them
+and gives (Tq, H, D); each comes with a list of reasons for which it cannot run.
+"""
+
+import importlib.util
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .packed_sequences import is_uniform, sequence_lengths
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def sdpa_unsupported(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
+    """PyTorch's own runs anywhere."""
+    return []
+
+
+def sdpa(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
+) -> Tensor:
+    """torch's scaled_dot_product_attention: equally long sequences are a reshape, others a loop."""
+    with torch.autocast(q.device.type, enabled=False):  # which would change the dtype
+        if is_uniform(cu_q, max_q, len(q)) and is_uniform(cu_k, max_k, len(k)):
+            batched = (x.unflatten(0, (len(cu_q) - 1, -1)).transpose(1, 2) for x in (q, k, v))
+            out = F.scaled_dot_product_attention(*batched, scale=scale)
+            return out.transpose(1, 2).flatten(0, 1)
+        lengths_q, lengths_k = sequence_lengths(cu_q, max_q, len(q)), sequence_lengths(cu_k, max_k, len(k))
+        split = (x.transpose(0, 1)[None].split(n, 2) for x, n in ((q, lengths_q), (k, lengths_k), (v, lengths_k)))
+        out = torch.cat([F.scaled_dot_product_attention(*sequence, scale=scale) for sequence in zip(*split)], 2)
+        return out[0].transpose(0, 1)
+
+
+def _has(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent is missing
+        return False
+
+
+def _gpu_only(module: str, package: str, q: Tensor) -> list[str]:
+    why = [] if q.is_cuda else [f"needs CUDA tensors, got {q.device.type}"]
+    why += [] if q.dtype in HALF else [f"needs bfloat16 or float16, got {str(q.dtype)[6:]}"]
+    why += [] if q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 else [f"head dim {q.shape[-1]} (want 8, 16, ... 256)"]
+    return why or ([] if _has(module) else [f"{package} is not installed"])
+
+
+def flash_unsupported(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
+    """flash-attn-4 has no backward below sm_90; flash-attn 2 has."""
+    why = _gpu_only("flash_attn", "flash-attn", q)
+    if not why and not _flash_4(q) and not _has("flash_attn.flash_attn_interface"):
+        why.append(f"flash-attn-4 has no backward for sm_{torch.cuda.get_device_capability(q.device)[0]}x")
+    return why
+
+
+def _flash_4(q: Tensor) -> bool:
+    return torch.cuda.get_device_capability(q.device)[0] >= 9 and _has("flash_attn.cute")
+
+
+def flash(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
+) -> Tensor:
+    """flash_attn_varlen_func of flash-attn-4 where it can, else of flash-attn 2."""
+    how = {"softmax_scale": scale, "deterministic": torch.are_deterministic_algorithms_enabled()}
+    if _flash_4(q):
+        from flash_attn.cute import flash_attn_varlen_func
+
+        names = {"cu_seqlens_q": cu_q, "cu_seqlens_k": cu_k, "max_seqlen_q": max_q, "max_seqlen_k": max_k}
+        return flash_attn_varlen_func(q, k, v, **names, **how)[0]
+    from flash_attn import flash_attn_varlen_func
+
+    return flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, **how)
+
+
+def xformers_unsupported(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
+    """What its own operators still lack, it says when called."""
+    return _gpu_only("xformers.ops", "xformers", q)
+
+
+def xformers(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
+) -> Tensor:
+    """memory_efficient_attention under a BlockDiagonalMask, whose lengths the host must know."""
+    from xformers.ops import fmha, memory_efficient_attention
+
+    lengths = sequence_lengths(cu_q, max_q, len(q)), sequence_lengths(cu_k, max_k, len(k))
+    mask = fmha.BlockDiagonalMask.from_seqlens(*lengths, device=q.device)
+    return memory_efficient_attention(q[None], k[None], v[None], attn_bias=mask, scale=scale)[0]
+
+
+PEERS = {  # name: (function, why it cannot run)
+    "flash": (flash, flash_unsupported),
+    "sdpa": (sdpa, sdpa_unsupported),
+    "xformers": (xformers, xformers_unsupported),
+}

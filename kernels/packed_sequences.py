@@ -1,0 +1,62 @@
+"""Sequences packed one after another in the rows of a tensor: offsets (B + 1,) int32 from 0 to the number of rows."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+def is_uniform(offsets: Tensor, longest: int, n_rows: int) -> bool:
+    """Whether sequences of at most `longest` rows must all be that long to make up `n_rows`."""
+    return longest * (len(offsets) - 1) == n_rows
+
+
+def sequence_lengths(offsets: Tensor, longest: int, n_rows: int) -> list[int]:
+    """Rows of each sequence; read back from `offsets` only where they are not all `longest`."""
+    if is_uniform(offsets, longest, n_rows):
+        return [longest] * (len(offsets) - 1)
+    return offsets.diff().tolist()
+
+
+def longest_sequence(what: str, offsets: Tensor, longest: int | None, n_rows: int) -> int:
+    """A bound on the sequences' lengths: `longest`, or where None the length of the longest one.
+
+    Where `longest` is None, and on the CPU, offsets are read and checked, unless all sequences are `longest` long:
+    then, and on a GPU beside a given `longest`, they are trusted, and nothing waits for the device.
+
+    Raises:
+        ValueError: offsets that do not rise from 0 to n_rows; sequences longer than `longest`.
+    """
+    batch = len(offsets) - 1
+    if longest is not None:
+        if longest * batch < n_rows:
+            raise ValueError(f"{what}: {batch} sequences of at most {longest} rows cannot hold {n_rows} rows")
+        if offsets.is_cuda or is_uniform(offsets, longest, n_rows):
+            return longest
+    starts = offsets.tolist()
+    if starts[0] != 0 or starts[-1] != n_rows or sorted(starts) != starts:
+        raise ValueError(f"{what} must rise from 0 to {n_rows} (the rows), got {starts}")
+    found = max(end - start for start, end in pairwise(starts))
+    if longest is not None and found > longest:
+        raise ValueError(f"{what}: a sequence has {found} rows, more than the {longest} that were given as the most")
+    return found if longest is None else longest
+
+
+def check_packed(what: str, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> None:
+    """Raises ValueError unless q is (Tq, H, D), k and v (Tk, H, D) of q's floating dtype, cu_q and cu_k (B + 1,) int32
+    with B >= 1, and all are on one device."""
+    tensors = {"q": q, "k": k, "v": v, "cu_q": cu_q, "cu_k": cu_k}
+
+    def got(of) -> str:
+        return ", ".join(f"{name} {of(x)}" for name, x in tensors.items())
+
+    if q.ndim != 3 or k.ndim != 3 or k.shape != v.shape or q.shape[1:] != k.shape[1:]:
+        raise ValueError(f"{what}: want q (Tq, H, D) and k, v (Tk, H, D), got {got(lambda x: tuple(x.shape))}")
+    if cu_q.ndim != 1 or cu_q.shape != cu_k.shape or len(cu_q) < 2:
+        raise ValueError(f"{what}: want cu_q and cu_k (B + 1,), B >= 1, got {got(lambda x: tuple(x.shape))}")
+    if not (q.is_floating_point() and q.dtype == k.dtype == v.dtype and cu_q.dtype == cu_k.dtype == torch.int32):
+        raise ValueError(
+            f"{what}: want q, k, v of one floating dtype and cu_q, cu_k in int32, got {got(lambda x: str(x.dtype)[6:])}"
+        )
+    if any(x.device != q.device for x in tensors.values()):
+        raise ValueError(f"{what}: want all tensors on one device, got {got(lambda x: x.device)}")

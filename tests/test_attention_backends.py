@@ -1,0 +1,176 @@
+"""What sparse_attention runs on: the choice, PyTorch's forms against the oracle, the peers' calls, costs, bad input."""
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from attention_cases import LENGTHS, check, make, offsets
+
+from cinema_fast.kernels import BackendError, attention_peers, use
+from cinema_fast.kernels.attention_peers import PEERS
+from cinema_fast.kernels.sparse_attention import (
+    sparse_attention,
+    sparse_attention_bytes,
+    sparse_attention_config,
+    sparse_attention_flops,
+    sparse_attention_ref,
+)
+
+EVERYWHERE = ["auto", "sdpa", "torch"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("form", EVERYWHERE)
+def test_pytorch_forms(lengths, dtype, form):
+    check(*make(*lengths, dtype), *lengths, backend=form)
+
+
+@pytest.mark.parametrize("form", EVERYWHERE)
+@pytest.mark.parametrize(("heads", "width"), [(1, 16), (3, 5), (2, 136)])
+def test_heads_and_widths(heads, width, form):
+    check(*make([3, 4], [6, 2], heads=heads, width=width), [3, 4], [6, 2], backend=form)
+
+
+@pytest.mark.parametrize("form", EVERYWHERE)
+@pytest.mark.parametrize("scale", [0.0, -0.5])
+def test_scales_that_the_kernel_lacks(scale, form):
+    check(*make([3, 4], [6, 2]), [3, 4], [6, 2], scale=scale, backend=form)
+
+
+@pytest.mark.parametrize("form", EVERYWHERE)
+@pytest.mark.parametrize("name", ["cross, equal", "no key in one"])
+def test_gradcheck(name, form):
+    inputs, _ = make(*LENGTHS[name], heads=1, width=2)
+    cu_q, cu_k = (offsets(n) for n in LENGTHS[name])
+    leaves = [t.requires_grad_() for t in inputs]
+    torch.autograd.gradcheck(lambda *t: sparse_attention(*t, cu_q, cu_k, backend=form), leaves)
+
+
+@pytest.mark.parametrize("form", EVERYWHERE)
+@pytest.mark.parametrize("bounds", [{}, {"max_q": 5, "max_k": 5}], ids=["packed", "equal"])
+def test_autocast_changes_nothing(form, bounds):
+    (q, k, v), _ = make([5, 5], [5, 5], torch.float32)
+    cu = offsets([5, 5])
+    expected = sparse_attention(q, k, v, cu, cu, **bounds, backend=form)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = sparse_attention(q, k, v, cu, cu, **bounds, backend=form)
+    assert out.dtype == torch.float32 and torch.equal(out, expected)
+
+
+def test_auto_takes_the_fused_form_on_the_cpu_and_use_overrules_it(monkeypatch):
+    taken = []
+
+    def spy(name, function):
+        return lambda *args: (taken.append(name), function(*args))[1]
+
+    monkeypatch.setitem(PEERS, "sdpa", (spy("sdpa", PEERS["sdpa"][0]), PEERS["sdpa"][1]))
+    home = sys.modules[sparse_attention.__module__]
+    monkeypatch.setattr(home, "sparse_attention_ref", spy("torch", sparse_attention_ref))
+    (q, k, v), _ = make([3], [4])
+    args = q, k, v, offsets([3]), offsets([4])
+    sparse_attention(*args)
+    with use("torch"):
+        sparse_attention(*args)
+        with use("sdpa"):
+            sparse_attention(*args)
+            sparse_attention(*args, backend="torch")
+    assert taken == ["sdpa", "torch", "sdpa", "torch"]
+
+
+def test_a_backend_that_cannot_run_says_why():
+    (q, k, v), _ = make([3], [4], width=12)
+    args = q, k, v, offsets([3]), offsets([4])
+    reasons = r"cannot run: .*dtype float64 \(want .*head dim 12 \(want a multiple of 8 up to 128\).*scale -1"
+    with pytest.raises(BackendError, match=reasons):
+        sparse_attention(*args, scale=-1, backend="triton")
+    with pytest.raises(BackendError, match=r"needs CUDA tensors, got cpu.*needs bfloat16 or float16, got float64"):
+        sparse_attention(*args, backend="flash")
+    with use("xformers"), pytest.raises(BackendError, match=r"head dim 12"):
+        sparse_attention(*args)
+    with pytest.raises(BackendError, match=r"no backend 'cuda'; it has auto, triton, flash, sdpa, xformers, torch"):
+        sparse_attention(*args, backend="cuda")
+
+
+@pytest.mark.parametrize("name", ["flash-attn-4", "flash-attn 2", "xformers"])
+def test_arguments_that_a_library_gets(monkeypatch, name):
+    """With a stand-in that computes by the oracle from what it is given."""
+
+    def flash_4(q, k, v, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, deterministic):
+        return sparse_attention_ref(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale), 0
+
+    def flash_2(q, k, v, cu_q, cu_k, max_q, max_k, *, softmax_scale, deterministic):
+        return sparse_attention_ref(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale)
+
+    def memory_efficient(q, k, v, *, attn_bias, scale):
+        cu_q, cu_k = (offsets(n) for n in attn_bias)
+        return sparse_attention_ref(q[0], k[0], v[0], cu_q, cu_k, max(attn_bias[0]), max(attn_bias[1]), scale)[None]
+
+    mask = SimpleNamespace(from_seqlens=lambda q, k, device: (q, k))
+    ops = SimpleNamespace(
+        memory_efficient_attention=memory_efficient, fmha=SimpleNamespace(BlockDiagonalMask=mask)
+    )
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_varlen_func=flash_2))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", SimpleNamespace(flash_attn_varlen_func=flash_4))
+    monkeypatch.setitem(sys.modules, "xformers", SimpleNamespace(ops=ops))
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    monkeypatch.setattr(attention_peers, "_flash_4", lambda q: name == "flash-attn-4")
+    peer = "xformers" if name == "xformers" else "flash"
+    monkeypatch.setitem(PEERS, peer, (PEERS[peer][0], lambda *_: []))
+    for lengths in ("unequal", "cross, equal"):
+        check(*make(*LENGTHS[lengths]), *LENGTHS[lengths], scale=0.3, backend=peer)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("head_dim", [8, 24, 32, 64, 80, 128])
+def test_configuration(head_dim, dtype):
+    for max_q, max_k in ((769, 769), (2304, 768), (1, 1), (0, 5), (17, 200), (129, 0)):
+        config = sparse_attention_config(head_dim, max_q, max_k, dtype)
+        assert set(config) == {"fwd", "dq", "dkv"}
+        for name, tile in config.items():
+            owned, walked = (max_k, max_q) if name == "dkv" else (max_q, max_k)
+            for longest, block, tail in (
+                (owned, tile["ROWS"], tile["TAIL_ROWS"]),
+                (walked, tile["COLS"], tile["TAIL_COLS"]),
+            ):
+                assert block in (16, 32, 64, 128) and block < max(32, 2 * longest)  # what a matrix unit takes
+                assert tail == block or (tail == 16 and 0 < longest % block <= tail)
+            assert tile["num_warps"] in (4, 8)
+
+
+def test_costs():
+    q, k = torch.empty(10, 2, 8, dtype=torch.float16), torch.empty(6, 2, 8, dtype=torch.float16)
+    assert sparse_attention_flops(10 * 3, 2, 8) == 4 * 30 * 2 * 8
+    assert sparse_attention_flops(10 * 3, 2, 8, backward=True) == 10 * 30 * 2 * 8
+    lse = 10 * 2 * 4
+    assert sparse_attention_bytes(q, k) == 2 * (2 * 160 + 2 * 96) + lse  # q, out; k, v
+    assert sparse_attention_bytes(q, k, backward=True) == 2 * (4 * 160 + 4 * 96) + lse  # and dout, dq; dk, dv
+
+
+GOOD = {"q": torch.ones(6, 2, 8), "k": torch.ones(5, 2, 8), "v": torch.ones(5, 2, 8)}
+GOOD |= {"cu_q": offsets([3, 3]), "cu_k": offsets([2, 3])}
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"q": torch.ones(6, 16)}, r"want q \(Tq, H, D\) .* got q \(6, 16\), k \(5, 2, 8\)"),
+        ({"v": torch.ones(6, 2, 8)}, r"got q \(6, 2, 8\), k \(5, 2, 8\), v \(6, 2, 8\)"),
+        ({"q": torch.ones(6, 3, 8)}, r"got q \(6, 3, 8\), k \(5, 2, 8\)"),
+        ({"cu_q": offsets([6])}, r"want cu_q and cu_k \(B \+ 1,\), .* cu_q \(2,\), cu_k \(3,\)"),
+        ({"cu_q": offsets([]), "cu_k": offsets([])}, r"B >= 1, got .* cu_q \(1,\)"),
+        ({"cu_q": offsets([3, 3]).long()}, r"cu_q, cu_k in int32, got .* cu_q int64, cu_k int32"),
+        ({"k": torch.ones(5, 2, 8).half()}, r"one floating dtype .* got q float32, k float16, v float32"),
+        ({"q": torch.ones(6, 2, 8).int(), "k": GOOD["k"].int(), "v": GOOD["v"].int()}, "floating .* got q int32"),
+        ({"cu_k": offsets([2, 3], "meta")}, r"one device, got .* cu_q cpu, cu_k meta"),
+        ({"cu_q": offsets([4, 2]) + 1}, r"cu_q must rise from 0 to 6 \(the rows\), got \[1, 5, 7\]"),
+        ({"cu_q": offsets([4, 3])}, r"cu_q must rise from 0 to 6 \(the rows\), got \[0, 4, 7\]"),
+        ({"cu_k": torch.tensor([0, 6, 5], dtype=torch.int32)}, r"cu_k must rise from 0 to 5 .* got \[0, 6, 5\]"),
+        ({"max_q": 2}, "cu_q: 2 sequences of at most 2 rows cannot hold 6 rows"),
+        ({"cu_q": offsets([5, 1]), "max_q": 4}, "cu_q: a sequence has 5 rows, more than the 4 that were given"),
+    ],
+)
+def test_bad_arguments_are_named(change, match):
+    with pytest.raises(ValueError, match=match):
+        sparse_attention(**{**GOOD, **change})
