@@ -1,0 +1,72 @@
+"""masked_mse on uint8 images, against patchify + index + MSE as the published implementation computes it.
+
+pytest benchmarks --benchmark-only -k masked_mse
+"""
+
+import math
+from functools import lru_cache
+
+import timing
+import torch
+import torch.nn.functional as F
+
+from cinema_fast.kernels import sample_mask
+from cinema_fast.kernels.masked_mse import masked_mse, masked_mse_bytes, masked_mse_ref
+from cinema_fast.kernels.patches import gather_patches
+from cinema_fast.kernels.shapes import VIEWS
+
+GPU_SHAPES = (
+    "cinema-base-sax-b64",
+    "cinema-base-sax-b16",
+    "cinema-base-lax-b64",
+    "heartmae-clip-b16",
+    "vit-small8-b64",
+)
+SHAPES = GPU_SHAPES if timing.DEVICE == "cuda" else ("cinema-base-sax-b16", "heartmae-clip-b16")
+PASSES = ("fwd", "bwd")
+PEER = "patchify + index + mse"
+
+
+@lru_cache(maxsize=1)
+def build(shape: str) -> timing.Operation:
+    """Predictions in the compute dtype of every masked token of a batch of stored images."""
+    s, dtype, device = VIEWS[shape], timing.DTYPE, timing.DEVICE
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (s.batch, s.channels, *s.size), dtype=torch.uint8, device=device)
+    intensity = torch.tensor([[3.0, 1 / 250]], device=device).repeat(s.batch, 1)
+    plan = sample_mask(batch=s.batch, n=s.n, keep=s.keep, seed=0, device=device)
+    every = torch.arange(s.n, device=device).expand(s.batch, -1)
+    sample = torch.arange(s.batch, device=device).unsqueeze(1)
+    values = math.prod(s.token) * s.channels
+    pred = torch.randn(s.batch, s.n - s.keep, values, dtype=dtype, device=device).requires_grad_()
+
+    def by_index(pred):
+        patches = gather_patches(image, every, s.token).flatten(2).float()
+        patches = (patches - intensity[:, None, :1]) * intensity[:, None, 1:]
+        return F.mse_loss(pred.float(), patches[sample, plan.masked.long()])
+
+    def ours(backend):
+        return lambda pred: masked_mse(pred, image, plan, s.token, intensity=intensity, backend=backend)
+
+    ways = {timing.OURS: ours(timing.OURS), "torch": ours("torch"), PEER: by_index}
+    if device == "cuda":
+        ways["compiled peer"] = torch.compile(by_index)
+    read = masked_mse_bytes(pred, image, plan.masked, s.token)
+    return timing.Operation(
+        "masked_mse", shape, dtype, ways, (pred,),
+        lambda pred: masked_mse_ref(pred, image, plan.masked, s.token, intensity=intensity),
+        n_bytes={"fwd": read, "bwd": read + pred.numel() * pred.element_size()},
+    )  # fmt: skip
+
+
+def kernel_rows(device: str, smoke: bool):
+    """Rows for `gpu_report.py`."""
+    return timing.kernel_rows(build, "masked_mse", SHAPES, PASSES, smoke)
+
+
+def pytest_generate_tests(metafunc):
+    timing.parametrize(metafunc, SHAPES, PASSES, timing.ways(PEER))
+
+
+def test_masked_mse(benchmark, summary, pytestconfig, shape, pass_, way):
+    timing.run(benchmark, summary, build(shape), pass_, way, pytestconfig.getoption("--smoke"))

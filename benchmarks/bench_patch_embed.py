@@ -1,0 +1,84 @@
+"""patch_embed of visible tokens of uint8 images, against embedding every patch and dropping the masked ones.
+
+For CineMA it is the stem's first convolution, else the embedding of a plain ViT; weights are float32 under autocast.
+
+    pytest benchmarks --benchmark-only -k patch_embed
+"""
+
+from functools import lru_cache
+
+import timing
+import torch
+import torch.nn.functional as F
+import workload
+
+from cinema_fast.kernels import sample_mask
+from cinema_fast.kernels.patch_embed import patch_embed, patch_embed_bytes, patch_embed_flops, patch_embed_ref
+from cinema_fast.kernels.patches import gather_patches
+from cinema_fast.kernels.shapes import VIEWS
+from cinema_fast.models.stem import block_positions
+
+GPU_SHAPES = (
+    "cinema-base-sax-b64",
+    "cinema-base-sax-b16",
+    "cinema-base-lax-b64",
+    "heartmae-clip-b16",
+    "vit-small8-b64",
+)
+SHAPES = GPU_SHAPES if timing.DEVICE == "cuda" else ("cinema-base-sax-b16", "heartmae-clip-b16")
+PASSES = ("fwd", "bwd")
+PEER = "patchify + linear + index"
+
+
+@lru_cache(maxsize=1)
+def build(shape: str) -> timing.Operation:
+    """Float32 parameters and a batch of stored images."""
+    s, dtype, device = VIEWS[shape], timing.DTYPE, timing.DEVICE
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (s.batch, s.channels, *s.size), dtype=torch.uint8, device=device)
+    intensity = torch.tensor([[3.0, 1 / 250]], device=device).repeat(s.batch, 1)
+    plan = sample_mask(batch=s.batch, n=s.n, keep=s.keep, seed=0, device=device)
+    index = block_positions(plan.keep, s.grid, s.block).flatten(1)
+    n_patches = s.n * index.shape[1] // s.keep
+    every = torch.arange(n_patches, device=device).expand(s.batch, -1)
+    sample = torch.arange(s.batch, device=device).unsqueeze(1)
+    n_values = gather_patches(image[:1], every[:1, :1], s.kernel).numel()
+    weight = (0.1 * torch.randn(s.width, n_values, device=device)).requires_grad_()
+    bias = torch.randn(s.width, device=device).requires_grad_()
+
+    def everywhere(weight, bias):
+        patches = gather_patches(image, every, s.kernel).flatten(2).float()
+        patches = (patches - intensity[:, None, :1]) * intensity[:, None, 1:]
+        with workload.autocast(device, dtype):
+            return F.linear(patches, weight, bias)[sample, index.long()]
+
+    def ours(backend):
+        def embed(weight, bias):
+            with workload.autocast(device, dtype):
+                return patch_embed(image, weight, bias, index, s.kernel, intensity=intensity, backend=backend)
+
+        return embed
+
+    ways = {timing.OURS: ours(timing.OURS), "torch": ours("torch"), PEER: everywhere}
+    if device == "cuda":
+        ways["compiled peer"] = torch.compile(everywhere)
+    moved = patch_embed_bytes(image, weight, index, s.kernel, dtype.itemsize)
+    flops = patch_embed_flops(index.numel(), n_values, s.width)
+    return timing.Operation(
+        "patch_embed", shape, dtype, ways, (weight, bias),
+        lambda weight, bias: patch_embed_ref(image, weight, bias, index, s.kernel, intensity=intensity),
+        n_bytes=dict.fromkeys(PASSES, moved), flops=dict.fromkeys(PASSES, flops),
+    )  # fmt: skip
+
+
+def kernel_rows(device: str, smoke: bool):
+    """Rows for `gpu_report.py`."""
+    return timing.kernel_rows(build, "patch_embed", SHAPES, PASSES, smoke)
+
+
+def pytest_generate_tests(metafunc):
+    timing.parametrize(metafunc, SHAPES, PASSES, timing.ways(PEER))
+
+
+def test_patch_embed(benchmark, summary, pytestconfig, shape, pass_, way):
+    timing.run(benchmark, summary, build(shape), pass_, way, pytestconfig.getoption("--smoke"))

@@ -1,0 +1,78 @@
+"""sample_mask for the views of a batch, against random noise, two argsorts and gathers for each view.
+
+pytest benchmarks --benchmark-only -k sample_mask
+"""
+
+import math
+from functools import lru_cache
+
+import timing
+import torch
+
+from cinema_fast.kernels import TokenPlan, sample_mask
+from cinema_fast.kernels.sample_mask import sample_mask_bytes
+from cinema_fast.kernels.shapes import VIEWS
+
+# of each shape the views whose masks a step draws
+SHAPES = {
+    f"cinema-base-4-views-b{batch}": [VIEWS[f"cinema-base-{view}-b{batch}"] for view in ("sax", "lax", "lax", "lax")]
+    for batch in (64, 16)
+} | {timing.SMOKE_SHAPE: [VIEWS[timing.SMOKE_SHAPE]]}
+PASSES = ("fwd",)
+PEER = "rand + two argsorts + gather"
+
+
+@lru_cache(maxsize=1)
+def build(shape: str) -> timing.Operation:
+    """Uniform masks; there is nothing to differentiate."""
+    views, device = SHAPES[shape], timing.DEVICE
+
+    def ours(backend):
+        def draw():
+            return [
+                sample_mask(batch=s.batch, n=s.n, keep=s.keep, seed=0, stream=i, device=device, backend=backend)
+                for i, s in enumerate(views)
+            ]
+
+        return draw
+
+    def by_sorting():
+        plans = []
+        for s in views:
+            order = torch.rand(s.batch, s.n, device=device).argsort(dim=1)
+            rank = order.argsort(dim=1)
+            hidden = torch.ones(s.batch, s.n, device=device)
+            hidden[:, : s.keep] = 0
+            plans.append((order[:, : s.keep], order[:, s.keep :], hidden.gather(1, rank)))
+        return plans
+
+    ways = {timing.OURS: ours(timing.OURS), "torch": ours("torch"), PEER: by_sorting}
+    if device == "cuda":
+        ways["compiled peer"] = torch.compile(by_sorting)
+
+    def check(way):
+        exact = all(_is_partition(TokenPlan(*plan), s) for plan, s in zip(ways[way](), views))
+        return 0.0 if exact else math.inf
+
+    n_bytes = sum(sample_mask_bytes(s.batch, s.n, s.keep, s.n - s.keep, False) for s in views)
+    return timing.Operation(
+        "sample_mask", shape, torch.float32, ways, (), None, n_bytes={"fwd": n_bytes}, check=check
+    )  # fmt: skip
+
+
+def _is_partition(plan: TokenPlan, s) -> bool:
+    ids = torch.cat([plan.keep, plan.masked], dim=1).long().sort(dim=1).values
+    return plan.keep.shape == (s.batch, s.keep) and bool((ids == torch.arange(s.n, device=ids.device)).all())
+
+
+def kernel_rows(device: str, smoke: bool):
+    """Rows for `gpu_report.py`."""
+    return timing.kernel_rows(build, "sample_mask", list(SHAPES)[:2], PASSES, smoke)
+
+
+def pytest_generate_tests(metafunc):
+    timing.parametrize(metafunc, list(SHAPES)[:2], PASSES, timing.ways(PEER))
+
+
+def test_sample_mask(benchmark, summary, pytestconfig, shape, pass_, way):
+    timing.run(benchmark, summary, build(shape), pass_, way, pytestconfig.getoption("--smoke"))

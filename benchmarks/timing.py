@@ -1,0 +1,226 @@
+"""One pass of one operation, in each way of computing it: first held to its oracle, then timed beside the limit.
+
+On a GPU a call is timed by CUDA events, with a cold L2 cache and behind a pause in which the host queues all of it:
+what the GPU does is timed, not launches. On a CPU it is the wall clock. Either ends in pytest-benchmark's own columns,
+or, ours in turn with all peers, in a row of `gpu_report.py`.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+
+import checkout
+import torch
+import torch._functorch.config
+from report_schema import KernelRow, kernel_sha
+from torch import Tensor
+from workload import GateError
+
+sys.path.append(str(checkout.ROOT / "tests"))
+from tolerances import BUDGETS
+
+torch._functorch.config.donated_buffer = False  # backward is timed many times on the graph of one forward
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+OURS = "triton" if DEVICE == "cuda" else "torch"
+SMOKE_SHAPE = "awkward"
+WARM_UP, PAUSE_CYCLES = 3, 2_000_000
+# data sheets, without sparsity: bytes/s of the memory, FLOP/s of the matrix units in 16 bit, of ordinary float32
+PEAKS = {
+    "B200": (8.0e12, 2250e12, 75e12),
+    "H200": (4.8e12, 989e12, 67e12),
+    "H100": (3.35e12, 989e12, 67e12),
+    "A100": (2.04e12, 312e12, 19.5e12),
+}
+
+
+@dataclass
+class Operation:
+    """An operation at one shape and dtype.
+
+    name: as in kernels/<name>.py. ways: functions of `leaves`, ours first. leaves: what gets a gradient, of which there
+    may be nothing. oracle: the same function in float64. n_bytes, flops: by pass. check: replaces the comparison with
+    the oracle, gives the error of a way.
+    """
+
+    name: str
+    shape: str
+    dtype: torch.dtype
+    ways: dict[str, Callable[..., Tensor]]
+    leaves: tuple[Tensor, ...]
+    oracle: Callable[..., Tensor] | None
+    n_bytes: dict[str, int]
+    flops: dict[str, int] = field(default_factory=dict)
+    check: Callable[[str], float] | None = None
+    errors: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def call(self, pass_: str, way: str) -> Callable[[], object]:
+        """What is timed."""
+        if way == "clone":  # as many bytes read and written, with nothing to compute: the practical ceiling
+            half = torch.empty(max(self.n_bytes[pass_] // 2, 1), dtype=torch.uint8, device=DEVICE)
+            return half.clone
+        function = self.ways[way]
+        if pass_ == "fwd":
+            return lambda: function(*self.leaves)
+        out = function(*self.leaves)
+        upstream = _upstream(out)
+        return lambda: torch.autograd.grad(out, self.leaves, upstream, retain_graph=True)
+
+    def gate(self, pass_: str, way: str) -> float:
+        """Relative RMS error against the oracle; GateError where it is beyond the budget of the tests."""
+        if way == "clone":
+            return 0.0
+        if way not in self.errors:
+            self.errors[way] = {"fwd": self.check(way)} if self.check else self._compare(way)
+        error, budget = self.errors[way][pass_], BUDGETS[self.dtype].rms
+        if not error <= budget:
+            raise GateError(f"{self.name} {pass_} {self.shape}, {way}: error {error:.2g}, budget {budget:.2g}")
+        return error
+
+    def limit(self, pass_: str) -> tuple[float, str]:
+        """Seconds that the data sheet allows, and by what it is bound."""
+        memory, matrix, ordinary = peaks()
+        flops = self.flops.get(pass_, 0) / (ordinary if self.dtype == torch.float32 else matrix)
+        moved = self.n_bytes[pass_] / memory
+        return max(moved, flops), "memory" if moved >= flops else "compute"
+
+    def _compare(self, way: str) -> dict[str, float]:
+        exact = [x.detach().double().requires_grad_() for x in self.leaves]
+        expected, out = self.oracle(*exact), self.ways[way](*self.leaves)
+        upstream = _upstream(out)
+        grads = torch.autograd.grad(out, self.leaves, upstream)
+        wanted = torch.autograd.grad(expected, exact, upstream.double())
+        return {"fwd": _error(out, expected), "bwd": max(_error(a, b) for a, b in zip(grads, wanted))}
+
+
+def _upstream(out: Tensor) -> Tensor:
+    return torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out)
+
+
+def _error(actual: Tensor, expected: Tensor) -> float:
+    expected = expected.detach()
+    return float((actual.detach().double() - expected).norm() / expected.norm())
+
+
+@cache
+def peaks() -> tuple[float, float, float]:
+    """Those of this GPU; of an H100 where it is not in the table or there is none."""
+    name = torch.cuda.get_device_name() if DEVICE == "cuda" else ""
+    return next((values for key, values in PEAKS.items() if key in name), PEAKS["H100"])
+
+
+class Clock:
+    """A timer for pytest-benchmark that moves on by what `time` measures, and stands still meanwhile."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.cold = torch.empty(256 * 2**20, dtype=torch.uint8, device=DEVICE) if DEVICE == "cuda" else None
+
+    def __call__(self) -> float:
+        return self.now
+
+    def time(self, function: Callable[[], object]) -> float:
+        """Seconds of one call."""
+        if self.cold is None:
+            start = time.perf_counter()
+            function()
+            seconds = time.perf_counter() - start
+        else:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self.cold.zero_()
+            torch.cuda._sleep(PAUSE_CYCLES)
+            start.record()
+            function()
+            end.record()
+            end.synchronize()
+            seconds = start.elapsed_time(end) / 1e3
+        self.now += seconds
+        return seconds
+
+
+def ways(*peers: str) -> list[str]:
+    """Names of the ways of an operation, as tests are parametrised by them."""
+    compiled = ["compiled peer"] if DEVICE == "cuda" else []
+    return list(dict.fromkeys([OURS, "torch", *peers, *compiled, "clone"]))
+
+
+def parametrize(metafunc, shapes: Iterable[str], passes: Iterable[str], ways: Iterable[str]) -> None:
+    """A test's shape, pass_ and way, for `pytest_generate_tests`; at toy size with --smoke."""
+    smoke = metafunc.config.getoption("--smoke")
+    metafunc.parametrize("shape", [SMOKE_SHAPE] if smoke else list(shapes))
+    metafunc.parametrize("pass_", list(passes))
+    metafunc.parametrize("way", list(ways))
+
+
+def run(benchmark, summary: list[str], operation: Operation, pass_: str, way: str, smoke: bool) -> None:
+    """Gate, then time one way into pytest-benchmark's columns; what else there is to say goes to extra_info."""
+    error = operation.gate(pass_, way)
+    call, clock = operation.call(pass_, way), Clock()
+    benchmark.group = f"{operation.name}-{pass_}-{operation.shape}-{str(operation.dtype).removeprefix('torch.')}"
+    benchmark._timer = clock
+    before = _peak_reset()
+    rounds = 1 if smoke else 50 if DEVICE == "cuda" else 5
+    benchmark.pedantic(lambda: clock.time(call), rounds=rounds, warmup_rounds=1 if smoke else WARM_UP)
+    if benchmark.stats is None:  # --benchmark-disable
+        return
+    seconds = benchmark.stats.stats.median
+    limit, bound = operation.limit(pass_)
+    n_bytes, flops = operation.n_bytes[pass_], operation.flops.get(pass_, 0)
+    benchmark.extra_info |= {
+        "us": seconds * 1e6, "GB/s": n_bytes / seconds / 1e9, "TFLOP/s": flops / seconds / 1e12,
+        "FLOP/byte": flops / n_bytes, "bound": bound, "rel. RMS error": error,
+    }  # fmt: skip
+    if DEVICE == "cuda":
+        copy = operation.call(pass_, "clone")
+        copied = statistics.median(clock.time(copy) for _ in range(20))
+        benchmark.extra_info |= {
+            "% of limit": 100 * limit / seconds, "% of clone": 100 * copied / seconds,
+            "peak MiB": (torch.cuda.max_memory_allocated() - before) / 2**20,
+        }  # fmt: skip
+    facts = ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in benchmark.extra_info.items())
+    summary.append(f"{benchmark.group} {way}: {facts}")
+
+
+def _peak_reset() -> int:
+    if DEVICE != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated()
+
+
+def kernel_rows(
+    build: Callable[[str], Operation], name: str, shapes: Iterable[str], passes: Iterable[str], smoke: bool
+) -> dict[str, Callable[[], KernelRow]]:
+    """The rows of `gpu_report.py` for one operation: {name: what measures it}."""
+    shapes = [SMOKE_SHAPE] if smoke else shapes
+    return {
+        f"kernel {name} {pass_} {shape}": lambda shape=shape, pass_=pass_: kernel_row(build(shape), pass_, smoke)
+        for shape in shapes
+        for pass_ in passes
+    }
+
+
+def kernel_row(operation: Operation, pass_: str, smoke: bool) -> KernelRow:
+    """All ways in turn, round after round; the fastest peer is the one to compare with."""
+    error, *_ = (operation.gate(pass_, way) for way in operation.ways)
+    calls = {way: operation.call(pass_, way) for way in operation.ways}
+    clock, seconds = Clock(), {way: [] for way in calls}
+    for i in range(WARM_UP + (1 if smoke else 50)):
+        for way, call in calls.items():
+            spent = clock.time(call)
+            if i >= WARM_UP:
+                seconds[way].append(spent)
+    ours, *peers = seconds
+    peer = min(peers, key=lambda way: statistics.median(seconds[way]))
+    median = statistics.median(seconds[ours])
+    limit, _ = operation.limit(pass_)
+    return KernelRow(
+        op=operation.name, pass_=pass_, shape=operation.shape, dtype=str(operation.dtype).removeprefix("torch."),
+        us=median * 1e6, limit_us=limit * 1e6, percent_of_limit=100 * limit / median,
+        peer=peer, peer_us=statistics.median(seconds[peer]) * 1e6,
+        speedup=statistics.median(p / o for p, o in zip(seconds[peer], seconds[ours])),
+        rel_err=error, err_budget=BUDGETS[operation.dtype].rms, kernel_sha=kernel_sha(operation.name),
+    )  # fmt: skip
