@@ -2,6 +2,7 @@
 
 from .backend import BackendError, launches, use
 from .sample_mask import sample_mask
+from .table import table
 from .token_plan import TokenPlan
 
-__all__ = ["BackendError", "TokenPlan", "launches", "sample_mask", "use"]
+__all__ = ["BackendError", "TokenPlan", "launches", "sample_mask", "table", "use"]

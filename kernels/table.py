@@ -1,0 +1,30 @@
+"""What `auto` picks on this machine, operation by operation, and why not what is faster."""
+
+from functools import partial
+
+import torch
+
+from .attention_peers import PEERS
+from .backend import choose, triton_unsupported
+
+
+def table() -> list[tuple[str, str, str]]:
+    """(operation, backend, why) for ordinary inputs on this machine's device: bf16 on a GPU, float32 without."""
+    on_gpu = torch.cuda.is_available()
+    x = torch.empty(16, 1, 64, device="cuda" if on_gpu else "cpu", dtype=torch.bfloat16 if on_gpu else torch.float32)
+    triton = {"triton": lambda: triton_unsupported(x)}
+    operations = {
+        "sample_mask": triton,
+        "patch_embed": triton,
+        "sparse_depthwise_conv": {},
+        "sparse_attention": triton | {name: partial(why, x, x, x) for name, (_, why) in PEERS.items()},
+        "assemble_queries": triton,
+        "masked_mse": triton,
+    }
+    rows = []
+    for operation, reasons in operations.items():
+        picked = choose(operation, "auto", reasons)
+        passed = list(reasons)[: list(reasons).index(picked)] if picked in reasons else list(reasons)
+        why = "; ".join(f"{name}: {reasons[name]()[0]}" for name in passed if reasons[name]())
+        rows.append((operation, picked, why or ("fastest" if reasons else "its only form so far")))
+    return rows
