@@ -39,7 +39,7 @@ def scatter_patches(patches: Tensor, index: Tensor, size: tuple[int, ...], patch
     """
     grid = grid_of(size, patch)
     batch, n_axes = patches.shape[0], len(patch)
-    rows = patches.reshape(batch, index.shape[1], math.prod(patch), -1)
+    rows = patches.flatten(2).unflatten(2, (math.prod(patch), -1))
     flat = rows.new_zeros(batch, math.prod(grid), *rows.shape[2:])
     flat[torch.arange(batch, device=patches.device).unsqueeze(1), index.long()] = rows
     blocks = flat.reshape(batch, *grid, *patch, -1)

@@ -192,6 +192,8 @@ def sample_mask(
         raise ValueError(
             f"sample_mask: scores must be floating ({batch}, {n}), got {scores.dtype} {tuple(scores.shape)}"
         )
+    if isinstance(step, Tensor) and (step.numel() != 1 or step.is_floating_point()):
+        raise ValueError(f"sample_mask: step must be one integer, got {step.dtype} {tuple(step.shape)}")
     if sample_ids is not None and (sample_ids.shape != (batch,) or sample_ids.is_floating_point()):
         raise ValueError(
             f"sample_mask: sample_ids must be integer ({batch},), got {sample_ids.dtype} {tuple(sample_ids.shape)}"

@@ -101,6 +101,12 @@ def sparse_depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor, plan: TokenPl
         raise ValueError(
             f"sparse_depthwise_conv: want weight ({channels}, *{len(grid)} odd kernel axes), got {tuple(weight.shape)}"
         )
+    if bias.shape != (channels,):
+        raise ValueError(f"sparse_depthwise_conv: want bias ({channels},), got {tuple(bias.shape)}")
+    if plan.slot.shape[1] != math.prod(grid):
+        raise ValueError(
+            f"sparse_depthwise_conv: the plan has {plan.slot.shape[1]} tokens, the grid {tuple(grid)} {math.prod(grid)}"
+        )
     index = position_index(plan.keep, grid, block)
     size = [g * b for g, b in zip(grid, block)]
     dtype = x.dtype

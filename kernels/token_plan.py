@@ -28,8 +28,10 @@ class TokenPlan(NamedTuple):
         Reads the counts back from the device. Raises ValueError where `mask` is not boolean of rank 2 or its rows
         mask different numbers of tokens.
         """
-        if mask.dtype != torch.bool or mask.ndim != 2:
-            raise ValueError(f"TokenPlan.from_mask: want a boolean (B, N) mask, got {mask.dtype} {tuple(mask.shape)}")
+        if mask.dtype != torch.bool or mask.ndim != 2 or not len(mask):
+            raise ValueError(
+                f"TokenPlan.from_mask: want a boolean (B, N) mask, B > 0, got {mask.dtype} {tuple(mask.shape)}"
+            )
         counts = mask.sum(1).unique()
         if counts.numel() != 1:
             raise ValueError(

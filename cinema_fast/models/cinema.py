@@ -96,7 +96,7 @@ class CineMA(nn.Module):
         Raises:
             ValueError: names the view and what does not fit.
         """
-        grids = self._check(images, plan)
+        grids = self._check(images, plan, intensity)
         if not any(plan[v].keep.shape[1] for v in grids) or not any(plan[v].masked.shape[1] for v in grids):
             raise ValueError("CineMA: the plan must keep at least one token visible and decode at least one")
         features = self._features(images, plan, grids, intensity)[1]
@@ -127,7 +127,7 @@ class CineMA(nn.Module):
 
     def encode(self, images: dict[str, Tensor], intensity: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Features of whole images: {"cls": (B, 1, D), view: (B, N, D)}. Arguments and errors as in `forward`."""
-        grids = self._check(images, None)
+        grids = self._check(images, None, intensity)
         plan = {
             view: TokenPlan.everything(len(images[view]), math.prod(grid), images[view].device)
             for view, grid in grids.items()
@@ -146,7 +146,7 @@ class CineMA(nn.Module):
         cls, *parts = self.encoder(torch.cat(tokens, dim=1)).split([1, *(x.shape[1] for x in tokens)], dim=1)
         return cls, {v: self.enc_fusion_dict[v](skips[v], x) for v, x in zip(grids, parts)}
 
-    def _check(self, images, plan) -> dict[str, tuple[int, ...]]:
+    def _check(self, images, plan, intensity) -> dict[str, tuple[int, ...]]:
         """{view: grid} of the images, in the configured order, once everything fits."""
         config = self.config
         if unknown := [v for v in images if v not in config.views]:
@@ -157,6 +157,8 @@ class CineMA(nn.Module):
             raise ValueError(f"CineMA: no images given; want one or more of {', '.join(config.views)}")
         if plan is not None and set(plan) != set(images):
             raise ValueError(f"CineMA: images of {sorted(images)} but a plan for {sorted(plan)}")
+        if intensity is not None and set(intensity) != set(images):
+            raise ValueError(f"CineMA: images of {sorted(images)} but intensity for {sorted(intensity)}")
         grids, batch = {}, len(next(iter(images.values())))
         for view in (v for v in config.views if v in images):
             shape, n_axes = tuple(images[view].shape), len(config.image_size[view])
@@ -168,6 +170,11 @@ class CineMA(nn.Module):
                 grids[view] = grid_of(shape[2:], config.token_size(view))
             except ValueError as error:
                 raise ValueError(f"CineMA: {view!r}: {error}") from None
+            if intensity is not None and tuple(intensity[view].shape) != (batch, 2):
+                raise ValueError(
+                    f"CineMA: intensity of {view!r} wants ({batch}, 2) offset and scale, "
+                    f"got {tuple(intensity[view].shape)}"
+                )
             if plan is not None and tuple(plan[view].slot.shape) != (batch, math.prod(grids[view])):
                 raise ValueError(
                     f"CineMA: the plan of {view!r} is for (B, N) = {tuple(plan[view].slot.shape)}, "

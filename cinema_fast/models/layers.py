@@ -2,8 +2,8 @@
 
 A LayerNorm followed by a linear layer, by an MLP or by GELU is one autograd function each: it keeps the normalised
 input (in the dtype that the GEMM reads) and one number a row, and makes the affine and the GELU again in backward,
-where PyTorch would keep x, the normalised x, the hidden layer and its GELU. The residual stream stays in its own
-dtype (float32 under autocast); GEMMs run in autocast's.
+where PyTorch would keep x, the normalised x, the hidden layer and its GELU. The residual stream stays in the dtype it
+came in (float32 for tokens under autocast, as in the reference); GEMMs run in autocast's.
 """
 
 import torch
@@ -22,6 +22,8 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 def _normalise(x: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(x - mean) / std of each row in `dtype`, and 1 / std, (rows, 1) in at least float32"""
+    if not x.is_cuda:  # where a bf16 input would get bf16 statistics
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
     xhat, _, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
     return xhat.to(dtype), rstd
 
@@ -33,11 +35,12 @@ def _affine(xhat: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _norm_backward(dy: Tensor, xhat: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype):
     """Gradients of x (in `dtype`), weight and bias, from xhat: LayerNorm's backward at mean 0 and deviation 1."""
     zero, one = torch.zeros_like(rstd), torch.ones_like(rstd)
-    affine_dtype = dy.dtype if dy.is_cuda else rstd.dtype  # as each of the two kernels wants it
-    grads = torch.ops.aten.native_layer_norm_backward(
-        dy, xhat, xhat.shape[-1:], zero, one, weight.to(affine_dtype), bias.to(affine_dtype), [True, True, True]
+    # the weight's and bias's gradients apart, because the CPU's fused kernel accumulates them in bf16
+    dx, _, _ = torch.ops.aten.native_layer_norm_backward(
+        dy * weight.to(dy.dtype), xhat, xhat.shape[-1:], zero, one, None, None, [True, False, False]
     )
-    return grads[0].to(dtype) * rstd.to(dtype), grads[1].to(weight.dtype), grads[2].to(bias.dtype)
+    dweight = (dy * xhat).flatten(0, -2).sum(0).to(weight.dtype)
+    return dx.to(dtype) * rstd.to(dtype), dweight, dy.flatten(0, -2).sum(0).to(bias.dtype)
 
 
 def _linear_backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:

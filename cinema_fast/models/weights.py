@@ -23,9 +23,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as weights: {error}") from error
+    return _checked(state, str(path))
+
+
+def _checked(state, source: str) -> dict[str, Tensor]:
+    """The {name: tensor} itself, or what lies under 'model' in it; ValueError where it is neither."""
     state = state.get("model", state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise ValueError(f"{path} holds no state dict (want {{name: tensor}}, or that under 'model')")
+        raise ValueError(f"{source} holds no state dict (want {{name: tensor}}, or that under 'model')")
     return dict(state)
 
 
@@ -40,7 +45,7 @@ def load_cinema_weights(model: nn.Module, source: str | Path | Mapping[str, Tens
         ValueError: lists every missing, unexpected and differently shaped tensor; nothing has been loaded then.
         FileNotFoundError: no file at the path.
     """
-    state = source if isinstance(source, Mapping) else read_state_dict(source)
+    state = _checked(source, "the mapping given") if isinstance(source, Mapping) else read_state_dict(source)
     own = model.state_dict()
     problems = [f"missing {name} {tuple(t.shape)}" for name, t in own.items() if name not in state]
     problems += [f"unexpected {name} {tuple(t.shape)}" for name, t in state.items() if name not in own]
