@@ -46,17 +46,18 @@ def _commands() -> dict[str, Callable[..., int]]:
         print(describe())
         return 0
 
-    def phantom(dst: tyro.conf.Positional[Path], n: int = 8, seed: int = 0) -> int:
+    def phantom(dst: tyro.conf.Positional[Path], n: int = 8, seed: int = 0, workers: int = 1) -> int:
         """Write a cohort of synthetic hearts with known truth as NIfTI.
 
         Args:
             dst: folder to write.
             n: number of studies.
             seed: key of everything drawn.
+            workers: studies made at a time, each in a process of its own.
         """
         from .data.phantom import write_cohort
 
-        write_cohort(dst, n, seed)
+        write_cohort(dst, n, seed, workers=workers)
         return 0
 
     def prepare(config: Annotated[PrepareConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:

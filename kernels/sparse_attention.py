@@ -300,7 +300,7 @@ def sparse_attention_config(head_dim: int, max_q: int, max_k: int, dtype: torch.
     elif head_dim <= 64:
         passes = dict.fromkeys(("fwd", "dq", "dkv"), (128, 64, 8, 3))
     else:
-        passes = {"fwd": (128, 64, 8, 3), "dq": (64, 64, 8, 2), "dkv": (64, 64, 8, 2)}
+        passes = {"fwd": (128, 64, 8, 3), "dq": (64, 64, 8, 2), "dkv": (64, 32, 8, 2)}
     config = {}
     for name, (rows, cols, warps, stages) in passes.items():
         owned, walked = (max_k, max_q) if name == "dkv" else (max_q, max_k)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from attention_cases import LENGTHS, attention_by_loops, check, make, offsets
@@ -105,6 +106,14 @@ def test_any_strides(backend, device):
     check(strided, upstream, *lengths, backend=backend)
     check(strided, upstream[:1].expand_as(upstream), *lengths, backend=backend)
     check(strided, torch.ones((), device=device).expand_as(upstream), *lengths, backend=backend)
+
+
+def test_strides_beyond_32_bits(backend, device):
+    stride = 2**30 + 8  # of three tokens: 4 GiB, of which the CPU touches three pages
+    memory = torch.from_numpy(np.zeros(2 * stride + 16, np.float16)).to(device)
+    (q, k, v), upstream = make([3], [3], torch.float16, heads=1, device=device)
+    far = [memory.as_strided(x.shape, (stride, 8, 1), offset).copy_(x) for x, offset in ((q, 0), (k, 8))]
+    check((*far, v), upstream, [3], [3], backend=backend)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)

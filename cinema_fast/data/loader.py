@@ -70,7 +70,8 @@ def read_batch(
     batch = len(draw.ids)
     frames = {view: torch.zeros((batch, *sizes[view]), dtype=torch.uint8, pin_memory=pin) for view in draw.views}
     extent = {view: torch.zeros((batch, len(sizes[view])), dtype=torch.int64, pin_memory=pin) for view in draw.views}
-    zoom = {view: torch.from_numpy(draw.zoom[view].copy()) for view in draw.views}
+    zoom = {view: torch.tensor(draw.zoom[view], pin_memory=pin) for view in draw.views}
+    slot = torch.tensor(draw.slot, pin_memory=pin)
     ids, notes = list(draw.ids), []
     for sample in range(batch):
         one = None  # the drawn sample itself, then its replacements
@@ -94,7 +95,7 @@ def read_batch(
             for view in draw.views:
                 zoom[view][sample] = float(one.zoom[view][0])
     read = Draw(draw.step, tuple(ids), draw.views, draw.epoch, draw.phase, draw.zoom, draw.slot)
-    return Batch(read, frames, extent, zoom, torch.from_numpy(draw.slot), tuple(notes))
+    return Batch(read, frames, extent, zoom, slot, tuple(notes))
 
 
 def _read_study(store, study: str, phase: float, frames, extent, sample: int) -> None:
