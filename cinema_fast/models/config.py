@@ -56,6 +56,11 @@ class CineMAConfig:
         for name in ("enc_embed_dim", "enc_depth", "enc_n_heads", "dec_embed_dim", "dec_depth", "dec_n_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"CineMAConfig.{name}: want a positive number, got {getattr(self, name)}")
+        if self.enc_conv_n_blocks < 0 or min(self.enc_conv_chans, default=1) < 1:
+            raise ValueError(
+                "CineMAConfig: want enc_conv_n_blocks >= 0 and positive enc_conv_chans, "
+                f"got {self.enc_conv_n_blocks} and {self.enc_conv_chans}"
+            )
         for side in ("enc", "dec"):
             width, heads = getattr(self, f"{side}_embed_dim"), getattr(self, f"{side}_n_heads")
             if width % heads:
@@ -115,10 +120,10 @@ _PRESETS = {
     f"cinema-{size}": _four_views((192, 192, 16), (256, 256), 4, **dict(zip(_SIZE_FIELDS, shape)))
     for size, shape in _SIZES.items()
 }
-# what `make demo` trains within minutes on two CPU cores: a quarter of the pixels, 8 x 8 pixel tokens
+# what `make demo` trains within minutes on two CPU cores: the heart in 32 x 32 pixels, 8 x 8 pixel tokens
 _PRESETS["cinema-demo"] = _four_views(
-    (96, 96, 6), (128, 128), 2, enc_conv_chans=(16, 32), enc_conv_n_blocks=1,
-    **dict(zip(_SIZE_FIELDS, (128, 4, 4, 96, 3, 4))),
+    (32, 32, 4), (32, 32), 2, enc_conv_chans=(8, 16), enc_conv_n_blocks=1,
+    **dict(zip(_SIZE_FIELDS, (128, 1, 4, 128, 1, 4))),
 )  # fmt: skip
 
 

@@ -5,8 +5,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..models.config import preset
 from .config import PretrainConfig
 
+PRESET = "cinema-demo"
+PIXEL_MM = 2.0  # 64 mm across: the left ventricle and what touches it
 TARGET = 0.6  # of the loss of the best predictor that does not look
 
 
@@ -17,9 +20,9 @@ class DemoConfig:
     # folder for the cohort, the store and the run; new or empty
     out: Path
     # synthetic studies; one in eight is held out
-    studies: int = 40
+    studies: int = 96
     # training steps
-    steps: int = 300
+    steps: int = 2500
     # key of everything random
     seed: int = 0
 
@@ -35,6 +38,7 @@ def demo(config: DemoConfig) -> int:
 
     if config.out.exists() and any(config.out.iterdir()):
         raise ValueError(f"{config.out} is not empty: choose another --out")
+    shape = preset(PRESET)
     began = time.perf_counter()
 
     def heading(text: str) -> None:
@@ -42,16 +46,16 @@ def demo(config: DemoConfig) -> int:
 
     cohort, store, run = (config.out / name for name in ("cohort", "store", "run"))
     heading(f"{config.studies} synthetic studies into {cohort}")
-    write_cohort(cohort, config.studies, config.seed)
+    write_cohort(cohort, config.studies, config.seed, workers=2, in_plane_mm=3.0, n_frames=12, n_slices=8)
     heading(f"prepare the store {store}")
     report = prepare(
         PrepareConfig(
             src=cohort,
             dst=store,
-            sax_size=(96, 96, 6),
-            lax_size=(128, 128),
-            sax_spacing=(2.0, 2.0, 16.0),
-            lax_spacing=(2.0, 2.0),
+            sax_size=shape.image_size["sax"],
+            lax_size=shape.image_size["lax_2c"],
+            sax_spacing=(PIXEL_MM, PIXEL_MM, 10.0),
+            lax_spacing=(PIXEL_MM, PIXEL_MM),
         )
     )
     print(report, file=sys.stderr)
@@ -63,12 +67,15 @@ def demo(config: DemoConfig) -> int:
             data=store,
             out=run,
             steps=config.steps,
-            preset="cinema-demo",
+            preset=PRESET,
             batch_size=8,
             seed=config.seed,
             holdout=1 / 8,
-            warmup=0.1,
-            checkpoint_every=100,
+            lr=4e-3,
+            weight_decay=0.01,
+            warmup=0.05,
+            log_every=100,
+            precision="fp32",
             device="auto",
         )
     )
