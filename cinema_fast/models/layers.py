@@ -35,9 +35,10 @@ def _affine(xhat: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _norm_backward(dy: Tensor, xhat: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype):
     """Gradients of x (in `dtype`), weight and bias, from xhat: LayerNorm's backward at mean 0 and deviation 1."""
     zero, one = torch.zeros_like(rstd), torch.ones_like(rstd)
-    # the weight's and bias's gradients apart, because the CPU's fused kernel accumulates them in bf16
+    affine_dtype = dy.dtype if dy.is_cuda else rstd.dtype  # as each of the two kernels wants it
+    # the weight's and bias's gradients apart, because the CPU's kernel accumulates them in bf16
     dx, _, _ = torch.ops.aten.native_layer_norm_backward(
-        dy * weight.to(dy.dtype), xhat, xhat.shape[-1:], zero, one, None, None, [True, False, False]
+        dy, xhat, xhat.shape[-1:], zero, one, weight.to(affine_dtype), bias.to(affine_dtype), [True, False, False]
     )
     dweight = (dy * xhat).flatten(0, -2).sum(0).to(weight.dtype)
     return dx.to(dtype) * rstd.to(dtype), dweight, dy.flatten(0, -2).sum(0).to(bias.dtype)
