@@ -14,6 +14,7 @@ rows, hence the same bits every time.
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .backend import choose, count_launch, tl, triton, triton_unsupported
@@ -41,7 +42,7 @@ def masked_mse_ref(
     if norm:
         mean = target.mean(-1, keepdim=True)
         target = (target - mean) / (target.std(-1, keepdim=True) + TARGET_EPS)
-    return (pred.to(dtype) - target).square().mean()
+    return F.mse_loss(pred.to(dtype), target)
 
 
 def masked_mse_bytes(pred: Tensor, image: Tensor, masked: Tensor, patch: tuple[int, ...]) -> int:

@@ -2,23 +2,18 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from tolerances import assert_close
 
 from cinema_fast.kernels import BackendError, launches
-from cinema_fast.kernels.patch_embed import (
-    patch_embed,
-    patch_embed_bytes,
-    patch_embed_config,
-    patch_embed_dw_config,
-    patch_embed_ref,
-)
+from cinema_fast.kernels.patch_embed import patch_embed, patch_embed_bytes, patch_embed_config, patch_embed_dw_config
 
 # grid, patch, channels, width, rows: what each is there for
 CASES = {
     "first conv of a sax stem": ((6, 4, 5), (4, 4, 1), 1, 64, 70),  # rows no multiple of a block
-    "first conv of a lax stem": ((5, 7), (4, 4), 1, 24, 64),
+    "first conv of a lax stem": ((5, 7), (4, 4), 1, 24, 35),
     "vit, all positions": ((3, 3), (8, 8), 1, 40, 9),
     "one row, odd patch, three channels": ((4, 5), (5, 3), 3, 33, 1),
     "more values than a block": ((2, 3), (9, 16), 2, 130, 4),
@@ -38,11 +33,8 @@ def make(case, image_dtype=torch.float32, dtype=torch.float32, batch=3, repeat=F
     )
     draw = torch.randint(n, (batch, rows), generator=g)
     index = draw if repeat else torch.stack([torch.randperm(n, generator=g)[:rows] for _ in range(batch)])
-    intensity = torch.stack(
-        [60 * torch.rand(batch, generator=g), 0.002 + 0.005 * torch.rand(batch, generator=g)], dim=1
-    )
-    image = image.to(image_dtype)
-    given = image, weight.to(dtype), bias.to(dtype), index.int(), patch
+    intensity = torch.tensor([60.0, 0.005]) * (0.5 + torch.rand(batch, 2, generator=g))
+    given = image.to(image_dtype), weight.to(dtype), bias.to(dtype), index.int(), patch
     return given, {"table": table.to(dtype), "intensity": intensity}
 
 
@@ -116,9 +108,8 @@ def test_strides_of_the_image_do_not_matter(backend, device):
     expected = patch_embed(image, *given, **optional, backend=backend)
     for strided in (
         image.contiguous(memory_format=torch.channels_last),
-        image.transpose(2, 3).contiguous().transpose(2, 3),
+        image.mT.contiguous().mT,
         torch.cat([image, image], dim=3)[..., : image.shape[3]],
-        image.repeat(2, 1, 1, 1)[::2][[0, 0, 0]].copy_(image),
         torch.stack([image, image], dim=-1)[..., 1],
     ):
         assert torch.equal(patch_embed(strided, *given, **optional, backend=backend), expected)
@@ -137,6 +128,14 @@ def test_expanded_image_and_upstream(backend, device):
 def test_a_token_asked_for_twice_counts_twice(backend, device):
     given, optional = make("cine clip", repeat=True)
     check(backend, device, given, optional, torch.float32, image_gradient=True)
+
+
+def test_a_sample_beyond_2_31_elements(backend, device):
+    (image, *given), optional = to(device, *make("first conv of a lax stem", torch.uint8, batch=2))
+    far = torch.from_numpy(np.zeros(2**31 + image[0].numel(), dtype=np.uint8))  # pages that nobody touches
+    far = far.to(device).as_strided(image.shape, (2**31, *image.stride()[1:])).copy_(image)
+    near = patch_embed(image, *given, **optional, backend=backend)
+    assert torch.equal(patch_embed(far, *given, **optional, backend=backend), near)
 
 
 def test_no_row_gives_an_empty_result_and_no_gradient():
@@ -198,12 +197,6 @@ def test_gradcheck():
 
     assert embed(*leaves).dtype == torch.float64
     assert torch.autograd.gradcheck(embed, leaves, fast_mode=True)
-
-
-def test_oracle_stays_in_float64_and_computes_half_precision_in_float32():
-    for dtype, computed in ((torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
-        (image, *given), optional = make("first conv of a lax stem", dtype=dtype)
-        assert patch_embed_ref(image, *given, **optional).dtype == computed
 
 
 def test_bytes_count_the_sectors_that_hold_wanted_pixels():
