@@ -9,6 +9,7 @@ from tolerances import assert_close
 
 from cinema_fast.kernels import BackendError, launches
 from cinema_fast.kernels.patch_embed import patch_embed, patch_embed_bytes, patch_embed_config, patch_embed_dw_config
+from cinema_fast.kernels.shapes import VIEWS
 
 # grid, patch, channels, width, rows: what each is there for
 CASES = {
@@ -78,8 +79,7 @@ def check(backend, device, given, optional, dtype, image_gradient=False):
     ):
         assert grad.dtype == x.dtype, name
         assert_close(grad, want, dtype, name=f"gradient of {name}")
-    after = (image, weight, bias, index, *optional.values())
-    assert all(torch.equal(a, b) for a, b in zip(after, before)), "an input was written to"
+    assert all(map(torch.equal, before, (image, weight, bias, index, *optional.values()))), "an input was written to"
 
 
 @pytest.mark.parametrize("image_dtype", [torch.uint8, *FLOATS], ids=str)
@@ -210,13 +210,15 @@ def test_bytes_count_the_sectors_that_hold_wanted_pixels():
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("values", [1, 16, 35, 512, 768])
-def test_configurations_cover_the_work_in_powers_of_two(values, dtype):
-    for width, rows in ((1, 1), (64, 147456), (768, 4608), (1280, 10**6)):
-        for config in (patch_embed_config(values, width, dtype), patch_embed_dw_config(rows, values, width, dtype)):
-            blocks = [n for key, n in config.items() if key.startswith("BLOCK") or key == "STEPS"]
-            assert all(n & (n - 1) == 0 for n in blocks)
-            assert min(config["BLOCK_R"], config["BLOCK_E"], config["BLOCK_P"]) >= 16  # what a matrix product wants
+@pytest.mark.parametrize("shape", VIEWS.values(), ids=VIEWS)
+def test_configurations_suit_a_matrix_product_and_bound_the_partial_sums(shape, dtype):
+    rows, values = shape.batch * shape.keep * math.prod(shape.block), math.prod(shape.kernel) * shape.channels
+    backward = patch_embed_dw_config(rows, values, shape.width, dtype)
+    for config in (patch_embed_config(values, shape.width, dtype), backward):
+        assert all(n & (n - 1) == 0 for key, n in config.items() if key.startswith("BLOCK"))
+        assert min(config["BLOCK_R"], config["BLOCK_E"], config["BLOCK_P"]) >= 16
+    splits = math.ceil(rows / (backward["STEPS"] * backward["BLOCK_R"]))
+    assert splits * shape.width * (values + 1) * 4 <= 16 * 2**20  # bytes
 
 
 @pytest.mark.parametrize(
