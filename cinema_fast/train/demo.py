@@ -22,7 +22,7 @@ class DemoConfig:
     # synthetic studies; one in eight is held out
     studies: int = 160
     # training steps
-    steps: int = 2500
+    steps: int = 2000
     # key of everything random
     seed: int = 0
 
