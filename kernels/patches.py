@@ -13,6 +13,18 @@ def grid_of(size: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(s // p for s, p in zip(size, patch))
 
 
+def axis_positions(index: Tensor, grid: tuple[int, ...]) -> list[Tensor]:
+    """Row-major positions on the grid -> the position along each axis.
+
+    torch.unravel_index builds its divisors on the host and copies them, for which a GPU's queue would be waited for.
+    """
+    positions = []
+    for extent in reversed(grid):
+        positions.append(index % extent)
+        index = index // extent
+    return positions[::-1]
+
+
 def gather_patches(image: Tensor, index: Tensor, patch: tuple[int, ...]) -> Tensor:
     """Patches of the tokens `index`.
 
@@ -29,7 +41,7 @@ def gather_patches(image: Tensor, index: Tensor, patch: tuple[int, ...]) -> Tens
     order = [0, *range(2, 2 + 2 * n_axes, 2), *range(3, 2 + 2 * n_axes, 2), 1]
     blocks = blocks.permute(order)  # (B, *grid, *patch, C), a view
     sample = torch.arange(batch, device=image.device).unsqueeze(1)
-    return blocks[(sample, *torch.unravel_index(index.long(), grid))]
+    return blocks[(sample, *axis_positions(index.long(), grid))]
 
 
 def scatter_patches(patches: Tensor, index: Tensor, size: tuple[int, ...], patch: tuple[int, ...]) -> Tensor:

@@ -329,7 +329,7 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, scale: float) -> list[str]:
     return why
 
 
-def _launch(kernel, tile: dict[str, int], n_rows: int, tensors, strided, cu_q: Tensor, cu_k: Tensor, *scales: float):
+def _launch(name, kernel, tile: dict[str, int], n_rows: int, tensors, strided, cu_q: Tensor, cu_k: Tensor, *scales):
     """One program a tile of `n_rows` rows, a head and a sequence; `strided`: q and what else is read by strides."""
     total_q, n_heads, head_dim = strided[0].shape
     n_tiles = -(-n_rows // tile["ROWS"])
@@ -338,7 +338,7 @@ def _launch(kernel, tile: dict[str, int], n_rows: int, tensors, strided, cu_q: T
     precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
     head = (head_dim, max(16, 1 << (head_dim - 1).bit_length()), precision, INTERPRET)
     strides = [stride for x in strided for stride in x.stride()[:2]]
-    count_launch("sparse_attention")
+    count_launch(name)
     with torch.cuda.device_of(strided[0]):
         kernel[(n_tiles * n_heads * (len(cu_q) - 1),)](
             *tensors, cu_q, cu_k, total_q, n_heads, n_tiles, *strides, *scales, HEAD=head, **tile
@@ -356,7 +356,8 @@ def _forward_op(
     out, lse = _empty_forward(q, k, v, cu_q, cu_k, max_q, max_k, scale)
     tile = sparse_attention_config(q.shape[-1], max_q, max_k, q.dtype)["fwd"]
     q, k, v = strided = _readable(q, k, v)
-    _launch(_attention_fwd, tile, max_q, (q, k, v, out, lse), strided, cu_q, cu_k, scale * math.log2(math.e))
+    tensors, scale_log2 = (q, k, v, out, lse), scale * math.log2(math.e)
+    _launch("sparse_attention", _attention_fwd, tile, max_q, tensors, strided, cu_q, cu_k, scale_log2)
     return out, lse
 
 
@@ -375,9 +376,10 @@ def _backward_op(
     q, k, v, dout = strided = _readable(q, k, v, dout)
     delta, scales = torch.empty_like(lse), (scale, scale * math.log2(math.e))
     for_dq = (q, k, v, out, dout, lse, delta, dq)
-    _launch(_attention_bwd_dq, config["dq"], max_q, for_dq, strided, cu_q, cu_k, *scales)  # it makes delta
+    # it makes delta
+    _launch("sparse_attention_dq", _attention_bwd_dq, config["dq"], max_q, for_dq, strided, cu_q, cu_k, *scales)
     for_dkv = (q, k, v, dout, lse, delta, dk, dv)
-    _launch(_attention_bwd_dkv, config["dkv"], max_k, for_dkv, strided, cu_q, cu_k, *scales)
+    _launch("sparse_attention_dkv", _attention_bwd_dkv, config["dkv"], max_k, for_dkv, strided, cu_q, cu_k, *scales)
     return dq, dk, dv
 
 

@@ -1,21 +1,29 @@
 """The model against files made by running the CineMA reference: loss, predictions, gradients, features."""
 
 import json
+from collections import Counter
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 import cinema_fast as cf
+from cinema_fast import kernels
 
 CASES = ("tiny", "sax_only", "norm_other_size")
 NOT_CONFIG = ("name", "batch", "mask_ratio")
+IN_FEATURES = {"patch_embed", "sparse_attention"}
+IN_STEP = {
+    *IN_FEATURES, "assemble_queries", "masked_mse",
+    "patch_embed_dw", "sparse_attention_dq", "sparse_attention_dkv", "assemble_queries_bwd", "masked_mse_bwd",
+}  # fmt: skip
 
 
-def load_case(shared, name):
+def load_case(shared, name, device="cpu"):
     from safetensors.torch import load_file
 
     fields = json.loads((shared / "golden" / f"{name}.json").read_text())
-    tensors = load_file(shared / "golden" / f"{name}_mae.safetensors")
+    tensors = load_file(shared / "golden" / f"{name}_mae.safetensors", device=device)
     config = cf.CineMAConfig(**{k: v for k, v in fields.items() if k not in NOT_CONFIG})
     return config, tensors
 
@@ -40,12 +48,23 @@ def step(model, images, masks):
     return out
 
 
+@contextmanager
+def all_launched(backend, operations):
+    """Everything in the block runs on `backend`; if that is Triton, each of `operations` must launch its kernel."""
+    before = Counter(kernels.launches())
+    with kernels.use(backend):
+        yield
+    missing = operations - (Counter(kernels.launches()) - before).keys()
+    assert backend == "torch" or not missing, f"did not launch: {missing}"
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_step_matches_reference(shared, name):
-    config, tensors = load_case(shared, name)
-    model = cf.CineMA(config)
+def test_step_matches_reference(shared, backend, device, name):
+    config, tensors = load_case(shared, name, device)
+    model = cf.CineMA(config).to(device)
     cf.load_cinema_weights(model, part(tensors, "param."))
-    out = step(model, part(tensors, "image."), part(tensors, "mask."))
+    with all_launched(backend, IN_STEP):
+        out = step(model, part(tensors, "image."), part(tensors, "mask."))
     assert relative(out.loss, tensors["loss"]) < 1e-5
     for view, pred in part(tensors, "pred.").items():
         assert relative(out.pred[view], pred) < 1e-5, view
@@ -57,9 +76,9 @@ def test_step_matches_reference(shared, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_features_match_reference(shared, name):
-    config, tensors = load_case(shared, name)
-    model = cf.CineMA(config)
+def test_features_match_reference(shared, backend, device, name):
+    config, tensors = load_case(shared, name, device)
+    model = cf.CineMA(config).to(device)
     cf.load_cinema_weights(model, part(tensors, "param."))
     images = part(tensors, "image.")
     cases = {
@@ -72,7 +91,8 @@ def test_features_match_reference(shared, name):
         for prefix, given in cases.items():
             expected = part(tensors, prefix)
             if expected:
-                features = model.encode(given)
+                with all_launched(backend, IN_FEATURES):
+                    features = model.encode(given)
                 assert set(features) == set(expected)
                 for key, value in expected.items():
                     assert relative(features[key], value) < 1e-5, (prefix, key)

@@ -1,0 +1,110 @@
+"""What every kernel must stand, whatever it computes: any number of warps, large tensors, no races."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import has_gpu
+from operation_cases import OPERATIONS
+from tolerances import assert_close
+
+from cinema_fast.kernels import TokenPlan, assemble_queries, masked_mse, sparse_attention
+from cinema_fast.kernels import backend as kernel_backend
+from cinema_fast.kernels.sparse_attention import sparse_attention_ref
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# elements in the large tensors pass 2^31 with this many samples of 2^22 elements; without a GPU the same at toy size
+SAMPLES, SIDE = (513, 2048) if has_gpu() else (3, 64)
+
+
+@pytest.fixture(autouse=True)
+def about_kernels(request):
+    if "backend" in request.fixturenames and request.getfixturevalue("backend") == "torch":
+        pytest.skip("about kernels: runs in the interpreter and on a GPU")
+
+
+@pytest.fixture
+def warps(request, monkeypatch):
+    """Every launch gets another number of warps than its configuration says."""
+    interface = kernel_backend.triton.runtime.KernelInterface
+    launch = interface.__getitem__
+    monkeypatch.setattr(
+        interface,
+        "__getitem__",
+        lambda kernel, grid: lambda *args, **how: launch(kernel, grid)(*args, **how | {"num_warps": request.param}),
+    )
+    return monkeypatch
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_twice_the_same_bits(backend, device, operation, dtype):
+    for once, again in zip(*(OPERATIONS[operation](device, dtype) for _ in range(2))):
+        assert torch.equal(once, again)
+
+
+@pytest.mark.parametrize("warps", [2, 8], indirect=True)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_any_number_of_warps(backend, device, operation, warps):
+    outs = OPERATIONS[operation](device, torch.float32)
+    warps.undo()
+    for out, expected in zip(outs, OPERATIONS[operation](device, torch.float32)):
+        if out.is_floating_point():
+            assert_close(out, expected)
+        else:
+            assert torch.equal(out, expected)
+
+
+def test_queries_in_a_large_tensor(backend, device):
+    n, width = SIDE, SIDE
+    table = torch.randn(n, width, device=device, dtype=torch.float16)
+    token = torch.randn(width, device=device, dtype=torch.float16, requires_grad=True)
+    masked = torch.arange(n, dtype=torch.int32, device=device).expand(SAMPLES, n)
+    out = assemble_queries(token, table, masked, backend=backend)
+    assert_close(out[-1], table.double() + token.double())
+    upstream = torch.zeros_like(out)
+    upstream[-1, -1] = 1
+    (grad,) = torch.autograd.grad(out, token, upstream)
+    assert torch.equal(grad, torch.ones_like(grad))
+
+
+def test_loss_in_a_large_tensor(backend, device):
+    """Only the last token of the last sample differs from its prediction of zero."""
+    patch = (32, 32)
+    image = torch.zeros(SAMPLES, 1, SIDE, SIDE, dtype=torch.uint8, device=device)
+    image[-1, 0, -32:, -32:] = 3
+    n = (SIDE // 32) ** 2
+    pred = torch.zeros(SAMPLES, n, 1024, dtype=torch.float16, device=device, requires_grad=True)
+    plan = TokenPlan.everything(SAMPLES, n, device)
+    plan = plan._replace(masked=plan.keep)
+    loss = masked_mse(pred, image, plan, patch, backend=backend)
+    assert_close(loss, torch.tensor(9 / (SAMPLES * n), dtype=torch.float64))
+    (grad,) = torch.autograd.grad(loss, pred, torch.full_like(loss, float(pred.numel())))
+    assert bool((grad[-1, -1] == -6).all()) and not bool(grad[-1, :-1].any()) and not bool(grad[-2].any())
+
+
+def test_attention_in_a_large_tensor(backend, device):
+    n, heads, width = SIDE // 2, *((32, 128) if has_gpu() else (2, 8))
+    rows = (SAMPLES + 1) // 2 * 2 * n, heads, width
+    q, k, v = (torch.randn(rows, device=device, dtype=torch.float16, requires_grad=True) for _ in range(3))
+    cu = torch.arange(len(q) // n + 1, dtype=torch.int32, device=device) * n
+    out = sparse_attention(q, k, v, cu, cu, max_q=n, max_k=n, backend=backend)
+    upstream = torch.randn_like(out)
+    grads = torch.autograd.grad(out, (q, k, v), upstream)
+    last = [x[-n:].detach().double().requires_grad_() for x in (q, k, v)]
+    expected = sparse_attention_ref(*last, cu[:2], cu[:2], n, n, width**-0.5)
+    assert_close(out[-n:], expected)
+    for grad, wanted in zip(grads, torch.autograd.grad(expected, last, upstream[-n:].double())):
+        assert_close(grad[-n:], wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_gpu() or not shutil.which("compute-sanitizer"), reason="needs a GPU and compute-sanitizer")
+def test_no_races():
+    script = Path(__file__).with_name("operation_cases.py")
+    command = ["compute-sanitizer", "--tool", "racecheck", "--error-exitcode", "1", sys.executable, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert not done.returncode, (done.stdout + done.stderr)[-4000:]
