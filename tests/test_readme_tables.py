@@ -1,0 +1,68 @@
+"""The README's figures are those of the results files, and say when they are of another version of a kernel."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import readme_tables
+from checkout import ROOT
+
+README = """<!-- cpu -->old<!-- /cpu -->
+| [`masked_mse`](kernels/masked_mse.py) | loss | torch, triton | old |
+| [`sample_mask`](kernels/sample_mask.py) | masks | torch | old |
+| other | kernels/ | row |
+"""
+
+
+def kernel(pass_, us, sha, peer=None, speedup=None):
+    row = {"op": "masked_mse", "pass": pass_, "shape": "a", "dtype": "bf16", "us": us, "percent_of_limit": 71.6}
+    return row | {"peer": peer, "speedup": speedup, "kernel_sha": sha}
+
+
+def report(date, *rows):
+    return {"device": "GPU X", "date": date, "kernels": list(rows)}
+
+
+@pytest.fixture
+def cpu():
+    return json.loads(max((ROOT / "benchmarks" / "results").glob("cpu-*.json")).read_text())
+
+
+def test_the_readme_holds_the_newest_results():
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "readme_tables.py", "--check"])
+    assert done.returncode == 0, "run: python benchmarks/readme_tables.py"
+
+
+def test_cells_of_kernels(cpu):
+    now = hashlib.sha256((ROOT / "kernels" / "masked_mse.py").read_bytes()).hexdigest()
+    old = report("2026-01-02T0", kernel("fwd", 99.0, now))
+    new = report("2026-03-04T0", kernel("fwd", 12.4, now, "compiled peer", 1.84), kernel("bwd", 20.0, now))
+    text = readme_tables.with_figures(README, cpu, [old, new])
+    lines = text.splitlines()
+    assert lines[-3] == (
+        "| [`masked_mse`](kernels/masked_mse.py) | loss | torch, triton | GPU X, 2026-03-04: fwd 12 us (a, bf16), 72 % "
+        "of the limit, 1.8 times as fast as compiled peer; bwd 20 us (a, bf16), 72 % of the limit |"
+    )
+    assert lines[-2] == "| [`sample_mask`](kernels/sample_mask.py) | masks | torch | not measured on a GPU |"
+    assert lines[-1] == "| other | kernels/ | row |"
+    assert readme_tables.with_figures(text, cpu, [old, new]) == text
+    stale = readme_tables.with_figures(README, cpu, [report("2026-03-04T0", kernel("fwd", 12.4, "0" * 64))])
+    assert stale.count("(measured on an earlier version) |") == 1
+
+
+def test_section_of_the_cpu(cpu):
+    section = readme_tables.with_figures(README, cpu, []).partition("<!-- /cpu -->")[0]
+    first = cpu["speedups"][0]
+    assert f"**{first['speedup']:.2f}** ({first['low']:.2f}-{first['high']:.2f})" in section
+    assert f"| {cpu['memory'][1]['ratio']:.2f} |" in section and cpu["conditions"]["commit"][:7] in section
+    assert "old" not in section.splitlines()[1]
+
+
+def test_a_readme_without_the_section_is_refused(cpu):
+    with pytest.raises(SystemExit, match="missing"):
+        readme_tables.with_figures("no markers", cpu, [])
