@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint bench setup clean
+.PHONY: demo test test-all lint bench audit setup clean
 setup: .venv/ready
 
 .venv/ready: pyproject.toml setup.py Makefile
@@ -35,6 +35,10 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# registers, spills, shared memory and instructions of every kernel for sm_80, sm_90 and sm_100, without a GPU
+audit: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/audit.py
 
 clean:
 	rm -rf .venv build dist *.egg-info demo

@@ -1,0 +1,227 @@
+"""The machine code of every kernel as it is launched, for GPUs that need not be there: `make audit`.
+
+Triton's kernels are compiled for sm_80, sm_90 and sm_100 at the registry's shapes, csrc/*.cu for sm_80 and sm_90. What
+was compiled before from the same source, specialisation and compiler is taken from results/audit.json. Writes that file
+and docs/audit.md; prints a line for each thing that is wrong, and exits with 1 where there is any.
+"""
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from json import loads
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import audit_code
+import audit_launches
+import conditions
+import triton
+from audit_launches import Launch
+from checkout import ROOT
+
+ARCHS = (80, 90, 100)
+RESULTS, DOCUMENT, CUDA_SOURCES = ROOT / "benchmarks/results/audit.json", ROOT / "docs/audit.md", ROOT / "csrc"
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that a block may have
+UNALIGNED = "awkward"  # of this shape no address is a multiple of anything
+
+
+class Expected(NamedTuple):
+    """What a kernel's code must hold: instructions of the matrix units where it computes in 16 bit; 16-byte loads and
+    16-byte stores of global memory at every shape but UNALIGNED (or only where the constant of that name is True)."""
+
+    matrix: bool
+    wide_loads: bool
+    wide_stores: bool | str
+    why: str
+
+
+EXPECTED = {
+    "assemble_queries._assemble_queries_fwd": Expected(False, True, True, "rows of the table in, of queries out"),
+    "assemble_queries._assemble_queries_bwd": Expected(
+        False, True, False, "rows of gradients in; out goes one sum for every 16 rows at most"
+    ),
+    "masked_mse._masked_mse": Expected(
+        False, True, "GRAD", "predictions in; their gradient out, but forward writes one number a row"
+    ),
+    "patch_embed._patch_embed_fwd": Expected(
+        True, True, True, "a GEMM: weight in, tokens out; pixels are read as wide as they lie together"
+    ),
+    "patch_embed._patch_embed_dw": Expected(True, True, True, "a GEMM: tokens' gradients in, the weight's out"),
+    "sample_mask._sample_mask": Expected(
+        False, False, False, "all in registers; a sample's weights and ids are a few KB"
+    ),
+    "sparse_attention._attention_fwd": Expected(True, True, True, "GEMMs: q, k and v in, out out"),
+    "sparse_attention._attention_bwd_dq": Expected(True, True, True, "GEMMs: q, k, v, out and dout in, dq out"),
+    "sparse_attention._attention_bwd_dkv": Expected(True, True, True, "GEMMs: q, k, v and dout in, dk and dv out"),
+}
+
+
+def faults(entry: dict, expected: dict[str, Expected]) -> list[str]:
+    """What is wrong with an entry of the results, each with the kernel, its shapes and its architecture."""
+    code, types = entry["code"], entry["passed"].get("types", "")
+    wants = expected.get(entry["kernel"])
+    wrong = []
+    if code["spill_loads"] or code["spill_stores"] or code["local"]:
+        wrong.append(
+            f"spills: {code['spill_stores']} stores and {code['spill_loads']} loads, {code['local']} bytes a thread"
+        )
+    if code["shared"] > (limit := SHARED_LIMIT[entry["arch"]]):
+        wrong.append(f"{code['shared']} bytes of shared memory, the limit is {limit}")
+    if wants is None:
+        wrong.append("audit.EXPECTED does not say what its code must hold")
+    else:
+        if wants.matrix and ("bf16" in types or "fp16" in types) and not code["matrix"]:
+            wrong.append("no instruction of the matrix units")
+        aligned = any(not case.startswith(UNALIGNED) for case in entry["cases"])
+        for kind, wanted in (("loads", wants.wide_loads), ("stores", wants.wide_stores)):
+            if isinstance(wanted, str):
+                wanted = f"{wanted}=True" in entry["passed"]["constants"]
+            if wanted and aligned and not wide(code[kind]):
+                found = ", ".join(f"{n} of {size} bytes" for size, n in code[kind].items()) or "none at all"
+                wrong.append(f"no 16-byte {kind} of global memory: {found}")
+    where = f"{entry['kernel']}, {', '.join(entry['cases'])}, sm_{entry['arch']}"
+    return [f"{where}: {what}" for what in wrong]
+
+
+def wide(accesses: dict[str, int]) -> int:
+    """How many are of 16 bytes or more."""
+    return sum(n for size, n in accesses.items() if int(size) >= 16)
+
+
+def triton_entries(launches: dict[str, Launch], known: dict[str, dict]) -> dict[str, Callable[[], dict]]:
+    """By key, what gives an entry: the known one where there is one, else by compiling."""
+
+    def entry(key, launch):
+        if key in known:
+            code = known[key]["code"]
+        else:
+            where = f"{launch.name}, {', '.join(sorted(launch.cases))}, sm_{launch.arch}"
+            print(f"compiling {where}", file=sys.stderr)
+            try:
+                code = audit_code.compile_launch(launch)
+            except Exception as error:
+                raise RuntimeError(f"{where}: does not compile") from error
+        return {
+            "kernel": launch.name, "source": audit_launches.source_hash(launch.kernel), "arch": launch.arch,
+            "compiler": f"triton {triton.__version__}", "cases": sorted(launch.cases), "passed": launch.specialisation,
+            "code": code,
+        }  # fmt: skip
+
+    return {key: partial(entry, key, launch) for key, launch in launches.items()}
+
+
+def cuda_entries(folder: Path, known: dict[str, dict]) -> dict[str, dict]:
+    """Entries of the kernels of all .cu files there, by key. RuntimeError where there are some and there is no nvcc."""
+    sources = sorted(folder.glob("*.cu"))
+    if sources and not audit_code.nvcc():
+        raise RuntimeError(f"no nvcc on PATH to compile {', '.join(s.name for s in sources)}")
+    compiler = subprocess.check_output([audit_code.nvcc(), "--version"], text=True).split()[-1] if sources else ""
+    found = {}
+    for source in sources:
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+        for arch in audit_code.CUDA_ARCHS:
+            key = f"{source.name} {digest} sm_{arch} nvcc {compiler}"
+            before = {k: entry for k, entry in known.items() if k.startswith(key)}
+            found |= before or {
+                f"{key} {name}": {
+                    "kernel": f"{source.stem}.{name}", "source": digest, "arch": arch, "compiler": f"nvcc {compiler}",
+                    "cases": [source.name], "passed": {}, "code": code,
+                }
+                for name, code in audit_code.compile_cuda(source, arch).items()
+            }  # fmt: skip
+    return found
+
+
+def audit(
+    launches: dict[str, Launch], sources: Path, results: Path, document: Path, expected: dict[str, Expected]
+) -> tuple[list[str], int]:
+    """Brings `results` and `document` up to date; what is wrong, and how many entries had to be compiled."""
+    known = loads(results.read_text())["kernels"] if results.exists() else {}
+    entries = {}
+    try:
+        # Triton leaves what it compiled in a folder, and would take it from there the next time
+        with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache):
+            pool = ThreadPoolExecutor(2)
+            try:
+                found = {key: pool.submit(make) for key, make in triton_entries(launches, known).items()}
+                for key, entry in found.items():
+                    entries[key] = entry.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+        entries |= cuda_entries(sources, known)
+    except BaseException:  # an interrupt too: what is compiled need not be compiled again
+        conditions.write_json(results, {"kernels": known | entries})
+        raise
+    entries = dict(sorted(entries.items()))
+    conditions.write_json(results, {"kernels": entries})
+    wrong = [fault for entry in entries.values() for fault in faults(entry, expected)]
+    document.write_text(markdown(list(entries.values()), wrong, expected))
+    return wrong, len(entries.keys() - known.keys())
+
+
+def markdown(entries: list[dict], wrong: list[str], expected: dict[str, Expected]) -> str:
+    """The document: one row for a kernel, an architecture and the shapes that give the same figures."""
+    compilers = ", ".join(sorted({entry["compiler"] for entry in entries}))
+    lines = [
+        "# The kernels' machine code",
+        "",
+        f"Written by `make audit` from `benchmarks/results/audit.json`; compiled by {compilers}, without a GPU.",
+        "Every kernel is compiled as its launcher launches it at the shapes of `kernels/shapes.py`: same blocks,",
+        "warps, stages and divisibility. Counts are of instructions in the code (SASS, by the cuobjdump that comes",
+        "with Triton), not of how often they run, and say nothing about time.",
+        "",
+        "- registers: of a thread; spills: loads and stores of local memory, which must be none",
+        "- shared: KiB of a block; a block may have 163 on sm_80, 227 on sm_90 and sm_100",
+        "- matrix: instructions of the matrix units (HMMA, on sm_90 HGMMA, on sm_100 UTCHMMA)",
+        "- loads, stores: of global memory, those of 16 bytes a thread or more / all",
+        "",
+        f"Found wrong: {len(wrong)}." if wrong else "Nothing was found wrong.",
+        *[f"- {fault}" for fault in wrong],
+        "",
+        "| kernel | must hold | because |",
+        "|---|---|---|",
+    ]
+    for name, wants in sorted(expected.items()):
+        holds = {"matrix units in 16 bit": wants.matrix, "16-byte loads": wants.wide_loads,
+                 "16-byte stores": wants.wide_stores}  # fmt: skip
+        lines.append(f"| {name} | {', '.join(k for k, v in holds.items() if v) or 'no spills'} | {wants.why} |")
+    rows: dict[tuple, list[str]] = {}
+    for entry in entries:
+        code = entry["code"]
+        matrix = ", ".join(f"{n} {unit}" for unit, n in sorted(code["matrix"].items()))
+        accesses = [f"{wide(code[kind])} / {sum(code[kind].values())}" for kind in ("loads", "stores")]
+        figures = (
+            str(code["registers"]), f"{code['spill_loads']} + {code['spill_stores']}", f"{code['shared'] / 1024:.1f}",
+            matrix, *accesses,
+        )  # fmt: skip
+        rows.setdefault((entry["kernel"], entry["arch"], figures), []).extend(entry["cases"])
+    kernel = None
+    for (name, arch, figures), cases in sorted(rows.items(), key=lambda row: (row[0][0], sorted(row[1]), row[0])):
+        if name != kernel:
+            kernel = name
+            lines += ["", f"## {name}", "", "| shapes | sm | registers | spills | shared | matrix | loads | stores |"]
+            lines.append("|---|---|---|---|---|---|---|---|")
+        lines.append(f"| {', '.join(sorted(set(cases)))} | {arch} | {' | '.join(figures)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """The exit status."""
+    cases = audit_launches.cases()
+    launches = {key: launch for arch in ARCHS for key, launch in audit_launches.record(cases, arch).items()}
+    every = audit_launches.kernels_of(audit_launches.kernel_modules())
+    missing = every.keys() - {launch.name for launch in launches.values()}
+    wrong, compiled = audit(launches, CUDA_SOURCES, RESULTS, DOCUMENT, EXPECTED)
+    wrong += [f"{name}: launched by no case of audit_launches.cases()" for name in sorted(missing)]
+    print("\n".join([*wrong, f"{len(launches)} launches, {compiled} compiled, {len(wrong)} faults"]))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
