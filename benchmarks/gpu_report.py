@@ -2,10 +2,10 @@
 
     python benchmarks/gpu_report.py --out DIR [--budget SECONDS] [--only tests|kernels|step|data] [--reference DIR]
 
-Runs from a checkout that is not installed, with torch, triton, numpy and pytest; --reference is a checkout of the
-CineMA reference, which also wants timm and einops. DIR/<gpu>-<date>.json is written anew after every row, the most
-valuable rows first; what the budget did not reach is listed in it, what ran out of memory or gave a wrong result too.
-Exit status 1 where something failed. --smoke runs all of it on the CPU at toy sizes, to test this script, no more.
+Runs from a checkout that is not installed, with torch, triton, numpy, pytest and hypothesis; --reference is a checkout
+of the CineMA reference, which also wants timm and einops. DIR/<gpu>-<date>.json is written anew after every row, the
+most valuable rows first; what the budget did not reach is listed in it, what ran out of memory or gave a wrong result
+too. Exit status 1 where something failed. --smoke runs all of it on the CPU at toy sizes, to test this script, no more.
 """
 
 import os
@@ -28,12 +28,16 @@ from pathlib import Path
 import checkout
 import conditions
 import torch
+from gpu_breakdown import Breakdown
 from gpu_step import COMPILED, PUBLISHED, StepGroup, attempt, release
+from gpu_waterfall import Waterfall
 from reference import Reference
 from report_schema import Report
 
 SECTIONS = ("tests", "kernels", "step", "data")
 BENCHMARKS = Path(__file__).parent
+# marked by hand, or about an operation: on a machine with a GPU the fixture `backend` brings the mark
+GPU_TEST = re.compile(r"\bmark\.gpu\b|^def test_\w+\([^)]*\bbackend\b", re.MULTILINE)
 DATA_ROW = "data (comes with streaming)"
 
 
@@ -58,8 +62,12 @@ def plan_work(device: str, out: Path, reference: Reference | None, smoke: bool) 
         ]
         for batch in batches
     )
+    batch = 4 if smoke else 16
+    ladder = Waterfall(preset, batch, device, reference, steps=4 if smoke else 200)
+    parts = Breakdown(preset, batches[0], device, steps=effort["steps"])
+    explained = [Item("step", what.names, what.measure) for what in (parts, ladder)]
     tests = Item("tests", ["tests"], lambda seconds_left: run_tests(checkout.ROOT / "tests", out, seconds_left()))
-    return [*first, *kernel_items(device, smoke), tests, *(item for items in others for item in items)]
+    return [*first, *kernel_items(device, smoke), tests, *explained, *(item for items in others for item in items)]
 
 
 def kernel_items(device: str, smoke: bool) -> list[Item]:
@@ -80,8 +88,11 @@ def kernel_items(device: str, smoke: bool) -> list[Item]:
 
 
 def run_tests(folder: Path, out: Path, seconds: float) -> Iterator[tuple[str, dict[str, int] | str]]:
-    """Run the tests marked `gpu` in a process of their own; its output goes to out/tests.log."""
-    files = [str(p) for p in sorted(folder.glob("test_*.py")) if re.search(r"\bmark\.gpu\b", p.read_text())]
+    """Run the tests marked `gpu`, and those of the kernels, in a process of their own, which writes out/tests.log.
+
+    Other files are not opened: they may import what is not installed here.
+    """
+    files = [str(p) for p in sorted(folder.glob("test_*.py")) if GPU_TEST.search(p.read_text())]
     if not files:
         yield "tests", dict.fromkeys(("passed", "failed", "skipped"), 0)
         return

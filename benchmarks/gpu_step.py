@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import workload
@@ -40,9 +41,10 @@ class Way:
 
 @dataclass
 class StepGroup:
-    """Ours in eager, every token decoded and a quarter of them, in turn with one peer (or alone, where it is None).
+    """Ours, every token decoded and a quarter of them, in turn with one peer (or alone, where it is None).
 
-    Each of `rounds` times `steps` steps in a row of every way.
+    Ours runs in eager, and compiled too where the peer is not the reference as published. Each of `rounds` times
+    `steps` steps in a row of every way.
     """
 
     preset: str
@@ -60,7 +62,10 @@ class StepGroup:
     def names(self) -> list[str]:
         """The rows that `measure` yields."""
         theirs = [self._name(self.peer, 1.0)] if self.peer else []
-        return [self._name("eager", ratio) for ratio in DECODE_RATIOS] + theirs
+        return [self._name(mode, ratio) for mode in self._modes() for ratio in DECODE_RATIOS] + theirs
+
+    def _modes(self) -> tuple[str, ...]:
+        return ("eager",) if self.peer == PUBLISHED else ("eager", "compiled")
 
     def _name(self, mode: str, ratio: float) -> str:
         return step_name(self.preset, self.batch, "bf16", mode, ratio, None if mode == self.peer else self.peer)
@@ -83,8 +88,10 @@ class StepGroup:
             else:
                 failed[self._name(mode, ratio)] = outcome
 
-        for ratio in DECODE_RATIOS:
-            enter("eager", ratio, shared, lambda ratio=ratio: self._our_step(ours, optimizer, images, ratio))
+        for mode in self._modes():
+            called = compiled(ours, self.device) if mode == "compiled" else ours
+            for ratio in DECODE_RATIOS:
+                enter(mode, ratio, shared, partial(self._our_step, called, optimizer, images, ratio))
         if self.peer:
             enter(self.peer, 1.0, self._allocated(), lambda: self._their_step(weights, images, expected))
         self._time_in_turn(ways, failed, seconds_left)
@@ -116,7 +123,7 @@ class StepGroup:
         def loss_of():
             return model(images, self._plan(next(count), ratio, self.batch)).loss
 
-        return lambda: self._train(model, optimizer, loss_of)
+        return lambda: train(model, optimizer, loss_of)
 
     def _their_step(self, weights, images, expected) -> Callable[[], Tensor]:
         model = self.reference.build(self.config, checkpointing=self.peer == PUBLISHED).to(self.device)
@@ -125,16 +132,9 @@ class StepGroup:
         with torch.no_grad(), self.reference.masks(masks):
             loss = model(images, workload.MASK_RATIO)[0].item()
         workload.gate("ours against the reference", expected, loss, workload.LOSS_BUDGET[torch.float32])
-        backend = "inductor" if self.device == "cuda" else "eager"
-        called = torch.compile(model, backend=backend) if self.peer == COMPILED else model
+        called = compiled(model, self.device) if self.peer == COMPILED else model
         optimizer = adamw(model)
-        return lambda: self._train(model, optimizer, lambda: called(images, workload.MASK_RATIO)[0])
-
-    def _train(self, model, optimizer, loss_of) -> Tensor:
-        loss = workload.forward_backward(model, loss_of, torch.bfloat16)
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        return loss
+        return lambda: train(model, optimizer, lambda: called(images, workload.MASK_RATIO)[0])
 
     def _prepare(self, mode: str, ratio: float, before: int, build, expected: float) -> Way:
         """Build and warm up. The loss must be near the gate's; the last step's peak, above the bytes that were
@@ -181,14 +181,27 @@ class StepGroup:
         )
 
 
-def adamw(model: nn.Module) -> torch.optim.AdamW:
-    """The recipe's optimiser at a learning rate of 0: the same work, and the weights stay those of the gate."""
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[], Tensor]) -> Tensor:
+    """One step in bf16; the loss is not read back."""
+    loss = workload.forward_backward(model, loss_of, torch.bfloat16)
+    nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+    optimizer.step()
+    return loss
+
+
+def compiled(model: nn.Module, device: str) -> nn.Module:
+    """The model under torch.compile; on the CPU, for tests of the report, without the compiler's last stage."""
+    return torch.compile(model, backend="inductor" if device == "cuda" else "eager")
+
+
+def adamw(model: nn.Module, lr: float = 0.0) -> torch.optim.AdamW:
+    """The recipe's optimiser; at a learning rate of 0 it does the same work, and the weights stay those of the gate."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.05},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
 
 
 def time_steps(step: Callable[[], Tensor], n: int, device: str) -> float:

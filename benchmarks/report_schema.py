@@ -65,10 +65,58 @@ class StepRow:
         return step_name(self.preset, self.batch, self.dtype, self.mode, self.decode_ratio, self.peer)
 
 
+@dataclass
+class WaterfallRow:
+    """One rung of the ladder from the reference as published to the fastest step; each adds one technique.
+
+    ms: median of a training step; peak_mib: most device memory of a step; loss: mean over the last tenth of the same
+    steps on the same data under the same masks; times_faster: than the rung before (None: the first).
+    """
+
+    technique: str
+    preset: str
+    batch: int
+    dtype: str
+    steps: int
+    ms: float
+    peak_mib: float | None
+    loss: float
+    times_faster: float | None
+
+    @property
+    def name(self) -> str:
+        """Names the row in `failed` and `unreached`."""
+        return f"waterfall {self.technique}"
+
+
+@dataclass
+class BreakdownRow:
+    """What a component takes of a training step on the device, a study; budget_ms: what it should (None: no limit set).
+
+    The components of a step add up to what its kernels take; what a step takes beyond that, the device idles.
+    """
+
+    component: str
+    preset: str
+    batch: int
+    ms: float
+    share: float
+    budget_ms: float | None
+
+    @property
+    def name(self) -> str:
+        """Names the row in `failed` and `unreached`."""
+        return f"breakdown {self.component}"
+
+
 def step_name(preset: str, batch: int, dtype: str, mode: str, decode_ratio: float, peer: str | None) -> str:
     """The name of a step's row, known before it is measured."""
     against = f" against {peer}" if peer else ""
     return f"step {preset} batch {batch} {dtype} {mode}, decode ratio {decode_ratio:g}{against}"
+
+
+Row = KernelRow | StepRow | WaterfallRow | BreakdownRow
+SECTION_OF = {KernelRow: "kernels", StepRow: "step", WaterfallRow: "waterfall", BreakdownRow: "breakdown"}
 
 
 def kernel_sha(op: str) -> str:
@@ -94,19 +142,20 @@ class Report:
     unreached: list[str]
     kernels: list[KernelRow] = field(default_factory=list)
     step: list[StepRow] = field(default_factory=list)
+    waterfall: list[WaterfallRow] = field(default_factory=list)
+    breakdown: list[BreakdownRow] = field(default_factory=list)
     tests: dict[str, int] | None = None
     failed: list[dict[str, str]] = field(default_factory=list)
 
-    def add(self, name: str, outcome: KernelRow | StepRow | dict[str, int] | str) -> None:
+    def add(self, name: str, outcome: Row | dict[str, int] | str) -> None:
         """Take in a row, the counts of the tests, or the reason for which `name` could not be had; and write."""
         if dataclasses.is_dataclass(outcome):
             values = dataclasses.asdict(outcome).items()
             wrong = [f"{key} is {v}" for key, v in values if isinstance(v, float) and not math.isfinite(v)]
             outcome = ", ".join(wrong) or outcome
-        if isinstance(outcome, KernelRow):
-            self.kernels.append(outcome)
-        elif isinstance(outcome, StepRow):
-            self.step.append(outcome)
+        if isinstance(outcome, Row):
+            section = SECTION_OF[type(outcome)]
+            getattr(self, section).append(outcome)
         elif isinstance(outcome, dict):
             self.tests = outcome
         else:
@@ -117,7 +166,7 @@ class Report:
     def write(self) -> None:
         """Replace the file."""
         content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("written", True)}
-        for section in ("kernels", "step"):
+        for section in SECTION_OF.values():
             content[section] = [
                 {key.rstrip("_"): value for key, value in dataclasses.asdict(row).items()} for row in content[section]
             ]
@@ -136,6 +185,15 @@ class Report:
                     f"{r.studies_per_s:.1f} | {mfu} | {_number(r.peak_mib, 0)} | {r.peer or ''} | "
                     f"{_number(r.speedup, 2)} |"
                 )
+        if self.waterfall:
+            lines += ["", "| with | ms | peak MiB | loss | times faster than the row above |", "|---|---|---|---|---|"]
+            for w in self.waterfall:
+                memory, faster = _number(w.peak_mib, 0), _number(w.times_faster, 2)
+                lines.append(f"| {w.technique} | {w.ms:.1f} | {memory} | {w.loss:.4f} | {faster} |")
+        if self.breakdown:
+            lines += ["", "| part of the step | ms a study | share | budget ms |", "|---|---|---|---|"]
+            for b in self.breakdown:
+                lines.append(f"| {b.component} | {b.ms:.3f} | {b.share:.0%} | {_number(b.budget_ms, 2)} |")
         if self.kernels:
             lines += ["", "| kernel | pass | shape | dtype | us | of limit | peer | times faster | rel. error |"]
             lines.append("|---|---|---|---|---|---|---|---|---|")

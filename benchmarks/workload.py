@@ -31,6 +31,18 @@ def random_images(config: cf.CineMAConfig, batch: int, device: str = "cpu", seed
     }
 
 
+def smooth_images(config: cf.CineMAConfig, batch: int, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
+    """Like `random_images`, but there is something to learn: hidden patches follow from their neighbours."""
+    generator = torch.Generator().manual_seed(seed)
+    images = {}
+    for v in config.views:
+        size = config.image_size[v]
+        coarse = torch.rand(batch, config.in_chans[v], *(max(n // 32, 2) for n in size), generator=generator)
+        mode = "bilinear" if len(size) == 2 else "trilinear"
+        images[v] = nn.functional.interpolate(coarse.to(device), size=size, mode=mode, align_corners=True)
+    return images
+
+
 def draw_plan(
     config: cf.CineMAConfig, batch: int, *, decode_ratio: float = 1.0, step: int = 0, device: str = "cpu"
 ) -> dict[str, cf.TokenPlan]:

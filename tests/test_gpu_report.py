@@ -1,6 +1,7 @@
 """The GPU report on the CPU: its file is whole at any moment, faults are told of, and it runs from a bare checkout."""
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -14,7 +15,10 @@ from fake_reference import write_fake_reference
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu_report.py"
-TOP = {"device", "date", "versions", "commit", "conditions", "smoke", "kernels", "step", "tests", "failed", "unreached"}
+TOP = {
+    "device", "date", "versions", "commit", "conditions", "smoke", "kernels", "step", "waterfall", "breakdown", "tests",
+    "failed", "unreached",
+}  # fmt: skip
 STEP = {
     "preset", "batch", "dtype", "mode", "decode_ratio", "ms", "studies_per_s", "mfu", "peak_mib", "peer", "peer_ms",
     "speedup",
@@ -59,11 +63,13 @@ def test_file_has_the_schema(whole):
 
 def test_every_way_is_timed_against_both_peers(whole):
     _, report, _ = whole
-    ours = {(r["batch"], r["decode_ratio"], r["peer"]): r for r in report["step"] if r["mode"] == "eager"}
-    assert set(ours) == {(4, ratio, peer) for ratio in (1.0, 0.25) for peer in PEERS}
-    theirs = {(r["batch"], r["mode"]): r for r in report["step"] if r["mode"] != "eager"}
+    modes = ("eager", "compiled")
+    ours = {(r["batch"], r["mode"], r["decode_ratio"], r["peer"]): r for r in report["step"] if r["mode"] in modes}
+    ways = [("eager", PEERS[0]), ("eager", PEERS[1]), ("compiled", PEERS[1])]
+    assert set(ours) == {(4, mode, ratio, peer) for ratio in (1.0, 0.25) for mode, peer in ways}
+    theirs = {(r["batch"], r["mode"]): r for r in report["step"] if r["mode"] not in modes}
     assert set(theirs) == {(4, peer) for peer in PEERS}
-    for (batch, _, peer), row in ours.items():
+    for (batch, _, _, peer), row in ours.items():
         assert row["studies_per_s"] == pytest.approx(1000 * batch / row["ms"])
         assert row["peer_ms"] == theirs[batch, peer]["ms"]
         assert 0 < row["speedup"] < 100
@@ -71,10 +77,32 @@ def test_every_way_is_timed_against_both_peers(whole):
         assert row["peak_mib"] is None
 
 
+def test_waterfall_climbs_from_the_same_loss(whole):
+    _, report, _ = whole
+    rungs = report["waterfall"]
+    assert [rung["technique"] for rung in rungs] == [
+        "reference as published", "no checkpointing", "visible tokens only, in PyTorch", "kernels", "torch.compile",
+        "a quarter of the masked tokens decoded",
+    ]  # fmt: skip
+    assert rungs[0]["times_faster"] is None
+    for before, rung in itertools.pairwise(rungs):
+        assert rung["times_faster"] == pytest.approx(before["ms"] / rung["ms"])
+    assert all(rung["loss"] == pytest.approx(rungs[0]["loss"], rel=1e-2) for rung in rungs[1:-1])
+    assert rungs[-1]["loss"] == pytest.approx(rungs[0]["loss"], rel=0.1)  # the mean over other tokens
+
+
+def test_breakdown_covers_the_step(whole):
+    _, report, _ = whole
+    share = {row["component"]: row["share"] for row in report["breakdown"]}
+    assert sum(share.values()) == pytest.approx(1)
+    assert all(share[name] > 0 for name in ("matrix products", "attention", "optimiser", "depthwise convolution"))
+    assert list(share.values()) == sorted(share.values(), reverse=True)
+
+
 def test_table_is_printed_last(whole):
     _, report, printed = whole
     table = printed[printed.rindex("| step |") :]
-    assert table.count("\n| toy bf16") == len(report["step"]) == 6
+    assert table.count("\n| toy bf16") == len(report["step"]) == 8
     assert "SMOKE: not a timing" in printed
 
 
@@ -88,15 +116,16 @@ def test_faults_of_a_peer_are_recorded_and_the_rest_goes_on(tmp_path):
     status, report, _ = smoke(tmp_path, "--only", "step", "--reference", reference)
     assert status == 1
     failed = {f["row"]: f["reason"] for f in report["failed"]}
-    assert len(failed) == 2
+    assert len(failed) == 3
     for name, reason in failed.items():
         if PEERS[0] in name:
             assert reason == "out of memory: tried to allocate 70 GiB"
         else:
             assert reason.startswith("GateError: ours against the reference")
     assert report["unreached"] == []
-    assert len(report["step"]) == 4
-    assert all(row["mode"] == "eager" and row["speedup"] is None for row in report["step"])
+    assert len(report["step"]) == 6
+    assert all(row["mode"] in ("eager", "compiled") and row["speedup"] is None for row in report["step"])
+    assert report["waterfall"][0]["technique"] == "no checkpointing"
 
 
 def test_no_budget_leaves_everything_unreached(tmp_path):
@@ -105,7 +134,7 @@ def test_no_budget_leaves_everything_unreached(tmp_path):
     assert report["step"] == report["kernels"] == report["failed"] == []
     assert report["tests"] is None
     steps = [name for name in report["unreached"] if name.startswith("step toy")]
-    assert len(steps) == 2  # decode ratios, without a peer
+    assert len(steps) == 4  # modes and decode ratios, without a peer
     assert {"tests", "data (comes with streaming)"} <= set(report["unreached"])
 
 
@@ -127,7 +156,7 @@ def test_killed_in_the_middle_leaves_a_whole_file(tmp_path):
     (file,) = tmp_path.glob("*.json")
     report = json.loads(file.read_text())
     assert len(report["step"]) == 3
-    assert len(report["unreached"]) == 3
+    assert len([name for name in report["unreached"] if name.startswith("step")]) == 5
 
 
 def test_data_section_says_that_it_is_not_there(tmp_path):
@@ -143,11 +172,26 @@ def test_a_folder_that_is_no_reference_is_named(tmp_path):
     assert f"{tmp_path / 'nothing'}: no cinema/mae/mae.py there" in done.stderr
 
 
+CONFTEST = """
+import pytest
+
+def pytest_generate_tests(metafunc):
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", [pytest.param("triton", marks=pytest.mark.gpu)])
+
+@pytest.fixture
+def device():
+    return "cuda"
+"""
+
+
 def test_gpu_tests_are_counted(tmp_path):
     marker = "@pytest.mark" + ".gpu\n"  # in one piece it would make this file one of those that are looked for
     tests = ["def test_{}():\n    {}\n".format(*t) for t in (("a", "pass"), ("b", "assert 0"), ("c", "pytest.skip()"))]
     source = "import pytest, cinema_fast\n" + "".join(marker + t for t in tests) + "def test_not_one():\n    assert 0\n"
     (tmp_path / "test_on_gpu.py").write_text(source)
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_an_operation.py").write_text("def test_it(device, backend):\n    pass\n")
     (tmp_path / "test_other.py").write_text("import a_package_that_is_not_there")
     program = (
         f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); from pathlib import Path; import gpu_report\n"
@@ -155,7 +199,7 @@ def test_gpu_tests_are_counted(tmp_path):
         "print(dict(gpu_report.run_tests(here, here, 100))['tests'])"
     )
     done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
-    assert eval(done.stdout) == {"passed": 1, "failed": 1, "skipped": 1}, done.stderr
+    assert eval(done.stdout) == {"passed": 2, "failed": 1, "skipped": 1}, done.stderr
     assert "test_b" in (tmp_path / "tests.log").read_text()
 
 
@@ -223,7 +267,7 @@ def test_runs_from_a_checkout_that_is_not_installed(tmp_path, bare_checkout):
     imported = [bare_checkout / "cinema_fast" / "__init__.py", bare_checkout / "kernels" / "philox.py"]
     assert printed.splitlines()[-1].split() == [str(path) for path in imported]
     assert report["commit"].startswith("sources-sha256:")
-    assert len(report["unreached"]) == 6
+    assert len([name for name in report["unreached"] if name.startswith("step")]) == 8
 
 
 def test_kernel_rows_are_collected_and_faults_are_recorded(tmp_path, bare_checkout):
