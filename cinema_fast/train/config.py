@@ -67,6 +67,8 @@ class PretrainConfig:
     keep: int = 2
     # updates in a row that may be skipped for a loss or gradient that is not finite
     max_skips: int = 10
+    # steps to profile, after the first three, into profile/ of the run folder
+    profile: int = 0
 
     def __post_init__(self):
         for name in ("steps", "batch_size", "accumulate", "workers", "log_every", "checkpoint_every", "keep"):
@@ -75,7 +77,7 @@ class PretrainConfig:
         for name in ("lr", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{_flag(name)} must be above 0, got {getattr(self, name)}")
-        for name in ("min_lr", "weight_decay", "max_skips"):
+        for name in ("min_lr", "weight_decay", "max_skips", "profile"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{_flag(name)} must not be negative, got {getattr(self, name)}")
         if not 0 < self.mask_ratio < 1:
@@ -97,7 +99,6 @@ class PretrainConfig:
         values["views"] = list(self.views)
         return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
 
-
     def differences(self, before: dict) -> list[str]:
         """What a run with the saved options `before` would compute otherwise, one line each.
 
@@ -112,7 +113,7 @@ class PretrainConfig:
 
 _FREE = {
     "data", "out", "init_from", "device", "precision", "workers", "strict", "log_every", "checkpoint_every", "keep",
-    "max_skips",
+    "max_skips", "profile",
 }  # fmt: skip
 
 

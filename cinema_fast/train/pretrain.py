@@ -17,6 +17,7 @@ from .config import PretrainConfig
 from .evaluate import Evaluation, evaluate, mean_patches
 from .log import RunLog
 from .meter import Meter
+from .profile import profile_steps
 from .report import write_report
 from .run_folder import check_run_folder, write_config
 from .schedule import cosine_schedule
@@ -54,9 +55,9 @@ class Outcome:
 def pretrain(config: PretrainConfig) -> Outcome:
     """Pre-train, or with `config.resume` go on with a run that was stopped.
 
-    Writes OUT/config.yaml, metrics.jsonl, run.log, checkpoints/ and report/. A line of metrics.jsonl has step,
-    epoch and lr (at that step), loss and grad_norm (means since the last line), skipped and replaced (so far),
-    studies_per_s, and data_wait (share of the time in which a step waited for data).
+    Writes OUT/config.yaml, metrics.jsonl, run.log, checkpoints/, report/ and, asked for, profile/. A line of
+    metrics.jsonl has step, epoch and lr (at that step), loss and grad_norm (means since the last line), skipped and
+    replaced (so far), studies_per_s, and data_wait (share of the time in which a step waited for data).
 
     Raises:
         ValueError: options, store, run folder or checkpoint that do not fit (StoreError, LoaderError, CheckpointError
@@ -92,7 +93,11 @@ def pretrain(config: PretrainConfig) -> Outcome:
     done = checkpoint.step if checkpoint else 0
     write_config(config.out, settled)
 
-    with RunLog(config.out, steps=config.steps, done=done) as log, StopRequest() as stop:
+    with (
+        RunLog(config.out, steps=config.steps, done=done) as log,
+        profile_steps(config.profile, device, config.out / "profile", log.say) as step_done,
+        StopRequest() as stop,
+    ):
         if config.resume:
             remarks.append(f"going on from step {done}" if checkpoint else "no checkpoint yet: from the first step")
         remarks.append(
@@ -130,6 +135,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
             ids = tuple(study for batch in batches for study in batch.draw.ids)
             meter.add(done, ids, train_step(batches, step, float(schedule[step])))
             log.advance(done)
+            step_done()
             last, stopped = done == config.steps, stop.signum is not None
             saving = last or stopped or done % config.checkpoint_every == 0
             reporting = last or done % config.log_every == 0

@@ -1,0 +1,40 @@
+"""A profile of some training steps, for chrome://tracing or Perfetto, and as a table."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity
+
+SETTLING_STEPS = 3  # compilation and caches
+TABLE_ROWS = 40
+
+
+@contextmanager
+def profile_steps(
+    n: int, device: torch.device, folder: Path, say: Callable[[str], None]
+) -> Iterator[Callable[[], None]]:
+    """Profiles n steps of the block after the first three, and says where they are written.
+
+    Yields what the block calls after each step. n = 0 profiles nothing.
+    """
+    if not n:
+        yield lambda: None
+        return
+    on_gpu = device.type == "cuda"
+
+    def write(trace: torch.profiler.profile) -> None:
+        folder.mkdir(exist_ok=True)
+        trace.export_chrome_trace(str(folder / "trace.json"))
+        order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+        table = trace.key_averages().table(sort_by=order, row_limit=TABLE_ROWS, max_name_column_width=60)
+        (folder / "table.txt").write_text(table)
+        say(f"profile: {folder / 'trace.json'}, {folder / 'table.txt'}")
+
+    with torch.profiler.profile(
+        activities=[ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu],
+        schedule=torch.profiler.schedule(wait=0, warmup=SETTLING_STEPS, active=n, repeat=1),
+        on_trace_ready=write,
+    ) as trace:
+        yield trace.step
