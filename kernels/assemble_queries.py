@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import choose, count_launch, tl, triton, triton_unsupported
+from .backend import choose, launching, tl, triton, triton_unsupported
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -91,9 +91,9 @@ def _assemble_queries_op(mask_token: Tensor, table: Tensor, masked: Tensor) -> T
     if out.numel():
         width = table.shape[1]
         config = assemble_queries_config(width)
-        count_launch("assemble_queries")
         blocks = triton.cdiv(masked.numel(), config["BLOCK_M"]) * triton.cdiv(width, config["BLOCK_D"])
-        _assemble_queries_fwd[(blocks,)](mask_token, table, masked, out, masked.numel(), width, **config)
+        with launching("assemble_queries", table):
+            _assemble_queries_fwd[(blocks,)](mask_token, table, masked, out, masked.numel(), width, **config)
     return out
 
 
@@ -110,10 +110,11 @@ def _assemble_queries_bwd_op(dout: Tensor) -> Tensor:
     splits = triton.cdiv(n_rows, config["BLOCK_M"] * config["STEPS"])
     partial = dout.new_empty(splits, width, dtype=torch.float32)
     if partial.numel():
-        count_launch("assemble_queries_bwd")
-        _assemble_queries_bwd[(splits * triton.cdiv(width, config["BLOCK_D"]),)](
-            dout, partial, n_rows, dout.shape[1], dout.stride(0), dout.stride(1), width, **config
-        )
+        blocks = splits * triton.cdiv(width, config["BLOCK_D"])
+        with launching("assemble_queries_bwd", dout):
+            _assemble_queries_bwd[(blocks,)](
+                dout, partial, n_rows, dout.shape[1], dout.stride(0), dout.stride(1), width, **config
+            )
     return partial.sum(0)
 
 

@@ -8,7 +8,7 @@ import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import torch
@@ -16,6 +16,7 @@ import torch
 BACKENDS = ("cuda", "triton", "flash", "sdpa", "xformers", "torch")
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+NVTX = torch.version.cuda is not None and not INTERPRET
 
 if HAS_TRITON:
     import triton
@@ -54,6 +55,14 @@ def use(name: str) -> Iterator[None]:
 def launches() -> dict[str, int]:
     """Kernel launches since the process started, by operation; the PyTorch forms are not counted."""
     return dict(_launches)
+
+
+@contextmanager
+def launching(operation: str, on: torch.Tensor) -> Iterator[None]:
+    """Each launcher launches inside it: on the device of `on`, counted, in an NVTX range of the operation's name."""
+    _launches[operation] += 1
+    with torch.cuda.device_of(on), torch.cuda.nvtx.range(f"cinema_fast.{operation}") if NVTX else nullcontext():
+        yield
 
 
 def count_launch(operation: str) -> None:

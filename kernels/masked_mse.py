@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import choose, count_launch, tl, triton, triton_unsupported
+from .backend import choose, launching, tl, triton, triton_unsupported
 from .patch_address import image_unsupported, load_values, locate_rows, patch_layout, sector_bytes
 from .patches import gather_patches, grid_of
 from .token_plan import TokenPlan
@@ -129,12 +129,13 @@ def _launch(pred, image, masked, intensity, patch, norm, dloss, out):
     across = not any(p > 1 and stride == 1 for p, stride in zip((image.shape[1], *patch), image.stride()[1:]))
     n_rows, n_values = masked.numel(), pred.shape[2]
     config = masked_mse_config(n_values, across)
-    count_launch("masked_mse" if dloss is None else "masked_mse_bwd")
-    _masked_mse[(triton.cdiv(n_rows, config["BLOCK_M"]),)](
-        pred, image, masked, intensity, dloss, out, n_rows, masked.shape[1], pred.stride(0), pred.stride(1),
-        weight=1.0 / (n_rows * n_values), GRAD=dloss is not None, NORM=norm, EPS=TARGET_EPS,
-        HAS_INTENSITY=intensity is not None, N_VALUES=n_values, ACROSS=across, **patch_layout(image, patch), **config,
-    )  # fmt: skip
+    with launching("masked_mse" if dloss is None else "masked_mse_bwd", pred):
+        _masked_mse[(triton.cdiv(n_rows, config["BLOCK_M"]),)](
+            pred, image, masked, intensity, dloss, out, n_rows, masked.shape[1], pred.stride(0), pred.stride(1),
+            weight=1.0 / (n_rows * n_values), GRAD=dloss is not None, NORM=norm, EPS=TARGET_EPS,
+            HAS_INTENSITY=intensity is not None, N_VALUES=n_values, ACROSS=across, **patch_layout(image, patch),
+            **config,
+        )  # fmt: skip
 
 
 @torch.library.custom_op("cinema_fast::masked_mse", mutates_args=())

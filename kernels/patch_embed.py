@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import INTERPRET, choose, count_launch, tl, triton, triton_unsupported
+from .backend import INTERPRET, choose, launching, tl, triton, triton_unsupported
 from .patch_address import image_unsupported, load_values, locate_rows, patch_layout, sector_bytes
 from .patches import gather_patches, grid_of, scatter_patches
 
@@ -218,12 +218,12 @@ def _patch_embed_op(
     if n_values > config["BLOCK_P"]:
         weight = weight.to(dtype)  # every block of rows reads it again: once in half the bytes
     if out.numel():
-        count_launch("patch_embed")
         blocks = triton.cdiv(index.numel(), config["BLOCK_R"]) * triton.cdiv(width, config["BLOCK_E"])
-        _patch_embed_fwd[(blocks,)](
-            weight_ptr=weight.contiguous(), bias_ptr=bias, table_ptr=table, out_ptr=out, width=width,
-            HAS_TABLE=table is not None, **_common(image, index, intensity, patch, dtype), **config,
-        )  # fmt: skip
+        with launching("patch_embed", image):
+            _patch_embed_fwd[(blocks,)](
+                weight_ptr=weight.contiguous(), bias_ptr=bias, table_ptr=table, out_ptr=out, width=width,
+                HAS_TABLE=table is not None, **_common(image, index, intensity, patch, dtype), **config,
+            )  # fmt: skip
     return out
 
 
@@ -242,12 +242,12 @@ def _patch_embed_dw_op(
     splits = triton.cdiv(n_rows, config["BLOCK_R"] * config["STEPS"])
     partial = image.new_empty(splits, width * (n_values + 1), dtype=torch.float32)
     if partial.numel():
-        count_launch("patch_embed_dw")
         blocks = splits * triton.cdiv(width, config["BLOCK_E"]) * triton.cdiv(n_values, config["BLOCK_P"])
-        _patch_embed_dw[(blocks,)](
-            dout_ptr=dout.contiguous(), partial_ptr=partial, width=width,
-            **_common(image, index, intensity, patch, dout.dtype), **config,
-        )  # fmt: skip
+        with launching("patch_embed_dw", image):
+            _patch_embed_dw[(blocks,)](
+                dout_ptr=dout.contiguous(), partial_ptr=partial, width=width,
+                **_common(image, index, intensity, patch, dout.dtype), **config,
+            )  # fmt: skip
     return partial.sum(0)
 
 

@@ -17,7 +17,7 @@ when uniform, hence bit-equal to the PyTorch form on every backend; with weights
 import torch
 from torch import Tensor
 
-from .backend import choose, count_launch, tl, triton, triton_unsupported
+from .backend import choose, launching, tl, triton, triton_unsupported
 from .philox import philox4x32
 from .token_plan import TokenPlan
 
@@ -134,12 +134,12 @@ def _sample_mask_op(
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     outputs = _empty_plan(scores, sample_ids, step_tensor, device, batch, n, keep, decode, seed, step, stream)
-    count_launch("sample_mask")
-    _sample_mask[(batch,)](
-        scores, sample_ids, step_tensor, *outputs, n, keep, decode, seed, step, stream,
-        WEIGHTED=scores is not None, HAS_IDS=sample_ids is not None, HAS_STEP=step_tensor is not None,
-        PARTIAL=decode < n - keep, FLOOR=WEIGHT_FLOOR, **sample_mask_config(n),
-    )  # fmt: skip
+    with launching("sample_mask", outputs[0]):
+        _sample_mask[(batch,)](
+            scores, sample_ids, step_tensor, *outputs, n, keep, decode, seed, step, stream,
+            WEIGHTED=scores is not None, HAS_IDS=sample_ids is not None, HAS_STEP=step_tensor is not None,
+            PARTIAL=decode < n - keep, FLOOR=WEIGHT_FLOOR, **sample_mask_config(n),
+        )  # fmt: skip
     return outputs
 
 

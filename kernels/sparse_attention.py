@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .attention_peers import PEERS
-from .backend import INTERPRET, choose, count_launch, tl, triton, triton_unsupported
+from .backend import INTERPRET, choose, launching, tl, triton, triton_unsupported
 from .packed_sequences import check_packed, longest_sequence, sequence_lengths
 
 MAX_HEAD_DIM = 128
@@ -338,8 +338,7 @@ def _launch(name, kernel, tile: dict[str, int], n_rows: int, tensors, strided, c
     precision = "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
     head = (head_dim, max(16, 1 << (head_dim - 1).bit_length()), precision, INTERPRET)
     strides = [stride for x in strided for stride in x.stride()[:2]]
-    count_launch(name)
-    with torch.cuda.device_of(strided[0]):
+    with launching(name, strided[0]):
         kernel[(n_tiles * n_heads * (len(cu_q) - 1),)](
             *tensors, cu_q, cu_k, total_q, n_heads, n_tiles, *strides, *scales, HEAD=head, **tile
         )

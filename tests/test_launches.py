@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from conftest import has_gpu
 from operation_cases import OPERATIONS
 from tolerances import assert_close
 
-from cinema_fast.kernels import TokenPlan, assemble_queries, masked_mse, sparse_attention
+from cinema_fast.kernels import TokenPlan, assemble_queries, launches, masked_mse, sparse_attention
 from cinema_fast.kernels import backend as kernel_backend
 from cinema_fast.kernels.sparse_attention import sparse_attention_ref
 
@@ -99,6 +100,23 @@ def test_attention_in_a_large_tensor(backend, device):
     assert_close(out[-n:], expected)
     for grad, wanted in zip(grads, torch.autograd.grad(expected, last, upstream[-n:].double())):
         assert_close(grad[-n:], wanted)
+
+
+def test_every_launch_has_an_nvtx_range(monkeypatch):
+    ranges = []
+
+    @contextmanager
+    def record(name):
+        ranges.append(name)
+        yield
+        ranges.append(f"end of {name}")
+
+    monkeypatch.setattr(kernel_backend, "NVTX", True)
+    monkeypatch.setattr(torch.cuda.nvtx, "range", record)
+    with kernel_backend.launching("an_operation", torch.empty(0)):
+        ranges.append("launch")
+    assert ranges == ["cinema_fast.an_operation", "launch", "end of cinema_fast.an_operation"]
+    assert launches()["an_operation"] == 1
 
 
 @pytest.mark.gpu
