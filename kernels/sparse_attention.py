@@ -306,6 +306,8 @@ def sparse_attention_config(head_dim: int, max_q: int, max_k: int, dtype: torch.
         owned, walked = (max_k, max_q) if name == "dkv" else (max_q, max_k)
         rows, tail_rows = _tiles(owned, rows)
         cols, tail_cols = _tiles(walked, cols)
+        if name == "dq":
+            tail_cols = min(tail_cols, 32)  # masked tiles of 64 spill on sm_80
         tiles = {"ROWS": rows, "TAIL_ROWS": tail_rows, "COLS": cols, "TAIL_COLS": tail_cols}
         config[name] = {**tiles, "num_warps": warps, "num_stages": stages}
     return config
