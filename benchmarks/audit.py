@@ -116,6 +116,12 @@ def triton_entries(launches: dict[str, Launch], known: dict[str, dict]) -> dict[
     return {key: partial(entry, key, launch) for key, launch in launches.items()}
 
 
+def cuda_hash(source: Path) -> str:
+    """Of a .cu and all headers beside it."""
+    files = [source, *sorted(source.parent.glob("*.cuh"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
 def cuda_entries(folder: Path, known: dict[str, dict]) -> dict[str, dict]:
     """Entries of the kernels of all .cu files there, by key. RuntimeError where there are some and there is no nvcc."""
     sources = sorted(folder.glob("*.cu"))
@@ -124,7 +130,7 @@ def cuda_entries(folder: Path, known: dict[str, dict]) -> dict[str, dict]:
     compiler = subprocess.check_output([audit_code.nvcc(), "--version"], text=True).split()[-1] if sources else ""
     found = {}
     for source in sources:
-        digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+        digest = cuda_hash(source)
         for arch in audit_code.CUDA_ARCHS:
             key = f"{source.name} {digest} sm_{arch} nvcc {compiler}"
             before = {k: entry for k, entry in known.items() if k.startswith(key)}
