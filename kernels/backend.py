@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import torch
 
-BACKENDS = ("cuda", "triton", "flash", "sdpa", "xformers", "torch")
+BACKENDS = ("cuda", "triton", "native", "flash", "sdpa", "xformers", "torch")
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 NVTX = torch.version.cuda is not None and not INTERPRET
@@ -22,7 +22,7 @@ if HAS_TRITON:
     import triton
     import triton.language as tl
 else:  # the decorators and annotations of kernel definitions must still evaluate
-    triton = SimpleNamespace(jit=lambda fn=None, **_: fn if fn else (lambda f: f))
+    triton = SimpleNamespace(jit=lambda fn=None, **_: fn if fn else (lambda f: f), constexpr_function=lambda fn: fn)
     tl = SimpleNamespace(constexpr=object)
 
 __all__ = ["BACKENDS", "HAS_TRITON", "INTERPRET", "BackendError", "choose", "launches", "tl", "triton", "use"]

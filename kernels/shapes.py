@@ -46,6 +46,17 @@ class AttentionShape(NamedTuple):
     head_dim: int
 
 
+class DepthwiseShape(NamedTuple):
+    """A depthwise convolution of a conv stem: `keep` of the grid's tokens are visible, each a block of positions."""
+
+    batch: int
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    kernel: tuple[int, ...]
+    channels: int
+    keep: int
+
+
 def _sax(batch: int) -> ViewShape:
     return ViewShape(batch, 1, (192, 192, 16), (16, 16, 1), (4, 4, 1), 64, 576, 512)
 
@@ -78,4 +89,17 @@ ATTENTION = {
     "heartmae-decoder-b16": AttentionShape(16, 864, 288, 16, 32),
     "vit-small8-b64": AttentionShape(64, 577, 577, 6, 64),
     "awkward": AttentionShape(3, 13, 37, 3, 24),
+}
+
+DEPTHWISE = {
+    "cinema-base-sax-stage0-b16": DepthwiseShape(16, (12, 12, 16), (4, 4, 1), (5, 5, 5), 64, 576),
+    "cinema-base-sax-stage1-b16": DepthwiseShape(16, (12, 12, 16), (2, 2, 1), (5, 5, 5), 128, 576),
+    "cinema-base-lax-stage0-b16": DepthwiseShape(16, (16, 16), (4, 4), (5, 5), 64, 64),
+    "cinema-base-lax-stage1-b16": DepthwiseShape(16, (16, 16), (2, 2), (5, 5), 128, 64),
+    "cinema-base-sax-stage0-b64": DepthwiseShape(64, (12, 12, 16), (4, 4, 1), (5, 5, 5), 64, 576),
+    "cinema-base-sax-stage1-b64": DepthwiseShape(64, (12, 12, 16), (2, 2, 1), (5, 5, 5), 128, 576),
+    "cinema-base-lax-stage0-b64": DepthwiseShape(64, (16, 16), (4, 4), (5, 5), 64, 64),
+    "cinema-base-lax-stage1-b64": DepthwiseShape(64, (16, 16), (2, 2), (5, 5), 128, 64),
+    # another extent along each axis, a channel count that nothing divides
+    "awkward": DepthwiseShape(3, (3, 5, 2), (2, 1, 3), (3, 5, 1), 41, 11),
 }
