@@ -65,11 +65,6 @@ def launching(operation: str, on: torch.Tensor) -> Iterator[None]:
         yield
 
 
-def count_launch(operation: str) -> None:
-    """Called by each launcher where it launches."""
-    _launches[operation] += 1
-
-
 def triton_unsupported(*tensors: torch.Tensor | None) -> list[str]:
     """Why Triton kernels cannot run on these tensors; empty where they can."""
     if not HAS_TRITON:

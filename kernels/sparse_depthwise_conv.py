@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from .backend import choose, launching, tl, triton, triton_unsupported
+from .patches import axis_positions
 from .token_neighbours import coordinates, entry, length, neighbour_products, neighbour_slots, shifted, walked_taps
 from .token_plan import TokenPlan
 
@@ -41,7 +42,7 @@ def position_index(keep: Tensor, grid: tuple[int, ...], block: tuple[int, ...]) 
     batch, n_axes = keep.shape[0], len(grid)
     size = [g * b for g, b in zip(grid, block)]
     index = torch.arange(batch, device=keep.device).view(batch, *[1] * (n_axes + 1))
-    for axis, token in enumerate(torch.unravel_index(keep.long(), grid)):
+    for axis, token in enumerate(axis_positions(keep.long(), grid)):
         inside = torch.arange(block[axis], device=keep.device)
         inside = inside.view([-1 if a == axis else 1 for a in range(n_axes)])
         index = index * size[axis] + token.view(*keep.shape, *[1] * n_axes) * block[axis] + inside
