@@ -12,7 +12,7 @@ from .backend import tl, triton
 
 def walked_taps(block: tuple[int, ...], kernel: tuple[int, ...]) -> int:
     """Taps along the axes of one position a token, which are walked one after another; the others are unrolled."""
-    return math.prod(k for b, k in zip(block, kernel) if b == 1)
+    return math.prod([k for b, k in zip(block, kernel) if b == 1])  # a list: torch.compile knows no generator here
 
 
 @triton.constexpr_function
