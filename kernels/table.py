@@ -6,6 +6,7 @@ import torch
 
 from .attention_peers import PEERS
 from .backend import choose, triton_unsupported
+from .optical_flow import reasons as flow_reasons
 
 
 def table() -> list[tuple[str, str, str]]:
@@ -20,6 +21,7 @@ def table() -> list[tuple[str, str, str]]:
         "sparse_attention": triton | {name: partial(why, x, x, x) for name, (_, why) in PEERS.items()},
         "assemble_queries": triton,
         "masked_mse": triton,
+        "optical_flow": flow_reasons(x),
     }
     rows = []
     for operation, reasons in operations.items():

@@ -1,0 +1,157 @@
+// Farneback's flow on the GPU: kernels over planes of single slices, one launch for all planes of a group of slices.
+// kernels/optical_flow.py describes the method; kernels/flow_cuda.py launches these on torch's stream, level by level:
+//
+//     flow_image_*     frames (any dtype, where they lie) -> blurred, reduced image planes
+//     flow_expand_*    image planes -> polynomial expansions
+//     flow_upsample    flow of the coarser level -> first guess at this one
+//     flow_equations   expansions and flow -> normal equations, summed along y over the window        } once an
+//     flow_solve       sums -> summed along x as well -> flow; at the end in the layout of the result } iteration
+//
+// The arithmetic is in optical_flow.cuh. blockIdx.z counts planes. A row of a block works on neighbouring y, which lie
+// side by side. No atomics: the same bits every time.
+
+#include "optical_flow.cuh"
+
+using namespace flow;
+
+static __device__ __forceinline__ float as_float(unsigned char v) { return float(v); }
+static __device__ __forceinline__ float as_float(unsigned short v) { return half_to_float(v); }
+static __device__ __forceinline__ float as_float(float v) { return v; }
+
+// One pixel of a resampled plane; `stride` from a pixel of `in` to the next along y, Y pixels in a row.
+template <class T>
+static __device__ __forceinline__ float resample(
+    const T* __restrict__ in, int Y, int stride, const int* __restrict__ index_x, const float* __restrict__ weight_x,
+    int taps_x, const int* __restrict__ index_y, const float* __restrict__ weight_y, int taps_y, int x, int y, int X_out,
+    int Y_out) {
+    float sum = 0.f;
+    for (int i = 0; i < taps_x; ++i) {
+        const T* row = in + size_t(index_x[i * X_out + x]) * Y * stride;
+        float along = 0.f;
+        for (int j = 0; j < taps_y; ++j)
+            along += weight_y[j * Y_out + y] * as_float(row[size_t(index_y[j * Y_out + y]) * stride]);
+        sum += weight_x[i * X_out + x] * along;
+    }
+    return sum;
+}
+
+// frames (B, T, X, Y, Z) -> image (slices of the group, F, X_out, Y_out), frames `used` (F,).
+template <class T>
+static __device__ __forceinline__ void make_image(
+    const T* __restrict__ frames, float* __restrict__ image, const int* __restrict__ used, const int* index_x,
+    const float* weight_x, int taps_x, const int* index_y, const float* weight_y, int taps_y, int first_slice, int n_used,
+    int n_frames, int X, int Y, int Z, int X_out, int Y_out) {
+    const int y = blockIdx.x * blockDim.x + threadIdx.x, x = blockIdx.y * blockDim.y + threadIdx.y;
+    if (x >= X_out || y >= Y_out) return;
+    const int slice = first_slice + blockIdx.z / n_used, frame = used[blockIdx.z % n_used];
+    const T* in = frames + (size_t(slice / Z) * n_frames + frame) * X * Y * Z + slice % Z;
+    image[(size_t(blockIdx.z) * X_out + x) * Y_out + y] =
+        resample(in, Y, Z, index_x, weight_x, taps_x, index_y, weight_y, taps_y, x, y, X_out, Y_out);
+}
+
+#define FLOW_IMAGE(name, T)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(256) name(                                                           \
+        const T* frames, float* image, const int* used, const int* index_x, const float* weight_x, int taps_x,        \
+        const int* index_y, const float* weight_y, int taps_y, int first_slice, int n_used, int n_frames, int X,      \
+        int Y, int Z, int X_out, int Y_out) {                                                                         \
+        make_image(frames, image, used, index_x, weight_x, taps_x, index_y, weight_y, taps_y, first_slice, n_used,    \
+                   n_frames, X, Y, Z, X_out, Y_out);                                                                  \
+    }
+FLOW_IMAGE(flow_image_uint8, unsigned char)
+FLOW_IMAGE(flow_image_float16, unsigned short)
+FLOW_IMAGE(flow_image_float32, float)
+
+// Planes (X, Y) -> planes (X_out, Y_out).
+extern "C" __global__ void __launch_bounds__(256) flow_upsample(
+    const float* __restrict__ coarse, float* __restrict__ fine, const int* index_x, const float* weight_x, int taps_x,
+    const int* index_y, const float* weight_y, int taps_y, int X, int Y, int X_out, int Y_out) {
+    const int y = blockIdx.x * blockDim.x + threadIdx.x, x = blockIdx.y * blockDim.y + threadIdx.y;
+    if (x >= X_out || y >= Y_out) return;
+    fine[(size_t(blockIdx.z) * X_out + x) * Y_out + y] =
+        resample(coarse + size_t(blockIdx.z) * X * Y, Y, 1, index_x, weight_x, taps_x, index_y, weight_y, taps_y, x, y,
+                 X_out, Y_out);
+}
+
+// image planes (X, Y) -> expansions (5, X, Y) each; a block is a piece of row blockIdx.y, of at most 256 pixels.
+template <int RADIUS>
+static __device__ __forceinline__ void expand(
+    const float* __restrict__ image, float* __restrict__ expansions, const Filters* __restrict__ filters, int X, int Y) {
+    __shared__ float columns[3][256 + 2 * RADIUS];
+    const float* plane = image + size_t(blockIdx.z) * X * Y;
+    const int x = blockIdx.y, from = blockIdx.x * blockDim.x;
+    const Filters& f = *filters;
+    for (int i = threadIdx.x; i < int(blockDim.x) + 2 * RADIUS; i += blockDim.x) {
+        const Moments m = filter_column<RADIUS>(plane, x, clamp(from + i - RADIUS, Y), X, Y, f);
+        columns[0][i] = m.g, columns[1][i] = m.d, columns[2][i] = m.q;
+    }
+    __syncthreads();
+    const int y = from + threadIdx.x, at = threadIdx.x + RADIUS;
+    if (y >= Y) return;
+    const Expansion e = filter_row<RADIUS>(&columns[0][at], &columns[1][at], &columns[2][at], f);
+    const size_t step = size_t(X) * Y;
+    float* out = expansions + size_t(blockIdx.z) * COEFFICIENTS * step + x * Y + y;
+    out[0] = e.bx, out[step] = e.by, out[2 * step] = e.axx, out[3 * step] = e.ayy, out[4 * step] = e.axy;
+}
+
+extern "C" __global__ void __launch_bounds__(256) flow_expand_5(
+    const float* image, float* expansions, const Filters* filters, int X, int Y) {
+    expand<5>(image, expansions, filters, X, Y);
+}
+
+extern "C" __global__ void __launch_bounds__(256) flow_expand_7(
+    const float* image, float* expansions, const Filters* filters, int X, int Y) {
+    expand<7>(image, expansions, filters, X, Y);
+}
+
+// expansions (slices, F, 5, X, Y), flow (slices, P, 2, X, Y) -> sums (slices, P, 5, X, Y) over y - half .. y + half.
+// A block is a piece of row blockIdx.y; the dynamic shared memory holds 5 (blockDim.x + 2 half) values.
+extern "C" __global__ void __launch_bounds__(256) flow_equations(
+    const float* __restrict__ expansions, const float* __restrict__ motion, float* __restrict__ sums,
+    const int* __restrict__ pairs, int n_used, int n_pairs, int X, int Y, int half) {
+    extern __shared__ float equations[];
+    const int slice = blockIdx.z / n_pairs, pair = blockIdx.z % n_pairs;
+    const size_t plane = size_t(X) * Y;
+    const float* first = expansions + (size_t(slice) * n_used + pairs[2 * pair]) * COEFFICIENTS * plane;
+    const float* second = expansions + (size_t(slice) * n_used + pairs[2 * pair + 1]) * COEFFICIENTS * plane;
+    const float* u = motion + size_t(blockIdx.z) * 2 * plane;
+    const int x = blockIdx.y, from = blockIdx.x * blockDim.x, wide = blockDim.x + 2 * half;
+    const float weight = border_weight(x, X);
+    for (int i = threadIdx.x; i < wide; i += blockDim.x) {
+        const int y = clamp(from + i - half, Y), here = x * Y + y;
+        const Sums s = normal_equations(
+            first, second, x, y, X, Y, u[here], u[plane + here], weight * border_weight(y, Y));
+        equations[i] = s.gxx, equations[wide + i] = s.gxy, equations[2 * wide + i] = s.gyy;
+        equations[3 * wide + i] = s.hx, equations[4 * wide + i] = s.hy;
+    }
+    __syncthreads();
+    const int y = from + threadIdx.x;
+    if (y >= Y) return;
+    float* out = sums + size_t(blockIdx.z) * COEFFICIENTS * plane + x * Y + y;
+    for (int c = 0; c < COEFFICIENTS; ++c) {
+        float sum = 0.f;
+        for (int k = 0; k <= 2 * half; ++k) sum += equations[c * wide + threadIdx.x + k];
+        out[c * plane] = sum;
+    }
+}
+
+// sums -> flow (B, P, 2, X, Y, Z) of the group's slices. A thread takes STRIP rows of one y, with a running sum.
+extern "C" __global__ void __launch_bounds__(128) flow_solve(
+    const float* __restrict__ sums, float* __restrict__ motion, int first_slice, int n_pairs, int X, int Y, int Z,
+    int half) {
+    const int y = blockIdx.x * blockDim.x + threadIdx.x, from = blockIdx.y * STRIP;
+    if (y >= Y) return;
+    const int slice = first_slice + blockIdx.z / n_pairs, pair = blockIdx.z % n_pairs;
+    const size_t plane = size_t(X) * Y;
+    const float* in = sums + size_t(blockIdx.z) * COEFFICIENTS * plane + y;
+    float* out = motion + (size_t(slice / Z) * n_pairs + pair) * 2 * plane * Z + slice % Z + size_t(y) * Z;
+    float sum[COEFFICIENTS] = {};
+    for (int k = -half; k <= half; ++k)
+        for (int c = 0; c < COEFFICIENTS; ++c) sum[c] += in[c * plane + clamp(from + k, X) * Y];
+    const float scale = 1.f / float((2 * half + 1) * (2 * half + 1));
+    for (int x = from; x < X && x < from + STRIP; ++x) {
+        const Motion m = solve({sum[0], sum[1], sum[2], sum[3], sum[4]}, scale);
+        out[size_t(x) * Y * Z] = m.u, out[(plane + size_t(x) * Y) * Z] = m.v;
+        for (int c = 0; c < COEFFICIENTS; ++c)
+            sum[c] += in[c * plane + clamp(x + 1 + half, X) * Y] - in[c * plane + clamp(x - half, X) * Y];
+    }
+}

@@ -1,0 +1,296 @@
+// Farneback's flow on the CPU, as a plain C library: threads over frames and over pairs, vectors along rows.
+// kernels/optical_flow.py describes the method and calls it; the arithmetic is in optical_flow.cuh.
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <utility>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#include "optical_flow.cuh"
+
+// The widest vectors that the machine has, chosen when the library is loaded; it runs on any x86-64.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
+#define VECTORISED __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define VECTORISED
+#endif
+
+using namespace flow;
+
+// Weighted sums along one axis: out[i] = sum over k of weight[k][i] * in[index[k][i]].
+struct AxisTaps {
+    int taps;
+    const int32_t* index;
+    const float* weight;
+};
+
+struct Level {
+    int X, Y;
+    AxisTaps image_x, image_y;  // from the frame
+    AxisTaps flow_x, flow_y;    // from the next coarser level's flow; unused at the coarsest
+};
+
+struct Request {
+    const void* frames;     // (B, T, X, Y, Z), uint8, half or float by item_size 1, 2 or 4
+    float* out;             // (B, P, 2, X, Y, Z)
+    const int32_t* used;    // (F,) frames that some pair names
+    const int32_t* pairs;   // (P, 2) positions in `used`
+    const Level* levels;    // coarse to fine
+    const Filters* filters;
+    int64_t B, T, X, Y, Z, F, P;
+    int item_size, n_levels, iterations, window, poly_n, threads;
+};
+
+enum { DONE = 0, NON_FINITE = 1, NO_MEMORY = 2 };
+
+namespace {
+
+using Buffer = std::unique_ptr<float[]>;
+
+Buffer allocate(int64_t n) { return Buffer(new (std::nothrow) float[n]); }
+
+float as_float(uint8_t v) { return v; }
+float as_float(uint16_t v) { return half_to_float(v); }
+float as_float(float v) { return v; }
+
+// One slice of one frame, every Z-th value; false where a value is not finite.
+template <class T>
+bool read_slice(const T* in, int64_t n, int64_t Z, float* out) {
+    float sum = 0;  // of v - v: 0, or NaN
+    for (int64_t i = 0; i < n; ++i) {
+        out[i] = as_float(in[i * Z]);
+        sum += out[i] - out[i];
+    }
+    return sum == 0;
+}
+
+VECTORISED void add_scaled(const float* in, float weight, int n, float* out) {
+#pragma omp simd
+    for (int i = 0; i < n; ++i) out[i] += weight * in[i];
+}
+
+VECTORISED void add_gathered(const float* in, const int32_t* index, const float* weight, int n, float* out) {
+#pragma omp simd
+    for (int i = 0; i < n; ++i) out[i] += weight[i] * in[index[i]];
+}
+
+// A plane (., Y_in) resampled to (X, Y); row: Y_in values.
+void resample(const float* in, int Y_in, int X, int Y, const AxisTaps& tx, const AxisTaps& ty, float* row, float* out) {
+    for (int x = 0; x < X; ++x) {
+        std::memset(row, 0, sizeof(float) * Y_in);
+        for (int k = 0; k < tx.taps; ++k)
+            add_scaled(in + int64_t(tx.index[k * X + x]) * Y_in, tx.weight[k * X + x], Y_in, row);
+        float* to = out + int64_t(x) * Y;
+        std::memset(to, 0, sizeof(float) * Y);
+        for (int k = 0; k < ty.taps; ++k) add_gathered(row, ty.index + k * Y, ty.weight + k * Y, Y, to);
+    }
+}
+
+// `values` (Y,) continued on either side by its ends.
+void repeat_ends(float* values, int Y, int width) {
+    for (int k = 1; k <= width; ++k) values[-k] = values[0], values[Y - 1 + k] = values[Y - 1];
+}
+
+template <int RADIUS>
+FLOW_INLINE void columns_of_row(const float* image, int x, int X, int Y, const Filters& f, float* g, float* d, float* q) {
+#pragma omp simd
+    for (int y = 0; y < Y; ++y) {
+        const Moments m = filter_column<RADIUS>(image, x, y, X, Y, f);
+        g[y] = m.g, d[y] = m.d, q[y] = m.q;
+    }
+}
+
+template <int RADIUS>
+FLOW_INLINE void expansion_of_row(const float* g, const float* d, const float* q, int plane, int Y, const Filters& f, float* out) {
+#pragma omp simd
+    for (int y = 0; y < Y; ++y) {
+        const Expansion e = filter_row<RADIUS>(g + y, d + y, q + y, f);
+        out[y] = e.bx, out[plane + y] = e.by;
+        out[2 * plane + y] = e.axx, out[3 * plane + y] = e.ayy, out[4 * plane + y] = e.axy;
+    }
+}
+
+VECTORISED void columns_5(const float* image, int x, int X, int Y, const Filters& f, float* g, float* d, float* q) {
+    columns_of_row<5>(image, x, X, Y, f, g, d, q);
+}
+VECTORISED void columns_7(const float* image, int x, int X, int Y, const Filters& f, float* g, float* d, float* q) {
+    columns_of_row<7>(image, x, X, Y, f, g, d, q);
+}
+VECTORISED void expansion_5(const float* g, const float* d, const float* q, int plane, int Y, const Filters& f, float* out) {
+    expansion_of_row<5>(g, d, q, plane, Y, f, out);
+}
+VECTORISED void expansion_7(const float* g, const float* d, const float* q, int plane, int Y, const Filters& f, float* out) {
+    expansion_of_row<7>(g, d, q, plane, Y, f, out);
+}
+
+// Polynomial expansion of a plane; rows: 3 (Y + 2 MAX_RADIUS) values.
+void expand(const float* image, int X, int Y, int poly_n, const Filters& f, float* rows, float* out) {
+    const int stride = Y + 2 * MAX_RADIUS;
+    float *g = rows + MAX_RADIUS, *d = g + stride, *q = d + stride;
+    for (int x = 0; x < X; ++x) {
+        (poly_n == 5 ? columns_5 : columns_7)(image, x, X, Y, f, g, d, q);
+        repeat_ends(g, Y, poly_n), repeat_ends(d, Y, poly_n), repeat_ends(q, Y, poly_n);
+        (poly_n == 5 ? expansion_5 : expansion_7)(g, d, q, X * Y, Y, f, out + int64_t(x) * Y);
+    }
+}
+
+VECTORISED void equations_of_row(const float* first, const float* second, int x, int X, int Y, const float* u,
+                                 const float* v, const float* weights, float* out, int stride) {
+    const float weight = border_weight(x, X);
+#pragma omp simd
+    for (int y = 0; y < Y; ++y) {
+        const Sums s = normal_equations(first, second, x, y, X, Y, u[y], v[y], weight * weights[y]);
+        out[y] = s.gxx, out[stride + y] = s.gxy, out[2 * stride + y] = s.gyy;
+        out[3 * stride + y] = s.hx, out[4 * stride + y] = s.hy;
+    }
+}
+
+// out[y] = sum of in[y - half .. y + half], in tiles that stay in registers; Y a multiple of TILE.
+constexpr int TILE = 32;
+VECTORISED void box_of_row(const float* in, int half, int Y, float* out) {
+    for (int y0 = 0; y0 < Y; y0 += TILE) {
+        float sum[TILE] = {};
+        for (int k = -half; k <= half; ++k)
+            for (int i = 0; i < TILE; ++i) sum[i] += in[y0 + i + k];
+        for (int i = 0; i < TILE; ++i) out[y0 + i] = sum[i];
+    }
+}
+
+VECTORISED void solve_row(const float* sums, int stride, int Y, float scale, float* u, float* v) {
+#pragma omp simd
+    for (int y = 0; y < Y; ++y) {
+        const Motion m = solve({sums[y], sums[stride + y], sums[2 * stride + y], sums[3 * stride + y], sums[4 * stride + y]}, scale);
+        u[y] = m.u, v[y] = m.v;
+    }
+}
+
+int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+// Floats that `iterate` works in.
+int64_t iterate_scratch(int64_t Y, int window) {
+    const int64_t wide = round_up(int(Y), TILE);
+    return COEFFICIENTS * (wide + window) + (window + 1) * COEFFICIENTS * wide + wide;
+}
+
+// One iteration at one level: equations row by row, box filter, solution. Row x of the flow is overwritten once the
+// equations of all rows up to x + window / 2 have been made from the old flow.
+void iterate(const float* first, const float* second, int X, int Y, int window, float* scratch, float* u, float* v) {
+    const int half = window / 2, wide = round_up(Y, TILE), padded = wide + window, row_size = COEFFICIENTS * wide;
+    const float scale = 1.f / float(window * window);
+    float *equations = scratch + half, *ring = scratch + COEFFICIENTS * padded;
+    float *sums = ring + window * row_size, *weights = sums + row_size;
+    std::memset(scratch, 0, sizeof(float) * COEFFICIENTS * padded);  // the part beyond Y is summed and never used
+    for (int y = 0; y < Y; ++y) weights[y] = border_weight(y, Y);
+    const auto row = [&](int x) { return ring + clamp(x, X) % window * row_size; };
+    const auto make_row = [&](int x) {
+        equations_of_row(first, second, x, X, Y, u + int64_t(x) * Y, v + int64_t(x) * Y, weights, equations, padded);
+        for (int c = 0; c < COEFFICIENTS; ++c) {
+            repeat_ends(equations + c * padded, Y, half);
+            box_of_row(equations + c * padded, half, wide, row(x) + c * wide);
+        }
+    };
+    for (int x = 0; x < half && x < X; ++x) make_row(x);
+    for (int x = 0; x < X; ++x) {
+        const bool anew = x % STRIP == 0;
+        if (!anew) add_scaled(row(x - half - 1), -1.f, row_size, sums);  // before its place in the ring is taken
+        if (x + half < X) make_row(x + half);
+        if (anew) std::memset(sums, 0, sizeof(float) * row_size);
+        for (int k = anew ? -half : half; k <= half; ++k) add_scaled(row(x + k), 1.f, row_size, sums);
+        solve_row(sums, wide, Y, scale, u + int64_t(x) * Y, v + int64_t(x) * Y);
+    }
+}
+
+// Where a slice's expansions lie: those of all used frames, level after level.
+struct Pyramid {
+    int64_t start[64], size;
+
+    explicit Pyramid(const Request& r) : size(0) {
+        for (int l = 0; l < r.n_levels; ++l) {
+            start[l] = size;
+            size += int64_t(COEFFICIENTS) * r.levels[l].X * r.levels[l].Y;
+        }
+    }
+};
+
+// Expansions of one frame of one slice at all levels; scratch: 2 X Y + Y + 3 (Y + 2 MAX_RADIUS) values.
+bool expand_frame(const Request& r, const Pyramid& pyramid, int64_t slice, int64_t f, float* scratch, float* out) {
+    const int64_t n = r.X * r.Y, b = slice / r.Z, z = slice % r.Z;
+    const int64_t at = (b * r.T + r.used[f]) * n * r.Z + z;
+    float *frame = scratch, *image = frame + n, *row = image + n, *rows = row + r.Y;
+    const bool finite = r.item_size == 1   ? read_slice((const uint8_t*)r.frames + at, n, r.Z, frame)
+                        : r.item_size == 2 ? read_slice((const uint16_t*)r.frames + at, n, r.Z, frame)
+                                           : read_slice((const float*)r.frames + at, n, r.Z, frame);
+    for (int l = 0; l < r.n_levels; ++l) {
+        const Level& level = r.levels[l];
+        resample(frame, int(r.Y), level.X, level.Y, level.image_x, level.image_y, row, image);
+        expand(image, level.X, level.Y, r.poly_n, *r.filters, rows, out + pyramid.start[l]);
+    }
+    return finite;
+}
+
+// Flow of one pair of one slice, coarse to fine; scratch: 4 X Y + Y values and `iterate`'s.
+void flow_of_pair(const Request& r, const Pyramid& pyramid, int64_t slice, int64_t p, const float* expansions, float* scratch) {
+    const int64_t n = r.X * r.Y;
+    float *flow = scratch, *coarser = flow + 2 * n, *row = coarser + 2 * n, *rest = row + r.Y;
+    for (int l = 0; l < r.n_levels; ++l) {
+        const Level& level = r.levels[l];
+        const int64_t size = int64_t(level.X) * level.Y;
+        float* u = flow;
+        if (l == 0) {
+            std::memset(flow, 0, sizeof(float) * 2 * size);
+        } else {
+            const int64_t before = int64_t(r.levels[l - 1].X) * r.levels[l - 1].Y;
+            std::swap(flow, coarser);
+            u = flow;
+            for (int c = 0; c < 2; ++c)
+                resample(coarser + c * before, r.levels[l - 1].Y, level.X, level.Y, level.flow_x, level.flow_y, row, flow + c * size);
+        }
+        const float* first = expansions + r.pairs[2 * p] * pyramid.size + pyramid.start[l];
+        const float* second = expansions + r.pairs[2 * p + 1] * pyramid.size + pyramid.start[l];
+        for (int i = 0; i < r.iterations; ++i) iterate(first, second, level.X, level.Y, r.window, rest, u, u + size);
+    }
+    const int64_t b = slice / r.Z, z = slice % r.Z;
+    float* out = r.out + (b * r.P + p) * 2 * n * r.Z + z;
+    for (int64_t i = 0; i < 2 * n; ++i) out[i * r.Z] = flow[i];
+}
+
+}  // namespace
+
+// Returns DONE, NON_FINITE (a float frame holds NaN or infinity; `out` is then undefined) or NO_MEMORY.
+extern "C" int cinema_fast_optical_flow(const Request* request) {
+    const Request& r = *request;
+    const Pyramid pyramid(r);
+    const int threads = r.threads < 1 ? 1 : r.threads;
+    // slices at a time: so many that all threads have work, so few that expansions stay in the cache
+    const int64_t slices = r.B * r.Z, fewest = r.F < r.P ? r.F : r.P;
+    int64_t group = (4 * threads + fewest - 1) / fewest;
+    if (group > slices) group = slices;
+    const int64_t frame_scratch = 2 * r.X * r.Y + r.Y + 3 * (r.Y + 2 * MAX_RADIUS);
+    const int64_t pair_scratch = 4 * r.X * r.Y + r.Y + iterate_scratch(r.Y, r.window);
+    const int64_t scratch_size = frame_scratch > pair_scratch ? frame_scratch : pair_scratch;
+    const Buffer expansions = allocate(group * r.F * pyramid.size), scratch = allocate(threads * scratch_size);
+    if (!expansions || !scratch) return NO_MEMORY;
+    bool finite = true;
+#pragma omp parallel num_threads(threads)
+    {
+#ifdef _OPENMP
+        float* mine = scratch.get() + omp_get_thread_num() * scratch_size;
+#else
+        float* mine = scratch.get();
+#endif
+        for (int64_t from = 0; from < slices; from += group) {
+            const int64_t count = slices - from < group ? slices - from : group;
+#pragma omp for schedule(dynamic) reduction(&& : finite)
+            for (int64_t i = 0; i < count * r.F; ++i)
+                finite = expand_frame(r, pyramid, from + i / r.F, i % r.F, mine, expansions.get() + i * pyramid.size) && finite;
+#pragma omp for schedule(dynamic)
+            for (int64_t i = 0; i < count * r.P; ++i)
+                flow_of_pair(r, pyramid, from + i / r.P, i % r.P, expansions.get() + i / r.P * r.F * pyramid.size, mine);
+        }
+    }
+    return finite ? DONE : NON_FINITE;
+}

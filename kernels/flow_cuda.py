@@ -1,0 +1,147 @@
+"""Optical flow by the kernels of csrc/optical_flow.cu: which are launched, on what, in which order.
+
+A group of slices at a time, so that the workspace stays bounded; in a group, one launch covers all slices, frames or
+pairs. Memory comes from torch's allocator, launches go to torch's current stream, nothing waits for the device: a call
+can be captured in a CUDA graph once the same shapes have been run outside of one (that run uploads small tables, which
+stay, since a graph knows their addresses).
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .flow_pyramid import AxisTaps, half_filters, pyramid, used_frames
+from .native import cuda_module
+
+STRIP = 16  # rows of a thread of flow_solve, as in csrc/optical_flow.cuh
+WORKSPACE_BYTES = 512 * 2**20
+MAX_PLANES = 65535  # of blockIdx.z
+TILE = (32, 8)
+
+
+class _Level(NamedTuple):
+    size: tuple[int, int]
+    image: list
+    flow: list | None
+
+
+def row_blocks(n: int) -> tuple[int, int]:
+    """(threads, blocks) of a row of n pixels: whole warps, at most 256 threads, blocks of equal size."""
+    blocks = math.ceil(n / 256)
+    return math.ceil(math.ceil(n / blocks) / 32) * 32, blocks
+
+
+def slices_at_once(n_slices: int, n_used: int, n_pairs: int, pixels: int) -> int:
+    """Slices of a group: what fits into the workspace and into the grid, at least one."""
+    floats = pixels * ((1 + 5) * n_used + (5 + 2 + 2) * n_pairs)
+    return max(1, min(n_slices, WORKSPACE_BYTES // (4 * floats), MAX_PLANES // max(n_used, 2 * n_pairs)))
+
+
+@cache
+def _int_table(values: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32).to(device)
+
+
+@cache
+def _levels(size: tuple[int, int], levels: int, pyr_scale: float, device: torch.device) -> list[_Level]:
+    """The pyramid with its tables on the device, as arguments of a kernel."""
+
+    def arguments(axes: Sequence[AxisTaps]) -> list:
+        return [
+            item
+            for taps in axes
+            for item in (taps.index.to(device), taps.weight.float().to(device), len(taps.index))
+        ]
+
+    return [
+        _Level(level.size, arguments(level.image), arguments(level.flow) if level.flow else None)
+        for level in pyramid(size, levels, pyr_scale)
+    ]
+
+
+@cache
+def _filters(poly_n: int, poly_sigma: float, device: torch.device) -> Tensor:
+    return half_filters(poly_n, poly_sigma).to(device)
+
+
+def _arguments(values: Sequence[Tensor | int]) -> tuple:
+    """Tensors by address, numbers as a kernel's int."""
+    return tuple(v.data_ptr() if isinstance(v, Tensor) else np.int32(v) for v in values)
+
+
+def _stream(device: torch.device) -> AbstractContextManager:
+    """torch's current stream is CuPy's inside."""
+    if device.type != "cuda":  # kernels compiled for the CPU, in tests
+        return nullcontext()
+    import cupy
+
+    return cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index)
+
+
+def run_cuda(
+    frames: Tensor, out: Tensor, pairs: list[int], levels: int, pyr_scale: float, window: int, iterations: int,
+    poly_n: int, poly_sigma: float,
+) -> None:  # fmt: skip
+    """Fills `out` (B, P, 2, X, Y[, Z]) from contiguous `frames`."""
+    device = frames.device
+    b, t, x, y, *z = frames.shape
+    z = z[0] if z else 1
+    used, places = used_frames(pairs)
+    n_used, n_pairs, half = len(used), len(pairs) // 2, window // 2
+    group = slices_at_once(b * z, n_used, n_pairs, x * y)
+    used, places = _int_table(tuple(used), device), _int_table(tuple(places), device)
+    filters, dtype = _filters(poly_n, poly_sigma, device), str(frames.dtype).removeprefix("torch.")
+
+    def planes(per_slice: int) -> Tensor:
+        return torch.empty(group * per_slice * x * y, dtype=torch.float32, device=device)
+
+    image, expansion, sums = planes(n_used), planes(5 * n_used), planes(5 * n_pairs)
+    flow, coarser = planes(2 * n_pairs), planes(2 * n_pairs)
+    module = cuda_module("optical_flow")
+
+    def launch(name: str, grid: tuple[int, ...], block: tuple[int, ...], arguments: Sequence, shared: int = 0) -> None:
+        module.get_function(name)(grid, block, _arguments(arguments), shared_mem=shared)
+
+    with _stream(device):
+        for first in range(0, b * z, group):
+            n = min(group, b * z - first)
+            before = None
+            for level in _levels((x, y), levels, pyr_scale, device):
+                height, width = level.size
+                threads, blocks = row_blocks(width)
+                tiles = (math.ceil(width / TILE[0]), math.ceil(height / TILE[1]))
+                launch(
+                    f"flow_image_{dtype}", (*tiles, n * n_used), TILE,
+                    [frames, image, used, *level.image, first, n_used, t, x, y, z, height, width],
+                )  # fmt: skip
+                launch(
+                    f"flow_expand_{poly_n}", (blocks, height, n * n_used), (threads,),
+                    [image, expansion, filters, height, width],
+                )  # fmt: skip
+                if before is None:
+                    flow.zero_()
+                else:
+                    flow, coarser = coarser, flow
+                    launch(
+                        "flow_upsample", (*tiles, n * n_pairs * 2), TILE,
+                        [coarser, flow, *level.flow, *before, height, width],
+                    )  # fmt: skip
+                for i in range(iterations):
+                    launch(
+                        "flow_equations", (blocks, height, n * n_pairs), (threads,),
+                        [expansion, flow, sums, places, n_used, n_pairs, height, width, half],
+                        shared=4 * 5 * (threads + 2 * half),
+                    )  # fmt: skip
+                    last = i == iterations - 1 and level.size == (x, y)
+                    to, at, step = (out, first, z) if last else (flow, 0, 1)
+                    launch(
+                        "flow_solve", (math.ceil(width / 128), math.ceil(height / STRIP), n * n_pairs), (128,),
+                        [sums, to, at, n_pairs, height, width, step, half],
+                    )  # fmt: skip
+                before = level.size

@@ -1,0 +1,61 @@
+"""Finding and loading what `setup.py` built from csrc/: C libraries for the CPU, CUDA modules for the GPU.
+
+An operation NAME has the library kernels/_NAME_cpu.so, where a C++ compiler was there, and the fat binary
+kernels/_NAME_cuda.fatbin, where nvcc was; without the latter CuPy's NVRTC compiles csrc/NAME.cu at first use.
+"""
+
+import ctypes
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parent / "csrc"
+NVRTC_OPTIONS = ("--std=c++17", f"-I{CSRC}", "-lineinfo")
+
+
+@lru_cache
+def load_library(operation: str) -> tuple[ctypes.CDLL | None, str]:
+    """(library, "") or (None, why it is not there)."""
+    path = HERE / f"_{operation}_cpu.so"
+    if not path.exists():
+        return None, f"{path.name} was not built: install a C++ compiler and this package once more"
+    try:
+        return ctypes.CDLL(str(path)), ""
+    except OSError as error:
+        return None, f"{path.name} does not load: {error}"
+
+
+@lru_cache
+def _cupy_problem() -> str:
+    try:
+        import cupy
+    except Exception as error:  # an ImportError where it is not installed, others where its libraries do not fit
+        return f"CuPy does not import ({error}): pip install 'cinema-fast[gpu]'"
+    return "" if cupy.cuda.is_available() else "CuPy finds no GPU"
+
+
+def cuda_unsupported(*tensors: torch.Tensor) -> list[str]:
+    """Why CUDA kernels of csrc/ cannot run on these tensors; empty where they can."""
+    if not all(t.is_cuda for t in tensors):
+        return [f"needs CUDA tensors, got {tensors[0].device.type}"]
+    return [problem] if (problem := _cupy_problem()) else []
+
+
+def native_unsupported(operation: str, *tensors: torch.Tensor) -> list[str]:
+    """Why the C library of an operation cannot run on these tensors; empty where it can."""
+    if not all(t.device.type == "cpu" for t in tensors):
+        return [f"needs CPU tensors, got {tensors[0].device.type}"]
+    return [problem] if (problem := load_library(operation)[1]) else []
+
+
+@lru_cache
+def cuda_module(operation: str):
+    """CuPy's module of an operation's kernels; it loads itself on each device that it is used on."""
+    import cupy
+
+    binary = HERE / f"_{operation}_cuda.fatbin"
+    if binary.exists():
+        return cupy.RawModule(path=str(binary))
+    return cupy.RawModule(code=(CSRC / f"{operation}.cu").read_text(), options=NVRTC_OPTIONS, backend="nvrtc")
