@@ -20,6 +20,7 @@ from triton.compiler import ASTSource
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 CUDA_ARCHS = (80, 90)
+NVCC_FLAGS = ("-std=c++17", "-O3", "-lineinfo")  # those of setup.py
 RESERVED_SHARED = {80: 0, 90: 1024, 100: 1024}  # bytes that the tools add for the system's own use
 SIZE = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16, "256": 32}
 
@@ -116,6 +117,11 @@ def nvcc() -> str | None:
     return shutil.which("nvcc")
 
 
+def nvcc_version() -> str:
+    """As in 13.0.88."""
+    return re.search(r"V([\d.]+)", subprocess.check_output([nvcc(), "--version"], text=True))[1]
+
+
 def compile_cuda(source: Path, arch: int) -> dict[str, dict]:
     """The kernels of a .cu, each a `Code` as a dict. RuntimeError with the compiler's words where it does not compile.
 
@@ -123,7 +129,7 @@ def compile_cuda(source: Path, arch: int) -> dict[str, dict]:
     """
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernel.cubin")
-        command = [nvcc(), "-cubin", f"-arch=sm_{arch}", "-O3", "-lineinfo", "--resource-usage", "-o", cubin, source]
+        command = [nvcc(), "-cubin", f"-arch=sm_{arch}", *NVCC_FLAGS, "-o", cubin, source]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TMPDIR": folder})
         if done.returncode:
             raise RuntimeError(f"nvcc cannot compile {source.name} for sm_{arch}: {done.stderr}")

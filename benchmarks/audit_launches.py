@@ -15,20 +15,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from itertools import product
-from pkgutil import iter_modules
 from types import ModuleType
 from typing import NamedTuple
 from unittest import mock
 
-import checkout  # noqa: F401
 import torch
 import triton
 import workload
+from checkout import PACKAGES
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITCallable, JITFunction
 
-from cinema_fast import kernels
 from cinema_fast.kernels import TokenPlan
 from cinema_fast.kernels.assemble_queries import assemble_queries
 from cinema_fast.kernels.backend import INTERPRET
@@ -37,6 +35,7 @@ from cinema_fast.kernels.patch_embed import patch_embed
 from cinema_fast.kernels.sample_mask import sample_mask
 from cinema_fast.kernels.shapes import ATTENTION, VIEWS, AttentionShape, ViewShape
 from cinema_fast.kernels.sparse_attention import sparse_attention
+from cinema_fast.kernels.sparse_depthwise_conv import sparse_depthwise_conv
 from cinema_fast.models.stem import block_positions
 
 
@@ -137,8 +136,9 @@ def kernels_of(modules: list[ModuleType]) -> dict[str, JITFunction]:
 
 
 def kernel_modules() -> list[ModuleType]:
-    """All of kernels/."""
-    return [import_module(f"cinema_fast.kernels.{m.name}") for m in iter_modules(kernels.__path__)]
+    """All of kernels/*.py; compiled libraries may lie beside them."""
+    files = sorted(PACKAGES["cinema_fast.kernels"].glob("*.py"))
+    return [import_module(f"cinema_fast.kernels.{file.stem}") for file in files if file.stem != "__init__"]
 
 
 class NoDevice:
@@ -220,10 +220,24 @@ def cases() -> list[Case]:
         for weighted, part in product((False, True), repeat=2):
             variant = ("weighted" if weighted else "uniform") + ", a quarter decoded" * part
             found.append(Case("sample_mask", f"{name} {variant}", partial(_sample_mask, view, weighted, part)))
+        for block, channels in _stages(view):
+            for dtype in (mixed, single) if base else (mixed,):
+                variant = "x".join(map(str, block))
+                found.append(
+                    _case("sparse_depthwise_conv", name, dtype, variant, _depthwise_conv, view, block, channels)
+                )
     for name, shape in ATTENTION.items():
         for dtype in (mixed, single) if name in BASE_ATTENTION else (mixed,):
             found.append(_case("sparse_attention", name, dtype, "", _sparse_attention, shape))
     return found
+
+
+def _stages(view: ViewShape) -> list[tuple[tuple[int, ...], int]]:
+    """Positions of a token and channels at each stage of the view's convolutional stem, where it has one; the second
+    stage halves the one and doubles the other."""
+    if math.prod(view.block) == 1:
+        return []
+    return [(view.block, view.width), (tuple(-(-b // 2) for b in view.block), 2 * view.width)]
 
 
 def _case(operation: str, shape: str, dtype: torch.dtype, variant: str, function: Callable, *args) -> Case:
@@ -264,6 +278,13 @@ def _assemble_queries(view: ViewShape, dtype: torch.dtype) -> None:
     token = torch.empty(view.dec_width, requires_grad=True)
     table = torch.empty(view.n, view.dec_width, dtype=dtype)
     _differentiate(assemble_queries(token, table, _plan(view).masked, backend="triton"), token)
+
+
+def _depthwise_conv(view: ViewShape, block: tuple[int, ...], channels: int, dtype: torch.dtype) -> None:
+    x = torch.empty(view.batch, view.keep, *block, channels, dtype=dtype, requires_grad=True)
+    weight = torch.empty(channels, *[5] * len(block), requires_grad=True)
+    bias = torch.empty(channels, requires_grad=True)
+    _differentiate(sparse_depthwise_conv(x, weight, bias, _plan(view), view.grid, backend="triton"), x, weight, bias)
 
 
 def _masked_mse(view: ViewShape, norm: bool, dtype: torch.dtype) -> None:
