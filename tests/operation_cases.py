@@ -12,6 +12,7 @@ from cinema_fast.kernels import (
     patch_embed,
     sample_mask,
     sparse_attention,
+    sparse_depthwise_conv,
 )
 
 BATCH, GRID, PATCH, WIDTH = 2, (5, 6, 3), (4, 4, 1), 48
@@ -58,6 +59,15 @@ def attend(device: str, dtype: torch.dtype) -> list[Tensor]:
     return _with_gradients(sparse_attention(q, k, v, cu_q, cu_k, max_q=145, max_k=130, backend="triton"), q, k, v)
 
 
+def convolve(device: str, dtype: torch.dtype) -> list[Tensor]:
+    grid, keep, channels = (3, 3, 2), 5, 20
+    plan = sample_mask(batch=BATCH, n=18, keep=keep, seed=3, device=device, backend="triton")
+    x = _randn(0, BATCH, keep, 2, 2, 1, channels, device=device, dtype=dtype).requires_grad_()
+    weight = _randn(1, channels, 5, 5, 5, device=device, dtype=dtype).requires_grad_()
+    bias = _randn(2, channels, device=device, dtype=dtype).requires_grad_()
+    return _with_gradients(sparse_depthwise_conv(x, weight, bias, plan, grid, backend="triton"), x, weight, bias)
+
+
 def ask(device: str, dtype: torch.dtype) -> list[Tensor]:
     token = _randn(0, WIDTH, device=device, dtype=dtype).requires_grad_()
     table = _randn(1, 90, WIDTH, device=device, dtype=dtype)
@@ -73,6 +83,7 @@ def compare(device: str, dtype: torch.dtype) -> list[Tensor]:
 OPERATIONS = {
     "sample_mask": draw_masks,
     "patch_embed": embed,
+    "sparse_depthwise_conv": convolve,
     "sparse_attention": attend,
     "assemble_queries": ask,
     "masked_mse": compare,

@@ -12,10 +12,10 @@ from cinema_fast import kernels
 
 CASES = ("tiny", "sax_only", "norm_other_size")
 NOT_CONFIG = ("name", "batch", "mask_ratio")
-IN_FEATURES = {"patch_embed", "sparse_attention"}
+IN_FEATURES = {"patch_embed", "sparse_depthwise_conv", "sparse_attention"}
 IN_STEP = {
-    *IN_FEATURES, "assemble_queries", "masked_mse",
-    "patch_embed_dw", "sparse_attention_dq", "sparse_attention_dkv", "assemble_queries_bwd", "masked_mse_bwd",
+    *IN_FEATURES, "assemble_queries", "masked_mse", "patch_embed_dw", "sparse_depthwise_conv_dx",
+    "sparse_depthwise_conv_dw", "sparse_attention_dq", "sparse_attention_dkv", "assemble_queries_bwd", "masked_mse_bwd",
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 PROGRAM = """
 import sys
@@ -26,7 +27,7 @@ except kernels.BackendError as error:
 
 def test_a_step_and_the_reasons():
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], env={"PYTHONPATH": sys.path[0], "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", PROGRAM], env={"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
