@@ -122,21 +122,24 @@ def cuda_hash(source: Path) -> str:
 
 
 def cuda_entries(folder: Path, known: dict[str, dict]) -> dict[str, dict]:
-    """Entries of the kernels of all .cu files there, by key. RuntimeError where there are some and there is no nvcc."""
+    """Entries of the kernels of all .cu files there, by key. Without nvcc what is known of any version is taken.
+
+    RuntimeError where a file must be compiled and there is no nvcc.
+    """
     sources = sorted(folder.glob("*.cu"))
-    if sources and not audit_code.nvcc():
-        raise RuntimeError(f"no nvcc on PATH to compile {', '.join(s.name for s in sources)}")
-    compiler = f"nvcc {audit_code.nvcc_version()}" if sources else ""
+    version = f"{audit_code.nvcc_version()} " if sources and audit_code.nvcc() else ""
     found = {}
     for source in sources:
         digest = cuda_hash(source)
         for arch in audit_code.CUDA_ARCHS:
-            key = f"{source.name} {digest} sm_{arch} {compiler}"
+            key = f"{source.name} {digest} sm_{arch} nvcc {version}"
             before = {k: entry for k, entry in known.items() if k.startswith(key)}
+            if not before and not version:
+                raise RuntimeError(f"no nvcc on PATH to compile {source.name} for sm_{arch}")
             found |= before or {
-                f"{key} {name}": {
-                    "kernel": f"{source.stem}.{name}", "source": digest, "arch": arch, "compiler": compiler,
-                    "cases": [source.name], "passed": {}, "code": code,
+                f"{key}{name}": {
+                    "kernel": f"{source.stem}.{name}", "source": digest, "arch": arch,
+                    "compiler": f"nvcc {version}".strip(), "cases": [source.name], "passed": {}, "code": code,
                 }
                 for name, code in audit_code.compile_cuda(source, arch).items()
             }  # fmt: skip

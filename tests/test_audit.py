@@ -17,8 +17,6 @@ pytestmark = pytest.mark.skipif(not HAS_DISASSEMBLER, reason="this Triton comes 
 # two kernels as cuobjdump lists them, shortened: one that spills, one with matrix units and copies past the registers
 LISTING = """
 Resource usage:
- Common:
-  GLOBAL:0
  Function narrow:
   REG:32 STACK:24 SHARED:0 LOCAL:8 CONSTANT[0]:536 TEXTURE:0 SURFACE:0 SAMPLER:0
  Function gemm:
@@ -117,11 +115,9 @@ def test_what_is_not_a_fault():
 KERNELS = """
 import triton
 import triton.language as tl
-
 @triton.jit
 def _double(x):
     return x * 2
-
 @triton.jit
 def _copy(x_ptr, out_ptr, stride, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -208,9 +204,13 @@ def test_cuda_sources(tmp_path, monkeypatch):
     expected = {"copy.copy": WIDE, "copy.copy4": WIDE}
     wrong = [fault for e in entries.values() for fault in faults(e, expected)]
     assert {w.split(",")[0] for w in wrong} == {"copy.copy"} and len(wrong) == 4
-    monkeypatch.setattr(audit_code, "compile_cuda", lambda source, arch: pytest.fail("it was known"))
-    assert audit.cuda_entries(tmp_path, entries) == entries
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(audit_code, "compile_cuda", lambda source, arch: pytest.fail("it was known"))
+        assert audit.cuda_entries(tmp_path, entries) == entries
+        patch.setattr(audit_code, "nvcc", lambda: None)
+        assert audit.cuda_entries(tmp_path, entries) == entries
+        with pytest.raises(RuntimeError, match=r"no nvcc on PATH to compile copy.cu for sm_80"):
+            audit.cuda_entries(tmp_path, {})
     (tmp_path / "copy.cuh").write_text("// a header changes what is compiled")
     assert audit.cuda_entries(tmp_path, entries).keys().isdisjoint(entries)
     (tmp_path / "copy.cu").write_text("not C")
