@@ -55,7 +55,7 @@ def drawn_cases(draw):
     kernel = tuple(draw(st.sampled_from([1, 3, 5])) for _ in range(n_axes))
     grid, block = draw(sides), draw(sides)
     assume(math.prod(block) * math.prod(k for b, k in zip(block, kernel) if b > 1) <= 300)  # products: time, unrolled
-    keep = draw(st.integers(1, min(math.prod(grid), 4)))
+    keep = draw(st.integers(1, min(math.prod(grid), 3)))
     return Case(grid, block, kernel, keep, draw(st.integers(1, 2)), draw(st.integers(1, 4)))
 
 
@@ -100,7 +100,7 @@ def test_strides_do_not_matter(backend, device):
     assert all(map(torch.equal, *results))
 
 
-@pytest.mark.parametrize("name", ["sax, second stage", "lax, first stage"])
+@pytest.mark.parametrize("name", ["sax, second stage", "lax, second stage"])
 def test_same_bits_twice(backend, device, name):
     plan, *leaves, upstream = on(device, *make(CASES[name], torch.float32))
     for leaf in leaves:
