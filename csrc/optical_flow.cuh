@@ -101,7 +101,7 @@ FLOW_INLINE Sums normal_equations(
     const float to_x = float(x) + u, to_y = float(y) + v;
     // Numbers instead of branches, which would keep the CPU's loop over y from being vectorised. `inside` is false for
     // NaN; outside, the second frame counts for nothing and the first one's A twice.
-    const bool inside = (to_x >= 0.f) & (to_y >= 0.f) & (to_x < float(X - 1)) & (to_y < float(Y - 1));
+    const bool inside = (to_x >= 0.f) & (to_y >= 0.f) & (to_x <= float(X - 1)) & (to_y <= float(Y - 1));
     const float second_share = inside ? 1.f : 0.f, first_share = 2.f - second_share;
     const float sx = between(to_x, 0.f, float(X - 1)), sy = between(to_y, 0.f, float(Y - 1));
     const int x0 = min(int(sx), X > 1 ? X - 2 : 0), y0 = min(int(sy), Y > 1 ? Y - 2 : 0);

@@ -7,8 +7,9 @@ b2 = b1 - 2 A m; summed over a window, with A the mean of both frames' and about
     (sum w A'A) m = sum w A'(db + A m_so_far),   db = (b1 - b2(p + m_so_far)) / 2,   w a confidence of border pixels
 
 is solved `iterations` times a level, levels from coarse to fine. Parameters, border rules and order of operations are
-those of OpenCV's calcOpticalFlowFarneback with a box window (flags = 0). A Gaussian window of twice the width is about
-8 % more accurate on the synthetic heart, but no running sum computes it.
+those of OpenCV's calcOpticalFlowFarneback with a box window (flags = 0), but for one: the last row and column count as
+inside of the frame, so that equal frames have a flow of exactly zero. A Gaussian window of twice the width (OpenCV's
+flag) is 8 % more accurate on the synthetic heart, but no running sum computes it.
 
 Everything linear is separable (`flow_pyramid.py`), so the oracle is matrices along X and Y. The compiled forms share
 the per-pixel arithmetic of csrc/optical_flow.cuh, expand each frame once whatever the number of pairs, read frames
@@ -47,7 +48,7 @@ def _move(expansion: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
     """Expansion (N, 5, X, Y) between pixels at positions to (N, 2, X, Y), and where these are inside (N, X, Y)."""
     n, _, x, y = expansion.shape
     limit = torch.tensor([x - 1, y - 1], device=to.device).view(2, 1, 1)
-    inside = ((to >= 0) & (to < limit)).all(1)
+    inside = ((to >= 0) & (to <= limit)).all(1)
     to = torch.where(inside.unsqueeze(1), to, 0)
     first = to.floor()
     (part_x, part_y), (at_x, at_y) = (to - first).unbind(1), first.long().unbind(1)
@@ -88,8 +89,8 @@ def optical_flow_ref(
 ) -> Tensor:
     """Plain PyTorch in the frames' dtype, at least float32; arguments as `optical_flow` has checked them."""
     b, _, *size = frames.shape
-    images = frames.to(torch.promote_types(frames.dtype, torch.float32)).view(*frames.shape[:4], -1)
-    images = images.movedim(-1, 1)  # (B, Z, T, X, Y)
+    images = frames.to(torch.promote_types(frames.dtype, torch.float32))
+    images = images.view(*frames.shape[:4], *(size[2:] or [1])).movedim(-1, 1)  # (B, Z, T, X, Y)
     ones = torch.full((window,), 1 / window, dtype=torch.float64)
     flow = images.new_empty(0)
     first, second = torch.tensor(pairs, dtype=torch.long, device=frames.device).view(-1, 2).unbind(1)
@@ -105,7 +106,7 @@ def optical_flow_ref(
         weight = torch.outer(*(border_weight(n) for n in level.size)).to(flow)
         for _ in range(iterations):
             flow = _iterate(before, after, flow, box, weight)
-    flow = flow.view(b, -1, len(first), 2, *size[:2]).movedim(1, -1)  # (B, P, 2, X, Y, Z)
+    flow = flow.view(b, images.shape[1], len(first), 2, *size[:2]).movedim(1, -1)  # (B, P, 2, X, Y, Z)
     return (flow if len(size) == 3 else flow.squeeze(-1)).contiguous()
 
 

@@ -1,0 +1,67 @@
+"""Images whose motion is known in closed form, and what compares one flow with another."""
+
+import math
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
+DEFAULTS = {"levels": 3, "pyr_scale": 0.5, "window": 15, "iterations": 3, "poly_n": 7, "poly_sigma": 1.5}
+# Float32 against float64 [pixels]: worst and mean where every window holds structure. Where there is none the equations
+# are nearly singular, and plain PyTorch in float32 is itself off by up to 4e-3 on images of a heart.
+WORST, MEAN = 2e-4, 1e-5
+
+
+def texture(points: Tensor, seed: int = 0) -> Tensor:
+    """Grey values, mean 127, deviation 35, at points (2, ...) in pixels: waves of 8 to 24 pixels in all directions."""
+    generator = torch.Generator().manual_seed(seed)
+    n = 24
+    length, angle, phase = torch.rand(3, n, generator=generator, dtype=torch.float64)
+    length, angle, phase = 8 * 3**length, (torch.arange(n) + angle) * math.pi / n, phase * 2 * math.pi
+    wave = 2 * math.pi / length * torch.stack([angle.cos(), angle.sin()])  # (2, n)
+    values = torch.einsum("cn,c...->n...", wave, points)
+    return 127 + 50 / n**0.5 * torch.sin(values + phase.view(n, *[1] * (points.ndim - 1))).sum(0)
+
+
+def grid(size: tuple[int, int]) -> Tensor:
+    """(2, X, Y) coordinates of the pixels."""
+    axes = (torch.arange(n, dtype=torch.float64) for n in size)
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def moving(size: tuple[int, int], matrix: Tensor, shift: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Two frames (2, X, Y) and the flow (2, X, Y): what is at p goes to centre + matrix (p - centre) + shift."""
+    centre = (torch.tensor(size, dtype=torch.float64).view(2, 1, 1) - 1) / 2
+    points, shift = grid(size) - centre, shift.view(2, 1, 1)
+    before = torch.einsum("ij,jxy->ixy", matrix.inverse(), points - shift)
+    flow = torch.einsum("ij,jxy->ixy", matrix, points) + shift - points
+    return torch.stack([texture(points, seed), texture(before, seed)]), flow
+
+
+def textured(batch: int, frames: int, size: tuple[int, ...], seed: int = 0) -> Tensor:
+    """(B, T, X, Y[, Z]) float64 in 0..255: a texture per sample and slice that drifts by a pixel or so a frame."""
+    slices = size[2] if len(size) == 3 else 1
+    shift = torch.tensor([1.2, -0.7], dtype=torch.float64).view(2, 1, 1)
+    rows = [
+        [texture(grid(size[:2]) - t * (1 + 0.2 * s) * shift, seed + 100 * b + s) for s in range(slices)]
+        for b in range(batch)
+        for t in range(frames)
+    ]
+    images = torch.stack([torch.stack(row, -1) for row in rows]).view(batch, frames, *size[:2], slices)
+    return images if len(size) == 3 else images[..., 0]
+
+
+def assert_same_flow(actual: Tensor, expected: Tensor, worst: float = WORST, mean: float = MEAN) -> None:
+    assert actual.shape == expected.shape and actual.dtype == torch.float32
+    if expected.numel():
+        error = (actual.double().cpu() - expected.double()).abs()
+        assert float(error.max()) <= worst and float(error.mean()) <= mean, (float(error.max()), float(error.mean()))
+
+
+def compile_with(*command: str) -> str:
+    """What a compiler says; fails the test where the compiler does."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr

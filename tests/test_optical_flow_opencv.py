@@ -1,0 +1,98 @@
+"""optical_flow held against OpenCV's Farneback, on the synthetic heart and on real cines, and against true motion."""
+
+import numpy as np
+import pytest
+import torch
+from flow_cases import DEFAULTS
+
+from cinema_fast.data.nifti import read_cine
+from cinema_fast.data.phantom import make_study
+from cinema_fast.kernels.optical_flow import optical_flow, reasons
+
+cv2 = pytest.importorskip("cv2", reason="opencv is not installed (pip install opencv-python-headless)")
+MYOCARDIUM = 2
+PARAMETERS = [
+    DEFAULTS,
+    {"levels": 4, "pyr_scale": 0.8, "window": 11, "iterations": 2, "poly_n": 5, "poly_sigma": 1.1},
+    {"levels": 1, "pyr_scale": 0.5, "window": 31, "iterations": 5, "poly_n": 7, "poly_sigma": 1.5},
+]
+
+
+@pytest.fixture(params=["torch", "native"])
+def way(request):
+    if why := reasons(torch.empty(0)).get(request.param, list)():
+        pytest.skip("; ".join(why))
+    return request.param
+
+
+def by_opencv(first, second, how=DEFAULTS) -> np.ndarray:
+    """(2, X, Y): OpenCV's x runs along columns, our Y."""
+    flow = cv2.calcOpticalFlowFarneback(
+        first, second, None, how["pyr_scale"], how["levels"], how["window"], how["iterations"], how["poly_n"],
+        how["poly_sigma"], 0,
+    )  # fmt: skip
+    return flow[..., ::-1].transpose(2, 0, 1)
+
+
+def ours(frames: np.ndarray, way: str, how=DEFAULTS, pairs="consecutive") -> np.ndarray:
+    return optical_flow(torch.from_numpy(frames)[None], pairs, **how, backend=way)[0].numpy()
+
+
+def in_8_bits(image: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(image, [0.1, 99.5])
+    return (np.clip((image - low) / (high - low), 0, 1) * 255).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def hearts():
+    """Per view: frames (T, X, Y) uint8, pairs, their true displacement (P, 2, X, Y) in pixels, where myocardium is."""
+    study = make_study(5, n_frames=12, size=160, in_plane_mm=1.6, n_slices=3)
+    pairs, views = [(0, 1), (1, 2), (0, 3), (0, 4)], {}
+    for view in ("sax", "lax_4c"):
+        middle = (slice(None), slice(None), 1) if view == "sax" else (slice(None), slice(None))
+        frames = np.ascontiguousarray(np.moveaxis(in_8_bits(study.images[view]), -1, 0)[(slice(None), *middle)])
+        spacing = np.array(study.spacing_mm[view][:2]).reshape(2, 1, 1)
+        truth = np.stack([study.displacement(view, a, b)[:2][(slice(None), *middle)] / spacing for a, b in pairs])
+        labels = np.moveaxis(study.labels[view], -1, 0)[(slice(None), *middle)]
+        views[view] = frames, pairs, truth, [labels[a] == MYOCARDIUM for a, _ in pairs]
+    return views
+
+
+@pytest.mark.parametrize("how", PARAMETERS, ids=["defaults", "scale 0.8", "one level"])
+@pytest.mark.parametrize("view", ["sax", "lax_4c"])
+def test_equals_opencv_on_the_synthetic_heart(way, hearts, view, how):
+    frames, pairs, _, tissue = hearts[view]
+    flow = ours(frames, way, how, pairs)
+    for p, (a, b) in enumerate(pairs):
+        difference = np.linalg.norm(flow[p] - by_opencv(frames[a], frames[b], how), axis=0)
+        # the one rule that differs acts at the last row and column
+        assert difference[tissue[p]].max() < 0.01 and difference.mean() < 0.01
+
+
+@pytest.mark.parametrize("view", ["sax", "lax_4c"])
+def test_motion_of_the_myocardium_is_found_as_well_as_by_opencv(way, hearts, view):
+    frames, pairs, truth, tissue = hearts[view]
+    flow = ours(frames, way, pairs=pairs)
+    for p, (a, b) in enumerate(pairs):
+        error, theirs = (
+            np.linalg.norm(found - truth[p], axis=0)[tissue[p]].mean()
+            for found in (flow[p], by_opencv(frames[a], frames[b]))
+        )
+        still = np.linalg.norm(truth[p], axis=0)[tissue[p]].mean()
+        assert error < theirs + 1e-3 and error < 0.75 * still, (error, theirs, still)
+
+
+@pytest.mark.parametrize("name", ["sax_4d_6slices", "Se8_2ch", "Se6_4ch_or_3ch", "Se10_rvot"])
+def test_equals_opencv_on_real_cines(way, shared, name):
+    """Stacks are given as they lie in a store, slices innermost, and moving tissue is where OpenCV sees 0.5 pixels."""
+    if not (path := shared / "data/cine" / f"{name}.nii.gz").exists():
+        pytest.skip(f"{path.name} is not beside this checkout")
+    cine = read_cine(path, stack=name.startswith("sax"))
+    frames = in_8_bits(np.stack([cine.frame(t) for t in (0, 1, 4, 8)]))  # (T, X, Y, Z)
+    flow = ours(frames, way, pairs="reference")
+    for z in range(frames.shape[-1]):
+        for p in range(3):
+            theirs = by_opencv(np.ascontiguousarray(frames[0, ..., z]), np.ascontiguousarray(frames[p + 1, ..., z]))
+            difference = np.linalg.norm(flow[p, ..., z] - theirs, axis=0)
+            moving = np.linalg.norm(theirs, axis=0) > 0.5
+            assert moving.sum() > 100 and difference[moving].mean() < 0.01 and np.median(difference) < 1e-4
