@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -120,8 +121,14 @@ SECTION_OF = {KernelRow: "kernels", StepRow: "step", WaterfallRow: "waterfall", 
 
 
 def kernel_sha(op: str) -> str:
-    """SHA-256 of kernels/<op>.py: a figure belongs to this source only."""
-    return hashlib.sha256((PACKAGES["cinema_fast.kernels"] / f"{op}.py").read_bytes()).hexdigest()
+    """SHA-256 of kernels/<op>.py and the files there that it takes code from: a figure belongs to this source only."""
+    folder, names, seen = PACKAGES["cinema_fast.kernels"], [op], []
+    while names:
+        name = names.pop()
+        if name not in seen and name != "backend":  # which says what runs, not what it computes
+            seen.append(name)
+            names += re.findall(r"^from \.(\w+) import", (folder / f"{name}.py").read_text(), re.MULTILINE)
+    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in sorted(seen))).hexdigest()
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """The README's figures are those of the results files, and say when they are of another version of a kernel."""
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import readme_tables
 from checkout import ROOT
+from report_schema import kernel_sha
 
 README = """<!-- cpu -->old<!-- /cpu -->
 | [`masked_mse`](kernels/masked_mse.py) | loss | torch, triton | old |
@@ -39,7 +39,7 @@ def test_the_readme_holds_the_newest_results():
 
 
 def test_cells_of_kernels(cpu):
-    now = hashlib.sha256((ROOT / "kernels" / "masked_mse.py").read_bytes()).hexdigest()
+    now = kernel_sha("masked_mse")
     old = report("2026-01-02T0", kernel("fwd", 99.0, now))
     new = report("2026-03-04T0", kernel("fwd", 12.4, now, "compiled peer", 1.84), kernel("bwd", 20.0, now))
     text = readme_tables.with_figures(README, cpu, [old, new])
@@ -53,6 +53,22 @@ def test_cells_of_kernels(cpu):
     assert readme_tables.with_figures(text, cpu, [old, new]) == text
     stale = readme_tables.with_figures(README, cpu, [report("2026-03-04T0", kernel("fwd", 12.4, "0" * 64))])
     assert stale.count("(measured on an earlier version) |") == 1
+
+
+def test_a_kernel_is_what_it_is_made_of(tmp_path, monkeypatch):
+    import report_schema
+
+    (tmp_path / "op.py").write_text("from .backend import choose\nfrom .part import f\n")
+    (tmp_path / "part.py").write_text("from .deeper import (\n    g,\n)\n")
+    for name in ("deeper", "backend", "other"):
+        (tmp_path / f"{name}.py").write_text("")
+    monkeypatch.setitem(report_schema.PACKAGES, "cinema_fast.kernels", tmp_path)
+    before = kernel_sha("op")
+    for name, counts in (("backend", False), ("other", False), ("deeper", True), ("part", True), ("op", True)):
+        with (tmp_path / f"{name}.py").open("a") as file:
+            file.write("# changed\n")
+        assert (kernel_sha("op") != before) == counts
+        before = kernel_sha("op")
 
 
 def test_section_of_the_cpu(cpu):
