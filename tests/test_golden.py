@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from conftest import INTERPRET
 
 import cinema_fast as cf
 from cinema_fast import kernels
@@ -75,7 +76,11 @@ def test_step_matches_reference(shared, backend, device, name):
     assert worst[0] < 1e-4, worst
 
 
-@pytest.mark.parametrize("name", CASES)
+# whole images in the interpreter: most of a minute each
+FEATURE_CASES = [pytest.param(c, marks=[pytest.mark.slow] * (INTERPRET and c != "sax_only")) for c in CASES]
+
+
+@pytest.mark.parametrize("name", FEATURE_CASES)
 def test_features_match_reference(shared, backend, device, name):
     config, tensors = load_case(shared, name, device)
     model = cf.CineMA(config).to(device)
