@@ -42,7 +42,7 @@ class BuildCsrc(build_ext):
 
     def _build_cpu(self, source, path):
         error = None
-        for threads in (["-fopenmp"], []):  # a compiler without OpenMP gives a library of one thread
+        for threads in (["-fopenmp"], ["-fopenmp-simd"], []):  # without OpenMP a library of one thread
             try:
                 objects = self.compiler.compile([source], self.build_temp, extra_postargs=CPU_FLAGS + threads)
                 self.compiler.link_shared_object(objects, path, extra_postargs=threads, target_lang="c++")

@@ -235,6 +235,19 @@ def test_registration(shape):
     torch.library.opcheck(_native_op, args)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not GPU, reason="no GPU")
+def test_captured_in_a_cuda_graph():
+    frames = textured(2, 3, (64, 72, 3)).clamp(0, 255).to("cuda", torch.uint8)
+    optical_flow(frames, backend="cuda")  # uploads its tables
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        flow = optical_flow(frames, backend="cuda")
+    frames.copy_(frames.flip(1))
+    graph.replay()
+    assert torch.equal(flow, optical_flow(frames, backend="cuda"))
+
+
 def test_threads_do_not_change_a_bit():
     if not load_library("optical_flow")[0]:
         pytest.skip(load_library("optical_flow")[1])
