@@ -72,13 +72,12 @@ setup(
     ],
     package_data={"cinema_fast.csrc": ["*.cu", "*.cuh", "*.cpp"]},
     ext_modules=[
-        Extension(
-            f"cinema_fast.kernels._optical_flow_{device}",
-            [f"csrc/optical_flow{suffix}"],
-            depends=["csrc/optical_flow.cuh"],
-            optional=True,
+        Extension(f"cinema_fast.kernels._{name}", [f"csrc/{source}"], depends=depends, optional=True)
+        for name, source, depends in (
+            ("optical_flow_cpu", "optical_flow_cpu.cpp", ["csrc/optical_flow.cuh"]),
+            ("optical_flow_cuda", "optical_flow.cu", ["csrc/optical_flow.cuh"]),
+            ("sparse_depthwise_conv_cpu", "sparse_depthwise_conv_cpu.cpp", []),
         )
-        for device, suffix in (("cpu", "_cpu.cpp"), ("cuda", ".cu"))
     ],
     cmdclass={"build_ext": BuildCsrc},
 )

@@ -28,6 +28,7 @@ import math
 import torch
 from torch import Tensor
 
+from . import depthwise_native
 from .backend import choose, launching, tl, triton, triton_unsupported
 from .patches import axis_positions
 from .token_neighbours import coordinates, entry, length, neighbour_products, neighbour_slots, shifted, walked_taps
@@ -406,7 +407,7 @@ def sparse_depthwise_conv(
         weight (C, *kernel), bias (C,): parameters, in x's dtype or float32.
         plan: of which keep (B, K) and slot (B, N) are used here.
         grid: tokens per axis.
-        backend: "auto", "torch" or "triton".
+        backend: "auto", "torch", "triton" or "native" (a C library for the CPU, see depthwise_native.py).
 
     Returns:
         (B, K, *block, C) in x's dtype, also under autocast.
@@ -415,9 +416,15 @@ def sparse_depthwise_conv(
         ValueError: shapes that do not fit together, an even kernel; BackendError: `backend` cannot run here.
     """
     _check(x, weight, bias, plan, grid)
-    if choose("sparse_depthwise_conv", backend, {"triton": lambda: unsupported(x, weight)}) == "torch":
+    reasons = {
+        "triton": lambda: unsupported(x, weight),
+        "native": lambda: depthwise_native.unsupported(x, weight),
+    }
+    name = choose("sparse_depthwise_conv", backend, reasons)
+    if name == "torch":
         return sparse_depthwise_conv_torch(x, weight, bias, plan, grid)
-    return _conv_op(x, weight, bias, plan.keep.contiguous(), plan.slot.contiguous(), list(grid))
+    convolve = depthwise_native.convolve if name == "native" else _conv_op
+    return convolve(x, weight, bias, plan.keep.contiguous(), plan.slot.contiguous(), list(grid))
 
 
 def _check(x, weight, bias, plan, grid):
