@@ -69,7 +69,7 @@ def _commands() -> dict[str, Callable[..., int]]:
         return report.exit_code
 
     def pretrain(config: Annotated[PretrainConfig, plain], print_config: bool = False) -> int:
-        """Pre-train a CineMA masked autoencoder on a cine store.
+        """Pre-train a masked autoencoder on a cine store: CineMA on single frames of all views, HeartMAE on clips.
 
         Args:
             config: the run.
