@@ -66,14 +66,14 @@ class EmbedReport:
     def __str__(self) -> str:
         lines = [f"{self.studies} studies embedded, {len(self.skipped)} skipped"]
         lines += [f"skipped: study {study}: {why}" for study, why in self.skipped.items()]
-        return "\n".join([*lines, str(self.out)] if self.studies else lines)
+        return "\n".join(lines + [f"written: {self.out}"] * bool(self.studies))
 
 
 def embed(config: EmbedConfig) -> EmbedReport:
     """Embed every study of a store; see EmbedConfig, and `embedding.py` for what a study's vector is.
 
     OUT's metadata: preset, checkpoint (name, and SHA-256 of its manifest), step, store (SHA-256 of its contents), and
-    what else decides the bits: views, batch_size, device, precision.
+    what else decides the bits: batch_size, device, precision.
 
     Raises:
         ValueError: no pyarrow; no run, store or checkpoint; OUT is there already or was begun otherwise.
@@ -97,9 +97,9 @@ def embed(config: EmbedConfig) -> EmbedReport:
     checkpoint = newest_checkpoint(checkpoints, lambda note: print(note, file=sys.stderr))
     if checkpoint is None:
         raise ValueError(f"{config.run} has no checkpoint yet")
-    shape, views = config_from_dict(settled["model"]), settled["run"]["views"]
+    shape = config_from_dict(settled["model"])
     cines = CineStore(config.store)
-    store = ClipStore(cines, views) if CLIP in shape.views else cines
+    store = ClipStore(cines, settled["run"]["views"]) if CLIP in shape.views else cines
     device = pick_device(config.device)
     precision = pick_precision(settled["run"]["precision"], device)
     name = f"step-{checkpoint.step:08d}"
@@ -224,11 +224,14 @@ def _whole_or_not(path: Path, schema) -> Iterator:
     import pyarrow.parquet as pq
 
     temporary = path.with_name(path.name + ".tmp")
-    with pq.ParquetWriter(temporary, schema) as writer:
-        yield writer
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with pq.ParquetWriter(temporary, schema) as writer:
+            yield writer
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

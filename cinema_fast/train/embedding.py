@@ -49,7 +49,7 @@ class Embedding:
 def read_images(store: CineStore | ClipStore, config: CineMAConfig, study: str) -> list[Image]:
     """Every image of a study. Raises LoaderError, StoreError or OSError where one cannot be read."""
     if not any(view in config.views for view in store.views(study)):
-        raise StoreError(f"{store.path} holds nothing of it that this model takes ({', '.join(config.views)})")
+        raise StoreError(f"{store.path} has no {' or '.join(config.views)} of it")
     if CLIP in config.views:
         size = config.image_size[CLIP]
         views = views_of(store, config, study)
@@ -61,9 +61,10 @@ def read_images(store: CineStore | ClipStore, config: CineMAConfig, study: str) 
             for clip in of_view
         ]
     batches = list(fixed_batches(store, config, [study], batch_size=1))
+    share = 1 / len(batches)
     return [
         Image(study, {v: x[0] for v, x in batch.frames.items()}, {v: x[0] for v, x in batch.extent.items()}, share)
-        for batch, share in zip(batches, [1 / len(batches)] * len(batches))
+        for batch in batches
     ]
 
 
@@ -128,7 +129,7 @@ def embed_studies(
             return error
 
     def read_all() -> Iterator[Image]:
-        for study, images in zip(studies, read_ahead(read, studies, workers=workers, ahead=2 * workers)):
+        for images, study in zip(read_ahead(read, studies, workers=workers, ahead=2 * workers), studies):
             if isinstance(images, Exception):
                 failures[study] = str(images).removeprefix(f"study {study}: ")
             else:
