@@ -1,7 +1,7 @@
 """The `cinema-fast` command line: a name for each thing the package does, and the exit status.
 
-0 done; 1 an error, said in one line; 2 options that cannot be understood; 3 (prepare) nothing could be prepared;
-130 or 143 stopped by Ctrl-C or SIGTERM (pretrain has then saved a checkpoint).
+0 done; 1 an error, said in one line; 2 options that cannot be understood; 3 (prepare, embed) no study could
+be done; 130 or 143 stopped by Ctrl-C or SIGTERM (pretrain has then saved a checkpoint).
 """
 
 import sys
@@ -35,6 +35,7 @@ def _commands() -> dict[str, Callable[..., int]]:
     from .data.prepare import PrepareConfig
     from .train.config import PretrainConfig
     from .train.demo import DemoConfig
+    from .train.embed import EmbedConfig
 
     # nameless, so that a value that a config refuses is answered in one line like any other error
     plain = tyro.conf.arg(name="")
@@ -69,7 +70,7 @@ def _commands() -> dict[str, Callable[..., int]]:
         return report.exit_code
 
     def pretrain(config: Annotated[PretrainConfig, plain], print_config: bool = False) -> int:
-        """Pre-train a CineMA masked autoencoder on a cine store.
+        """Pre-train a masked autoencoder on a cine store: CineMA on single frames of all views, HeartMAE on clips.
 
         Args:
             config: the run.
@@ -84,13 +85,23 @@ def _commands() -> dict[str, Callable[..., int]]:
 
         return pretrain(config).exit_code
 
+    def embed(config: Annotated[EmbedConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
+        """Write one vector per study of a store, by the encoder of a pre-training run, as a Parquet file."""
+        from .train.embed import embed
+
+        report = embed(config)
+        print(report)
+        return report.exit_code
+
     def demo(config: Annotated[DemoConfig, plain]) -> int:
         """Within minutes on a CPU: synthetic hearts, a store, a small model, and pictures of what it learnt."""
         from .train.demo import demo
 
         return demo(config)
 
-    return {"info": info, "phantom": phantom, "prepare": prepare, "pretrain": pretrain, "demo": demo}
+    return {
+        "info": info, "phantom": phantom, "prepare": prepare, "pretrain": pretrain, "embed": embed, "demo": demo,
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ EXTRAS = {  # module: what it is for
     "xformers": "attention backend (extra xformers)",
     "nvidia.dali": "GPU data loading (extra dali)",
     "pydicom": "DICOM input (extra dicom)",
+    "pyarrow": "embeddings as Parquet (extra embed)",
 }
 DISTRIBUTIONS = ("numpy", "scipy", "nibabel", "safetensors", "tyro", "rich", "matplotlib", "pyyaml")
 

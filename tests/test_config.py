@@ -112,6 +112,20 @@ def test_presets_are_the_published_sizes(name):
     assert not config.norm_target
 
 
+def test_heartmae_presets():
+    """The sizes of the issue: 16 frames of 192 x 192 in tubelets of 2 x 16 x 16, ViT-B with CineMA's decoder."""
+    base, tiny = cf.preset("heartmae-base"), cf.preset("heartmae-tiny")
+    assert base.views == ("clip",) and base.image_size["clip"] == (16, 192, 192)
+    assert base.token_size("clip") == (2, 16, 16) and base.n_tokens("clip") == 1152
+    shape = (base.enc_embed_dim, base.enc_depth, base.enc_n_heads)
+    assert (*shape, base.dec_embed_dim, base.dec_depth, base.dec_n_heads) == SIZES["cinema-base"]
+    assert base.enc_conv_chans == () == tiny.enc_conv_chans
+    with torch.device("meta"):
+        names = [name for name, _ in cf.CineMA(base).named_parameters()]
+    assert not [name for name in names if "conv" in name]
+    assert tiny.n_tokens("clip") == 4 * 6 * 6
+
+
 def test_presets_lists_what_preset_knows():
     assert set(SIZES) <= set(cf.presets())
     assert all(isinstance(cf.preset(name), cf.CineMAConfig) for name in cf.presets())

@@ -75,12 +75,14 @@ def min_max(images: Tensor, extent: Tensor) -> Tensor:
     return scaled.masked_fill(~inside, 0.0)
 
 
-def model_input(frames: Tensor, extent: Tensor, zoom: Tensor | None = None) -> Tensor:
+def model_input(frames: Tensor, extent: Tensor, zoom: Tensor | None = None, *, clip: bool = False) -> Tensor:
     """Stored frames of one view as the model takes them.
 
     Args:
         frames (B, *size) uint8: frames padded with zeros at the end of each axis to the model's size.
         extent (B, axes) integer: true size of each frame. zoom (B,): magnification; None leaves all as they are.
+        clip: `frames` are clips (B, T, X, Y): all frames of one are magnified alike in plane, and it is one image to
+            the min-max, so that brightness keeps its course over the cycle.
 
     Returns:
         (B, 1, *size) float32 in [0, 1].
@@ -95,5 +97,10 @@ def model_input(frames: Tensor, extent: Tensor, zoom: Tensor | None = None) -> T
         )
     images = frames.float()
     if zoom is not None:
-        images = zoom_images(images, zoom, extent)
+        if clip:
+            n_frames = frames.shape[1]
+            frame_zoom, frame_extent = (x.repeat_interleave(n_frames, 0) for x in (zoom, extent[:, 1:]))
+            images = zoom_images(images.flatten(0, 1), frame_zoom, frame_extent).view_as(images)
+        else:
+            images = zoom_images(images, zoom, extent)
     return min_max(images, extent).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Batches of stored frames, read ahead by threads.
+"""Batches of stored frames, or clips of them, read ahead by threads.
 
 Threads are enough: a batch is made of `pread` calls and copies of contiguous bytes, both of which release the
 interpreter's lock, and frames are stored ready to use, so that no Python work is left to spread over processes. The
@@ -7,15 +7,23 @@ sampler is a pure function, so batches are the same, in the same order, for any 
 
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .clips import CLIP, ClipStore
 from .sampler import Draw, Sampler, frame_at
 from .store import CineStore, StoreError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 REPLACEMENTS = 8  # studies tried in place of one that cannot be read
 
@@ -28,8 +36,9 @@ class LoaderError(ValueError):
 class Batch:
     """One micro-batch on its way to the device.
 
-    draw: what it is made of; `ids` of studies that were replaced are those of the replacements.
-    frames: {view: (B, *size) uint8}, zeros beyond each frame's extent. extent: {view: (B, axes) int64}.
+    draw: what it is made of; `ids`, `phase` and `plane` of studies that were replaced are those of the replacements.
+    frames: {view: (B, *size) uint8}, zeros beyond each frame's extent, or {"clip": (B, T, X, Y) uint8}.
+    extent: {view: (B, axes) int64}.
     zoom: {view: (B,) float32}. slot (B,) int64. notes: a line for each study that could not be read.
     """
 
@@ -50,16 +59,17 @@ class Batch:
 
 
 def read_batch(
-    store: CineStore,
+    store: CineStore | ClipStore,
     draw: Draw,
     sizes: Mapping[str, tuple[int, ...]],
     *,
     sampler: Sampler | None = None,
     pin: bool = False,
 ) -> Batch:
-    """Read the frames of a draw.
+    """Read the frames of a draw, or its clips.
 
     Args:
+        store: of frames, or of clips where the draw's view is `clip`.
         sizes: {view: the model's image size}; frames are padded to it with zeros at the end of each axis.
         sampler: where given, a study that cannot be read is replaced by another of its group; else it is an error.
         pin: use page-locked memory, from which a copy to a GPU runs by itself.
@@ -72,15 +82,14 @@ def read_batch(
     extent = {view: torch.zeros((batch, len(sizes[view])), dtype=torch.int64, pin_memory=pin) for view in draw.views}
     zoom = {view: torch.tensor(draw.zoom[view], pin_memory=pin) for view in draw.views}
     slot = torch.tensor(draw.slot, pin_memory=pin)
-    ids, notes = list(draw.ids), []
+    ids, phases, planes, notes = list(draw.ids), draw.phase.copy(), draw.plane.copy(), []
     for sample in range(batch):
-        one = None  # the drawn sample itself, then its replacements
-        for attempt in range(REPLACEMENTS + 1):
-            study, phase = (draw.ids[sample], draw.phase[sample]) if one is None else (one.ids[0], one.phase[0])
+        for attempt in range(REPLACEMENTS + 1):  # the drawn sample itself, then its replacements
             try:
-                _read_study(store, study, float(phase), frames, extent, sample)
+                _read_study(store, ids[sample], float(phases[sample]), int(planes[sample]), frames, extent, sample)
                 break
             except (StoreError, OSError) as error:
+                study = ids[sample]
                 if sampler is None:
                     raise LoaderError(f"study {study}: {error}") from error
                 if attempt == REPLACEMENTS:
@@ -90,27 +99,50 @@ def read_batch(
                     ) from error
                 notes.append(f"step {draw.step + 1}: study {study} replaced: {error}")
                 one = sampler.replacement(draw, sample, attempt)
-        if one is not None:
-            ids[sample] = one.ids[0]
-            for view in draw.views:
-                zoom[view][sample] = float(one.zoom[view][0])
-    read = Draw(draw.step, tuple(ids), draw.views, draw.epoch, draw.phase, draw.zoom, draw.slot)
+                ids[sample], phases[sample], planes[sample] = one.ids[0], one.phase[0], one.plane[0]
+                for view in draw.views:
+                    zoom[view][sample] = float(one.zoom[view][0])
+    read = replace(draw, ids=tuple(ids), phase=phases, plane=planes)
     return Batch(read, frames, extent, zoom, slot, tuple(notes))
 
 
-def _read_study(store, study: str, phase: float, frames, extent, sample: int) -> None:
+def _read_study(store, study: str, phase: float, plane: int, frames, extent, sample: int) -> None:
     for view, target in frames.items():
-        info = store.info(study, view)
-        size = tuple(info.shape[1:])
-        if len(size) != target.ndim - 1 or any(s > t for s, t in zip(size, target.shape[1:])):
-            raise StoreError(
-                f"{info.path}: frames of {size} do not fit the model's {view} size {tuple(target.shape[1:])}; "
-                "prepare the store again with that size"
-            )
-        frame = torch.from_numpy(store.read_frame(study, view, frame_at(phase, info.shape[0])))
+        size = tuple(target.shape[1:])
+        if view == CLIP:
+            image = store.read_clip(study, plane, phase, size)
+        else:
+            image = _read_frame(store, study, view, phase, size)
         target[sample].zero_()  # a study that failed half-way may have left bytes here
-        target[sample][tuple(slice(s) for s in size)] = frame
-        extent[view][sample] = torch.tensor(size)
+        target[sample][tuple(slice(n) for n in image.shape)] = torch.from_numpy(image)
+        extent[view][sample] = torch.tensor(image.shape)
+
+
+def _read_frame(store: CineStore, study: str, view: str, phase: float, room: tuple[int, ...]) -> np.ndarray:
+    info = store.info(study, view)
+    size = tuple(info.shape[1:])
+    if len(size) != len(room) or any(n > most for n, most in zip(size, room)):
+        raise StoreError(
+            f"{info.path}: frames of {size} do not fit the model's {view} size {room}; "
+            "prepare the store again with that size"
+        )
+    return store.read_frame(study, view, frame_at(phase, info.shape[0]))
+
+
+def read_ahead(read: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int) -> Iterator[R]:
+    """`read(item)` of each item, in order, with up to `ahead` of them under way in `workers` threads."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="cine-reader")
+    todo = iter(items)
+    queue: deque[Future[R]] = deque()
+    try:
+        while True:
+            while len(queue) < ahead and (item := next(todo, None)) is not None:
+                queue.append(pool.submit(read, item))
+            if not queue:
+                return
+            yield queue.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Loader:
@@ -126,7 +158,7 @@ class Loader:
 
     def __init__(
         self,
-        store: CineStore,
+        store: CineStore | ClipStore,
         sampler: Sampler,
         sizes: Mapping[str, tuple[int, ...]],
         *,
@@ -145,24 +177,18 @@ class Loader:
         self.waited = 0.0
 
     def __iter__(self) -> Iterator[tuple[Batch, ...]]:
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="cine-reader")
         micros = self.sampler.accumulate
         ahead = 2 * max(self.workers, micros)  # enough to keep every thread busy while a step's batches are used up
         todo = ((step, micro) for step in range(self.start, self.stop) for micro in range(micros))
-        queue: deque[Future[Batch]] = deque()
-        try:
+        batches = read_ahead(self._read, todo, workers=self.workers, ahead=ahead)
+        with closing(batches):
             for _ in range(self.start, self.stop):
-                ready = []
-                for _ in range(micros):
-                    while len(queue) < ahead and (item := next(todo, None)) is not None:
-                        queue.append(pool.submit(self._read, *item))
-                    asked = time.perf_counter()
-                    ready.append(queue.popleft().result())
-                    self.waited += time.perf_counter() - asked
-                yield tuple(ready)
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+                asked = time.perf_counter()
+                ready = tuple(islice(batches, micros))
+                self.waited += time.perf_counter() - asked
+                yield ready
 
-    def _read(self, step: int, micro: int) -> Batch:
+    def _read(self, at: tuple[int, int]) -> Batch:
+        step, micro = at
         draw = self.sampler.draw(step, rank=self.rank, micro=micro)
         return read_batch(self.store, draw, self.sizes, sampler=None if self.strict else self.sampler, pin=self.pin)

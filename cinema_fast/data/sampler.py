@@ -1,4 +1,4 @@
-"""Which study, which frame, which zoom comes next: a pure function of (seed, step, rank, micro-batch).
+"""Which study, which frame or clip, which zoom comes next: a pure function of (seed, step, rank, micro-batch).
 
 Studies are grouped by the set of views they have, and a batch holds one group only, so that every shape in a step is
 static. A group is an endless stream of draws: one random order of its studies after another. A batch is a slice of that
@@ -29,9 +29,10 @@ class Draw:
     """What one rank reads for one micro-batch of one step; B samples.
 
     ids: study of each sample. views: the views all of them have. epoch (B,) int64: pass over the group.
-    phase (B,) float64 in [0, 1): where in the cardiac cycle, the same for all views of a study.
+    phase (B,) float64 in [0, 1): where in the cardiac cycle, the same for all views of a study; a clip starts there.
     zoom: {view: (B,) float32} magnification, 1 where the view is left as it is.
     slot (B,) int64: place in the step's global batch, which tells the masks of a step apart.
+    plane (B,) int64: which of the study's image planes a clip shows (`ClipStore.planes`); 0 for whole frames.
     """
 
     step: int
@@ -41,6 +42,7 @@ class Draw:
     phase: np.ndarray
     zoom: dict[str, np.ndarray]
     slot: np.ndarray
+    plane: np.ndarray
 
 
 def frame_at(phase: float, n_frames: int) -> int:
@@ -71,6 +73,7 @@ class Sampler:
         seed: 64-bit key of everything random.
         batch_size: samples a rank takes at once. accumulate: micro-batches in a step. world: ranks.
         zoom: smallest and largest magnification; zoom_share: how often an image is zoomed at all.
+        planes: {study id: how many image planes its clips are drawn from}; None where frames are read whole.
 
     Raises:
         ValueError: no study with a view, or sizes below 1.
@@ -86,6 +89,7 @@ class Sampler:
         world: int = 1,
         zoom: tuple[float, float] = (0.9, 1.1),
         zoom_share: float = 0.5,
+        planes: Mapping[str, int] | None = None,
     ):
         if min(batch_size, accumulate, world) < 1:
             raise ValueError(
@@ -96,6 +100,7 @@ class Sampler:
             raise ValueError("no study to draw from: none has any of the views asked for")
         self.seed, self.batch_size, self.accumulate, self.world = seed, batch_size, accumulate, world
         self.zoom, self.zoom_share = zoom, zoom_share
+        self._planes = np.array([planes[study] if planes else 1 for study in self.ids])
         members: dict[tuple[str, ...], list[int]] = {}
         for index, study in enumerate(self.ids):
             members.setdefault(tuple(views_of[study]), []).append(index)
@@ -141,7 +146,8 @@ class Sampler:
 
     def _describe(self, step: int, group: int, study: np.ndarray, epoch: np.ndarray, slot: np.ndarray) -> Draw:
         views = self._sets[group]
-        phase = philox_numpy(self.seed, study, epoch, 0, FOR_FRAME)[0] * UNIT
+        phase, plane_word, _, _ = philox_numpy(self.seed, study, epoch, 0, FOR_FRAME) * UNIT
+        plane = (plane_word * self._planes[study]).astype(np.int64)
         sax_coin, sax_word, lax_coin, lax_word = philox_numpy(self.seed, study, epoch, 0, FOR_ZOOM) * UNIT
         # one zoom for the long-axis views together, as in the reference's recipe
         coins = {view: (sax_coin, sax_word) if view == "sax" else (lax_coin, lax_word) for view in views}
@@ -150,7 +156,7 @@ class Sampler:
             view: np.where(coin < self.zoom_share, low + (high - low) * word, 1.0).astype(np.float32)
             for view, (coin, word) in coins.items()
         }
-        return Draw(step, tuple(self.ids[i] for i in study), views, epoch, phase, zoom, slot)
+        return Draw(step, tuple(self.ids[i] for i in study), views, epoch, phase, zoom, slot, plane)
 
 
 def _turns(sizes: list[int]) -> tuple[np.ndarray, np.ndarray, list[int]]:

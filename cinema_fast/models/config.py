@@ -1,15 +1,17 @@
-"""The shape of a CineMA model, and the published sizes by name."""
+"""The shape of a model, CineMA's or HeartMAE's, and the published sizes by name."""
 
 import difflib
 import math
 from dataclasses import dataclass, fields
 
 VIEWS = ("sax", "lax_2c", "lax_3c", "lax_4c")
+CLIP = "clip"  # the one view of a model over clips (T, X, Y): any image plane of a study over the cardiac cycle
 
 
 @dataclass(frozen=True, slots=True)
 class CineMAConfig:
-    """Everything that shapes a CineMA masked autoencoder (Fu et al., "A versatile foundation model for cine CMR").
+    """Everything that shapes a CineMA masked autoencoder (Fu et al., "A versatile foundation model for cine CMR"), or
+    without a conv stem a plain ViT one, such as HeartMAE over clips.
 
     views: names, in the order in which their tokens are concatenated.
     image_size: pixels per axis, by view, of 2 to 4 axes (4 without a conv stem only).
@@ -125,6 +127,19 @@ _PRESETS["cinema-demo"] = _four_views(
     (32, 32, 4), (32, 32), 2, enc_conv_chans=(8, 16), enc_conv_n_blocks=1,
     **dict(zip(_SIZE_FIELDS, (128, 1, 4, 128, 1, 4))),
 )  # fmt: skip
+
+
+def _clips(size, token, **shape) -> CineMAConfig:
+    """HeartMAE: a plain ViT over clips (frames, X, Y), a tubelet of `token` pixels to a token."""
+    return CineMAConfig(
+        views=(CLIP,), image_size={CLIP: size}, in_chans={CLIP: 1}, patch_size={CLIP: token},
+        scale_factor={CLIP: (1, 1, 1)}, enc_conv_chans=(), enc_conv_n_blocks=0, **shape,
+    )  # fmt: skip
+
+
+_PRESETS["heartmae-base"] = _clips((16, 192, 192), (2, 16, 16), **dict(zip(_SIZE_FIELDS, _SIZES["base"])))
+# for tests and experiments on two CPU cores: 144 tokens
+_PRESETS["heartmae-tiny"] = _clips((8, 48, 48), (2, 8, 8), **dict(zip(_SIZE_FIELDS, (64, 1, 2, 64, 1, 2))))
 
 
 def presets() -> list[str]:

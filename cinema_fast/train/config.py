@@ -10,7 +10,7 @@ from ..models.config import preset
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Pre-train a CineMA masked autoencoder on a cine store.
+    """Pre-train a masked autoencoder on a cine store: CineMA on single frames of all views, HeartMAE on clips.
 
     The learning rate is taken as it is, for whatever batch; 1e-3 is the published one for 64 studies a step.
     """
@@ -23,7 +23,7 @@ class PretrainConfig:
     steps: int
     # model size; `cinema-fast info` lists them
     preset: str = "cinema-base"
-    # views to train on; all that the store has when none is named
+    # views to train on, or to draw clips from; all that the store has when none is named
     views: tuple[str, ...] = ()
     # studies a step takes at once
     batch_size: int = 64

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.augment import model_input
+from ..data.clips import ClipStore
 from ..data.loader import Batch, read_batch
 from ..data.sampler import Draw
 from ..data.store import CineStore
@@ -20,7 +21,7 @@ from ..kernels import TokenPlan
 from ..kernels.masked_mse import TARGET_EPS, masked_mse
 from ..kernels.patches import gather_patches
 from ..models.cinema import CineMA
-from ..models.config import CineMAConfig
+from ..models.config import CLIP, CineMAConfig
 from .step import draw_plan
 
 PHASES = (0.0, 0.25, 0.5, 0.75)  # of the cardiac cycle: the frames that every study is judged by
@@ -48,9 +49,11 @@ class Evaluation:
 
 
 def fixed_batches(
-    store: CineStore, config: CineMAConfig, ids: Sequence[str], *, batch_size: int
+    store: CineStore | ClipStore, config: CineMAConfig, ids: Sequence[str], *, batch_size: int
 ) -> Iterator[Batch]:
     """Every study of `ids` at each of PHASES, unaugmented; a batch holds one set of views and one phase.
+
+    Of clips one starts at each phase, in planes spread evenly over the study's, from the middle one on.
 
     Raises LoaderError naming a study that cannot be read.
     """
@@ -69,8 +72,14 @@ def fixed_batches(
                     phase=np.full(n, phase),
                     zoom={view: np.ones(n, np.float32) for view in views},
                     slot=np.array([index for _, index, _ in part]),
+                    plane=np.array([_plane(store, study, at) if CLIP in views else 0 for _, _, study in part]),
                 )
                 yield read_batch(store, draw, config.image_size)
+
+
+def _plane(store: ClipStore, study: str, at: int) -> int:
+    n = len(store.planes(study))
+    return (n // 2 + at * n // len(PHASES)) % n
 
 
 def fixed_plan(config: CineMAConfig, batch: Batch, mask_ratio: float) -> dict[str, TokenPlan]:
@@ -82,11 +91,11 @@ def fixed_plan(config: CineMAConfig, batch: Batch, mask_ratio: float) -> dict[st
 
 def images_of(batch: Batch) -> dict[str, Tensor]:
     """{view: (B, 1, *size)} in [0, 1], without augmentation."""
-    return {view: model_input(frames, batch.extent[view]) for view, frames in batch.frames.items()}
+    return {view: model_input(frames, batch.extent[view], clip=view == CLIP) for view, frames in batch.frames.items()}
 
 
 def mean_patches(
-    store: CineStore, config: CineMAConfig, ids: Sequence[str], *, batch_size: int, device: torch.device
+    store: CineStore | ClipStore, config: CineMAConfig, ids: Sequence[str], *, batch_size: int, device: torch.device
 ) -> dict[str, Tensor]:
     """{view: (N, P) float32} mean target patch per grid position over at most BLIND_STUDIES of the studies `ids`."""
     chosen = [ids[i] for i in np.unique(np.linspace(0, len(ids) - 1, BLIND_STUDIES).astype(int))]
@@ -106,7 +115,7 @@ def mean_patches(
 @torch.no_grad()
 def evaluate(
     model: CineMA,
-    store: CineStore,
+    store: CineStore | ClipStore,
     held_out: Sequence[str],
     blind: Mapping[str, Tensor],
     *,

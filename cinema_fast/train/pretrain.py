@@ -7,10 +7,12 @@ from pathlib import Path
 
 import torch
 
+from ..data.clips import ClipStore
 from ..data.loader import Loader
 from ..data.sampler import Sampler, held_out
 from ..data.store import CineStore
 from ..models.cinema import CineMA
+from ..models.config import CLIP
 from ..models.weights import cinema_state_dict, load_cinema_weights
 from .checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from .config import PretrainConfig
@@ -64,10 +66,17 @@ def pretrain(config: PretrainConfig) -> Outcome:
             and NonFiniteError are among them).
         OSError: the run folder cannot be written.
     """
-    store = CineStore(config.data)
-    shape = model_config(config, store)
+    cines = CineStore(config.data)
+    shape = model_config(config, cines)
+    store = ClipStore(cines, config.views) if CLIP in shape.views else cines
     training, away = _split(store, shape.views, config.holdout)
-    sampler = Sampler(training, seed=config.seed, batch_size=config.batch_size, accumulate=config.accumulate)
+    sampler = Sampler(
+        training,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        accumulate=config.accumulate,
+        planes={study: len(store.planes(study)) for study in training} if CLIP in shape.views else None,
+    )
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
     warmup = round(config.warmup * config.steps)
@@ -75,7 +84,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
     settled = {
         "run": config.to_dict(),
         "model": json.loads(json.dumps(dataclasses.asdict(shape))),
-        "store": {"studies": len(store.ids), "sha256": store_fingerprint(store)},
+        "store": {"studies": len(cines.ids), "sha256": store_fingerprint(cines)},
         "versions": versions(),
     }
     check_run_folder(config, settled)
@@ -100,8 +109,10 @@ def pretrain(config: PretrainConfig) -> Outcome:
     ):
         if config.resume:
             remarks.append(f"going on from step {done}" if checkpoint else "no checkpoint yet: from the first step")
+        clips = f"clips of {', '.join(config.views) or 'every view'}"
+        seen = clips if CLIP in shape.views else f"views {', '.join(shape.views)}"
         remarks.append(
-            f"{config.preset} on {len(training)} studies ({len(away)} held out), views {', '.join(shape.views)}; "
+            f"{config.preset} on {len(training)} studies ({len(away)} held out), {seen}; "
             f"{sampler.global_batch} studies a step, lr {config.lr:g}; {device.type}, {str(precision)[6:]}"
         )
         for remark in remarks:
@@ -167,7 +178,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
 
 
 def _split(
-    store: CineStore, views: tuple[str, ...], share: float
+    store: CineStore | ClipStore, views: tuple[str, ...], share: float
 ) -> tuple[dict[str, tuple[str, ...]], list[str]]:
     """{training study: its views among `views`}, and the studies held out; one with none of them is in neither."""
     usable = {study: tuple(v for v in store.views(study) if v in views) for study in store.ids}

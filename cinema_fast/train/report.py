@@ -9,12 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.clips import ClipStore
 from ..data.store import CineStore
 from ..kernels import TokenPlan
 from ..kernels.masked_mse import TARGET_EPS
 from ..kernels.patches import gather_patches, scatter_patches
 from ..models.cinema import CineMA
+from ..models.config import CLIP
 from .evaluate import Evaluation, fixed_batches, fixed_plan, images_of
+
+STAGES = ("input", "masked", "reconstruction", "absolute error")
+CLIP_FRAMES = 6
 
 
 def fill_in(
@@ -41,7 +46,7 @@ def fill_in(
 def write_report(
     out: Path,
     model: CineMA,
-    store: CineStore,
+    store: CineStore | ClipStore,
     ids: Sequence[str],
     *,
     mask_ratio: float,
@@ -86,38 +91,49 @@ def draw_loss(path: Path, lines: Sequence[dict], evaluation: Evaluation | None =
 def draw_reconstruction(
     path: Path,
     model: CineMA,
-    store: CineStore,
+    store: CineStore | ClipStore,
     study: str,
     *,
     mask_ratio: float,
     device: torch.device,
     precision: torch.dtype,
 ) -> None:
-    """A row per view of one frame: input, what is left of it, reconstruction, error; of a stack the middle slice."""
+    """Input, what is left of it, reconstruction and error: of each view of one frame in a row, of a clip in columns.
+
+    Of a stack the middle slice is shown, of a clip CLIP_FRAMES frames spread over it.
+    """
     config = model.config
     batch = next(fixed_batches(store, config, [study], batch_size=1)).to(device)
     images, plan = images_of(batch), fixed_plan(config, batch, mask_ratio)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
         pred = model(images, plan).pred
-    figure = _figure(10, 2.6 * len(images) + 0.4)
-    grid = figure.subplots(len(images), 4, squeeze=False)
-    for row, (view, image) in zip(grid, images.items()):
+    stages = {}  # view -> kind of picture -> (1, 1, *size)
+    for view, image in images.items():
         seen, filled = fill_in(image, pred[view], plan[view], config.token_size(view), norm=config.norm_target)
-        extent = batch.extent[view][0].tolist()
-        shown = [_slice(x, extent) for x in (image, seen, filled, (filled - image).abs())]
-        for axes, pixels, title in zip(row, shown, ("input", "masked", "reconstruction", "absolute error")):
-            error = title == "absolute error"
-            axes.imshow(pixels.T, cmap="magma" if error else "gray", vmin=0, vmax=0.5 if error else 1)
+        stages[view] = dict(zip(STAGES, (image, seen, filled, (filled - image).abs())))
+    if CLIP in stages:
+        frames = np.linspace(0, config.image_size[CLIP][0] - 1, CLIP_FRAMES).round().astype(int)
+        rows = {stage: [(stage, x[0, 0, t], f"frame {t}") for t in frames] for stage, x in stages[CLIP].items()}
+    else:
+        extent = {view: batch.extent[view][0].tolist() for view in stages}
+        rows = {view: [(s, _slice(x, extent[view]), s) for s, x in of.items()] for view, of in stages.items()}
+    columns = max(len(row) for row in rows.values())
+    figure = _figure(2.5 * columns, 2.6 * len(rows) + 0.4)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (label, row) in zip(grid, rows.items()):
+        for axes, (stage, pixels, title) in zip(line, row):
+            error = stage == STAGES[-1]
+            shown = pixels.float().cpu().numpy().T
+            axes.imshow(shown, cmap="magma" if error else "gray", vmin=0, vmax=0.5 if error else 1)
             axes.set(xticks=[], yticks=[], title=title if axes in grid[0] else "")
-        row[0].set_ylabel(view)
+        line[0].set_ylabel(label)
     figure.suptitle(f"study {study}, {mask_ratio:.0%} of the patches hidden")
     figure.savefig(path, dpi=110)
 
 
-def _slice(image: Tensor, extent: Sequence[int]) -> np.ndarray:
+def _slice(image: Tensor, extent: Sequence[int]) -> Tensor:
     """Pixels (X, Y) of image (1, 1, X, Y[, Z]): of a stack the middle one of the slices that are not padding."""
-    pixels = image[0, 0].float().cpu().numpy()
-    return pixels if pixels.ndim == 2 else pixels[..., extent[2] // 2]
+    return image[0, 0] if image.ndim == 4 else image[0, 0, ..., extent[2] // 2]
 
 
 def _figure(width: float, height: float):

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 
 from ..data.store import CineStore
-from ..models.config import CineMAConfig, preset
+from ..models.config import CLIP, CineMAConfig, preset
 from .config import PretrainConfig
 
 
 def model_config(config: PretrainConfig, store: CineStore) -> CineMAConfig:
     """The preset, with the views trained on and the sizes that the store was prepared to.
 
-    A size is rounded up to whole tokens; frames are padded to it. Raises ValueError naming a view that the store or the
-    preset lacks.
+    A size is rounded up to whole tokens; frames are padded to it. A preset over clips stays as it is: any view gives
+    clips of its size. Raises ValueError naming a view that the store or the preset lacks.
     """
     base = preset(config.preset)
     stored: dict[str, tuple[int, ...]] = {}  # largest frame by view
@@ -34,6 +34,8 @@ def model_config(config: PretrainConfig, store: CineStore) -> CineMAConfig:
             near = difflib.get_close_matches(view, stored, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"--views: {store.path} has no view {view!r}{hint} (it has {', '.join(stored)})")
+    if base.views == (CLIP,):
+        return base
     wanted = set(config.views or stored)
     if unknown := sorted(wanted - set(base.views)):
         raise ValueError(

@@ -9,7 +9,7 @@ from ..data.augment import model_input
 from ..data.loader import Batch
 from ..kernels import TokenPlan, sample_mask
 from ..models.cinema import CineMA
-from ..models.config import CineMAConfig
+from ..models.config import CLIP, CineMAConfig
 
 BETAS = (0.9, 0.95)
 
@@ -83,7 +83,10 @@ def make_train_step(
         total = torch.zeros((), device=device)
         for batch in batches:
             batch = batch.to(device)
-            images = {v: model_input(batch.frames[v], batch.extent[v], batch.zoom[v]) for v in batch.frames}
+            images = {
+                view: model_input(frames, batch.extent[view], batch.zoom[view], clip=view == CLIP)
+                for view, frames in batch.frames.items()
+            }
             plan = draw_plan(
                 model.config,
                 batch.draw.views,

@@ -1,0 +1,246 @@
+"""`cinema-fast embed`: the vectors of a whole store as one Parquet file, in parts that outlive a kill.
+
+Parts of STUDIES_PER_PART studies are written to OUT.parts/, each whole or not at all, then joined to OUT; the parts go
+when no study is missing. Batches never run over the end of a part, so a run that was killed and gone on with
+(`resume`) writes what an undisturbed one would have.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+STUDIES_PER_PART = 128
+_SKIPPED = "skipped"  # metadata of a part or of the whole: {study: why it has no vector} as JSON
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """One vector per study of a store, by the encoder of a pre-training run, as a Parquet file.
+
+    Columns: study; embedding (float32, as long as the encoder is wide); views that went in; n_clips, the clips
+    (HeartMAE) or time points (CineMA) that it is the mean of.
+    """
+
+    run: Path
+    """Run folder of `cinema-fast pretrain`; its newest sound checkpoint is taken."""
+    store: Path
+    """Store made by `cinema-fast prepare`, the one trained on or another."""
+    out: Path
+    """Parquet file to write."""
+    batch_size: int = 32
+    """Clips, or time points of a study, encoded at once."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes the GPU if there is one."""
+    workers: int = 2
+    """Threads that read the store."""
+    resume: bool = False
+    """Go on with what an earlier run of the same command has written; try again what it could not read."""
+
+    def __post_init__(self):
+        for name in ("batch_size", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass
+class EmbedReport:
+    """What is in OUT: number of studies, and {study: why it has no vector}."""
+
+    out: Path
+    studies: int
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """0: every study has a vector; 1: some have none; 3: none has one, and there is no OUT."""
+        if not self.studies:
+            return 3
+        return 1 if self.skipped else 0
+
+    def __str__(self) -> str:
+        lines = [f"{self.studies} studies embedded, {len(self.skipped)} skipped"]
+        lines += [f"skipped: study {study}: {why}" for study, why in self.skipped.items()]
+        return "\n".join(lines + [f"written: {self.out}"] * bool(self.studies))
+
+
+def embed(config: EmbedConfig) -> EmbedReport:
+    """Embed every study of a store; see EmbedConfig, and `embedding.py` for what a study's vector is.
+
+    OUT's metadata: preset, checkpoint (name, and SHA-256 of its manifest), step, store (SHA-256 of its contents), and
+    what else decides the bits: batch_size, device, precision.
+
+    Raises:
+        ValueError: no pyarrow; no run, store or checkpoint; OUT is there already or was begun otherwise.
+        OSError: OUT cannot be written.
+    """
+    _require_pyarrow()
+    from ..data.clips import CLIP, ClipStore
+    from ..data.store import CineStore
+    from ..models.cinema import CineMA
+    from ..models.config import config_from_dict
+    from ..models.weights import load_cinema_weights
+    from .checkpoint import newest_checkpoint
+    from .embedding import embed_studies
+    from .run_folder import read_config
+    from .setup import pick_device, pick_precision, store_fingerprint
+
+    settled = read_config(config.run)
+    if settled is None:
+        raise ValueError(f"{config.run} holds no run (no config.yaml there); make one with `cinema-fast pretrain`")
+    checkpoints = config.run / "checkpoints"
+    checkpoint = newest_checkpoint(checkpoints, lambda note: print(note, file=sys.stderr))
+    if checkpoint is None:
+        raise ValueError(f"{config.run} has no checkpoint yet")
+    shape = config_from_dict(settled["model"])
+    cines = CineStore(config.store)
+    store = ClipStore(cines, settled["run"]["views"]) if CLIP in shape.views else cines
+    device = pick_device(config.device)
+    precision = pick_precision(settled["run"]["precision"], device)
+    name = f"step-{checkpoint.step:08d}"
+    metadata = {
+        "preset": settled["run"]["preset"],
+        "checkpoint": f"{name} {json.loads((checkpoints / f'{name}.json').read_text())['sha256']}",
+        "step": str(checkpoint.step),
+        "store": store_fingerprint(cines),
+        "batch_size": str(config.batch_size),
+        "device": device.type,
+        "precision": str(precision)[6:],
+    }
+    starts = range(0, len(store.ids), STUDIES_PER_PART)
+    folder = config.out.with_name(config.out.name + ".parts")
+    parts = [folder / f"part-{start // STUDIES_PER_PART:06d}.parquet" for start in starts]
+    if finished := _begin(config, folder, metadata):
+        return finished
+
+    model = CineMA(shape).to(device).eval()
+    load_cinema_weights(model, checkpoint.weights)
+    with _bar(len(store.ids)) as advance:
+        for start, part in zip(starts, parts):
+            studies = store.ids[start : start + STUDIES_PER_PART]
+            if _read_skipped(part, metadata) == {}:
+                advance(len(studies))
+                continue
+            vectors, skipped = embed_studies(
+                model,
+                store,
+                studies,
+                batch_size=config.batch_size,
+                device=device,
+                precision=precision,
+                workers=config.workers,
+                advance=advance,
+            )
+            _write_part(part, vectors, shape.enc_embed_dim, metadata | {_SKIPPED: json.dumps(skipped)})
+    report = _join(config.out, parts, metadata)
+    if not report.skipped:
+        shutil.rmtree(folder)
+    return report
+
+
+def _require_pyarrow() -> None:
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"embed writes Parquet by pyarrow: pip install 'cinema-fast[embed]' ({error})") from None
+
+
+def _begin(config: EmbedConfig, folder: Path, metadata: dict[str, str]) -> EmbedReport | None:
+    """Make room for the parts; the report where nothing is left to do. Raises ValueError as `embed` says."""
+    out = config.out
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; want a file to write")
+    if not config.resume and (out.exists() or folder.exists()):
+        there = out if out.exists() else folder
+        raise ValueError(f"{there} is there already: go on with --resume, or choose another file")
+    if out.exists() and not folder.exists():
+        import pyarrow.parquet as pq
+
+        if _read_skipped(out, metadata) is None:
+            raise ValueError(f"{out} is no Parquet file; choose another")
+        return EmbedReport(out, pq.ParquetFile(out).metadata.num_rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    return None
+
+
+def _read_skipped(path: Path, metadata: dict[str, str]) -> dict[str, str] | None:
+    """What a part, or the whole, could not embed; None where it is not there or damaged.
+
+    Raises ValueError where it was written with other `metadata`.
+    """
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    try:
+        found = {name.decode(): value.decode() for name, value in (pq.read_schema(path).metadata or {}).items()}
+    except (FileNotFoundError, pyarrow.ArrowInvalid):
+        return None
+    differs = [f"{name}: was {found.get(name)}, now {now}" for name, now in metadata.items() if found.get(name) != now]
+    if differs:
+        raise ValueError(
+            f"{path} was made otherwise, and going on would mix the two:\n  " + "\n  ".join(differs)
+            + "\ngive the old values, or choose another file"
+        )
+    return json.loads(found[_SKIPPED])
+
+
+def _write_part(path: Path, vectors: list, width: int, metadata: dict[str, str]) -> None:
+    import numpy as np
+    import pyarrow as pa
+
+    flat = np.concatenate([np.zeros(0, np.float32), *(row.vector for row in vectors)])
+    columns = {
+        "study": pa.array([row.study for row in vectors], pa.string()),
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), width),
+        "views": pa.array([row.views for row in vectors], pa.list_(pa.string())),
+        "n_clips": pa.array([row.n_clips for row in vectors], pa.int32()),
+    }
+    with _whole_or_not(path, pa.table(columns).schema.with_metadata(metadata)) as writer:
+        writer.write_table(pa.table(columns).replace_schema_metadata(metadata))
+
+
+def _join(out: Path, parts: list[Path], metadata: dict[str, str]) -> EmbedReport:
+    """One file of all parts. No file where they hold no study."""
+    import pyarrow.parquet as pq
+
+    skipped = {study: why for part in parts for study, why in _read_skipped(part, metadata).items()}
+    metadata = metadata | {_SKIPPED: json.dumps(skipped)}
+    report = EmbedReport(out, sum(pq.ParquetFile(part).metadata.num_rows for part in parts), skipped)
+    if report.studies:
+        with _whole_or_not(out, pq.read_schema(parts[0]).with_metadata(metadata)) as writer:
+            for part in parts:
+                writer.write_table(pq.read_table(part).replace_schema_metadata(metadata))
+    return report
+
+
+@contextmanager
+def _whole_or_not(path: Path, schema) -> Iterator:
+    """A Parquet writer whose file gets its name when it is complete and on disk."""
+    import pyarrow.parquet as pq
+
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with pq.ParquetWriter(temporary, schema) as writer:
+            yield writer
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _bar(studies: int) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr; yields what takes the number of studies done since."""
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        row = bar.add_task("embedding studies", total=studies)
+        yield lambda n=1: bar.advance(row, n)
