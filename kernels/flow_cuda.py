@@ -81,7 +81,7 @@ def _stream(device: torch.device) -> AbstractContextManager:
         return nullcontext()
     import cupy
 
-    return cupy.cuda.ExternalStream(torch.cuda.current_stream(device).cuda_stream, device.index)
+    return cupy.cuda.Stream.from_external(torch.cuda.current_stream(device))
 
 
 def run_cuda(
@@ -103,7 +103,7 @@ def run_cuda(
 
     image, expansion, sums = planes(n_used), planes(5 * n_used), planes(5 * n_pairs)
     flow, coarser = planes(2 * n_pairs), planes(2 * n_pairs)
-    module = cuda_module("optical_flow")
+    module, pyramid_levels = cuda_module("optical_flow"), _levels((x, y), levels, pyr_scale, device)
 
     def launch(name: str, grid: tuple[int, ...], block: tuple[int, ...], arguments: Sequence, shared: int = 0) -> None:
         module.get_function(name)(grid, block, _arguments(arguments), shared_mem=shared)
@@ -112,7 +112,7 @@ def run_cuda(
         for first in range(0, b * z, group):
             n = min(group, b * z - first)
             before = None
-            for level in _levels((x, y), levels, pyr_scale, device):
+            for level in pyramid_levels:
                 height, width = level.size
                 threads, blocks = row_blocks(width)
                 tiles = (math.ceil(width / TILE[0]), math.ceil(height / TILE[1]))
@@ -138,7 +138,7 @@ def run_cuda(
                         [expansion, flow, sums, places, n_used, n_pairs, height, width, half],
                         shared=4 * 5 * (threads + 2 * half),
                     )  # fmt: skip
-                    last = i == iterations - 1 and level.size == (x, y)
+                    last = level is pyramid_levels[-1] and i == iterations - 1
                     to, at, step = (out, first, z) if last else (flow, 0, 1)
                     launch(
                         "flow_solve", (math.ceil(width / 128), math.ceil(height / STRIP), n * n_pairs), (128,),

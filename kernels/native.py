@@ -33,6 +33,8 @@ def _cupy_problem() -> str:
         import cupy
     except Exception as error:  # an ImportError where it is not installed, others where its libraries do not fit
         return f"CuPy does not import ({error}): pip install 'cinema-fast[gpu]'"
+    if not hasattr(cupy.cuda.Stream, "from_external"):
+        return f"CuPy {cupy.__version__} cannot launch on torch's stream: 14 or newer can"
     return "" if cupy.cuda.is_available() else "CuPy finds no GPU"
 
 

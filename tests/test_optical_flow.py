@@ -57,6 +57,7 @@ def oracle(frames, pairs, **how):
         ((70, 37, 3), {"levels": 1}),  # slices lie innermost
         ((130, 97), {"pyr_scale": 0.7, "levels": 5, "iterations": 2}),  # sizes that no factor divides
         ((47, 300), {"window": 33, "iterations": 1}),  # a window that is wider than a strip of running sums
+        ((40, 45), {"pyr_scale": 0.99, "levels": 2}),  # two levels of the frame's own size
         ((40, 40), {"window": 101}),  # and one wider than the frame
         ((48, 40, 12), {"window": 9, "poly_n": 5, "poly_sigma": 0.9}),
     ],

@@ -100,6 +100,7 @@ def poison():
         ((40, 35, 3), torch.float16, {"window": 9}),
         ((20, 300), torch.float32, {"window": 41, "iterations": 2}),  # rows in two blocks, a window wider than a strip
         ((67, 66, 2), torch.uint8, {"pyr_scale": 0.7}),
+        ((40, 45), torch.uint8, {"pyr_scale": 0.99, "levels": 2}),  # two levels of the frame's own size
     ],
     ids=str,
 )
