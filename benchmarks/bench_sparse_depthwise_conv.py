@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import workload
 from torch import Tensor
 
-from cinema_fast.kernels import sample_mask
+from cinema_fast.kernels import depthwise_native, sample_mask
 from cinema_fast.kernels.shapes import DEPTHWISE
 from cinema_fast.kernels.sparse_depthwise_conv import (
     position_index,
@@ -38,6 +38,7 @@ GPU_SHAPES = (
 SHAPES = GPU_SHAPES if timing.DEVICE == "cuda" else ("cinema-base-lax-stage1-b16",)
 PASSES = ("fwd", "bwd")
 PEERS = ("dense", "dense channels-last")
+OURS = timing.OURS if timing.DEVICE == "cuda" or depthwise_native.PROBLEM else "native"
 
 
 @dataclass
@@ -102,7 +103,7 @@ def build(shape: str) -> DepthwiseConv:
     flops = sparse_depthwise_conv_plan_flops(plan, s.grid, s.block, s.kernel, s.channels)
     return DepthwiseConv(
         "sparse_depthwise_conv", shape, dtype,
-        {timing.OURS: ours(timing.OURS), "torch": ours("torch")} | {way: in_rows(*peers[way]) for way in peers},
+        {OURS: ours(OURS), "torch": ours("torch")} | {way: in_rows(*peers[way]) for way in peers},
         (x, weight, bias), lambda x, weight, bias: sparse_depthwise_conv_ref(x, weight, bias, plan, s.grid),
         n_bytes={"fwd": moved, "bwd": moved * 3 // 2}, flops={"fwd": flops, "bwd": 2 * flops},
         dense={way: (convolve, maps[layout]) for way, (convolve, layout) in peers.items()},
@@ -115,7 +116,7 @@ def kernel_rows(device: str, smoke: bool):
 
 
 def pytest_generate_tests(metafunc):
-    timing.parametrize(metafunc, SHAPES, PASSES, timing.ways(*PEERS))
+    timing.parametrize(metafunc, SHAPES, PASSES, dict.fromkeys([OURS, *timing.ways(*PEERS)]))
 
 
 def test_sparse_depthwise_conv(benchmark, summary, pytestconfig, shape, pass_, way):

@@ -10,9 +10,9 @@ import math
 import torch
 from torch import Tensor
 
-from .native import load_library, native_unsupported
+from .native import load_library
 
-OPERATION = "sparse_depthwise_conv"
+LIBRARY, PROBLEM = load_library("sparse_depthwise_conv")  # here, where torch.compile does not trace it
 ROWS_A_CHUNK, MOST_CHUNKS = 16, 64  # of the weight's gradient
 
 
@@ -27,7 +27,9 @@ class _Shape(ctypes.Structure):
 
 def unsupported(x: Tensor, weight: Tensor) -> list[str]:
     """Why the library cannot convolve x with this weight; empty where it can."""
-    why = native_unsupported(OPERATION, x, weight)
+    why = [PROBLEM] if PROBLEM else []
+    if x.device.type != "cpu":
+        why.append(f"needs CPU tensors, got {x.device.type}")
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         why.append(f"computes in float32, got {x.dtype}")
     return why
@@ -48,7 +50,7 @@ def _call(name: str, shape: _Shape, *arguments: Tensor | int | None) -> None:
         ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(None if a is None else a.data_ptr())
         for a in arguments
     )
-    if getattr(load_library(OPERATION)[0], name)(ctypes.byref(shape), *pointers):
+    if getattr(LIBRARY, name)(ctypes.byref(shape), *pointers):
         raise MemoryError(f"{name}: out of memory for the table of neighbours")
 
 

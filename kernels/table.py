@@ -4,6 +4,7 @@ from functools import partial
 
 import torch
 
+from . import depthwise_native
 from .attention_peers import PEERS
 from .backend import choose, triton_unsupported
 from .optical_flow import reasons as flow_reasons
@@ -17,7 +18,7 @@ def table() -> list[tuple[str, str, str]]:
     operations = {
         "sample_mask": triton,
         "patch_embed": triton,
-        "sparse_depthwise_conv": triton,
+        "sparse_depthwise_conv": triton | {"native": lambda: depthwise_native.unsupported(x, x)},
         "sparse_attention": triton | {name: partial(why, x, x, x) for name, (_, why) in PEERS.items()},
         "assemble_queries": triton,
         "masked_mse": triton,

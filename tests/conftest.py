@@ -2,7 +2,8 @@
 
 A test that takes the fixture `backend` is about an operation, whatever runs it: by default it runs on the PyTorch
 form; with TRITON_INTERPRET=1 in the environment (`make test` does that in a second process) on the Triton kernel in
-its interpreter, and then nothing else is collected; on a machine with a GPU on both, on the device.
+its interpreter, and then nothing else is collected; on a machine with a GPU on both, on the device. A test file names
+what else its operation has for a CPU in CPU_BACKENDS.
 """
 
 import os
@@ -36,7 +37,8 @@ def has_gpu() -> bool:
 
 def pytest_generate_tests(metafunc):
     if "backend" in metafunc.fixturenames:
-        backends = ["triton"] if INTERPRET else ["torch", "triton"] if has_gpu() else ["torch"]
+        on_cpu = ["torch", *getattr(metafunc.module, "CPU_BACKENDS", ())]
+        backends = ["triton"] if INTERPRET else ["torch", "triton"] if has_gpu() else on_cpu
         marks = [pytest.mark.gpu] if has_gpu() else []
         metafunc.parametrize("backend", [pytest.param(b, marks=marks) for b in backends], indirect=True)
 

@@ -12,6 +12,7 @@ import cinema_fast as cf
 from cinema_fast import kernels
 
 CASES = ("tiny", "sax_only", "norm_other_size")
+CPU_BACKENDS = ("native",)
 NOT_CONFIG = ("name", "batch", "mask_ratio")
 IN_FEATURES = {"patch_embed", "sparse_depthwise_conv", "sparse_attention"}
 IN_STEP = {
@@ -56,7 +57,7 @@ def all_launched(backend, operations):
     with kernels.use(backend):
         yield
     missing = operations - (Counter(kernels.launches()) - before).keys()
-    assert backend == "torch" or not missing, f"did not launch: {missing}"
+    assert backend != "triton" or not missing, f"did not launch: {missing}"
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
 
-from cinema_fast.kernels import BackendError, TokenPlan, launches
+from cinema_fast.kernels import BackendError, TokenPlan, depthwise_native, launches
 from cinema_fast.kernels.backend import launching
 from cinema_fast.kernels.sparse_depthwise_conv import (
     _common,
@@ -22,6 +22,8 @@ from cinema_fast.kernels.sparse_depthwise_conv import (
     sparse_depthwise_conv_ref,
     sparse_depthwise_conv_torch,
 )
+
+CPU_BACKENDS = ("native",)
 
 
 @pytest.mark.parametrize("function", [sparse_depthwise_conv_ref, sparse_depthwise_conv_torch])
@@ -114,6 +116,22 @@ def test_same_bits_twice(backend, device, name):
     assert backend != "triton" or passes <= launches().keys()
 
 
+@pytest.mark.skipif(depthwise_native.PROBLEM != "", reason=depthwise_native.PROBLEM)
+def test_the_library_gives_the_same_bits_for_any_number_of_threads():
+    case = Case((6, 6), (4, 4), (5, 5), 30, channels=64)
+    plan, *leaves, upstream = make(case, torch.float32)
+    leaves = [t.requires_grad_() for t in leaves]
+    results, threads = [], torch.get_num_threads()
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            out = sparse_depthwise_conv(*leaves, plan, case.grid, backend="native")
+            results.append([out, *gradients(out, leaves[:2], upstream)])
+    finally:
+        torch.set_num_threads(threads)
+    assert all(map(torch.equal, results[0], results[1])) and all(map(torch.equal, results[0], results[2]))
+
+
 @pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=3)), ids=str)
 def test_gradients_of_some_inputs_only(backend, device, wanted):
     case = CASES["kernel of 3"]._replace(batch=1, keep=2)
@@ -176,8 +194,8 @@ def test_one_graph_without_breaks(backend, device):
 
 
 def test_a_neighbour_beyond_2_31_elements(backend, device):
-    if backend == "torch":
-        pytest.skip("addresses are PyTorch's own")
+    if backend != "triton":
+        pytest.skip("about the kernel")
     channels, far = 64, 2**25 + 1
     x = torch.from_numpy(np.zeros((far + 1) * channels, dtype=np.float16)).to(device)  # pages that nobody touches
     x[-channels:] = torch.arange(channels, dtype=torch.float16)
