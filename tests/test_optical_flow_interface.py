@@ -1,0 +1,105 @@
+"""What optical_flow accepts and refuses, how it picks what runs, and what it is registered as."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from flow_cases import textured
+
+from cinema_fast.kernels import BackendError
+from cinema_fast.kernels.native import load_library
+from cinema_fast.kernels.optical_flow import _native_op, optical_flow, optical_flow_bytes
+
+GOOD = torch.zeros(1, 3, 33, 40)
+
+
+@pytest.mark.parametrize("pairs", ["consecutive", "reference", []])
+def test_one_frame_has_no_pairs(pairs):
+    for name in ("torch", "auto"):
+        assert optical_flow(torch.zeros(2, 1, 33, 40, 3), pairs, backend=name).shape == (2, 0, 2, 33, 40, 3)
+    assert optical_flow(torch.zeros(0, 5, 33, 40)).shape == (0, 4, 2, 33, 40)
+
+
+@pytest.mark.parametrize(
+    ("frames", "how", "match"),
+    [
+        (torch.zeros(3, 33, 40), {}, r"frames must be \(B, T, X, Y\) or .* got \(3, 33, 40\)"),
+        (torch.zeros(1, 2, 3, 4, 5, 6), {}, r"frames must be .* got \(1, 2, 3, 4, 5, 6\)"),
+        (torch.zeros(1, 0, 33, 40), {}, r"frames must be .* got \(1, 0, 33, 40\)"),
+        (GOOD.double(), {}, "frames must be uint8, float16 or float32, got torch.float64"),
+        (GOOD.short(), {}, "got torch.int16"),
+        (GOOD, {"levels": 0}, r"levels must be in 1\.\.32, got 0"),
+        (GOOD, {"pyr_scale": 1.0}, r"pyr_scale must be in \(0, 1\), got 1.0"),
+        (GOOD, {"pyr_scale": 0}, "pyr_scale"),
+        (GOOD, {"window": 14}, r"window must be odd, in 3\.\.511, got 14"),
+        (GOOD, {"window": 1}, "window"),
+        (GOOD, {"iterations": 0}, "iterations must be at least 1, got 0"),
+        (GOOD, {"poly_n": 6}, "poly_n must be 5 or 7, got 6"),
+        (GOOD, {"poly_sigma": 0.0}, "poly_sigma must be positive, got 0.0"),
+        (GOOD, {"poly_sigma": math.nan}, "poly_sigma"),
+        (GOOD, {"pairs": "all"}, "pairs must be .* got 'all'"),
+        (GOOD, {"pairs": [(0, 3)]}, r"pairs must name frames 0\.\.2, got \(0, 3\)"),
+        (GOOD, {"pairs": [(-1, 0)]}, r"pairs must name frames 0\.\.2, got \(-1, 0\)"),
+        (GOOD, {"pairs": [(0, 1, 2)]}, r"rows of two frames, integers, got \[0, 1, 2\]"),
+        (GOOD, {"pairs": torch.tensor([[0.0, 1.0]])}, "integers"),
+        (GOOD, {"pairs": torch.tensor([0, 1])}, "rows of two frames"),
+    ],
+)
+def test_bad_arguments_are_named(frames, how, match):
+    with pytest.raises(ValueError, match=match):
+        optical_flow(frames, **how)
+
+
+def test_a_backend_that_cannot_run_says_why(monkeypatch):
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendError, match=r"cuda.*needs CUDA tensors, got cpu"):
+            optical_flow(GOOD, backend="cuda")
+    monkeypatch.setattr("cinema_fast.kernels.native.HERE", Path("nowhere"))
+    load_library.cache_clear()
+    with pytest.raises(BackendError, match=r"_optical_flow_cpu.so was not built: install a C\+\+ compiler"):
+        optical_flow(GOOD, backend="native")
+    assert optical_flow(GOOD).shape == (1, 2, 2, 33, 40)  # the PyTorch form serves
+    load_library.cache_clear()
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 33, 40), (2, 2, 20, 21, 3)], ids=str)
+def test_registration(shape):
+    if not load_library("optical_flow")[0]:
+        pytest.skip(load_library("optical_flow")[1])
+    args = (torch.rand(shape) * 255, [0, 1, 1, 0], 3, 0.5, 15, 3, 7, 1.5)
+    torch.library.opcheck(_native_op, args)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_captured_in_a_cuda_graph():
+    frames = textured(2, 3, (64, 72, 3)).clamp(0, 255).to("cuda", torch.uint8)
+    optical_flow(frames, backend="cuda")  # uploads its tables
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        flow = optical_flow(frames, backend="cuda")
+    frames.copy_(frames.flip(1))
+    graph.replay()
+    assert torch.equal(flow, optical_flow(frames, backend="cuda"))
+
+
+def test_threads_do_not_change_a_bit():
+    if not load_library("optical_flow")[0]:
+        pytest.skip(load_library("optical_flow")[1])
+    frames, before = textured(2, 4, (40, 50, 3)).to(torch.uint8), torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(optical_flow(frames, backend="native"))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+def test_bytes_of_a_small_case():
+    # one level of 40 x 50, 3 frames in uint8, 2 pairs, 2 iterations, 4 slices
+    pixels = 40 * 50
+    expected = 4 * (3 * (pixels + pixels * 28) + 2 * pixels * 2 * 56)
+    assert optical_flow_bytes((1, 3, 40, 50, 4), 2, 1, levels=3, pyr_scale=0.5, iterations=2) == expected
