@@ -11,7 +11,7 @@ MASK_RATIO = 0.75
 TOY = cf.CineMAConfig(  # runs a step within milliseconds: for tests of the benchmarks, never for a timing
     views=("sax", "lax_2c"), image_size={"sax": (64, 64, 4), "lax_2c": (64, 64)}, in_chans={"sax": 1, "lax_2c": 1},
     patch_size={"sax": (2, 2, 1), "lax_2c": (2, 2)}, scale_factor={"sax": (2, 2, 1), "lax_2c": (2, 2)},
-    enc_conv_chans=(8, 16), enc_conv_n_blocks=2, enc_embed_dim=24, enc_depth=2, enc_n_heads=2,
+    enc_conv_chans=(8, 16), enc_conv_n_blocks=2, enc_embed_dim=24, enc_depth=2, enc_n_heads=3,
     dec_embed_dim=16, dec_depth=2, dec_n_heads=2,
 )  # fmt: skip
 LOSS_BUDGET = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative, of a loss in that dtype against the oracle's

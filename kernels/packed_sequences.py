@@ -21,8 +21,8 @@ def sequence_lengths(offsets: Tensor, longest: int, n_rows: int) -> list[int]:
 def longest_sequence(what: str, offsets: Tensor, longest: int | None, n_rows: int) -> int:
     """A bound on the sequences' lengths: `longest`, or where None the length of the longest one.
 
-    Where `longest` is None, and on the CPU, offsets are read and checked, unless all sequences are `longest` long:
-    then, and on a GPU beside a given `longest`, they are trusted, and nothing waits for the device.
+    Offsets are read and checked, but beside a given `longest` trusted on a GPU, where the host would wait for them,
+    and in compiled code.
 
     Raises:
         ValueError: offsets that do not rise from 0 to n_rows; sequences longer than `longest`.
@@ -31,7 +31,7 @@ def longest_sequence(what: str, offsets: Tensor, longest: int | None, n_rows: in
     if longest is not None:
         if longest * batch < n_rows:
             raise ValueError(f"{what}: {batch} sequences of at most {longest} rows cannot hold {n_rows} rows")
-        if offsets.is_cuda or is_uniform(offsets, longest, n_rows):
+        if offsets.is_cuda or torch.compiler.is_compiling():
             return longest
     starts = offsets.tolist()
     if starts[0] != 0 or starts[-1] != n_rows or sorted(starts) != starts:
@@ -44,7 +44,7 @@ def longest_sequence(what: str, offsets: Tensor, longest: int | None, n_rows: in
 
 def check_packed(what: str, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor) -> None:
     """Raises ValueError unless q is (Tq, H, D), k and v (Tk, H, D) of q's floating dtype, cu_q and cu_k (B + 1,) int32
-    with B >= 1, and all are on one device."""
+    with B >= 1, D a multiple of 8, and all are on one device."""
     tensors = {"q": q, "k": k, "v": v, "cu_q": cu_q, "cu_k": cu_k}
 
     def got(of) -> str:
@@ -52,6 +52,8 @@ def check_packed(what: str, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k:
 
     if q.ndim != 3 or k.ndim != 3 or k.shape != v.shape or q.shape[1:] != k.shape[1:]:
         raise ValueError(f"{what}: want q (Tq, H, D) and k, v (Tk, H, D), got {got(lambda x: tuple(x.shape))}")
+    if q.shape[2] % 8 or not q.shape[2]:
+        raise ValueError(f"{what}: want a head dim that is a multiple of 8, got {q.shape[2]} (q {tuple(q.shape)})")
     if cu_q.ndim != 1 or cu_q.shape != cu_k.shape or len(cu_q) < 2:
         raise ValueError(f"{what}: want cu_q and cu_k (B + 1,), B >= 1, got {got(lambda x: tuple(x.shape))}")
     if not (q.is_floating_point() and q.dtype == k.dtype == v.dtype and cu_q.dtype == cu_k.dtype == torch.int32):

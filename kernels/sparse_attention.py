@@ -417,11 +417,11 @@ def sparse_attention(
     """Attention within each of B packed sequences; no keys give zero, and no gradient.
 
     Args:
-        q (Tq, H, D), k, v (Tk, H, D) floating, of one dtype.
+        q (Tq, H, D), k, v (Tk, H, D) floating, of one dtype; D a multiple of 8.
         cu_q, cu_k (B + 1,) int32: offsets of the sequences in q's and in k's rows, from 0 to Tq and Tk.
         max_q, max_k: longest sequence, or a bound on it; read back from the offsets where None. max_q * B == Tq (and
-            so for k) means that all are equally long, which needs no read-back and no loop. Then, and on a GPU beside
-            given bounds, the offsets are trusted; otherwise they are checked.
+            so for k) means that all are equally long, which needs no loop. On a GPU beside given bounds, and in
+            compiled code, the offsets are trusted; otherwise they are checked.
         scale: of the logits; 1 / sqrt(D) where None.
         backend: "auto", "torch", "triton", or a peer: "sdpa", "flash", "xformers".
 

@@ -18,10 +18,10 @@ def small_config(**changes) -> cf.CineMAConfig:
         "scale_factor": {"sax": (2, 2, 1), "lax_2c": (2, 2), "lax_4c": (2, 2)},
         "enc_conv_chans": (4, 6),
         "enc_conv_n_blocks": 1,
-        "enc_embed_dim": 12,
+        "enc_embed_dim": 16,
         "enc_depth": 2,
         "enc_n_heads": 2,
-        "dec_embed_dim": 18,
+        "dec_embed_dim": 24,
         "dec_depth": 2,
         "dec_n_heads": 3,
     }

@@ -60,7 +60,7 @@ def test_plain_vit_of_any_rank_trains_and_encodes(n_axes):
     assert losses[-1] < 0.5 * losses[0]
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     n = model.config.n_tokens("v")
-    assert model.encode(images)["v"].shape == (2, n, 12)
+    assert model.encode(images)["v"].shape == (2, n, 16)
     assert out.pred["v"].shape == (2, n - n // 2, math.prod((2, 3, 1, 2)[:n_axes]) * 2)
 
 

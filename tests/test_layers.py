@@ -179,17 +179,17 @@ def block_by_modules(block, x, keys=None):
 
 
 def test_encoder_is_a_class_token_and_prenorm_blocks():
-    encoder = shuffle(Encoder(12, 2, 3))
-    tokens = rows((2, 5, 12), torch.float64)
-    x = torch.cat([encoder.cls_token.expand(2, 1, 12), tokens], dim=1)
+    encoder = shuffle(Encoder(24, 2, 3))
+    tokens = rows((2, 5, 24), torch.float64)
+    x = torch.cat([encoder.cls_token.expand(2, 1, 24), tokens], dim=1)
     for block in encoder.blocks:
         x = block_by_modules(block, x)
     assert_close(encoder(tokens), encoder.norm(x))
 
 
 def test_decoder_is_cross_attention_to_the_visible_tokens_as_they_are():
-    decoder = shuffle(Decoder(12, 2, 3))
-    queries, visible = rows((2, 7, 12), torch.float64), rows((2, 4, 12), torch.float64).flip(0)
+    decoder = shuffle(Decoder(24, 2, 3))
+    queries, visible = rows((2, 7, 24), torch.float64), rows((2, 4, 24), torch.float64).flip(0)
     x = queries
     for block in decoder.blocks:
         x = block_by_modules(block, x, visible)
@@ -197,8 +197,8 @@ def test_decoder_is_cross_attention_to_the_visible_tokens_as_they_are():
 
 
 def test_gradients_of_a_block_reach_every_parameter():
-    block = shuffle(Block(8, 2))
-    x = rows((2, 3, 8), torch.float64)
+    block = shuffle(Block(16, 2))
+    x = rows((2, 3, 16), torch.float64)
     upstream = upstream_like(x)
     actual = results(block, block, x, upstream)
     copies = {n: p.detach().requires_grad_() for n, p in block.named_parameters()}
@@ -212,11 +212,11 @@ def test_gradients_of_a_block_reach_every_parameter():
 
 def _dense_block(p, x):
     """Softmax attention of two heads and an MLP, written out on a dict of parameters."""
-    h = F.layer_norm(x, (8,), p["norm1.weight"], p["norm1.bias"])
+    h = F.layer_norm(x, (16,), p["norm1.weight"], p["norm1.bias"])
     q = h @ p["attn.q.weight"].T + p["attn.q.bias"]
     k, v = (h @ p["attn.kv.weight"].T + p["attn.kv.bias"]).chunk(2, -1)
-    q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in (q, k, v))
-    mixed = (q @ k.transpose(-1, -2) / 2).softmax(-1) @ v
+    q, k, v = (t.unflatten(-1, (2, 8)).transpose(1, 2) for t in (q, k, v))
+    mixed = (q @ k.transpose(-1, -2) / 8**0.5).softmax(-1) @ v
     x = x + mixed.transpose(1, 2).flatten(2) @ p["attn.proj.weight"].T + p["attn.proj.bias"]
-    h = F.layer_norm(x, (8,), p["norm2.weight"], p["norm2.bias"])
+    h = F.layer_norm(x, (16,), p["norm2.weight"], p["norm2.bias"])
     return x + F.gelu(h @ p["mlp.fc1.weight"].T + p["mlp.fc1.bias"]) @ p["mlp.fc2.weight"].T + p["mlp.fc2.bias"]
