@@ -136,12 +136,27 @@ def test_the_loss_curve_takes_gaps_and_empty_runs(tmp_path):
     assert not np.array_equal(pixels_of(tmp_path / "some.png"), pixels_of(tmp_path / "none.png"))
 
 
-def test_a_view_that_nobody_trained_on(tmp_path):
+def test_a_view_that_nobody_trained_on_is_not_judged(tmp_path):
     store = CineStore(write_store(tmp_path / "store", {"a": ("sax",), "b": FOUR}))
     model = model_of(store, tmp_path)
     blind = mean_patches(store, model.config, ["a"], batch_size=1, device=CPU)
+    assert set(blind) == {"sax"}
     options = {"mask_ratio": 0.75, "batch_size": 1, "device": CPU, "precision": torch.float32}
-    with pytest.raises(ValueError, match="no training study has view 'lax_2c'"):
-        evaluate(model, store, ["b"], blind, **options)
-    with pytest.raises(ValueError, match="no held-out study"):
-        evaluate(model, store, [], blind, **options)
+    found = evaluate(model, store, ["b"], blind, **options)
+    losses = []
+    for batch in fixed_batches(store, model.config, ["b"], batch_size=1):
+        sax = {"sax": images_of(batch)["sax"]}
+        with torch.no_grad():
+            losses.append(float(model(sax, {"sax": fixed_plan(model.config, batch, 0.75)["sax"]}).loss))
+    assert found.studies == 1 and found.loss == pytest.approx(np.mean(losses), rel=1e-5)
+    for ids, means in (([], blind), (["a"], {"lax_2c": blind["sax"]})):
+        with pytest.raises(ValueError, match="no held-out study can be judged"):
+            evaluate(model, store, ids, means, **options)
+
+
+def test_the_mean_patch_of_a_rare_view_is_found(tmp_path, monkeypatch):
+    """However few studies are read, some of each view are among them."""
+    monkeypatch.setattr("cinema_fast.train.evaluate.BLIND_STUDIES", 2)
+    store = CineStore(write_store(tmp_path / "store", {f"s{i}": FOUR if i == 3 else ("sax",) for i in range(7)}))
+    model = model_of(store, tmp_path)
+    assert set(mean_patches(store, model.config, store.ids, batch_size=4, device=CPU)) == set(FOUR)

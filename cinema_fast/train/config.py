@@ -57,7 +57,7 @@ class PretrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     # threads that read the store
     workers: int = 2
-    # end the run at a study that cannot be read, instead of taking another in its place
+    # end the run at a study that cannot be read, instead of taking another in its place or judging without it
     strict: bool = False
     # steps between lines of metrics.jsonl; the loss is read back only then
     log_every: int = 10

@@ -85,7 +85,7 @@ def demo(config: DemoConfig) -> int:
     )
     torch.set_num_threads(threads)
     if outcome.evaluation is None:
-        return outcome.exit_code
+        return outcome.exit_code or 1
     heading("done")
     result = outcome.evaluation
     met = result.ratio < TARGET

@@ -4,7 +4,7 @@ The yardstick is the best predictor that does not look at the image: the mean pa
 position. It is scored at the same masked positions of the same images, which are not augmented.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.augment import model_input
 from ..data.clips import ClipStore
-from ..data.loader import Batch, read_batch
+from ..data.loader import Batch, LoaderError, read_batch
 from ..data.sampler import Draw
 from ..data.store import CineStore
 from ..kernels import TokenPlan
@@ -31,7 +31,7 @@ MASK_SEED = 0x5EED  # masks are the same in every evaluation, whatever seed the 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """studies held out; loss: their mean masked loss; blind_loss: that of the mean patch; ratio of the two."""
+    """studies judged; loss: their mean masked loss; blind_loss: that of the mean patch; ratio of the two."""
 
     studies: int
     loss: float
@@ -49,32 +49,72 @@ class Evaluation:
 
 
 def fixed_batches(
-    store: CineStore | ClipStore, config: CineMAConfig, ids: Sequence[str], *, batch_size: int
+    store: CineStore | ClipStore,
+    config: CineMAConfig,
+    ids: Sequence[str],
+    *,
+    batch_size: int,
+    views: Collection[str] | None = None,
+    unreadable: dict[str, str] | None = None,
 ) -> Iterator[Batch]:
     """Every study of `ids` at each of PHASES, unaugmented; a batch holds one set of views and one phase.
 
     Of clips one starts at each phase, in planes spread evenly over the study's, from the middle one on.
 
+    Args:
+        views: those of the model's to read; all of them where None.
+        unreadable: takes {study: why} of those that cannot be read, of which no batch then has anything; where None,
+            such a study is an error.
+
     Raises LoaderError naming a study that cannot be read.
     """
-    numbered = [(tuple(v for v in store.views(s) if v in config.views), i, s) for i, s in enumerate(ids)]
-    for views, members in groupby(sorted(m for m in numbered if m[0]), key=lambda member: member[0]):
-        members = list(members)
+    views = config.views if views is None else views
+    numbered = [(tuple(v for v in store.views(s) if v in config.views and v in views), i, s) for i, s in enumerate(ids)]
+    for shown, members in groupby(sorted(m for m in numbered if m[0]), key=lambda member: member[0]):
+        members = [(index, study) for _, index, study in members]
         for start in range(0, len(members), batch_size):
             part = members[start : start + batch_size]
-            n = len(part)
-            for at, phase in enumerate(PHASES):
-                draw = Draw(
-                    step=at,
-                    ids=tuple(study for _, _, study in part),
-                    views=views,
-                    epoch=np.zeros(n, np.int64),
-                    phase=np.full(n, phase),
-                    zoom={view: np.ones(n, np.float32) for view in views},
-                    slot=np.array([index for _, index, _ in part]),
-                    plane=np.array([_plane(store, study, at) if CLIP in views else 0 for _, _, study in part]),
-                )
-                yield read_batch(store, draw, config.image_size)
+            try:
+                yield from _read_phases(store, config, shown, part)
+            except LoaderError:
+                if unreadable is None:
+                    raise
+                yield from _read_phases(store, config, shown, _readable(store, config, shown, part, unreadable))
+
+
+def _read_phases(
+    store: CineStore | ClipStore, config: CineMAConfig, views: tuple[str, ...], part: Sequence[tuple[int, str]]
+) -> list[Batch]:
+    """`part`, (number, study), at all phases: read before any is used, so that a study counts whole or not at all."""
+    if not part:
+        return []
+    slot, ids = np.array([index for index, _ in part]), tuple(study for _, study in part)
+    n, batches = len(part), []
+    for at, phase in enumerate(PHASES):
+        draw = Draw(
+            step=at,
+            ids=ids,
+            views=views,
+            epoch=np.zeros(n, np.int64),
+            phase=np.full(n, phase),
+            zoom={view: np.ones(n, np.float32) for view in views},
+            slot=slot,
+            plane=np.array([_plane(store, study, at) if CLIP in views else 0 for study in ids]),
+        )
+        batches.append(read_batch(store, draw, config.image_size))
+    return batches
+
+
+def _readable(store, config, views, part, unreadable: dict[str, str]) -> list[tuple[int, str]]:
+    """Those of `part` that can be read; why the others cannot goes into `unreadable`."""
+    sound = []
+    for member in part:
+        try:
+            _read_phases(store, config, views, [member])
+            sound.append(member)
+        except LoaderError as error:
+            unreadable[member[1]] = str(error).removeprefix(f"study {member[1]}: ")
+    return sound
 
 
 def _plane(store: ClipStore, study: str, at: int) -> int:
@@ -95,13 +135,25 @@ def images_of(batch: Batch) -> dict[str, Tensor]:
 
 
 def mean_patches(
-    store: CineStore | ClipStore, config: CineMAConfig, ids: Sequence[str], *, batch_size: int, device: torch.device
+    store: CineStore | ClipStore,
+    config: CineMAConfig,
+    ids: Sequence[str],
+    *,
+    batch_size: int,
+    device: torch.device,
+    unreadable: dict[str, str] | None = None,
 ) -> dict[str, Tensor]:
-    """{view: (N, P) float32} mean target patch per grid position over at most BLIND_STUDIES of the studies `ids`."""
-    chosen = [ids[i] for i in np.unique(np.linspace(0, len(ids) - 1, BLIND_STUDIES).astype(int))]
+    """{view: (N, P) float32} mean target patch per grid position, over BLIND_STUDIES or so of the studies `ids`.
+
+    For each view that many are taken of the studies that have it. unreadable, and LoaderError: see `fixed_batches`.
+    """
+    chosen: set[str] = set()
+    for view in config.views:
+        has = [study for study in ids if view in store.views(study)]
+        chosen.update(has[i] for i in np.linspace(0, len(has) - 1, BLIND_STUDIES).astype(int) if has)
     total: dict[str, Tensor] = {}
     count: dict[str, int] = {}
-    for batch in fixed_batches(store, config, chosen, batch_size=batch_size):
+    for batch in fixed_batches(store, config, sorted(chosen), batch_size=batch_size, unreadable=unreadable):
         for view, image in images_of(batch.to(device)).items():
             every = torch.arange(config.n_tokens(view), device=device).expand(len(image), -1)
             patch = gather_patches(image, every, config.token_size(view)).flatten(2).double()
@@ -123,18 +175,20 @@ def evaluate(
     batch_size: int,
     device: torch.device,
     precision: torch.dtype,
+    unreadable: dict[str, str] | None = None,
 ) -> Evaluation:
     """Mean masked loss over the studies `held_out` at every phase, and that of the predictor `blind`.
 
-    blind: `mean_patches` of the training studies. Per study the loss is the mean over its views.
-    Raises ValueError where no study can be judged or a view has no mean patch.
+    blind: `mean_patches` of the training studies; only views that it has are judged, and shown to the model. Per study
+    the loss is the mean over its views. unreadable, and LoaderError: see `fixed_batches`.
+    Raises ValueError where no study can be judged.
     """
     config = model.config
     losses = torch.zeros(2, dtype=torch.float64, device=device)
     n = 0
-    for batch in fixed_batches(store, config, held_out, batch_size=batch_size):
-        if missing := [view for view in batch.draw.views if view not in blind]:
-            raise ValueError(f"no training study has view {missing[0]!r}, which held-out studies have")
+    for batch in fixed_batches(
+        store, config, held_out, batch_size=batch_size, views=blind, unreadable=unreadable
+    ):
         batch = batch.to(device)
         images, plan, size = images_of(batch), fixed_plan(config, batch, mask_ratio), len(batch.slot)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
@@ -152,6 +206,6 @@ def evaluate(
         losses += torch.stack([loss.double(), torch.stack(unseen).mean().double()]) * size
         n += size
     if not n:
-        raise ValueError("no held-out study has a view of this model")
+        raise ValueError("no held-out study can be judged: none can be read that has a view of the training studies")
     loss, blind_loss = (losses / n).tolist()
     return Evaluation(n // len(PHASES), loss, blind_loss)

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from ..data.clips import ClipStore
-from ..data.loader import Loader
+from ..data.loader import Loader, LoaderError
 from ..data.sampler import Sampler, held_out
 from ..data.store import CineStore
 from ..models.cinema import CineMA
@@ -35,12 +37,15 @@ from .setup import (
 from .step import adamw, make_train_step
 from .stop import StopRequest
 
+NAMED = 5  # studies that cannot be read are named up to this number
+
 
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended.
 
-    step: steps made. signum: the signal that stopped it early, or None. evaluation: what held-out studies say.
+    step: steps made. signum: the signal that stopped it early, or None. evaluation: what held-out studies say; None
+    where none were held out or, as run.log then says, none could be judged.
     """
 
     out: Path
@@ -61,6 +66,10 @@ def pretrain(config: PretrainConfig) -> Outcome:
     metrics.jsonl has step, epoch and lr (at that step), loss and grad_norm (means since the last line), skipped and
     replaced (so far), studies_per_s, and data_wait (share of the time in which a step waited for data).
 
+    After the last step held-out studies are judged on the views that some training study has (views only they have are
+    named before the first step). Studies that cannot be read are left out and named, with `config.strict` they end the
+    run; whatever else keeps a finished run from its evaluation or pictures is said, and is no failure of the run.
+
     Raises:
         ValueError: options, store, run folder or checkpoint that do not fit (StoreError, LoaderError, CheckpointError
             and NonFiniteError are among them).
@@ -69,7 +78,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
     cines = CineStore(config.data)
     shape = model_config(config, cines)
     store = ClipStore(cines, config.views) if CLIP in shape.views else cines
-    training, away = _split(store, shape.views, config.holdout)
+    training, away, unseen = _split(store, shape.views, config.holdout)
     sampler = Sampler(
         training,
         seed=config.seed,
@@ -115,6 +124,8 @@ def pretrain(config: PretrainConfig) -> Outcome:
             f"{config.preset} on {len(training)} studies ({len(away)} held out), {seen}; "
             f"{sampler.global_batch} studies a step, lr {config.lr:g}; {device.type}, {str(precision)[6:]}"
         )
+        if unseen:
+            remarks.append(f"no training study has {', '.join(unseen)}: held-out studies are judged without")
         for remark in remarks:
             log.say(remark)
         train_step = make_train_step(
@@ -166,25 +177,63 @@ def pretrain(config: PretrainConfig) -> Outcome:
                 log.say(f"stopped by signal {stop.signum} after step {done} and saved; go on with --resume")
                 return Outcome(config.out, done, stop.signum)
 
-        evaluation = None
-        common = {"mask_ratio": config.mask_ratio, "device": device, "precision": precision}
-        if away:
-            blind = mean_patches(store, shape, list(training), batch_size=config.batch_size, device=device)
-            evaluation = evaluate(model, store, away, blind, batch_size=config.batch_size, **common)
-            log.say(f"{len(away)} held-out studies: {evaluation}")
-        pictures = write_report(config.out, model, store, away or list(training), evaluation=evaluation, **common)
-        log.say(f"pictures: {', '.join(str(path) for path in pictures)}")
+        evaluation = _judge(config, log, model, store, list(training), away, device=device, precision=precision)
     return Outcome(config.out, done, evaluation=evaluation)
 
 
 def _split(
     store: CineStore | ClipStore, views: tuple[str, ...], share: float
-) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """{training study: its views among `views`}, and the studies held out; one with none of them is in neither."""
+) -> tuple[dict[str, tuple[str, ...]], list[str], list[str]]:
+    """{training study: its views among `views`}, the studies held out, and the views that only these have.
+
+    A study with none of the views is in neither. Raises ValueError where no held-out study could be judged.
+    """
     usable = {study: tuple(v for v in store.views(study) if v in views) for study in store.ids}
     usable = {study: has for study, has in usable.items() if has}
-    away = held_out(usable, share)
-    return {study: has for study, has in usable.items() if study not in away}, sorted(away)
+    away = sorted(held_out(usable, share))
+    training = {study: has for study, has in usable.items() if study not in away}
+    trained = {view for has in training.values() for view in has}
+    if away and not any(trained.intersection(usable[study]) for study in away):
+        raise ValueError(
+            f"--holdout {share:g}: no held-out study ({', '.join(away[:5])}{', ...' * (len(away) > 5)}) has a view of "
+            f"the training studies ({', '.join(v for v in views if v in trained)}); hold out another share"
+        )
+    unseen = {view for study in away for view in usable[study]} - trained
+    return training, away, [view for view in views if view in unseen]
+
+
+def _judge(
+    config: PretrainConfig, log: RunLog, model: CineMA, store: CineStore | ClipStore, training: list[str],
+    away: list[str], *, device: torch.device, precision: torch.dtype,
+) -> Evaluation | None:  # fmt: skip
+    """Evaluation and pictures of a run that is finished and saved. Raises LoaderError with `config.strict` only."""
+    unreadable = None if config.strict else {}
+    common = {"mask_ratio": config.mask_ratio, "device": device, "precision": precision, "unreadable": unreadable}
+    size, evaluation = config.batch_size, None
+    with _said("evaluation", log, config.strict):
+        if away:
+            blind = mean_patches(store, model.config, training, batch_size=size, device=device, unreadable=unreadable)
+            evaluation = evaluate(model, store, away, blind, batch_size=size, **common)
+            log.say(f"{evaluation.studies} held-out studies: {evaluation}")
+    with _said("report", log, config.strict):
+        pictures = write_report(config.out, model, store, away or training, evaluation=evaluation, **common)
+        log.say(f"pictures: {', '.join(str(path) for path in pictures)}")
+    if unreadable:
+        named = [f"{study}: {why}" for study, why in unreadable.items()][:NAMED]
+        more = [f"and {len(unreadable) - NAMED} more"] * (len(unreadable) > NAMED)
+        log.say("\n  ".join([f"cannot be read, so neither judged nor drawn ({len(unreadable)}):", *named, *more]))
+    return evaluation
+
+
+@contextmanager
+def _said(what: str, log: RunLog, strict: bool) -> Iterator[None]:
+    """Says what went wrong in the block, whatever it is: hours of training are not to end as a failure for it."""
+    try:
+        yield
+    except Exception as error:
+        if strict and isinstance(error, LoaderError):
+            raise
+        log.say(f"the run is finished and saved, but there is no {what}: {type(error).__name__}: {error}")
 
 
 def _restore(checkpoint: Checkpoint, model: CineMA, optimizer: torch.optim.Optimizer, meter: Meter) -> None:

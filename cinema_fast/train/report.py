@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.clips import ClipStore
+from ..data.loader import LoaderError
 from ..data.store import CineStore
 from ..kernels import TokenPlan
 from ..kernels.masked_mse import TARGET_EPS
@@ -53,10 +54,13 @@ def write_report(
     device: torch.device,
     precision: torch.dtype,
     evaluation: Evaluation | None = None,
+    unreadable: dict[str, str] | None = None,
 ) -> list[Path]:
     """Write OUT/report: loss.png, reconstruction.png and, where there is one, evaluation.json; returns the pictures.
 
-    ids: studies to choose the picture's from: of those with the most views the first.
+    ids: studies to choose the picture's from: of those with the most views the first that can be read; where none can,
+    there is no reconstruction.png. unreadable: takes {study: why} of those passed over; where None, one raises
+    LoaderError.
     """
     folder = out / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,9 +69,17 @@ def write_report(
         values = asdict(evaluation) | {"ratio": evaluation.ratio}
         (folder / "evaluation.json").write_text(json.dumps(values, indent=1) + "\n")
     draw_loss(curve, [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()], evaluation)
-    study = max(ids, key=lambda s: sum(view in model.config.views for view in store.views(s)))
-    draw_reconstruction(picture, model, store, study, mask_ratio=mask_ratio, device=device, precision=precision)
-    return [curve, picture]
+    for study in sorted(ids, key=lambda s: -sum(view in model.config.views for view in store.views(s))):
+        try:
+            draw_reconstruction(
+                picture, model, store, study, mask_ratio=mask_ratio, device=device, precision=precision
+            )
+            return [curve, picture]
+        except LoaderError as error:
+            if unreadable is None:
+                raise
+            unreadable[study] = str(error).removeprefix(f"study {study}: ")
+    return [curve]
 
 
 def draw_loss(path: Path, lines: Sequence[dict], evaluation: Evaluation | None = None) -> None:
@@ -101,6 +113,7 @@ def draw_reconstruction(
     """Input, what is left of it, reconstruction and error: of each view of one frame in a row, of a clip in columns.
 
     Of a stack the middle slice is shown, of a clip CLIP_FRAMES frames spread over it.
+    Raises LoaderError where the study cannot be read.
     """
     config = model.config
     batch = next(fixed_batches(store, config, [study], batch_size=1)).to(device)
