@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: demo test test-all lint bench audit setup clean
 setup: .venv/ready
 
-.venv/ready: pyproject.toml setup.py Makefile
+.venv/ready: pyproject.toml setup.py Makefile $(wildcard csrc/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v <= (3, 13) or sys.exit(f"cinema-fast needs Python 3.11-3.13, $(PYTHON) is {v[0]}.{v[1]}: try make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 	@if command -v nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install -q '$(TORCH)'; \

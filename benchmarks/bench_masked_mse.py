@@ -9,10 +9,10 @@ from functools import lru_cache
 import timing
 import torch
 import torch.nn.functional as F
+import workload
 
 from cinema_fast.kernels import sample_mask
 from cinema_fast.kernels.masked_mse import masked_mse, masked_mse_bytes, masked_mse_ref
-from cinema_fast.kernels.patches import gather_patches
 from cinema_fast.kernels.shapes import VIEWS
 
 GPU_SHAPES = (
@@ -35,13 +35,12 @@ def build(shape: str) -> timing.Operation:
     image = torch.randint(0, 256, (s.batch, s.channels, *s.size), dtype=torch.uint8, device=device)
     intensity = torch.tensor([[3.0, 1 / 250]], device=device).repeat(s.batch, 1)
     plan = sample_mask(batch=s.batch, n=s.n, keep=s.keep, seed=0, device=device)
-    every = torch.arange(s.n, device=device).expand(s.batch, -1)
     sample = torch.arange(s.batch, device=device).unsqueeze(1)
     values = math.prod(s.token) * s.channels
     pred = torch.randn(s.batch, s.n - s.keep, values, dtype=dtype, device=device).requires_grad_()
 
     def by_index(pred):
-        patches = gather_patches(image, every, s.token).flatten(2).float()
+        patches = workload.patchify(image, s.token).float()
         patches = (patches - intensity[:, None, :1]) * intensity[:, None, 1:]
         return F.mse_loss(pred.float(), patches[sample, plan.masked.long()])
 

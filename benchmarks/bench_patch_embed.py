@@ -5,6 +5,7 @@ For CineMA it is the stem's first convolution, else the embedding of a plain ViT
     pytest benchmarks --benchmark-only -k patch_embed
 """
 
+import math
 from functools import lru_cache
 
 import timing
@@ -14,7 +15,6 @@ import workload
 
 from cinema_fast.kernels import sample_mask
 from cinema_fast.kernels.patch_embed import patch_embed, patch_embed_bytes, patch_embed_flops, patch_embed_ref
-from cinema_fast.kernels.patches import gather_patches
 from cinema_fast.kernels.shapes import VIEWS
 from cinema_fast.models.stem import block_positions
 
@@ -39,15 +39,13 @@ def build(shape: str) -> timing.Operation:
     intensity = torch.tensor([[3.0, 1 / 250]], device=device).repeat(s.batch, 1)
     plan = sample_mask(batch=s.batch, n=s.n, keep=s.keep, seed=0, device=device)
     index = block_positions(plan.keep, s.grid, s.block).flatten(1)
-    n_patches = s.n * index.shape[1] // s.keep
-    every = torch.arange(n_patches, device=device).expand(s.batch, -1)
     sample = torch.arange(s.batch, device=device).unsqueeze(1)
-    n_values = gather_patches(image[:1], every[:1, :1], s.kernel).numel()
+    n_values = math.prod(s.kernel) * s.channels
     weight = (0.1 * torch.randn(s.width, n_values, device=device)).requires_grad_()
     bias = torch.randn(s.width, device=device).requires_grad_()
 
     def everywhere(weight, bias):
-        patches = gather_patches(image, every, s.kernel).flatten(2).float()
+        patches = workload.patchify(image, s.kernel).float()
         patches = (patches - intensity[:, None, :1]) * intensity[:, None, 1:]
         with workload.autocast(device, dtype):
             return F.linear(patches, weight, bias)[sample, index.long()]

@@ -191,7 +191,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[
 
 def compiled(model: nn.Module, device: str) -> nn.Module:
     """The model under torch.compile; on the CPU, for tests of the report, without the compiler's last stage."""
-    return torch.compile(model, backend="inductor" if device == "cuda" else "eager")
+    return torch.compile(model, backend="inductor" if device == "cuda" else "eager", dynamic=False)
 
 
 def adamw(model: nn.Module, lr: float = 0.0) -> torch.optim.AdamW:

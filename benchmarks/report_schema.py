@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import conditions
-from checkout import PACKAGES
+from checkout import PACKAGES, ROOT
 
 
 @dataclass
@@ -121,14 +121,15 @@ SECTION_OF = {KernelRow: "kernels", StepRow: "step", WaterfallRow: "waterfall", 
 
 
 def kernel_sha(op: str) -> str:
-    """SHA-256 of kernels/<op>.py and the files there that it takes code from: a figure belongs to this source only."""
+    """SHA-256 of kernels/<op>.py, the files there that it takes code from and csrc/<op>*: whose figure it is."""
     folder, names, seen = PACKAGES["cinema_fast.kernels"], [op], []
     while names:
         name = names.pop()
         if name not in seen and name != "backend":  # which says what runs, not what it computes
             seen.append(name)
             names += re.findall(r"^from \.(\w+) import", (folder / f"{name}.py").read_text(), re.MULTILINE)
-    return hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in sorted(seen))).hexdigest()
+    sources = [folder / f"{name}.py" for name in sorted(seen)] + sorted((ROOT / "csrc").glob(f"{op}*"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 @dataclass

@@ -3,6 +3,8 @@
 from .assemble_queries import assemble_queries
 from .backend import BackendError, launches, use
 from .masked_mse import masked_mse
+from .motion_score import mask_weights, motion_score
+from .optical_flow import optical_flow
 from .patch_embed import patch_embed
 from .sample_mask import sample_mask
 from .sparse_attention import sparse_attention
@@ -15,7 +17,10 @@ __all__ = [
     "TokenPlan",
     "assemble_queries",
     "launches",
+    "mask_weights",
     "masked_mse",
+    "motion_score",
+    "optical_flow",
     "patch_embed",
     "sample_mask",
     "sparse_attention",

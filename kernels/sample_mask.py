@@ -14,6 +14,8 @@ counts over the row), ties are ranked by a running sum, and so are the ascending
 when uniform, hence bit-equal to the PyTorch form on every backend; with weights, equal up to the rounding of two logs.
 """
 
+import operator
+
 import torch
 from torch import Tensor
 
@@ -148,6 +150,14 @@ def _empty_plan(scores, sample_ids, step_tensor, device, batch, n, keep, decode,
     return tuple(torch.empty(batch, width, dtype=torch.int32, device=device) for width in (keep, decode, n))
 
 
+def _integer(name: str, value: int) -> int:
+    """Python's int of any kind of integer; NumPy's overflow on their way into a kernel."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"sample_mask: {name} must be an integer, got {value!r}") from None
+
+
 def sample_mask(
     scores: Tensor | None = None,
     *,
@@ -179,8 +189,12 @@ def sample_mask(
         TokenPlan with keep (B, keep), masked (B, decode or N - keep), slot (B, N).
 
     Raises:
-        ValueError: counts, ranks or shapes that do not fit together; BackendError: `backend` cannot run here.
+        ValueError: counts, ranks, shapes or types that do not fit together; BackendError: `backend` cannot run here.
     """
+    batch, n, keep = _integer("batch", batch), _integer("n", n), _integer("keep", keep)
+    seed, stream = _integer("seed", seed), _integer("stream", stream)
+    decode = None if decode is None else _integer("decode", decode)
+    step = step if isinstance(step, Tensor) else _integer("step", step)
     if not (0 < n <= MAX_TOKENS and batch > 0):
         raise ValueError(f"sample_mask: want batch >= 1 and 1 <= n <= {MAX_TOKENS}, got batch {batch}, n {n}")
     if not 0 <= keep <= n:

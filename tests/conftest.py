@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+# beside the checkout, or in it where only the checkout travels to another machine
+SHARED = next((p for p in (ROOT.parent / "shared", ROOT / "shared") if p.exists()), ROOT.parent / "shared")
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 
 

@@ -118,6 +118,13 @@ def test_step_on_the_device_equals_the_int(backend, device, step):
     assert equal(sample_mask(**how, step=step.to(device)), sample_mask(**how, step=7))
 
 
+def test_integers_of_any_kind_draw_the_same(backend, device):
+    how = {"batch": 3, "n": 20, "keep": 5, "seed": 2**40 + 1, "step": 7, "stream": 2, "decode": 4}
+    numpy = {name: np.int64(value) for name, value in how.items()}
+    common = {"device": device, "backend": backend}
+    assert equal(sample_mask(**numpy, **common), sample_mask(**how, **common))
+
+
 def test_each_argument_of_the_draw_matters():
     base = {"batch": 1, "n": 64, "keep": 16, "seed": 9, "step": 4, "stream": 1, "sample_ids": torch.tensor([2])}
     changes = [
@@ -210,6 +217,8 @@ GOOD = {"batch": 2, "n": 8, "keep": 2, "seed": 0}
         ({"batch": 0}, "batch 0"),
         ({"keep": 9}, r"keep must lie in 0\.\.8 \(n\), got 9"),
         ({"keep": -1}, "keep .* got -1"),
+        ({"keep": 2.5}, "keep must be an integer, got 2.5"),
+        ({"seed": "a"}, "seed must be an integer, got 'a'"),
         ({"decode": 7}, r"decode must lie in 0\.\.6 .* got 7"),
         ({"decode": -1}, "decode .* got -1"),
         ({"scores": torch.ones(2, 7)}, r"scores must be floating \(2, 8\), got torch.float32 \(2, 7\)"),
