@@ -1,4 +1,4 @@
-"""A training step is queued without waiting for the device: on a GPU PyTorch itself would raise.
+"""The training step of a run, `make_train_step`, never waits for the device: on a GPU PyTorch itself would raise.
 
 Without one, every operator of the step is looked at: none may need a value, or the size of its result, on the host.
 """
@@ -6,14 +6,18 @@ Without one, every operator of the step is looked at: none may need a value, or 
 import math
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from conftest import has_gpu
-from small_models import make_images, small_model
+from small_models import small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cinema_fast as cf
+from cinema_fast.data.loader import Batch
+from cinema_fast.data.sampler import Draw
 from cinema_fast.kernels import use
+from cinema_fast.train.step import adamw, make_train_step
 
 aten = torch.ops.aten
 WAITING = {  # reads a value; makes a tensor from Python numbers, to be copied over; has a result of unknown size
@@ -57,27 +61,49 @@ def test_the_stand_in_finds_waits(wait):
         wait(torch.ones(3))
 
 
-@pytest.mark.parametrize("norm_target", [False, True], ids=["plain", "norm"])
-def test_a_step_never_waits_for_the_device(backend, device, norm_target):
-    model = small_model(enc_embed_dim=16, dec_embed_dim=24, norm_target=norm_target).to(device)  # head dims of 8
-    images = {view: image.to(device) for view, image in make_images(model.config).items()}
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    step = torch.zeros(1, dtype=torch.int64, device=device)
-    ids = torch.arange(2, device=device)
+def micro_batches(config: cf.CineMAConfig, pin: bool) -> list[Batch]:
+    """Two of one study each: random frames that end a pixel before the model's images do, as they are loaded."""
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for micro in range(2):
+        frames, extent, zoom = {}, {}, {}
+        for view, size in config.image_size.items():
+            frames[view] = torch.randint(0, 256, (1, *size), dtype=torch.uint8, generator=generator)
+            extent[view] = torch.tensor([[n - 1 for n in size]])
+            zoom[view] = torch.tensor([1.07])
+        slot = torch.tensor([micro])
+        draw = Draw(0, ("a",), config.views, *[np.zeros(1)] * 2, {}, slot.numpy(), np.zeros(1, np.int64))
+        parts = [{view: x.pin_memory() if pin else x for view, x in part.items()} for part in (frames, extent, zoom)]
+        batches.append(Batch(draw, *parts, slot.pin_memory() if pin else slot))
+    return batches
 
-    def train():
-        optimizer.zero_grad()
-        how = {"batch": 2, "keep": 3, "seed": 0, "step": step, "sample_ids": ids, "decode": 2}
-        plan = {v: cf.sample_mask(n=model.config.n_tokens(v), stream=i, **how) for i, v in enumerate(images)}
-        loss = model(images, plan).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        optimizer.step()
-        step.add_(1)
-        return loss.detach()
 
+CINEMA = {
+    "views": ("sax", "lax_4c"), "image_size": {"sax": (8, 16, 2), "lax_4c": (16, 16)},
+    "in_chans": {"sax": 1, "lax_4c": 1},
+}  # fmt: skip
+CLIPS = {
+    "views": ("clip",), "image_size": {"clip": (4, 16, 16)}, "in_chans": {"clip": 1}, "patch_size": {"clip": (2, 8, 8)},
+    "scale_factor": {"clip": (1, 1, 1)}, "enc_conv_chans": (), "enc_conv_n_blocks": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("shape", [CINEMA, CINEMA | {"norm_target": True}, CLIPS], ids=["plain", "norm", "clips"])
+def test_a_step_never_waits_for_the_device(backend, device, shape, precision):
+    widths = {"enc_embed_dim": 16, "enc_depth": 1, "dec_embed_dim": 24, "dec_depth": 1}  # head dims of 8
+    model = small_model(**shape, **widths).to(device)
+    train_step = make_train_step(
+        model, adamw(model, lr=1e-3, weight_decay=0.05), device=torch.device(device), precision=precision,
+        mask_ratio=0.6, decode_ratio=0.5, seed=0, clip=1e-3,
+    )  # fmt: skip
+    batches = micro_batches(model.config, pin=has_gpu())
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad and p.ndim > 1}
     with use(backend):
-        first = float(train())  # on a GPU: compiles what is launched
+        if has_gpu():
+            train_step(batches, 0, 1e-3)  # compiles what is launched
         with no_wait():
-            second = train()
-    assert math.isfinite(float(second)) and float(second) != first
+            result = train_step(batches, 1, 2e-3)
+    loss, norm, made = result.tolist()
+    assert math.isfinite(loss) and norm > 1e-3 and made == 1  # clipped, and the update was made
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if name in before)
