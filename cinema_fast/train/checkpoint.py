@@ -76,6 +76,11 @@ def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], state: 
     return paths["weights"]
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether one was ever written there, sound or not."""
+    return bool(_manifests(folder))
+
+
 def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
     """The newest sound checkpoint, or None where there has never been one; says which damaged ones it passes over.
 

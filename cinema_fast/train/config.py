@@ -7,6 +7,8 @@ from typing import Literal
 
 from ..models.config import preset
 
+SETTLING_STEPS = 3  # compilation and caches: never profiled
+
 
 @dataclass(frozen=True)
 class PretrainConfig:
@@ -80,6 +82,11 @@ class PretrainConfig:
         for name in ("min_lr", "weight_decay", "max_skips", "profile"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{_flag(name)} must not be negative, got {getattr(self, name)}")
+        if self.profile and self.steps < self.profile + SETTLING_STEPS:
+            raise ValueError(
+                f"--profile {self.profile} wants --steps of at least {self.profile + SETTLING_STEPS} (the first "
+                f"{SETTLING_STEPS} are not profiled), got {self.steps}"
+            )
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"--mask-ratio must lie between 0 and 1, got {self.mask_ratio}")
         if not 0 < self.decode_ratio <= 1:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +16,14 @@ from ..data.store import CineStore
 from ..models.cinema import CineMA
 from ..models.config import CLIP
 from ..models.weights import cinema_state_dict, load_cinema_weights
-from .checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
+from .checkpoint import Checkpoint, has_checkpoint, newest_checkpoint, save_checkpoint
 from .config import PretrainConfig
 from .evaluate import Evaluation, evaluate, mean_patches
 from .log import RunLog
 from .meter import Meter
 from .profile import profile_steps
 from .report import write_report
-from .run_folder import check_run_folder, write_config
+from .run_folder import check_run_folder, lock_run_folder, write_config
 from .schedule import cosine_schedule
 from .setup import (
     model_config,
@@ -99,23 +99,25 @@ def pretrain(config: PretrainConfig) -> Outcome:
     check_run_folder(config, settled)
 
     remarks: list[str] = []
-    checkpoint = newest_checkpoint(config.out / "checkpoints", remarks.append) if config.resume else None
     torch.manual_seed(config.seed)
     model = CineMA(shape).to(device)
     optimizer = adamw(model, lr=config.lr, weight_decay=config.weight_decay)
     meter = Meter(max_skips=config.max_skips)
-    if checkpoint:
-        _restore(checkpoint, model, optimizer, meter)
-    elif config.init_from:
+    checkpoints = config.out / "checkpoints"
+    if config.init_from and not (config.resume and has_checkpoint(checkpoints)):
         load_cinema_weights(model, config.init_from)
-    done = checkpoint.step if checkpoint else 0
-    write_config(config.out, settled)
 
-    with (
-        RunLog(config.out, steps=config.steps, done=done) as log,
-        profile_steps(config.profile, device, config.out / "profile", log.say) as step_done,
-        StopRequest() as stop,
-    ):
+    with ExitStack() as held:
+        held.enter_context(lock_run_folder(config.out, remarks.append))
+        check_run_folder(config, settled)  # again: until now another process could write there
+        checkpoint = newest_checkpoint(checkpoints, remarks.append) if config.resume else None
+        if checkpoint:
+            _restore(checkpoint, model, optimizer, meter)
+        done = checkpoint.step if checkpoint else 0
+        write_config(config.out, settled)
+        log = held.enter_context(RunLog(config.out, steps=config.steps, done=done))
+        step_done = held.enter_context(profile_steps(config.profile, device, config.out / "profile", log.say))
+        stop = held.enter_context(StopRequest())
         if config.resume:
             remarks.append(f"going on from step {done}" if checkpoint else "no checkpoint yet: from the first step")
         clips = f"clips of {', '.join(config.views) or 'every view'}"
@@ -172,7 +174,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
                 log.sync()
                 state = {"optimizer": optimizer.state_dict(), "meter": meter.state(), "rng": rng_state(), **settled}
                 state["sampler"] = {"step": done, "global_batch": sampler.global_batch}
-                save_checkpoint(config.out / "checkpoints", done, cinema_state_dict(model), state, keep=config.keep)
+                save_checkpoint(checkpoints, done, cinema_state_dict(model), state, keep=config.keep)
             if stopped and not last:
                 log.say(f"stopped by signal {stop.signum} after step {done} and saved; go on with --resume")
                 return Outcome(config.out, done, stop.signum)

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity
 
-SETTLING_STEPS = 3  # compilation and caches
+from .config import SETTLING_STEPS
+
 TABLE_ROWS = 40
 
 
@@ -15,16 +16,25 @@ TABLE_ROWS = 40
 def profile_steps(
     n: int, device: torch.device, folder: Path, say: Callable[[str], None]
 ) -> Iterator[Callable[[], None]]:
-    """Profiles n steps of the block after the first three, and says where they are written.
+    """Profiles n steps of the block after the first three, and says where they are written, or that they were not made.
 
-    Yields what the block calls after each step. n = 0 profiles nothing.
+    Yields what the block calls after each step. n = 0 profiles nothing; in a block of fewer than n + 3 steps (the end
+    of a resumed run, or a run that was stopped) nothing is written.
     """
     if not n:
         yield lambda: None
         return
     on_gpu = device.type == "cuda"
+    made = 0
+
+    def step_done() -> None:
+        nonlocal made
+        made += 1
+        trace.step()
 
     def write(trace: torch.profiler.profile) -> None:
+        if made < n + SETTLING_STEPS:
+            return
         folder.mkdir(exist_ok=True)
         trace.export_chrome_trace(str(folder / "trace.json"))
         order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
@@ -37,4 +47,6 @@ def profile_steps(
         schedule=torch.profiler.schedule(wait=0, warmup=SETTLING_STEPS, active=n, repeat=1),
         on_trace_ready=write,
     ) as trace:
-        yield trace.step
+        yield step_done
+    if made < n + SETTLING_STEPS:
+        say(f"nothing was profiled: {made} steps were made, --profile {n} needs {n + SETTLING_STEPS}")

@@ -1,6 +1,8 @@
-"""Who may write into a run folder: a new run into a new one, a resumed run into its own."""
+"""Who may write into a run folder: a new run into a new one, a resumed run into its own, one process at a time."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .config import PretrainConfig
@@ -9,12 +11,15 @@ _MARKS = ("config.yaml", "metrics.jsonl", "checkpoints")
 
 
 def check_run_folder(config: PretrainConfig, settled: dict) -> None:
-    """Refuse a folder that holds another run.
+    """Refuse what is no folder, or holds another run.
 
     settled: what the run is made of (`run`, `model`, `store`), compared with the folder's config.yaml on resume.
     Raises ValueError saying what differs and what to do.
     """
     out = config.out
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"--out {out}: {there} is a file; want a folder, which may be new")
     if not config.resume:
         if any((out / mark).exists() for mark in _MARKS):
             raise ValueError(f"{out} already holds a run: go on with it by --resume, or choose another --out")
@@ -33,6 +38,33 @@ def check_run_folder(config: PretrainConfig, settled: dict) -> None:
             f"{out} was begun otherwise, and going on would not be the same run:\n  " + "\n  ".join(differs)
             + "\ngive the old values, or begin another run (--out) from its weights (--init-from)"
         )
+
+
+@contextmanager
+def lock_run_folder(out: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """Make the folder and hold it for this process. The lock is the kernel's: it ends with the process, killed or not.
+
+    Where the file system knows no locks, that is said and the run goes on.
+    Raises ValueError naming the process that holds it.
+    """
+    import fcntl
+
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{out} is being written by another process (pid {file.read().strip() or '?'}): wait for it, stop it, "
+                "or choose another --out"
+            ) from None
+        except OSError as error:
+            say(f"{out} cannot be locked ({error.strerror}): see that no other process writes there")
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        yield
 
 
 def read_config(out: Path) -> dict | None:
