@@ -42,14 +42,15 @@ def test_frames_are_centred_windowed_and_described(src, tmp_path):
     assert (report.prepared, report.n_studies, report.failures, report.exit_code) == (3, 3, [], 0)
     store = CineStore(tmp_path / "store")
     index = json.loads((tmp_path / "store/index.json").read_text())
-    assert (index["format"], index["version"]) == ("cinema-fast store", 1)
+    assert (index["format"], index["version"]) == ("cinema-fast store", 2)
     assert index["prepare"]["sax_spacing"] == [1.0, 1.0, 10.0]
     for k, view in enumerate(VIEWS):
         info, record = store.info("p1", view), index["studies"]["p1"][view]
+        centred_on = json.loads((tmp_path / "store/studies/p1/study.json").read_text())[view]["centred_on"]
         source = src / f"p1_{view}.nii.gz"
         assert info.shape == ((4, 32, 32, 4) if view == "sax" else (4, 40, 40))
         assert info.spacing_mm == ((1.0, 1.0, 10.0) if view == "sax" else (1.0, 1.0))
-        assert info.frame_time_ms == 30.0 + k and record["centred_on"] == "planes"
+        assert info.frame_time_ms == 30.0 + k and centred_on == "planes"
         assert record["source"]["file"] == source.name
         assert record["source"]["sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
         assert info.sha256 == hashlib.sha256(Path(info.path).read_bytes()).hexdigest()
@@ -91,8 +92,8 @@ def test_labels_centre_the_view_and_bad_labels_are_reported(src, tmp_path):
         ("labels/p1_sax.nii.gz", "the file is empty"),
         ("labels/p2_sax.nii.gz", "the labelled left ventricle lies off the image"),
     ]
-    index = json.loads((tmp_path / "store/index.json").read_text())["studies"]
-    assert index["p0"]["sax"]["centred_on"] == "labels" and index["p1"]["sax"]["centred_on"] == "planes"
+    records = [json.loads((tmp_path / f"store/studies/{study}/study.json").read_text()) for study in ("p0", "p1")]
+    assert [record["sax"]["centred_on"] for record in records] == ["labels", "planes"]
     at = geometry.to_index(CineStore(tmp_path / "store").info("p0", "sax").affine, cine.affine[:3] @ [8, 25, 2, 1])
     np.testing.assert_allclose(at[:2], 15.5, atol=0.51)
 

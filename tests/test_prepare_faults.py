@@ -140,7 +140,7 @@ def test_real_study_of_every_view(shared, tmp_path):
     report = prepare(config, progress=False)
     assert (report.prepared, report.unmatched, report.exit_code) == (1, 2, 0)
     store = CineStore(tmp_path)
-    index = json.loads((tmp_path / "index.json").read_text())["studies"]["cine"]
+    records = json.loads((tmp_path / "studies/cine/study.json").read_text())
     assert store.views("cine") == ("sax", "lax_2c", "lax_3c", "lax_4c")
     assert store.info("cine", "sax").shape == (25, 192, 192, 11)
     expected_ms = {"sax": 34.4, "lax_2c": 39.0, "lax_3c": 36.96, "lax_4c": 35.04}
@@ -148,7 +148,7 @@ def test_real_study_of_every_view(shared, tmp_path):
     for alias in aliases:
         view, name = alias.split("=")
         info = store.info("cine", view)
-        assert info.frame_time_ms == pytest.approx(expected_ms[view]) and index[view]["centred_on"] == "planes"
+        assert info.frame_time_ms == pytest.approx(expected_ms[view]) and records[view]["centred_on"] == "planes"
         cine = read_cine(shared / f"data/cine/{name}.nii.gz", stack=view == "sax")
         if view == "sax":
             assert_intensities_are_the_scans(store, "cine", view, cine)

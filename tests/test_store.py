@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import shutil
+import tracemalloc
+from threading import get_ident
 
 import numpy as np
 import pytest
@@ -53,6 +55,59 @@ def test_reads_what_was_written(folder):
                 np.testing.assert_array_equal(store.read_frame(study, view, t), expected[t])
     np.testing.assert_array_equal(store.read_frames("p2", "sax", [4, 0, 4]), frames_of("p2", "sax")[[4, 0, 4]])
     assert store.read_frames("p2", "sax", []).shape == (0, 12, 10, 4)
+
+
+def test_index_holds_little_and_opens_with_little(folder):
+    """A line of the index per study, and memory for its text and a tuple a view: 70,000 studies fit into 300 MB."""
+    index = json.loads((folder / "index.json").read_text())
+    assert len((folder / "index.json").read_text().splitlines()) == 4
+    record = index["studies"]["p2"]["sax"]
+    assert set(record) == {"file", "shape", "spacing_mm", "frame_time_ms", "sha256", "source"}
+    studies = {f"{n:07}": {"sax": {**record, "sha256": f"{n:064x}", "frame_time_ms": n / 7}} for n in range(4000)}
+    write_index(folder, {}, studies)
+    tracemalloc.start()
+    assert len(CineStore(folder).ids) == 4000
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4000 * 1800
+
+
+def test_window_and_affine_are_read_when_asked_for(folder):
+    info = CineStore(folder).info("p2", "lax_4c")
+    assert info.window.tolist() == [[t, 100 + t] for t in range(3)] and (info.affine == np.eye(4)).all()
+    file = folder / "studies/p2/study.json"
+    records = json.loads(file.read_text())
+    for change in ({"window": [[0, 1]]}, {"window": None}, {"sha256": "0"}):
+        file.write_text(json.dumps({**records, "lax_4c": {**records["lax_4c"], **change}}))
+        with pytest.raises(StoreError, match=r"p2/study\.json: no window of lax_4c\.npy .* run prepare again"):
+            _ = info.window
+    file.unlink()
+    with pytest.raises(StoreError, match=r"p2/study\.json: no affine .*No such file"):
+        _ = info.affine
+
+
+def test_version_1_is_read(folder):
+    """Its index held what study.json holds."""
+    now = CineStore(folder)
+    studies = {study: json.loads((folder / f"studies/{study}/study.json").read_text()) for study in ("p1", "p2")}
+    edit_index(folder, version=1, studies=studies)
+    before = CineStore(folder)
+    assert [before.info("p2", v) for v in before.views("p2")] == [now.info("p2", v) for v in now.views("p2")]
+    np.testing.assert_array_equal(before.info("p2", "sax").window, now.info("p2", "sax").window)
+
+
+def test_files_on_a_slow_disk_are_looked_for_many_at_a_time(folder, monkeypatch):
+    record = json.loads((folder / "index.json").read_text())["studies"]["p1"]["lax_4c"]
+    studies = {f"{n:03}": {"lax_4c": record} for n in range(2500)}
+    studies["777"] = {"lax_4c": {**record, "file": "studies/777.npy"}}
+    write_index(folder, {}, studies)
+    threads, seconds = set(), iter(range(9))
+    wrong_sizes = store_module._wrong_sizes
+    monkeypatch.setattr(store_module, "_wrong_sizes", lambda i: threads.add(get_ident()) or wrong_sizes(i))
+    monkeypatch.setattr(store_module.time, "perf_counter", lambda: next(seconds))
+    with pytest.raises(StoreError, match=r"1 files do not fit the index:\n.*777\.npy: No such file"):
+        CineStore(folder)
+    assert len(threads) > 2
 
 
 def test_one_frame_is_read_without_touching_the_others(folder, monkeypatch):
@@ -107,12 +162,12 @@ AT_OPEN = {
     "no json": (lambda f: (f / "index.json").write_text('{"format": '), "index.json: unreadable index"),
     "other json": (lambda f: (f / "index.json").write_text("[1]"), "is not the index of a cine store"),
     "other format": (lambda f: edit_index(f, format="zarr"), "is not the index of a cine store"),
-    "other version": (lambda f: edit_index(f, version=2), "index.json: version 2 of the store format.*reads 1"),
+    "other version": (lambda f: edit_index(f, version=3), "index.json: version 3 of the store format.*reads 2 and 1"),
     "no studies": (lambda f: edit_index(f, studies={}), "holds no studies"),
     "odd studies": (lambda f: edit_index(f, studies=[]), "damaged index"),
     "odd record": (lambda f: edit_record(f, "shape", "big"), "record of study 'p1', view 'lax_4c' is damaged"),
-    "odd shape": (lambda f: edit_record(f, "shape", [3, 14]), r"'p1', view 'lax_4c' has the shape \(3, 14\)"),
-    "odd window": (lambda f: edit_record(f, "window", [[0, 1]]), "1 windows, expected"),
+    "odd shape": (lambda f: edit_record(f, "shape", [3, 14]), r"'p1', view 'lax_4c' is damaged .*\(3, 14\)"),
+    "no record": (lambda f: edit_index(f, studies={"p9": {"sax": 7}}), "study 'p9', view 'sax' is damaged .no record"),
     "missing file": (lambda f: (f / NPY).unlink(), r"1 files do not fit the index:\n.*p1/lax_4c.npy: No such file"),
     "short file": (lambda f: os.truncate(f / NPY, 500), r"lax_4c\.npy: 500 bytes, expected 632 for the shape \(3, 14"),
     "long file": (lambda f: os.truncate(f / NPY, 700), "700 bytes, expected 632"),

@@ -156,7 +156,7 @@ def _fill(store: Path, config: PrepareConfig, sources: Sources, report: PrepareR
         for task, result in results:
             _take_in(store, task, result, done, report)
     report.n_studies = len(done)
-    write_atomic(store / "failures.jsonl", "".join(json.dumps(asdict(f)) + "\n" for f in report.failures))
+    write_atomic(store / "failures.jsonl", (json.dumps(asdict(f)) + "\n" for f in report.failures))
     write_index(store, options, done)
 
 

@@ -1,13 +1,15 @@
 """The cine store: a folder of plain 8-bit arrays of which one frame is read without touching the others.
 
-    STORE/index.json                what is in the store: options of the preparation, one record per study and view
+    STORE/index.json                what is in the store: options of the preparation, one line per study
     STORE/studies/ID/VIEW.npy       uint8, C order, (T, X, Y, Z) for a stack or (T, X, Y) for a single slice
-    STORE/studies/ID/study.json     the study's records, from which the index is joined
+    STORE/studies/ID/study.json     the study's records in full, from which the index is made
     STORE/failures.jsonl            what could not be prepared, and why
 
-A record holds `file`, `shape`, `spacing_mm` of the stored grid, `frame_time_ms` (or null), `window` (per frame the raw
-intensities that became 0 and 255), `sha256` of the .npy, `source` (file, its sha256, and name, size and modification
-time of every file that went in), `affine` (stored voxel index -> scanner mm, RAS+) and `centred_on`.
+A record of the index holds, per study and view, `file`, `shape`, `spacing_mm` of the stored grid, `frame_time_ms` (or
+null), `sha256` of the .npy and `source` (file and its sha256); 0.4 kB a view, so that a store of 70,000 studies opens
+in seconds. The record in study.json holds besides: `window` (per frame the raw intensities that became 0 and 255),
+`affine` (stored voxel index -> scanner mm, RAS+), `centred_on`, and of `source` name, size and modification time of
+every file that went in. In version 1 the index held these too; both versions are read, version 2 is written.
 
 A study appears by one rename of a folder that is complete and on disk, index.json by one rename of a file: whatever
 is killed, whatever disk fills up, a reader sees whole studies only.
@@ -15,20 +17,25 @@ is killed, whatever disk fills up, a reader sees whole studies only.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-FORMAT, VERSION = "cinema-fast store", 1
+FORMAT, VERSION = "cinema-fast store", 2
 VIEWS = ("sax", "lax_2c", "lax_3c", "lax_4c")
 NPY_HEADER_BYTES = 128  # what numpy writes for these shapes; a file with another header was not written here
 
@@ -37,23 +44,69 @@ class StoreError(ValueError):
     """A folder that is no usable cine store; the message names the file and what to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class CineInfo:
+class CineInfo(NamedTuple):
     """One view of one study.
 
     path: the .npy file. shape: (T, X, Y[, Z]). spacing_mm: mm per spatial axis. frame_time_ms: ms, None if unknown.
-    window: float32 (T, 2), raw intensities that became 0 and 255. affine: float64 (4, 4), stored voxel index ->
-    scanner mm (RAS+). sha256: of the .npy. source: name of the (first) file it was made from.
+    sha256: of the .npy. source, source_sha256: name of the (first) file it was made from, and their checksum.
     """
 
     path: str
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...]
     frame_time_ms: float | None
-    window: np.ndarray
-    affine: np.ndarray
     sha256: str
     source: str
+    source_sha256: str
+
+    @property
+    def window(self) -> np.ndarray:
+        """float32 (T, 2), raw intensities that became 0 and 255; read from study.json. Raises StoreError."""
+        return self._detail("window", np.float32, (self.shape[0], 2))
+
+    @property
+    def affine(self) -> np.ndarray:
+        """float64 (4, 4), stored voxel index -> scanner mm (RAS+); read from study.json. Raises StoreError."""
+        return self._detail("affine", np.float64, (4, 4))
+
+    def _detail(self, key: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+        path = Path(self.path)
+        file = path.with_name("study.json")
+        try:
+            record = json.loads(file.read_bytes())[path.stem]
+            if record["sha256"] != self.sha256:
+                raise ValueError("it belongs to another preparation than the index")
+            return np.array(record[key], dtype).reshape(shape)
+        except (OSError, ValueError, TypeError, KeyError) as err:
+            raise StoreError(f"{file}: no {key} of {path.name} ({type(err).__name__}: {err}); "
+                             f"run prepare again") from err
+
+
+def _info(root: str, record: dict) -> CineInfo:
+    """One view from its record. Raises KeyError, TypeError, ValueError or AttributeError."""
+    return CineInfo(
+        path=f"{root}/{record['file']}",
+        shape=_shape(tuple(record["shape"])),
+        spacing_mm=_spacing(tuple(record["spacing_mm"])),
+        frame_time_ms=record["frame_time_ms"],
+        sha256=record["sha256"],
+        source=record["source"]["file"],
+        source_sha256=record["source"]["sha256"],
+    )
+
+
+# A store has few shapes and spacings, so that many thousands of records share their tuples.
+@lru_cache
+def _shape(values: tuple) -> tuple[int, ...]:
+    shape = tuple(int(n) for n in values)
+    if len(shape) not in (3, 4) or min(shape) < 1:
+        raise ValueError(f"the shape {shape}, expected (T, X, Y[, Z])")
+    return shape
+
+
+@lru_cache
+def _spacing(values: tuple) -> tuple[float, ...]:
+    return tuple(float(mm) for mm in values)
 
 
 class CineStore:
@@ -76,45 +129,23 @@ class CineStore:
             raise StoreError(f"{self.path} holds no studies: its preparation has not finished or nothing could be "
                              f"prepared (see failures.jsonl there); run prepare again")
         self.prepare = index["prepare"]
-        self._studies: dict[str, dict[str, CineInfo]] = {}
         self._checked: dict[str, tuple[int, int, int]] = {}  # path -> the file whose header was found right
+        self._studies: dict[str, dict[str, CineInfo]] = {}
         for study, views in sorted(index["studies"].items()):
             order = sorted(views, key=lambda view: (VIEWS.index(view) if view in VIEWS else len(VIEWS), view))
-            self._studies[study] = {view: self._info(study, view, views[view]) for view in order}
+            self._studies[study] = {view: views[view] for view in order}
         self._check_sizes()
 
-    def _info(self, study: str, view: str, record: dict) -> CineInfo:
-        try:
-            info = CineInfo(
-                path=str(self.path / record["file"]),
-                shape=tuple(int(n) for n in record["shape"]),
-                spacing_mm=tuple(float(mm) for mm in record["spacing_mm"]),
-                frame_time_ms=record["frame_time_ms"],
-                window=np.array(record["window"], np.float32).reshape(-1, 2),
-                affine=np.array(record["affine"], np.float64).reshape(4, 4),
-                sha256=record["sha256"],
-                source=record["source"]["file"],
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as err:
-            raise StoreError(f"{self.path / 'index.json'}: the record of study {study!r}, view {view!r} is damaged "
-                             f"({type(err).__name__}: {err}); run prepare again") from err
-        if len(info.shape) not in (3, 4) or min(info.shape) < 1 or len(info.window) != info.shape[0]:
-            raise StoreError(f"{self.path / 'index.json'}: study {study!r}, view {view!r} has the shape {info.shape} "
-                             f"and {len(info.window)} windows, expected (T, X, Y[, Z]) and T; run prepare again")
-        return info
-
     def _check_sizes(self) -> None:
-        wrong = []
-        for views in self._studies.values():
-            for info in views.values():
-                expected = NPY_HEADER_BYTES + math.prod(info.shape)
-                try:
-                    size = os.stat(info.path).st_size
-                except OSError as err:
-                    wrong.append(f"{info.path}: {err.strerror}")
-                else:
-                    if size != expected:
-                        wrong.append(f"{info.path}: {size} bytes, expected {expected} for the shape {info.shape}")
+        infos = [info for views in self._studies.values() for info in views.values()]
+        begun = time.perf_counter()
+        wrong = _wrong_sizes(infos[:200])
+        # A local disk answers in microseconds, and threads would only fight for the interpreter; one of a network in
+        # a millisecond or more, but to many at a time.
+        threads = 32 if time.perf_counter() - begun > 0.02 else 1
+        parts = (infos[start : start + 1000] for start in range(200, len(infos), 1000))
+        with ThreadPoolExecutor(threads) as pool:
+            wrong.extend(chain.from_iterable(pool.map(_wrong_sizes, parts)))
         if wrong:
             more = f"\n  and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise StoreError(f"{self.path}: {len(wrong)} files do not fit the index:\n  " + "\n  ".join(wrong[:5])
@@ -186,6 +217,20 @@ class CineStore:
         return {**self.__dict__, "_checked": {}}  # another process checks for itself
 
 
+def _wrong_sizes(infos: list[CineInfo]) -> list[str]:
+    wrong = []
+    for info in infos:
+        expected = NPY_HEADER_BYTES + math.prod(info.shape)
+        try:
+            size = os.stat(info.path).st_size
+        except OSError as err:
+            wrong.append(f"{info.path}: {err.strerror}")
+        else:
+            if size != expected:
+                wrong.append(f"{info.path}: {size} bytes, expected {expected} for the shape {info.shape}")
+    return wrong
+
+
 def _check_npy_header(info: CineInfo, head: bytes) -> None:
     try:
         stream = io.BytesIO(head)
@@ -199,36 +244,72 @@ def _check_npy_header(info: CineInfo, head: bytes) -> None:
 
 
 def read_index(path: Path) -> dict:
-    """The index of a store, its format and version checked. Raises StoreError."""
-    file = path / "index.json"
+    """The index of a store, its format, version and structure checked; "studies" is id -> view -> CineInfo.
+
+    Raises:
+        StoreError: no index, unreadable, of another format or version, damaged.
+    """
+    file, root = path / "index.json", str(path)
+
+    def shrunk(pairs: list[tuple[str, object]]) -> object:
+        """A record at once becomes its CineInfo: as dictionaries, those of a large store would fill the memory."""
+        value = dict(pairs)
+        if "file" in value and "shape" in value:
+            try:
+                return _info(root, value)
+            except (KeyError, TypeError, ValueError, AttributeError) as err:
+                return err  # named below, where its study and view are known
+        return value
+
+    collecting = gc.isenabled()
+    gc.disable()  # nothing parsed is garbage: to search it again and again costs a fifth of the time
     try:
-        index = json.loads(file.read_bytes())
+        index = json.loads(file.read_text("utf-8"), object_pairs_hook=shrunk)
     except FileNotFoundError:
         what = "is not a cine store (no index.json there)" if path.is_dir() else "does not exist"
         raise StoreError(f"{path} {what}: make one with `cinema-fast prepare SRC {path}`") from None
     except (OSError, ValueError) as err:
         raise StoreError(f"{file}: unreadable index ({err}); run prepare again") from err
+    finally:
+        if collecting:
+            gc.enable()
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise StoreError(f"{file} is not the index of a cine store (no \"format\": \"{FORMAT}\")")
-    if index.get("version") != VERSION:
-        raise StoreError(f"{file}: version {index.get('version')!r} of the store format, this program reads {VERSION}; "
-                         f"prepare the store again, or use the program that wrote it")
+    if index.get("version") not in (1, VERSION):
+        raise StoreError(f"{file}: version {index.get('version')!r} of the store format, this program reads {VERSION} "
+                         f"and 1; prepare the store again, or use the program that wrote it")
     if not isinstance(index.get("studies"), dict) or not isinstance(index.get("prepare"), dict):
         raise StoreError(f"{file}: damaged index (\"studies\" and \"prepare\" must be objects); run prepare again")
+    for study, views in index["studies"].items():
+        for view, info in views.items() if isinstance(views, dict) else [("", views)]:
+            if not isinstance(info, CineInfo):
+                why = f"{type(info).__name__}: {info}" if isinstance(info, Exception) else "no record"
+                raise StoreError(f"{file}: the record of study {study!r}, view {view!r} is damaged ({why}); "
+                                 f"run prepare again")
     return index
 
 
 def write_index(path: Path, options: dict, studies: dict[str, dict[str, dict]]) -> None:
-    """Replace the index of the store by one of `studies`: id -> view -> record."""
-    index = {"format": FORMAT, "version": VERSION, "prepare": options, "studies": dict(sorted(studies.items()))}
-    write_atomic(path / "index.json", json.dumps(index))
+    """Replace the index of the store by one of `studies`: id -> view -> record, one line per study."""
+    head = json.dumps({"format": FORMAT, "version": VERSION, "prepare": options})
+    lines = (f"{json.dumps(study)}: {json.dumps(index_records(studies[study]))}" for study in sorted(studies))
+    parts = (f"{',' if n else ''}\n{line}" for n, line in enumerate(lines))
+    write_atomic(path / "index.json", chain([f'{head[:-1]}, "studies": {{'], parts, ["\n}}\n"]))
+
+
+def index_records(records: dict[str, dict]) -> dict[str, dict]:
+    """What the index keeps of the records of a study."""
+    keys = ("file", "shape", "spacing_mm", "frame_time_ms", "sha256")
+    return {view: {**{key: record[key] for key in keys},
+                   "source": {key: record["source"][key] for key in ("file", "sha256")}}
+            for view, record in records.items()}
 
 
 def write_study(folder: Path, study: str, cines: dict[str, tuple[np.ndarray, dict]]) -> dict[str, dict]:
     """Write the complete folder of one study, synced to disk, for `publish_study` to move into the store.
 
     cines: view -> (uint8 frames (T, X, Y[, Z]), record without `file`, `shape` and `sha256`).
-    Returns view -> full record.
+    Returns view -> record as the index keeps it.
     """
     shutil.rmtree(folder, ignore_errors=True)  # what a worker that died left
     folder.mkdir(parents=True)
@@ -253,7 +334,7 @@ def write_study(folder: Path, study: str, cines: dict[str, tuple[np.ndarray, dic
         json.dump(records, file)
         _sync(file)
     _sync_folder(folder)
-    return records
+    return index_records(records)
 
 
 def publish_study(store: Path, folder: Path, study: str) -> None:
@@ -281,12 +362,12 @@ def read_studies(store: Path) -> dict[str, dict[str, dict]]:
     return studies
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace a file's content: after a crash at any moment it is either the old or the new one."""
+def write_atomic(path: Path, parts: Iterable[str]) -> None:
+    """Replace a file's content by `parts`: after a crash at any moment it is either the old or the new one."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+            file.writelines(parts)
             _sync(file)
         os.replace(temporary, path)
     finally:
