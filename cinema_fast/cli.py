@@ -4,6 +4,7 @@
 be done; 130 or 143 stopped by Ctrl-C or SIGTERM (pretrain has then saved a checkpoint).
 """
 
+import difflib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,9 +15,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command (by default that of sys.argv) and return its exit status."""
     import tyro
 
+    commands = _commands()
+    named = next(iter(sys.argv[1:] if argv is None else argv), "-")
+    if not named.startswith("-") and named not in commands:  # the parser's own hints are about options
+        near = difflib.get_close_matches(named, commands, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        print(f"cinema-fast: no command {named!r}{hint} (commands: {', '.join(commands)})", file=sys.stderr)
+        return 2
     try:
         return tyro.extras.subcommand_cli_from_dict(
-            _commands(),
+            commands,
             prog="cinema-fast",
             description="Fast pre-training of masked autoencoders on cine cardiac MRI.",
             args=argv,

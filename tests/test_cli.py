@@ -44,6 +44,7 @@ def test_print_config_is_yaml_and_touches_nothing(capfd, tmp_path):
         (("--device", "gpu"), 2, "cuda"),
         (("--views", "sax", "lax_2"), 1, "did you mean 'lax_2c'"),
         (("--init-from", "nothing.safetensors"), 1, "nothing.safetensors"),
+        (("--init-from", __file__), 1, "test_cli.py cannot be read as weights: no torch file, or a damaged one"),
     ],
 )
 def test_mistakes_in_options(capfd, tiny_store, tmp_path, monkeypatch, change, status, expected):  # noqa: F811
@@ -87,8 +88,12 @@ def test_a_view_that_the_preset_lacks(capfd, tmp_path, monkeypatch):
 
 
 def test_unknown_command(capfd):
-    status, _, err = called(capfd, "pretrian")
-    assert status == 2 and "pretrain" in err
+    for wrong in ("pretrian", "pretran"):
+        status, out, err = called(capfd, wrong, "--data", "store")
+        assert status == 2 and out == ""
+        assert err.startswith(f"cinema-fast: no command '{wrong}'; did you mean pretrain? (commands: info, phantom, ")
+        assert err.count("\n") == 1 and "--data" not in err
+    assert "did you mean" not in called(capfd, "xyzzy")[2]
     assert called(capfd, "prepare")[0] == 2
 
 
