@@ -67,20 +67,20 @@ def test_every_misfit_is_listed_and_nothing_loaded():
     state = dict(small_model(1).state_dict())
     del state["encoder.cls_token"], state["dec_linear.bias"]
     state["more.weight"] = torch.zeros(2)
-    state["dec_linear.weight"] = torch.zeros(18, 13)
+    state["dec_linear.weight"] = torch.zeros(24, 17)
     with pytest.raises(ValueError) as error:
         cf.load_cinema_weights(model, state)
     message = str(error.value)
     assert message.startswith("4 tensors do not fit")
-    assert "missing encoder.cls_token (1, 1, 12)" in message
-    assert "missing dec_linear.bias (18,)" in message
+    assert "missing encoder.cls_token (1, 1, 16)" in message
+    assert "missing dec_linear.bias (24,)" in message
     assert "unexpected more.weight (2,)" in message
-    assert "dec_linear.weight: want (18, 12), got (18, 13)" in message
+    assert "dec_linear.weight: want (24, 16), got (24, 17)" in message
     assert same(before, model.state_dict())
 
 
 def test_weights_of_another_size_name_the_file(tmp_path):
-    path = files(small_model(enc_embed_dim=24), tmp_path)[0]
+    path = files(small_model(enc_embed_dim=32), tmp_path)[0]
     with pytest.raises(ValueError, match=r"tensors in .*w\.safetensors do not fit.*(\n.*)*want"):
         cf.load_cinema_weights(small_model(), path)
 
@@ -102,8 +102,10 @@ class Malicious:
 def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     path, trace = tmp_path / "weights.pt", tmp_path / "ran"
     torch.save({"encoder.cls_token": torch.zeros(1), "x": Malicious(trace)}, path)
-    with pytest.raises(ValueError, match=r"weights\.pt cannot be read as weights"):
+    with pytest.raises(ValueError) as error:
         cf.load_cinema_weights(small_model(), path)
+    held = f"{os.mkdir.__module__}.mkdir"  # of PyTorch's advice to load it all the same nothing is passed on
+    assert str(error.value) == f"{path} cannot be read as weights: it holds {held}, and only tensors are taken"
     assert not trace.exists()
     with open(path, "rb"):  # the payload itself works
         torch.load(path, weights_only=False)
@@ -116,6 +118,58 @@ def test_damaged_files_are_named(tmp_path, name):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ValueError, match=rf"{name} cannot be read as weights"):
         cf.load_cinema_weights(small_model(), path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world", b"\x93NUMPY\x01\x00v\x00{'descr'", b"\x80\x02garbage"])
+def test_files_of_another_kind_are_named_in_one_line(tmp_path, content):
+    path = tmp_path / "w.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        cf.load_cinema_weights(small_model(), path)
+    assert str(error.value) == f"{path} cannot be read as weights: no torch file, or a damaged one"
+
+
+class Wrapper(torch.nn.Module):
+    """As DataParallel and its like: the model under `module`."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+def compiled_inside(model):
+    model.encoder = compiled(model.encoder)
+    return model
+
+
+WRAPPERS = [compiled, Wrapper, lambda m: Wrapper(compiled(m)), lambda m: compiled(Wrapper(m)), compiled_inside]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS, ids=["compiled", "module", "both", "both, inside out", "a part compiled"])
+def test_compiled_and_wrapped_models_have_the_published_names(wrap):
+    plain, wrapped = small_model(0), wrap(small_model(1))
+    assert any("_orig_mod" in name or name.startswith("module.") for name in wrapped.state_dict())
+    assert same(cf.cinema_state_dict(wrapped), cf.cinema_state_dict(small_model(1)))
+    cf.load_cinema_weights(wrapped, plain.state_dict())
+    assert same(cf.cinema_state_dict(wrapped), plain.state_dict())
+    target = small_model(2)
+    cf.load_cinema_weights(target, wrapped.state_dict())  # what others save without taking the wrapper off
+    assert same(target.state_dict(), plain.state_dict())
+    for parameter in wrapped.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    assert set(cf.cinema_state_dict(wrapped, grad=True)) == set(dict(plain.named_parameters()))
+    with pytest.raises(ValueError, match=r"1 tensors do not fit this model:\n  missing encoder\.cls_token"):
+        cf.load_cinema_weights(wrapped, {k: t for k, t in plain.state_dict().items() if k != "encoder.cls_token"})
+
+
+def test_one_tensor_under_two_names_is_refused():
+    state = small_model().state_dict()
+    with pytest.raises(ValueError, match="one name twice"):
+        cf.load_cinema_weights(small_model(), state | {"module.encoder.cls_token": torch.zeros(1, 1, 16)})
 
 
 def test_files_without_weights_are_named(tmp_path):

@@ -1,10 +1,13 @@
 """Weights in and out under the names and shapes of the published CineMA checkpoints, which are this model's own."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from .cinema import CineMA
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -22,8 +25,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as weights: {error}") from error
+        raise ValueError(f"{path} cannot be read as weights: {_why(error, path)}") from error
     return _checked(state, str(path))
+
+
+def _why(error: Exception, path: Path) -> str:
+    """One line. PyTorch's own paragraph advises to let the file run code."""
+    if isinstance(error, OSError) or path.suffix == ".safetensors":
+        return str(error)
+    held = re.search(r"\bGLOBAL ([\w.]+)", str(error))
+    return f"it holds {held[1]}, and only tensors are taken" if held else "no torch file, or a damaged one"
 
 
 def _checked(state, source: str) -> dict[str, Tensor]:
@@ -38,15 +49,74 @@ def load_cinema_weights(model: nn.Module, source: str | Path | Mapping[str, Tens
     """Load a published checkpoint, or one of this project, into `model`.
 
     Args:
-        model: CineMA built from the same configuration.
-        source: path (.safetensors, or a torch file) or state dict.
+        model: CineMA built from the same configuration, also compiled or wrapped for several devices.
+        source: path (.safetensors, or a torch file) or state dict, of such a model too.
 
     Raises:
         ValueError: lists every missing, unexpected and differently shaped tensor; nothing has been loaded then.
         FileNotFoundError: no file at the path.
     """
-    state = _checked(source, "the mapping given") if isinstance(source, Mapping) else read_state_dict(source)
-    own = model.state_dict()
+    where = "" if isinstance(source, Mapping) else f" in {source}"
+    _load(model, _published(_read(source)), where)
+
+
+def load_shared_views(model: CineMA, source: str | Path) -> str:
+    """Load what a checkpoint and `model` share where their views differ; says what was taken, fresh and left.
+
+    Tensors of views that only the model has stay as they are, those of views that only the checkpoint has are left;
+    everything else has to fit. Raises as `load_cinema_weights`, and ValueError where no view is shared.
+    """
+    state, views = _published(_read(source)), model.config.views
+    stored = sorted({view for name in state if (view := _view_of(name))})
+    taken = [view for view in views if view in stored]
+    if not taken:
+        raise ValueError(f"{source} has weights of the views {', '.join(stored) or 'of no model known'}, want one or "
+                         f"more of {', '.join(views)}")
+    fresh = [view for view in views if view not in stored]
+    left = [view for view in stored if view not in views]
+    state = {name: tensor for name, tensor in state.items() if _view_of(name) not in left}
+    state |= {name: tensor for name, tensor in model.state_dict().items() if _view_of(name) in fresh}
+    _load(model, state, f" in {source}")
+    more = f"; fresh: {', '.join(fresh)}" * bool(fresh) + f"; left: {', '.join(left)}" * bool(left)
+    return f"weights of {source}: views taken: {', '.join(taken)}{more}"
+
+
+def cinema_state_dict(model: nn.Module, grad: bool = False) -> dict[str, Tensor]:
+    """The model's tensors, detached, under the published names; with `grad` the gradients of those that have one."""
+    if not grad:
+        return {name: t.detach() for name, t in _published(model.state_dict()).items()}
+    return _published({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+
+
+def _read(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return _checked(source, "the mapping given") if isinstance(source, Mapping) else read_state_dict(source)
+
+
+def _published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors without what torch.compile and wrappers for several devices put into names."""
+    plain = {_plain(name): tensor for name, tensor in state.items()}
+    if len(plain) < len(state):
+        raise ValueError("the state dict holds tensors of one name twice, with and without a wrapper's prefix")
+    return plain
+
+
+def _plain(name: str) -> str:
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    while len(parts) > 1 and parts[0] == "module":
+        del parts[0]
+    return ".".join(parts)
+
+
+def _view_of(name: str) -> str | None:
+    """The view that a tensor belongs to, by its published name: enc_down_dict.VIEW.... and the like."""
+    part, _, rest = name.partition(".")
+    return rest.partition(".")[0] if part.endswith("_dict") else None
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load tensors that all fit by their published names; else ValueError, as in `load_cinema_weights`."""
+    names = {_plain(name): name for name in model.state_dict()}  # published -> the model's own
+    own = cinema_state_dict(model)
     problems = [f"missing {name} {tuple(t.shape)}" for name, t in own.items() if name not in state]
     problems += [f"unexpected {name} {tuple(t.shape)}" for name, t in state.items() if name not in own]
     problems += [
@@ -55,13 +125,5 @@ def load_cinema_weights(model: nn.Module, source: str | Path | Mapping[str, Tens
         if name in own and own[name].shape != t.shape
     ]
     if problems:
-        where = "" if isinstance(source, Mapping) else f" in {source}"
         raise ValueError(f"{len(problems)} tensors{where} do not fit this model:\n  " + "\n  ".join(problems))
-    model.load_state_dict(state)
-
-
-def cinema_state_dict(model: nn.Module, grad: bool = False) -> dict[str, Tensor]:
-    """The model's tensors, detached, under the published names; with `grad` the gradients of those that have one."""
-    if not grad:
-        return {name: t.detach() for name, t in model.state_dict().items()}
-    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.load_state_dict({names[name]: tensor for name, tensor in state.items()})

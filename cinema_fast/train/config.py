@@ -49,7 +49,7 @@ class PretrainConfig:
     clip: float = 5.0
     # share of the studies kept away from training and evaluated at the end
     holdout: float = 0.0
-    # weights to start from, a .safetensors file
+    # weights to start from, a .safetensors or torch file; of views it lacks the weights start fresh
     init_from: Path | None = None
     # go on from the newest sound checkpoint in `out`
     resume: bool = False

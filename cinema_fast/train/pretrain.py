@@ -15,7 +15,7 @@ from ..data.sampler import Sampler, held_out
 from ..data.store import CineStore
 from ..models.cinema import CineMA
 from ..models.config import CLIP
-from ..models.weights import cinema_state_dict, load_cinema_weights
+from ..models.weights import cinema_state_dict, load_cinema_weights, load_shared_views
 from .checkpoint import Checkpoint, has_checkpoint, newest_checkpoint, save_checkpoint
 from .config import PretrainConfig
 from .evaluate import Evaluation, evaluate, mean_patches
@@ -105,7 +105,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
     meter = Meter(max_skips=config.max_skips)
     checkpoints = config.out / "checkpoints"
     if config.init_from and not (config.resume and has_checkpoint(checkpoints)):
-        load_cinema_weights(model, config.init_from)
+        remarks.append(load_shared_views(model, config.init_from))
 
     with ExitStack() as held:
         held.enter_context(lock_run_folder(config.out, remarks.append))

@@ -1,0 +1,106 @@
+"""`--init-from`: weights for the views that both have; what is taken, fresh and left is said."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from training_fixtures import FOUR, tiny_store  # noqa: F401
+
+import cinema_fast as cf
+from cinema_fast.train.config import PretrainConfig
+from cinema_fast.train.pretrain import pretrain
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.setattr("cinema_fast.train.pretrain.write_report", lambda *_, **__: [])
+
+
+def weights_of(store, out, **changes):
+    """The weights of a run of one step too small to see, and what run.log says of where they came from."""
+    options = {"steps": 1, "preset": "cinema-tiny", "batch_size": 4, "lr": 1e-12, "min_lr": 0, "precision": "fp32"}
+    pretrain(PretrainConfig(data=store, out=out, device="cpu", **options | changes))
+    lines = [line for line in (out / "run.log").read_text().splitlines() if "weights of" in line]
+    return out / "checkpoints" / "step-00000001.safetensors", lines
+
+
+def view_of(name: str) -> str | None:
+    return name.split(".")[1] if name.split(".")[1] in FOUR else None
+
+
+def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=1e-9)
+
+
+def check(start, found, fresh, views, taken):
+    """Shared tensors are those of `start`, the others those of a run of the same seed without it."""
+    start, found, fresh = load_file(start), load_file(found), load_file(fresh)
+    assert {view_of(name) for name in found} == {None, *views}
+    apart = 0
+    for name, tensor in found.items():
+        shared = view_of(name) is None or view_of(name) in taken
+        assert equal(tensor, start[name] if shared else fresh[name]), name
+        apart += shared and not equal(start[name], fresh[name])
+    assert apart > 10  # the two could be told apart
+
+
+def test_two_views_into_four(tiny_store, tmp_path):  # noqa: F811
+    start, said = weights_of(tiny_store, tmp_path / "two", views=("sax", "lax_4c"), seed=1)
+    assert not said
+    fresh, _ = weights_of(tiny_store, tmp_path / "fresh", seed=2)
+    found, said = weights_of(tiny_store, tmp_path / "run", seed=2, init_from=start)
+    check(start, found, fresh, FOUR, ("sax", "lax_4c"))
+    assert len(said) == 1 and said[0].endswith(f"weights of {start}: views taken: sax, lax_4c; fresh: lax_2c, lax_3c")
+
+
+def test_four_views_into_one_and_other_two(tiny_store, tmp_path):  # noqa: F811
+    start, _ = weights_of(tiny_store, tmp_path / "four", seed=1)
+    for views in (("sax",), ("lax_2c", "lax_3c")):
+        fresh, _ = weights_of(tiny_store, tmp_path / f"fresh {views}", views=views, seed=2)
+        found, said = weights_of(tiny_store, tmp_path / f"run {views}", views=views, seed=2, init_from=start)
+        check(start, found, fresh, views, views)
+        left = ", ".join(sorted(set(FOUR) - set(views)))
+        assert len(said) == 1 and said[0].endswith(f"views taken: {', '.join(views)}; left: {left}")
+
+
+def test_some_taken_some_fresh_some_left(tiny_store, tmp_path):  # noqa: F811
+    start, _ = weights_of(tiny_store, tmp_path / "start", views=("lax_2c", "lax_3c"), seed=1)
+    fresh, _ = weights_of(tiny_store, tmp_path / "fresh", views=("sax", "lax_2c"), seed=2)
+    found, said = weights_of(tiny_store, tmp_path / "run", views=("sax", "lax_2c"), seed=2, init_from=start)
+    check(start, found, fresh, ("sax", "lax_2c"), ("lax_2c",))
+    assert said[0].endswith("views taken: lax_2c; fresh: sax; left: lax_3c")
+
+
+def test_what_is_shared_has_to_fit(tiny_store, tmp_path):  # noqa: F811
+    start, _ = weights_of(tiny_store, tmp_path / "start", views=("lax_2c",), seed=1)
+    run = {"store": tiny_store, "out": tmp_path / "run", "init_from": start}
+    with pytest.raises(ValueError, match=r"has weights of the views lax_2c, want one or more of sax, lax_3c"):
+        weights_of(**run, views=("sax", "lax_3c"))
+    with pytest.raises(ValueError, match=r"has weights of the views lax_2c, want one or more of clip"):
+        weights_of(**run, preset="heartmae-tiny")
+    with pytest.raises(ValueError, match=r"encoder\.cls_token: want \(1, 1, 128\), got \(1, 1, 16\)") as error:
+        weights_of(**run, preset="cinema-demo")
+    assert "pred_head_dict.sax" not in str(error.value)  # a view that starts fresh is not missing
+    altered = load_file(start)
+    del altered["dec_embed_dict.lax_2c.mask_token"]
+    save_file(altered, start)
+    with pytest.raises(ValueError, match=r"1 tensors in .*\n  missing dec_embed_dict\.lax_2c\.mask_token"):
+        weights_of(**run)
+    save_file({"step": torch.zeros(1)}, start)
+    with pytest.raises(ValueError, match="has weights of the views of no model known"):
+        weights_of(**run)
+    assert not (tmp_path / "run").exists()
+
+
+def test_loading_by_hand_stays_strict(tiny_store, tmp_path):  # noqa: F811
+    start, _ = weights_of(tiny_store, tmp_path / "start", views=("sax",))
+    with pytest.raises(ValueError, match=r"missing pred_head_dict\.lax_2c"):
+        cf.load_cinema_weights(cf.CineMA(cf.preset("cinema-tiny")), start)
+
+
+def test_a_resumed_run_does_not_begin_from_them_again(tiny_store, tmp_path):  # noqa: F811
+    start, _ = weights_of(tiny_store, tmp_path / "start", views=("sax",))
+    found, _ = weights_of(tiny_store, tmp_path / "run", init_from=start)
+    before = found.read_bytes()
+    start.unlink()
+    _, said = weights_of(tiny_store, tmp_path / "run", init_from=start, resume=True)
+    assert len(said) == 1 and found.read_bytes() == before
