@@ -1,8 +1,12 @@
 """CineMAConfig: what it derives, what it refuses and how it says so; the published sizes."""
 
+import copy
 import dataclasses
+import json
 import pickle
+import re
 
+import numpy as np
 import pytest
 import torch
 from small_models import small_config
@@ -88,6 +92,79 @@ def test_a_failed_config_leaves_the_caller_dicts_alone():
 def test_errors_name_the_field(change, field):
     with pytest.raises(ValueError, match=field):
         small_config(**change)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"enc_embed_dim": "32"}, "enc_embed_dim: want a whole number, got '32'"),
+        ({"enc_embed_dim": 32.0}, "enc_embed_dim: want a whole number, got 32.0"),
+        ({"dec_depth": True}, "dec_depth: want a whole number, got True"),
+        ({"enc_conv_n_blocks": None}, "enc_conv_n_blocks: want a whole number, got None"),
+        ({"enc_conv_chans": 8}, "enc_conv_chans: want a tuple or list of whole numbers, got 8"),
+        ({"enc_conv_chans": (8, "16")}, "enc_conv_chans: want a whole number, got '16'"),
+        ({"norm_target": "no"}, "norm_target: want True or False, got 'no'"),
+        ({"image_size": 32}, "image_size: want {view: value}, got 32"),
+        ({"image_size": dict.fromkeys(("sax", "lax_2c", "lax_4c"), (16.0, 16))}, "image_size['sax']: want a whole"),
+        ({"patch_size": dict.fromkeys(("sax", "lax_2c", "lax_4c"), 4)}, "patch_size['sax']: want a tuple or list"),
+        ({"in_chans": {"sax": 1, "lax_2c": "1", "lax_4c": 2}}, "in_chans['lax_2c']: want a whole number, got '1'"),
+        ({"views": "sax"}, "views: want a tuple or list of names, got 'sax'"),
+        ({"views": ("sax", 2)}, "views: want a tuple or list of names, got ('sax', 2)"),
+    ],
+    ids=lambda x: str(x)[:60],
+)
+def test_values_of_another_kind_name_the_field(change, message):
+    with pytest.raises(ValueError) as error:
+        small_config(**change)
+    assert str(error.value).startswith(f"CineMAConfig.{message}")
+
+
+def one_view(name: str) -> cf.CineMAConfig:
+    by_view = {"image_size": (16, 16), "in_chans": 1, "patch_size": (2, 2), "scale_factor": (2, 2)}
+    return small_config(views=(name,), **{field: {name: value} for field, value in by_view.items()})
+
+
+@pytest.mark.parametrize("name", ["a.b", "", "keys", "items", "forward", "training", "_modules"])
+def test_names_that_pytorch_refuses_are_no_views(name):
+    message = f"CineMAConfig.views: PyTorch takes no module by the name {name!r}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        one_view(name)
+
+
+@pytest.mark.parametrize("name", ["rvot", "sax-2", "4ch", "clip", "key"])
+def test_other_names_are_views(name):
+    assert any(f".{name}." in parameter for parameter in cf.CineMA(one_view(name)).state_dict())
+
+
+def test_numpy_integers_are_taken_as_what_they_are():
+    config = small_config(enc_embed_dim=np.int64(32), image_size={v: tuple(np.array(small_config().image_size[v]))
+                                                                   for v in small_config().views})
+    assert config == small_config(enc_embed_dim=32) and type(config.enc_embed_dim) is int
+    assert type(config.image_size["sax"][0]) is int
+
+
+def test_a_preset_cannot_be_changed():
+    sizes = cf.preset("cinema-tiny").image_size
+    before = dict(sizes)
+    changes = (
+        lambda: sizes.__setitem__("sax", (1, 1, 1)), lambda: sizes.update(sax=1), lambda: sizes.pop("sax"), sizes.clear,
+        sizes.popitem, lambda: sizes.setdefault("rvot", 1), lambda: sizes.__delitem__("sax"),
+        lambda: sizes.__ior__({"sax": 1}),
+    )  # fmt: skip
+    for change in changes:
+        with pytest.raises(TypeError, match=r"never changed; make another with dataclasses\.replace"):
+            change()
+    assert cf.preset("cinema-tiny").image_size == before
+    larger = dataclasses.replace(cf.preset("cinema-tiny"), image_size={**sizes, "sax": (64, 64, 4)})
+    assert larger.image_size["sax"] == (64, 64, 4) and cf.preset("cinema-tiny").image_size == before
+
+
+def test_equal_configs_have_equal_hashes():
+    config = cf.preset("cinema-tiny")
+    again = config_from_dict(json.loads(json.dumps(dataclasses.asdict(config))))
+    for other in (again, copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert other == config and hash(other) == hash(config)
+    assert len({hash(cf.preset(name)) for name in cf.presets()}) == len(cf.presets())
 
 
 @pytest.mark.parametrize("n_axes", [1, 4, 5])

@@ -2,10 +2,28 @@
 
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Integral
 
 VIEWS = ("sax", "lax_2c", "lax_3c", "lax_4c")
+_SIZE_FIELDS = ("enc_embed_dim", "enc_depth", "enc_n_heads", "dec_embed_dim", "dec_depth", "dec_n_heads")
 CLIP = "clip"  # the one view of a model over clips (T, X, Y): any image plane of a study over the cardiac cycle
+
+
+class ByView(dict):
+    """{view: value} that is not changed once made, so that a config can be shared and hashed."""
+
+    def _refuse(self, *_, **__):
+        raise TypeError("a CineMAConfig is never changed; make another with dataclasses.replace")
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+    def __hash__(self):
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self):
+        return ByView, (dict(self),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +41,8 @@ class CineMAConfig:
     enc_*, dec_*: width, depth and heads of the ViT encoder and the cross-attention decoder.
     norm_target: normalise each target patch (He et al. 2022).
 
-    Lists are taken as tuples. Raises ValueError naming the field that does not fit.
+    Lists are taken as tuples, and nothing can be changed afterwards. Raises ValueError naming the field that does not
+    fit.
     """
 
     views: tuple[str, ...]
@@ -42,20 +61,27 @@ class CineMAConfig:
     norm_target: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "views", tuple(self.views))
-        object.__setattr__(self, "enc_conv_chans", tuple(self.enc_conv_chans))
+        object.__setattr__(self, "views", _views(self.views))
+        for name in ("enc_conv_n_blocks", *_SIZE_FIELDS):
+            object.__setattr__(self, name, _whole(name, getattr(self, name)))
+        object.__setattr__(self, "enc_conv_chans", _whole_numbers("enc_conv_chans", self.enc_conv_chans))
+        if not isinstance(self.norm_target, bool):
+            raise ValueError(f"CineMAConfig.norm_target: want True or False, got {self.norm_target!r}")
         for name in ("image_size", "patch_size", "scale_factor", "in_chans"):
             by_view = getattr(self, name)
+            if not isinstance(by_view, Mapping):
+                raise ValueError(f"CineMAConfig.{name}: want {{view: value}}, got {by_view!r}")
             if missing := [v for v in self.views if v not in by_view]:
-                raise ValueError(f"CineMAConfig.{name}: no entry for view {missing[0]!r}, has {sorted(by_view)}")
-            value = {v: by_view[v] if name == "in_chans" else tuple(by_view[v]) for v in self.views}
+                raise ValueError(f"CineMAConfig.{name}: no entry for view {missing[0]!r}, has {list(by_view)}")
+            read = _whole if name == "in_chans" else _whole_numbers
+            value = ByView({v: read(f"{name}[{v!r}]", by_view[v]) for v in self.views})
             object.__setattr__(self, name, value)
         self._validate()
 
     def _validate(self):
         if not self.views or len(set(self.views)) != len(self.views):
             raise ValueError(f"CineMAConfig.views: want one or more distinct names, got {self.views}")
-        for name in ("enc_embed_dim", "enc_depth", "enc_n_heads", "dec_embed_dim", "dec_depth", "dec_n_heads"):
+        for name in _SIZE_FIELDS:
             if getattr(self, name) < 1:
                 raise ValueError(f"CineMAConfig.{name}: want a positive number, got {getattr(self, name)}")
         if self.enc_conv_n_blocks < 0 or min(self.enc_conv_chans, default=1) < 1:
@@ -98,13 +124,38 @@ class CineMAConfig:
         return math.prod(self.grid(view))
 
 
+def _whole(field: str, value) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise ValueError(f"CineMAConfig.{field}: want a whole number, got {value!r}")
+    return int(value)
+
+
+def _whole_numbers(field: str, values) -> tuple[int, ...]:
+    if not isinstance(values, (tuple, list)):
+        raise ValueError(f"CineMAConfig.{field}: want a tuple or list of whole numbers, got {values!r}")
+    return tuple(_whole(field, value) for value in values)
+
+
+def _views(names) -> tuple[str, ...]:
+    """The names as a tuple; each has to do as a part of a tensor's name and as a key of nn.ModuleDict."""
+    if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"CineMAConfig.views: want a tuple or list of names, got {names!r}")
+    for name in names:
+        if name in VIEWS or name == CLIP:
+            continue
+        from torch import nn  # for a name of one's own only: the presets, and so the command line, do without torch
+
+        if not name or "." in name or hasattr(nn.ModuleDict(), name):
+            raise ValueError(f"CineMAConfig.views: PyTorch takes no module by the name {name!r}; choose another")
+    return tuple(names)
+
+
 _SIZES = {  # encoder width, depth, heads, decoder width, depth, heads
     "tiny": (16, 1, 2, 16, 1, 2),
     "base": (768, 12, 12, 512, 8, 16),
     "large": (1024, 24, 16, 512, 8, 16),
     "huge": (1280, 32, 16, 512, 8, 16),
 }
-_SIZE_FIELDS = ("enc_embed_dim", "enc_depth", "enc_n_heads", "dec_embed_dim", "dec_depth", "dec_n_heads")
 
 
 def _four_views(sax, lax, patch, **shape) -> CineMAConfig:
