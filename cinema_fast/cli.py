@@ -1,7 +1,7 @@
 """The `cinema-fast` command line: a name for each thing the package does, and the exit status.
 
-0 done; 1 an error, said in one line; 2 options that cannot be understood; 3 (prepare, embed) no study could
-be done; 130 or 143 stopped by Ctrl-C or SIGTERM (pretrain has then saved a checkpoint).
+0 done; 1 an error, said in one line (verify: altered files, one a line); 2 options that cannot be understood; 3
+(prepare, embed) no study could be done; 130 or 143 stopped by Ctrl-C or SIGTERM (pretrain has then saved a checkpoint).
 """
 
 import difflib
@@ -77,6 +77,19 @@ def _commands() -> dict[str, Callable[..., int]]:
         print(report)
         return report.exit_code
 
+    def verify(store: tyro.conf.Positional[Path], workers: int = 0) -> int:
+        """Compare every file of a cine store with its checksum, and name those that were altered.
+
+        Args:
+            store: the folder that prepare wrote.
+            workers: files read at a time; 0: one per core.
+        """
+        from .data.check import check_store
+
+        report = check_store(store, workers=workers)
+        print(report)
+        return report.exit_code
+
     def pretrain(config: Annotated[PretrainConfig, plain], print_config: bool = False) -> int:
         """Pre-train a masked autoencoder on a cine store: CineMA on single frames of all views, HeartMAE on clips.
 
@@ -108,7 +121,8 @@ def _commands() -> dict[str, Callable[..., int]]:
         return demo(config)
 
     return {
-        "info": info, "phantom": phantom, "prepare": prepare, "pretrain": pretrain, "embed": embed, "demo": demo,
+        "info": info, "phantom": phantom, "prepare": prepare, "verify": verify, "pretrain": pretrain, "embed": embed,
+        "demo": demo,
     }  # fmt: skip
 
 

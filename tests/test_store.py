@@ -102,8 +102,8 @@ def test_files_on_a_slow_disk_are_looked_for_many_at_a_time(folder, monkeypatch)
     studies["777"] = {"lax_4c": {**record, "file": "studies/777.npy"}}
     write_index(folder, {}, studies)
     threads, seconds = set(), iter(range(9))
-    wrong_sizes = store_module._wrong_sizes
-    monkeypatch.setattr(store_module, "_wrong_sizes", lambda i: threads.add(get_ident()) or wrong_sizes(i))
+    wrong_sizes = store_module.wrong_sizes
+    monkeypatch.setattr(store_module, "wrong_sizes", lambda i: threads.add(get_ident()) or wrong_sizes(i))
     monkeypatch.setattr(store_module.time, "perf_counter", lambda: next(seconds))
     with pytest.raises(StoreError, match=r"1 files do not fit the index:\n.*777\.npy: No such file"):
         CineStore(folder)

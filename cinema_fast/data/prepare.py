@@ -1,30 +1,32 @@
 """From a folder of NIfTI cines to a cine store: `cinema-fast prepare SRC DST`.
 
 Every study is prepared by itself, in worker processes, into a temporary folder; this process alone moves whole
-studies into the store and writes the index. So a run may be killed at any moment and started again: studies whose
-sources have not changed are kept, the others are made.
+studies into the store and writes the index. So a run may be killed at any moment and started again: studies that are
+whole and whose sources have not changed are kept, the others are made, and a lost index is made from what is there.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from .check import find_altered, read_studies
 from .nifti import file_sha256
-from .pool import run_in_processes
+from .pool import available_cores, run_in_processes
+from .progress import progress_bar
 from .sources import Source, Sources, find_sources
 from .store import (
+    IndexLost,
     StoreError,
+    index_records,
     lock_store,
     publish_study,
     read_index,
-    read_studies,
     write_atomic,
     write_index,
 )
@@ -68,6 +70,9 @@ class PrepareConfig:
     """Studies prepared at a time, each in a process of its own; 0: one per core."""
     overwrite: bool = False
     """Empty the store first. Without it, studies whose sources are unchanged are kept."""
+    check: bool = False
+    """Also read all that is in the store, and make anew the studies whose files are not what was written: altered
+    pixels, that is; a study with a file missing, cut short or of another header is made anew without it."""
 
     def __post_init__(self) -> None:
         for name in ("src", "dst"):
@@ -77,6 +82,10 @@ class PrepareConfig:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.workers < 0:
             raise ValueError(f"workers must be 0 (one per core) or more, got {self.workers}")
+
+    def shaping(self) -> dict:
+        """The options that shape the stored frames, as they read back from JSON."""
+        return json.loads(json.dumps({name: getattr(self, name) for name in _SHAPING}))
 
 
 @dataclass(slots=True)
@@ -140,70 +149,109 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
 
 
 def _fill(store: Path, config: PrepareConfig, sources: Sources, report: PrepareReport, progress: bool) -> None:
-    options = _options(config)
-    _open_for_writing(store, options, config.overwrite)
-    done = read_studies(store)
+    rebuild = _open_for_writing(store, config)
+    done, unchanged, broken = _survey(store, config, sources, rebuild)
+    if config.check:
+        sums = {study: {view: record["sha256"] for view, record in views.items()} for study, views in done.items()}
+        for fault in find_altered(store, sums, workers=config.workers, progress=progress):
+            broken[fault.study] = f"{store / fault.file}: {fault.reason}"
+            done.pop(fault.study, None)
+    unchanged -= broken.keys()
+    report.unchanged = len(unchanged)
     for study, view, files in sources.ambiguous:
         names = ", ".join(path.relative_to(config.src).as_posix() for path in files)
         report.failures.append(Failure(study, view, names, f"more than one file for {view} of {study!r}"))
-    tasks = []
-    for n, (study, views) in enumerate(sources.studies.items()):
-        if _unchanged(done.get(study, {}), views, config.src):
-            report.unchanged += 1
-        else:
-            tasks.append(StudyTask(study, views, config, store / _TEMPORARY / str(n)))
+    for study in sorted(broken.keys() - sources.studies.keys()):
+        reason = f"{broken[study]}; it left the index, for {config.src} has no files to make it anew"
+        report.failures.append(Failure(study, None, f"studies/{study}", reason))
+    tasks = [StudyTask(study, views, config, store / _TEMPORARY / str(n))
+             for n, (study, views) in enumerate(sources.studies.items()) if study not in unchanged]
     with closing(_results(tasks, config.workers, progress)) as results:
         for task, result in results:
             _take_in(store, task, result, done, report)
     report.n_studies = len(done)
     write_atomic(store / "failures.jsonl", (json.dumps(asdict(f)) + "\n" for f in report.failures))
-    write_index(store, options, done)
+    write_index(store, config.shaping(), done)
 
 
-def _options(config: PrepareConfig) -> dict:
-    """The options that shape the stored frames, as they read back from JSON."""
-    return json.loads(json.dumps({name: getattr(config, name) for name in _SHAPING}))
+def _survey(
+    store: Path, config: PrepareConfig, sources: Sources, rebuild: bool
+) -> tuple[dict[str, dict[str, dict]], set[str], dict[str, str]]:
+    """What is in the store: the whole studies as the index holds them, those of them that need not be prepared, and
+    what is wrong with the others.
+
+    Raises:
+        StoreError: with `rebuild`, where no index tells the options of the store: there are studies of others.
+    """
+    options = config.shaping()
+    done, unchanged, broken, others = {}, set(), {}, []
+    for study, records in read_studies(store):
+        if isinstance(records, StoreError):
+            broken[study] = str(records)
+            continue
+        done[study] = index_records(records)
+        prepared_with = [record.get("prepare") for record in records.values()]
+        others += [before for before in prepared_with[:1] if before != options]
+        if _unchanged(records, sources.studies.get(study, {}), config.src):
+            unchanged.add(study)
+    if rebuild and others:
+        raise StoreError(f"{store}: its index is lost, and {len(others)} of its {len(done)} studies were prepared with "
+                         f"{_difference(others[0], options)}: prepare with the options of these studies, which makes "
+                         f"the index again, or with --overwrite to begin the store anew")
+    return done, unchanged, broken
 
 
-def _open_for_writing(store: Path, options: dict, overwrite: bool) -> None:
-    """Make sure that the folder is an empty or a like-minded store. Raises StoreError."""
-    if (store / "index.json").exists():
-        try:
-            before = read_index(store)["prepare"]
-        except StoreError as err:
-            if not overwrite or not (store / "studies").is_dir():
-                raise StoreError(f"{err} (--overwrite begins the store anew)") from err
-            before = None
-        if before != options and not overwrite:
-            differ = [f"{k}={before.get(k)!r} (asked for {v!r})" for k, v in options.items() if before.get(k) != v]
-            raise StoreError(f"{store} was prepared with {', '.join(differ) or 'other options'}: choose another "
-                             f"folder, the same options, or --overwrite to begin the store anew")
-    elif others := [p.name for p in store.iterdir() if p.name not in (".lock", _TEMPORARY, ".index.json.tmp")]:
-        raise StoreError(f"{store} is not empty and is no cine store (it holds {others[0]!r}): choose another folder")
+def _difference(before: dict | None, options: dict) -> str:
+    if before is None:
+        return "unknown options"
+    differ = [f"{k}={before.get(k)!r} (asked for {v!r})" for k, v in options.items() if before.get(k) != v]
+    return ", ".join(differ) or "other options"
+
+
+def _open_for_writing(store: Path, config: PrepareConfig) -> bool:
+    """Make sure that the folder is an empty or a like-minded store; whether it is one that has lost its index.
+
+    Raises:
+        StoreError: neither.
+    """
+    options = config.shaping()
+    has_studies = any((store / "studies").glob("*/study.json"))
+    rebuild = False
+    try:
+        before = read_index(store)["prepare"]
+    except IndexLost:
+        rebuild = has_studies and not config.overwrite
+        ours = {".lock", _TEMPORARY, ".index.json.tmp", ".failures.jsonl.tmp"}
+        if has_studies:
+            ours |= {"index.json", "failures.jsonl", "studies"}
+        elif (store / "studies").is_dir() and not any((store / "studies").iterdir()):
+            ours.add("studies")  # killed before it wrote its first index
+        if not rebuild and (others := sorted({path.name for path in store.iterdir()} - ours)):
+            raise StoreError(f"{store} is not empty and is no cine store (it holds {others[0]!r}): choose another "
+                             f"folder") from None
+    except StoreError as err:
+        if not config.overwrite or not (store / "studies").is_dir():
+            raise StoreError(f"{err} (--overwrite begins the store anew)") from err
+    else:
+        if before != options and not config.overwrite:
+            raise StoreError(f"{store} was prepared with {_difference(before, options)}: choose another folder, the "
+                             f"same options, or --overwrite to begin the store anew")
     shutil.rmtree(store / _TEMPORARY, ignore_errors=True)
     (store / "studies").mkdir(exist_ok=True)
-    if overwrite or not (store / "index.json").exists():
+    if config.overwrite or not (rebuild or (store / "index.json").exists()):
         write_index(store, options, {})
         for study in (store / "studies").glob("*/study.json"):
             shutil.rmtree(study.parent)
+    return rebuild
 
 
 def _results(tasks: list[StudyTask], workers: int, progress: bool) -> Iterator[tuple[StudyTask, tuple | Exception]]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = min(workers or cores, max(len(tasks), 1))
+    workers = min(workers or available_cores(), max(len(tasks), 1))
     results = run_in_processes(prepare_study, tasks, workers)
-    if not progress:
-        yield from results
-        return
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as bar, closing(results):
-        row = bar.add_task("preparing studies", total=len(tasks))
+    with progress_bar("preparing studies", len(tasks), show=progress) as advance, closing(results):
         for result in results:
             yield result
-            bar.advance(row)
+            advance()
 
 
 def _take_in(store: Path, task: StudyTask, result: tuple | Exception, done: dict, report: PrepareReport) -> None:

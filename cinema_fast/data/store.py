@@ -8,8 +8,11 @@
 A record of the index holds, per study and view, `file`, `shape`, `spacing_mm` of the stored grid, `frame_time_ms` (or
 null), `sha256` of the .npy and `source` (file and its sha256); 0.4 kB a view, so that a store of 70,000 studies opens
 in seconds. The record in study.json holds besides: `window` (per frame the raw intensities that became 0 and 255),
-`affine` (stored voxel index -> scanner mm, RAS+), `centred_on`, and of `source` name, size and modification time of
-every file that went in. In version 1 the index held these too; both versions are read, version 2 is written.
+`affine` (stored voxel index -> scanner mm, RAS+), `centred_on`, `prepare` (the options), and of `source` name, size
+and modification time of every file that went in. In version 1 the index held all of them but the options; both
+versions are read, version 2 is written.
+
+What is noticed of damage, and when, is in `check.py`.
 
 A study appears by one rename of a folder that is complete and on disk, index.json by one rename of a file: whatever
 is killed, whatever disk fills up, a reader sees whole studies only.
@@ -42,6 +45,10 @@ NPY_HEADER_BYTES = 128  # what numpy writes for these shapes; a file with anothe
 
 class StoreError(ValueError):
     """A folder that is no usable cine store; the message names the file and what to do."""
+
+
+class IndexLost(StoreError):
+    """The index of a store is missing or damaged; `prepare` makes it again from the studies."""
 
 
 class CineInfo(NamedTuple):
@@ -82,7 +89,7 @@ class CineInfo(NamedTuple):
                              f"run prepare again") from err
 
 
-def _info(root: str, record: dict) -> CineInfo:
+def make_info(root: str, record: dict) -> CineInfo:
     """One view from its record. Raises KeyError, TypeError, ValueError or AttributeError."""
     return CineInfo(
         path=f"{root}/{record['file']}",
@@ -139,13 +146,13 @@ class CineStore:
     def _check_sizes(self) -> None:
         infos = [info for views in self._studies.values() for info in views.values()]
         begun = time.perf_counter()
-        wrong = _wrong_sizes(infos[:200])
+        wrong = wrong_sizes(infos[:200])
         # A local disk answers in microseconds, and threads would only fight for the interpreter; one of a network in
         # a millisecond or more, but to many at a time.
         threads = 32 if time.perf_counter() - begun > 0.02 else 1
         parts = (infos[start : start + 1000] for start in range(200, len(infos), 1000))
         with ThreadPoolExecutor(threads) as pool:
-            wrong.extend(chain.from_iterable(pool.map(_wrong_sizes, parts)))
+            wrong.extend(chain.from_iterable(pool.map(wrong_sizes, parts)))
         if wrong:
             more = f"\n  and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise StoreError(f"{self.path}: {len(wrong)} files do not fit the index:\n  " + "\n  ".join(wrong[:5])
@@ -199,7 +206,7 @@ class CineStore:
             stat = os.fstat(fd)
             stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
             if self._checked.get(info.path) != stamp:
-                _check_npy_header(info, os.read(fd, NPY_HEADER_BYTES))
+                check_npy_header(info, os.read(fd, NPY_HEADER_BYTES))
                 self._checked[info.path] = stamp
             for frame, t in zip(out, ts):
                 data = os.pread(fd, n_bytes, NPY_HEADER_BYTES + t * n_bytes)
@@ -217,7 +224,8 @@ class CineStore:
         return {**self.__dict__, "_checked": {}}  # another process checks for itself
 
 
-def _wrong_sizes(infos: list[CineInfo]) -> list[str]:
+def wrong_sizes(infos: Iterable[CineInfo]) -> list[str]:
+    """The files that are missing or not as long as the index implies, each with what is wrong."""
     wrong = []
     for info in infos:
         expected = NPY_HEADER_BYTES + math.prod(info.shape)
@@ -231,7 +239,8 @@ def _wrong_sizes(infos: list[CineInfo]) -> list[str]:
     return wrong
 
 
-def _check_npy_header(info: CineInfo, head: bytes) -> None:
+def check_npy_header(info: CineInfo, head: bytes) -> None:
+    """Raise StoreError where `head`, the first bytes of its .npy, is not the header that the index implies."""
     try:
         stream = io.BytesIO(head)
         version = np.lib.format.read_magic(stream)
@@ -247,7 +256,8 @@ def read_index(path: Path) -> dict:
     """The index of a store, its format, version and structure checked; "studies" is id -> view -> CineInfo.
 
     Raises:
-        StoreError: no index, unreadable, of another format or version, damaged.
+        IndexLost: no index, unreadable, or damaged.
+        StoreError: of another format or version.
     """
     file, root = path / "index.json", str(path)
 
@@ -256,7 +266,7 @@ def read_index(path: Path) -> dict:
         value = dict(pairs)
         if "file" in value and "shape" in value:
             try:
-                return _info(root, value)
+                return make_info(root, value)
             except (KeyError, TypeError, ValueError, AttributeError) as err:
                 return err  # named below, where its study and view are known
         return value
@@ -267,9 +277,9 @@ def read_index(path: Path) -> dict:
         index = json.loads(file.read_text("utf-8"), object_pairs_hook=shrunk)
     except FileNotFoundError:
         what = "is not a cine store (no index.json there)" if path.is_dir() else "does not exist"
-        raise StoreError(f"{path} {what}: make one with `cinema-fast prepare SRC {path}`") from None
+        raise IndexLost(f"{path} {what}: make one with `cinema-fast prepare SRC {path}`") from None
     except (OSError, ValueError) as err:
-        raise StoreError(f"{file}: unreadable index ({err}); run prepare again") from err
+        raise IndexLost(f"{file}: unreadable index ({err}); run prepare again") from err
     finally:
         if collecting:
             gc.enable()
@@ -279,12 +289,12 @@ def read_index(path: Path) -> dict:
         raise StoreError(f"{file}: version {index.get('version')!r} of the store format, this program reads {VERSION} "
                          f"and 1; prepare the store again, or use the program that wrote it")
     if not isinstance(index.get("studies"), dict) or not isinstance(index.get("prepare"), dict):
-        raise StoreError(f"{file}: damaged index (\"studies\" and \"prepare\" must be objects); run prepare again")
+        raise IndexLost(f"{file}: damaged index (\"studies\" and \"prepare\" must be objects); run prepare again")
     for study, views in index["studies"].items():
         for view, info in views.items() if isinstance(views, dict) else [("", views)]:
             if not isinstance(info, CineInfo):
                 why = f"{type(info).__name__}: {info}" if isinstance(info, Exception) else "no record"
-                raise StoreError(f"{file}: the record of study {study!r}, view {view!r} is damaged ({why}); "
+                raise IndexLost(f"{file}: the record of study {study!r}, view {view!r} is damaged ({why}); "
                                  f"run prepare again")
     return index
 
@@ -346,20 +356,6 @@ def publish_study(store: Path, folder: Path, study: str) -> None:
     os.rename(folder, target)
     _sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def read_studies(store: Path) -> dict[str, dict[str, dict]]:
-    """The records of every whole study in the store's folder, whether the index knows it or not."""
-    studies = {}
-    for folder in sorted((store / "studies").iterdir()):
-        try:
-            records = json.loads((folder / "study.json").read_bytes())
-            sizes = {v: NPY_HEADER_BYTES + math.prod(r["shape"]) for v, r in records.items()}
-            if records and all(os.stat(store / r["file"]).st_size == sizes[v] for v, r in records.items()):
-                studies[folder.name] = records
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            continue  # not whole: whoever prepares makes it anew
-    return studies
 
 
 def write_atomic(path: Path, parts: Iterable[str]) -> None:

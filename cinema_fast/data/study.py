@@ -69,7 +69,7 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
             failures.append(task.failure(view, source.files[0], str(err)))
             continue
         record["source"] = {"file": stats[view][0][0], "sha256": cine.sha256, "files": stats[view]}
-        prepared[view] = frames, {**record, "centred_on": centred_on}
+        prepared[view] = frames, {**record, "centred_on": centred_on, "prepare": task.config.shaping()}
     return write_study(task.folder, task.study, prepared) if prepared else {}, failures
 
 

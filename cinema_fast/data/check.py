@@ -1,0 +1,163 @@
+"""Whether what lies in a store is what was written there.
+
+What is noticed when: opening a store, a file that is missing or has another size; the first read of a file, another
+header; preparing again, both and a damaged study.json, of which it makes the studies anew; `cinema-fast verify` and
+`prepare --check`, which read everything, any other byte in a .npy. Times of modification tell nothing: copies have
+their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .pool import available_cores
+from .progress import progress_bar
+from .store import NPY_HEADER_BYTES, CineInfo, StoreError, check_npy_header, make_info, read_index, wrong_sizes
+
+
+class Fault(NamedTuple):
+    """A file of a store that is not what was prepared; file: relative to the store."""
+
+    study: str
+    file: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What `check_store` found in a store of `n_studies`; faults are sorted by study and file."""
+
+    n_studies: int
+    faults: list[Fault]
+
+    @property
+    def exit_code(self) -> int:
+        """0: all is as it was prepared; 1: it is not."""
+        return 1 if self.faults else 0
+
+    def __str__(self) -> str:
+        if not self.faults:
+            return f"{self.n_studies} studies, every file as it was prepared"
+        spoilt = len({fault.study for fault in self.faults})
+        return "\n".join([
+            f"{len(self.faults)} files, of {spoilt} of {self.n_studies} studies, are not what was prepared:",
+            *(f"{fault.file}: {fault.reason}" for fault in self.faults),
+            "`cinema-fast prepare SRC STORE --check`, with the options of before, makes these studies anew",
+        ])
+
+
+def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) -> CheckReport:
+    """Read every file of a store and compare it with its checksum in the index.
+
+    Args:
+        workers: files read at a time; 0: one per core.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        StoreError: no store, or its index cannot be read.
+    """
+    path = Path(path)
+    index = read_index(path)["studies"]
+    sums = {study: {view: info.sha256 for view, info in views.items()} for study, views in index.items()}
+    faults = []
+    for study, expected in sums.items():
+        file = f"studies/{study}/study.json"
+        try:
+            found = {view: info.sha256 for view, info in _infos(path, study, _records(path, study)).items()}
+            if found != expected:
+                faults.append(Fault(study, file, "belongs to another preparation than the index"))
+        except StoreError as err:
+            faults.append(Fault(study, file, str(err).removeprefix(f"{path / file}: ")))
+    faults += find_altered(path, sums, workers=workers, progress=progress)
+    return CheckReport(len(sums), sorted(faults))
+
+
+def find_altered(
+    store: Path, sums: dict[str, dict[str, str]], *, workers: int = 0, progress: bool = True
+) -> list[Fault]:
+    """The .npy files whose SHA-256 is not that of `sums`: study -> view -> hexadecimal digest."""
+
+    def faults_of(study: str) -> list[Fault]:
+        faults = []
+        for view, expected in sums[study].items():
+            file = f"studies/{study}/{view}.npy"
+            try:
+                with (store / file).open("rb") as content:
+                    found = hashlib.file_digest(content, "sha256").hexdigest()
+            except OSError as err:
+                faults.append(Fault(study, file, str(err.strerror)))
+            else:
+                if found != expected:
+                    faults.append(Fault(study, file, f"altered: its SHA-256 is {found}, was {expected}"))
+        return faults
+
+    faults = []
+    pool = ThreadPoolExecutor(workers or available_cores())
+    try:
+        with progress_bar("checking studies", len(sums), show=progress) as advance:
+            for found in pool.map(faults_of, sums):
+                faults += found
+                advance()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return faults
+
+
+def read_studies(store: Path) -> Iterator[tuple[str, dict[str, dict] | StoreError]]:
+    """Every study in the store's folder, whether the index knows it or not: its records by view as study.json holds
+    them, or, where it is not whole (a file missing, cut short or of another header), what is wrong."""
+    folders = [path.name for path in (store / "studies").iterdir() if path.is_dir() and not path.name.startswith(".")]
+    for study in sorted(folders):
+        try:
+            records = _records(store, study)
+            for info in _infos(store, study, records).values():
+                _check_file(info)
+            yield study, records
+        except StoreError as err:
+            yield study, err
+
+
+def _records(store: Path, study: str) -> dict[str, dict]:
+    file = store / "studies" / study / "study.json"
+    try:
+        records = json.loads(file.read_bytes())
+        if not isinstance(records, dict) or not records:
+            raise ValueError("no records in it")
+        return records
+    except (OSError, ValueError) as err:
+        raise StoreError(f"{file}: cannot be read ({err})") from err
+
+
+def _infos(store: Path, study: str, records: dict[str, dict]) -> dict[str, CineInfo]:
+    """The views of a study whose records are complete. Raises StoreError."""
+    infos = {}
+    for view, record in records.items():
+        try:
+            infos[view] = info = make_info(str(store), record)
+            if record["file"] != f"studies/{study}/{view}.npy":
+                raise ValueError(f"the file {record['file']}")
+            found = np.shape(record["window"]), np.shape(record["affine"])
+            if found != ((info.shape[0], 2), (4, 4)):
+                raise ValueError(f"a window and an affine of the shapes {found}")
+        except (KeyError, TypeError, ValueError, AttributeError) as err:
+            file = store / "studies" / study / "study.json"
+            raise StoreError(f"{file}: the record of {view!r} is damaged ({type(err).__name__}: {err})") from err
+    return infos
+
+
+def _check_file(info: CineInfo) -> None:
+    for wrong in wrong_sizes([info]):
+        raise StoreError(wrong)
+    try:
+        with open(info.path, "rb") as file:
+            check_npy_header(info, file.read(NPY_HEADER_BYTES))
+    except OSError as err:
+        raise StoreError(f"{info.path}: {err.strerror}") from err

@@ -1,0 +1,175 @@
+"""A store that was damaged: what notices it, and that preparing again mends it and keeps what is whole."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from cine_files import write_study
+from test_prepare import content, run
+
+from cinema_fast.cli import main
+from cinema_fast.data.check import check_store
+from cinema_fast.data.store import CineStore, StoreError
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Sources of three studies and a store of them."""
+    for n in range(3):
+        write_study(tmp_path / "src", f"p{n}", seed=n)
+    run(tmp_path / "src", tmp_path / "store")
+    return tmp_path / "src", tmp_path / "store"
+
+
+def overwrite(path, at, data):
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(data)
+
+
+def edit_record(folder, **changes):
+    records = json.loads((folder / "study.json").read_text())
+    records["sax"] |= changes
+    (folder / "study.json").write_text(json.dumps(records))
+
+
+DAMAGE = {
+    "header of zeros": lambda f: overwrite(f / "sax.npy", 0, bytes(128)),
+    "header of another shape": lambda f: np.save(f / "sax.npy", np.load(f / "sax.npy").swapaxes(0, 1)),
+    "header of another type": lambda f: np.save(f / "sax.npy", np.load(f / "sax.npy").view(np.int8)),
+    "short file": lambda f: os.truncate(f / "sax.npy", 1000),
+    "no file": lambda f: (f / "sax.npy").unlink(),
+    "no study.json": lambda f: (f / "study.json").unlink(),
+    "half a study.json": lambda f: os.truncate(f / "study.json", 300),
+    "empty study.json": lambda f: (f / "study.json").write_text("{}"),
+    "other json": lambda f: (f / "study.json").write_text("[7]"),
+    "another shape": lambda f: edit_record(f, shape=[4, 32, 32, 3]),
+    "another study's file": lambda f: edit_record(f, file="studies/p0/sax.npy"),
+    "a window lost": lambda f: edit_record(f, window=[[0, 1]]),
+    "no affine": lambda f: edit_record(f, affine=None),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_preparing_again_mends_a_study_that_is_not_whole(prepared, kind):
+    src, store = prepared
+    before = content(store)
+    DAMAGE[kind](store / "studies/p1")
+    report = run(src, store)
+    assert (report.prepared, report.unchanged, report.exit_code) == (1, 2, 0)
+    assert content(store) == before
+
+
+def test_a_damaged_study_without_sources_is_reported(prepared, tmp_path):
+    src, store = prepared
+    overwrite(store / "studies/p1/sax.npy", 0, bytes(128))
+    for path in src.glob("p1_*"):
+        path.unlink()
+    report = run(src, store)
+    assert (report.unchanged, report.n_studies, report.exit_code) == (2, 2, 1)
+    (failure,) = report.failures
+    assert (failure.study, failure.file) == ("p1", "studies/p1") and "p1/sax.npy: not the .npy file" in failure.reason
+    assert CineStore(store).ids == ["p0", "p2"] and (store / "studies/p1/sax.npy").exists()
+
+
+INDEX = {
+    "lost": lambda file: file.unlink(),
+    "empty": lambda file: file.write_text(""),
+    "cut short": lambda file: os.truncate(file, 900),
+    "no text": lambda file: file.write_bytes(b"\xff\xfe\0" * 50),
+    "odd studies": lambda file: file.write_text(json.dumps({**json.loads(file.read_text()), "studies": [1]})),
+    "odd record": lambda file: file.write_text(file.read_text().replace('"shape": [4, 40, 40]', '"shape": "big"')),
+}
+
+
+@pytest.mark.parametrize("kind", INDEX)
+def test_preparing_again_rebuilds_the_index(prepared, kind):
+    """From whole studies, which are kept; not with other options than theirs."""
+    src, store = prepared
+    before = content(store)
+    inode = (store / "studies/p1/sax.npy").stat().st_ino
+    INDEX[kind](store / "index.json")
+    with pytest.raises(StoreError, match="prepare"):
+        CineStore(store)
+    spoilt = content(store)
+    with pytest.raises(StoreError, match=r"3 of its 3 studies were prepared with lax_size=\[40, 40\] \(asked for"):
+        run(src, store, lax_size=(48, 48))
+    assert content(store) == spoilt
+    report = run(src, store)
+    assert (report.prepared, report.unchanged, report.exit_code) == (0, 3, 0)
+    assert content(store) == before and (store / "studies/p1/sax.npy").stat().st_ino == inode
+
+
+def test_rebuilding_prepares_what_is_missing(prepared):
+    src, store = prepared
+    before = content(store)
+    (store / "index.json").write_text("{")
+    shutil.rmtree(store / "studies/p0")
+    edit_record(store / "studies/p2", shape=None)
+    assert (run(src, store).prepared, content(store)) == (2, before)
+
+
+def test_studies_that_do_not_say_their_options_are_not_trusted_without_an_index(prepared):
+    """As version 1 wrote them."""
+    src, store = prepared
+    for study in ("p0", "p1", "p2"):
+        records = json.loads((store / f"studies/{study}/study.json").read_text())
+        for record in records.values():
+            del record["prepare"]
+        (store / f"studies/{study}/study.json").write_text(json.dumps(records))
+    assert run(src, store).unchanged == 3
+    (store / "index.json").unlink()
+    with pytest.raises(StoreError, match=r"3 of its 3 studies were prepared with unknown options.*--overwrite"):
+        run(src, store)
+    assert run(src, store, overwrite=True).prepared == 3
+
+
+def test_killed_before_the_first_index_it_begins_anew(prepared, tmp_path):
+    (tmp_path / "new/studies").mkdir(parents=True)
+    assert run(prepared[0], tmp_path / "new").prepared == 3
+
+
+def test_altered_pixels_are_found_and_mended(prepared, monkeypatch, capfd):
+    """A changed byte in a file of the right size: `verify` names it, `prepare --check` makes the study anew."""
+    src, store = prepared
+    before = content(store)
+    assert check_store(store, progress=False).faults == [] and main(["verify", str(store)]) == 0
+    assert "3 studies" in capfd.readouterr().out
+    for file in ("p1/sax.npy", "p1/lax_2c.npy", "p2/lax_4c.npy"):
+        path = store / "studies" / file
+        overwrite(path, 4000, bytes([path.read_bytes()[4000] ^ 1]))
+    CineStore(store).read_frames("p1", "sax", range(4))  # not noticed by reading, which reads single frames
+    assert run(src, store).unchanged == 3  # nor by preparing, which reads no pixels of what is there
+    faults = check_store(store, workers=2, progress=False).faults
+    assert [(f.study, f.file) for f in faults] == [
+        ("p1", "studies/p1/lax_2c.npy"), ("p1", "studies/p1/sax.npy"), ("p2", "studies/p2/lax_4c.npy")]
+    assert main(["verify", str(store)]) == 1
+    out = capfd.readouterr().out
+    assert "studies/p1/sax.npy: " in out and "studies/p2/lax_4c.npy: " in out and "prepare SRC" in out
+    report = run(src, store, check=True)
+    assert (report.prepared, report.unchanged, report.exit_code) == (2, 1, 0)
+    assert content(store) == before and check_store(store, progress=False).faults == []
+
+
+def test_everything_else_that_is_wrong_is_found_too(prepared):
+    _, store = prepared
+    (store / "studies/p0/sax.npy").unlink()
+    os.truncate(store / "studies/p1/sax.npy", 1000)
+    edit_record(store / "studies/p2", sha256="0" * 64)
+    faults = {fault.file: fault.reason for fault in check_store(store, progress=False).faults}
+    assert faults.keys() == {"studies/p0/sax.npy", "studies/p1/sax.npy", "studies/p2/study.json"}
+    assert "No such file" in faults["studies/p0/sax.npy"] and "index" in faults["studies/p2/study.json"]
+    with pytest.raises(StoreError, match="not a cine store"):
+        check_store(store / "studies", progress=False)
+
+
+def test_altered_pixels_without_sources_are_reported(prepared):
+    src, store = prepared
+    overwrite(store / "studies/p1/sax.npy", 4000, b"\1\2\3\4")
+    for path in src.glob("p1_*"):
+        path.unlink()
+    report = run(src, store, check=True)
+    assert (report.unchanged, report.n_studies, report.exit_code) == (2, 2, 1)
+    assert [f.file for f in report.failures] == ["studies/p1"] and "p1/sax.npy" in report.failures[0].reason
