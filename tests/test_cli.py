@@ -43,6 +43,7 @@ def test_print_config_is_yaml_and_touches_nothing(capfd, tmp_path):
         (("--batch-size", "0"), 1, "--batch-size must be at least 1, got 0"),
         (("--device", "gpu"), 2, "cuda"),
         (("--views", "sax", "lax_2"), 1, "did you mean 'lax_2c'"),
+        (("--out", __file__), 1, "test_cli.py is a file; want a folder"),
         (("--init-from", "nothing.safetensors"), 1, "nothing.safetensors"),
         (("--init-from", __file__), 1, "test_cli.py cannot be read as weights: no torch file, or a damaged one"),
     ],
@@ -55,6 +56,11 @@ def test_mistakes_in_options(capfd, tiny_store, tmp_path, monkeypatch, change, s
     assert not (tmp_path / "run").exists()
     if status == 1:
         assert err.startswith("cinema-fast: ") and err.count("\n") == 1
+
+
+def test_the_demonstration_writes_into_no_file(capfd):
+    status, _, err = called(capfd, "demo", "--out", __file__)
+    assert status == 1 and err == f"cinema-fast: {__file__} is a file or not empty: choose another --out\n"
 
 
 def test_mistakes_in_the_store(capfd, tiny_store, tmp_path):  # noqa: F811

@@ -30,7 +30,7 @@ class DemoConfig:
 def demo(config: DemoConfig) -> int:
     """Run it and print both losses and where the pictures are; 0 if the target is met, else 1.
 
-    Raises ValueError where `out` holds anything.
+    Raises ValueError where `out` is a file or holds anything.
     """
     import torch
 
@@ -38,8 +38,8 @@ def demo(config: DemoConfig) -> int:
     from ..data.prepare import PrepareConfig, prepare
     from .pretrain import pretrain
 
-    if config.out.exists() and any(config.out.iterdir()):
-        raise ValueError(f"{config.out} is not empty: choose another --out")
+    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise ValueError(f"{config.out} is a file or not empty: choose another --out")
     shape = preset(PRESET)
     began = time.perf_counter()
 
