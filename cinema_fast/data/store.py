@@ -27,16 +27,19 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import AbstractContextManager
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from .lock import hold_folder
 
 FORMAT, VERSION = "cinema-fast store", 2
 VIEWS = ("sax", "lax_2c", "lax_3c", "lax_4c")
@@ -371,26 +374,10 @@ def write_atomic(path: Path, parts: Iterable[str]) -> None:
     _sync_folder(path.parent)
 
 
-@contextmanager
-def lock_store(path: Path) -> Iterator[None]:
-    """Hold the store for writing. The lock is the kernel's, so it ends with its process, killed or not.
-
-    Raises:
-        StoreError: another process holds it; the message says which.
-    """
-    import fcntl
-
-    with (path / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise StoreError(f"{path} is being prepared by another process (pid {file.read().strip() or '?'}): "
-                             f"wait for it, or choose another folder") from None
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
-        yield
+def lock_store(path: Path) -> AbstractContextManager[None]:
+    """Hold the store for writing; StoreError where another process holds it."""
+    say = partial(print, file=sys.stderr)
+    return hold_folder(path, "prepared", "wait for it, or choose another folder", StoreError, say)
 
 
 def _sync(file: io.IOBase) -> None:

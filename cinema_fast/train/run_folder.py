@@ -1,10 +1,11 @@
 """Who may write into a run folder: a new run into a new one, a resumed run into its own, one process at a time."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from ..data.lock import hold_folder
 from .config import PretrainConfig
 
 _MARKS = ("config.yaml", "metrics.jsonl", "checkpoints")
@@ -40,31 +41,10 @@ def check_run_folder(config: PretrainConfig, settled: dict) -> None:
         )
 
 
-@contextmanager
-def lock_run_folder(out: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Make the folder and hold it for this process. The lock is the kernel's: it ends with the process, killed or not.
-
-    Where the file system knows no locks, that is said and the run goes on.
-    Raises ValueError naming the process that holds it.
-    """
-    import fcntl
-
+def lock_run_folder(out: Path, say: Callable[[str], None]) -> AbstractContextManager[None]:
+    """Make the folder and hold it for this process; ValueError where another process holds it."""
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(
-                f"{out} is being written by another process (pid {file.read().strip() or '?'}): wait for it, stop it, "
-                "or choose another --out"
-            ) from None
-        except OSError as error:
-            say(f"{out} cannot be locked ({error.strerror}): see that no other process writes there")
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
-        yield
+    return hold_folder(out, "written", "wait for it, stop it, or choose another --out", ValueError, say)
 
 
 def read_config(out: Path) -> dict | None:
