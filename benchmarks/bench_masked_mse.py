@@ -11,18 +11,10 @@ import torch
 import torch.nn.functional as F
 import workload
 
-from cinema_fast.kernels import sample_mask
 from cinema_fast.kernels.masked_mse import masked_mse, masked_mse_bytes, masked_mse_ref
 from cinema_fast.kernels.shapes import VIEWS
 
-GPU_SHAPES = (
-    "cinema-base-sax-b64",
-    "cinema-base-sax-b16",
-    "cinema-base-lax-b64",
-    "heartmae-clip-b16",
-    "vit-small8-b64",
-)
-SHAPES = GPU_SHAPES if timing.DEVICE == "cuda" else ("cinema-base-sax-b16", "heartmae-clip-b16")
+SHAPES = workload.GPU_IMAGE_SHAPES if timing.DEVICE == "cuda" else workload.CPU_IMAGE_SHAPES
 PASSES = ("fwd", "bwd")
 PEER = "patchify + index + mse"
 
@@ -31,10 +23,7 @@ PEER = "patchify + index + mse"
 def build(shape: str) -> timing.Operation:
     """Predictions in the compute dtype of every masked token of a batch of stored images."""
     s, dtype, device = VIEWS[shape], timing.DTYPE, timing.DEVICE
-    torch.manual_seed(0)
-    image = torch.randint(0, 256, (s.batch, s.channels, *s.size), dtype=torch.uint8, device=device)
-    intensity = torch.tensor([[3.0, 1 / 250]], device=device).repeat(s.batch, 1)
-    plan = sample_mask(batch=s.batch, n=s.n, keep=s.keep, seed=0, device=device)
+    image, intensity, plan = workload.stored_images(s, device)
     sample = torch.arange(s.batch, device=device).unsqueeze(1)
     values = math.prod(s.token) * s.channels
     pred = torch.randn(s.batch, s.n - s.keep, values, dtype=dtype, device=device).requires_grad_()

@@ -13,19 +13,11 @@ import torch
 import torch.nn.functional as F
 import workload
 
-from cinema_fast.kernels import sample_mask
 from cinema_fast.kernels.patch_embed import patch_embed, patch_embed_bytes, patch_embed_flops, patch_embed_ref
 from cinema_fast.kernels.shapes import VIEWS
 from cinema_fast.models.stem import block_positions
 
-GPU_SHAPES = (
-    "cinema-base-sax-b64",
-    "cinema-base-sax-b16",
-    "cinema-base-lax-b64",
-    "heartmae-clip-b16",
-    "vit-small8-b64",
-)
-SHAPES = GPU_SHAPES if timing.DEVICE == "cuda" else ("cinema-base-sax-b16", "heartmae-clip-b16")
+SHAPES = workload.GPU_IMAGE_SHAPES if timing.DEVICE == "cuda" else workload.CPU_IMAGE_SHAPES
 PASSES = ("fwd", "bwd")
 PEER = "patchify + linear + index"
 
@@ -34,10 +26,7 @@ PEER = "patchify + linear + index"
 def build(shape: str) -> timing.Operation:
     """Float32 parameters and a batch of stored images."""
     s, dtype, device = VIEWS[shape], timing.DTYPE, timing.DEVICE
-    torch.manual_seed(0)
-    image = torch.randint(0, 256, (s.batch, s.channels, *s.size), dtype=torch.uint8, device=device)
-    intensity = torch.tensor([[3.0, 1 / 250]], device=device).repeat(s.batch, 1)
-    plan = sample_mask(batch=s.batch, n=s.n, keep=s.keep, seed=0, device=device)
+    image, intensity, plan = workload.stored_images(s, device)
     index = block_positions(plan.keep, s.grid, s.block).flatten(1)
     sample = torch.arange(s.batch, device=device).unsqueeze(1)
     n_values = math.prod(s.kernel) * s.channels

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import cinema_fast as cf
+from cinema_fast.kernels.shapes import ViewShape
 from cinema_fast.models.flops import step_flops
 
 MASK_RATIO = 0.75
@@ -17,9 +18,15 @@ TOY = cf.CineMAConfig(  # runs a step within milliseconds: for tests of the benc
     dec_embed_dim=16, dec_depth=2, dec_n_heads=2,
 )  # fmt: skip
 LOSS_BUDGET = {torch.float32: 1e-5, torch.bfloat16: 1e-2}  # relative, of a loss in that dtype against the oracle's
-
-
 PREDICTION_BUDGET = 5e-5  # of the largest: float32 products of other shapes, which a GPU may add in another order
+GPU_IMAGE_SHAPES = (
+    "cinema-base-sax-b64",
+    "cinema-base-sax-b16",
+    "cinema-base-lax-b64",
+    "heartmae-clip-b16",
+    "vit-small8-b64",
+)
+CPU_IMAGE_SHAPES = ("cinema-base-sax-b16", "heartmae-clip-b16")
 
 
 def config_of(name: str) -> cf.CineMAConfig:
@@ -34,6 +41,14 @@ def random_images(config: cf.CineMAConfig, batch: int, device: str = "cpu", seed
         v: torch.rand(batch, config.in_chans[v], *config.image_size[v], generator=generator).to(device)
         for v in config.views
     }
+
+
+def stored_images(shape: ViewShape, device: str) -> tuple[Tensor, Tensor, cf.TokenPlan]:
+    """A batch as the store holds it: uint8 image (B, C, *size), intensity (B, 2) of offset and scale, and a plan."""
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (shape.batch, shape.channels, *shape.size), dtype=torch.uint8, device=device)
+    intensity = torch.tensor([[3.0, 1 / 250]], device=device).repeat(shape.batch, 1)
+    return image, intensity, cf.sample_mask(batch=shape.batch, n=shape.n, keep=shape.keep, seed=0, device=device)
 
 
 def smooth_images(config: cf.CineMAConfig, batch: int, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:

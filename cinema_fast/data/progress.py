@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(description: str, total: int, *, show: bool = True) -> Iterator[Callable[[], None]]:
-    """A bar that moves on by one of `total` with every call of what it yields."""
+def progress_bar(description: str, total: int, *, show: bool = True) -> Iterator[Callable[..., None]]:
+    """Yields what moves the bar on: by one of `total`, or by as many as it is called with."""
     if not show:
-        yield lambda: None
+        yield lambda n=1: None
         return
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
@@ -18,4 +18,4 @@ def progress_bar(description: str, total: int, *, show: bool = True) -> Iterator
     columns = *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True)) as bar:
         row = bar.add_task(description, total=total)
-        yield lambda: bar.advance(row)
+        yield lambda n=1: bar.advance(row, n)

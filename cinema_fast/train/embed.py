@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +81,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
     """
     _require_pyarrow()
     from ..data.clips import CLIP, ClipStore
+    from ..data.progress import progress_bar
     from ..data.store import CineStore
     from ..models.cinema import CineMA
     from ..models.config import config_from_dict
@@ -120,7 +121,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
 
     model = CineMA(shape).to(device).eval()
     load_cinema_weights(model, checkpoint.weights)
-    with _bar(len(store.ids)) as advance:
+    with progress_bar("embedding studies", len(store.ids)) as advance:
         for start, part in zip(starts, parts):
             studies = store.ids[start : start + STUDIES_PER_PART]
             if _read_skipped(part, metadata) == {}:
@@ -232,15 +233,3 @@ def _whole_or_not(path: Path, schema) -> Iterator:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def _bar(studies: int) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr; yields what takes the number of studies done since."""
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        row = bar.add_task("embedding studies", total=studies)
-        yield lambda n=1: bar.advance(row, n)
