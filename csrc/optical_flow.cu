@@ -1,11 +1,12 @@
 // Farneback's flow on the GPU: kernels over planes of single slices, one launch for all planes of a group of slices.
 // kernels/optical_flow.py describes the method; kernels/flow_cuda.py launches these on torch's stream, level by level:
 //
-//     flow_image_*     frames (any dtype, where they lie) -> blurred, reduced image planes
-//     flow_expand_*    image planes -> polynomial expansions
-//     flow_upsample    flow of the coarser level -> first guess at this one
-//     flow_equations   expansions and flow -> normal equations, summed along y over the window        } once an
-//     flow_solve       sums -> summed along x as well -> flow; at the end in the layout of the result } iteration
+//     flow_image_*         frames (any dtype, where they lie) -> blurred, reduced image planes
+//     flow_expand_*        image planes -> polynomial expansions
+//     flow_upsample        flow of the coarser level -> first guess at this one
+//     flow_equations       expansions and flow -> normal equations, summed along y over the window        } once an
+//     flow_solve_*         sums -> summed along x as well -> flow; at the end in the layout of the result } iteration
+//     flow_mean_magnitude  at the end in place of flow_solve, where only maps of the motion are wanted
 //
 // The arithmetic is in optical_flow.cuh. blockIdx.z counts planes. A row of a block works on neighbouring y, which lie
 // side by side. No atomics: the same bits every time.
@@ -134,24 +135,77 @@ extern "C" __global__ void __launch_bounds__(256) flow_equations(
     }
 }
 
-// sums -> flow (B, P, 2, X, Y, Z) of the group's slices. A thread takes STRIP rows of one y, with a running sum.
-extern "C" __global__ void __launch_bounds__(128) flow_solve(
-    const float* __restrict__ sums, float* __restrict__ motion, int first_slice, int n_pairs, int X, int Y, int Z,
-    int half) {
-    const int y = blockIdx.x * blockDim.x + threadIdx.x, from = blockIdx.y * STRIP;
-    if (y >= Y) return;
-    const int slice = first_slice + blockIdx.z / n_pairs, pair = blockIdx.z % n_pairs;
+// Flow of one y in rows from .. from + STRIP - 1 of a plane: take(x, motion) at each. The sums over x run along.
+template <class Take>
+static __device__ __forceinline__ void solve_strip(
+    const float* __restrict__ sums, int from, int y, int X, int Y, int half, Take take) {
     const size_t plane = size_t(X) * Y;
-    const float* in = sums + size_t(blockIdx.z) * COEFFICIENTS * plane + y;
-    float* out = motion + (size_t(slice / Z) * n_pairs + pair) * 2 * plane * Z + slice % Z + size_t(y) * Z;
+    const float* in = sums + y;
     float sum[COEFFICIENTS] = {};
     for (int k = -half; k <= half; ++k)
         for (int c = 0; c < COEFFICIENTS; ++c) sum[c] += in[c * plane + clamp(from + k, X) * Y];
     const float scale = 1.f / float((2 * half + 1) * (2 * half + 1));
     for (int x = from; x < X && x < from + STRIP; ++x) {
-        const Motion m = solve({sum[0], sum[1], sum[2], sum[3], sum[4]}, scale);
-        out[size_t(x) * Y * Z] = m.u, out[(plane + size_t(x) * Y) * Z] = m.v;
+        take(x, solve({sum[0], sum[1], sum[2], sum[3], sum[4]}, scale));
         for (int c = 0; c < COEFFICIENTS; ++c)
             sum[c] += in[c * plane + clamp(x + 1 + half, X) * Y] - in[c * plane + clamp(x - half, X) * Y];
+    }
+}
+
+static __device__ __forceinline__ void put(float v, float* out) { *out = v; }
+static __device__ __forceinline__ void put(float v, unsigned short* out) { *out = float_to_half(v); }
+
+// sums -> flow (B, P, 2, X, Y, Z) of the group's slices.
+template <class T>
+static __device__ __forceinline__ void solve_plane(
+    const float* __restrict__ sums, T* __restrict__ motion, int first_slice, int n_pairs, int X, int Y, int Z, int half) {
+    const int y = blockIdx.x * blockDim.x + threadIdx.x, from = blockIdx.y * STRIP;
+    if (y >= Y) return;
+    const int slice = first_slice + blockIdx.z / n_pairs, pair = blockIdx.z % n_pairs;
+    const size_t plane = size_t(X) * Y;
+    T* out = motion + (size_t(slice / Z) * n_pairs + pair) * 2 * plane * Z + slice % Z + size_t(y) * Z;
+    solve_strip(sums + size_t(blockIdx.z) * COEFFICIENTS * plane, from, y, X, Y, half, [&](int x, Motion m) {
+        put(m.u, out + size_t(x) * Y * Z), put(m.v, out + (plane + size_t(x) * Y) * Z);
+    });
+}
+
+extern "C" __global__ void __launch_bounds__(128) flow_solve_float32(
+    const float* sums, float* motion, int first_slice, int n_pairs, int X, int Y, int Z, int half) {
+    solve_plane(sums, motion, first_slice, n_pairs, X, Y, Z, half);
+}
+
+extern "C" __global__ void __launch_bounds__(128) flow_solve_float16(
+    const float* sums, unsigned short* motion, int first_slice, int n_pairs, int X, int Y, int Z, int half) {
+    solve_plane(sums, motion, first_slice, n_pairs, X, Y, Z, half);
+}
+
+// sums -> mean magnitudes (B, G, X, Y, Z) of the flow of the group's slices; mean g is over the pairs
+// members[begin[g]] .. members[begin[g + 1] - 1] by their shares. blockIdx.z counts slices and means. A block is
+// (MEAN_WIDTH, MEAN_PAIRS): a thread takes STRIP rows of one y of every MEAN_PAIRS-th pair; then the threads of a y add
+// up what they have, in order.
+extern "C" __global__ void __launch_bounds__(MEAN_WIDTH * MEAN_PAIRS) flow_mean_magnitude(
+    const float* __restrict__ sums, float* __restrict__ maps, const int* __restrict__ begin,
+    const int* __restrict__ members, const float* __restrict__ shares, int first_slice, int n_pairs, int n_means, int X,
+    int Y, int Z, int half) {
+    __shared__ float parts[MEAN_PAIRS][STRIP][MEAN_WIDTH];
+    const int y = blockIdx.x * MEAN_WIDTH + threadIdx.x, from = blockIdx.y * STRIP;
+    const int slice = blockIdx.z / n_means, mean = blockIdx.z % n_means;
+    const size_t plane = size_t(X) * Y;
+    float (*part)[MEAN_WIDTH] = parts[threadIdx.y];
+    for (int i = 0; i < STRIP; ++i) part[i][threadIdx.x] = 0.f;
+    if (y < Y)
+        for (int k = begin[mean] + threadIdx.y; k < begin[mean + 1]; k += MEAN_PAIRS) {
+            const float share = shares[k];
+            solve_strip(sums + (size_t(slice) * n_pairs + members[k]) * COEFFICIENTS * plane, from, y, X, Y, half,
+                        [&](int x, Motion m) { part[x - from][threadIdx.x] += share * magnitude(m); });
+        }
+    __syncthreads();
+    if (y >= Y) return;
+    const int in_all = first_slice + slice;
+    float* out = maps + (size_t(in_all / Z) * n_means + mean) * plane * Z + in_all % Z + size_t(y) * Z;
+    for (int i = threadIdx.y; i < STRIP && from + i < X; i += MEAN_PAIRS) {
+        float sum = 0.f;
+        for (int k = 0; k < MEAN_PAIRS; ++k) sum += parts[k][i][threadIdx.x];
+        out[size_t(from + i) * Y * Z] = sum;
     }
 }

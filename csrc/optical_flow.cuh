@@ -4,6 +4,10 @@
 // f(p) ~ p'A p + b'p + c is five planes one after another: b_x, b_y, A_xx, A_yy, 2 A_xy. Borders repeat the edge.
 #pragma once
 
+#if !defined(__CUDACC__)
+#include <cmath>
+#endif
+
 #if defined(__CUDACC__)
 #define FLOW_INLINE static __host__ __device__ __forceinline__
 #define FLOW_UNROLL _Pragma("unroll")
@@ -22,6 +26,8 @@ namespace flow {
 
 constexpr int COEFFICIENTS = 5;  // of an expansion, and sums of the normal equations
 constexpr int STRIP = 16;        // rows after which a running sum starts anew, so that rounding cannot pile up
+constexpr int MEAN_WIDTH = 32;   // pixels of a row that a block of flow_mean_magnitude makes
+constexpr int MEAN_PAIRS = 4;    // pairs that it works on at a time
 constexpr int MAX_RADIUS = 7;
 constexpr float DAMPING = 1e-3f;  // of the determinant, as OpenCV has it: grey values of 0..255 are meant
 
@@ -127,6 +133,8 @@ FLOW_INLINE Motion solve(Sums s, float scale) {
     return {(s.gyy * s.hx - s.gxy * s.hy) * inverse, (s.gxx * s.hy - s.gxy * s.hx) * inverse};
 }
 
+FLOW_INLINE float magnitude(Motion m) { return sqrtf(m.u * m.u + m.v * m.v); }
+
 // IEEE half precision from its bits.
 FLOW_INLINE float half_to_float(unsigned short bits) {
     union {
@@ -138,6 +146,25 @@ FLOW_INLINE float half_to_float(unsigned short bits) {
     if (value.f >= 65536.f) value.i |= 0x7f800000u;  // infinity and NaN
     value.i |= (bits & 0x8000u) << 16;
     return value.f;
+}
+
+// The bits of the nearest half, of two equally near ones the even one; infinity from 65520 on.
+FLOW_INLINE unsigned short float_to_half(float number) {
+    union {
+        float f;
+        unsigned int i;
+    } value;
+    value.f = number;
+    const unsigned int sign = value.i >> 16 & 0x8000u;
+    value.i &= 0x7fffffffu;
+    if (value.i > 0x7f800000u) return (unsigned short)(sign | 0x7e00u);
+    if (value.f >= 65520.f) return (unsigned short)(sign | 0x7c00u);
+    if (value.f < 6.103515625e-05f) {  // below half's normal numbers: a last place of 0.5 is one of theirs
+        value.f += 0.5f;
+        return (unsigned short)(sign | (value.i - 0x3f000000u));
+    }
+    const unsigned int odd = value.i >> 13 & 1u;
+    return (unsigned short)(sign | (value.i - (112u << 23) + 0xfffu + odd) >> 13);
 }
 
 }  // namespace flow

@@ -36,13 +36,16 @@ struct Level {
 
 struct Request {
     const void* frames;     // (B, T, X, Y, Z), uint8, half or float by item_size 1, 2 or 4
-    float* out;             // (B, P, 2, X, Y, Z)
+    void* out;              // flow (B, P, 2, X, Y, Z), half or float by out_size, or maps (B, G, X, Y, Z), float
     const int32_t* used;    // (F,) frames that some pair names
     const int32_t* pairs;   // (P, 2) positions in `used`
     const Level* levels;    // coarse to fine
     const Filters* filters;
-    int64_t B, T, X, Y, Z, F, P;
-    int item_size, n_levels, iterations, window, poly_n, threads;
+    const int32_t* begin;   // (G + 1,) group g is members[begin[g]] .. members[begin[g + 1] - 1]
+    const int32_t* members; // pairs
+    const float* shares;    // what the magnitude of each member counts for in its group's mean
+    int64_t B, T, X, Y, Z, F, P, G;  // G = 0: the flow is wanted
+    int item_size, out_size, n_levels, iterations, window, poly_n, threads;
 };
 
 enum { DONE = 0, NON_FINITE = 1, NO_MEMORY = 2 };
@@ -232,8 +235,8 @@ bool expand_frame(const Request& r, const Pyramid& pyramid, int64_t slice, int64
     return finite;
 }
 
-// Flow of one pair of one slice, coarse to fine; scratch: 4 X Y + Y values and `iterate`'s.
-void flow_of_pair(const Request& r, const Pyramid& pyramid, int64_t slice, int64_t p, const float* expansions, float* scratch) {
+// Flow (2, X, Y) of one pair of one slice, coarse to fine; it lies in scratch: 4 X Y + Y values and `iterate`'s.
+const float* flow_of_pair(const Request& r, const Pyramid& pyramid, int64_t p, const float* expansions, float* scratch) {
     const int64_t n = r.X * r.Y;
     float *flow = scratch, *coarser = flow + 2 * n, *row = coarser + 2 * n, *rest = row + r.Y;
     for (int l = 0; l < r.n_levels; ++l) {
@@ -253,9 +256,32 @@ void flow_of_pair(const Request& r, const Pyramid& pyramid, int64_t slice, int64
         const float* second = expansions + r.pairs[2 * p + 1] * pyramid.size + pyramid.start[l];
         for (int i = 0; i < r.iterations; ++i) iterate(first, second, level.X, level.Y, r.window, rest, u, u + size);
     }
-    const int64_t b = slice / r.Z, z = slice % r.Z;
-    float* out = r.out + (b * r.P + p) * 2 * n * r.Z + z;
-    for (int64_t i = 0; i < 2 * n; ++i) out[i * r.Z] = flow[i];
+    return flow;
+}
+
+void put(float v, float* out) { *out = v; }
+void put(float v, uint16_t* out) { *out = float_to_half(v); }
+
+// Flow (2, X, Y) of one pair to its place in the result.
+template <class T>
+void write_flow(const Request& r, int64_t slice, int64_t p, const float* flow) {
+    const int64_t n = 2 * r.X * r.Y;
+    T* out = (T*)r.out + (slice / r.Z * r.P + p) * n * r.Z + slice % r.Z;
+    for (int64_t i = 0; i < n; ++i) put(flow[i], out + i * r.Z);
+}
+
+VECTORISED void magnitudes(const float* u, const float* v, int64_t n, float* out) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) out[i] = magnitude({u[i], v[i]});
+}
+
+// Row x of the mean over group g of a slice's magnitudes (P, X, Y); row: Y values.
+void write_mean_row(const Request& r, int64_t slice, int64_t g, int64_t x, const float* moved, float* row) {
+    std::memset(row, 0, sizeof(float) * r.Y);
+    for (int k = r.begin[g]; k < r.begin[g + 1]; ++k)
+        add_scaled(moved + (r.members[k] * r.X + x) * r.Y, r.shares[k], int(r.Y), row);
+    float* out = (float*)r.out + ((slice / r.Z * r.G + g) * r.X + x) * r.Y * r.Z + slice % r.Z;
+    for (int64_t y = 0; y < r.Y; ++y) out[y * r.Z] = row[y];
 }
 
 }  // namespace
@@ -272,8 +298,10 @@ extern "C" int cinema_fast_optical_flow(const Request* request) {
     const int64_t frame_scratch = 2 * r.X * r.Y + r.Y + 3 * (r.Y + 2 * MAX_RADIUS);
     const int64_t pair_scratch = 4 * r.X * r.Y + r.Y + iterate_scratch(r.Y, r.window);
     const int64_t scratch_size = frame_scratch > pair_scratch ? frame_scratch : pair_scratch;
+    const int64_t n = r.X * r.Y;
     const Buffer expansions = allocate(group * r.F * pyramid.size), scratch = allocate(threads * scratch_size);
-    if (!expansions || !scratch) return NO_MEMORY;
+    const Buffer moved = allocate(r.G ? group * r.P * n : 0);  // magnitudes
+    if (!expansions || !scratch || !moved) return NO_MEMORY;
     bool finite = true;
 #pragma omp parallel num_threads(threads)
     {
@@ -288,8 +316,18 @@ extern "C" int cinema_fast_optical_flow(const Request* request) {
             for (int64_t i = 0; i < count * r.F; ++i)
                 finite = expand_frame(r, pyramid, from + i / r.F, i % r.F, mine, expansions.get() + i * pyramid.size) && finite;
 #pragma omp for schedule(dynamic)
-            for (int64_t i = 0; i < count * r.P; ++i)
-                flow_of_pair(r, pyramid, from + i / r.P, i % r.P, expansions.get() + i / r.P * r.F * pyramid.size, mine);
+            for (int64_t i = 0; i < count * r.P; ++i) {
+                const int64_t slice = i / r.P, p = i % r.P;
+                const float* flow = flow_of_pair(r, pyramid, p, expansions.get() + slice * r.F * pyramid.size, mine);
+                if (r.G) magnitudes(flow, flow + n, n, moved.get() + i * n);
+                else if (r.out_size == 2) write_flow<uint16_t>(r, from + slice, p, flow);
+                else write_flow<float>(r, from + slice, p, flow);
+            }
+#pragma omp for schedule(static)
+            for (int64_t i = 0; i < count * r.G * r.X; ++i) {
+                const int64_t x = i % r.X, g = i / r.X % r.G, slice = i / r.X / r.G;
+                write_mean_row(r, from + slice, g, x, moved.get() + slice * r.P * n, mine);
+            }
         }
     }
     return finite ? DONE : NON_FINITE;

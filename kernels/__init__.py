@@ -3,7 +3,7 @@
 from .assemble_queries import assemble_queries
 from .backend import BackendError, launches, use
 from .masked_mse import masked_mse
-from .motion_score import mask_weights, motion_score
+from .motion_score import mask_weights, motion_map, motion_score
 from .optical_flow import optical_flow
 from .patch_embed import patch_embed
 from .sample_mask import sample_mask
@@ -19,6 +19,7 @@ __all__ = [
     "launches",
     "mask_weights",
     "masked_mse",
+    "motion_map",
     "motion_score",
     "optical_flow",
     "patch_embed",

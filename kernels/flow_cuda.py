@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .flow_groups import PairGroups
 from .flow_pyramid import AxisTaps, half_filters, pyramid, used_frames
 from .native import cuda_module
 
 STRIP = 16  # rows of a thread of flow_solve, as in csrc/optical_flow.cuh
+MEAN_BLOCK = (32, 4)  # MEAN_WIDTH and MEAN_PAIRS there
 WORKSPACE_BYTES = 512 * 2**20
 MAX_PLANES = 65535  # of blockIdx.z
 TILE = (32, 8)
@@ -37,15 +39,15 @@ def row_blocks(n: int) -> tuple[int, int]:
     return math.ceil(math.ceil(n / blocks) / 32) * 32, blocks
 
 
-def slices_at_once(n_slices: int, n_used: int, n_pairs: int, pixels: int) -> int:
+def slices_at_once(n_slices: int, n_used: int, n_pairs: int, n_means: int, pixels: int) -> int:
     """Slices of a group: what fits into the workspace and into the grid, at least one."""
     floats = pixels * ((1 + 5) * n_used + (5 + 2 + 2) * n_pairs)
-    return max(1, min(n_slices, WORKSPACE_BYTES // (4 * floats), MAX_PLANES // max(n_used, 2 * n_pairs)))
+    return max(1, min(n_slices, WORKSPACE_BYTES // (4 * floats), MAX_PLANES // max(n_used, 2 * n_pairs, n_means)))
 
 
 @cache
-def _int_table(values: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(values, dtype=torch.int32).to(device)
+def _table(values: tuple[int | float, ...], device: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:
+    return torch.tensor(values, dtype=dtype).to(device)
 
 
 @cache
@@ -86,17 +88,23 @@ def _stream(device: torch.device) -> AbstractContextManager:
 
 def run_cuda(
     frames: Tensor, out: Tensor, pairs: list[int], levels: int, pyr_scale: float, window: int, iterations: int,
-    poly_n: int, poly_sigma: float,
+    poly_n: int, poly_sigma: float, groups: PairGroups | None = None,
 ) -> None:  # fmt: skip
-    """Fills `out` (B, P, 2, X, Y[, Z]) from contiguous `frames`."""
+    """Fills `out` from contiguous `frames`: with the flow (B, P, 2, X, Y[, Z]) float32 or float16 or, given groups of
+    pairs, with the mean magnitude over each of the G, (B, G, X, Y[, Z]) float32."""
     device = frames.device
     b, t, x, y, *z = frames.shape
     z = z[0] if z else 1
     used, places = used_frames(pairs)
     n_used, n_pairs, half = len(used), len(pairs) // 2, window // 2
-    group = slices_at_once(b * z, n_used, n_pairs, x * y)
-    used, places = _int_table(tuple(used), device), _int_table(tuple(places), device)
-    filters, dtype = _filters(poly_n, poly_sigma, device), str(frames.dtype).removeprefix("torch.")
+    n_means = groups.count if groups else 0
+    group = slices_at_once(b * z, n_used, n_pairs, n_means, x * y)
+    used, places = _table(tuple(used), device), _table(tuple(places), device)
+    filters, means = _filters(poly_n, poly_sigma, device), []
+    if groups:
+        means = [_table(groups.begin, device), _table(groups.members, device)]
+        means.append(_table(groups.shares, device, torch.float32))
+    read, written = (str(tensor.dtype).removeprefix("torch.") for tensor in (frames, out))
 
     def planes(per_slice: int) -> Tensor:
         return torch.empty(group * per_slice * x * y, dtype=torch.float32, device=device)
@@ -117,7 +125,7 @@ def run_cuda(
                 threads, blocks = row_blocks(width)
                 tiles = (math.ceil(width / TILE[0]), math.ceil(height / TILE[1]))
                 launch(
-                    f"flow_image_{dtype}", (*tiles, n * n_used), TILE,
+                    f"flow_image_{read}", (*tiles, n * n_used), TILE,
                     [frames, image, used, *level.image, first, n_used, t, x, y, z, height, width],
                 )  # fmt: skip
                 launch(
@@ -138,10 +146,20 @@ def run_cuda(
                         [expansion, flow, sums, places, n_used, n_pairs, height, width, half],
                         shared=4 * 5 * (threads + 2 * half),
                     )  # fmt: skip
-                    last = level is pyramid_levels[-1] and i == iterations - 1
-                    to, at, step = (out, first, z) if last else (flow, 0, 1)
-                    launch(
-                        "flow_solve", (math.ceil(width / 128), math.ceil(height / STRIP), n * n_pairs), (128,),
-                        [sums, to, at, n_pairs, height, width, step, half],
-                    )  # fmt: skip
+                    strips = math.ceil(height / STRIP)
+                    blocks_128 = (math.ceil(width / 128), strips, n * n_pairs)
+                    if level is not pyramid_levels[-1] or i < iterations - 1:
+                        launch(
+                            "flow_solve_float32", blocks_128, (128,), [sums, flow, 0, n_pairs, height, width, 1, half]
+                        )
+                    elif not groups:
+                        launch(
+                            f"flow_solve_{written}", blocks_128, (128,),
+                            [sums, out, first, n_pairs, height, width, z, half],
+                        )  # fmt: skip
+                    else:
+                        launch(
+                            "flow_mean_magnitude", (math.ceil(width / MEAN_BLOCK[0]), strips, n * n_means), MEAN_BLOCK,
+                            [sums, out, *means, first, n_pairs, n_means, height, width, z, half],
+                        )  # fmt: skip
                 before = level.size

@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .flow_groups import PairGroups
 from .flow_pyramid import AxisTaps, half_filters, pyramid, used_frames
 from .native import load_library
 
@@ -33,8 +34,10 @@ class _Request(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("frames", "out", "used", "pairs", "levels", "filters")),
-        *((name, ctypes.c_int64) for name in ("b", "t", "x", "y", "z", "f", "p")),
-        *((name, ctypes.c_int) for name in ("item_size", "n_levels", "iterations", "window", "poly_n", "threads")),
+        *((name, ctypes.c_void_p) for name in ("begin", "members", "shares")),
+        *((name, ctypes.c_int64) for name in ("b", "t", "x", "y", "z", "f", "p", "g")),
+        *((name, ctypes.c_int) for name in ("item_size", "out_size", "n_levels", "iterations", "window", "poly_n")),
+        ("threads", ctypes.c_int),
     )
 
 
@@ -59,9 +62,10 @@ def _c_levels(size: tuple[int, int], levels: int, pyr_scale: float) -> tuple[cty
 
 def run_native(
     frames: Tensor, out: Tensor, pairs: list[int], levels: int, pyr_scale: float, window: int, iterations: int,
-    poly_n: int, poly_sigma: float,
+    poly_n: int, poly_sigma: float, groups: PairGroups | None = None,
 ) -> None:  # fmt: skip
-    """Fills `out` (B, P, 2, X, Y[, Z]) from contiguous `frames` on torch's number of threads.
+    """Fills `out` from contiguous `frames` on torch's number of threads: with the flow (B, P, 2, X, Y[, Z]) float32 or
+    float16 or, given groups of pairs, with the mean magnitude over each of the G, (B, G, X, Y[, Z]) float32.
 
     Raises:
         ValueError: a frame that a pair names is not finite. MemoryError: no room for the expansions.
@@ -69,11 +73,14 @@ def run_native(
     b, t, x, y, *z = frames.shape
     used, places = (torch.tensor(values, dtype=torch.int32) for values in used_frames(pairs))
     c_levels, _ = _c_levels((x, y), levels, pyr_scale)
-    filters = half_filters(poly_n, poly_sigma)
+    filters, groups = half_filters(poly_n, poly_sigma), groups or PairGroups((0,), (), ())
+    begin, members = (torch.tensor(values, dtype=torch.int32) for values in (groups.begin, groups.members))
+    shares = torch.tensor(groups.shares, dtype=torch.float32)
     request = _Request(
         frames.data_ptr(), out.data_ptr(), used.data_ptr(), places.data_ptr(), ctypes.addressof(c_levels),
-        filters.data_ptr(), b, t, x, y, z[0] if z else 1, len(used), len(pairs) // 2, frames.element_size(),
-        len(c_levels), iterations, window, poly_n, torch.get_num_threads(),
+        filters.data_ptr(), begin.data_ptr(), members.data_ptr(), shares.data_ptr(), b, t, x, y, z[0] if z else 1,
+        len(used), len(pairs) // 2, groups.count, frames.element_size(), out.element_size(), len(c_levels), iterations,
+        window, poly_n, torch.get_num_threads(),
     )  # fmt: skip
     library, _ = load_library("optical_flow")
     status = library.cinema_fast_optical_flow(ctypes.byref(request))

@@ -1,18 +1,135 @@
 """motion_score: how much each patch moves over the cardiac cycle, and the weights that masks are drawn by.
 
-    s[b, n] = mean over pairs and over the pixels of patch n of |flow|, divided by its mean over the patches
+    map[b, x] = mean over pairs of |flow|, of a cycle or of each tubelet of a clip
+    s[b, n] = mean of the map over the pixels of patch n, divided by its mean over the patches
     weight of being masked = ((1 - a) + a * s) ** (1 / tau)
 
 Where nothing moves every score is 1, and the draw is uniform. (Kim et al., "HeartMAE", ML4H 2024: the moving heart
 guides the mask.)
+
+The map is what `optical_flow` ends in: its compiled forms take magnitudes and means where the last iteration at the
+finest level solves for the flow, which is not written. Means are of float32, in a fixed order: the same bits every
+time, for any number of threads. Bytes: those of the flow, with the maps in the flow's place.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from .backend import choose, launching
+from .flow_cuda import run_cuda
+from .flow_groups import pair_groups, pair_shares
+from .flow_native import run_native
+from .optical_flow import checked, optical_flow_bytes, optical_flow_ref, reasons, refuse_non_finite
 from .patches import grid_of
+
+
+def motion_map_ref(
+    frames: Tensor,
+    pairs: Sequence[tuple[int, int]],
+    tubelet: int | None,
+    levels: int,
+    pyr_scale: float,
+    window: int,
+    iterations: int,
+    poly_n: int,
+    poly_sigma: float,
+) -> Tensor:
+    """Plain PyTorch in the frames' dtype, at least float32; arguments as `motion_map` has checked them."""
+    flow = optical_flow_ref(frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma)
+    magnitude = torch.linalg.vector_norm(flow, dim=2)  # (B, P, *size)
+    shares = pair_shares(pairs, frames.shape[1], tubelet).to(magnitude)
+    maps = torch.einsum("gp,bp...->bg...", shares, magnitude)
+    return maps.squeeze(1) if tubelet is None else maps
+
+
+def motion_map_bytes(
+    shape: Sequence[int], n_pairs: int, n_groups: int, item_size: int, levels: int, pyr_scale: float, iterations: int
+) -> int:
+    """Bytes that must move for frames of `shape` (B, T, X, Y[, Z]): those of the flow, less the flow, and the maps."""
+    flow = optical_flow_bytes(shape, n_pairs, item_size, levels, pyr_scale, iterations)
+    pixels = math.prod(shape) // shape[1]
+    return flow + pixels * 4 * (n_groups - 2 * n_pairs)
+
+
+@torch.library.custom_op("cinema_fast::motion_map_native", mutates_args=())
+def _native_op(
+    frames: Tensor, pairs: list[int], tubelet: int | None, levels: int, pyr_scale: float, window: int, iterations: int,
+    poly_n: int, poly_sigma: float,
+) -> Tensor:  # fmt: skip
+    return _run(run_native, frames, pairs, tubelet, levels, pyr_scale, window, iterations, poly_n, poly_sigma)
+
+
+@torch.library.custom_op("cinema_fast::motion_map_cuda", mutates_args=())
+def _cuda_op(
+    frames: Tensor, pairs: list[int], tubelet: int | None, levels: int, pyr_scale: float, window: int, iterations: int,
+    poly_n: int, poly_sigma: float,
+) -> Tensor:  # fmt: skip
+    return _run(run_cuda, frames, pairs, tubelet, levels, pyr_scale, window, iterations, poly_n, poly_sigma)
+
+
+def _run(how, frames, pairs, tubelet, *parameters):
+    out = _empty_map(frames, pairs, tubelet, *parameters)
+    if not pairs:
+        return out.zero_()
+    if out.numel():
+        groups = pair_groups(pair_shares(list(zip(pairs[::2], pairs[1::2])), frames.shape[1], tubelet))
+        with launching("motion_score", frames):
+            how(frames.contiguous(), out, pairs, *parameters, groups)
+    return out
+
+
+@_cuda_op.register_fake
+@_native_op.register_fake
+def _empty_map(frames, pairs, tubelet, levels, pyr_scale, window, iterations, poly_n, poly_sigma):
+    b, t, *size = frames.shape
+    groups = [] if tubelet is None else [t // tubelet]
+    return frames.new_empty((b, *groups, *size), dtype=torch.float32)
+
+
+def motion_map(
+    frames: Tensor,
+    pairs: str | Sequence[Sequence[int]] | Tensor = "consecutive",
+    *,
+    tubelet: int | None = None,
+    levels: int = 3,
+    pyr_scale: float = 0.5,
+    window: int = 15,
+    iterations: int = 3,
+    poly_n: int = 7,
+    poly_sigma: float = 1.5,
+    backend: str = "auto",
+) -> Tensor:
+    """Mean magnitude of the motion of every pixel, over the cycle or in each tubelet of a clip.
+
+    Args:
+        frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma: as for `optical_flow`.
+        tubelet: frames of a tubelet, a divisor of T, for frames (B, T, X, Y). A frame moves by the mean of the pairs
+            that name it, by 0 where none does; a tubelet by the mean of its frames.
+        backend: "auto", "torch", "native" (C++ on the CPU) or "cuda".
+
+    Returns:
+        (B, X, Y[, Z]) float32 [pixels], the mean over the pairs; with `tubelet` (B, T // tubelet, X, Y). Zeros where
+        there is no pair, as in a cycle of one frame.
+
+    Raises:
+        ValueError: what `optical_flow` raises; a tubelet that does not divide T, or one for frames with slices.
+        BackendError: `backend` cannot run here.
+    """
+    listed, how = checked(frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma)
+    if tubelet is not None:
+        if frames.ndim != 4:
+            raise ValueError(f"motion_map: tubelet is for frames (B, T, X, Y), got frames {tuple(frames.shape)}")
+        if tubelet < 1 or frames.shape[1] % tubelet:
+            raise ValueError(f"motion_map: tubelet must divide the {frames.shape[1]} frames, got {tubelet}")
+    picked = choose("motion_map", backend, reasons(frames))
+    if picked == "torch":
+        refuse_non_finite(frames)
+        return motion_map_ref(frames, listed, tubelet, *how)
+    op = {"native": _native_op, "cuda": _cuda_op}[picked]
+    return op(frames, [t for pair in listed for t in pair], tubelet, *how)
 
 
 def motion_score(flow: Tensor, patch: tuple[int, ...]) -> Tensor:

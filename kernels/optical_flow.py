@@ -31,6 +31,7 @@ DAMPING = 1e-3  # of the determinant: where the image is flat the equations say 
 MAX_LEVELS = 32
 MAX_WINDOW = 511
 DTYPES = (torch.uint8, torch.float16, torch.float32)
+OUT_DTYPES = (torch.float32, torch.float16)
 
 
 def _along(image: Tensor, along_x: Tensor, along_y: Tensor) -> Tensor:
@@ -124,10 +125,10 @@ def optical_flow_bytes(
 
 @torch.library.custom_op("cinema_fast::optical_flow_native", mutates_args=())
 def _native_op(
-    frames: Tensor, pairs: list[int], levels: int, pyr_scale: float, window: int, iterations: int, poly_n: int,
-    poly_sigma: float,
+    frames: Tensor, pairs: list[int], dtype: torch.dtype, levels: int, pyr_scale: float, window: int, iterations: int,
+    poly_n: int, poly_sigma: float,
 ) -> Tensor:  # fmt: skip
-    out = _empty_flow(frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma)
+    out = _empty_flow(frames, pairs, dtype, levels, pyr_scale, window, iterations, poly_n, poly_sigma)
     if out.numel():
         with launching("optical_flow", frames):
             run_native(frames.contiguous(), out, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma)
@@ -136,10 +137,10 @@ def _native_op(
 
 @torch.library.custom_op("cinema_fast::optical_flow_cuda", mutates_args=())
 def _cuda_op(
-    frames: Tensor, pairs: list[int], levels: int, pyr_scale: float, window: int, iterations: int, poly_n: int,
-    poly_sigma: float,
+    frames: Tensor, pairs: list[int], dtype: torch.dtype, levels: int, pyr_scale: float, window: int, iterations: int,
+    poly_n: int, poly_sigma: float,
 ) -> Tensor:  # fmt: skip
-    out = _empty_flow(frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma)
+    out = _empty_flow(frames, pairs, dtype, levels, pyr_scale, window, iterations, poly_n, poly_sigma)
     if out.numel():
         with launching("optical_flow", frames):
             run_cuda(frames.contiguous(), out, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma)
@@ -148,9 +149,9 @@ def _cuda_op(
 
 @_cuda_op.register_fake
 @_native_op.register_fake
-def _empty_flow(frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma):
+def _empty_flow(frames, pairs, dtype, levels, pyr_scale, window, iterations, poly_n, poly_sigma):
     b, _, *size = frames.shape
-    return frames.new_empty((b, len(pairs) // 2, 2, *size), dtype=torch.float32)
+    return frames.new_empty((b, len(pairs) // 2, 2, *size), dtype=dtype)
 
 
 def _listed(pairs: str | Sequence[Sequence[int]] | Tensor, n_frames: int) -> list[tuple[int, int]]:
@@ -167,6 +168,41 @@ def _listed(pairs: str | Sequence[Sequence[int]] | Tensor, n_frames: int) -> lis
         if not all(0 <= t < n_frames for t in row):
             raise ValueError(f"optical_flow: pairs must name frames 0..{n_frames - 1}, got {tuple(row)}")
     return [tuple(row) for row in rows]
+
+
+def checked(
+    frames: Tensor,
+    pairs: str | Sequence[Sequence[int]] | Tensor,
+    levels: int,
+    pyr_scale: float,
+    window: int,
+    iterations: int,
+    poly_n: int,
+    poly_sigma: float,
+) -> tuple[list[tuple[int, int]], tuple[int, float, int, int, int, float]]:
+    """The pairs one by one, and the parameters in their order. ValueError where one is not as `optical_flow` says."""
+    if frames.ndim not in (4, 5) or 0 in frames.shape[1:]:
+        raise ValueError(f"optical_flow: frames must be (B, T, X, Y) or (B, T, X, Y, Z), got {tuple(frames.shape)}")
+    if frames.dtype not in DTYPES:
+        raise ValueError(f"optical_flow: frames must be uint8, float16 or float32, got {frames.dtype}")
+    for name, value, good, wanted in (
+        ("levels", levels, 1 <= levels <= MAX_LEVELS, f"in 1..{MAX_LEVELS}"),
+        ("pyr_scale", pyr_scale, 0 < pyr_scale < 1, "in (0, 1)"),
+        ("window", window, 3 <= window <= MAX_WINDOW and window % 2 == 1, f"odd, in 3..{MAX_WINDOW}"),
+        ("iterations", iterations, iterations >= 1, "at least 1"),
+        ("poly_n", poly_n, poly_n in POLY_N, "5 or 7"),
+        ("poly_sigma", poly_sigma, 0 < poly_sigma < float("inf"), "positive"),
+    ):
+        if not good:
+            raise ValueError(f"optical_flow: {name} must be {wanted}, got {value}")
+    how = (levels, float(pyr_scale), window, iterations, poly_n, float(poly_sigma))
+    return _listed(pairs, frames.shape[1]), how
+
+
+def refuse_non_finite(frames: Tensor) -> None:
+    """ValueError for frames on the CPU that the plain PyTorch form would spread NaN from."""
+    if frames.device.type == "cpu" and not frames.isfinite().all():
+        raise ValueError(NON_FINITE_TEXT)
 
 
 def reasons(frames: Tensor) -> dict[str, Callable[[], list[str]]]:
@@ -187,6 +223,7 @@ def optical_flow(
     iterations: int = 3,
     poly_n: int = 7,
     poly_sigma: float = 1.5,
+    dtype: torch.dtype = torch.float32,
     backend: str = "auto",
 ) -> Tensor:
     """Displacement of every pixel from the first to the second frame of each pair.
@@ -202,36 +239,24 @@ def optical_flow(
         iterations: at each level.
         poly_n: 5 or 7, pixels to either side that the expansion looks at.
         poly_sigma: standard deviation [pixels] of its weights.
+        dtype: of the result, float32 or float16; half of the bytes, to 1/2048 of a displacement, and infinity above
+            65504 pixels. All is computed in float32.
         backend: "auto", "torch", "native" (C++ on the CPU) or "cuda".
 
     Returns:
-        (B, P, 2, X, Y[, Z]) float32 pixels, component 0 along X, 1 along Y. Parameters are OpenCV's; OpenCV's own
+        (B, P, 2, X, Y[, Z]) `dtype`, pixels, component 0 along X, 1 along Y. Parameters are OpenCV's; OpenCV's own
         component 0 is along columns, which are Y here.
 
     Raises:
         ValueError: an argument out of range, a frame that is not finite (not looked for on a GPU, where it would mean
             to wait: there a NaN spoils the flow around it); BackendError: `backend` cannot run here.
     """
-    if frames.ndim not in (4, 5) or 0 in frames.shape[1:]:
-        raise ValueError(f"optical_flow: frames must be (B, T, X, Y) or (B, T, X, Y, Z), got {tuple(frames.shape)}")
-    if frames.dtype not in DTYPES:
-        raise ValueError(f"optical_flow: frames must be uint8, float16 or float32, got {frames.dtype}")
-    for name, value, good, wanted in (
-        ("levels", levels, 1 <= levels <= MAX_LEVELS, f"in 1..{MAX_LEVELS}"),
-        ("pyr_scale", pyr_scale, 0 < pyr_scale < 1, "in (0, 1)"),
-        ("window", window, 3 <= window <= MAX_WINDOW and window % 2 == 1, f"odd, in 3..{MAX_WINDOW}"),
-        ("iterations", iterations, iterations >= 1, "at least 1"),
-        ("poly_n", poly_n, poly_n in POLY_N, "5 or 7"),
-        ("poly_sigma", poly_sigma, 0 < poly_sigma < float("inf"), "positive"),
-    ):
-        if not good:
-            raise ValueError(f"optical_flow: {name} must be {wanted}, got {value}")
-    listed = _listed(pairs, frames.shape[1])
-    how = (levels, float(pyr_scale), window, iterations, poly_n, float(poly_sigma))
+    if dtype not in OUT_DTYPES:
+        raise ValueError(f"optical_flow: dtype must be torch.float32 or torch.float16, got {dtype}")
+    listed, how = checked(frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma)
     picked = choose("optical_flow", backend, reasons(frames))
     if picked == "torch":
-        if frames.device.type == "cpu" and not frames.isfinite().all():
-            raise ValueError(NON_FINITE_TEXT)
-        return optical_flow_ref(frames, listed, *how)
+        refuse_non_finite(frames)
+        return optical_flow_ref(frames, listed, *how).to(dtype)
     op = {"native": _native_op, "cuda": _cuda_op}[picked]
-    return op(frames, [t for pair in listed for t in pair], *how)
+    return op(frames, [t for pair in listed for t in pair], dtype, *how)

@@ -23,6 +23,7 @@ def table() -> list[tuple[str, str, str]]:
         "assemble_queries": triton,
         "masked_mse": triton,
         "optical_flow": flow_reasons(x),
+        "motion_score": flow_reasons(x),
     }
     rows = []
     for operation, reasons in operations.items():
