@@ -1,0 +1,39 @@
+"""Groups of pairs of frames, over each of which the flow's magnitude is averaged: the cycle, or the tubelets of a clip."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class PairGroups(NamedTuple):
+    """G groups: group g is the pairs members[begin[g]] .. members[begin[g + 1] - 1], each with its share of the mean."""
+
+    begin: tuple[int, ...]
+    members: tuple[int, ...]
+    shares: tuple[float, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.begin) - 1
+
+
+def pair_shares(pairs: list[tuple[int, int]], n_frames: int, tubelet: int | None) -> Tensor:
+    """(G, P) float64: what each pair's magnitude counts for in each group's mean.
+
+    Without `tubelet` one group is all pairs. Else a frame moves by the mean of the pairs that name it (0 where none
+    does), and a group by the mean of `tubelet` frames one after another.
+    """
+    if tubelet is None:
+        return torch.full((1, len(pairs)), 1 / max(len(pairs), 1), dtype=torch.float64)
+    names = torch.zeros(n_frames, len(pairs), dtype=torch.float64)
+    for p, pair in enumerate(pairs):
+        names[list(pair), p] = 1
+    of_frames = names / names.sum(1, keepdim=True).clamp(min=1)
+    return of_frames.view(n_frames // tubelet, tubelet, len(pairs)).mean(1)
+
+
+def pair_groups(shares: Tensor) -> PairGroups:
+    """The shares (G, P) that are not zero."""
+    begin = [0, *shares.count_nonzero(1).cumsum(0).tolist()]
+    return PairGroups(tuple(begin), tuple(shares.nonzero()[:, 1].tolist()), tuple(shares[shares != 0].tolist()))
