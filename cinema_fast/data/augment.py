@@ -1,7 +1,8 @@
 """From stored 8-bit frames to the model's input, for a whole batch on its device.
 
 In this order: zoom about the image's centre with its size kept and zeros outside, min-max of each image to [0, 1],
-zeros at the end of each axis up to the model's size. Parameters are arguments: the sampler draws them.
+zeros at the end of each axis up to the model's size. Parameters are arguments: the sampler draws them. Motion maps are
+zoomed with their images.
 
 Interpolation is separable, so a zoom is one matrix product an axis with a band matrix per sample: exact zeros outside
 the image, exact identity at zoom 1, and no shape that depends on the parameters.
@@ -40,18 +41,19 @@ def zoom_matrix(zoom: Tensor, extent: Tensor, size: int, *, cubic: bool) -> Tens
     return weight * (inside[:, :, None] & inside[:, None, :])
 
 
-def zoom_images(images: Tensor, zoom: Tensor, extent: Tensor) -> Tensor:
+def zoom_images(images: Tensor, zoom: Tensor, extent: Tensor, *, linear: bool = False) -> Tensor:
     """Magnify each image about its centre; bicubic for two axes, trilinear for three, zeros from outside.
 
     Args:
         images (B, *size) float32, zero beyond each image's extent. zoom (B,). extent (B, axes) integer.
+        linear: for two axes too, which keeps what is not negative so.
 
     Returns:
         (B, *size) float32, zero beyond the extent.
     """
     n_axes = images.ndim - 1
     for axis in range(n_axes):
-        weight = zoom_matrix(zoom, extent[:, axis], images.shape[axis + 1], cubic=n_axes == 2)
+        weight = zoom_matrix(zoom, extent[:, axis], images.shape[axis + 1], cubic=n_axes == 2 and not linear)
         lines = images.movedim(axis + 1, 1)
         images = torch.bmm(weight, lines.flatten(2)).view(lines.shape).movedim(1, axis + 1)
     return images
@@ -104,3 +106,26 @@ def model_input(frames: Tensor, extent: Tensor, zoom: Tensor | None = None, *, c
         else:
             images = zoom_images(images, zoom, extent)
     return min_max(images, extent).unsqueeze(1)
+
+
+def motion_input(motion: Tensor, extent: Tensor, zoom: Tensor | None = None, *, clip: bool = False) -> Tensor:
+    """Stored motion maps of one view, zoomed as `model_input` zooms the images that they belong to.
+
+    Args:
+        motion (B, *size) uint8: maps padded with zeros at the end of each axis; (B, X, Y) for clips.
+        extent (B, axes) integer: true size of each frame, or of each clip (T, X, Y). zoom (B,): as of the images.
+        clip: `extent` is of clips.
+
+    Returns:
+        (B, *size) float32 in 0..255, interpolated linearly, zero beyond the extent.
+
+    Raises:
+        ValueError: ranks that do not fit together.
+    """
+    if motion.ndim not in (3, 4) or extent.shape != (motion.shape[0], motion.ndim - 1 + clip):
+        raise ValueError(
+            f"motion_input: want motion (B, X, Y[, Z]) and extent (B, axes), of clips (B, X, Y) and (B, 3), got "
+            f"{tuple(motion.shape)} and {tuple(extent.shape)}, clip={clip}"
+        )
+    maps = motion.float()
+    return maps if zoom is None else zoom_images(maps, zoom, extent[:, 1:] if clip else extent, linear=True)

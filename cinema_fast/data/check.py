@@ -2,8 +2,8 @@
 
 What is noticed when: opening a store, a file that is missing or has another size; the first read of a file, another
 header; preparing again, both and a damaged study.json, of which it makes the studies anew; `cinema-fast verify` and
-`prepare --check`, which read everything, any other byte in a .npy. Times of modification tell nothing: copies have
-their own.
+`prepare --check`, which read everything, any other byte in a .npy. A motion map that is not sound leaves the index, and
+`prepare --motion` makes it anew. Times of modification tell nothing: copies have their own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,16 @@ import numpy as np
 
 from .pool import available_cores
 from .progress import progress_bar
-from .store import NPY_HEADER_BYTES, CineInfo, StoreError, check_npy_header, make_info, read_index, wrong_sizes
+from .store import (
+    NPY_HEADER_BYTES,
+    CineInfo,
+    StoreError,
+    check_npy_header,
+    make_info,
+    motion_file,
+    read_index,
+    wrong_sizes,
+)
 
 
 class Fault(NamedTuple):
@@ -29,6 +38,12 @@ class Fault(NamedTuple):
     study: str
     file: str
     reason: str
+
+    @property
+    def motion(self) -> str | None:
+        """The view whose motion map the file is, None where it is another file."""
+        view = self.file.rpartition("/")[2].removesuffix(".npy")
+        return view.removesuffix(".motion") if view.endswith(".motion") else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +62,13 @@ class CheckReport:
         if not self.faults:
             return f"{self.n_studies} studies, every file as it was prepared"
         spoilt = len({fault.study for fault in self.faults})
+        maps = [fault.motion is not None for fault in self.faults]
+        what = "motion maps" if all(maps) else "studies and motion maps" if any(maps) else "studies"
         return "\n".join([
             f"{len(self.faults)} files, of {spoilt} of {self.n_studies} studies, are not what was prepared:",
             *(f"{fault.file}: {fault.reason}" for fault in self.faults),
-            "`cinema-fast prepare SRC STORE --check`, with the options of before, makes these studies anew",
+            f"`cinema-fast prepare SRC STORE --check{' --motion' if any(maps) else ''}`, with the options of before, "
+            f"makes these {what} anew",
         ])
 
 
@@ -66,13 +84,14 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
     """
     path = Path(path)
     index = read_index(path)["studies"]
-    sums = {study: {view: info.sha256 for view, info in views.items()} for study, views in index.items()}
-    faults = []
-    for study, expected in sums.items():
+    faults, sums = [], {}
+    for study, views in index.items():
+        sums[study] = {f"studies/{study}/{view}.npy": info.sha256 for view, info in views.items()}
+        sums[study] |= {motion_file(study, view): info.motion.sha256 for view, info in views.items() if info.motion}
         file = f"studies/{study}/study.json"
         try:
-            found = {view: info.sha256 for view, info in _infos(path, study, _records(path, study)).items()}
-            if found != expected:
+            found = _infos(path, study, _records(path, study))
+            if {view: info.sha256 for view, info in found.items()} != {v: info.sha256 for v, info in views.items()}:
                 faults.append(Fault(study, file, "belongs to another preparation than the index"))
         except StoreError as err:
             faults.append(Fault(study, file, str(err).removeprefix(f"{path / file}: ")))
@@ -83,12 +102,11 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
 def find_altered(
     store: Path, sums: dict[str, dict[str, str]], *, workers: int = 0, progress: bool = True
 ) -> list[Fault]:
-    """The .npy files whose SHA-256 is not that of `sums`: study -> view -> hexadecimal digest."""
+    """The files whose SHA-256 is not that of `sums`: study -> file, relative to the store -> hexadecimal digest."""
 
     def faults_of(study: str) -> list[Fault]:
         faults = []
-        for view, expected in sums[study].items():
-            file = f"studies/{study}/{view}.npy"
+        for file, expected in sums[study].items():
             try:
                 with (store / file).open("rb") as content:
                     found = hashlib.file_digest(content, "sha256").hexdigest()
@@ -113,13 +131,19 @@ def find_altered(
 
 def read_studies(store: Path) -> Iterator[tuple[str, dict[str, dict] | StoreError]]:
     """Every study in the store's folder, whether the index knows it or not: its records by view as study.json holds
-    them, or, where it is not whole (a file missing, cut short or of another header), what is wrong."""
+    them, without the motion maps that are not whole, or, where a cine is not (a file missing, cut short or of another
+    header), what is wrong."""
     folders = [path.name for path in (store / "studies").iterdir() if path.is_dir() and not path.name.startswith(".")]
     for study in sorted(folders):
         try:
             records = _records(store, study)
-            for info in _infos(store, study, records).values():
-                _check_file(info)
+            for view, info in _infos(store, study, records).items():
+                _check_file(info.path, info.shape)
+                try:
+                    if info.motion:
+                        _check_file(info.motion.path, info.shape[1:])
+                except StoreError:
+                    del records[view]["motion"]
             yield study, records
         except StoreError as err:
             yield study, err
@@ -144,6 +168,8 @@ def _infos(store: Path, study: str, records: dict[str, dict]) -> dict[str, CineI
             infos[view] = info = make_info(str(store), record)
             if record["file"] != f"studies/{study}/{view}.npy":
                 raise ValueError(f"the file {record['file']}")
+            if info.motion and record["motion"]["file"] != motion_file(study, view):
+                raise ValueError(f"the motion map {record['motion']['file']}")
             found = np.shape(record["window"]), np.shape(record["affine"])
             if found != ((info.shape[0], 2), (4, 4)):
                 raise ValueError(f"a window and an affine of the shapes {found}")
@@ -153,11 +179,11 @@ def _infos(store: Path, study: str, records: dict[str, dict]) -> dict[str, CineI
     return infos
 
 
-def _check_file(info: CineInfo) -> None:
-    for wrong in wrong_sizes([info]):
+def _check_file(path: str, shape: tuple[int, ...]) -> None:
+    for wrong in wrong_sizes([(path, shape)]):
         raise StoreError(wrong)
     try:
-        with open(info.path, "rb") as file:
-            check_npy_header(info, file.read(NPY_HEADER_BYTES))
+        with open(path, "rb") as file:
+            check_npy_header(path, shape, file.read(NPY_HEADER_BYTES))
     except OSError as err:
-        raise StoreError(f"{info.path}: {err.strerror}") from err
+        raise StoreError(f"{path}: {err.strerror}") from err

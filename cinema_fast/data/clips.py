@@ -78,6 +78,16 @@ class ClipStore:
         """
         return centre(self._read(study, view, phase, size[0]), size[1:])
 
+    def read_motion(self, study: str, plane: int, size: Sequence[int]) -> np.ndarray:
+        """How much each pixel of a clip of plane number `plane` moves: uint8 (X, Y), for a clip of `size` ([n,] X, Y).
+
+        Raises:
+            StoreError: the plane's view has no motion map, or it cannot be read.
+        """
+        view, at = self._planes[study][plane]
+        motion = self._store.read_motion(study, view)
+        return centre(motion if at is None else motion[..., at], size[-2:])
+
     def _read(self, study: str, view: str, phase: float, n: int) -> np.ndarray:
         """(planes, n, X, Y). A stack's slices lie pixel by pixel beside each other, so all are read for any of them."""
         frames = self._store.read_frames(study, view, clip_frames(phase, n, self._store.n_frames(study, view)))

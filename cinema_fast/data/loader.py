@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TypeVar
 
@@ -40,6 +40,8 @@ class Batch:
     frames: {view: (B, *size) uint8}, zeros beyond each frame's extent, or {"clip": (B, T, X, Y) uint8}.
     extent: {view: (B, axes) int64}.
     zoom: {view: (B,) float32}. slot (B,) int64. notes: a line for each study that could not be read.
+    motion: the stored motion maps where they were asked for, padded as the frames: {view: (B, *size) uint8}, for clips
+        {"clip": (B, X, Y) uint8}.
     """
 
     draw: Draw
@@ -48,14 +50,16 @@ class Batch:
     zoom: dict[str, Tensor]
     slot: Tensor
     notes: tuple[str, ...] = ()
+    motion: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; the copy from pinned memory does not wait."""
-        moved = [
+        frames, extent, zoom, motion = (
             {view: tensor.to(device, non_blocking=True) for view, tensor in part.items()}
-            for part in (self.frames, self.extent, self.zoom)
-        ]
-        return Batch(self.draw, *moved, self.slot.to(device, non_blocking=True), self.notes)
+            for part in (self.frames, self.extent, self.zoom, self.motion)
+        )
+        slot = self.slot.to(device, non_blocking=True)
+        return replace(self, frames=frames, extent=extent, zoom=zoom, slot=slot, motion=motion)
 
 
 def read_batch(
@@ -65,6 +69,7 @@ def read_batch(
     *,
     sampler: Sampler | None = None,
     pin: bool = False,
+    motion: bool = False,
 ) -> Batch:
     """Read the frames of a draw, or its clips.
 
@@ -73,6 +78,7 @@ def read_batch(
         sizes: {view: the model's image size}; frames are padded to it with zeros at the end of each axis.
         sampler: where given, a study that cannot be read is replaced by another of its group; else it is an error.
         pin: use page-locked memory, from which a copy to a GPU runs by itself.
+        motion: read the motion maps too; a study that lacks one cannot be read.
 
     Raises:
         LoaderError: names the study, the file and the reason.
@@ -80,16 +86,18 @@ def read_batch(
     batch = len(draw.ids)
     frames = {view: torch.zeros((batch, *sizes[view]), dtype=torch.uint8, pin_memory=pin) for view in draw.views}
     extent = {view: torch.zeros((batch, len(sizes[view])), dtype=torch.int64, pin_memory=pin) for view in draw.views}
+    spaces = {view: sizes[view][1:] if view == CLIP else sizes[view] for view in draw.views if motion}
+    maps = {view: torch.zeros((batch, *size), dtype=torch.uint8, pin_memory=pin) for view, size in spaces.items()}
     zoom = {view: torch.tensor(draw.zoom[view], pin_memory=pin) for view in draw.views}
     slot = torch.tensor(draw.slot, pin_memory=pin)
     ids, phases, planes, notes = list(draw.ids), draw.phase.copy(), draw.plane.copy(), []
     for sample in range(batch):
         for attempt in range(REPLACEMENTS + 1):  # the drawn sample itself, then its replacements
+            study, phase, plane = ids[sample], float(phases[sample]), int(planes[sample])
             try:
-                _read_study(store, ids[sample], float(phases[sample]), int(planes[sample]), frames, extent, sample)
+                _read_study(store, study, phase, plane, frames, extent, maps, sample)
                 break
             except (StoreError, OSError) as error:
-                study = ids[sample]
                 if sampler is None:
                     raise LoaderError(f"study {study}: {error}") from error
                 if attempt == REPLACEMENTS:
@@ -103,19 +111,26 @@ def read_batch(
                 for view in draw.views:
                     zoom[view][sample] = float(one.zoom[view][0])
     read = replace(draw, ids=tuple(ids), phase=phases, plane=planes)
-    return Batch(read, frames, extent, zoom, slot, tuple(notes))
+    return Batch(read, frames, extent, zoom, slot, tuple(notes), maps)
 
 
-def _read_study(store, study: str, phase: float, plane: int, frames, extent, sample: int) -> None:
+def _read_study(store, study: str, phase: float, plane: int, frames, extent, maps, sample: int) -> None:
     for view, target in frames.items():
         size = tuple(target.shape[1:])
         if view == CLIP:
             image = store.read_clip(study, plane, phase, size)
         else:
             image = _read_frame(store, study, view, phase, size)
-        target[sample].zero_()  # a study that failed half-way may have left bytes here
-        target[sample][tuple(slice(n) for n in image.shape)] = torch.from_numpy(image)
+        _fill(target[sample], image)
         extent[view][sample] = torch.tensor(image.shape)
+        if view in maps:
+            at = (plane, size) if view == CLIP else (view,)
+            _fill(maps[view][sample], store.read_motion(study, *at))
+
+
+def _fill(target: Tensor, image: np.ndarray) -> None:
+    target.zero_()  # a study that failed half-way may have left bytes here
+    target[tuple(slice(n) for n in image.shape)] = torch.from_numpy(image)
 
 
 def _read_frame(store: CineStore, study: str, view: str, phase: float, room: tuple[int, ...]) -> np.ndarray:
@@ -151,7 +166,7 @@ class Loader:
     Args:
         sizes: {view: the model's image size}. rank: whose share to read. workers: reading threads.
         strict: a study that cannot be read ends the run (LoaderError) instead of being replaced with a note.
-        pin: use page-locked memory.
+        pin: use page-locked memory. motion: read the motion maps too.
 
     `waited` is the time in seconds for which the consumer has waited for data so far.
     """
@@ -168,12 +183,13 @@ class Loader:
         workers: int = 2,
         strict: bool = False,
         pin: bool = False,
+        motion: bool = False,
     ):
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
         self.store, self.sampler, self.sizes = store, sampler, sizes
         self.start, self.stop, self.rank, self.workers = start, stop, rank, workers
-        self.strict, self.pin = strict, pin
+        self.strict, self.pin, self.motion = strict, pin, motion
         self.waited = 0.0
 
     def __iter__(self) -> Iterator[tuple[Batch, ...]]:
@@ -191,4 +207,5 @@ class Loader:
     def _read(self, at: tuple[int, int]) -> Batch:
         step, micro = at
         draw = self.sampler.draw(step, rank=self.rank, micro=micro)
-        return read_batch(self.store, draw, self.sizes, sampler=None if self.strict else self.sampler, pin=self.pin)
+        sampler = None if self.strict else self.sampler
+        return read_batch(self.store, draw, self.sizes, sampler=sampler, pin=self.pin, motion=self.motion)

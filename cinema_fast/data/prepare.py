@@ -3,6 +3,7 @@
 Every study is prepared by itself, in worker processes, into a temporary folder; this process alone moves whole
 studies into the store and writes the index. So a run may be killed at any moment and started again: studies that are
 whole and whose sources have not changed are kept, the others are made, and a lost index is made from what is there.
+Motion maps (`motion.py`) are made last, for all that the store then holds.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from .check import find_altered, read_studies
+from .motion import add_motion_maps
 from .nifti import file_sha256
 from .pool import available_cores, run_in_processes
 from .progress import progress_bar
@@ -70,6 +72,10 @@ class PrepareConfig:
     """Studies prepared at a time, each in a process of its own; 0: one per core."""
     overwrite: bool = False
     """Empty the store first. Without it, studies whose sources are unchanged are kept."""
+    motion: bool = False
+    """Also give every view in the store a motion map, where it has none or a damaged one: how much each pixel moves
+    over the cycle, by which the masks of pre-training can be guided. It is made from the stored frames, on a GPU where
+    there is one."""
     check: bool = False
     """Also read all that is in the store, and make anew the studies whose files are not what was written: altered
     pixels, that is; a study with a file missing, cut short or of another header is made anew without it."""
@@ -91,12 +97,15 @@ class PrepareConfig:
 @dataclass(slots=True)
 class PrepareReport:
     """What `prepare` did. prepared and unchanged count studies; n_studies is what the store now holds; unmatched
-    counts NIfTI files that the pattern does not describe."""
+    counts NIfTI files that the pattern does not describe; motion_maps those made, None where none were asked for;
+    without_motion studies that lack one, in a store that has some."""
 
     prepared: int = 0
     unchanged: int = 0
     n_studies: int = 0
     unmatched: int = 0
+    motion_maps: int | None = None
+    without_motion: int = 0
     failures: list[Failure] = field(default_factory=list)
 
     @property
@@ -109,6 +118,11 @@ class PrepareReport:
     def __str__(self) -> str:
         lines = [f"{self.prepared} studies prepared, {self.unchanged} unchanged, {len(self.failures)} failures; "
                  f"the store holds {self.n_studies} studies"]
+        if self.motion_maps is not None:
+            lines[0] += f"; {self.motion_maps} motion maps made"
+        if self.without_motion:
+            lines.append(f"{self.without_motion} of these studies have no motion map, or not of every view: the same "
+                         f"command with --motion adds them")
         if self.unmatched:
             lines.append(f"{self.unmatched} NIfTI files do not match the pattern and were left alone")
         return "\n".join(lines + [f"failed: {failure.file}: {failure.reason}" for failure in self.failures])
@@ -152,10 +166,19 @@ def _fill(store: Path, config: PrepareConfig, sources: Sources, report: PrepareR
     rebuild = _open_for_writing(store, config)
     done, unchanged, broken = _survey(store, config, sources, rebuild)
     if config.check:
-        sums = {study: {view: record["sha256"] for view, record in views.items()} for study, views in done.items()}
+        sums = {study: {file["file"]: file["sha256"] for record in views.values()
+                        for file in (record, record.get("motion")) if file} for study, views in done.items()}
         for fault in find_altered(store, sums, workers=config.workers, progress=progress):
-            broken[fault.study] = f"{store / fault.file}: {fault.reason}"
-            done.pop(fault.study, None)
+            if fault.motion and config.motion:
+                del done[fault.study][fault.motion]["motion"]
+            elif fault.motion:
+                reason = f"{fault.reason}; --motion makes it anew"
+                report.failures.append(Failure(fault.study, fault.motion, fault.file, reason))
+            else:
+                broken[fault.study] = f"{store / fault.file}: {fault.reason}"
+        for study in broken:
+            done.pop(study, None)
+    had_motion = any("motion" in record for views in done.values() for record in views.values())
     unchanged -= broken.keys()
     report.unchanged = len(unchanged)
     for study, view, files in sources.ambiguous:
@@ -170,6 +193,18 @@ def _fill(store: Path, config: PrepareConfig, sources: Sources, report: PrepareR
         for task, result in results:
             _take_in(store, task, result, done, report)
     report.n_studies = len(done)
+    _write_outcome(store, config, done, report)
+    if config.motion:
+        report.motion_maps, failures = add_motion_maps(
+            store, done, store / _TEMPORARY, workers=config.workers, progress=progress)
+        report.failures += failures
+        if report.motion_maps or failures:
+            _write_outcome(store, config, done, report)
+    elif had_motion:
+        report.without_motion = sum(any("motion" not in record for record in views.values()) for views in done.values())
+
+
+def _write_outcome(store: Path, config: PrepareConfig, done: dict[str, dict[str, dict]], report: PrepareReport) -> None:
     write_atomic(store / "failures.jsonl", (json.dumps(asdict(f)) + "\n" for f in report.failures))
     write_index(store, config.shaping(), done)
 

@@ -1,13 +1,15 @@
 """The cine store: a folder of plain 8-bit arrays of which one frame is read without touching the others.
 
-    STORE/index.json                what is in the store: options of the preparation, one line per study
-    STORE/studies/ID/VIEW.npy       uint8, C order, (T, X, Y, Z) for a stack or (T, X, Y) for a single slice
-    STORE/studies/ID/study.json     the study's records in full, from which the index is made
-    STORE/failures.jsonl            what could not be prepared, and why
+    STORE/index.json                    what is in the store: options of the preparation, one line per study
+    STORE/studies/ID/VIEW.npy           uint8, C order, (T, X, Y, Z) for a stack or (T, X, Y) for a single slice
+    STORE/studies/ID/VIEW.motion.npy    uint8, C order, (X, Y[, Z]): how much each pixel moves; only if asked for
+    STORE/studies/ID/study.json         the study's records in full, from which the index is made
+    STORE/failures.jsonl                what could not be prepared, and why
 
 A record of the index holds, per study and view, `file`, `shape`, `spacing_mm` of the stored grid, `frame_time_ms` (or
-null), `sha256` of the .npy and `source` (file and its sha256); 0.4 kB a view, so that a store of 70,000 studies opens
-in seconds. The record in study.json holds besides: `window` (per frame the raw intensities that became 0 and 255),
+null), `sha256` of the .npy, `source` (file and its sha256) and, where there is a motion map (`motion.py`), `motion`
+(file, sha256 and `max_px`, the pixels that 255 stands for); 0.4 kB a view, 0.6 with a map, so that a store of 70,000
+studies opens in seconds. The record in study.json holds besides: `window` (raw intensities that became 0 and 255),
 `affine` (stored voxel index -> scanner mm, RAS+), `centred_on`, `prepare` (the options), and of `source` name, size
 and modification time of every file that went in. In version 1 the index held all of them but the options; both
 versions are read, version 2 is written.
@@ -54,11 +56,21 @@ class IndexLost(StoreError):
     """The index of a store is missing or damaged; `prepare` makes it again from the studies."""
 
 
+class MotionInfo(NamedTuple):
+    """The motion map of one view. path: the .npy file. sha256: of it. max_px: mean motion between consecutive frames,
+    in pixels, that 255 stands for; 0 where nothing moves."""
+
+    path: str
+    sha256: str
+    max_px: float
+
+
 class CineInfo(NamedTuple):
     """One view of one study.
 
     path: the .npy file. shape: (T, X, Y[, Z]). spacing_mm: mm per spatial axis. frame_time_ms: ms, None if unknown.
     sha256: of the .npy. source, source_sha256: name of the (first) file it was made from, and their checksum.
+    motion: the view's motion map, None where it has none.
     """
 
     path: str
@@ -68,6 +80,12 @@ class CineInfo(NamedTuple):
     sha256: str
     source: str
     source_sha256: str
+    motion: MotionInfo | None = None
+
+    @property
+    def files(self) -> list[tuple[str, tuple[int, ...]]]:
+        """(path, shape of the array in it) of the cine and, where there is one, of its motion map."""
+        return [(self.path, self.shape), *([(self.motion.path, self.shape[1:])] if self.motion else [])]
 
     @property
     def window(self) -> np.ndarray:
@@ -94,6 +112,7 @@ class CineInfo(NamedTuple):
 
 def make_info(root: str, record: dict) -> CineInfo:
     """One view from its record. Raises KeyError, TypeError, ValueError or AttributeError."""
+    motion = record.get("motion")
     return CineInfo(
         path=f"{root}/{record['file']}",
         shape=_shape(tuple(record["shape"])),
@@ -102,6 +121,7 @@ def make_info(root: str, record: dict) -> CineInfo:
         sha256=record["sha256"],
         source=record["source"]["file"],
         source_sha256=record["source"]["sha256"],
+        motion=motion and MotionInfo(f"{root}/{motion['file']}", motion["sha256"], float(motion["max_px"])),
     )
 
 
@@ -147,19 +167,19 @@ class CineStore:
         self._check_sizes()
 
     def _check_sizes(self) -> None:
-        infos = [info for views in self._studies.values() for info in views.values()]
+        files = [file for views in self._studies.values() for info in views.values() for file in info.files]
         begun = time.perf_counter()
-        wrong = wrong_sizes(infos[:200])
+        wrong = wrong_sizes(files[:200])
         # A local disk answers in microseconds, and threads would only fight for the interpreter; one of a network in
         # a millisecond or more, but to many at a time.
         threads = 32 if time.perf_counter() - begun > 0.02 else 1
-        parts = (infos[start : start + 1000] for start in range(200, len(infos), 1000))
+        parts = (files[start : start + 1000] for start in range(200, len(files), 1000))
         with ThreadPoolExecutor(threads) as pool:
             wrong.extend(chain.from_iterable(pool.map(wrong_sizes, parts)))
         if wrong:
             more = f"\n  and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             raise StoreError(f"{self.path}: {len(wrong)} files do not fit the index:\n  " + "\n  ".join(wrong[:5])
-                             + more + "\nrun prepare again to make them anew")
+                             + more + "\nrun prepare again to make them anew, with --motion for motion maps")
 
     @property
     def ids(self) -> list[str]:
@@ -199,26 +219,43 @@ class CineStore:
         for t in ts:
             if not 0 <= t < info.shape[0]:
                 raise IndexError(f"study {study!r}, view {view!r}: frame {t} of {info.shape[0]}")
-        out = np.empty((len(ts), *info.shape[1:]), np.uint8)
-        n_bytes = math.prod(info.shape[1:])
+        return self._read(info.path, info.shape, info.shape[1:], ts)
+
+    def read_motion(self, study: str, view: str) -> np.ndarray:
+        """How much each pixel of a view moves: uint8 (X, Y[, Z]), in units of `info(study, view).motion.max_px` / 255.
+
+        Raises:
+            StoreError: the view has no motion map, or its file is gone, unreadable, or not what the index says.
+        """
+        info = self.info(study, view)
+        if info.motion is None:
+            raise StoreError(f"{self.path}: study {study!r} has no motion map of {view!r}; "
+                             f"`cinema-fast prepare SRC {self.path} --motion` adds it")
+        return self._read(info.motion.path, info.shape[1:], info.shape[1:], [0])[0]
+
+    def _read(self, path: str, shape: tuple[int, ...], part: tuple[int, ...], at: list[int]) -> np.ndarray:
+        """(len(at), *part): parts number `at` of the uint8 array of `shape` that a file holds. Raises StoreError."""
+        out = np.empty((len(at), *part), np.uint8)
+        n_bytes = math.prod(part)
         try:
-            fd = os.open(info.path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         except OSError as err:
-            raise StoreError(f"{info.path}: {err.strerror}; it was there when the store was opened") from err
+            raise StoreError(f"{path}: {err.strerror}; it was there when the store was opened") from err
         try:
             stat = os.fstat(fd)
             stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-            if self._checked.get(info.path) != stamp:
-                check_npy_header(info, os.read(fd, NPY_HEADER_BYTES))
-                self._checked[info.path] = stamp
-            for frame, t in zip(out, ts):
-                data = os.pread(fd, n_bytes, NPY_HEADER_BYTES + t * n_bytes)
+            if self._checked.get(path) != stamp:
+                check_npy_header(path, shape, os.read(fd, NPY_HEADER_BYTES))
+                self._checked[path] = stamp
+            for target, n in zip(out, at):
+                data = os.pread(fd, n_bytes, NPY_HEADER_BYTES + n * n_bytes)
                 if len(data) != n_bytes:
-                    raise StoreError(f"{info.path}: frame {t} has {len(data)} bytes, expected {n_bytes}: "
-                                     f"the file was cut short; run prepare again")
-                frame[:] = np.frombuffer(data, np.uint8).reshape(frame.shape)
+                    what = f"frame {n}" if part != shape else "the map"
+                    raise StoreError(f"{path}: {what} has {len(data)} bytes, expected {n_bytes}: "
+                                     f"the file was cut short; {_again(path)}")
+                target[:] = np.frombuffer(data, np.uint8).reshape(part)
         except OSError as err:
-            raise StoreError(f"{info.path}: {err.strerror}") from err
+            raise StoreError(f"{path}: {err.strerror}") from err
         finally:
             os.close(fd)
         return out
@@ -227,32 +264,41 @@ class CineStore:
         return {**self.__dict__, "_checked": {}}  # another process checks for itself
 
 
-def wrong_sizes(infos: Iterable[CineInfo]) -> list[str]:
-    """The files that are missing or not as long as the index implies, each with what is wrong."""
+def motion_file(study: str, view: str) -> str:
+    """Where the motion map of a view lies, relative to the store."""
+    return f"studies/{study}/{view}.motion.npy"
+
+
+def wrong_sizes(files: Iterable[tuple[str, tuple[int, ...]]]) -> list[str]:
+    """Of (path, shape), the files that are missing or not as long as their shape implies, each with what is wrong."""
     wrong = []
-    for info in infos:
-        expected = NPY_HEADER_BYTES + math.prod(info.shape)
+    for path, shape in files:
+        expected = NPY_HEADER_BYTES + math.prod(shape)
         try:
-            size = os.stat(info.path).st_size
+            size = os.stat(path).st_size
         except OSError as err:
-            wrong.append(f"{info.path}: {err.strerror}")
+            wrong.append(f"{path}: {err.strerror}")
         else:
             if size != expected:
-                wrong.append(f"{info.path}: {size} bytes, expected {expected} for the shape {info.shape}")
+                wrong.append(f"{path}: {size} bytes, expected {expected} for the shape {shape}")
     return wrong
 
 
-def check_npy_header(info: CineInfo, head: bytes) -> None:
-    """Raise StoreError where `head`, the first bytes of its .npy, is not the header that the index implies."""
+def check_npy_header(path: str, expected: tuple[int, ...], head: bytes) -> None:
+    """Raise StoreError where `head`, the first bytes of a .npy, is not the header of a uint8 array of that shape."""
     try:
         stream = io.BytesIO(head)
         version = np.lib.format.read_magic(stream)
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     except ValueError as err:
-        raise StoreError(f"{info.path}: not the .npy file that was prepared ({err}); run prepare again") from err
-    if version != (1, 0) or shape != info.shape or fortran or dtype != np.uint8 or stream.tell() != NPY_HEADER_BYTES:
-        raise StoreError(f"{info.path}: holds {dtype} {shape}{' in Fortran order' if fortran else ''}, the index says "
-                         f"uint8 {info.shape}: the file was replaced; run prepare again")
+        raise StoreError(f"{path}: not the .npy file that was prepared ({err}); {_again(path)}") from err
+    if version != (1, 0) or shape != expected or fortran or dtype != np.uint8 or stream.tell() != NPY_HEADER_BYTES:
+        raise StoreError(f"{path}: holds {dtype} {shape}{' in Fortran order' if fortran else ''}, the index says "
+                         f"uint8 {expected}: the file was replaced; {_again(path)}")
+
+
+def _again(path: str) -> str:
+    return "run prepare again" + (" with --motion" if path.endswith(".motion.npy") else "")
 
 
 def read_index(path: Path) -> dict:
@@ -314,7 +360,8 @@ def index_records(records: dict[str, dict]) -> dict[str, dict]:
     """What the index keeps of the records of a study."""
     keys = ("file", "shape", "spacing_mm", "frame_time_ms", "sha256")
     return {view: {**{key: record[key] for key in keys},
-                   "source": {key: record["source"][key] for key in ("file", "sha256")}}
+                   "source": {key: record["source"][key] for key in ("file", "sha256")},
+                   **({"motion": record["motion"]} if "motion" in record else {})}
             for view, record in records.items()}
 
 
@@ -328,26 +375,30 @@ def write_study(folder: Path, study: str, cines: dict[str, tuple[np.ndarray, dic
     folder.mkdir(parents=True)
     records = {}
     for view, (frames, record) in cines.items():
-        if frames.dtype != np.uint8:
-            raise TypeError(f"frames of study {study!r}, view {view!r} are {frames.dtype}, not uint8")
-        header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(
-            header, {"descr": "|u1", "fortran_order": False, "shape": tuple(frames.shape)})
-        content = (header.getvalue(), np.ascontiguousarray(frames).data.cast("B"))
-        assert len(content[0]) == NPY_HEADER_BYTES
-        sha256 = hashlib.sha256()
-        with (folder / f"{view}.npy").open("wb") as file:
-            for part in content:
-                file.write(part)
-                sha256.update(part)
-            _sync(file)
+        sha256 = write_array(folder / f"{view}.npy", frames)
         records[view] = {"file": f"studies/{study}/{view}.npy", "shape": list(frames.shape),
-                         "sha256": sha256.hexdigest(), **record}
+                         "sha256": sha256, **record}
     with (folder / "study.json").open("w", encoding="utf-8") as file:
         json.dump(records, file)
         _sync(file)
-    _sync_folder(folder)
+    sync_folder(folder)
     return index_records(records)
+
+
+def write_array(path: Path, array: np.ndarray) -> str:
+    """Write uint8 `array` as a .npy in C order, synced to disk; its SHA-256 in hexadecimal."""
+    if array.dtype != np.uint8:
+        raise TypeError(f"{path}: the array is {array.dtype}, not uint8")
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": array.shape})
+    assert len(header.getvalue()) == NPY_HEADER_BYTES
+    sha256 = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in (header.getvalue(), np.ascontiguousarray(array).data.cast("B")):
+            file.write(part)
+            sha256.update(part)
+        _sync(file)
+    return sha256.hexdigest()
 
 
 def publish_study(store: Path, folder: Path, study: str) -> None:
@@ -357,7 +408,7 @@ def publish_study(store: Path, folder: Path, study: str) -> None:
     if target.exists():
         os.rename(target, old)
     os.rename(folder, target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -371,7 +422,7 @@ def write_atomic(path: Path, parts: Iterable[str]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def lock_store(path: Path) -> AbstractContextManager[None]:
@@ -385,7 +436,8 @@ def _sync(file: io.IOBase) -> None:
     os.fsync(file.fileno())
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Make what was renamed in a folder last through a crash."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
