@@ -1,4 +1,4 @@
-"""Groups of pairs of frames, over each of which the flow's magnitude is averaged: the cycle, or the tubelets of a clip."""
+"""Groups of pairs of frames over which the flow's magnitude is averaged: the cycle, or each tubelet of a clip."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class PairGroups(NamedTuple):
-    """G groups: group g is the pairs members[begin[g]] .. members[begin[g + 1] - 1], each with its share of the mean."""
+    """Group g of G is the pairs members[begin[g]] .. members[begin[g + 1] - 1], each with its share of the mean."""
 
     begin: tuple[int, ...]
     members: tuple[int, ...]

@@ -2,16 +2,53 @@
 
 import math
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
+
+from cinema_fast.kernels import launches
+from cinema_fast.kernels.optical_flow import reasons
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 DEFAULTS = {"levels": 3, "pyr_scale": 0.5, "window": 15, "iterations": 3, "poly_n": 7, "poly_sigma": 1.5}
 # Float32 against float64 [pixels]: worst and mean where every window holds structure. Where there is none the equations
 # are nearly singular, and plain PyTorch in float32 is itself off by up to 4e-3 on images of a heart.
 WORST, MEAN = 2e-4, 1e-5
+WAYS = ["torch", "native"]
+if torch.cuda.is_available():
+    WAYS.append(pytest.param("cuda", marks=pytest.mark.gpu))
+
+
+def device_of(way: str) -> str:
+    return "cuda" if way == "cuda" else "cpu"
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Uninitialised memory is NaN inside."""
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+@contextmanager
+def really_runs(way: str, operation: str) -> Iterator[None]:
+    """Skips where the backend cannot run; uninitialised memory is NaN, and a compiled form must have been launched."""
+    if why := reasons(torch.empty(0, device=device_of(way))).get(way, list)():
+        pytest.skip("; ".join(why))
+    before = launches().get(operation, 0)
+    with poisoned():
+        yield
+    assert (launches().get(operation, 0) > before) == (way != "torch")
 
 
 def texture(points: Tensor, seed: int = 0) -> Tensor:

@@ -8,34 +8,22 @@ import math
 
 import pytest
 import torch
-from flow_cases import DEFAULTS, assert_same_flow, moving, textured
+from flow_cases import DEFAULTS, WAYS, assert_same_flow, device_of, moving, really_runs, textured
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cinema_fast.kernels import launches
-from cinema_fast.kernels.optical_flow import optical_flow, optical_flow_ref, reasons
-
-GPU = [pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else []
+from cinema_fast.kernels.optical_flow import optical_flow, optical_flow_ref
 
 
-@pytest.fixture(params=["torch", "native", *GPU])
+@pytest.fixture(params=WAYS)
 def way(request):
-    """A backend that can run here; uninitialised memory is NaN, and a compiled form must really have run."""
-    device = "cuda" if request.param == "cuda" else "cpu"
-    if why := reasons(torch.empty(0, device=device)).get(request.param, list)():
-        pytest.skip("; ".join(why))
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    before = launches().get("optical_flow", 0)
-    yield request.param
-    torch.use_deterministic_algorithms(False)
-    torch.utils.deterministic.fill_uninitialized_memory = filled
-    assert (launches().get("optical_flow", 0) > before) == (request.param != "torch")
+    """A backend that can run here."""
+    with really_runs(request.param, "optical_flow"):
+        yield request.param
 
 
 def flow_by(way, frames, pairs="consecutive", **how):
-    return optical_flow(frames.to("cuda" if way == "cuda" else "cpu"), pairs, **how, backend=way)
+    return optical_flow(frames.to(device_of(way)), pairs, **how, backend=way)
 
 
 def oracle(frames, pairs, **how):
@@ -87,6 +75,13 @@ def test_other_dtypes_are_read_as_they_are(way, dtype, size):
     actual = flow_by(way, frames)
     assert_same_flow(actual, oracle(frames, [(0, 1), (1, 2)]))
     assert torch.equal(frames, before)
+
+
+@pytest.mark.parametrize("size", [(40, 50), (36, 33, 5)], ids=str)
+def test_halves_are_the_nearest_to_what_float32_gives(way, size):
+    frames = textured(1, 3, size).to(torch.uint8)
+    halves = flow_by(way, frames, dtype=torch.float16)
+    assert halves.dtype == torch.float16 and torch.equal(halves, flow_by(way, frames).half())
 
 
 def test_views_that_are_not_contiguous(way):

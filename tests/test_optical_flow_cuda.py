@@ -11,14 +11,16 @@ import shutil
 
 import pytest
 import torch
-from flow_cases import CSRC, DEFAULTS, assert_same_flow, compile_with, textured
+from flow_cases import CSRC, DEFAULTS, assert_same_flow, compile_with, poisoned, textured
 
 from cinema_fast.kernels import flow_cuda
+from cinema_fast.kernels.flow_groups import pair_groups, pair_shares
+from cinema_fast.kernels.motion_score import motion_map_ref
 from cinema_fast.kernels.optical_flow import optical_flow_ref
 
 KERNELS = {
     "flow_image_uint8", "flow_image_float16", "flow_image_float32", "flow_expand_5", "flow_expand_7", "flow_upsample",
-    "flow_equations", "flow_solve",
+    "flow_equations", "flow_solve_float32", "flow_solve_float16", "flow_mean_magnitude",
 }  # fmt: skip
 
 
@@ -77,19 +79,25 @@ def on_cpu(library, monkeypatch):
     return module
 
 
-def flow_by_kernels(frames, pairs, **how):
+def flow_by_kernels(frames, pairs, dtype=torch.float32, **how):
     """As the registered operator calls them; the result and the workspace start as NaN."""
-    out = torch.full((frames.shape[0], len(pairs), 2, *frames.shape[2:]), torch.nan)
+    out = torch.full((frames.shape[0], len(pairs), 2, *frames.shape[2:]), torch.nan, dtype=dtype)
     flow_cuda.run_cuda(frames.contiguous(), out, [t for pair in pairs for t in pair], *(DEFAULTS | how).values())
     return out
 
 
+def map_by_kernels(frames, pairs, tubelet=None, **how):
+    groups = pair_groups(pair_shares(pairs, frames.shape[1], tubelet))
+    out = torch.full((len(frames), groups.count, *frames.shape[2:]), torch.nan)
+    pairs = [t for pair in pairs for t in pair]
+    flow_cuda.run_cuda(frames.contiguous(), out, pairs, *(DEFAULTS | how).values(), groups)
+    return out.squeeze(1) if tubelet is None else out
+
+
 @pytest.fixture
 def poison():
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
+    with poisoned():
+        yield
 
 
 @pytest.mark.parametrize(
@@ -108,16 +116,46 @@ def test_kernels_equal_the_oracle(on_cpu, poison, size, dtype, how):
     frames, pairs = textured(2, 3, size).clamp(0, 255).to(dtype), [(0, 1), (2, 0)]
     expected = optical_flow_ref(frames.double(), pairs, **DEFAULTS | how)
     assert_same_flow(flow_by_kernels(frames, pairs, **how), expected)
-    assert set(on_cpu.launched) <= KERNELS and on_cpu.launched[-1] == "flow_solve"
+    assert set(on_cpu.launched) <= KERNELS and on_cpu.launched[-1] == "flow_solve_float32"
+
+
+@pytest.mark.parametrize("size", [(40, 35), (20, 35, 3)], ids=str)
+def test_halves_are_the_nearest_to_what_float32_gives(on_cpu, poison, size):
+    frames, pairs = textured(1, 3, size), [(0, 1), (2, 0)]
+    frames = frames.to(torch.uint8)
+    halves = flow_by_kernels(frames, pairs, torch.float16)
+    assert on_cpu.launched[-1] == "flow_solve_float16" and on_cpu.launched.count("flow_solve_float16") == 1
+    assert torch.equal(halves, flow_by_kernels(frames, pairs).half())
+
+
+@pytest.mark.parametrize(
+    ("size", "frames", "pairs", "tubelet", "how"),
+    [
+        ((64, 72), 7, "consecutive", None, {}),  # six pairs: more than a block takes at a time
+        ((35, 40, 3), 2, "consecutive", None, {"window": 9}),
+        ((33, 70), 6, "consecutive", 2, {"iterations": 1}),  # rows of three blocks, columns that end within a strip
+        ((40, 35), 4, [(0, 3), (3, 0), (3, 3)], 1, {}),  # frames that no pair names
+    ],
+    ids=str,
+)
+def test_maps_equal_the_oracle(on_cpu, poison, size, frames, pairs, tubelet, how):
+    frames = textured(2, frames, size).clamp(0, 255).to(torch.uint8)
+    pairs = [(t, t + 1) for t in range(frames.shape[1] - 1)] if pairs == "consecutive" else pairs
+    expected = motion_map_ref(frames.double(), pairs, tubelet, **DEFAULTS | how)
+    assert_same_flow(map_by_kernels(frames, pairs, tubelet, **how), expected)
+    assert on_cpu.launched[-1] == "flow_mean_magnitude" and on_cpu.launched.count("flow_mean_magnitude") == 1
+    assert set(on_cpu.launched) <= KERNELS
 
 
 def test_groups_of_slices_give_the_same(on_cpu, poison, monkeypatch):
     """Two samples of five slices in groups of three, the last one of one, against one group of all."""
     frames, pairs = textured(2, 3, (24, 33, 5)).to(torch.uint8), [(0, 1), (1, 2)]
     whole, launched = flow_by_kernels(frames, pairs), len(on_cpu.launched)
+    whole_map = map_by_kernels(frames, pairs)
     monkeypatch.setattr(flow_cuda, "slices_at_once", lambda *_: 3)
     assert torch.equal(flow_by_kernels(frames, pairs), whole)
-    assert len(on_cpu.launched) == 5 * launched
+    assert torch.equal(map_by_kernels(frames, pairs), whole_map)
+    assert len(on_cpu.launched) == 2 * (1 + 4) * launched
 
 
 @pytest.mark.parametrize("n", [1, 32, 33, 96, 192, 256, 257, 400, 1000])
@@ -128,12 +166,14 @@ def test_blocks_cover_a_row(n):
 
 def test_the_workspace_is_bounded():
     per_slice = 192 * 192 * 4 * (6 * 25 + 9 * 24)
-    assert flow_cuda.slices_at_once(1000, 25, 24, 192 * 192) == flow_cuda.WORKSPACE_BYTES // per_slice
-    assert flow_cuda.slices_at_once(4, 25, 24, 192 * 192) == 4
-    assert flow_cuda.slices_at_once(10**6, 2, 1, 64) == 65535 // 2
-    assert flow_cuda.slices_at_once(10, 1000, 999, 1024 * 1024) == 1
+    assert flow_cuda.slices_at_once(1000, 25, 24, 0, 192 * 192) == flow_cuda.WORKSPACE_BYTES // per_slice
+    assert flow_cuda.slices_at_once(4, 25, 24, 1, 192 * 192) == 4
+    assert flow_cuda.slices_at_once(10**6, 2, 1, 1, 64) == 65535 // 2
+    assert flow_cuda.slices_at_once(10**6, 2, 1, 30, 64) == 65535 // 30
+    assert flow_cuda.slices_at_once(10, 1000, 999, 0, 1024 * 1024) == 1
 
 
 def test_constants_agree_with_the_header():
     header = (CSRC / "optical_flow.cuh").read_text()
-    assert int(re.search(r"STRIP = (\d+);", header)[1]) == flow_cuda.STRIP
+    strip, *block = (int(re.search(rf"{name} = (\d+);", header)[1]) for name in ("STRIP", "MEAN_WIDTH", "MEAN_PAIRS"))
+    assert (strip, tuple(block)) == (flow_cuda.STRIP, flow_cuda.MEAN_BLOCK)

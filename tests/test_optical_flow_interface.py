@@ -38,6 +38,8 @@ def test_one_frame_has_no_pairs(pairs):
         (GOOD, {"poly_n": 6}, "poly_n must be 5 or 7, got 6"),
         (GOOD, {"poly_sigma": 0.0}, "poly_sigma must be positive, got 0.0"),
         (GOOD, {"poly_sigma": math.nan}, "poly_sigma"),
+        (GOOD, {"dtype": torch.bfloat16}, "dtype must be torch.float32 or torch.float16, got torch.bfloat16"),
+        (GOOD, {"dtype": torch.float64}, "dtype must be torch.float32 or torch.float16, got torch.float64"),
         (GOOD, {"pairs": "all"}, "pairs must be .* got 'all'"),
         (GOOD, {"pairs": [(0, 3)]}, r"pairs must name frames 0\.\.2, got \(0, 3\)"),
         (GOOD, {"pairs": [(-1, 0)]}, r"pairs must name frames 0\.\.2, got \(-1, 0\)"),
@@ -67,8 +69,8 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch):
 def test_registration(shape):
     if not load_library("optical_flow")[0]:
         pytest.skip(load_library("optical_flow")[1])
-    args = (torch.rand(shape) * 255, [0, 1, 1, 0], 3, 0.5, 15, 3, 7, 1.5)
-    torch.library.opcheck(_native_op, args)
+    for dtype in (torch.float32, torch.float16):
+        torch.library.opcheck(_native_op, (torch.rand(shape) * 255, [0, 1, 1, 0], dtype, 3, 0.5, 15, 3, 7, 1.5))
 
 
 @pytest.mark.gpu
