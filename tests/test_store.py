@@ -167,6 +167,7 @@ AT_OPEN = {
     "odd studies": (lambda f: edit_index(f, studies=[]), "damaged index"),
     "odd record": (lambda f: edit_record(f, "shape", "big"), "record of study 'p1', view 'lax_4c' is damaged"),
     "odd shape": (lambda f: edit_record(f, "shape", [3, 14]), r"'p1', view 'lax_4c' is damaged .*\(3, 14\)"),
+    "odd motion map": (lambda f: edit_record(f, "motion", {}), "'p1', view 'lax_4c' is damaged .KeyError: 'file'"),
     "no record": (lambda f: edit_index(f, studies={"p9": {"sax": 7}}), "study 'p9', view 'sax' is damaged .no record"),
     "missing file": (lambda f: (f / NPY).unlink(), r"1 files do not fit the index:\n.*p1/lax_4c.npy: No such file"),
     "short file": (lambda f: os.truncate(f / NPY, 500), r"lax_4c\.npy: 500 bytes, expected 632 for the shape \(3, 14"),

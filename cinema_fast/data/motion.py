@@ -108,12 +108,9 @@ def motion_levels(frames: np.ndarray, device: str = "cpu") -> tuple[np.ndarray, 
     """Stored frames uint8 (T, X, Y[, Z]) -> map uint8 (X, Y[, Z]), and the motion in pixels that 255 stands for."""
     import torch
 
-    from ..kernels import optical_flow
+    from ..kernels import motion_map
 
-    images = torch.from_numpy(frames)[None].to(device)
-    if len(frames) < 2:
-        return np.zeros(frames.shape[1:], np.uint8), 0.0
-    pixels = torch.linalg.vector_norm(optical_flow(images), dim=2).mean(1)[0].cpu().numpy()
+    pixels = motion_map(torch.from_numpy(frames)[None].to(device))[0].cpu().numpy()
     max_px = float(pixels.max())
     levels = np.rint(pixels * (255 / max_px if max_px else 0.0)).astype(np.uint8)
     return levels, max_px

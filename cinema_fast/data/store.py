@@ -112,7 +112,10 @@ class CineInfo(NamedTuple):
 
 def make_info(root: str, record: dict) -> CineInfo:
     """One view from its record. Raises KeyError, TypeError, ValueError or AttributeError."""
-    motion = record.get("motion")
+    motion = None
+    if "motion" in record:
+        found = record["motion"]
+        motion = MotionInfo(f"{root}/{found['file']}", found["sha256"], float(found["max_px"]))
     return CineInfo(
         path=f"{root}/{record['file']}",
         shape=_shape(tuple(record["shape"])),
@@ -121,7 +124,7 @@ def make_info(root: str, record: dict) -> CineInfo:
         sha256=record["sha256"],
         source=record["source"]["file"],
         source_sha256=record["source"]["sha256"],
-        motion=motion and MotionInfo(f"{root}/{motion['file']}", motion["sha256"], float(motion["max_px"])),
+        motion=motion,
     )
 
 
