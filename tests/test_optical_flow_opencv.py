@@ -5,7 +5,7 @@ import pytest
 import torch
 from flow_cases import DEFAULTS
 
-from cinema_fast.data.nifti import read_cine
+from cinema_fast.data.nifti import read_cine, read_nifti
 from cinema_fast.data.phantom import make_study
 from cinema_fast.kernels.optical_flow import optical_flow, reasons
 
@@ -96,3 +96,19 @@ def test_equals_opencv_on_real_cines(way, shared, name):
             difference = np.linalg.norm(flow[p, ..., z] - theirs, axis=0)
             moving = np.linalg.norm(theirs, axis=0) > 0.5
             assert moving.sum() > 100 and difference[moving].mean() < 0.01 and np.median(difference) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["acdc_sax", "mnms_sax", "mnms2_sax", "mnms2_lax_4c"])
+def test_equals_opencv_from_end_diastole_to_end_systole(way, shared, name):
+    """The largest motion that real frames have, in every third slice of a stack."""
+    paths = [shared / "data/cmr" / f"{name}_{phase}.nii.gz" for phase in ("ed", "es")]
+    if not all(path.exists() for path in paths):
+        pytest.skip(f"{name} is not beside this checkout")
+    ed, es = (read_nifti(path).data for path in paths)
+    frames = np.ascontiguousarray(in_8_bits(np.stack([ed, es]))[..., ::3])
+    flow = ours(frames, way)[0]
+    for z in range(frames.shape[-1]):
+        theirs = by_opencv(*(np.ascontiguousarray(frame[..., z]) for frame in frames))
+        difference = np.linalg.norm(flow[..., z] - theirs, axis=0)
+        moving = np.linalg.norm(theirs, axis=0) > 0.5
+        assert moving.sum() > 100 and difference[moving].mean() < 0.01 and np.median(difference) < 1e-4
