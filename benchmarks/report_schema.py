@@ -16,7 +16,8 @@ class KernelRow:
     """One pass of one operation at one shape, beside the fastest peer.
 
     us: median; limit_us: the larger of bytes over bandwidth and FLOPs over peak; rel_err: ||out - ref|| / ||ref||
-    against float64, err_budget: what is allowed of it; kernel_sha: of the operation's source file, as it ran.
+    against float64, err_budget: what is allowed of it; kernel_sha: of the operation's source files, as they ran; per_s:
+    units that it works off a second, where the operation counts any.
     """
 
     op: str
@@ -32,6 +33,8 @@ class KernelRow:
     rel_err: float
     err_budget: float
     kernel_sha: str
+    per_s: float | None = None
+    unit: str | None = None
 
     @property
     def name(self) -> str:
@@ -121,14 +124,15 @@ SECTION_OF = {KernelRow: "kernels", StepRow: "step", WaterfallRow: "waterfall", 
 
 
 def kernel_sha(op: str) -> str:
-    """SHA-256 of kernels/<op>.py, the files there that it takes code from and csrc/<op>*: whose figure it is."""
+    """SHA-256 of kernels/<op>.py, of the files there that it takes code from, and of csrc/ by the names of all."""
     folder, names, seen = PACKAGES["cinema_fast.kernels"], [op], []
     while names:
         name = names.pop()
         if name not in seen and name != "backend":  # which says what runs, not what it computes
             seen.append(name)
             names += re.findall(r"^from \.(\w+) import", (folder / f"{name}.py").read_text(), re.MULTILINE)
-    sources = [folder / f"{name}.py" for name in sorted(seen)] + sorted((ROOT / "csrc").glob(f"{op}*"))
+    sources = [folder / f"{name}.py" for name in sorted(seen)]
+    sources += sorted({path for name in seen for path in (ROOT / "csrc").glob(f"{name}*")})
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
@@ -203,12 +207,13 @@ class Report:
             for b in self.breakdown:
                 lines.append(f"| {b.component} | {b.ms:.3f} | {b.share:.0%} | {_number(b.budget_ms, 2)} |")
         if self.kernels:
-            lines += ["", "| kernel | pass | shape | dtype | us | of limit | peer | times faster | rel. error |"]
-            lines.append("|---|---|---|---|---|---|---|---|---|")
+            lines += ["", "| kernel | pass | shape | dtype | us | of limit | peer | times faster | rel. error | rate |"]
+            lines.append("|---|---|---|---|---|---|---|---|---|---|")
             for k in self.kernels:
+                rate = "" if k.per_s is None else f"{k.per_s:.3g} {k.unit}/s"
                 lines.append(
                     f"| {k.op} | {k.pass_} | {k.shape} | {k.dtype} | {k.us:.1f} | {k.percent_of_limit:.0f} % | "
-                    f"{k.peer or ''} | {_number(k.speedup, 2)} | {k.rel_err:.1g} |"
+                    f"{k.peer or ''} | {_number(k.speedup, 2)} | {k.rel_err:.1g} | {rate} |"
                 )
         if self.tests is not None:
             lines += ["", "tests: " + ", ".join(f"{n} {what}" for what, n in self.tests.items())]

@@ -28,6 +28,7 @@ DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 OURS = "triton" if DEVICE == "cuda" else "torch"
 SMOKE_SHAPE = "awkward"
 WARM_UP, PAUSE_CYCLES = 3, 2_000_000
+ROW_SECONDS = 20  # after which a row gets no more rounds: some peers take seconds a call
 # data sheets, without sparsity: bytes/s of the memory, FLOP/s of the matrix units in 16 bit, of ordinary float32
 PEAKS = {
     "B200": (8.0e12, 2250e12, 75e12),
@@ -43,7 +44,7 @@ class Operation:
 
     name: as in kernels/<name>.py. ways: functions of `leaves`, ours first. leaves: what gets a gradient, of which there
     may be nothing. oracle: the same function in float64. n_bytes, flops: by pass. check: replaces the comparison with
-    the oracle, gives the error of a way.
+    the oracle, gives the error of a way. items: how many of what a call works on, for a rate.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Operation:
     n_bytes: dict[str, int]
     flops: dict[str, int] = field(default_factory=dict)
     check: Callable[[str], float] | None = None
+    items: tuple[int, str] | None = None
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def call(self, pass_: str, way: str) -> Callable[[], object]:
@@ -173,6 +175,9 @@ def run(benchmark, summary: list[str], operation: Operation, pass_: str, way: st
         "us": seconds * 1e6, "GB/s": n_bytes / seconds / 1e9, "TFLOP/s": flops / seconds / 1e12,
         "FLOP/byte": flops / n_bytes, "bound": bound, "rel. RMS error": error,
     }  # fmt: skip
+    if operation.items:
+        number, what = operation.items
+        benchmark.extra_info[f"{what}/s"] = number / seconds
     if DEVICE == "cuda":
         copy = operation.call(pass_, "clone")
         copied = statistics.median(clock.time(copy) for _ in range(20))
@@ -213,14 +218,18 @@ def kernel_row(operation: Operation, pass_: str, smoke: bool) -> KernelRow:
             spent = clock.time(call)
             if i >= WARM_UP:
                 seconds[way].append(spent)
+        if i >= WARM_UP and clock.now > ROW_SECONDS:
+            break
     ours, *peers = seconds
     peer = min(peers, key=lambda way: statistics.median(seconds[way]))
     median = statistics.median(seconds[ours])
     limit, _ = operation.limit(pass_)
+    number, what = operation.items or (None, None)
     return KernelRow(
         op=operation.name, pass_=pass_, shape=operation.shape, dtype=str(operation.dtype).removeprefix("torch."),
         us=median * 1e6, limit_us=limit * 1e6, percent_of_limit=100 * limit / median,
         peer=peer, peer_us=statistics.median(seconds[peer]) * 1e6,
         speedup=statistics.median(p / o for p, o in zip(seconds[peer], seconds[ours])),
         rel_err=error, err_budget=BUDGETS[operation.dtype].rms, kernel_sha=kernel_sha(operation.name),
+        per_s=number and number / median, unit=what,
     )  # fmt: skip

@@ -25,7 +25,7 @@ STEP = {
 }  # fmt: skip
 KERNEL = {
     "op", "pass", "shape", "dtype", "us", "limit_us", "percent_of_limit", "peer", "peer_us", "speedup", "rel_err",
-    "err_budget", "kernel_sha",
+    "err_budget", "kernel_sha", "per_s", "unit",
 }  # fmt: skip
 PEERS = ("reference as published", "reference compiled, no checkpointing")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
