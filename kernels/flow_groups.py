@@ -1,5 +1,7 @@
 """Groups of pairs of frames over which the flow's magnitude is averaged: the cycle, or each tubelet of a clip."""
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -18,7 +20,7 @@ class PairGroups(NamedTuple):
         return len(self.begin) - 1
 
 
-def pair_shares(pairs: list[tuple[int, int]], n_frames: int, tubelet: int | None) -> Tensor:
+def pair_shares(pairs: Sequence[tuple[int, int]], n_frames: int, tubelet: int | None) -> Tensor:
     """(G, P) float64: what each pair's magnitude counts for in each group's mean.
 
     Without `tubelet` one group is all pairs. Else a frame moves by the mean of the pairs that name it (0 where none
@@ -27,13 +29,15 @@ def pair_shares(pairs: list[tuple[int, int]], n_frames: int, tubelet: int | None
     if tubelet is None:
         return torch.full((1, len(pairs)), 1 / max(len(pairs), 1), dtype=torch.float64)
     names = torch.zeros(n_frames, len(pairs), dtype=torch.float64)
-    for p, pair in enumerate(pairs):
-        names[list(pair), p] = 1
+    for frames in zip(*pairs):  # the first ones, then the second ones
+        names[frames, range(len(pairs))] = 1
     of_frames = names / names.sum(1, keepdim=True).clamp(min=1)
     return of_frames.view(n_frames // tubelet, tubelet, len(pairs)).mean(1)
 
 
-def pair_groups(shares: Tensor) -> PairGroups:
-    """The shares (G, P) that are not zero."""
+@lru_cache(maxsize=64)
+def pair_groups(pairs: tuple[tuple[int, int], ...], n_frames: int, tubelet: int | None) -> PairGroups:
+    """The shares that are not zero."""
+    shares = pair_shares(pairs, n_frames, tubelet)
     begin = [0, *shares.count_nonzero(1).cumsum(0).tolist()]
     return PairGroups(tuple(begin), tuple(shares.nonzero()[:, 1].tolist()), tuple(shares[shares != 0].tolist()))

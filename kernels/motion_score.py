@@ -75,7 +75,7 @@ def _run(how, frames, pairs, tubelet, *parameters):
     if not pairs:
         return out.zero_()
     if out.numel():
-        groups = pair_groups(pair_shares(list(zip(pairs[::2], pairs[1::2])), frames.shape[1], tubelet))
+        groups = pair_groups(tuple(zip(pairs[::2], pairs[1::2])), frames.shape[1], tubelet)
         with launching("motion_score", frames):
             how(frames.contiguous(), out, pairs, *parameters, groups)
     return out

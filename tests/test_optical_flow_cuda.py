@@ -14,7 +14,7 @@ import torch
 from flow_cases import CSRC, DEFAULTS, assert_same_flow, compile_with, poisoned, textured
 
 from cinema_fast.kernels import flow_cuda
-from cinema_fast.kernels.flow_groups import pair_groups, pair_shares
+from cinema_fast.kernels.flow_groups import pair_groups
 from cinema_fast.kernels.motion_score import motion_map_ref
 from cinema_fast.kernels.optical_flow import optical_flow_ref
 
@@ -87,7 +87,7 @@ def flow_by_kernels(frames, pairs, dtype=torch.float32, **how):
 
 
 def map_by_kernels(frames, pairs, tubelet=None, **how):
-    groups = pair_groups(pair_shares(pairs, frames.shape[1], tubelet))
+    groups = pair_groups(tuple(pairs), frames.shape[1], tubelet)
     out = torch.full((len(frames), groups.count, *frames.shape[2:]), torch.nan)
     pairs = [t for pair in pairs for t in pair]
     flow_cuda.run_cuda(frames.contiguous(), out, pairs, *(DEFAULTS | how).values(), groups)
