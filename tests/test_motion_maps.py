@@ -78,7 +78,7 @@ def test_any_number_of_workers_adds_the_same_maps_to_a_store(prepared, tmp_path)
     run(src, tmp_path / "store2")
     inode = (tmp_path / "store2/studies/p1/sax.npy").stat().st_ino
     assert "motion" not in str(run(src, tmp_path / "store2"))
-    assert all(view.motion is None for view in CineStore(tmp_path / "store2")._studies["p0"].values())
+    assert all(CineStore(tmp_path / "store2").info("p0", view).motion is None for view in VIEWS)
     report = run(src, tmp_path / "store2", motion=True, workers=2)
     assert (report.prepared, report.unchanged, report.motion_maps, report.exit_code) == (0, 2, 6, 0)
     assert content(tmp_path / "store2") == content(at_once)

@@ -8,7 +8,7 @@
 
 A record of the index holds, per study and view, `file`, `shape`, `spacing_mm` of the stored grid, `frame_time_ms` (or
 null), `sha256` of the .npy, `source` (file and its sha256) and, where there is a motion map (`motion.py`), `motion`
-(file, sha256 and `max_px`, the pixels that 255 stands for); 0.4 kB a view, 0.6 with a map, so that a store of 70,000
+(file, sha256 and `max_px`, the pixels that 255 stands for); 0.4 kB a view, 0.5 with a map, so that a store of 70,000
 studies opens in seconds. The record in study.json holds besides: `window` (raw intensities that became 0 and 255),
 `affine` (stored voxel index -> scanner mm, RAS+), `centred_on`, `prepare` (the options), and of `source` name, size
 and modification time of every file that went in. In version 1 the index held all of them but the options; both
