@@ -36,8 +36,8 @@ from report_schema import Report
 
 SECTIONS = ("tests", "kernels", "step", "data")
 BENCHMARKS = Path(__file__).parent
-# marked by hand, or about an operation: on a machine with a GPU the fixture `backend` brings the mark
-GPU_TEST = re.compile(r"\bmark\.gpu\b|^def test_\w+\([^)]*\bbackend\b", re.MULTILINE)
+# marked by hand, or about an operation: with a GPU the fixture `backend` and flow_cases.WAYS bring the mark
+GPU_TEST = re.compile(r"\bmark\.gpu\b|\bparams=WAYS\b|^def test_\w+\([^)]*\bbackend\b", re.MULTILINE)
 DATA_ROW = "data (comes with streaming)"
 
 

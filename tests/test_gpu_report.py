@@ -183,6 +183,18 @@ def pytest_generate_tests(metafunc):
 def device():
     return "cuda"
 """
+WAYS = """
+import pytest
+
+WAYS = [pytest.param("cuda", marks=getattr(pytest.mark, "gpu"))]
+
+@pytest.fixture(params=WAYS)
+def way(request):
+    return request.param
+
+def test_it(way):
+    pass
+"""
 
 
 def test_gpu_tests_are_counted(tmp_path):
@@ -192,6 +204,7 @@ def test_gpu_tests_are_counted(tmp_path):
     (tmp_path / "test_on_gpu.py").write_text(source)
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_an_operation.py").write_text("def test_it(device, backend):\n    pass\n")
+    (tmp_path / "test_a_flow.py").write_text(WAYS)
     (tmp_path / "test_other.py").write_text("import a_package_that_is_not_there")
     program = (
         f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); from pathlib import Path; import gpu_report\n"
@@ -199,7 +212,7 @@ def test_gpu_tests_are_counted(tmp_path):
         "print(dict(gpu_report.run_tests(here, here, 100))['tests'])"
     )
     done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True)
-    assert eval(done.stdout) == {"passed": 2, "failed": 1, "skipped": 1}, done.stderr
+    assert eval(done.stdout) == {"passed": 3, "failed": 1, "skipped": 1}, done.stderr
     assert "test_b" in (tmp_path / "tests.log").read_text()
 
 
