@@ -65,4 +65,4 @@ def run(*arguments, code: str | None = None, timeout: float = 120) -> subprocess
 def metrics(out: Path) -> list[dict]:
     """The lines of a run without its timings."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("studies_per_s", "data_wait")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in ("studies_per_s", "data_wait", "guidance")} for line in lines]

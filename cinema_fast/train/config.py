@@ -1,13 +1,44 @@
 """What a pre-training run is made of: the one source of its options, defaults and checks."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..models.config import preset
+from ..models.config import CLIP, preset
 
 SETTLING_STEPS = 3  # compilation and caches: never profiled
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Whether and how motion guides the masks (Kim et al., "HeartMAE", ML4H 2024)."""
+
+    # what decides which tokens are hidden: chance alone, or chance weighted by motion
+    guidance: Literal["none", "motion"] = "none"
+    # hide what moves, or keep it visible
+    mode: Literal["mask", "keep"] = "mask"
+    # share of motion in the weights: 0 is chance alone, 1 motion alone
+    strength: float = 1.0
+    # weights are raised to 1 / temperature: below 1 sharper, above 1 flatter
+    temperature: float = 0.5
+    # share of the steps in which the strength rises from 0
+    warmup: float = 0.0
+
+    def validate(self) -> None:
+        """Raise ValueError naming the option that is out of range, or has no effect.
+
+        Called by the config that holds it: the command line answers that one's errors in one line.
+        """
+        if not 0 <= self.strength <= 1:
+            raise ValueError(f"--mask.strength must lie in 0..1, got {self.strength}")
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"--mask.temperature must be above 0, got {self.temperature}")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"--mask.warmup is a share of the steps, between 0 and 1, got {self.warmup}")
+        changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        if self.guidance == "none" and changed:
+            raise ValueError(f"--mask.{changed[0]} has no effect without --mask.guidance motion")
 
 
 @dataclass(frozen=True)
@@ -37,6 +68,10 @@ class PretrainConfig:
     mask_ratio: float = 0.75
     # share of the hidden tokens that is predicted; 1 is exact, less is faster
     decode_ratio: float = 1.0
+    # whether and how motion guides the masks
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    # where a guiding motion is from: maps in the store (prepare --motion), or the clips of a step themselves
+    motion: Literal["stored", "online"] = "stored"
     # highest learning rate
     lr: float = 1e-3
     # learning rate at the last step
@@ -97,7 +132,15 @@ class PretrainConfig:
             raise ValueError(f"--holdout is a share of the studies, at least 0 and below 1, got {self.holdout}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"--seed must lie in 0..2**64 - 1, got {self.seed}")
-        preset(self.preset)  # an unknown name fails here, before anything is opened
+        self.mask.validate()
+        shape = preset(self.preset)  # an unknown name fails here, before anything is opened
+        if self.motion == "online" and self.mask.guidance == "none":
+            raise ValueError("--motion online has no effect without --mask.guidance motion")
+        if self.motion == "online" and CLIP not in shape.views:
+            raise ValueError(
+                f"--motion online: preset {self.preset!r} reads single frames, which do not move; use the maps of the "
+                "store (--motion stored)"
+            )
 
     def to_dict(self) -> dict:
         """Plain values for YAML and checkpoints."""
@@ -112,7 +155,7 @@ class PretrainConfig:
         Where a run goes on, how it reads, reports and stops may change; a step may be cut into micro-batches otherwise.
         """
         now = {name: v for name, v in self.to_dict().items() if name not in _FREE}
-        then = {name: v for name, v in before.items() if name not in _FREE}
+        then = _LATER | {name: v for name, v in before.items() if name not in _FREE}
         for values in (now, then):
             values["batch_size x accumulate"] = values.pop("batch_size") * values.pop("accumulate")
         return [f"{name}: was {then.get(name)}, now {now.get(name)}" for name in now if now[name] != then.get(name)]
@@ -122,6 +165,10 @@ _FREE = {
     "data", "out", "init_from", "device", "precision", "workers", "strict", "log_every", "checkpoint_every", "keep",
     "max_skips", "profile",
 }  # fmt: skip
+
+
+# options that older runs did not have, and what they did
+_LATER = {"mask": dataclasses.asdict(MaskConfig()), "motion": "stored"}
 
 
 def _flag(name: str) -> str:

@@ -55,6 +55,7 @@ def fixed_batches(
     *,
     batch_size: int,
     views: Collection[str] | None = None,
+    motion: bool = False,
     unreadable: dict[str, str] | None = None,
 ) -> Iterator[Batch]:
     """Every study of `ids` at each of PHASES, unaugmented; a batch holds one set of views and one phase.
@@ -63,6 +64,7 @@ def fixed_batches(
 
     Args:
         views: those of the model's to read; all of them where None.
+        motion: with the store's motion maps.
         unreadable: takes {study: why} of those that cannot be read, of which no batch then has anything; where None,
             such a study is an error.
 
@@ -75,15 +77,20 @@ def fixed_batches(
         for start in range(0, len(members), batch_size):
             part = members[start : start + batch_size]
             try:
-                yield from _read_phases(store, config, shown, part)
+                yield from _read_phases(store, config, shown, part, motion)
             except LoaderError:
                 if unreadable is None:
                     raise
-                yield from _read_phases(store, config, shown, _readable(store, config, shown, part, unreadable))
+                sound = _readable(store, config, shown, part, motion, unreadable)
+                yield from _read_phases(store, config, shown, sound, motion)
 
 
 def _read_phases(
-    store: CineStore | ClipStore, config: CineMAConfig, views: tuple[str, ...], part: Sequence[tuple[int, str]]
+    store: CineStore | ClipStore,
+    config: CineMAConfig,
+    views: tuple[str, ...],
+    part: Sequence[tuple[int, str]],
+    motion: bool,
 ) -> list[Batch]:
     """`part`, (number, study), at all phases: read before any is used, so that a study counts whole or not at all."""
     if not part:
@@ -101,16 +108,16 @@ def _read_phases(
             slot=slot,
             plane=np.array([_plane(store, study, at) if CLIP in views else 0 for study in ids]),
         )
-        batches.append(read_batch(store, draw, config.image_size))
+        batches.append(read_batch(store, draw, config.image_size, motion=motion))
     return batches
 
 
-def _readable(store, config, views, part, unreadable: dict[str, str]) -> list[tuple[int, str]]:
+def _readable(store, config, views, part, motion, unreadable: dict[str, str]) -> list[tuple[int, str]]:
     """Those of `part` that can be read; why the others cannot goes into `unreadable`."""
     sound = []
     for member in part:
         try:
-            _read_phases(store, config, views, [member])
+            _read_phases(store, config, views, [member], motion)
             sound.append(member)
         except LoaderError as error:
             unreadable[member[1]] = str(error).removeprefix(f"study {member[1]}: ")

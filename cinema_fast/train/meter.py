@@ -28,6 +28,7 @@ class Meter:
     _timed: int = 0  # steps since the clock was started
     _since: float = field(default_factory=time.perf_counter)
     _waited: float = 0.0
+    _guided: float = 0.0
 
     def add(self, step: int, ids: tuple[str, ...], result: Tensor) -> None:
         """Take the result of a step (counted from 1) over the studies `ids`; waits for nothing."""
@@ -60,10 +61,11 @@ class Meter:
         self._pending.clear()
         return notes
 
-    def line(self, waited: float, batch: int) -> dict:
+    def line(self, waited: float, guided: float | None, batch: int) -> dict:
         """Means since the last line, over the updates that were made; starts the next line.
 
-        waited: seconds spent waiting for data in all. batch: studies a step. Call `read` first.
+        waited, guided: seconds spent so far waiting for data and weighing masks (None: they are not weighed).
+        batch: studies a step. Call `read` first.
         """
         made = [(loss, norm) for loss, norm, ok in self._rows if ok]
         seconds = max(time.perf_counter() - self._since, 1e-9)
@@ -75,13 +77,15 @@ class Meter:
             "studies_per_s": round(self._timed * batch / seconds, 3),
             "data_wait": round(min((waited - self._waited) / seconds, 1.0), 4),
         }
+        if guided is not None:
+            values["guidance"] = round(min((guided - self._guided) / seconds, 1.0), 4)
         self._rows.clear()
-        self.start_clock(waited)
+        self.start_clock(waited, guided or 0.0)
         return values
 
-    def start_clock(self, waited: float) -> None:
-        """Begin timing here, with `waited` seconds spent waiting for data before."""
-        self._timed, self._since, self._waited = 0, time.perf_counter(), waited
+    def start_clock(self, waited: float, guided: float) -> None:
+        """Begin timing here, with so many seconds spent waiting for data, and weighing masks, before."""
+        self._timed, self._since, self._waited, self._guided = 0, time.perf_counter(), waited, guided
 
     def state(self) -> dict:
         """Plain values that `restore` takes; call `read` first."""

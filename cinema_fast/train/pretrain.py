@@ -19,6 +19,7 @@ from ..models.weights import cinema_state_dict, load_cinema_weights, load_shared
 from .checkpoint import Checkpoint, has_checkpoint, newest_checkpoint, save_checkpoint
 from .config import PretrainConfig
 from .evaluate import Evaluation, evaluate, mean_patches
+from .guidance import Guidance, check_guidance, motion_views
 from .log import RunLog
 from .meter import Meter
 from .profile import profile_steps
@@ -64,7 +65,8 @@ def pretrain(config: PretrainConfig) -> Outcome:
 
     Writes OUT/config.yaml, metrics.jsonl, run.log, checkpoints/, report/ and, asked for, profile/. A line of
     metrics.jsonl has step, epoch and lr (at that step), loss and grad_norm (means since the last line), skipped and
-    replaced (so far), studies_per_s, and data_wait (share of the time in which a step waited for data).
+    replaced (so far), studies_per_s, data_wait (share of the time in which a step waited for data) and, where motion
+    guides the masks, guidance (share of the time that went into their weights).
 
     After the last step held-out studies are judged on the views that some training study has (views only they have are
     named before the first step). Studies that cannot be read are left out and named, with `config.strict` they end the
@@ -88,6 +90,10 @@ def pretrain(config: PretrainConfig) -> Outcome:
     )
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
+    guided, maps = config.mask.guidance == "motion", config.motion == "stored"
+    if guided and maps:
+        check_guidance(cines, {study: motion_views(store, shape.views, study) for study in (*training, *away)})
+    guidance = Guidance(config.mask, shape, steps=config.steps, online=not maps, device=device) if guided else None
     warmup = round(config.warmup * config.steps)
     schedule = cosine_schedule(config.steps, peak=config.lr, floor=config.min_lr, warmup=warmup)
     settled = {
@@ -126,6 +132,9 @@ def pretrain(config: PretrainConfig) -> Outcome:
             f"{config.preset} on {len(training)} studies ({len(away)} held out), {seen}; "
             f"{sampler.global_batch} studies a step, lr {config.lr:g}; {device.type}, {str(precision)[6:]}"
         )
+        if guidance:
+            whence = "the store's maps" if maps else "each clip's own frames"
+            remarks.append(f"masks {config.mask.mode} what moves, by {whence}; strength {config.mask.strength:g}")
         if unseen:
             remarks.append(f"no training study has {', '.join(unseen)}: held-out studies are judged without")
         for remark in remarks:
@@ -139,6 +148,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
             decode_ratio=config.decode_ratio,
             seed=config.seed,
             clip=config.clip,
+            guidance=guidance,
         )
         loader = Loader(
             store,
@@ -149,8 +159,9 @@ def pretrain(config: PretrainConfig) -> Outcome:
             workers=config.workers,
             strict=config.strict,
             pin=device.type == "cuda",
+            motion=guided and maps,
         )
-        meter.start_clock(loader.waited)
+        meter.start_clock(loader.waited, 0.0)
         for step, batches in enumerate(loader, start=done):
             done = step + 1
             for note in (note for batch in batches for note in batch.notes):
@@ -169,7 +180,8 @@ def pretrain(config: PretrainConfig) -> Outcome:
             if reporting:
                 epoch = round(done * sampler.global_batch / len(training), 6)
                 line = {"step": done, "epoch": epoch, "lr": float(schedule[step])}
-                log.metrics(line | meter.line(loader.waited, sampler.global_batch), batch=sampler.global_batch)
+                spent = guidance.seconds() if guidance else None
+                log.metrics(line | meter.line(loader.waited, spent, sampler.global_batch), batch=sampler.global_batch)
             if saving:
                 log.sync()
                 state = {"optimizer": optimizer.state_dict(), "meter": meter.state(), "rng": rng_state(), **settled}
@@ -179,7 +191,8 @@ def pretrain(config: PretrainConfig) -> Outcome:
                 log.say(f"stopped by signal {stop.signum} after step {done} and saved; go on with --resume")
                 return Outcome(config.out, done, stop.signum)
 
-        evaluation = _judge(config, log, model, store, list(training), away, device=device, precision=precision)
+        how = {"device": device, "precision": precision, "guidance": guidance}
+        evaluation = _judge(config, log, model, store, list(training), away, **how)
     return Outcome(config.out, done, evaluation=evaluation)
 
 
@@ -206,7 +219,7 @@ def _split(
 
 def _judge(
     config: PretrainConfig, log: RunLog, model: CineMA, store: CineStore | ClipStore, training: list[str],
-    away: list[str], *, device: torch.device, precision: torch.dtype,
+    away: list[str], *, device: torch.device, precision: torch.dtype, guidance: Guidance | None,
 ) -> Evaluation | None:  # fmt: skip
     """Evaluation and pictures of a run that is finished and saved. Raises LoaderError with `config.strict` only."""
     unreadable = None if config.strict else {}
@@ -218,7 +231,8 @@ def _judge(
             evaluation = evaluate(model, store, away, blind, batch_size=size, **common)
             log.say(f"{evaluation.studies} held-out studies: {evaluation}")
     with _said("report", log, config.strict):
-        pictures = write_report(config.out, model, store, away or training, evaluation=evaluation, **common)
+        told = {"evaluation": evaluation, "guidance": guidance}
+        pictures = write_report(config.out, model, store, away or training, **told, **common)
         log.say(f"pictures: {', '.join(str(path) for path in pictures)}")
     if unreadable:
         named = [f"{study}: {why}" for study, why in unreadable.items()][:NAMED]

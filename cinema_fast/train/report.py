@@ -18,6 +18,9 @@ from ..kernels.patches import gather_patches, scatter_patches
 from ..models.cinema import CineMA
 from ..models.config import CLIP
 from .evaluate import Evaluation, fixed_batches, fixed_plan, images_of
+from .figure import new_figure, put_image
+from .guidance import Guidance
+from .motion_figure import draw_motion
 
 STAGES = ("input", "masked", "reconstruction", "absolute error")
 CLIP_FRAMES = 6
@@ -54,17 +57,18 @@ def write_report(
     device: torch.device,
     precision: torch.dtype,
     evaluation: Evaluation | None = None,
+    guidance: Guidance | None = None,
     unreadable: dict[str, str] | None = None,
 ) -> list[Path]:
-    """Write OUT/report: loss.png, reconstruction.png and, where there is one, evaluation.json; returns the pictures.
+    """Write OUT/report: loss.png, reconstruction.png, motion.png where motion guided the masks, and, where there is an
+    evaluation, evaluation.json; returns the pictures.
 
-    ids: studies to choose the picture's from: of those with the most views the first that can be read; where none can,
-    there is no reconstruction.png. unreadable: takes {study: why} of those passed over; where None, one raises
-    LoaderError.
+    ids: studies to choose the pictures' from: of those with the most views the first that can be read; where none can,
+    there is loss.png only. unreadable: takes {study: why} of those passed over; where None, one raises LoaderError.
     """
     folder = out / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    curve, picture = folder / "loss.png", folder / "reconstruction.png"
+    curve, picture, motion = (folder / f"{name}.png" for name in ("loss", "reconstruction", "motion"))
     if evaluation:
         values = asdict(evaluation) | {"ratio": evaluation.ratio}
         (folder / "evaluation.json").write_text(json.dumps(values, indent=1) + "\n")
@@ -74,7 +78,10 @@ def write_report(
             draw_reconstruction(
                 picture, model, store, study, mask_ratio=mask_ratio, device=device, precision=precision
             )
-            return [curve, picture]
+            if guidance is None:
+                return [curve, picture]
+            draw_motion(motion, store, guidance, study, mask_ratio=mask_ratio, device=device)
+            return [curve, picture, motion]
         except LoaderError as error:
             if unreadable is None:
                 raise
@@ -84,7 +91,7 @@ def write_report(
 
 def draw_loss(path: Path, lines: Sequence[dict], evaluation: Evaluation | None = None) -> None:
     """Loss over steps, with the held-out loss and that of the blind predictor as levels."""
-    figure = _figure(7, 4)
+    figure = new_figure(7, 4)
     axes = figure.subplots()
     made = [(line["step"], line["loss"]) for line in lines if line["loss"] is not None]
     axes.plot(*zip(*made) if made else ([], []), label="training", linewidth=1)
@@ -131,14 +138,13 @@ def draw_reconstruction(
         extent = {view: batch.extent[view][0].tolist() for view in stages}
         rows = {view: [(s, _slice(x, extent[view]), s) for s, x in of.items()] for view, of in stages.items()}
     columns = max(len(row) for row in rows.values())
-    figure = _figure(2.5 * columns, 2.6 * len(rows) + 0.4)
+    figure = new_figure(2.5 * columns, 2.6 * len(rows) + 0.4)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for line, (label, row) in zip(grid, rows.items()):
         for axes, (stage, pixels, title) in zip(line, row):
             error = stage == STAGES[-1]
-            shown = pixels.float().cpu().numpy().T
-            axes.imshow(shown, cmap="magma" if error else "gray", vmin=0, vmax=0.5 if error else 1)
-            axes.set(xticks=[], yticks=[], title=title if axes in grid[0] else "")
+            how = {"cmap": "magma", "vmax": 0.5} if error else {"cmap": "gray", "vmax": 1}
+            put_image(axes, pixels.float().cpu().numpy(), title if axes in grid[0] else "", vmin=0, **how)
         line[0].set_ylabel(label)
     figure.suptitle(f"study {study}, {mask_ratio:.0%} of the patches hidden")
     figure.savefig(path, dpi=110)
@@ -148,11 +154,3 @@ def _slice(image: Tensor, extent: Sequence[int]) -> Tensor:
     """Pixels (X, Y) of image (1, 1, X, Y[, Z]): of a stack the middle one of the slices that are not padding."""
     return image[0, 0] if image.ndim == 4 else image[0, 0, ..., extent[2] // 2]
 
-
-def _figure(width: float, height: float):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure

@@ -1,6 +1,6 @@
 """One training step: batch in, parameters out, nothing read back by the host."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from ..data.loader import Batch
 from ..kernels import TokenPlan, sample_mask
 from ..models.cinema import CineMA
 from ..models.config import CLIP, CineMAConfig
+from .guidance import Guidance
 
 BETAS = (0.9, 0.95)
 
@@ -36,10 +37,12 @@ def draw_plan(
     decode_ratio: float = 1.0,
     seed: int,
     step: int,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> dict[str, TokenPlan]:
     """Masks of a batch: floor(N (1 - mask_ratio)) tokens of each view stay visible, at least one.
 
     sample_ids (B,) int64 on the device. decode_ratio: share of the masked tokens that is decoded, at least one.
+    weights: {view: (B, N)} of being masked; None: all are as likely.
     """
     plan = {}
     for view in views:
@@ -47,6 +50,7 @@ def draw_plan(
         keep = min(max(int(n * (1 - mask_ratio)), 1), n - 1)
         decode = n - keep if decode_ratio == 1 else max(round(decode_ratio * (n - keep)), 1)
         plan[view] = sample_mask(
+            weights[view] if weights else None,
             batch=len(sample_ids),
             n=n,
             keep=keep,
@@ -69,9 +73,11 @@ def make_train_step(
     decode_ratio: float,
     seed: int,
     clip: float,
+    guidance: Guidance | None = None,
 ) -> Callable[[Sequence[Batch], int, float], Tensor]:
     """The training step as a function of (micro-batches, step, learning rate).
 
+    guidance: what weighs the masks, for batches that hold what it reads; None: masks are drawn uniformly.
     It returns a (3,) float32 tensor on the device: loss, gradient norm before clipping, and 1 where the update was
     made or 0 where loss or norm is not finite: then parameters and optimiser are left exactly as they were. Clipping
     and skipping are tensors that the fused optimiser takes, so the host waits for nothing.
@@ -95,6 +101,7 @@ def make_train_step(
                 decode_ratio=decode_ratio,
                 seed=seed,
                 step=step,
+                weights=guidance.weights(batch, images, step) if guidance else None,
             )
             with autocast:
                 loss = model(images, plan).loss / len(batches)

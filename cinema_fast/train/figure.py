@@ -1,0 +1,19 @@
+"""Figures that are drawn into files, without a display."""
+
+import numpy as np
+
+
+def new_figure(width: float, height: float):
+    """A matplotlib figure, inches wide and high, that no window system takes part in."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def put_image(axes, pixels: np.ndarray, title: str = "", **how) -> None:
+    """Shows pixels (X, Y[, 3]) with X to the right, as the store has them, and no ticks."""
+    axes.imshow(pixels.swapaxes(0, 1), **how)
+    axes.set(xticks=[], yticks=[], title=title)
