@@ -13,7 +13,7 @@ import bench_optical_flow
 import numpy as np
 import timing
 import torch
-from bench_optical_flow import DEFAULTS, OURS, PASSES, PEERS, PYRAMID, by_opencv, error_of, make_frames, n_pairs
+from bench_optical_flow import DEFAULTS, OURS, PASSES, PEERS, UNREFINED, WORK, by_opencv, error_of, make_frames, n_pairs
 from torch import Tensor
 
 from cinema_fast.kernels.flow_groups import pair_shares
@@ -55,11 +55,12 @@ def build(shape: str) -> timing.Operation:
     }
     ways["flow, then means"] = unfused
     ways |= {name: numpy_after(by_opencv(frames)) for name in PEERS}
-    expected = motion_map_ref(frames[:1].double(), pairs, tubelet, **DEFAULTS)
-    n_bytes = motion_map_bytes(frames.shape, len(pairs), len(shares), frames.element_size(), *PYRAMID)
+    expected = dict.fromkeys(ways, motion_map_ref(frames[:1].double(), pairs, tubelet, **DEFAULTS))
+    expected |= {name: motion_map_ref(frames[:1].double(), pairs, tubelet, **UNREFINED) for name in PEERS}
+    n_bytes = motion_map_bytes(frames.shape, len(pairs), len(shares), frames.element_size(), *WORK)
     return timing.Operation(
         "motion_score", shape, torch.float32, ways, (), None, n_bytes={"fwd": n_bytes},
-        check=lambda way: error_of(ways[way](), expected, way), items=(n_pairs(frames.shape), "frame pairs"),
+        check=lambda way: error_of(ways[way](), expected[way], way), items=(n_pairs(frames.shape), "frame pairs"),
     )  # fmt: skip
 
 

@@ -7,6 +7,8 @@
 //     flow_equations       expansions and flow -> normal equations, summed along y over the window        } once an
 //     flow_solve_*         sums -> summed along x as well -> flow; at the end in the layout of the result } iteration
 //     flow_mean_magnitude  at the end in place of flow_solve, where only maps of the motion are wanted
+//     flow_refine_*        after the last iteration: all sweeps of the refinement; in the layout of the result
+//     flow_mean_refined    then, where only maps are wanted
 //
 // The arithmetic is in optical_flow.cuh. blockIdx.z counts planes. A row of a block works on neighbouring y, which lie
 // side by side. No atomics: the same bits every time.
@@ -179,14 +181,14 @@ extern "C" __global__ void __launch_bounds__(128) flow_solve_float16(
     solve_plane(sums, motion, first_slice, n_pairs, X, Y, Z, half);
 }
 
-// sums -> mean magnitudes (B, G, X, Y, Z) of the flow of the group's slices; mean g is over the pairs
+// Mean magnitudes (B, G, X, Y, Z) of the flow of the group's slices; mean g is over the pairs
 // members[begin[g]] .. members[begin[g + 1] - 1] by their shares. blockIdx.z counts slices and means. A block is
 // (MEAN_WIDTH, MEAN_PAIRS): a thread takes STRIP rows of one y of every MEAN_PAIRS-th pair; then the threads of a y add
-// up what they have, in order.
-extern "C" __global__ void __launch_bounds__(MEAN_WIDTH * MEAN_PAIRS) flow_mean_magnitude(
-    const float* __restrict__ sums, float* __restrict__ maps, const int* __restrict__ begin,
-    const int* __restrict__ members, const float* __restrict__ shares, int first_slice, int n_pairs, int n_means, int X,
-    int Y, int Z, int half) {
+// up what they have, in order. each_row(plane, from, y, take): take(x, motion) for x in from .. from + STRIP - 1.
+template <class EachRow>
+static __device__ __forceinline__ void mean_magnitude(
+    float* __restrict__ maps, const int* __restrict__ begin, const int* __restrict__ members,
+    const float* __restrict__ shares, int first_slice, int n_pairs, int n_means, int X, int Y, int Z, EachRow each_row) {
     __shared__ float parts[MEAN_PAIRS][STRIP][MEAN_WIDTH];
     const int y = blockIdx.x * MEAN_WIDTH + threadIdx.x, from = blockIdx.y * STRIP;
     const int slice = blockIdx.z / n_means, mean = blockIdx.z % n_means;
@@ -196,8 +198,8 @@ extern "C" __global__ void __launch_bounds__(MEAN_WIDTH * MEAN_PAIRS) flow_mean_
     if (y < Y)
         for (int k = begin[mean] + threadIdx.y; k < begin[mean + 1]; k += MEAN_PAIRS) {
             const float share = shares[k];
-            solve_strip(sums + (size_t(slice) * n_pairs + members[k]) * COEFFICIENTS * plane, from, y, X, Y, half,
-                        [&](int x, Motion m) { part[x - from][threadIdx.x] += share * magnitude(m); });
+            each_row(size_t(slice) * n_pairs + members[k], from, y,
+                     [&](int x, Motion m) { part[x - from][threadIdx.x] += share * magnitude(m); });
         }
     __syncthreads();
     if (y >= Y) return;
@@ -208,4 +210,99 @@ extern "C" __global__ void __launch_bounds__(MEAN_WIDTH * MEAN_PAIRS) flow_mean_
         for (int k = 0; k < MEAN_PAIRS; ++k) sum += parts[k][i][threadIdx.x];
         out[size_t(from + i) * Y * Z] = sum;
     }
+}
+
+extern "C" __global__ void __launch_bounds__(MEAN_WIDTH * MEAN_PAIRS) flow_mean_magnitude(
+    const float* sums, float* maps, const int* begin, const int* members, const float* shares, int first_slice,
+    int n_pairs, int n_means, int X, int Y, int Z, int half) {
+    mean_magnitude(maps, begin, members, shares, first_slice, n_pairs, n_means, X, Y, Z,
+                   [&](size_t pair, int from, int y, auto take) {
+                       solve_strip(sums + pair * COEFFICIENTS * X * Y, from, y, X, Y, half, take);
+                   });
+}
+
+extern "C" __global__ void __launch_bounds__(MEAN_WIDTH * MEAN_PAIRS) flow_mean_refined(
+    const float* motion, float* maps, const int* begin, const int* members, const float* shares, int first_slice,
+    int n_pairs, int n_means, int X, int Y, int Z) {
+    mean_magnitude(maps, begin, members, shares, first_slice, n_pairs, n_means, X, Y, Z,
+                   [&](size_t pair, int from, int y, auto take) {
+                       const size_t plane = size_t(X) * Y;
+                       const float* u = motion + pair * 2 * plane + y;
+                       const int end = flow::min(X, from + STRIP);
+                       for (int x = from; x < end; ++x)
+                           take(x, {u[size_t(x) * Y], u[plane + size_t(x) * Y]});
+                   });
+}
+
+// expansions (slices, F, 5, X, Y), flow (slices, P, 2, X, Y) -> refined flow (B, P, 2, X, Y, Z) of the group's slices.
+// A block (REGION_Y, REGION_ROWS) takes a region of (REGION_X, REGION_Y) pixels through all sweeps in shared memory;
+// what it does not know beyond the region spoils a pixel more with each sweep, so the outermost `sweeps` of the region
+// are not written.
+template <class T>
+static __device__ __forceinline__ void refine_region(
+    const float* __restrict__ expansions, const float* __restrict__ motion, T* __restrict__ refined,
+    const int* __restrict__ pairs, int first_slice, int n_used, int n_pairs, int X, int Y, int Z, int sweeps) {
+    __shared__ float region[2][2][REGION_X][REGION_Y];
+    constexpr int PIXELS = REGION_X / REGION_ROWS;
+    const int slice = blockIdx.z / n_pairs, pair = blockIdx.z % n_pairs;
+    const size_t plane = size_t(X) * Y;
+    const float* first = expansions + (size_t(slice) * n_used + pairs[2 * pair]) * COEFFICIENTS * plane;
+    const float* second = expansions + (size_t(slice) * n_used + pairs[2 * pair + 1]) * COEFFICIENTS * plane;
+    const float* u = motion + size_t(blockIdx.z) * 2 * plane;
+    const int from_x = int(blockIdx.y) * (REGION_X - 2 * sweeps) - sweeps;
+    const int from_y = int(blockIdx.x) * (REGION_Y - 2 * sweeps) - sweeps;
+    // the part of the region that is in the frame
+    const int low_x = flow::max(0, -from_x), high_x = flow::min(REGION_X, X - from_x) - 1;
+    const int low_y = flow::max(0, -from_y), high_y = flow::min(REGION_Y, Y - from_y) - 1;
+    const int j = threadIdx.x, y = from_y + j, left = flow::max(j - 1, low_y), right = flow::min(j + 1, high_y);
+    const bool column_inside = j >= low_y && j <= high_y;
+    Coupling coupling[PIXELS];
+    FLOW_UNROLL
+    for (int k = 0; k < PIXELS; ++k) {
+        const int i = threadIdx.y + k * REGION_ROWS, x = from_x + i, here = x * Y + y;
+        if (!column_inside || i < low_x || i > high_x) continue;
+        region[0][0][i][j] = region[1][0][i][j] = u[here], region[0][1][i][j] = region[1][1][i][j] = u[plane + here];
+        coupling[k] = couple(normal_equations(
+            first, second, x, y, X, Y, u[here], u[plane + here], border_weight(x, X) * border_weight(y, Y)));
+    }
+    float omega = 1.f;
+    for (int sweep = 0; sweep < sweeps; ++sweep) {
+        omega = next_omega(sweep, omega);
+        __syncthreads();
+        const auto& now = region[sweep % 2];
+        auto& last = region[1 - sweep % 2];
+        FLOW_UNROLL
+        for (int k = 0; k < PIXELS; ++k) {
+            const int i = threadIdx.y + k * REGION_ROWS;
+            if (!column_inside || i < low_x || i > high_x) continue;
+            const int before = flow::max(i - 1, low_x), after = flow::min(i + 1, high_x);
+            const float sum_u = now[0][before][j] + now[0][after][j] + now[0][i][left] + now[0][i][right];
+            const float sum_v = now[1][before][j] + now[1][after][j] + now[1][i][left] + now[1][i][right];
+            const Coupling& c = coupling[k];
+            last[0][i][j] = accelerated(c.pxx * sum_u + c.pxy * sum_v + c.qx, last[0][i][j], omega);
+            last[1][i][j] = accelerated(c.pxy * sum_u + c.pyy * sum_v + c.qy, last[1][i][j], omega);
+        }
+    }
+    const int in_all = first_slice + slice;
+    T* out = refined + (size_t(in_all / Z) * n_pairs + pair) * 2 * plane * Z + in_all % Z;
+    FLOW_UNROLL
+    for (int k = 0; k < PIXELS; ++k) {
+        const int i = threadIdx.y + k * REGION_ROWS;
+        if (!column_inside || i > high_x || i < sweeps || i >= REGION_X - sweeps || j < sweeps || j >= REGION_Y - sweeps)
+            continue;
+        const size_t here = size_t(from_x + i) * Y + y;
+        put(region[sweeps % 2][0][i][j], out + here * Z), put(region[sweeps % 2][1][i][j], out + (plane + here) * Z);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(REGION_Y * REGION_ROWS) flow_refine_float32(
+    const float* expansions, const float* motion, float* refined, const int* pairs, int first_slice, int n_used,
+    int n_pairs, int X, int Y, int Z, int sweeps) {
+    refine_region(expansions, motion, refined, pairs, first_slice, n_used, n_pairs, X, Y, Z, sweeps);
+}
+
+extern "C" __global__ void __launch_bounds__(REGION_Y * REGION_ROWS) flow_refine_float16(
+    const float* expansions, const float* motion, unsigned short* refined, const int* pairs, int first_slice, int n_used,
+    int n_pairs, int X, int Y, int Z, int sweeps) {
+    refine_region(expansions, motion, refined, pairs, first_slice, n_used, n_pairs, X, Y, Z, sweeps);
 }

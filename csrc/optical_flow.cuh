@@ -28,7 +28,10 @@ constexpr int COEFFICIENTS = 5;  // of an expansion, and sums of the normal equa
 constexpr int STRIP = 16;        // rows after which a running sum starts anew, so that rounding cannot pile up
 constexpr int MEAN_WIDTH = 32;   // pixels of a row that a block of flow_mean_magnitude makes
 constexpr int MEAN_PAIRS = 4;    // pairs that it works on at a time
+constexpr int REGION_X = 48, REGION_Y = 64, REGION_ROWS = 16;  // of flow_refine: pixels of a block, rows at a time
 constexpr int MAX_RADIUS = 7;
+constexpr float SMOOTHNESS = 50.f;  // s of the refinement [grey values^2 / pixel^4]
+constexpr float SPREAD = 0.98f;     // largest eigenvalue of a plain sweep that Chebyshev's weights reckon with
 constexpr float DAMPING = 1e-3f;  // of the determinant, as OpenCV has it: grey values of 0..255 are meant
 
 // One-dimensional filters of the expansion: averaging g, first derivative d (odd) and second derivative q.
@@ -52,7 +55,13 @@ struct Motion {
     float u, v;
 };
 
+// One pixel of the refinement: m = P (sum of the four neighbours' m) + q, P symmetric.
+struct Coupling {
+    float pxx, pxy, pyy, qx, qy;
+};
+
 FLOW_INLINE int min(int a, int b) { return a < b ? a : b; }
+FLOW_INLINE int max(int a, int b) { return a > b ? a : b; }
 FLOW_INLINE float between(float v, float low, float high) {  // low for NaN
     v = v > low ? v : low;
     return v < high ? v : high;
@@ -131,6 +140,20 @@ FLOW_INLINE Motion solve(Sums s, float scale) {
     s.gxx *= scale, s.gxy *= scale, s.gyy *= scale, s.hx *= scale, s.hy *= scale;
     const float inverse = 1.f / (s.gxx * s.gyy - s.gxy * s.gxy + DAMPING);
     return {(s.gyy * s.hx - s.gxy * s.hy) * inverse, (s.gxx * s.hy - s.gxy * s.hx) * inverse};
+}
+
+// The motion that makes |A m - (db + A m_so_far)|^2 + s sum over neighbours |m - m_neighbour|^2 least, given theirs:
+// (G + 4 s) m = h + s (sum of the neighbours' m).
+FLOW_INLINE Coupling couple(Sums e) {
+    const float a = e.gxx + 4.f * SMOOTHNESS, c = e.gyy + 4.f * SMOOTHNESS, b = e.gxy, inverse = 1.f / (a * c - b * b);
+    const float scaled = SMOOTHNESS * inverse;
+    return {c * scaled, -b * scaled, a * scaled, (c * e.hx - b * e.hy) * inverse, (a * e.hy - b * e.hx) * inverse};
+}
+
+// One component of a sweep: `now` from Jacobi's step, `last` from two sweeps ago; Chebyshev's weights make few do.
+FLOW_INLINE float accelerated(float now, float last, float omega) { return last + omega * (now - last); }
+FLOW_INLINE float next_omega(int sweep, float omega) {
+    return sweep == 0 ? 1.f : 1.f / (1.f - SPREAD * SPREAD * (sweep == 1 ? 0.5f : 0.25f * omega));
 }
 
 FLOW_INLINE float magnitude(Motion m) { return sqrtf(m.u * m.u + m.v * m.v); }

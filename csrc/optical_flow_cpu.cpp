@@ -45,7 +45,7 @@ struct Request {
     const int32_t* members; // pairs
     const float* shares;    // what the magnitude of each member counts for in its group's mean
     int64_t B, T, X, Y, Z, F, P, G;  // G = 0: the flow is wanted
-    int item_size, out_size, n_levels, iterations, window, poly_n, threads;
+    int item_size, out_size, n_levels, iterations, window, poly_n, refine, threads;
 };
 
 enum { DONE = 0, NON_FINITE = 1, NO_MEMORY = 2 };
@@ -207,6 +207,55 @@ void iterate(const float* first, const float* second, int X, int Y, int window, 
     }
 }
 
+VECTORISED void couple_row(float* equations, int64_t stride, int Y) {
+#pragma omp simd
+    for (int y = 0; y < Y; ++y) {
+        float* e = equations + y;
+        const Coupling c = couple({e[0], e[stride], e[2 * stride], e[3 * stride], e[4 * stride]});
+        e[0] = c.pxx, e[stride] = c.pxy, e[2 * stride] = c.pyy, e[3 * stride] = c.qx, e[4 * stride] = c.qy;
+    }
+}
+
+// One row of a sweep: `last` becomes the new flow. Rows before, at and after it of the flow, and its own coupling.
+VECTORISED void sweep_row(const float* coupling, int64_t plane, const float* before, const float* at, const float* after,
+                          int Y, float omega, float* last) {
+    const auto pixel = [&](int y, int left, int right) {
+        const float u = before[y] + after[y] + at[left] + at[right];
+        const float v = before[plane + y] + after[plane + y] + at[plane + left] + at[plane + right];
+        const float* c = coupling + y;
+        last[y] = accelerated(c[0] * u + c[plane] * v + c[3 * plane], last[y], omega);
+        last[plane + y] = accelerated(c[plane] * u + c[2 * plane] * v + c[4 * plane], last[plane + y], omega);
+    };
+    pixel(0, 0, Y > 1 ? 1 : 0);
+#pragma omp simd
+    for (int y = 1; y < Y - 1; ++y) pixel(y, y - 1, y + 1);
+    if (Y > 1) pixel(Y - 1, Y - 2, Y - 1);
+}
+
+// The refinement of a flow (2, X, Y); returns where its result lies: there or in `other`. scratch: 5 X Y + Y values.
+float* refine(const float* first, const float* second, int X, int Y, int sweeps, float* scratch, float* flow, float* other) {
+    const int64_t plane = int64_t(X) * Y;
+    float* weights = scratch + COEFFICIENTS * plane;
+    for (int y = 0; y < Y; ++y) weights[y] = border_weight(y, Y);
+    for (int x = 0; x < X; ++x) {
+        float* row = scratch + int64_t(x) * Y;
+        const float* u = flow + int64_t(x) * Y;
+        equations_of_row(first, second, x, X, Y, u, u + plane, weights, row, int(plane));
+        couple_row(row, plane, Y);
+    }
+    std::memcpy(other, flow, sizeof(float) * 2 * plane);
+    float omega = 1.f;
+    for (int k = 0; k < sweeps; ++k) {
+        omega = next_omega(k, omega);
+        for (int x = 0; x < X; ++x) {
+            const auto row = [&](int i) { return int64_t(clamp(i, X)) * Y; };
+            sweep_row(scratch + row(x), plane, flow + row(x - 1), flow + row(x), flow + row(x + 1), Y, omega, other + row(x));
+        }
+        std::swap(flow, other);
+    }
+    return flow;
+}
+
 // Where a slice's expansions lie: those of all used frames, level after level.
 struct Pyramid {
     int64_t start[64], size;
@@ -235,7 +284,8 @@ bool expand_frame(const Request& r, const Pyramid& pyramid, int64_t slice, int64
     return finite;
 }
 
-// Flow (2, X, Y) of one pair of one slice, coarse to fine; it lies in scratch: 4 X Y + Y values and `iterate`'s.
+// Flow (2, X, Y) of one pair of one slice, coarse to fine; it lies in scratch: 4 X Y + Y values and those of `iterate`
+// or, if more, of `refine`.
 const float* flow_of_pair(const Request& r, const Pyramid& pyramid, int64_t p, const float* expansions, float* scratch) {
     const int64_t n = r.X * r.Y;
     float *flow = scratch, *coarser = flow + 2 * n, *row = coarser + 2 * n, *rest = row + r.Y;
@@ -255,6 +305,8 @@ const float* flow_of_pair(const Request& r, const Pyramid& pyramid, int64_t p, c
         const float* first = expansions + r.pairs[2 * p] * pyramid.size + pyramid.start[l];
         const float* second = expansions + r.pairs[2 * p + 1] * pyramid.size + pyramid.start[l];
         for (int i = 0; i < r.iterations; ++i) iterate(first, second, level.X, level.Y, r.window, rest, u, u + size);
+        if (l == r.n_levels - 1 && r.refine)
+            return refine(first, second, level.X, level.Y, r.refine, rest, flow, coarser);
     }
     return flow;
 }
@@ -296,7 +348,8 @@ extern "C" int cinema_fast_optical_flow(const Request* request) {
     int64_t group = (4 * threads + fewest - 1) / fewest;
     if (group > slices) group = slices;
     const int64_t frame_scratch = 2 * r.X * r.Y + r.Y + 3 * (r.Y + 2 * MAX_RADIUS);
-    const int64_t pair_scratch = 4 * r.X * r.Y + r.Y + iterate_scratch(r.Y, r.window);
+    const int64_t of_iterate = iterate_scratch(r.Y, r.window), of_refine = r.refine ? COEFFICIENTS * r.X * r.Y + r.Y : 0;
+    const int64_t pair_scratch = 4 * r.X * r.Y + r.Y + (of_iterate > of_refine ? of_iterate : of_refine);
     const int64_t scratch_size = frame_scratch > pair_scratch ? frame_scratch : pair_scratch;
     const int64_t n = r.X * r.Y;
     const Buffer expansions = allocate(group * r.F * pyramid.size), scratch = allocate(threads * scratch_size);

@@ -23,6 +23,8 @@ from .native import cuda_module
 STRIP = 16  # rows of a thread of flow_solve, as in csrc/optical_flow.cuh
 MEAN_BLOCK = (32, 4)  # MEAN_WIDTH and MEAN_PAIRS there
 WORKSPACE_BYTES = 512 * 2**20
+REGION = (48, 64)  # REGION_X and REGION_Y there, and REGION_ROWS
+REGION_ROWS = 16
 MAX_PLANES = 65535  # of blockIdx.z
 TILE = (32, 8)
 
@@ -88,7 +90,7 @@ def _stream(device: torch.device) -> AbstractContextManager:
 
 def run_cuda(
     frames: Tensor, out: Tensor, pairs: list[int], levels: int, pyr_scale: float, window: int, iterations: int,
-    poly_n: int, poly_sigma: float, groups: PairGroups | None = None,
+    poly_n: int, poly_sigma: float, refine: int, groups: PairGroups | None = None,
 ) -> None:  # fmt: skip
     """Fills `out` from contiguous `frames`: with the flow (B, P, 2, X, Y[, Z]) float32 or float16 or, given groups of
     pairs, with the mean magnitude over each of the G, (B, G, X, Y[, Z]) float32."""
@@ -140,6 +142,7 @@ def run_cuda(
                         "flow_upsample", (*tiles, n * n_pairs * 2), TILE,
                         [coarser, flow, *level.flow, *before, height, width],
                     )  # fmt: skip
+                last_level = level is pyramid_levels[-1]
                 for i in range(iterations):
                     launch(
                         "flow_equations", (blocks, height, n * n_pairs), (threads,),
@@ -148,7 +151,7 @@ def run_cuda(
                     )  # fmt: skip
                     strips = math.ceil(height / STRIP)
                     blocks_128 = (math.ceil(width / 128), strips, n * n_pairs)
-                    if level is not pyramid_levels[-1] or i < iterations - 1:
+                    if refine or not last_level or i < iterations - 1:
                         launch(
                             "flow_solve_float32", blocks_128, (128,), [sums, flow, 0, n_pairs, height, width, 1, half]
                         )
@@ -161,5 +164,23 @@ def run_cuda(
                         launch(
                             "flow_mean_magnitude", (math.ceil(width / MEAN_BLOCK[0]), strips, n * n_means), MEAN_BLOCK,
                             [sums, out, *means, first, n_pairs, n_means, height, width, z, half],
+                        )  # fmt: skip
+                if refine and last_level:
+                    tiles = tuple(math.ceil(n / (side - 2 * refine)) for n, side in zip(level.size, REGION))[::-1]
+                    block, sizes = (REGION[1], REGION_ROWS), [n_used, n_pairs, height, width]
+                    if not groups:
+                        launch(
+                            f"flow_refine_{written}", (*tiles, n * n_pairs), block,
+                            [expansion, flow, out, places, first, *sizes, z, refine],
+                        )  # fmt: skip
+                    else:
+                        launch(
+                            "flow_refine_float32", (*tiles, n * n_pairs), block,
+                            [expansion, flow, coarser, places, 0, *sizes, 1, refine],
+                        )  # fmt: skip
+                        launch(
+                            "flow_mean_refined",
+                            (math.ceil(width / MEAN_BLOCK[0]), math.ceil(height / STRIP), n * n_means), MEAN_BLOCK,
+                            [coarser, out, *means, first, n_pairs, n_means, height, width, z],
                         )  # fmt: skip
                 before = level.size

@@ -37,7 +37,7 @@ class _Request(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("begin", "members", "shares")),
         *((name, ctypes.c_int64) for name in ("b", "t", "x", "y", "z", "f", "p", "g")),
         *((name, ctypes.c_int) for name in ("item_size", "out_size", "n_levels", "iterations", "window", "poly_n")),
-        ("threads", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("refine", "threads")),
     )
 
 
@@ -62,7 +62,7 @@ def _c_levels(size: tuple[int, int], levels: int, pyr_scale: float) -> tuple[cty
 
 def run_native(
     frames: Tensor, out: Tensor, pairs: list[int], levels: int, pyr_scale: float, window: int, iterations: int,
-    poly_n: int, poly_sigma: float, groups: PairGroups | None = None,
+    poly_n: int, poly_sigma: float, refine: int, groups: PairGroups | None = None,
 ) -> None:  # fmt: skip
     """Fills `out` from contiguous `frames` on torch's number of threads: with the flow (B, P, 2, X, Y[, Z]) float32 or
     float16 or, given groups of pairs, with the mean magnitude over each of the G, (B, G, X, Y[, Z]) float32.
@@ -80,7 +80,7 @@ def run_native(
         frames.data_ptr(), out.data_ptr(), used.data_ptr(), places.data_ptr(), ctypes.addressof(c_levels),
         filters.data_ptr(), begin.data_ptr(), members.data_ptr(), shares.data_ptr(), b, t, x, y, z[0] if z else 1,
         len(used), len(pairs) // 2, groups.count, frames.element_size(), out.element_size(), len(c_levels), iterations,
-        window, poly_n, torch.get_num_threads(),
+        window, poly_n, refine, torch.get_num_threads(),
     )  # fmt: skip
     library, _ = load_library("optical_flow")
     status = library.cinema_fast_optical_flow(ctypes.byref(request))

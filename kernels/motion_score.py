@@ -7,9 +7,9 @@
 Where nothing moves every score is 1, and the draw is uniform. (Kim et al., "HeartMAE", ML4H 2024: the moving heart
 guides the mask.)
 
-The map is what `optical_flow` ends in: its compiled forms take magnitudes and means where the last iteration at the
-finest level solves for the flow, which is not written. Means are of float32, in a fixed order: the same bits every
-time, for any number of threads. Bytes: those of the flow, with the maps in the flow's place.
+The map is what `optical_flow` ends in: its compiled forms take magnitudes and means of the flow of a few slices at a
+time, and unrefined where the last iteration at the finest level solves for it. Means are of float32, in a fixed order:
+the same bits every time, for any number of threads. Bytes: those of the flow, with the maps in the flow's place.
 """
 
 import math
@@ -36,9 +36,10 @@ def motion_map_ref(
     iterations: int,
     poly_n: int,
     poly_sigma: float,
+    refine: int,
 ) -> Tensor:
     """Plain PyTorch in the frames' dtype, at least float32; arguments as `motion_map` has checked them."""
-    flow = optical_flow_ref(frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma)
+    flow = optical_flow_ref(frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
     magnitude = torch.linalg.vector_norm(flow, dim=2)  # (B, P, *size)
     shares = pair_shares(pairs, frames.shape[1], tubelet).to(magnitude)
     maps = torch.einsum("gp,bp...->bg...", shares, magnitude)
@@ -46,10 +47,11 @@ def motion_map_ref(
 
 
 def motion_map_bytes(
-    shape: Sequence[int], n_pairs: int, n_groups: int, item_size: int, levels: int, pyr_scale: float, iterations: int
-) -> int:
+    shape: Sequence[int], n_pairs: int, n_groups: int, item_size: int, levels: int, pyr_scale: float, iterations: int,
+    refine: int,
+) -> int:  # fmt: skip
     """Bytes that must move for frames of `shape` (B, T, X, Y[, Z]): those of the flow, less the flow, and the maps."""
-    flow = optical_flow_bytes(shape, n_pairs, item_size, levels, pyr_scale, iterations)
+    flow = optical_flow_bytes(shape, n_pairs, item_size, levels, pyr_scale, iterations, refine)
     pixels = math.prod(shape) // shape[1]
     return flow + pixels * 4 * (n_groups - 2 * n_pairs)
 
@@ -57,17 +59,17 @@ def motion_map_bytes(
 @torch.library.custom_op("cinema_fast::motion_map_native", mutates_args=())
 def _native_op(
     frames: Tensor, pairs: list[int], tubelet: int | None, levels: int, pyr_scale: float, window: int, iterations: int,
-    poly_n: int, poly_sigma: float,
+    poly_n: int, poly_sigma: float, refine: int,
 ) -> Tensor:  # fmt: skip
-    return _run(run_native, frames, pairs, tubelet, levels, pyr_scale, window, iterations, poly_n, poly_sigma)
+    return _run(run_native, frames, pairs, tubelet, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
 
 
 @torch.library.custom_op("cinema_fast::motion_map_cuda", mutates_args=())
 def _cuda_op(
     frames: Tensor, pairs: list[int], tubelet: int | None, levels: int, pyr_scale: float, window: int, iterations: int,
-    poly_n: int, poly_sigma: float,
+    poly_n: int, poly_sigma: float, refine: int,
 ) -> Tensor:  # fmt: skip
-    return _run(run_cuda, frames, pairs, tubelet, levels, pyr_scale, window, iterations, poly_n, poly_sigma)
+    return _run(run_cuda, frames, pairs, tubelet, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
 
 
 def _run(how, frames, pairs, tubelet, *parameters):
@@ -83,7 +85,7 @@ def _run(how, frames, pairs, tubelet, *parameters):
 
 @_cuda_op.register_fake
 @_native_op.register_fake
-def _empty_map(frames, pairs, tubelet, levels, pyr_scale, window, iterations, poly_n, poly_sigma):
+def _empty_map(frames, pairs, tubelet, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine):
     b, t, *size = frames.shape
     groups = [] if tubelet is None else [t // tubelet]
     return frames.new_empty((b, *groups, *size), dtype=torch.float32)
@@ -100,12 +102,13 @@ def motion_map(
     iterations: int = 3,
     poly_n: int = 7,
     poly_sigma: float = 1.5,
+    refine: int = 10,
     backend: str = "auto",
 ) -> Tensor:
     """Mean magnitude of the motion of every pixel, over the cycle or in each tubelet of a clip.
 
     Args:
-        frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma: as for `optical_flow`.
+        frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine: as for `optical_flow`.
         tubelet: frames of a tubelet, a divisor of T, for frames (B, T, X, Y). A frame moves by the mean of the pairs
             that name it, by 0 where none does; a tubelet by the mean of its frames.
         backend: "auto", "torch", "native" (C++ on the CPU) or "cuda".
@@ -118,7 +121,7 @@ def motion_map(
         ValueError: what `optical_flow` raises; a tubelet that does not divide T, or one for frames with slices.
         BackendError: `backend` cannot run here.
     """
-    listed, how = checked(frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma)
+    listed, how = checked(frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
     if tubelet is not None:
         if frames.ndim != 4:
             raise ValueError(f"motion_map: tubelet is for frames (B, T, X, Y), got frames {tuple(frames.shape)}")

@@ -14,7 +14,9 @@ from cinema_fast.kernels import launches
 from cinema_fast.kernels.optical_flow import reasons
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
-DEFAULTS = {"levels": 3, "pyr_scale": 0.5, "window": 15, "iterations": 3, "poly_n": 7, "poly_sigma": 1.5}
+DEFAULTS = {
+    "levels": 3, "pyr_scale": 0.5, "window": 15, "iterations": 3, "poly_n": 7, "poly_sigma": 1.5, "refine": 10,
+}  # fmt: skip
 # Float32 against float64 [pixels]: worst and mean where every window holds structure. Where there is none the equations
 # are nearly singular, and plain PyTorch in float32 is itself off by up to 4e-3 on images of a heart.
 WORST, MEAN = 2e-4, 1e-5

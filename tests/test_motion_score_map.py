@@ -192,7 +192,7 @@ def test_parameters_and_defaults_are_those_of_optical_flow():
 @needs_library
 @pytest.mark.parametrize(("shape", "tubelet"), [((1, 3, 33, 40), None), ((2, 4, 20, 21), 2), ((2, 2, 20, 21, 3), None)])
 def test_registration(shape, tubelet):
-    torch.library.opcheck(_native_op, (torch.rand(shape) * 255, [0, 1, 1, 0], tubelet, 3, 0.5, 15, 3, 7, 1.5))
+    torch.library.opcheck(_native_op, (torch.rand(shape) * 255, [0, 1, 1, 0], tubelet, 3, 0.5, 15, 3, 7, 1.5, 10))
 
 
 @pytest.mark.gpu
@@ -224,6 +224,6 @@ def test_threads_do_not_change_a_bit(size, tubelet):
 
 def test_bytes_of_a_small_case():
     # one level of 40 x 50, 3 frames in uint8, 2 pairs: in place of 2 x 2 planes of flow one of the map
-    how = {"levels": 3, "pyr_scale": 0.5, "iterations": 2}
+    how = {"levels": 3, "pyr_scale": 0.5, "iterations": 2, "refine": 10}
     flow = optical_flow_bytes((1, 3, 40, 50, 4), 2, 1, **how)
     assert motion_map_bytes((1, 3, 40, 50, 4), 2, 1, 1, **how) == flow - 4 * 40 * 50 * 4 * 3

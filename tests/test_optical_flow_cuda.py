@@ -21,6 +21,7 @@ from cinema_fast.kernels.optical_flow import optical_flow_ref
 KERNELS = {
     "flow_image_uint8", "flow_image_float16", "flow_image_float32", "flow_expand_5", "flow_expand_7", "flow_upsample",
     "flow_equations", "flow_solve_float32", "flow_solve_float16", "flow_mean_magnitude",
+    "flow_refine_float32", "flow_refine_float16", "flow_mean_refined",
 }  # fmt: skip
 
 
@@ -105,8 +106,10 @@ def poison():
     [
         ((64, 72), torch.float32, {}),
         ((33, 71), torch.uint8, {"poly_n": 5, "poly_sigma": 1.1, "iterations": 1}),
-        ((40, 35, 3), torch.float16, {"window": 9}),
-        ((20, 300), torch.float32, {"window": 41, "iterations": 2}),  # rows in two blocks, a window wider than a strip
+        ((40, 35, 3), torch.float16, {"window": 9, "refine": 0}),
+        ((50, 130, 2), torch.uint8, {"refine": 16, "levels": 1}),  # several regions along either axis
+        # rows in two blocks, a window wider than a strip
+        ((20, 300), torch.float32, {"window": 41, "iterations": 2, "refine": 1}),
         ((67, 66, 2), torch.uint8, {"pyr_scale": 0.7}),
         ((40, 45), torch.uint8, {"pyr_scale": 0.99, "levels": 2}),  # two levels of the frame's own size
     ],
@@ -116,23 +119,27 @@ def test_kernels_equal_the_oracle(on_cpu, poison, size, dtype, how):
     frames, pairs = textured(2, 3, size).clamp(0, 255).to(dtype), [(0, 1), (2, 0)]
     expected = optical_flow_ref(frames.double(), pairs, **DEFAULTS | how)
     assert_same_flow(flow_by_kernels(frames, pairs, **how), expected)
-    assert set(on_cpu.launched) <= KERNELS and on_cpu.launched[-1] == "flow_solve_float32"
+    last = "flow_refine_float32" if (DEFAULTS | how)["refine"] else "flow_solve_float32"
+    assert set(on_cpu.launched) <= KERNELS and on_cpu.launched[-1] == last
 
 
 @pytest.mark.parametrize("size", [(40, 35), (20, 35, 3)], ids=str)
-def test_halves_are_the_nearest_to_what_float32_gives(on_cpu, poison, size):
+@pytest.mark.parametrize(("refine", "last"), [(0, "flow_solve_float16"), (10, "flow_refine_float16")])
+def test_halves_are_the_nearest_to_what_float32_gives(on_cpu, poison, size, refine, last):
     frames, pairs = textured(1, 3, size), [(0, 1), (2, 0)]
     frames = frames.to(torch.uint8)
-    halves = flow_by_kernels(frames, pairs, torch.float16)
-    assert on_cpu.launched[-1] == "flow_solve_float16" and on_cpu.launched.count("flow_solve_float16") == 1
-    assert torch.equal(halves, flow_by_kernels(frames, pairs).half())
+    halves = flow_by_kernels(frames, pairs, torch.float16, refine=refine)
+    assert on_cpu.launched[-1] == last and on_cpu.launched.count(last) == 1
+    assert torch.equal(halves, flow_by_kernels(frames, pairs, refine=refine).half())
 
 
 @pytest.mark.parametrize(
     ("size", "frames", "pairs", "tubelet", "how"),
     [
         ((64, 72), 7, "consecutive", None, {}),  # six pairs: more than a block takes at a time
+        ((64, 72), 7, "consecutive", None, {"refine": 0}),
         ((35, 40, 3), 2, "consecutive", None, {"window": 9}),
+        ((35, 40, 3), 2, "consecutive", None, {"window": 9, "refine": 0}),
         ((33, 70), 6, "consecutive", 2, {"iterations": 1}),  # rows of three blocks, columns that end within a strip
         ((40, 35), 4, [(0, 3), (3, 0), (3, 3)], 1, {}),  # frames that no pair names
     ],
@@ -143,7 +150,8 @@ def test_maps_equal_the_oracle(on_cpu, poison, size, frames, pairs, tubelet, how
     pairs = [(t, t + 1) for t in range(frames.shape[1] - 1)] if pairs == "consecutive" else pairs
     expected = motion_map_ref(frames.double(), pairs, tubelet, **DEFAULTS | how)
     assert_same_flow(map_by_kernels(frames, pairs, tubelet, **how), expected)
-    assert on_cpu.launched[-1] == "flow_mean_magnitude" and on_cpu.launched.count("flow_mean_magnitude") == 1
+    last = "flow_mean_refined" if (DEFAULTS | how)["refine"] else "flow_mean_magnitude"
+    assert on_cpu.launched[-1] == last and on_cpu.launched.count(last) == 1
     assert set(on_cpu.launched) <= KERNELS
 
 
@@ -152,10 +160,11 @@ def test_groups_of_slices_give_the_same(on_cpu, poison, monkeypatch):
     frames, pairs = textured(2, 3, (24, 33, 5)).to(torch.uint8), [(0, 1), (1, 2)]
     whole, launched = flow_by_kernels(frames, pairs), len(on_cpu.launched)
     whole_map = map_by_kernels(frames, pairs)
+    launched_for_map = len(on_cpu.launched) - launched
     monkeypatch.setattr(flow_cuda, "slices_at_once", lambda *_: 3)
     assert torch.equal(flow_by_kernels(frames, pairs), whole)
     assert torch.equal(map_by_kernels(frames, pairs), whole_map)
-    assert len(on_cpu.launched) == 2 * (1 + 4) * launched
+    assert len(on_cpu.launched) == (1 + 4) * (launched + launched_for_map)
 
 
 @pytest.mark.parametrize("n", [1, 32, 33, 96, 192, 256, 257, 400, 1000])

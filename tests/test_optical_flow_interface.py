@@ -38,6 +38,8 @@ def test_one_frame_has_no_pairs(pairs):
         (GOOD, {"poly_n": 6}, "poly_n must be 5 or 7, got 6"),
         (GOOD, {"poly_sigma": 0.0}, "poly_sigma must be positive, got 0.0"),
         (GOOD, {"poly_sigma": math.nan}, "poly_sigma"),
+        (GOOD, {"refine": -1}, "refine must be in 0..16, got -1"),
+        (GOOD, {"refine": 17}, "refine must be in 0..16, got 17"),
         (GOOD, {"dtype": torch.bfloat16}, "dtype must be torch.float32 or torch.float16, got torch.bfloat16"),
         (GOOD, {"dtype": torch.float64}, "dtype must be torch.float32 or torch.float16, got torch.float64"),
         (GOOD, {"pairs": "all"}, "pairs must be .* got 'all'"),
@@ -70,7 +72,7 @@ def test_registration(shape):
     if not load_library("optical_flow")[0]:
         pytest.skip(load_library("optical_flow")[1])
     for dtype in (torch.float32, torch.float16):
-        torch.library.opcheck(_native_op, (torch.rand(shape) * 255, [0, 1, 1, 0], dtype, 3, 0.5, 15, 3, 7, 1.5))
+        torch.library.opcheck(_native_op, (torch.rand(shape) * 255, [0, 1, 1, 0], dtype, 3, 0.5, 15, 3, 7, 1.5, 10))
 
 
 @pytest.mark.gpu
@@ -104,4 +106,6 @@ def test_bytes_of_a_small_case():
     # one level of 40 x 50, 3 frames in uint8, 2 pairs, 2 iterations, 4 slices
     pixels = 40 * 50
     expected = 4 * (3 * (pixels + pixels * 28) + 2 * pixels * 2 * 56)
-    assert optical_flow_bytes((1, 3, 40, 50, 4), 2, 1, levels=3, pyr_scale=0.5, iterations=2) == expected
+    how = {"levels": 3, "pyr_scale": 0.5, "iterations": 2}
+    assert optical_flow_bytes((1, 3, 40, 50, 4), 2, 1, **how, refine=0) == expected
+    assert optical_flow_bytes((1, 3, 40, 50, 4), 2, 1, **how, refine=10) == expected + 4 * 2 * pixels * 56

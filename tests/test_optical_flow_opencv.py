@@ -1,4 +1,4 @@
-"""optical_flow held against OpenCV's Farneback, on the synthetic heart and on real cines, and against true motion."""
+"""optical_flow, unrefined, held against OpenCV's Farneback on the synthetic heart and on real cines."""
 
 import numpy as np
 import pytest
@@ -11,10 +11,11 @@ from cinema_fast.kernels.optical_flow import optical_flow, reasons
 
 cv2 = pytest.importorskip("cv2", reason="opencv is not installed (pip install opencv-python-headless)")
 MYOCARDIUM = 2
+UNREFINED = DEFAULTS | {"refine": 0}
 PARAMETERS = [
-    DEFAULTS,
-    {"levels": 4, "pyr_scale": 0.8, "window": 11, "iterations": 2, "poly_n": 5, "poly_sigma": 1.1},
-    {"levels": 1, "pyr_scale": 0.5, "window": 31, "iterations": 5, "poly_n": 7, "poly_sigma": 1.5},
+    UNREFINED,
+    UNREFINED | {"levels": 4, "pyr_scale": 0.8, "window": 11, "iterations": 2, "poly_n": 5, "poly_sigma": 1.1},
+    UNREFINED | {"levels": 1, "pyr_scale": 0.5, "window": 31, "iterations": 5, "poly_n": 7, "poly_sigma": 1.5},
 ]
 
 
@@ -25,7 +26,7 @@ def way(request):
     return request.param
 
 
-def by_opencv(first, second, how=DEFAULTS) -> np.ndarray:
+def by_opencv(first, second, how=UNREFINED) -> np.ndarray:
     """(2, X, Y): OpenCV's x runs along columns, our Y."""
     flow = cv2.calcOpticalFlowFarneback(
         first, second, None, how["pyr_scale"], how["levels"], how["window"], how["iterations"], how["poly_n"],
@@ -34,7 +35,7 @@ def by_opencv(first, second, how=DEFAULTS) -> np.ndarray:
     return flow[..., ::-1].transpose(2, 0, 1)
 
 
-def ours(frames: np.ndarray, way: str, how=DEFAULTS, pairs="consecutive") -> np.ndarray:
+def ours(frames: np.ndarray, way: str, how=UNREFINED, pairs="consecutive") -> np.ndarray:
     return optical_flow(torch.from_numpy(frames)[None], pairs, **how, backend=way)[0].numpy()
 
 
@@ -70,16 +71,16 @@ def test_equals_opencv_on_the_synthetic_heart(way, hearts, view, how):
 
 
 @pytest.mark.parametrize("view", ["sax", "lax_4c"])
-def test_motion_of_the_myocardium_is_found_as_well_as_by_opencv(way, hearts, view):
+def test_motion_of_the_myocardium_is_found_better_than_by_opencv(way, hearts, view):
     frames, pairs, truth, tissue = hearts[view]
-    flow = ours(frames, way, pairs=pairs)
+    flow = ours(frames, way, DEFAULTS, pairs)
     for p, (a, b) in enumerate(pairs):
         error, theirs = (
             np.linalg.norm(found - truth[p], axis=0)[tissue[p]].mean()
             for found in (flow[p], by_opencv(frames[a], frames[b]))
         )
         still = np.linalg.norm(truth[p], axis=0)[tissue[p]].mean()
-        assert error < theirs + 1e-3 and error < 0.75 * still, (error, theirs, still)
+        assert error < 0.95 * theirs and error < 0.7 * still, (error, theirs, still)
 
 
 @pytest.mark.parametrize("name", ["sax_4d_6slices", "Se8_2ch", "Se6_4ch_or_3ch", "Se10_rvot"])
