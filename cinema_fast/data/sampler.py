@@ -108,7 +108,17 @@ class Sampler:
         self._index = {study: index for index, study in enumerate(self.ids)}
         self._sets = list(self.groups)
         self._turns, self._turn_rank, self._weights = _turns([len(m) for m in self.groups.values()])
+        self._remember_orders()
+
+    def _remember_orders(self) -> None:
         self._order = lru_cache(maxsize=4 * len(self.groups))(self._order)
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in self.__dict__.items() if name != "_order"}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._remember_orders()
 
     @property
     def global_batch(self) -> int:
