@@ -231,17 +231,25 @@ def read_cine(paths: Path | str | Sequence[Path], *, stack: bool) -> Cine:
                 raise CineError(path, f"not a single frame: shape {shape}, expected (X, Y, Z)")
             if shape != shapes[0] or not np.allclose(volume.affine, first.affine, atol=1e-2):
                 raise CineError(path, f"shape {shape} or affine differs from the first frame {paths[0].name}")
-    sha256 = _joined_sha256([volume.sha256 for volume in volumes])
+    sha256 = joined_sha256([volume.sha256 for volume in volumes])
     n_frames = shapes[0][3] if single else len(paths)
     cine = Cine(volumes, shapes[0][:3], n_frames, first.affine, first.frame_time_ms, sha256)
+    check_cine(cine, paths[0], stack=stack)
+    if single:
+        try:
+            _check_time_axis(cine)
+        except ValueError as err:
+            raise CineError(paths[0], str(err)) from None
+    return cine
+
+
+def check_cine(cine: Cine, path: Path, *, stack: bool) -> None:
+    """Raise CineError of `path` where the geometry or the values are those of no cine, as in `read_cine`."""
     try:
         _check_geometry(cine, stack)
         _check_values(cine)
-        if single:
-            _check_time_axis(cine)
     except ValueError as err:
-        raise CineError(paths[0], str(err)) from None
-    return cine
+        raise CineError(path, str(err)) from None
 
 
 def file_sha256(paths: Sequence[Path]) -> str:
@@ -250,10 +258,11 @@ def file_sha256(paths: Sequence[Path]) -> str:
     for path in paths:
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return _joined_sha256(digests)
+    return joined_sha256(digests)
 
 
-def _joined_sha256(digests: list[str]) -> str:
+def joined_sha256(digests: list[str]) -> str:
+    """The `Cine.sha256` of a cine from files with these digests, in their order."""
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 

@@ -1,0 +1,206 @@
+"""One cine from DICOM files: images of one view become slices and frames, by what their headers say.
+
+Slices are told apart and ordered by where they lie along the normal, frames by trigger time. The voxel axes are those
+of the pixels, X along a row and Y down a column (as SimpleITK keeps them; dcm2niix mirrors Y), the third is along
+row x column; the affine leads to the scanner's coordinates of NIfTI (mm, RAS+).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .dicom_file import ImageHeader, image_headers, read_dataset
+from .dicom_pixels import read_pixels
+from .nifti import MAX_BYTES, Cine, CineError, Volume, check_cine, joined_sha256
+
+# Slices of a cine are 4 mm apart or more; the same slice has the same position to a hundredth of a millimetre.
+SAME_PLACE_MM = 0.5
+# Between the largest and the smallest step of a stack that lacks no slice, relative to the middle one.
+MAX_UNEVENNESS = 0.1
+# A step in time so much longer than the middle one means that a frame is missing.
+LONG_STEP = 1.6
+
+
+class Image(NamedTuple):
+    """An image with the file that it comes from. pixels: (Rows, Columns)."""
+
+    path: Path
+    header: ImageHeader
+    pixels: np.ndarray
+
+
+def read_dicom_cine(paths: Sequence[Path], *, stack: bool) -> Cine:
+    """Read and check one view of one study.
+
+    Args:
+        paths: its DICOM files in any order, single-frame or enhanced multi-frame, of one or several series.
+        stack: whether the view is a stack of slices (SAX) or a single slice (LAX).
+
+    Raises:
+        CineError: a file that is malformed, truncated or without a decoder; images of differing size, orientation or
+            spacing; missing or repeated slices or frames; what `nifti.check_cine` refuses.
+    """
+    images, digests = [], []
+    for path in paths:
+        found, digest = _read_file(Path(path))
+        images += found
+        digests.append(digest)
+    first = images[0]
+    for image in images:
+        _check_alike(first, image)
+    slices = _by_time(_by_place(images))
+    if len(slices[0]) < 2:
+        raise CineError(first.path, f"not a cine: one image of each of {len(slices)} slices, expected 2 frames or more")
+    affine = _affine(slices)
+    _check_places(slices, affine)
+    volumes = tuple(_volume([images[t] for images in slices], affine, digests[0]) for t in range(len(slices[0])))
+    shape = (*first.pixels.shape[::-1], len(slices))
+    cine = Cine(volumes, shape, len(volumes), affine, _frame_time(slices), joined_sha256(digests))
+    check_cine(cine, first.path, stack=stack)
+    return cine
+
+
+def _read_file(path: Path) -> tuple[list[Image], str]:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise CineError(path, f"{path.stat().st_size} bytes: larger than any cine")
+        content = path.read_bytes()
+    except OSError as err:
+        raise CineError(path, f"cannot be read: {err.strerror or err}") from err
+    dataset = read_dataset(path, content)
+    headers = image_headers(path, dataset)
+    images = [Image(path, header, pixels) for header, pixels in zip(headers, read_pixels(path, dataset), strict=True)]
+    return images, hashlib.sha256(content).hexdigest()
+
+
+def _check_alike(first: Image, image: Image) -> None:
+    if image.pixels.shape != first.pixels.shape:
+        found, expected = ("{1} x {0} pixels".format(*one.pixels.shape) for one in (image, first))
+        raise CineError(image.path, f"sizes differ: {found}, in {first.path.name} {expected}")
+    # Within this the far corner of an image stays where it is by less than a pixel.
+    for name, limit in (("orientation", 1e-3), ("spacing", 1e-3)):
+        found, expected = getattr(image.header, name), getattr(first.header, name)
+        if np.abs(np.subtract(found, expected)).max() > limit:
+            raise CineError(image.path, f"the {name} {list(found)} differs from {list(expected)} in {first.path.name}")
+
+
+def _by_place(images: list[Image]) -> list[list[Image]]:
+    """The images of each slice; slices in their order along the normal."""
+    normal = images[0].header.normal
+    ordered = sorted(images, key=lambda image: float(normal @ image.header.position))
+    slices = [[ordered[0]]]
+    for before, image in zip(ordered, ordered[1:]):
+        if normal @ np.subtract(image.header.position, before.header.position) > SAME_PLACE_MM:
+            slices.append([])
+        slices[-1].append(image)
+    counts = [len(images) for images in slices]
+    if len(set(counts)) > 1:
+        usual = max(set(counts), key=counts.count)
+        k = next(k for k, count in enumerate(counts) if count != usual)
+        what = "frames are missing" if counts[k] < usual else "one slice was taken more than once"
+        raise CineError(slices[k][0].path, f"{what}: slice {k + 1} of {len(slices)} has {counts[k]} images, "
+                                           f"most have {usual}")
+    return slices
+
+
+def _by_time(slices: list[list[Image]]) -> list[list[Image]]:
+    """Each slice's images in the order of time, by the first of the headers' clocks that all of them have."""
+    n = len(slices[0])
+    phases = {image.header.n_phases for images in slices for image in images} - {None}
+    if len(phases) == 1 and n < max(phases):
+        raise CineError(slices[0][0].path, f"frames are missing: {n} images a slice, the header says "
+                                           f"{max(phases):g} (CardiacNumberOfImages)")
+    for clock in ("trigger_ms", "temporal", "instance", "acquisition"):
+        times = [[getattr(image.header, clock) for image in images] for images in slices]
+        known = [time for one in times for time in one if time is not None]
+        if len(known) < n * len(slices) or (n > 1 and any(len(set(one)) == 1 for one in times)):
+            continue  # absent, or the same for all: no clock
+        for images, one in zip(slices, times):
+            if len(set(one)) < n:
+                twice = next(time for time in one if one.count(time) > 1)
+                raise CineError(images[0].path, f"a slice was taken more than once: two of its images have the "
+                                                f"{clock.removesuffix('_ms')} {twice:g}")
+        slices = [sorted(images, key=lambda image: getattr(image.header, clock)) for images in slices]
+        if clock == "trigger_ms":
+            _check_steps(slices)
+        return slices
+    raise CineError(slices[0][0].path, "the order of the frames is unknown: no trigger times and no numbers that differ")
+
+
+def _check_steps(slices: list[list[Image]]) -> None:
+    for images in slices:
+        steps = np.diff([image.header.trigger_ms for image in images])
+        if len(steps) > 2 and steps.max() > LONG_STEP * np.median(steps):
+            after = images[int(steps.argmax())]
+            raise CineError(after.path, f"frames are missing: {steps.max():g} ms pass after trigger time "
+                                        f"{after.header.trigger_ms:g} ms, {np.median(steps):g} between others")
+
+
+def _affine(slices: list[list[Image]]) -> np.ndarray:
+    """(4, 4) voxel index -> mm, RAS+; the last column's step is that of the slices, of a single one its thickness."""
+    header = slices[0][0].header
+    row, column = np.reshape(header.orientation, (2, 3))
+    rows_mm, columns_mm = header.spacing
+    first, last = (np.array(images[0].header.position) for images in (slices[0], slices[-1]))
+    step = (last - first) / (len(slices) - 1) if len(slices) > 1 else header.normal * (header.thickness or 1.0)
+    affine = np.eye(4)
+    affine[:3] = np.stack([row * columns_mm, column * rows_mm, step, first], axis=1)
+    affine[:2] *= -1  # DICOM's axes lead to the left and to the back, those of NIfTI to the right and to the front
+    return affine
+
+
+def _check_places(slices: list[list[Image]], affine: np.ndarray) -> None:
+    normal = slices[0][0].header.normal
+    places = np.array([[image.header.position for image in images] for images in slices])  # (Z, T, 3)
+    along = places[:, 0] @ normal
+    steps = np.diff(along)
+    if len(steps) and np.ptp(steps) > MAX_UNEVENNESS * np.median(steps):
+        k = int(steps.argmax())
+        raise CineError(slices[k][0].path, f"slices are missing or lie unevenly: steps of {steps.min():.2f} to "
+                                           f"{steps.max():.2f} mm, the longest after slice {k + 1} of {len(slices)}")
+    expected = places[0, 0] + np.arange(len(slices))[:, None] * (affine[:3, 2] * (-1, -1, 1))
+    off = places - expected[:, None]
+    shift = np.linalg.norm(off - (off @ normal)[..., None] * normal, axis=-1)
+    if shift.max() > 1.0:
+        k, t = np.unravel_index(shift.argmax(), shift.shape)
+        raise CineError(slices[k][t].path, f"slice {k + 1} of {len(slices)} lies {shift.max():.1f} mm beside the line "
+                                           f"of the others")
+
+
+def _volume(images: list[Image], affine: np.ndarray, sha256: str) -> Volume:
+    """One frame: slices (Rows, Columns) -> (X, Y, Z). With values scaled unlike, as float32."""
+    scalings = {(image.header.slope, image.header.inter) for image in images}
+    alike = len(scalings) == 1
+    dtype = np.result_type(*(image.pixels.dtype for image in images)) if alike else np.dtype(np.float32)
+    data = np.empty((*images[0].pixels.shape[::-1], len(images)), dtype.newbyteorder("="), order="F")
+    with np.errstate(over="ignore"):
+        for z, image in enumerate(images):
+            pixels = image.pixels.T
+            data[..., z] = pixels if alike else pixels * image.header.slope + image.header.inter
+    slope, inter = scalings.pop() if alike else (1.0, 0.0)
+    return Volume(data, slope, inter, affine, None, sha256)
+
+
+def _frame_time(slices: list[list[Image]]) -> float | None:
+    """ms between frames: of the trigger times, else the heart's cycle divided by the frames, else FrameTime."""
+    n = len(slices[0])
+    triggers = [[image.header.trigger_ms for image in images] for images in slices]
+    if n > 1 and all(time is not None for one in triggers for time in one):
+        steps = np.median([np.median(np.diff(one)) for one in triggers])
+        if steps > 0:
+            return _plausible(steps)
+    headers = [image.header for images in slices for image in images]
+    cycles = [header.rr_ms for header in headers if header.rr_ms]
+    if cycles:
+        return _plausible(np.median(cycles) / n)
+    steps = [header.frame_ms for header in headers if header.frame_ms]
+    return _plausible(np.median(steps)) if steps else None
+
+
+def _plausible(ms: float) -> float | None:
+    return float(f"{ms:.6g}") if 1.0 <= ms <= 500.0 else None

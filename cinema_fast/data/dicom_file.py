@@ -1,0 +1,260 @@
+"""One DICOM file, read as if it were lying: its header and what it says of each image in it.
+
+Files are parsed by pydicom, whose every read is cut at the end of the file, so that a length in a header allocates
+nothing that is not there; a deflated file is inflated here, up to a ratio. Whatever a malformed file makes pydicom
+raise becomes a `CineError` that names the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import stat
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from .nifti import MAX_BYTES, CineError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+# 12-bit pixels of a heart deflate to a half or a quarter. More is a file made of zeros.
+MAX_INFLATION = 64
+# No cine has so many: 20 slices of 50 frames are 1000.
+MAX_IMAGES = 10_000
+
+_TAGS = (
+    "SpecificCharacterSet", "ImageType", "SOPInstanceUID", "Modality", "SeriesDescription", "ProtocolName", "PatientID",
+    "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber", "InstanceNumber",
+    "TriggerTime", "NominalInterval", "FrameTime", "CardiacNumberOfImages", "TemporalPositionIdentifier",
+    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
+    "RescaleSlope", "RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored",
+    "HighBit", "PixelRepresentation", "PixelData",
+)  # fmt: skip
+
+# What a single-frame file holds at the top level lies in an enhanced one in a functional group, shared by its images
+# or one per image, at times by another name.
+_GROUPS = {
+    "ImagePositionPatient": ("PlanePositionSequence", "ImagePositionPatient"),
+    "ImageOrientationPatient": ("PlaneOrientationSequence", "ImageOrientationPatient"),
+    "PixelSpacing": ("PixelMeasuresSequence", "PixelSpacing"),
+    "SliceThickness": ("PixelMeasuresSequence", "SliceThickness"),
+    "RescaleSlope": ("PixelValueTransformationSequence", "RescaleSlope"),
+    "RescaleIntercept": ("PixelValueTransformationSequence", "RescaleIntercept"),
+    "TriggerTime": ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
+    "NominalInterval": ("CardiacSynchronizationSequence", "RRIntervalTimeNominal"),
+    "TemporalPositionIdentifier": ("FrameContentSequence", "TemporalPositionIndex"),
+    "AcquisitionNumber": ("FrameContentSequence", "FrameAcquisitionNumber"),
+}
+
+
+class ImageHeader(NamedTuple):
+    """One image of a file.
+
+    position: (3,) mm of the middle of its first pixel. orientation: (6,) unit vectors along a row and down a column;
+    both in the patient's coordinates of DICOM (LPS+). spacing: (2,) mm between rows and between columns. thickness: mm,
+    None if unknown. Time, each None where the file does not say: trigger_ms after the R wave, temporal (index), instance
+    and acquisition (numbers), rr_ms (length of the heart's cycle), frame_ms, n_phases (images in a cycle). Values are
+    `pixel * slope + inter`.
+    """
+
+    position: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing: tuple[float, ...]
+    thickness: float | None
+    trigger_ms: float | None
+    temporal: float | None
+    instance: float | None
+    acquisition: float | None
+    rr_ms: float | None
+    frame_ms: float | None
+    n_phases: float | None
+    slope: float
+    inter: float
+
+    @property
+    def normal(self) -> np.ndarray:
+        """(3,) unit vector, LPS+: along a row x down a column."""
+        return np.cross(self.orientation[:3], self.orientation[3:])
+
+
+class _ToTheEnd(io.BufferedReader):
+    """A file whose reads ask for no more than is left of it: a buffer is as large as what was asked for."""
+
+    def __init__(self, raw: io.RawIOBase, size: int) -> None:
+        super().__init__(raw, 1 << 16)
+        self.size = size
+
+    def read(self, n: int | None = -1) -> bytes:
+        left = max(self.size - self.tell(), 0)
+        return super().read(left if n is None or n < 0 else min(n, left))
+
+
+def require_pydicom() -> None:
+    """Raise ValueError where pydicom is not installed."""
+    try:
+        import pydicom  # noqa: F401
+    except ImportError as err:
+        raise ValueError("DICOM needs pydicom and its decoders, which are not installed: "
+                         "pip install 'cinema-fast[dicom]'") from err
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file says that it is DICOM (the mark at byte 128); False for what cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return stat.S_ISREG(path.stat().st_mode) and file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def malformed(path: Path) -> Iterator[None]:
+    """Turns whatever pydicom and numpy raise on malformed content into a CineError of `path`, and mutes warnings."""
+    import pydicom
+
+    try:
+        with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+            warnings.simplefilter("ignore")
+            yield
+    except CineError:
+        raise
+    except OSError as err:
+        raise CineError(path, f"cannot be read: {err.strerror or err}") from err
+    except Exception as err:  # pydicom raises nearly every kind there is, on one malformed file or another
+        what = " ".join(str(err).split())[:200]
+        raise CineError(path, f"malformed DICOM ({type(err).__name__}: {what})") from err
+
+
+def read_header(path: Path) -> Dataset:
+    """The header of a file, of the attributes that this package uses. Raises CineError."""
+    with malformed(path):
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise CineError(path, "not a regular file")
+        with path.open("rb", buffering=0) as raw:
+            return _parse(path, _ToTheEnd(raw, info.st_size), pixels=False)
+
+
+def read_dataset(path: Path, content: bytes) -> Dataset:
+    """Header and pixels of a file with that content. Raises CineError."""
+    with malformed(path):
+        return _parse(path, io.BytesIO(content), pixels=True)
+
+
+def _parse(path: Path, stream: io.BufferedIOBase, *, pixels: bool) -> Dataset:
+    from pydicom.filereader import read_dataset
+    from pydicom.tag import Tag
+
+    if stream.read(132)[128:] != b"DICM":
+        raise CineError(path, "not DICOM: no DICM at byte 128")
+    meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    syntax = meta.get("TransferSyntaxUID")
+    if syntax is None:
+        raise CineError(path, "the header names no transfer syntax")
+    if not syntax.is_transfer_syntax:
+        raise CineError(path, f"the transfer syntax {syntax} is not one of DICOM's")
+    if syntax.is_deflated:
+        stream = io.BytesIO(_inflate(path, stream.read()))
+    at_pixels = {Tag("PixelData"), Tag("FloatPixelData"), Tag("DoubleFloatPixelData")}
+    dataset = read_dataset(
+        stream, syntax.is_implicit_VR, syntax.is_little_endian,
+        stop_when=None if pixels else lambda tag, vr, length: tag in at_pixels,
+        specific_tags=[Tag(name) for name in _TAGS],
+    )  # fmt: skip
+    dataset.file_meta = meta
+    return dataset
+
+
+def _inflate(path: Path, packed: bytes) -> bytes:
+    limit = min(MAX_BYTES, MAX_INFLATION * len(packed) + 4096)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    out = bytearray()
+    while packed and not inflater.eof:
+        out += inflater.decompress(packed, 1 << 20)
+        packed = inflater.unconsumed_tail
+        if len(out) > limit:
+            raise CineError(path, f"its deflated content grows more than {MAX_INFLATION}-fold: no images of a heart do")
+    if not inflater.eof:
+        raise CineError(path, "truncated: the deflated content ends early")
+    return bytes(out)
+
+
+def text(dataset: Dataset, keyword: str) -> str:
+    """An attribute as one line of printable characters, empty where there is none or it cannot be read."""
+    try:
+        value = str(dataset.get(keyword) or "")
+    except Exception:  # an unknown character set, a value of another type: described by nothing
+        return ""
+    return " ".join("".join(c if c.isprintable() else " " for c in value).split())
+
+
+def whole_number(dataset: Dataset, keyword: str, default: int | None = None) -> int:
+    """An integer attribute. Raises ValueError where it is missing (without a default) or is none."""
+    value = dataset.get(keyword)
+    value = default if value is None or value == "" else value
+    if value is None:
+        raise ValueError(f"no {keyword}")
+    if float(value) != int(value):
+        raise ValueError(f"{keyword} is {value}")
+    return int(value)
+
+
+def image_headers(path: Path, dataset: Dataset) -> list[ImageHeader]:
+    """What a file says of each of its images. Raises CineError."""
+    with malformed(path):
+        n = whole_number(dataset, "NumberOfFrames", 1)
+        if not 1 <= n <= MAX_IMAGES:
+            raise CineError(path, f"the header claims {n} images (NumberOfFrames)")
+        per_image = dataset.get("PerFrameFunctionalGroupsSequence") or []
+        if per_image and len(per_image) != n:
+            raise CineError(path, f"the header claims {n} images (NumberOfFrames) and describes {len(per_image)}")
+        shared = dataset.get("SharedFunctionalGroupsSequence") or []
+        common = [*shared[:1]]
+        return [_image_header(path, dataset, [*per_image[k : k + 1], *common], k, n) for k in range(n)]
+
+
+def _image_header(path: Path, dataset: Dataset, groups: list[Dataset], k: int, n: int) -> ImageHeader:
+    def numbers(keyword: str, count: int) -> tuple[float, ...] | None:
+        sequence, name = _GROUPS.get(keyword, (None, None))
+        value = None
+        for group in groups:
+            if value is None and sequence and group.get(sequence):
+                value = group[sequence][0].get(name)
+        value = dataset.get(keyword) if value is None else value
+        if value is None or value == "":
+            return None
+        values = tuple(float(v) for v in (value if count > 1 else [value]))
+        if len(values) != count or not all(map(math.isfinite, values)):
+            raise CineError(path, f"{keyword} is {value}, expected {count} finite numbers")
+        return values
+
+    def number(keyword: str) -> float | None:
+        found = numbers(keyword, 1)
+        return found[0] if found else None
+
+    where = [numbers(name, count) for name, count in
+             (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2))]
+    if None in where:
+        raise CineError(path, "no position, orientation or pixel spacing"
+                              + (f" of image {k + 1} of {n}" if n > 1 else ""))
+    row, column = np.reshape(where[1], (2, 3))
+    if max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)) > 1e-2:
+        raise CineError(path, f"ImageOrientationPatient {list(where[1])} is no pair of orthogonal unit vectors")
+    if min(where[2]) <= 0:
+        raise CineError(path, f"PixelSpacing is {list(where[2])}")
+    # In a file of many images without functional groups, their order in the file is all that tells them apart.
+    instance = number("InstanceNumber") if n == 1 else float(k)
+    slope, inter = number("RescaleSlope"), number("RescaleIntercept")
+    return ImageHeader(
+        *where, number("SliceThickness"), number("TriggerTime"), number("TemporalPositionIdentifier"), instance,
+        number("AcquisitionNumber"), number("NominalInterval"), number("FrameTime"), number("CardiacNumberOfImages"),
+        1.0 if slope is None else slope, inter or 0.0,
+    )  # fmt: skip
