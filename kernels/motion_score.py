@@ -198,4 +198,5 @@ def mask_weights(score: Tensor, *, strength: float, temperature: float = 1.0, ke
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"mask_weights: temperature must be above 0, got {temperature}")
     exponent = (-1 if keep else 1) / temperature
-    return (1 - strength + strength * score).clamp(min=1e-6) ** exponent
+    weights = (1 - strength + strength * score).clamp(min=1e-6) ** exponent
+    return weights.clamp(max=torch.finfo(weights.dtype).max)  # a small temperature overflows: still a draw

@@ -177,6 +177,19 @@ def test_a_study_that_cannot_be_read_is_named_and_tried_again(tiny_store, runs, 
     assert pq.read_table(out).equals(pq.read_table(tmp_path / "undisturbed"), check_metadata=True)
 
 
+def test_labels_colour_a_picture_beside_the_table(tiny_store, runs, tmp_path):  # noqa: F811
+    labels, out = tmp_path / "labels.csv", tmp_path / "out.parquet"
+    labels.write_text("study,edv\n" + "".join(f"s{i:02d},{100 + i}\n" for i in range(12)))
+    with pytest.raises(ValueError, match="no column 'ef'"):  # before anything is computed
+        embed(config_of(runs, tiny_store, out, labels=labels))
+    assert not list(tmp_path.glob("out*"))
+    embed(config_of(runs, tiny_store, out))
+    embed(config_of(runs, tiny_store, out, labels=labels, colour="edv", resume=True))
+    assert (tmp_path / "out.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match="the picture has this name"):
+        embed(config_of(runs, tiny_store, tmp_path / "x.png", labels=labels, colour="edv"))
+
+
 def test_when_no_study_has_what_the_model_takes(runs, tmp_path, capfd):
     path = write_store(tmp_path / "store", {"a": ("sax",), "b": ("lax_2c",)})
     settled = read_config(runs["cinema-tiny"])

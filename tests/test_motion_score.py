@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
 from tolerances import P_VALUE, assert_close
 
 from cinema_fast.kernels import sample_mask
@@ -64,6 +65,16 @@ def test_weights_follow_the_formula():
     assert torch.equal(mask_weights(score, strength=0.0), torch.ones_like(score))
 
 
+def test_a_small_temperature_is_still_a_draw():
+    """Weights beyond float32 are drawn from as equals, not in the order of their positions."""
+    score = torch.tensor([0.0, 0.0, 0.0, 0.0, 2.5, 2.5]).expand(4000, 6)
+    weights = mask_weights(score, strength=1.0, temperature=0.05, keep=True)
+    assert weights.isfinite().all()
+    plan = sample_mask(weights, batch=4000, n=6, keep=4, seed=2)
+    counts = torch.bincount(plan.keep.flatten().long(), minlength=6)
+    assert counts[4:].tolist() == [4000, 4000] and chisquare(counts[:4].numpy()).pvalue > P_VALUE
+
+
 @pytest.mark.parametrize(("keep_mode", "low", "high"), [(False, 0.0, 0.6), (True, 1.5, 4.0)])
 def test_share_of_what_moves_among_visible_tokens(backend, device, keep_mode, low, high):
     """A tenth of the patches moves ten times as much as the rest."""
@@ -79,8 +90,6 @@ def test_share_of_what_moves_among_visible_tokens(backend, device, keep_mode, lo
 
 
 def test_strength_zero_draws_uniformly():
-    from scipy.stats import chisquare
-
     score = torch.rand(2000, 12, generator=torch.Generator().manual_seed(0)) * 5
     plan = sample_mask(mask_weights(score, strength=0.0), batch=2000, n=12, keep=3, seed=3)
     counts = torch.bincount(plan.keep.flatten().long(), minlength=12)

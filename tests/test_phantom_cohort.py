@@ -1,5 +1,6 @@
 """Cohorts of synthetic studies on disk: NIfTI headers, labels, truth, and what is refused."""
 
+import csv
 import json
 
 import nibabel
@@ -22,7 +23,7 @@ def test_files_and_ids(cohort):
     folder, ids = cohort
     assert ids == ["heart-000000", "heart-000001", "heart-000002"]
     names = {f"{i}_{view}.nii.gz" for i in ids for view in VIEWS}
-    assert {p.name for p in folder.iterdir()} == names | {"labels", "truth.json"}
+    assert {p.name for p in folder.iterdir()} == names | {"labels", "truth.json", "truth.csv"}
     assert {p.name for p in (folder / "labels").iterdir()} == names
 
 
@@ -49,6 +50,11 @@ def test_nifti_round_trip(cohort):
 def test_truth_tells_what_the_labels_show(cohort):
     folder, ids = cohort
     document = json.loads((folder / "truth.json").read_text())
+    with (folder / "truth.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row.pop("study") for row in rows] == list(document["studies"])
+    for row, study in zip(rows, document["studies"].values()):
+        assert {"disease", "ef", "edv_ml", "age"} < row.keys() and row == {key: str(study[key]) for key in row}
     assert document["format"] == "cinema-fast phantom" and list(document["studies"]) == ids
     for i, name in enumerate(ids):
         truth = document["studies"][name]

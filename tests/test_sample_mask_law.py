@@ -103,3 +103,17 @@ def test_neighbouring_draws_overlap_as_chance_has_it(other):
     mean, variance = 16 * 16 / 64, 16 * 0.25 * 0.75 * (64 - 16) / 63
     z = float((overlap.mean() - mean) / (variance / len(overlap)) ** 0.5)
     assert 2 * norm.sf(abs(z)) > P_VALUE
+
+
+def test_what_weighs_more_is_masked_more_often(backend, device):
+    """Inclusion rises with the weight from token to token, by the exact probabilities."""
+    weights = [0.2, 0.5, 1.0, 2.0, 4.0]
+    exact = successive_sampling(weights, 2)
+    inclusion = [sum(p for masked, p in exact.items() if token in masked) for token in range(5)]
+    assert inclusion == sorted(inclusion)
+    batch = 4_000
+    scores = torch.tensor(weights, device=device).expand(batch, 5)
+    plan = sample_mask(scores, batch=batch, n=5, keep=3, seed=8, backend=backend)
+    counts = torch.bincount(plan.masked.flatten().long(), minlength=5).cpu().double()
+    p = torch.tensor(inclusion, dtype=torch.float64)
+    assert ((counts - batch * p).abs() < 4.5 * (batch * p * (1 - p)).sqrt()).all()

@@ -5,6 +5,7 @@ NIfTI. The heart and its motion are in `phantom_heart.py`, the body in `phantom_
 `phantom_patient.py`, the planes and the noise in `phantom_scan.py`, how a plane is drawn in `phantom_render.py`.
 """
 
+import csv
 import inspect
 import json
 import math
@@ -281,7 +282,8 @@ def write_cohort(dst: str | Path, n: int, seed: int, *, workers: int = 1, **opti
     Study i is `make_study((seed, i), **options)`, whatever `n` and `workers` are. DST gets `{id}_{view}.nii.gz`, 4D
     int16 (X, Y, Z, T) with one slice for a long axis, mm and seconds, the scanner's affine; the label maps under the
     same names in `labels/`, uint8; and, last, `truth.json`: per study the disease, covariates, volumes (ml),
-    ejection fractions (percent), myocardial mass (g), heart rate and landmarks (voxels and mm).
+    ejection fractions (percent), myocardial mass (g), heart rate and landmarks (voxels and mm). `truth.csv` holds what
+    of it is one number or word, a line per study.
 
     Args:
         dst: a folder that is empty or does not exist yet.
@@ -312,7 +314,17 @@ def write_cohort(dst: str | Path, n: int, seed: int, *, workers: int = 1, **opti
     studies = {_study_id(i): truth for i, truth in enumerate(truths)}
     document = {"format": "cinema-fast phantom", "seed": seed, "options": options, "studies": studies}
     (dst / "truth.json").write_text(json.dumps(document, indent=1))
+    with (dst / "truth.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, ["study", *_CSV_COLUMNS], extrasaction="ignore")
+        table.writeheader()
+        table.writerows({"study": study, **truth} for study, truth in studies.items())
     return list(studies)
+
+
+_CSV_COLUMNS = (
+    "disease", "age", "sex", "bmi", "heart_rate", "ef", "edv_ml", "esv_ml", "rv_ef", "rv_edv_ml", "rv_esv_ml",
+    "myocardial_mass_g",
+)  # fmt: skip
 
 
 def _study_id(i: int) -> str:

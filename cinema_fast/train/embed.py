@@ -33,6 +33,11 @@ class EmbedConfig:
     """Store made by `cinema-fast prepare`, the one trained on or another."""
     out: Path
     """Parquet file to write."""
+    labels: Path | None = None
+    """CSV table with a column `study`: draw the cohort in two dimensions, beside OUT as .png, coloured by one of its
+    columns."""
+    colour: str = "ef"
+    """The column of `labels`, of numbers."""
     batch_size: int = 32
     """Clips, or time points of a study, encoded at once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -76,7 +81,8 @@ def embed(config: EmbedConfig) -> EmbedReport:
     what else decides the bits: batch_size, device, precision.
 
     Raises:
-        ValueError: no pyarrow; no run, store or checkpoint; OUT is there already or was begun otherwise.
+        ValueError: no pyarrow; no run, store or checkpoint; OUT is there already or was begun otherwise; labels that
+            do not fit.
         OSError: OUT cannot be written.
     """
     _require_pyarrow()
@@ -88,6 +94,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
     from ..models.weights import load_cinema_weights
     from .checkpoint import newest_checkpoint
     from .embedding import embed_studies
+    from .embedding_figure import read_labels
     from .run_folder import read_config
     from .setup import pick_device, pick_precision, store_fingerprint
 
@@ -99,8 +106,12 @@ def embed(config: EmbedConfig) -> EmbedReport:
     if checkpoint is None:
         raise ValueError(f"{config.run} has no checkpoint yet")
     shape = config_from_dict(settled["model"])
+    if config.labels and config.out.suffix == ".png":
+        raise ValueError(f"{config.out}: the picture has this name; give the Parquet file another")
     cines = CineStore(config.store)
     store = ClipStore(cines, settled["run"]["views"]) if CLIP in shape.views else cines
+    if config.labels:
+        read_labels(config.labels, config.colour, store.ids)  # a table that does not fit is known before the work
     device = pick_device(config.device)
     precision = pick_precision(settled["run"]["precision"], device)
     name = f"step-{checkpoint.step:08d}"
@@ -117,7 +128,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
     folder = config.out.with_name(config.out.name + ".parts")
     parts = [folder / f"part-{start // STUDIES_PER_PART:06d}.parquet" for start in starts]
     if finished := _begin(config, folder, metadata):
-        return finished
+        return _drawn(config, finished)
 
     model = CineMA(shape).to(device).eval()
     load_cinema_weights(model, checkpoint.weights)
@@ -141,6 +152,21 @@ def embed(config: EmbedConfig) -> EmbedReport:
     report = _join(config.out, parts, metadata)
     if not report.skipped:
         shutil.rmtree(folder)
+    return _drawn(config, report)
+
+
+def _drawn(config: EmbedConfig, report: EmbedReport) -> EmbedReport:
+    """Draw what is in OUT, where labels say by what to colour it."""
+    if config.labels and report.studies:
+        import numpy as np
+        import pyarrow.parquet as pq
+
+        from .embedding_figure import draw_embeddings, read_labels
+
+        table = pq.read_table(config.out, columns=["study", "embedding"])
+        vectors = np.stack(table["embedding"].to_numpy())
+        values = read_labels(config.labels, config.colour, table["study"].to_pylist())
+        draw_embeddings(config.out.with_suffix(".png"), {f"{report.studies} studies": vectors}, values, config.colour)
     return report
 
 

@@ -1,6 +1,8 @@
 """A cohort in two dimensions: the principal components of its embeddings, coloured by a quantity of each study."""
 
-from collections.abc import Mapping
+import csv
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,28 @@ def principal_components(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     variance = np.zeros(2)
     variance[: len(scales)] = scales[:2] ** 2
     return centred @ (directions * np.where(largest < 0, -1, 1)).T, variance / max((scales**2).sum(), 1e-30)
+
+
+def read_labels(path: Path, column: str, studies: Sequence[str]) -> np.ndarray:
+    """(n,) float64: a column of numbers of a CSV table with a column `study`, NaN where a study has none.
+
+    Raises ValueError naming the file and what it lacks, OSError where it cannot be read.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        table = csv.DictReader(file)
+        missing = [name for name in ("study", column) if name not in (table.fieldnames or ())]
+        if missing:
+            raise ValueError(f"{path}: no column {missing[0]!r} (it has {', '.join(table.fieldnames or ['nothing'])})")
+        found = {}
+        for row in table:
+            try:
+                found[row["study"]] = float(row[column] or "nan")
+            except ValueError:
+                raise ValueError(f"{path}, line {table.line_num}: {column} is {row[column]!r}, not a number") from None
+    values = np.array([found.get(study, math.nan) for study in studies])
+    if not np.isfinite(values).any():
+        raise ValueError(f"{path}: no {column} of any of the {len(studies)} studies (the first is {studies[0]!r})")
+    return values
 
 
 def draw_embeddings(
