@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from cinema_fast.data.augment import min_max, model_input, zoom_images, zoom_matrix
+from cinema_fast.data.augmentation import Augmentation
 
 ZOOMS = (0.9, 0.95, 1.0, 1.03, 1.1)
 
@@ -66,7 +67,7 @@ def test_zoom_one_is_the_identity_to_the_bit(size, pad, deep, seed):
     frames[(slice(None), *(slice(s) for s in size))] = inner
     extent = torch.tensor(size).expand(2, -1)
     assert torch.equal(zoom_images(frames.float(), torch.ones(2), extent), frames.float())
-    assert torch.equal(model_input(frames, extent, torch.ones(2)), model_input(frames, extent))
+    assert torch.equal(model_input(frames, extent, Augmentation(zoom=torch.ones(2))), model_input(frames, extent))
 
 
 @pytest.mark.parametrize("zoom", [0.9, 1.1])
@@ -77,8 +78,9 @@ def test_padding_changes_nothing_and_stays_zero(size, zoom):
     room = torch.zeros(1, *(s + 3 for s in size), dtype=torch.uint8)
     inside = (slice(None), *(slice(s) for s in size))
     room[inside] = image
-    alone = model_input(image, torch.tensor([size]), torch.tensor([zoom]))[0]
-    padded = model_input(room, torch.tensor([size]), torch.tensor([zoom]))[0]
+    drawn = Augmentation(zoom=torch.tensor([zoom]))
+    alone = model_input(image, torch.tensor([size]), drawn)[0]
+    padded = model_input(room, torch.tensor([size]), drawn)[0]
     torch.testing.assert_close(padded[inside], alone, rtol=0, atol=1e-6)
     padded[inside] = 0
     assert not padded.any()
@@ -118,9 +120,9 @@ def test_weights_sum_to_one_inside():
 def test_samples_do_not_mix():
     frames = torch.randint(0, 256, (3, 16, 16), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
     zoom = torch.tensor([0.92, 1.0, 1.09])
-    together = model_input(frames, whole(frames), zoom)
+    together = model_input(frames, whole(frames), Augmentation(zoom=zoom))
     for i in range(3):
-        alone = model_input(frames[i : i + 1], whole(frames[:1]), zoom[i : i + 1])
+        alone = model_input(frames[i : i + 1], whole(frames[:1]), Augmentation(zoom=zoom[i : i + 1]))
         torch.testing.assert_close(together[i], alone[0], rtol=0, atol=1e-6)
 
 

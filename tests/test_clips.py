@@ -12,6 +12,7 @@ from scipy.stats import chi2_contingency, chisquare
 from training_fixtures import FOUR, tiny_store, write_store  # noqa: F401
 
 from cinema_fast.data.augment import model_input, zoom_images
+from cinema_fast.data.augmentation import Augmentation
 from cinema_fast.data.clips import ClipStore, Plane, clip_frames
 from cinema_fast.data.loader import Loader
 from cinema_fast.data.sampler import Sampler, frame_at
@@ -151,7 +152,7 @@ def test_a_lost_study_is_replaced_by_a_clip_of_another(tiny_store, tmp_path):  #
 def test_all_frames_of_a_clip_are_zoomed_alike_in_plane_and_scaled_together():
     frames = torch.randint(20, 200, (3, 5, 12, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     zoom = torch.tensor([0.9, 1.0, 1.1])
-    found = model_input(frames, torch.tensor([[5, 12, 16]] * 3), zoom, clip=True)
+    found = model_input(frames, torch.tensor([[5, 12, 16]] * 3), Augmentation(zoom=zoom), clip=True)
     assert found.shape == (3, 1, 5, 12, 16)
     for i in range(3):
         by_frame = [

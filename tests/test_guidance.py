@@ -13,6 +13,7 @@ from training_fixtures import FOUR, metrics, run, write_store
 
 import cinema_fast as cf
 from cinema_fast.data.augment import model_input, motion_input
+from cinema_fast.data.augmentation import AS_STORED, AugmentConfig
 from cinema_fast.data.clips import ClipStore
 from cinema_fast.data.loader import read_batch
 from cinema_fast.data.sampler import Draw, Sampler
@@ -75,10 +76,11 @@ def first_plans(monkeypatch, config) -> list[dict]:
 def test_masks_of_frames_are_drawn_by_the_stored_maps(mapped, tmp_path, monkeypatch, mode):
     mask = MaskConfig(guidance="motion", mode=mode, strength=0.8, temperature=0.7)
     # without zoom, so that the maps are those of the store
-    monkeypatch.setattr(module, "Sampler", lambda *args, **how: Sampler(*args, **how, zoom_share=0.0))
+    unzoomed = AugmentConfig(zoom_share=0.0)
+    monkeypatch.setattr(module, "Sampler", lambda *args, **how: Sampler(*args, **how, augment=unzoomed))
     plans = first_plans(monkeypatch, config_of(mapped, tmp_path / "run", steps=1, mask=mask))
     store, shape = CineStore(mapped), preset("cinema-demo")
-    draw = Sampler({s: store.views(s) for s in store.ids}, seed=5, batch_size=3, zoom_share=0.0).draw(0)
+    draw = Sampler({s: store.views(s) for s in store.ids}, seed=5, batch_size=3, augment=unzoomed).draw(0)
     for view in draw.views:
         room = {"sax": (32, 32, 4)}.get(view, (32, 32))
         weights = []
@@ -103,7 +105,7 @@ def test_masks_of_clips(mapped, tmp_path, monkeypatch, motion):
     planes = {study: len(store.planes(study)) for study in store.ids}
     draw = Sampler(dict.fromkeys(store.ids, ("clip",)), seed=5, batch_size=3, planes=planes).draw(0)
     batch = read_batch(store, draw, {"clip": (8, 48, 48)}, motion=True)
-    clips = model_input(batch.frames["clip"], batch.extent["clip"], batch.zoom["clip"], clip=True)
+    clips = model_input(batch.frames["clip"], batch.extent["clip"], batch.augment["clip"], clip=True)
     weights = []
     for sample in range(3):
         if motion == "online":
@@ -111,8 +113,9 @@ def test_masks_of_clips(mapped, tmp_path, monkeypatch, motion):
             frames = np.stack([flow[max(t - 1, 0) : t + 1].mean(0) for t in range(8)])
             score = token_means(frames, (2, 8, 8))
         else:
-            one = [part["clip"][sample : sample + 1] for part in (batch.motion, batch.extent, batch.zoom)]
-            moved = motion_input(*one, clip=True)
+            one = [part["clip"][sample : sample + 1] for part in (batch.motion, batch.extent)]
+            drawn = batch.augment["clip"].map(lambda values, at=sample: values[at : at + 1])
+            moved = motion_input(*one, drawn, clip=True)
             score = np.tile(token_means(moved[0].double().numpy(), (8, 8)), 4)
         weights.append(formula(score, GUIDED))
     expected = cf.sample_mask(
@@ -129,8 +132,7 @@ def test_a_shifted_image_shifts_its_mask(tmp_path):
         here, there = (store / f"studies/{study}/{name}" for study in "ab")
         there.write_bytes(here.read_bytes()[:128] + np.roll(np.load(here), 8, axis=-1).tobytes())
     zeros = np.zeros(2, np.int64)
-    zoom = {"lax_2c": np.ones(2, np.float32)}
-    draw = Draw(0, ("a", "b"), ("lax_2c",), zeros, zeros.astype(float), zoom, zeros, zeros)
+    draw = Draw(0, ("a", "b"), ("lax_2c",), zeros, zeros.astype(float), {"lax_2c": AS_STORED}, zeros, zeros)
     shape = preset("cinema-demo")
     batch = read_batch(CineStore(store), draw, shape.image_size, motion=True)
     images = {"lax_2c": model_input(batch.frames["lax_2c"], batch.extent["lax_2c"])}

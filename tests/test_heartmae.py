@@ -63,7 +63,7 @@ def test_the_first_step_is_the_loss_of_the_clips_drawn(tiny_store, tmp_path, qui
         for study, plane, phase in zip(draw.ids, draw.plane, draw.phase)
     ])
     clips = model_input(
-        torch.from_numpy(frames), torch.tensor([SIZE] * 3), torch.from_numpy(draw.zoom["clip"]), clip=True
+        torch.from_numpy(frames), torch.tensor([SIZE] * 3), draw.augment["clip"].map(torch.from_numpy), clip=True
     )
     torch.manual_seed(11)
     model = cf.CineMA(cf.preset("heartmae-tiny"))

@@ -41,7 +41,7 @@ def test_batches_hold_the_frames_that_were_drawn(tiny_store):  # noqa: F811
             seen.add(draw.views)
             for view, frames in batch.frames.items():
                 assert frames.shape == (4, *ROOM[view]) and frames.dtype == torch.uint8
-                assert torch.equal(batch.zoom[view], torch.from_numpy(draw.zoom[view]))
+                assert torch.equal(batch.augment[view].zoom, torch.from_numpy(draw.augment[view].zoom))
                 for i, study in enumerate(draw.ids):
                     info = loader.store.info(study, view)
                     t = frame_at(draw.phase[i], info.shape[0])

@@ -9,6 +9,7 @@ from motion_stores import with_maps
 from training_fixtures import FOUR, tiny_store, write_store  # noqa: F401
 
 from cinema_fast.data.augment import model_input, motion_input
+from cinema_fast.data.augmentation import AS_STORED, Augmentation
 from cinema_fast.data.clips import ClipStore
 from cinema_fast.data.loader import Loader, LoaderError, read_batch
 from cinema_fast.data.sampler import Sampler
@@ -72,11 +73,11 @@ def test_the_whole_batch_moves(mapped):
     ((batch,), *_) = loader_of(mapped)
     moved = batch.to(torch.device("meta"))
     assert moved.draw is batch.draw and moved.notes == batch.notes
-    for part in ("frames", "extent", "zoom", "motion"):
+    for part in ("frames", "extent", "motion"):
         before, after = getattr(batch, part), getattr(moved, part)
         assert before.keys() == after.keys() and all(tensor.is_meta for tensor in after.values())
         assert all(after[view].shape == before[view].shape for view in before)
-    assert moved.slot.is_meta
+    assert moved.slot.is_meta and all(drawn.zoom.is_meta for drawn in moved.augment.values())
 
 
 @pytest.mark.parametrize("clips", [False, True])
@@ -144,14 +145,14 @@ def test_a_shifted_and_zoomed_image_shifts_its_map_alike(kind, shift, zoom):
     centre = (centre[0] - shift, centre[1] + shift, *centre[2:])
     image = torch.zeros(size, dtype=torch.uint8)
     image[inside] = blob(extent, centre, width)
-    factor = None if zoom is None else torch.tensor([zoom])
+    drawn = AS_STORED if zoom is None else Augmentation(zoom=torch.tensor([zoom]))
     if kind == "clip":
         frames, room = image.expand(1, 5, *size), torch.tensor([[5, *extent]])
-        frames = model_input(frames, room, factor, clip=True)[0, 0].mean(0)
-        maps = motion_input(image[None], room, factor, clip=True)[0]
+        frames = model_input(frames, room, drawn, clip=True)[0, 0].mean(0)
+        maps = motion_input(image[None], room, drawn, clip=True)[0]
     else:
-        frames = model_input(image[None], torch.tensor([extent]), factor)[0, 0]
-        maps = motion_input(image[None], torch.tensor([extent]), factor)[0]
+        frames = model_input(image[None], torch.tensor([extent]), drawn)[0, 0]
+        maps = motion_input(image[None], torch.tensor([extent]), drawn)[0]
     expected = [(n - 1) / 2 + (c - (n - 1) / 2) * (zoom or 1) for n, c in zip(extent, centre)]
     for found in (frames, maps):
         torch.testing.assert_close(middle(found), torch.tensor(expected, dtype=torch.float64), rtol=0, atol=0.1)
@@ -168,7 +169,7 @@ def test_padding_beyond_a_bright_edge_stays_zero():
     maps[:, :15, :10] = 255
     extent = torch.tensor([[15, 10], [15, 10]])
     for zoom in (None, torch.tensor([0.9, 1.1])):
-        found = motion_input(maps, extent, zoom)
+        found = motion_input(maps, extent, Augmentation(zoom=zoom))
         assert not found[:, 15:].any() and not found[:, :, 10:].any()
         torch.testing.assert_close(found[1, :15, :10], torch.full((15, 10), 255.0))
 

@@ -5,6 +5,7 @@ Without one, every operator of the step is looked at: none may need a value, or 
 
 import math
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from small_models import small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cinema_fast as cf
+from cinema_fast.data.augmentation import Augmentation
 from cinema_fast.data.loader import Batch
 from cinema_fast.data.sampler import Draw
 from cinema_fast.kernels import use
@@ -61,20 +63,26 @@ def test_the_stand_in_finds_waits(wait):
         wait(torch.ones(3))
 
 
+def pinned(batch: Batch) -> Batch:
+    frames, extent = ({v: x.pin_memory() for v, x in part.items()} for part in (batch.frames, batch.extent))
+    augment = {view: drawn.map(torch.Tensor.pin_memory) for view, drawn in batch.augment.items()}
+    return replace(batch, frames=frames, extent=extent, augment=augment, slot=batch.slot.pin_memory())
+
+
 def micro_batches(config: cf.CineMAConfig, pin: bool) -> list[Batch]:
     """Two of one study each: random frames that end a pixel before the model's images do, as they are loaded."""
     generator = torch.Generator().manual_seed(0)
     batches = []
     for micro in range(2):
-        frames, extent, zoom = {}, {}, {}
+        frames, extent, augment = {}, {}, {}
         for view, size in config.image_size.items():
             frames[view] = torch.randint(0, 256, (1, *size), dtype=torch.uint8, generator=generator)
             extent[view] = torch.tensor([[n - 1 for n in size]])
-            zoom[view] = torch.tensor([1.07])
+            augment[view] = Augmentation(zoom=torch.tensor([1.07]))
         slot = torch.tensor([micro])
         draw = Draw(0, ("a",), config.views, *[np.zeros(1)] * 2, {}, slot.numpy(), np.zeros(1, np.int64))
-        parts = [{view: x.pin_memory() if pin else x for view, x in part.items()} for part in (frames, extent, zoom)]
-        batches.append(Batch(draw, *parts, slot.pin_memory() if pin else slot))
+        batch = Batch(draw, frames, extent, augment, slot)
+        batches.append(pinned(batch) if pin else batch)
     return batches
 
 

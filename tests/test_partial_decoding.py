@@ -36,7 +36,7 @@ def test_a_run_decodes_the_share_asked_for(tiny_store, tmp_path):  # noqa: F811
     model = cf.CineMA(shape)
     draw = Sampler({s: store.views(s) for s in store.ids}, seed=SEED, batch_size=BATCH).draw(0)
     batch = read_batch(store, draw, shape.image_size)
-    images = {v: model_input(batch.frames[v], batch.extent[v], batch.zoom[v]) for v in batch.frames}
+    images = {v: model_input(batch.frames[v], batch.extent[v], batch.augment[v]) for v in batch.frames}
     part, whole = (plans(shape, draw.views, 0, ratio) for ratio in (0.5, 1.0))
     assert all(2 * part[view].masked.shape[1] == whole[view].masked.shape[1] for view in images)
     with torch.no_grad():

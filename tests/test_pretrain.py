@@ -47,7 +47,7 @@ def plain_loop(config: PretrainConfig) -> tuple[list[float], list[float], dict]:
     losses, norms = [], []
     for step in range(config.steps):
         batch = read_batch(store, sampler.draw(step), shape.image_size)
-        images = {v: model_input(batch.frames[v], batch.extent[v], batch.zoom[v]) for v in batch.frames}
+        images = {v: model_input(batch.frames[v], batch.extent[v], batch.augment[v]) for v in batch.frames}
         plan = {}
         for view in images:
             n = shape.n_tokens(view)

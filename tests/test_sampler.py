@@ -26,7 +26,7 @@ def drawn(sampler: Sampler, steps: int) -> list[tuple[int, str, int, tuple]]:
             for rank in range(sampler.world):
                 draw = sampler.draw(step, rank=rank, micro=micro)
                 for i, study in enumerate(draw.ids):
-                    random = (draw.phase[i], *(draw.zoom[v][i] for v in draw.views), draw.slot[i])
+                    random = (draw.phase[i], *(draw.augment[v].zoom[i] for v in draw.views), draw.slot[i])
                     found.append((step, study, int(draw.epoch[i]), random))
     return found
 
@@ -64,7 +64,7 @@ def test_a_batch_has_one_set_of_views():
         assert len({draw.views for draw in draws}) == 1
         for draw in draws:
             assert all(cohort(7, 3, 2)[study] == draw.views for study in draw.ids)
-            assert set(draw.zoom) == set(draw.views)
+            assert set(draw.augment) == set(draw.views)
 
 
 def test_any_split_of_the_global_batch_draws_the_same():
@@ -82,7 +82,7 @@ def test_a_draw_depends_on_the_step_alone():
     for step in (0, 17, 1000):
         a, b = fresh.draw(step), used.draw(step)
         assert a.ids == b.ids and np.array_equal(a.phase, b.phase)
-        assert all(np.array_equal(a.zoom[v], b.zoom[v]) for v in a.views)
+        assert all(np.array_equal(a.augment[v].zoom, b.augment[v].zoom) for v in a.views)
 
 
 def test_seeds_and_passes_differ():
@@ -102,15 +102,15 @@ def test_distributions():
     assert phase.min() >= 0 and phase.max() < 1
     assert abs(phase.mean() - 0.5) < 4 / np.sqrt(12 * len(phase))
     for view in FOUR:
-        zoom = np.concatenate([draw.zoom[view] for draw in draws])
+        zoom = np.concatenate([draw.augment[view].zoom for draw in draws])
         assert zoom.dtype == np.float32
         zoomed = zoom[zoom != 1]
         assert abs(len(zoomed) / len(zoom) - 0.5) < 4 * 0.5 / np.sqrt(len(zoom))
         assert zoomed.min() >= np.float32(0.9) and zoomed.max() <= np.float32(1.1)
         assert abs(zoomed.mean() - 1.0) < 4 * 0.2 / np.sqrt(12 * len(zoomed))
-    sax, lax = (np.concatenate([draw.zoom[view] for draw in draws]) for view in ("sax", "lax_2c"))
+    sax, lax = (np.concatenate([draw.augment[view].zoom for draw in draws]) for view in ("sax", "lax_2c"))
     assert abs(np.corrcoef(sax, lax)[0, 1]) < 4 / np.sqrt(len(sax))
-    assert all(np.array_equal(draw.zoom["lax_2c"], draw.zoom["lax_4c"]) for draw in draws)
+    assert all(np.array_equal(draw.augment["lax_2c"].zoom, draw.augment["lax_4c"].zoom) for draw in draws)
 
 
 def test_phase_maps_to_every_frame_evenly():

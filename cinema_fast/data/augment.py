@@ -11,6 +11,8 @@ the image, exact identity at zoom 1, and no shape that depends on the parameters
 import torch
 from torch import Tensor
 
+from .augmentation import AS_STORED, Augmentation
+
 CUBIC = -0.75  # Keys' cubic convolution with the parameter that PyTorch's bicubic uses
 
 
@@ -77,12 +79,14 @@ def min_max(images: Tensor, extent: Tensor) -> Tensor:
     return scaled.masked_fill(~inside, 0.0)
 
 
-def model_input(frames: Tensor, extent: Tensor, zoom: Tensor | None = None, *, clip: bool = False) -> Tensor:
+def model_input(
+    frames: Tensor, extent: Tensor, augment: Augmentation = AS_STORED, *, clip: bool = False
+) -> Tensor:
     """Stored frames of one view as the model takes them.
 
     Args:
         frames (B, *size) uint8: frames padded with zeros at the end of each axis to the model's size.
-        extent (B, axes) integer: true size of each frame. zoom (B,): magnification; None leaves all as they are.
+        extent (B, axes) integer: true size of each frame. augment: what is done to each.
         clip: `frames` are clips (B, T, X, Y): all frames of one are magnified alike in plane, and it is one image to
             the min-max, so that brightness keeps its course over the cycle.
 
@@ -97,7 +101,7 @@ def model_input(frames: Tensor, extent: Tensor, zoom: Tensor | None = None, *, c
             f"model_input: want frames (B, X, Y[, Z]) and extent (B, axes), got {tuple(frames.shape)} and "
             f"{tuple(extent.shape)}"
         )
-    images = frames.float()
+    images, zoom = frames.float(), augment.zoom
     if zoom is not None:
         if clip:
             n_frames = frames.shape[1]
@@ -108,12 +112,14 @@ def model_input(frames: Tensor, extent: Tensor, zoom: Tensor | None = None, *, c
     return min_max(images, extent).unsqueeze(1)
 
 
-def motion_input(motion: Tensor, extent: Tensor, zoom: Tensor | None = None, *, clip: bool = False) -> Tensor:
+def motion_input(
+    motion: Tensor, extent: Tensor, augment: Augmentation = AS_STORED, *, clip: bool = False
+) -> Tensor:
     """Stored motion maps of one view, zoomed as `model_input` zooms the images that they belong to.
 
     Args:
         motion (B, *size) uint8: maps padded with zeros at the end of each axis; (B, X, Y) for clips.
-        extent (B, axes) integer: true size of each frame, or of each clip (T, X, Y). zoom (B,): as of the images.
+        extent (B, axes) integer: true size of each frame, or of each clip (T, X, Y). augment: that of the images.
         clip: `extent` is of clips.
 
     Returns:
@@ -127,5 +133,5 @@ def motion_input(motion: Tensor, extent: Tensor, zoom: Tensor | None = None, *, 
             f"motion_input: want motion (B, X, Y[, Z]) and extent (B, axes), of clips (B, X, Y) and (B, 3), got "
             f"{tuple(motion.shape)} and {tuple(extent.shape)}, clip={clip}"
         )
-    maps = motion.float()
+    maps, zoom = motion.float(), augment.zoom
     return maps if zoom is None else zoom_images(maps, zoom, extent[:, 1:] if clip else extent, linear=True)

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .augmentation import Augmentation
 from .clips import CLIP, ClipStore
-from .sampler import Draw, Sampler, frame_at
+from .sampler import Draw, Sampler, exchanged, frame_at
 from .store import CineStore, StoreError
 
 T = TypeVar("T")
@@ -36,10 +37,11 @@ class LoaderError(ValueError):
 class Batch:
     """One micro-batch on its way to the device.
 
-    draw: what it is made of; `ids`, `phase` and `plane` of studies that were replaced are those of the replacements.
+    draw: what it is made of; where a study was replaced, it is the replacement's `ids`, `phase`, `plane`, `augment`.
     frames: {view: (B, *size) uint8}, zeros beyond each frame's extent, or {"clip": (B, T, X, Y) uint8}.
     extent: {view: (B, axes) int64}.
-    zoom: {view: (B,) float32}. slot (B,) int64. notes: a line for each study that could not be read.
+    augment: {view: what is done to each of its images}, as tensors. slot (B,) int64.
+    notes: a line for each study that could not be read.
     motion: the stored motion maps where they were asked for, padded as the frames: {view: (B, *size) uint8}, for clips
         {"clip": (B, X, Y) uint8}.
     """
@@ -47,19 +49,29 @@ class Batch:
     draw: Draw
     frames: dict[str, Tensor]
     extent: dict[str, Tensor]
-    zoom: dict[str, Tensor]
+    augment: dict[str, Augmentation]
     slot: Tensor
     notes: tuple[str, ...] = ()
     motion: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; the copy from pinned memory does not wait."""
-        frames, extent, zoom, motion = (
-            {view: tensor.to(device, non_blocking=True) for view, tensor in part.items()}
-            for part in (self.frames, self.extent, self.zoom, self.motion)
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        frames, extent, motion = (
+            {view: move(tensor) for view, tensor in part.items()} for part in (self.frames, self.extent, self.motion)
         )
-        slot = self.slot.to(device, non_blocking=True)
-        return replace(self, frames=frames, extent=extent, zoom=zoom, slot=slot, motion=motion)
+        augment = {view: drawn.map(move) for view, drawn in self.augment.items()}
+        return replace(self, frames=frames, extent=extent, augment=augment, slot=move(self.slot), motion=motion)
+
+
+def augmentation_tensors(draw: Draw, *, pin: bool = False) -> dict[str, Augmentation]:
+    """What was drawn for the images of a batch, {view: tensors} on the CPU; pin: in page-locked memory."""
+    return {
+        view: drawn.map(lambda values: torch.tensor(values, pin_memory=pin)) for view, drawn in draw.augment.items()
+    }
 
 
 def read_batch(
@@ -88,12 +100,10 @@ def read_batch(
     extent = {view: torch.zeros((batch, len(sizes[view])), dtype=torch.int64, pin_memory=pin) for view in draw.views}
     spaces = {view: sizes[view][1:] if view == CLIP else sizes[view] for view in draw.views if motion}
     maps = {view: torch.zeros((batch, *size), dtype=torch.uint8, pin_memory=pin) for view, size in spaces.items()}
-    zoom = {view: torch.tensor(draw.zoom[view], pin_memory=pin) for view in draw.views}
-    slot = torch.tensor(draw.slot, pin_memory=pin)
-    ids, phases, planes, notes = list(draw.ids), draw.phase.copy(), draw.plane.copy(), []
+    read, notes = draw, []
     for sample in range(batch):
         for attempt in range(REPLACEMENTS + 1):  # the drawn sample itself, then its replacements
-            study, phase, plane = ids[sample], float(phases[sample]), int(planes[sample])
+            study, phase, plane = read.ids[sample], float(read.phase[sample]), int(read.plane[sample])
             try:
                 _read_study(store, study, phase, plane, frames, extent, maps, sample)
                 break
@@ -106,12 +116,9 @@ def read_batch(
                         f"{study}: {error}"
                     ) from error
                 notes.append(f"step {draw.step + 1}: study {study} replaced: {error}")
-                one = sampler.replacement(draw, sample, attempt)
-                ids[sample], phases[sample], planes[sample] = one.ids[0], one.phase[0], one.plane[0]
-                for view in draw.views:
-                    zoom[view][sample] = float(one.zoom[view][0])
-    read = replace(draw, ids=tuple(ids), phase=phases, plane=planes)
-    return Batch(read, frames, extent, zoom, slot, tuple(notes), maps)
+                read = exchanged(read, sample, sampler.replacement(draw, sample, attempt))
+    slot = torch.tensor(draw.slot, pin_memory=pin)
+    return Batch(read, frames, extent, augmentation_tensors(read, pin=pin), slot, tuple(notes), maps)
 
 
 def _read_study(store, study: str, phase: float, plane: int, frames, extent, maps, sample: int) -> None:

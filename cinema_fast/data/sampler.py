@@ -1,4 +1,4 @@
-"""Which study, which frame or clip, which zoom comes next: a pure function of (seed, step, rank, micro-batch).
+"""Which study, which frame or clip, which augmentation comes next: a pure function of (seed, step, rank, micro-batch).
 
 Studies are grouped by the set of views they have, and a batch holds one group only, so that every shape in a step is
 static. A group is an endless stream of draws: one random order of its studies after another. A batch is a slice of that
@@ -11,7 +11,7 @@ global batch over ranks and micro-batches holds the same samples, and worker thr
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
 
@@ -19,8 +19,11 @@ import numpy as np
 
 from cinema_fast.kernels.philox import philox_numpy
 
+from .augmentation import Augmentation, AugmentConfig
+
 # Word 3 of the counter says what a word is for. Masks put the view's index there, so these start far above.
 FOR_ORDER, FOR_FRAME, FOR_ZOOM, FOR_REPLACEMENT = range(0x8000_0000, 0x8000_0004)
+FOR_ROTATION, FOR_TRANSLATION, FOR_FLIP, FOR_GAMMA, FOR_NOISE, FOR_NOISE_KEY = range(0x8000_0004, 0x8000_000A)
 UNIT = 2.0**-32  # a 32-bit word times this lies in [0, 1)
 
 
@@ -30,7 +33,7 @@ class Draw:
 
     ids: study of each sample. views: the views all of them have. epoch (B,) int64: pass over the group.
     phase (B,) float64 in [0, 1): where in the cardiac cycle, the same for all views of a study; a clip starts there.
-    zoom: {view: (B,) float32} magnification, 1 where the view is left as it is.
+    augment: {view: what is done to each of its images}, as numpy arrays.
     slot (B,) int64: place in the step's global batch, which tells the masks of a step apart.
     plane (B,) int64: which of the study's image planes a clip shows (`ClipStore.planes`); 0 for whole frames.
     """
@@ -40,7 +43,7 @@ class Draw:
     views: tuple[str, ...]
     epoch: np.ndarray
     phase: np.ndarray
-    zoom: dict[str, np.ndarray]
+    augment: dict[str, Augmentation]
     slot: np.ndarray
     plane: np.ndarray
 
@@ -72,7 +75,7 @@ class Sampler:
         views_of: {study id: views it has, in the store's order}; studies without any are left out.
         seed: 64-bit key of everything random.
         batch_size: samples a rank takes at once. accumulate: micro-batches in a step. world: ranks.
-        zoom: smallest and largest magnification; zoom_share: how often an image is zoomed at all.
+        augment: what is drawn for the images; None: the published recipe.
         planes: {study id: how many image planes its clips are drawn from}; None where frames are read whole.
 
     Raises:
@@ -87,8 +90,7 @@ class Sampler:
         batch_size: int,
         accumulate: int = 1,
         world: int = 1,
-        zoom: tuple[float, float] = (0.9, 1.1),
-        zoom_share: float = 0.5,
+        augment: AugmentConfig | None = None,
         planes: Mapping[str, int] | None = None,
     ):
         if min(batch_size, accumulate, world) < 1:
@@ -99,7 +101,7 @@ class Sampler:
         if not self.ids:
             raise ValueError("no study to draw from: none has any of the views asked for")
         self.seed, self.batch_size, self.accumulate, self.world = seed, batch_size, accumulate, world
-        self.zoom, self.zoom_share = zoom, zoom_share
+        self.augment = augment or AugmentConfig()
         self._planes = np.array([planes[study] if planes else 1 for study in self.ids])
         members: dict[tuple[str, ...], list[int]] = {}
         for index, study in enumerate(self.ids):
@@ -158,15 +160,63 @@ class Sampler:
         views = self._sets[group]
         phase, plane_word, _, _ = philox_numpy(self.seed, study, epoch, 0, FOR_FRAME) * UNIT
         plane = (plane_word * self._planes[study]).astype(np.int64)
-        sax_coin, sax_word, lax_coin, lax_word = philox_numpy(self.seed, study, epoch, 0, FOR_ZOOM) * UNIT
-        # one zoom for the long-axis views together, as in the reference's recipe
-        coins = {view: (sax_coin, sax_word) if view == "sax" else (lax_coin, lax_word) for view in views}
-        low, high = self.zoom
-        zoom = {
-            view: np.where(coin < self.zoom_share, low + (high - low) * word, 1.0).astype(np.float32)
-            for view, (coin, word) in coins.items()
-        }
-        return Draw(step, tuple(self.ids[i] for i in study), views, epoch, phase, zoom, slot, plane)
+        augment = {view: self._augmentation(study, epoch, view, number) for number, view in enumerate(views)}
+        return Draw(step, tuple(self.ids[i] for i in study), views, epoch, phase, augment, slot, plane)
+
+    def _augmentation(self, study: np.ndarray, epoch: np.ndarray, view: str, number: int) -> Augmentation:
+        """What is done to a view of studies, of whose views it is the `number`-th."""
+        recipe, drawn = self.augment, {}
+        long_axis = int(view != "sax")  # these views are changed alike, as in the reference's recipe, but for noise
+
+        def words(purpose: int) -> np.ndarray:
+            return philox_numpy(self.seed, study, epoch, long_axis, purpose) * UNIT
+
+        if recipe.zoom != (1.0, 1.0) and recipe.zoom_share:
+            zoom_words = philox_numpy(self.seed, study, epoch, 0, FOR_ZOOM) * UNIT
+            coin, word = zoom_words[2 * long_axis : 2 * long_axis + 2]
+            drawn["zoom"] = _within(recipe.zoom, word, coin < recipe.zoom_share, 1.0)
+        if recipe.rotation and recipe.rotation_share:
+            coin, word, _, _ = words(FOR_ROTATION)
+            # in float64, in which a quarter turn moves pixels onto pixels
+            drawn["angle"] = np.where(coin < recipe.rotation_share, np.deg2rad(recipe.rotation) * (2 * word - 1), 0.0)
+        if recipe.translation and recipe.translation_share:
+            coin, *word, _ = words(FOR_TRANSLATION)
+            most, shifted = recipe.translation, (coin < recipe.translation_share)[:, None]
+            drawn["shift"] = _within((-most, most), np.stack(word, 1), shifted, 0.0)
+        if recipe.flip:
+            drawn["flip"] = np.stack(words(FOR_FLIP)[:2], 1) < recipe.flip
+        if recipe.gamma != (1.0, 1.0) and recipe.gamma_share:
+            coin, word, _, _ = words(FOR_GAMMA)
+            drawn["gamma"] = _within(recipe.gamma, word, coin < recipe.gamma_share, 1.0)
+        if recipe.noise and recipe.noise_share:
+            coin, word, _, _ = words(FOR_NOISE)
+            drawn["noise"] = _within((0.0, recipe.noise), word, coin < recipe.noise_share, 0.0)
+            high, low, _, _ = philox_numpy(self.seed, study, epoch, number, FOR_NOISE_KEY).astype(np.uint64)
+            drawn["noise_key"] = (high << np.uint64(32) | low).view(np.int64)
+        return Augmentation(**drawn)
+
+
+def exchanged(draw: Draw, sample: int, one: Draw) -> Draw:
+    """`draw` with the only sample of `one`, a replacement, in a sample's place."""
+
+    def put(into: np.ndarray, value: np.ndarray) -> np.ndarray:
+        into = into.copy()
+        into[sample] = value[0]
+        return into
+
+    return replace(
+        draw,
+        ids=(*draw.ids[:sample], *one.ids, *draw.ids[sample + 1 :]),
+        phase=put(draw.phase, one.phase),
+        plane=put(draw.plane, one.plane),
+        augment={view: drawn.map(put, one.augment[view]) for view, drawn in draw.augment.items()},
+    )
+
+
+def _within(bounds: tuple[float, float], word: np.ndarray, chosen: np.ndarray, otherwise: float) -> np.ndarray:
+    """float32, uniform between the bounds by words in [0, 1) where `chosen`."""
+    low, high = bounds
+    return np.where(chosen, low + (high - low) * word, otherwise).astype(np.float32)
 
 
 def _turns(sizes: list[int]) -> tuple[np.ndarray, np.ndarray, list[int]]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.augment import model_input
+from ..data.augmentation import AS_STORED
 from ..data.clips import ClipStore
 from ..data.loader import Batch, LoaderError, read_batch
 from ..data.sampler import Draw
@@ -104,7 +105,7 @@ def _read_phases(
             views=views,
             epoch=np.zeros(n, np.int64),
             phase=np.full(n, phase),
-            zoom={view: np.ones(n, np.float32) for view in views},
+            augment=dict.fromkeys(views, AS_STORED),
             slot=slot,
             plane=np.array([_plane(store, study, at) if CLIP in views else 0 for study in ids]),
         )

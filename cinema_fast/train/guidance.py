@@ -70,7 +70,7 @@ def online_score(clips: Tensor, config: CineMAConfig) -> Tensor:
 def stored_score(batch: Batch, view: str, config: CineMAConfig) -> Tensor:
     """(B, N) float32: motion over the cycle of each token of a view by the store's map, relative to their mean."""
     token = config.token_size(view)
-    moved = motion_input(batch.motion[view], batch.extent[view], batch.zoom[view], clip=view == CLIP)
+    moved = motion_input(batch.motion[view], batch.extent[view], batch.augment[view], clip=view == CLIP)
     if view != CLIP:
         return relative_to_mean(patch_means(moved, token))
     score = relative_to_mean(patch_means(moved, token[1:]))

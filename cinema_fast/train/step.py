@@ -90,7 +90,7 @@ def make_train_step(
         for batch in batches:
             batch = batch.to(device)
             images = {
-                view: model_input(frames, batch.extent[view], batch.zoom[view], clip=view == CLIP)
+                view: model_input(frames, batch.extent[view], batch.augment[view], clip=view == CLIP)
                 for view, frames in batch.frames.items()
             }
             plan = draw_plan(

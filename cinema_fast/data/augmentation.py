@@ -1,0 +1,95 @@
+"""What may be done to an image before the model sees it, and how much of it was drawn for each image of a batch.
+
+The sampler draws (`sampler.Sampler`), the device does (`augment.model_input`).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+
+class Augmentation(NamedTuple):
+    """What was drawn for B images of a view, as numpy arrays or tensors; None for what is never done to any.
+
+    zoom (B,) float32: magnification. angle (B,) float64: rotation in plane, radians from the first axis to the second.
+    shift (B, 2) float32: pixels along the axes in plane. flip (B, 2) bool: which of these axes are reversed.
+    gamma (B,) float32: exponent of the image in [0, 1]. noise (B,) float32: standard deviation of the noise on it.
+    noise_key (B,) int64: 64 random bits, which the noise of an image is a function of.
+    """
+
+    zoom: Any = None
+    angle: Any = None
+    shift: Any = None
+    flip: Any = None
+    gamma: Any = None
+    noise: Any = None
+    noise_key: Any = None
+
+    def map(self, change: Callable, *others: "Augmentation") -> "Augmentation":
+        """`change` of each part that there is, and of the same parts of the others."""
+        return Augmentation(*(None if parts[0] is None else change(*parts) for parts in zip(self, *others)))
+
+
+AS_STORED = Augmentation()  # nothing is done
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of the images, drawn anew for every study and epoch: the same for the long-axis views of a study.
+
+    Everything but zoom is off by default, which is the published recipe of pre-training.
+    """
+
+    # smallest and largest magnification
+    zoom: tuple[float, float] = (0.9, 1.1)
+    # share of the images that are zoomed
+    zoom_share: float = 0.5
+    # largest rotation in plane, in degrees either way
+    rotation: float = 0.0
+    # share of the images that are rotated
+    rotation_share: float = 1.0
+    # largest shift along each axis in plane, in pixels either way
+    translation: float = 0.0
+    # share of the images that are shifted
+    translation_share: float = 1.0
+    # share of the images that are reversed along an axis in plane, of either axis
+    flip: float = 0.0
+    # smallest and largest exponent of the brightness in 0..1
+    gamma: tuple[float, float] = (1.0, 1.0)
+    # share of the images whose brightness is raised to it
+    gamma_share: float = 1.0
+    # largest standard deviation of Gaussian noise on the brightness in 0..1
+    noise: float = 0.0
+    # share of the images that get noise
+    noise_share: float = 1.0
+
+    def validate(self) -> None:
+        """Raise ValueError naming the option that is out of range, or has no effect.
+
+        Called by the config that holds it: the command line answers that one's errors in one line.
+        """
+        for name in ("zoom", "gamma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high < math.inf:
+                raise ValueError(f"--augment.{name} takes LOW HIGH with 0 < LOW <= HIGH, got {low} {high}")
+        for name, most in (("rotation", 180.0), ("translation", math.inf), ("noise", 1.0)):
+            value = getattr(self, name)
+            if not 0 <= value <= most or value == math.inf:
+                bounds = f"lie in 0..{most:g}" if most < math.inf else "be a number of at least 0"
+                raise ValueError(f"--augment.{name} must {bounds}, got {value}")
+        for field in dataclasses.fields(self):
+            share = getattr(self, field.name)
+            if field.name != "flip" and not field.name.endswith("_share"):
+                continue
+            option = field.name.replace("_", "-")
+            if not 0 <= share <= 1:
+                raise ValueError(f"--augment.{option} is a share of the images, between 0 and 1, got {share}")
+            changed = field.name.removesuffix("_share")
+            if share != field.default and changed != field.name and getattr(self, changed) in (0.0, (1.0, 1.0)):
+                raise ValueError(f"--augment.{option} has no effect without --augment.{changed}")
+
+    def to_dict(self) -> dict:
+        """Plain values for YAML and checkpoints."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
