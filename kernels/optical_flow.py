@@ -270,8 +270,8 @@ def optical_flow(
 
     Args:
         frames (B, T, X, Y) or (B, T, X, Y, Z) uint8, float16 or float32: grey values of 0..255. Each of the Z slices
-            is a plane of its own. Floats are taken as they are, as OpenCV does: with images in 0..1 the term that
-            keeps flat regions at rest would outweigh everything; multiply them by 255.
+            is a plane of its own. Floats are taken as they are, as OpenCV does: with images in 0..1 the terms that
+            keep flat regions at rest and the flow smooth would outweigh everything; multiply them by 255.
         pairs: "consecutive" (t, t + 1), "reference" (0, t) for t >= 1, or (P, 2) frames.
         levels: pyramid levels below the frame's own; none is made whose shorter side is under 32 pixels.
         pyr_scale: size of a level relative to the next finer one, in (0, 1).
