@@ -55,6 +55,13 @@ def pick_loader(name: str, device: torch.device) -> tuple[str, str]:
     return "torch", f"the extra dali is not installed ({missing})"
 
 
+def make_loader(name: str, *args, device: torch.device, **options) -> Loader:
+    """The loader of that name for batches that go to `device`; the rest as of `Loader`."""
+    if name == "dali":
+        return DaliLoader(*args, device=device, **options)
+    return Loader(*args, pin=device.type == "cuda", **options)
+
+
 def _why_not_dali() -> str:
     try:
         import nvidia.dali  # noqa: F401

@@ -92,7 +92,9 @@ class PretrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # arithmetic of activations; auto takes bf16 where the machine computes in it
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    # threads that read the store
+    # who reads the store: DALI's processes, or threads; auto takes DALI where there is a GPU and the extra dali
+    loader: Literal["auto", "dali", "torch"] = "auto"
+    # threads or processes that read the store
     workers: int = 2
     # end the run at a study that cannot be read, instead of taking another in its place or judging without it
     strict: bool = False
@@ -162,8 +164,8 @@ class PretrainConfig:
 
 
 _FREE = {
-    "data", "out", "init_from", "device", "precision", "workers", "strict", "log_every", "checkpoint_every", "keep",
-    "max_skips", "profile",
+    "data", "out", "init_from", "device", "precision", "loader", "workers", "strict", "log_every", "checkpoint_every",
+    "keep", "max_skips", "profile",
 }  # fmt: skip
 
 

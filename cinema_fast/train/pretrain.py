@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from ..data.clips import ClipStore
-from ..data.loader import Loader, LoaderError
+from ..data.dali import make_loader, pick_loader
+from ..data.loader import LoaderError
 from ..data.sampler import Sampler, held_out
 from ..data.store import CineStore
 from ..models.cinema import CineMA
@@ -90,6 +91,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
     )
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
+    reader, why = pick_loader(config.loader, device)
     guided, maps = config.mask.guidance == "motion", config.motion == "stored"
     if guided and maps:
         check_guidance(cines, {study: motion_views(store, shape.views, study) for study in (*training, *away)})
@@ -135,6 +137,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
         if guidance:
             whence = "the store's maps" if maps else "each clip's own frames"
             remarks.append(f"masks {config.mask.mode} what moves, by {whence}; strength {config.mask.strength:g}")
+        remarks.append(f"loader {reader} ({why}), {config.workers} workers")
         if unseen:
             remarks.append(f"no training study has {', '.join(unseen)}: held-out studies are judged without")
         for remark in remarks:
@@ -150,15 +153,16 @@ def pretrain(config: PretrainConfig) -> Outcome:
             clip=config.clip,
             guidance=guidance,
         )
-        loader = Loader(
+        loader = make_loader(
+            reader,
             store,
             sampler,
             shape.image_size,
+            device=device,
             start=done,
             stop=config.steps,
             workers=config.workers,
             strict=config.strict,
-            pin=device.type == "cuda",
             motion=guided and maps,
         )
         meter.start_clock(loader.waited, 0.0)
