@@ -70,7 +70,7 @@ setup(
         "cinema_fast.models",
         "cinema_fast.train",
     ],
-    package_data={"cinema_fast.csrc": ["*.cu", "*.cuh", "*.cpp"]},
+    package_data={"cinema_fast.csrc": ["*.cu", "*.cuh", "*.cpp"], "cinema_fast.data": ["*.yaml"]},
     ext_modules=[
         Extension(f"cinema_fast.kernels._{name}", [f"csrc/{source}"], depends=depends, optional=True)
         for name, source, depends in (

@@ -59,10 +59,10 @@ def test_two_files_for_one_view_are_not_guessed_between(tmp_path):
     touch(tmp_path, "a_2ch.nii", "a_lax_2c.nii", "a_sax.nii")
     sources = find_sources(tmp_path, "{id}_{view}.nii", ("lax_2c=2ch",))
     assert found(sources) == {"a": {"sax": ["a_sax.nii"]}}
-    assert [(s, v, [p.name for p in files]) for s, v, files in sources.ambiguous] == [
-        ("a", "lax_2c", ["a_2ch.nii", "a_lax_2c.nii"])]
+    assert sources.refused == [
+        ("a", "lax_2c", "a_2ch.nii, a_lax_2c.nii", "more than one file for lax_2c of 'a'")]
     frames = touch(tmp_path / "frames", "a_2ch_ed.nii", "a_lax_2c_es.nii")
-    assert len(find_sources(frames, "{id}_{view}_{frame}.nii", ("lax_2c=2ch",)).ambiguous) == 1
+    assert len(find_sources(frames, "{id}_{view}_{frame}.nii", ("lax_2c=2ch",)).refused) == 1
 
 
 @pytest.mark.parametrize(("pattern", "aliases", "message"), [

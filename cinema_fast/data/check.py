@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,12 +129,14 @@ def find_altered(
     return faults
 
 
-def read_studies(store: Path) -> Iterator[tuple[str, dict[str, dict] | StoreError]]:
-    """Every study in the store's folder, whether the index knows it or not: its records by view as study.json holds
-    them, without the motion maps that are not whole, or, where a cine is not (a file missing, cut short or of another
-    header), what is wrong."""
+def read_studies(
+    store: Path, wanted: Callable[[str], bool] = lambda study: True
+) -> Iterator[tuple[str, dict[str, dict] | StoreError]]:
+    """Every wanted study in the store's folder, whether the index knows it or not: its records by view as study.json
+    holds them, without the motion maps that are not whole, or, where a cine is not (a file missing, cut short or of
+    another header), what is wrong."""
     folders = [path.name for path in (store / "studies").iterdir() if path.is_dir() and not path.name.startswith(".")]
-    for study in sorted(folders):
+    for study in sorted(filter(wanted, folders)):
         try:
             records = _records(store, study)
             for view, info in _infos(store, study, records).items():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,7 +95,7 @@ def _by_place(images: list[Image]) -> list[list[Image]]:
     normal = images[0].header.normal
     ordered = sorted(images, key=lambda image: float(normal @ image.header.position))
     slices = [[ordered[0]]]
-    for before, image in zip(ordered, ordered[1:]):
+    for before, image in pairwise(ordered):
         if normal @ np.subtract(image.header.position, before.header.position) > SAME_PLACE_MM:
             slices.append([])
         slices[-1].append(image)
@@ -129,7 +130,8 @@ def _by_time(slices: list[list[Image]]) -> list[list[Image]]:
         if clock == "trigger_ms":
             _check_steps(slices)
         return slices
-    raise CineError(slices[0][0].path, "the order of the frames is unknown: no trigger times and no numbers that differ")
+    raise CineError(slices[0][0].path, "the order of the frames is unknown: no trigger times, and no numbers that "
+                                       "differ")
 
 
 def _check_steps(slices: list[list[Image]]) -> None:

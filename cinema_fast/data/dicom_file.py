@@ -60,9 +60,9 @@ class ImageHeader(NamedTuple):
 
     position: (3,) mm of the middle of its first pixel. orientation: (6,) unit vectors along a row and down a column;
     both in the patient's coordinates of DICOM (LPS+). spacing: (2,) mm between rows and between columns. thickness: mm,
-    None if unknown. Time, each None where the file does not say: trigger_ms after the R wave, temporal (index), instance
-    and acquisition (numbers), rr_ms (length of the heart's cycle), frame_ms, n_phases (images in a cycle). Values are
-    `pixel * slope + inter`.
+    None if unknown. Time, each None where the file does not say: trigger_ms after the R wave, temporal (index),
+    instance and acquisition (numbers), rr_ms (length of the heart's cycle), frame_ms, n_phases (images in a cycle).
+    Values are `pixel * slope + inter`.
     """
 
     position: tuple[float, ...]

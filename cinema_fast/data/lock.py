@@ -1,4 +1,4 @@
-"""One process at a time writes a folder."""
+"""One process at a time writes a folder, or several that have agreed not to meet."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -8,18 +8,20 @@ from pathlib import Path
 
 @contextmanager
 def hold_folder(
-    path: Path, doing: str, advice: str, error: type[ValueError], say: Callable[[str], None]
+    path: Path, doing: str, advice: str, error: type[ValueError], say: Callable[[str], None], *,
+    name: str = ".lock", shared: bool = False,
 ) -> Iterator[None]:
     """Hold an existing folder for this process. The lock is the kernel's: it ends with the process, killed or not.
 
     Where the file system knows no locks, that is said and the block runs all the same.
+    name: of the file in the folder that is locked. shared: with others who share it, against those who do not.
     Raises `error` with what another process is `doing` there, which one it is, and `advice`.
     """
     import fcntl
 
-    with (path / ".lock").open("a+", encoding="utf-8") as file:
+    with (path / name).open("a+", encoding="utf-8") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "?"
@@ -27,6 +29,21 @@ def hold_folder(
         except OSError as reason:
             say(f"{path} cannot be locked ({reason.strerror}): see that no other process writes there")
         file.truncate(0)
-        file.write(f"{os.getpid()} on {os.uname().nodename}\n")
+        if not shared:
+            file.write(f"{os.getpid()} on {os.uname().nodename}\n")
         file.flush()
         yield
+
+
+def is_held(path: Path) -> bool:
+    """Whether another process holds this lock file; it is not touched, and False where that cannot be told."""
+    import fcntl
+
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

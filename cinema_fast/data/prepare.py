@@ -1,9 +1,9 @@
-"""From a folder of NIfTI cines to a cine store: `cinema-fast prepare SRC DST`.
+"""From a folder of NIfTI or DICOM cines to a cine store: `cinema-fast prepare SRC DST`.
 
 Every study is prepared by itself, in worker processes, into a temporary folder; this process alone moves whole
 studies into the store and writes the index. So a run may be killed at any moment and started again: studies that are
 whole and whose sources have not changed are kept, the others are made, and a lost index is made from what is there.
-Motion maps (`motion.py`) are made last, for all that the store then holds.
+Motion maps (`motion.py`) are made last, for all that the store then holds. Many jobs may share the work (`shards.py`).
 """
 
 from __future__ import annotations
@@ -11,28 +11,33 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from .check import find_altered, read_studies
+from .dicom_sources import find_dicom_sources, holds_dicom
 from .motion import add_motion_maps
 from .nifti import file_sha256
 from .pool import available_cores, run_in_processes
 from .progress import progress_bar
-from .sources import Source, Sources, find_sources
-from .store import (
-    IndexLost,
-    StoreError,
-    index_records,
-    lock_store,
-    publish_study,
-    read_index,
-    write_atomic,
-    write_index,
+from .shards import (
+    SHARDS,
+    Shard,
+    failures_file,
+    forget_shards,
+    hold_store,
+    parse_shard,
+    read_outcomes,
+    write_failures,
 )
+from .sources import Source, Sources, find_sources, holds_nifti
+from .store import IndexLost, StoreError, index_records, publish_study, read_index, write_index
 from .study import Failure, StudyTask, file_stats, prepare_study
+from .view_rules import read_rules
 
 _SHAPING = ("sax_size", "lax_size", "sax_spacing", "lax_spacing", "labels", "lv_label")
 _TEMPORARY = ".preparing"
@@ -43,9 +48,15 @@ class PrepareConfig:
     """Options of `prepare`."""
 
     src: Path
-    """Folder of NIfTI cines (.nii or .nii.gz), 4D with time last: (X, Y, Z, T), long-axis views (X, Y, 1, T)."""
+    """Folder of NIfTI cines (.nii or .nii.gz), 4D with time last: (X, Y, Z, T), long-axis views (X, Y, 1, T); or of
+    DICOM cine series, in folders of any depth."""
     dst: Path
     """Folder of the store: new, empty, or a store that an earlier run with the same options began."""
+    format: Literal["auto", "nifti", "dicom"] = "auto"
+    """What SRC holds. auto: NIfTI where files named so lie where the pattern looks, else DICOM."""
+    views_rules: Path | None = None
+    """DICOM: YAML file of the rules by which descriptions of series become views; without, those that the package
+    brings (data/view_rules.yaml, to begin your own from)."""
     pattern: str = "{id}_{view}.nii.gz"
     """Where the files lie, relative to SRC. {id} names the study (without it SRC is one study), {view} the view,
     * matches anything within one name; sub-folders are allowed, as in "{id}/*_{view}.nii.gz". With {frame}, as in
@@ -80,6 +91,13 @@ class PrepareConfig:
     """Also read all that is in the store, and make anew the studies whose files are not what was written: altered
     pixels, that is; a study with a file missing, cut short or of another header is made anew without it."""
 
+    shard: str | None = None
+    """Prepare only part k of n, as k/n (k from 1), beside other jobs that prepare the other parts of SRC into the same
+    store; the store has no index until `--merge`."""
+    merge: bool = False
+    """Prepare nothing: make the index of what the shards have put into the store, and report what failed or is
+    missing."""
+
     def __post_init__(self) -> None:
         for name in ("src", "dst"):
             object.__setattr__(self, name, Path(getattr(self, name)))
@@ -88,6 +106,16 @@ class PrepareConfig:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.workers < 0:
             raise ValueError(f"workers must be 0 (one per core) or more, got {self.workers}")
+        if self.merge and self.shard:
+            raise ValueError("--merge comes after all shards and is none of them: leave out --shard")
+        if self.overwrite and (self.merge or self.shard):
+            raise ValueError("--overwrite would remove what other shards prepared: remove the store first")
+        _ = self.part
+
+    @property
+    def part(self) -> Shard | None:
+        """`shard`, understood. Raises ValueError."""
+        return parse_shard(self.shard) if self.shard else None
 
     def shaping(self) -> dict:
         """The options that shape the stored frames, as they read back from JSON."""
@@ -96,14 +124,17 @@ class PrepareConfig:
 
 @dataclass(slots=True)
 class PrepareReport:
-    """What `prepare` did. prepared and unchanged count studies; n_studies is what the store now holds; unmatched
-    counts NIfTI files that the pattern does not describe; motion_maps those made, None where none were asked for;
-    without_motion studies that lack one, in a store that has some."""
+    """What `prepare` did. prepared and unchanged count studies; n_studies is what the store now holds, of a shard its
+    part of that; unmatched counts NIfTI files that the pattern does not describe, series DICOM series by (description,
+    view or None, why left out); motion_maps those made, None where none were asked for; without_motion studies that
+    lack one, in a store that has some."""
 
     prepared: int = 0
     unchanged: int = 0
     n_studies: int = 0
     unmatched: int = 0
+    series: Counter[tuple[str, str | None, str]] = field(default_factory=Counter)
+    shard: Shard | None = None
     motion_maps: int | None = None
     without_motion: int = 0
     failures: list[Failure] = field(default_factory=list)
@@ -117,14 +148,20 @@ class PrepareReport:
 
     def __str__(self) -> str:
         lines = [f"{self.prepared} studies prepared, {self.unchanged} unchanged, {len(self.failures)} failures; "
-                 f"the store holds {self.n_studies} studies"]
+                 f"the store holds {self.n_studies} studies" + (f" of shard {self.shard}" if self.shard else "")]
         if self.motion_maps is not None:
             lines[0] += f"; {self.motion_maps} motion maps made"
         if self.without_motion:
             lines.append(f"{self.without_motion} of these studies have no motion map, or not of every view: the same "
                          f"command with --motion adds them")
+        kinds = sorted(self.series, key=lambda kind: (kind[1] is None, kind[1] or "", kind[2], kind[0]))
+        for description, view, reason in kinds:
+            became = f"{view}:" if view else f"left out ({reason}):"
+            lines.append(f"{became} {self.series[description, view, reason]} series {description!r}")
         if self.unmatched:
             lines.append(f"{self.unmatched} NIfTI files do not match the pattern and were left alone")
+        if self.shard:
+            lines.append("when all shards have ended, --merge in the place of --shard makes the index")
         return "\n".join(lines + [f"failed: {failure.file}: {failure.reason}" for failure in self.failures])
 
 
@@ -139,64 +176,77 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: SRC is no folder or nothing in it matches the pattern.
+        ValueError: SRC is no folder, nothing in it matches the pattern and nothing is DICOM, or pydicom is not there.
         StoreError: DST is in use by another run, is no store, was prepared with other options, or the disk is full
             (what was finished stays; the same command goes on from there).
     """
-    sources = find_sources(config.src, config.pattern, config.aliases)
+    part = config.part
+    sources = _find_sources(config, progress)
     store = config.dst
     if store.exists() and not store.is_dir():
         raise StoreError(f"{store} is a file; a store is a folder")
     store.mkdir(parents=True, exist_ok=True)
-    report = PrepareReport(unmatched=len(sources.unmatched))
-    with lock_store(store):
+    report = PrepareReport(shard=part)
+    if part:
+        sources.studies = {study: views for study, views in sources.studies.items() if part.holds(study)}
+        sources.refused = [refusal for refusal in sources.refused if part.holds(refusal.study)]
+    else:
+        report.unmatched, report.series = len(sources.unmatched), sources.series
+    with hold_store(store, part):
+        temporary = store / SHARDS / f"{part.name}.preparing" if part else store / _TEMPORARY
+        shutil.rmtree(temporary, ignore_errors=True)
         try:
-            _fill(store, config, sources, report, progress)
+            _fill(store, temporary, config, sources, report, progress)
+            if not part and not config.merge:
+                forget_shards(store)
         except OSError as err:
             if err.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise StoreError(f"{store}: the disk is full; {report.prepared + report.unchanged} studies are complete "
                              f"and stay: free some space and run the same command again") from err
         finally:
-            shutil.rmtree(store / _TEMPORARY, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     return report
 
 
-def _fill(store: Path, config: PrepareConfig, sources: Sources, report: PrepareReport, progress: bool) -> None:
+def _find_sources(config: PrepareConfig, progress: bool) -> Sources:
+    dicom = config.format == "dicom" or (
+        config.format == "auto" and config.src.is_dir() and not holds_nifti(config.src, config.pattern)
+        and holds_dicom(config.src))
+    if dicom:
+        rules = read_rules(config.views_rules)
+        return find_dicom_sources(config.src, rules, workers=config.workers, progress=progress)
+    return find_sources(config.src, config.pattern, config.aliases)
+
+
+def _fill(
+    store: Path, temporary: Path, config: PrepareConfig, sources: Sources, report: PrepareReport, progress: bool
+) -> None:
     rebuild = _open_for_writing(store, config)
     done, unchanged, broken = _survey(store, config, sources, rebuild)
     if config.check:
-        sums = {study: {file["file"]: file["sha256"] for record in views.values()
-                        for file in (record, record.get("motion")) if file} for study, views in done.items()}
-        for fault in find_altered(store, sums, workers=config.workers, progress=progress):
-            if fault.motion and config.motion:
-                del done[fault.study][fault.motion]["motion"]
-            elif fault.motion:
-                reason = f"{fault.reason}; --motion makes it anew"
-                report.failures.append(Failure(fault.study, fault.motion, fault.file, reason))
-            else:
-                broken[fault.study] = f"{store / fault.file}: {fault.reason}"
-        for study in broken:
-            done.pop(study, None)
+        _check(store, config, done, broken, report, progress)
     had_motion = any("motion" in record for views in done.values() for record in views.values())
     unchanged -= broken.keys()
     report.unchanged = len(unchanged)
-    for study, view, files in sources.ambiguous:
-        names = ", ".join(path.relative_to(config.src).as_posix() for path in files)
-        report.failures.append(Failure(study, view, names, f"more than one file for {view} of {study!r}"))
+    report.failures += [Failure(*refusal) for refusal in sources.refused]
     for study in sorted(broken.keys() - sources.studies.keys()):
         reason = f"{broken[study]}; it left the index, for {config.src} has no files to make it anew"
         report.failures.append(Failure(study, None, f"studies/{study}", reason))
-    tasks = [StudyTask(study, views, config, store / _TEMPORARY / str(n))
-             for n, (study, views) in enumerate(sources.studies.items()) if study not in unchanged]
-    with closing(_results(tasks, config.workers, progress)) as results:
-        for task, result in results:
-            _take_in(store, task, result, done, report)
+    if config.merge:
+        report.unchanged = len(done)
+        report.failures = _missing(config, sources, done, broken, read_outcomes(store))
+    else:
+        tasks = [StudyTask(study, views, config, temporary / str(n))
+                 for n, (study, views) in enumerate(sources.studies.items()) if study not in unchanged]
+        with closing(_results(tasks, config.workers, progress)) as results:
+            for task, result in results:
+                _take_in(store, task, result, done, report)
     report.n_studies = len(done)
     _write_outcome(store, config, done, report)
     if config.motion:
         report.motion_maps, failures = add_motion_maps(
-            store, done, store / _TEMPORARY, workers=config.workers, progress=progress)
+            store, done, temporary, workers=config.workers, progress=progress)
         report.failures += failures
         if report.motion_maps or failures:
             _write_outcome(store, config, done, report)
@@ -204,9 +254,43 @@ def _fill(store: Path, config: PrepareConfig, sources: Sources, report: PrepareR
         report.without_motion = sum(any("motion" not in record for record in views.values()) for views in done.values())
 
 
+def _check(
+    store: Path, config: PrepareConfig, done: dict, broken: dict[str, str], report: PrepareReport, progress: bool
+) -> None:
+    """Move the studies of which a file was altered from `done` to `broken`, and forget maps that were."""
+    sums = {study: {file["file"]: file["sha256"] for record in views.values()
+                    for file in (record, record.get("motion")) if file} for study, views in done.items()}
+    for fault in find_altered(store, sums, workers=config.workers, progress=progress):
+        if fault.motion and config.motion:
+            del done[fault.study][fault.motion]["motion"]
+        elif fault.motion:
+            reason = f"{fault.reason}; --motion makes it anew"
+            report.failures.append(Failure(fault.study, fault.motion, fault.file, reason))
+        else:
+            broken[fault.study] = f"{store / fault.file}: {fault.reason}"
+    for study in broken:
+        done.pop(study, None)
+
+
+def _missing(
+    config: PrepareConfig, sources: Sources, done: dict, broken: dict[str, str], outcomes: list[Failure]
+) -> list[Failure]:
+    """What failed in the shards, what is damaged, and the studies of the sources that no shard tells of."""
+    failures = outcomes + [Failure(study, None, f"studies/{study}", reason) for study, reason in broken.items()]
+    known = done.keys() | {failure.study for failure in failures}
+    for study, views in sources.studies.items():
+        if study not in known:
+            file = next(iter(views.values())).files[0].relative_to(config.src).as_posix()
+            failures.append(Failure(study, None, file, f"the study {study} is missing: no shard has prepared it"))
+    return failures
+
+
 def _write_outcome(store: Path, config: PrepareConfig, done: dict[str, dict[str, dict]], report: PrepareReport) -> None:
-    write_atomic(store / "failures.jsonl", (json.dumps(asdict(f)) + "\n" for f in report.failures))
-    write_index(store, config.shaping(), done)
+    if config.part:
+        write_failures(failures_file(store, config.part.name), report.failures)
+    else:
+        write_failures(store / "failures.jsonl", report.failures)
+        write_index(store, config.shaping(), done)
 
 
 def _survey(
@@ -220,7 +304,8 @@ def _survey(
     """
     options = config.shaping()
     done, unchanged, broken, others = {}, set(), {}, []
-    for study, records in read_studies(store):
+    wanted = (config.part.holds,) if config.part else ()
+    for study, records in read_studies(store, *wanted):
         if isinstance(records, StoreError):
             broken[study] = str(records)
             continue
@@ -256,8 +341,8 @@ def _open_for_writing(store: Path, config: PrepareConfig) -> bool:
         before = read_index(store)["prepare"]
     except IndexLost:
         rebuild = has_studies and not config.overwrite
-        ours = {".lock", _TEMPORARY, ".index.json.tmp", ".failures.jsonl.tmp"}
-        if has_studies:
+        ours = {".lock", SHARDS, _TEMPORARY, ".index.json.tmp", ".failures.jsonl.tmp"}
+        if has_studies or (config.part and (store / "studies").is_dir()):
             ours |= {"index.json", "failures.jsonl", "studies"}
         elif (store / "studies").is_dir() and not any((store / "studies").iterdir()):
             ours.add("studies")  # killed before it wrote its first index
@@ -271,8 +356,9 @@ def _open_for_writing(store: Path, config: PrepareConfig) -> bool:
         if before != options and not config.overwrite:
             raise StoreError(f"{store} was prepared with {_difference(before, options)}: choose another folder, the "
                              f"same options, or --overwrite to begin the store anew")
-    shutil.rmtree(store / _TEMPORARY, ignore_errors=True)
     (store / "studies").mkdir(exist_ok=True)
+    if config.part:
+        return not (store / "index.json").exists()
     if config.overwrite or not (rebuild or (store / "index.json").exists()):
         write_index(store, options, {})
         for study in (store / "studies").glob("*/study.json"):

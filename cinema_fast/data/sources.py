@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from .store import VIEWS
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The files of one view of one study (several only where the pattern has {frame}), in the order of time.
+    """The files of one view of one study: NIfTI in the order of time (several only where the pattern has {frame}),
+    DICOM in that of their names.
 
-    spelling: the view's name as the files spell it.
+    spelling: the view's name as the files spell it. frames: the {frame} of each file, where there is one.
     """
 
     files: tuple[Path, ...]
     spelling: str
     frames: tuple[str, ...] = ()
+    format: Literal["nifti", "dicom"] = "nifti"
+
+
+class Refusal(NamedTuple):
+    """Files that are not prepared: of a view of a study, or of one that is not known ("" and None).
+
+    file: the name or names, relative to the folder of sources.
+    """
+
+    study: str
+    view: str | None
+    file: str
+    reason: str
 
 
 @dataclass(slots=True)
 class Sources:
-    """studies: id -> view -> Source. ambiguous: (id, view, files that all claim to be it). unmatched: NIfTI files
-    that the pattern does not describe."""
+    """studies: id -> view -> Source. refused: what is wrong with other files. unmatched: NIfTI files that the pattern
+    does not describe. series: how many DICOM series there are of each (description, view or None, why left out)."""
 
     studies: dict[str, dict[str, Source]] = field(default_factory=dict)
-    ambiguous: list[tuple[str, str, tuple[Path, ...]]] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
     unmatched: list[Path] = field(default_factory=list)
+    series: Counter[tuple[str, str | None, str]] = field(default_factory=Counter)
 
 
 def parse_aliases(aliases: tuple[str, ...]) -> dict[str, str]:
@@ -100,7 +117,8 @@ def find_sources(src: Path, pattern: str, aliases: tuple[str, ...] = ()) -> Sour
         files.sort(key=lambda file: _natural(file[0]))
         frames, names, paths = zip(*files)
         if len(set(frames)) < len(frames) or len(set(names)) > 1:
-            sources.ambiguous.append((study, view, paths))
+            files = ", ".join(path.relative_to(src).as_posix() for path in paths)
+            sources.refused.append(Refusal(study, view, files, f"more than one file for {view} of {study!r}"))
         else:
             sources.studies.setdefault(study, {})[view] = Source(paths, names[0], frames if frames[0] else ())
     if not found:
@@ -108,6 +126,11 @@ def find_sources(src: Path, pattern: str, aliases: tuple[str, ...] = ()) -> Sour
         raise ValueError(f"no file in {src} matches the pattern {pattern!r} (found there: {there}); "
                          f"set the pattern and the aliases of the views")
     return sources
+
+
+def holds_nifti(src: Path, pattern: str) -> bool:
+    """Whether a file lies where the pattern looks that is named as NIfTI files are."""
+    return any(path.name.endswith((".nii", ".nii.gz")) for path in _walk(src, pattern.count("/")))
 
 
 def _walk(folder: Path, depth: int) -> Iterator[Path]:

@@ -428,10 +428,10 @@ def write_atomic(path: Path, parts: Iterable[str]) -> None:
     sync_folder(path.parent)
 
 
-def lock_store(path: Path) -> AbstractContextManager[None]:
-    """Hold the store for writing; StoreError where another process holds it."""
+def lock_store(path: Path, *, shared: bool = False) -> AbstractContextManager[None]:
+    """Hold the store for writing, alone or as one of its shards; StoreError where another process holds it."""
     say = partial(print, file=sys.stderr)
-    return hold_folder(path, "prepared", "wait for it, or choose another folder", StoreError, say)
+    return hold_folder(path, "prepared", "wait for it, or choose another folder", StoreError, say, shared=shared)
 
 
 def _sync(file: io.IOBase) -> None:

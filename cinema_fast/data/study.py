@@ -1,4 +1,4 @@
-"""One study: its NIfTI files become 8-bit frames on the model's grid."""
+"""One study: its NIfTI or DICOM files become 8-bit frames on the model's grid."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import geometry
+from .dicom_cine import read_dicom_cine
 from .nifti import Cine, CineError, read_cine, read_nifti
 from .sources import Source
 from .store import write_study
@@ -51,8 +52,7 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
     for view, source in task.sources.items():
         try:
             stats[view] = file_stats(source.files, task.config.src)
-            paths = source.files if source.frames else source.files[0]
-            cines[view] = read_cine(paths, stack=view == "sax")
+            cines[view] = _read(source, stack=view == "sax")
         except CineError as err:
             failures.append(task.failure(view, err.path, err.reason))
         except (OSError, MemoryError) as err:
@@ -71,6 +71,12 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
         record["source"] = {"file": stats[view][0][0], "sha256": cine.sha256, "files": stats[view]}
         prepared[view] = frames, {**record, "centred_on": centred_on, "prepare": task.config.shaping()}
     return write_study(task.folder, task.study, prepared) if prepared else {}, failures
+
+
+def _read(source: Source, *, stack: bool) -> Cine:
+    if source.format == "dicom":
+        return read_dicom_cine(source.files, stack=stack)
+    return read_cine(source.files if source.frames else source.files[0], stack=stack)
 
 
 def file_stats(files: tuple[Path, ...], src: Path) -> list[list]:

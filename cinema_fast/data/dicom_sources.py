@@ -1,0 +1,234 @@
+"""Which DICOM files of a folder are which view of which study.
+
+Headers decide, never names or folders: files belong to a study by StudyInstanceUID, to a series by SeriesInstanceUID;
+the series' description says the view (`view_rules.py`). A study is named after the patient's ID and a digest of its
+UID, in letters, digits, - and _, so that no header can name a place outside the store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .dicom_cine import SAME_PLACE_MM
+from .dicom_file import image_headers, is_dicom, malformed, read_header, require_pydicom, text, whole_number
+from .nifti import CineError
+from .pool import available_cores, run_in_processes
+from .progress import progress_bar
+from .sources import Refusal, Source, Sources
+from .view_rules import ViewRules
+
+FILES_PER_TASK = 250
+# |cosine| between the normals of two images of the same plane
+SAME_NORMAL = 0.999
+
+
+class File(NamedTuple):
+    """What is known of a DICOM file from its header. places: (normal (3,), mm along it) of each slice in it, with the
+    number of its images; empty where the header does not say. excluded: why it holds no cine, empty where it may."""
+
+    path: Path
+    study: str
+    patient: str
+    series: str
+    number: int
+    instance: str
+    description: str
+    protocol: str
+    places: tuple[tuple[tuple[float, ...], float, int], ...]
+    excluded: str
+
+
+class Series(NamedTuple):
+    """Files of one series of one study, sorted by path."""
+
+    number: int
+    description: str
+    protocol: str
+    files: tuple[File, ...]
+
+
+def find_dicom_sources(src: Path, rules: ViewRules, *, workers: int = 0, progress: bool = True) -> Sources:
+    """Sort the DICOM files below `src`, in folders of any depth, into studies and views.
+
+    Hidden files are passed over, symbolic links followed. Of copies of one image the first by name is taken. What is
+    no MR image, no cine, or of a view that no rule knows is left out and counted in `Sources.series`.
+
+    Args:
+        workers: processes that read headers, where there are many; 0: one per core.
+
+    Raises:
+        ValueError: no such folder, no DICOM file in it, pydicom not installed.
+    """
+    if not src.is_dir():
+        raise ValueError(f"{src} is not a folder: it must hold the DICOM files to prepare")
+    require_pydicom()
+    paths = [path for path in walk(src) if is_dicom(path)]
+    if not paths:
+        raise ValueError(f"no DICOM file in {src} (DICM at byte 128)")
+    sources = Sources()
+    files = sorted(_read_all(src, paths, sources, workers, progress))
+    studies: dict[str, list[File]] = defaultdict(list)
+    for file in files:
+        studies[file.study].append(file)
+    for uid, members in sorted(studies.items()):
+        _sort_study(src, study_id(uid, min((file.patient for file in members if file.patient), default="")), members,
+                    rules, sources)
+    return sources
+
+
+def holds_dicom(src: Path) -> bool:
+    """Whether there is a DICOM file somewhere in a folder."""
+    return any(is_dicom(path) for path in walk(src))
+
+
+def walk(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """Files below a folder, sorted; a link that leads back to a folder above it is not followed."""
+    info = folder.stat()
+    here = (info.st_dev, info.st_ino)
+    if here in above:
+        return
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from walk(Path(entry.path), above | {here})
+        elif entry.is_file():
+            yield Path(entry.path)
+
+
+def study_id(uid: str, patient: str) -> str:
+    """Name of a study's folder: the patient's ID where it has safe characters, and what makes the study unique."""
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", patient).strip("-")[:40] or "study"
+    return f"{name}_{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
+
+
+def read_files(paths: list[Path]) -> list[File | CineError]:
+    """The headers of some files."""
+    found = []
+    for path in paths:
+        try:
+            found.append(_read_file(path))
+        except CineError as err:
+            found.append(err)
+    return found
+
+
+def _read_file(path: Path) -> File:
+    dataset = read_header(path)
+    study, series = text(dataset, "StudyInstanceUID"), text(dataset, "SeriesInstanceUID")
+    excluded, places = "", Counter()
+    if text(dataset, "Modality") != "MR":
+        excluded = f"modality {text(dataset, 'Modality') or 'unknown'}"
+    elif "Rows" not in dataset:
+        excluded = "no images"
+    elif not study or not series:
+        raise CineError(path, "the header names no study or no series (StudyInstanceUID, SeriesInstanceUID)")
+    else:
+        try:
+            headers = image_headers(path, dataset)
+        except CineError:
+            headers = []  # said when its view is read, if it is one
+        for header in headers:
+            normal = tuple(header.normal.round(4).tolist())
+            places[normal, round(float(np.dot(normal, header.position)), 2)] += 1
+    with malformed(path):
+        number = whole_number(dataset, "SeriesNumber", 0)
+    return File(path, study, text(dataset, "PatientID"), series, number, text(dataset, "SOPInstanceUID"),
+                text(dataset, "SeriesDescription"), text(dataset, "ProtocolName"),
+                tuple((*place, n) for place, n in places.items()), excluded)
+
+
+def _read_all(src: Path, paths: list[Path], sources: Sources, workers: int, progress: bool) -> Iterator[File]:
+    tasks = [paths[n : n + FILES_PER_TASK] for n in range(0, len(paths), FILES_PER_TASK)]
+    workers = 1 if len(tasks) < 4 else min(workers or available_cores(), len(tasks))
+    with (progress_bar("reading headers", len(paths), show=progress and len(tasks) >= 4) as advance,
+          closing(run_in_processes(read_files, tasks, workers)) as results):
+        for task, result in results:
+            if isinstance(result, Exception):
+                result = [CineError(task[0], f"reading {len(task)} headers from here on ended with "
+                                             f"{type(result).__name__}: {result}")]
+            for file in result:
+                if isinstance(file, CineError):
+                    sources.refused.append(Refusal("", None, file.path.relative_to(src).as_posix(), file.reason))
+                else:
+                    yield file
+            advance(len(task))
+
+
+def _sort_study(src: Path, study: str, files: list[File], rules: ViewRules, sources: Sources) -> None:
+    by_uid: dict[str, dict[object, File]] = defaultdict(dict)
+    for file in files:
+        by_uid[file.series].setdefault(file.instance or file.path, file)
+    views: dict[str, list[Series]] = defaultdict(list)
+    for copies in by_uid.values():
+        members = tuple(copies.values())
+        series = Series(members[0].number, members[0].description, members[0].protocol, members)
+        view, reason = _view(series, rules)
+        sources.series[series.description or series.protocol, view, reason] += 1
+        if view:
+            views[view].append(series)
+    for view, found in views.items():
+        found.sort(key=lambda series: series.number)
+        if rules.repeated == "last":
+            kept = _last(found, stack=view == "sax")
+        elif again := _repeated(found, stack=view == "sax"):
+            names = ", ".join(f"{series.number} {series.description!r}" for series in again)
+            sources.refused.append(Refusal(
+                study, view, again[0].files[0].path.relative_to(src).as_posix(),
+                f"taken more than once: the series {names} are all {view} (rules of views: repeated: last)"))
+            continue
+        else:
+            kept = [file for series in found for file in series.files]
+        sources.studies.setdefault(study, {})[view] = Source(
+            tuple(sorted(file.path for file in kept)), view, format="dicom")
+
+
+def _view(series: Series, rules: ViewRules) -> tuple[str | None, str]:
+    excluded = {file.excluded for file in series.files}
+    if "" not in excluded:
+        return None, min(excluded)
+    view, reason = rules.view_of(series.description, series.protocol)
+    images = Counter()
+    for file in series.files:
+        for normal, along, n in file.places:
+            images[normal, round(along)] += n
+    if view and images and max(images.values()) < 2:
+        return None, f"no cine: one image of each of {len(images)} planes"
+    return view, reason
+
+
+def _repeated(found: list[Series], *, stack: bool) -> list[Series]:
+    """The series of a view that show what another one shows too: of single slices all, if there are several."""
+    if not stack:
+        return found if len(found) > 1 else []
+    return [series for series in found
+            if any(_overlap(series, other) for other in found if other is not series)]
+
+
+def _overlap(one: Series, other: Series) -> bool:
+    return any(_same_place(a, b) for f in one.files for a in f.places for g in other.files for b in g.places)
+
+
+def _last(found: list[Series], *, stack: bool) -> list[File]:
+    """Of a view's series the last, of a stack's the last that has a slice: a file goes where all its slices do."""
+    if not stack:
+        return list(found[-1].files)
+    kept = []
+    for n, series in enumerate(found):
+        later = {place for other in found[n + 1 :] for file in other.files for place in file.places}
+        kept += [file for file in series.files
+                 if not file.places or not all(any(_same_place(a, b) for b in later) for a in file.places)]
+    return kept
+
+
+def _same_place(one: tuple, other: tuple) -> bool:
+    return abs(np.dot(one[0], other[0])) > SAME_NORMAL and abs(one[1] - other[1]) < SAME_PLACE_MM
