@@ -15,6 +15,10 @@ from report_schema import BreakdownRow
 from torch.profiler import ProfilerActivity, profile
 
 import cinema_fast as cf
+from cinema_fast.data.augmentation import Augmentation
+from cinema_fast.data.loader import Batch
+from cinema_fast.train.config import MaskConfig
+from cinema_fast.train.guidance import Guidance
 
 # the first pattern that a kernel's name (on the CPU: an operator's) has in it says what it is
 COMPONENTS = {
@@ -35,6 +39,10 @@ BUDGET_MS = {
 }
 
 
+GUIDANCE = "weights of guided masks, beside the step"
+GUIDANCE_SHARE = 0.03  # of a step, at most
+
+
 def component_of(kernel: str) -> str:
     """The component that a kernel belongs to, by its name."""
     return next(name for name, pattern in COMPONENTS.items() if re.search(pattern, kernel, re.IGNORECASE))
@@ -49,7 +57,7 @@ class Breakdown:
     @property
     def names(self) -> list[str]:
         """The rows that `measure` yields."""
-        return [f"breakdown {name}" for name in COMPONENTS]
+        return [f"breakdown {name}" for name in (*COMPONENTS, GUIDANCE)]
 
     def measure(self, _: Callable[[], float]) -> Iterator[tuple[str, BreakdownRow]]:
         """Milliseconds a study of each component, the largest first."""
@@ -62,22 +70,40 @@ class Breakdown:
             plan = workload.draw_plan(config, self.batch, step=count, device=self.device)
             train(model, optimizer, lambda: model(images, plan).loss)
 
+        spent = self.profiled(step)
+        total = sum(spent.values())
+        budget = BUDGET_MS if self.device == "cuda" and self.preset == "cinema-base" else {}
+        for name in sorted(COMPONENTS, key=lambda name: -spent[name]):
+            row = BreakdownRow(name, self.preset, self.batch, spent[name], spent[name] / total, budget.get(name))
+            yield row.name, row
+        weighing = sum(self.profiled(weigher(config, self.batch, self.device)).values())
+        row = BreakdownRow(GUIDANCE, self.preset, self.batch, weighing, weighing / total, GUIDANCE_SHARE * total)
+        yield row.name, row
+
+    def profiled(self, run: Callable[[int], None]) -> dict[str, float]:
+        """{component: milliseconds a study} of the device, in `steps` runs."""
         for count in range(WARM_UP):
-            step(count)
+            run(count)
         on_gpu = self.device == "cuda"
         with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as trace:
             for count in range(self.steps):
-                step(count)
+                run(count)
             if on_gpu:
                 torch.cuda.synchronize()
         spent: dict[str, float] = defaultdict(float)
         for event in trace.key_averages():
-            spent[component_of(event.key)] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        total = sum(spent.values())
-        budget = BUDGET_MS if on_gpu and self.preset == "cinema-base" else {}
-        for name in sorted(COMPONENTS, key=lambda name: -spent[name]):
-            milliseconds = spent[name] / 1e3 / self.steps / self.batch
-            yield (
-                f"breakdown {name}",
-                BreakdownRow(name, self.preset, self.batch, milliseconds, spent[name] / total, budget.get(name)),
-            )
+            time = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            spent[component_of(event.key)] += time / 1e3 / self.steps / self.batch
+        return spent
+
+
+def weigher(config: cf.CineMAConfig, batch: int, device: str) -> Callable[[int], None]:
+    """What guided masks cost beside the step: stored maps, zoomed as the images are, to weights of every token."""
+    mask = MaskConfig(guidance="motion")
+    guidance = Guidance(mask, config, steps=1, online=False, device=torch.device(device))
+    images = workload.random_images(config, 1, device)  # names the views
+    maps = {v: torch.randint(0, 256, (batch, *config.image_size[v]), dtype=torch.uint8, device=device) for v in images}
+    extent = {v: torch.tensor([config.image_size[v]] * batch, device=device) for v in images}
+    zoom = Augmentation(zoom=torch.linspace(0.9, 1.1, batch, device=device))
+    ready = Batch(None, maps, extent, dict.fromkeys(images, zoom), torch.arange(batch, device=device), motion=maps)
+    return lambda step: guidance.weights(ready, images, step)
