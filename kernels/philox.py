@@ -15,17 +15,16 @@ ROUNDS = 10
 
 
 def _mul_hi_lo(constant: int, x):
-    """High and low words of constant * x, in int64 without ever passing 2**63."""
-    low = (x & 0xFFFF) * constant  # < 2**48
-    high = (x >> 16) * constant + (low >> 16)  # < 2**49
-    return high >> 16, ((high & 0xFFFF) << 16) | (low & 0xFFFF)
+    """High and low words of constant * x. The product is below 2**64: int64 wraps, and both words are its bits."""
+    product = x * constant
+    return (product >> 32) & WORD, product & WORD
 
 
 def philox4x32(seed: int, c0, c1, c2, c3):
     """Four random words for each counter.
 
     Args:
-        seed: 64-bit key; taken modulo 2**64.
+        seed: 64-bit key, an int taken modulo 2**64 or an int64 array's bits.
         c0, c1, c2, c3: the counter's words, int64 torch tensors, int64 numpy arrays or ints that broadcast against
             one another (at least one an array); taken modulo 2**32.
 
@@ -44,5 +43,6 @@ def philox4x32(seed: int, c0, c1, c2, c3):
 
 def philox_numpy(seed: int, c0, c1=0, c2=0, c3=0) -> np.ndarray:
     """`philox4x32` on numpy integers: (4, *broadcast shape) uint32."""
-    words = philox4x32(seed, *np.broadcast_arrays(*(np.asarray(c, dtype=np.int64) for c in (c0, c1, c2, c3))))
+    with np.errstate(over="ignore"):  # of single numbers numpy says that they wrap
+        words = philox4x32(seed, *np.broadcast_arrays(*(np.asarray(c, dtype=np.int64) for c in (c0, c1, c2, c3))))
     return np.stack(words).astype(np.uint32)
