@@ -75,10 +75,8 @@ def first_plans(monkeypatch, config) -> list[dict]:
 @pytest.mark.parametrize("mode", ["mask", "keep"])
 def test_masks_of_frames_are_drawn_by_the_stored_maps(mapped, tmp_path, monkeypatch, mode):
     mask = MaskConfig(guidance="motion", mode=mode, strength=0.8, temperature=0.7)
-    # without zoom, so that the maps are those of the store
-    unzoomed = AugmentConfig(zoom_share=0.0)
-    monkeypatch.setattr(module, "Sampler", lambda *args, **how: Sampler(*args, **how, augment=unzoomed))
-    plans = first_plans(monkeypatch, config_of(mapped, tmp_path / "run", steps=1, mask=mask))
+    unzoomed = AugmentConfig(zoom_share=0.0)  # so that the maps are those of the store
+    plans = first_plans(monkeypatch, config_of(mapped, tmp_path / "run", steps=1, mask=mask, augment=unzoomed))
     store, shape = CineStore(mapped), preset("cinema-demo")
     draw = Sampler({s: store.views(s) for s in store.ids}, seed=5, batch_size=3, augment=unzoomed).draw(0)
     for view in draw.views:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..data.augmentation import AugmentConfig
 from ..models.config import CLIP, preset
 
 SETTLING_STEPS = 3  # compilation and caches: never profiled
@@ -68,6 +69,8 @@ class PretrainConfig:
     mask_ratio: float = 0.75
     # share of the hidden tokens that is predicted; 1 is exact, less is faster
     decode_ratio: float = 1.0
+    # how the images are changed at random
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     # whether and how motion guides the masks
     mask: MaskConfig = field(default_factory=MaskConfig)
     # where a guiding motion is from: maps in the store (prepare --motion), or the clips of a step themselves
@@ -134,6 +137,7 @@ class PretrainConfig:
             raise ValueError(f"--holdout is a share of the studies, at least 0 and below 1, got {self.holdout}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"--seed must lie in 0..2**64 - 1, got {self.seed}")
+        self.augment.validate()
         self.mask.validate()
         shape = preset(self.preset)  # an unknown name fails here, before anything is opened
         if self.motion == "online" and self.mask.guidance == "none":
@@ -148,7 +152,7 @@ class PretrainConfig:
         """Plain values for YAML and checkpoints."""
         values = dataclasses.asdict(self)
         del values["resume"]  # how this process was called, not what the run is
-        values["views"] = list(self.views)
+        values["views"], values["augment"] = list(self.views), self.augment.to_dict()
         return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
 
     def differences(self, before: dict) -> list[str]:
@@ -170,7 +174,7 @@ _FREE = {
 
 
 # options that older runs did not have, and what they did
-_LATER = {"mask": dataclasses.asdict(MaskConfig()), "motion": "stored"}
+_LATER = {"augment": AugmentConfig().to_dict(), "mask": dataclasses.asdict(MaskConfig()), "motion": "stored"}
 
 
 def _flag(name: str) -> str:

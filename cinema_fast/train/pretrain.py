@@ -87,6 +87,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
         seed=config.seed,
         batch_size=config.batch_size,
         accumulate=config.accumulate,
+        augment=config.augment,
         planes={study: len(store.planes(study)) for study in training} if CLIP in shape.views else None,
     )
     device = pick_device(config.device)
