@@ -140,7 +140,7 @@ def spoilt(tmp_path, kind):
         elif kind == "no position" and at:
             del dataset.ImagePositionPatient
         elif kind == "uneven" and z == 3:
-            dataset.ImagePositionPatient = (np.array(dataset.ImagePositionPatient) + [0, 0, 8]).round(5).tolist()
+            dataset.ImagePositionPatient = np.add(dataset.ImagePositionPatient, [0, 0, 8]).round(5).tolist()
         elif kind == "aside" and at:
             across = np.array(dataset.ImageOrientationPatient[:3])
             dataset.ImagePositionPatient = (np.array(dataset.ImagePositionPatient) + 5 * across).round(5).tolist()

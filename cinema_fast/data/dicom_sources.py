@@ -176,7 +176,7 @@ def _sort_study(src: Path, study: str, files: list[File], rules: ViewRules, sour
         sources.series[series.description or series.protocol, view, reason] += 1
         if view:
             views[view].append(series)
-    for view, found in views.items():
+    for view, found in sorted(views.items()):
         found.sort(key=lambda series: series.number)
         if rules.repeated == "last":
             kept = _last(found, stack=view == "sax")
