@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _commands() -> dict[str, Callable[..., int]]:
     import tyro
 
+    from .data.bench_data import BenchDataConfig
     from .data.prepare import PrepareConfig
     from .train.config import PretrainConfig
     from .train.demo import DemoConfig
@@ -114,6 +115,13 @@ def _commands() -> dict[str, Callable[..., int]]:
         print(report)
         return report.exit_code
 
+    def bench(config: Annotated[BenchDataConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
+        """Time every stage from a cine store to a training step, and say which is the limit: bench data STORE."""
+        from .data.bench_data import bench_data
+
+        print(bench_data(config))
+        return 0
+
     def demo(config: Annotated[DemoConfig, plain]) -> int:
         """Within minutes on a CPU: synthetic hearts, a store, a small model, and pictures of what it learnt."""
         from .train.demo import demo
@@ -122,7 +130,7 @@ def _commands() -> dict[str, Callable[..., int]]:
 
     return {
         "info": info, "phantom": phantom, "prepare": prepare, "verify": verify, "pretrain": pretrain, "embed": embed,
-        "demo": demo,
+        "bench": bench, "demo": demo,
     }  # fmt: skip
 
 

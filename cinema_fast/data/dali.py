@@ -47,7 +47,7 @@ def pick_loader(name: str, device: torch.device) -> tuple[str, str]:
     """The loader of `--loader`: "dali" or "torch", and why. Raises ValueError where dali is asked for and missing."""
     if name == "torch" or (name == "auto" and device.type != "cuda"):
         return "torch", "asked for" if name == "torch" else "on a CPU threads that read are faster than DALI"
-    missing = _why_not_dali()
+    missing = why_not_dali()
     if not missing:
         return "dali", "asked for" if name == "dali" else "a GPU, and DALI is installed: reading overlaps with the step"
     if name == "dali":
@@ -62,7 +62,8 @@ def make_loader(name: str, *args, device: torch.device, **options) -> Loader:
     return Loader(*args, pin=device.type == "cuda", **options)
 
 
-def _why_not_dali() -> str:
+def why_not_dali() -> str:
+    """What keeps DALI from being imported; empty where nothing does."""
     try:
         import nvidia.dali  # noqa: F401
     except ImportError as error:
