@@ -160,13 +160,22 @@ class Sampler:
         views = self._sets[group]
         phase, plane_word, _, _ = philox_numpy(self.seed, study, epoch, 0, FOR_FRAME) * UNIT
         plane = (plane_word * self._planes[study]).astype(np.int64)
-        augment = {view: self._augmentation(study, epoch, view, number) for number, view in enumerate(views)}
+        augment = self._augmentations(study, epoch, views)
         return Draw(step, tuple(self.ids[i] for i in study), views, epoch, phase, augment, slot, plane)
 
-    def _augmentation(self, study: np.ndarray, epoch: np.ndarray, view: str, number: int) -> Augmentation:
-        """What is done to a view of studies, of whose views it is the `number`-th."""
+    def _augmentations(self, study: np.ndarray, epoch: np.ndarray, views: tuple[str, ...]) -> dict[str, Augmentation]:
+        # the long-axis views together, as in the reference's recipe
+        planes = {plane: self._augmentation(study, epoch, plane) for plane in {int(view != "sax") for view in views}}
+        augment = {view: planes[int(view != "sax")] for view in views}
+        if self.augment.noise and self.augment.noise_share:  # how strong it is they share, but not the noise itself
+            for number, view in enumerate(views):
+                high, low, _, _ = philox_numpy(self.seed, study, epoch, number, FOR_NOISE_KEY).astype(np.uint64)
+                augment[view] = augment[view]._replace(noise_key=(high << np.uint64(32) | low).view(np.int64))
+        return augment
+
+    def _augmentation(self, study: np.ndarray, epoch: np.ndarray, long_axis: int) -> Augmentation:
+        """What is done to the short-axis view of studies (0), or to each of the others (1)."""
         recipe, drawn = self.augment, {}
-        long_axis = int(view != "sax")  # these views are changed alike, as in the reference's recipe, but for noise
 
         def words(purpose: int) -> np.ndarray:
             return philox_numpy(self.seed, study, epoch, long_axis, purpose) * UNIT
@@ -191,8 +200,6 @@ class Sampler:
         if recipe.noise and recipe.noise_share:
             coin, word, _, _ = words(FOR_NOISE)
             drawn["noise"] = _within((0.0, recipe.noise), word, coin < recipe.noise_share, 0.0)
-            high, low, _, _ = philox_numpy(self.seed, study, epoch, number, FOR_NOISE_KEY).astype(np.uint64)
-            drawn["noise_key"] = (high << np.uint64(32) | low).view(np.int64)
         return Augmentation(**drawn)
 
 
