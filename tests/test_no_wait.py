@@ -69,7 +69,7 @@ def pinned(batch: Batch) -> Batch:
     return replace(batch, frames=frames, extent=extent, augment=augment, slot=batch.slot.pin_memory())
 
 
-def micro_batches(config: cf.CineMAConfig, pin: bool) -> list[Batch]:
+def micro_batches(config: cf.CineMAConfig, changes: Augmentation, pin: bool) -> list[Batch]:
     """Two of one study each: random frames that end a pixel before the model's images do, as they are loaded."""
     generator = torch.Generator().manual_seed(0)
     batches = []
@@ -78,7 +78,7 @@ def micro_batches(config: cf.CineMAConfig, pin: bool) -> list[Batch]:
         for view, size in config.image_size.items():
             frames[view] = torch.randint(0, 256, (1, *size), dtype=torch.uint8, generator=generator)
             extent[view] = torch.tensor([[n - 1 for n in size]])
-            augment[view] = Augmentation(zoom=torch.tensor([1.07]))
+            augment[view] = changes
         slot = torch.tensor([micro])
         draw = Draw(0, ("a",), config.views, *[np.zeros(1)] * 2, {}, slot.numpy(), np.zeros(1, np.int64))
         batch = Batch(draw, frames, extent, augment, slot)
@@ -96,16 +96,25 @@ CLIPS = {
 }  # fmt: skip
 
 
+ZOOM = Augmentation(zoom=torch.tensor([1.07]))
+FLIP = ZOOM._replace(flip=torch.tensor([[True, False]]))
+FULL = FLIP._replace(
+    angle=torch.tensor([0.3], dtype=torch.float64), shift=torch.tensor([[1.5, -2.0]]), gamma=torch.tensor([1.3]),
+    noise=torch.tensor([0.05]), noise_key=torch.tensor([12345]),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [ZOOM, FLIP, FULL], ids=["zoom", "flip", "full"])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("shape", [CINEMA, CINEMA | {"norm_target": True}, CLIPS], ids=["plain", "norm", "clips"])
-def test_a_step_never_waits_for_the_device(backend, device, shape, precision):
+def test_a_step_never_waits_for_the_device(backend, device, shape, precision, changes):
     widths = {"enc_embed_dim": 16, "enc_depth": 1, "dec_embed_dim": 24, "dec_depth": 1}  # head dims of 8
     model = small_model(**shape, **widths).to(device)
     train_step = make_train_step(
         model, adamw(model, lr=1e-3, weight_decay=0.05), device=torch.device(device), precision=precision,
         mask_ratio=0.6, decode_ratio=0.5, seed=0, clip=1e-3,
     )  # fmt: skip
-    batches = micro_batches(model.config, pin=has_gpu())
+    batches = micro_batches(model.config, changes, pin=has_gpu())
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad and p.ndim > 1}
     with use(backend):
         if has_gpu():
