@@ -134,7 +134,7 @@ def test_series_taken_more_than_once(tmp_path):
                 "last)")]
     rules.write_text("repeated: last\nrules: [{match: sax, view: sax}, {match: 4ch, view: lax_4c}]")
     sources = find_dicom_sources(src, read_rules(rules))
-    ((study, views),) = sources.studies.items()
+    (views,) = sources.studies.values()
     assert sorted({path.parent.name for path in views["lax_4c"].files}) == ["lax4"]
     folders = [path.parent.name for path in views["sax"].files]
     assert (folders.count("first"), folders.count("again")) == (8, 4)
@@ -177,7 +177,7 @@ def test_rules_that_cannot_serve(tmp_path, content, message):
     (tmp_path / "rules.yaml").write_text(content)
     with pytest.raises(ValueError, match=f"rules.yaml: .*{message}"):
         read_rules(tmp_path / "rules.yaml")
-    with pytest.raises(ValueError, match="none.yaml: no rules of views can be read"):
+    with pytest.raises(ValueError, match=r"none\.yaml: no rules of views can be read"):
         read_rules(tmp_path / "none.yaml")
 
 

@@ -124,27 +124,27 @@ def read_files(paths: list[Path]) -> list[File | CineError]:
 
 def _read_file(path: Path) -> File:
     dataset = read_header(path)
-    study, series = text(dataset, "StudyInstanceUID"), text(dataset, "SeriesInstanceUID")
-    excluded, places = "", Counter()
-    if text(dataset, "Modality") != "MR":
-        excluded = f"modality {text(dataset, 'Modality') or 'unknown'}"
-    elif "Rows" not in dataset:
-        excluded = "no images"
-    elif not study or not series:
-        raise CineError(path, "the header names no study or no series (StudyInstanceUID, SeriesInstanceUID)")
-    else:
-        try:
-            headers = image_headers(path, dataset)
-        except CineError:
-            headers = []  # said when its view is read, if it is one
-        for header in headers:
-            normal = tuple(header.normal.round(4).tolist())
-            places[normal, round(float(np.dot(normal, header.position)), 2)] += 1
     with malformed(path):
+        study, series = text(dataset, "StudyInstanceUID"), text(dataset, "SeriesInstanceUID")
+        excluded, places = "", Counter()
+        if text(dataset, "Modality") != "MR":
+            excluded = f"modality {text(dataset, 'Modality') or 'unknown'}"
+        elif "Rows" not in dataset:
+            excluded = "no images"
+        elif not study or not series:
+            raise CineError(path, "the header names no study or no series (StudyInstanceUID, SeriesInstanceUID)")
+        else:
+            try:
+                headers = image_headers(path, dataset)
+            except CineError:
+                headers = []  # said when its view is read, if it is one
+            for header in headers:
+                normal = tuple(header.normal.round(4).tolist())
+                places[normal, round(float(np.dot(normal, header.position)), 2)] += 1
         number = whole_number(dataset, "SeriesNumber", 0)
-    return File(path, study, text(dataset, "PatientID"), series, number, text(dataset, "SOPInstanceUID"),
-                text(dataset, "SeriesDescription"), text(dataset, "ProtocolName"),
-                tuple((*place, n) for place, n in places.items()), excluded)
+        return File(path, study, text(dataset, "PatientID"), series, number, text(dataset, "SOPInstanceUID"),
+                    text(dataset, "SeriesDescription"), text(dataset, "ProtocolName"),
+                    tuple((*place, n) for place, n in places.items()), excluded)
 
 
 def _read_all(src: Path, paths: list[Path], sources: Sources, workers: int, progress: bool) -> Iterator[File]:

@@ -1,0 +1,234 @@
+"""DICOM and NIfTI files that lie: an error by name or a sound cine, and no allocation that the file cannot justify."""
+
+import gzip
+import tracemalloc
+import zlib
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cine_files import affine_of, ball_cine
+from conftest import shared_path
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("pydicom", reason="the extra dicom is not installed")
+import pydicom
+from dicom_files import write_enhanced, write_series
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
+)
+
+from cinema_fast.data.dicom_cine import read_dicom_cine
+from cinema_fast.data.dicom_file import read_dataset
+from cinema_fast.data.dicom_pixels import read_pixels
+from cinema_fast.data.dicom_sources import read_files
+from cinema_fast.data.nifti import CineError, read_cine
+
+SHAPE = (40, 36, 2)
+AFFINE = affine_of((0.1, 0.2, 1.0), (1.5, 1.3, 8.0), (0, 0, 20), SHAPE)
+DATA = ball_cine(SHAPE, AFFINE, n_frames=3).astype(np.uint16)
+SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, RLELossless,
+            JPEG2000Lossless)
+# pydicom keeps elements as objects and decoders have buffers of their own; a lie is of gigabytes.
+OVERHEAD, FACTOR = 8 << 20, 20
+PATIENT = timedelta(seconds=20)
+
+
+@pytest.fixture(scope="module", params=SYNTAXES, ids=lambda syntax: syntax.name)
+def original(request, tmp_path_factory):
+    """The bytes of a sound file of two slices and three frames."""
+    if request.param == JPEG2000Lossless:
+        pytest.importorskip("openjpeg", reason="pylibjpeg-openjpeg is not installed")
+    path = write_enhanced(tmp_path_factory.mktemp("original") / "a.dcm", DATA, AFFINE, syntax=request.param)
+    assert read_dicom_cine([path], stack=True).n_frames == 3
+    return path.read_bytes()
+
+
+def read(folder: Path, content: bytes, stack: bool = True):
+    """The cine, or None where it was refused as it should be; within the memory that the file justifies."""
+    path = folder / "mutated.dcm"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        (found,) = read_files([path])
+        assert not isinstance(found, CineError) or (found.path == path and found.reason)
+        cine = read_dicom_cine([path], stack=stack)
+    except CineError as err:
+        assert err.path == path and err.reason and "\n" not in err.reason
+        return None
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < FACTOR * len(content) + OVERHEAD
+    assert_sound(cine)
+    return cine
+
+
+def assert_sound(cine):
+    for t in range(cine.n_frames):
+        frame = cine.frame(t)
+        assert frame.shape == cine.shape and np.isfinite(frame).all() and frame.min() < frame.max()
+    assert np.isfinite(cine.affine).all() and abs(np.linalg.det(cine.affine)) > 0
+
+
+def mutated(content: bytes, changes: list[tuple[float, str, int]]) -> bytes:
+    content = bytearray(content)
+    for where, what, value in changes:
+        at = int(where * (len(content) - 1))
+        if what == "set":
+            content[at] = value
+        elif what == "length":  # of four bytes, as long as can be said
+            content[at : at + 4] = b"\xf0\xff\xff\xff"
+        elif what == "delimiter":
+            content[at : at + 4] = b"\xfe\xff\xdd\xe0"
+        elif what == "cut":
+            del content[at : at + value]
+        elif what == "double":
+            content[at:at] = content[at : at + value]
+    return bytes(content)
+
+
+# Half of the places in the first tenth, where the header is.
+PLACES = st.one_of(st.floats(0, 1), st.floats(0, 0.1))
+CHANGES = st.lists(st.tuples(PLACES, st.sampled_from(["set", "length", "delimiter", "cut", "double"]),
+                             st.integers(0, 255)), min_size=1, max_size=6)
+
+
+@settings(max_examples=60, deadline=PATIENT)
+@given(changes=CHANGES)
+def test_mutated_files(original, tmp_path_factory, changes):
+    read(tmp_path_factory.mktemp("fuzz"), mutated(original, changes))
+
+
+@settings(max_examples=25, deadline=PATIENT)
+@given(changes=CHANGES)
+def test_mutated_real_dicom(tmp_path_factory, changes):
+    paths = sorted(shared_path("data/cine/dicom_Se11_slim").iterdir())
+    folder = tmp_path_factory.mktemp("real")
+    copy = folder / "mutated.dcm"
+    copy.write_bytes(mutated(paths[7].read_bytes(), changes))
+    try:
+        cine = read_dicom_cine([*paths[:7], copy, *paths[8:]], stack=True)
+    except CineError as err:
+        assert err.reason
+        return
+    assert_sound(cine)
+    assert (cine.shape, cine.n_frames) == ((256, 208, 1), 25)
+
+
+@settings(max_examples=15, deadline=PATIENT)
+@given(changes=CHANGES, compressed=st.booleans())
+def test_mutated_real_nifti(tmp_path_factory, changes, compressed):
+    """The header and some of the first frames' bytes of a real file, changed before or after compression."""
+    packed = shared_path("data/cine/Se8_2ch.nii.gz").read_bytes()
+    header = gzip.decompress(packed)[:352]
+    path = tmp_path_factory.mktemp("real") / "cine.nii.gz"
+    if compressed:
+        path.write_bytes(mutated(packed[:1000], changes) + packed[1000:])
+    else:
+        path.write_bytes(mutated(header, changes) + gzip.decompress(packed)[352:])
+    try:
+        assert_sound(read_cine(path, stack=False))
+    except CineError as err:
+        assert err.path == path and err.reason
+
+
+LIES = {
+    "Rows": st.integers(0, 65535), "Columns": st.integers(0, 65535), "BitsAllocated": st.integers(0, 255),
+    "BitsStored": st.integers(0, 64), "HighBit": st.integers(0, 64), "PixelRepresentation": st.integers(0, 9),
+    "SamplesPerPixel": st.integers(0, 65535), "NumberOfFrames": st.integers(-(2**31), 2**31 - 1),
+}
+
+
+@settings(max_examples=60, deadline=PATIENT)
+@given(syntax=st.sampled_from(SYNTAXES), lies=st.fixed_dictionaries({}, optional=LIES), keep=st.floats(0, 1.5))
+def test_lies_about_the_pixels(tmp_path_factory, syntax, lies, keep):
+    def change(dataset):
+        for name, value in lies.items():
+            setattr(dataset, name, value)
+        if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+            n = 2 * int(len(dataset.PixelData) * keep / 2)
+            dataset.PixelData = (dataset.PixelData * 2)[:n]
+
+    folder = tmp_path_factory.mktemp("lies")
+    content = write_enhanced(folder / "a.dcm", DATA, AFFINE, syntax=syntax, change=change).read_bytes()
+    cine = read(folder, content)
+    if cine is not None:  # what it says is what it has
+        dataset = pydicom.dcmread(folder / "a.dcm")
+        assert cine.shape == (dataset.Columns, dataset.Rows, 2) and cine.n_frames == 3
+        assert dataset.Rows * dataset.Columns == 36 * 40 or dataset.BitsAllocated != 16
+
+
+def test_one_image_that_claims_gigabytes_allocates_nothing(tmp_path):
+    def change(dataset, z, t):
+        dataset.Rows = dataset.Columns = 65535
+
+    for syntax in SYNTAXES:
+        path = write_series(tmp_path / syntax, DATA[:, :, :1, :1], AFFINE, syntax=syntax, change=change)[0]
+        tracemalloc.start()
+        with pytest.raises(CineError, match=r"65535 x 65535 pixels of 16 bits (are|cannot be in)"):
+            read_dicom_cine([path], stack=True)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 4 << 20
+
+
+def test_compressed_stream_that_claims_another_size_than_the_header(tmp_path):
+    """A decoder would go by the stream: 60000 x 60000 pixels that a header of 40 x 36 does not speak of."""
+    pytest.importorskip("openjpeg", reason="pylibjpeg-openjpeg is not installed")
+    path = write_series(tmp_path, DATA[:, :, :1, :1], AFFINE, syntax=JPEG2000Lossless)[0]
+    content = path.read_bytes()
+    at = content.index(b"\xff\x4f\xff\x51") + 8
+    path.write_bytes(content[:at] + (60000).to_bytes(4) * 2 + content[at + 8 :])
+    with pytest.raises(CineError, match="compressed image 1 of 1 is 60000 x 60000, the header says 40 x 36"):
+        read_dicom_cine([path], stack=True)
+    jpeg = b"\xff\xd8\xff\xe0\0\4ab\xff\xc3\0\x0b\x10\xea\x60\xea\x60\1\1\x11\0" + bytes(200)
+    for stream, reason in ((jpeg, "60000 x 60000, the header says"), (jpeg[:8] + bytes(200), "without a start of"),
+                           (b"nonsense", "begins like no image")):
+        dataset = read_dataset(path, content)
+        dataset.PixelData = encapsulate([stream])
+        with pytest.raises(CineError, match=reason):
+            read_pixels(path, dataset)
+
+
+def test_deflated_zeros_are_not_inflated(tmp_path):
+    path = write_series(tmp_path, DATA[:, :, :1, :1], AFFINE, syntax=DeflatedExplicitVRLittleEndian)[0]
+    content = path.read_bytes()
+    start = 132 + 12 + int.from_bytes(content[140:144], "little")  # after the group of meta information
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(256)) + packer.flush()
+    path.write_bytes(content[:start] + bomb)
+    for reader in (lambda: read_dicom_cine([path], stack=True), lambda: _raise(read_files([path])[0])):
+        tracemalloc.start()
+        with pytest.raises(CineError, match="deflated content grows more than 64-fold"):
+            reader()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 100 * len(bomb) < 64 << 20
+
+
+def _raise(error):
+    raise error
+
+
+@pytest.mark.parametrize("name", ["MR_small_jpeg_ls_lossless", "MR_small_jp2klossless", "MR_small_RLE",
+                                  "MR_small_bigendian", "MR_small_implicit"])
+def test_real_images_of_every_coder(name):
+    """pydicom brings one image in several codings: all are the same pixels."""
+    folder = Path(pydicom.data.__file__).parent / "test_files"
+    images = []
+    for path in (folder / "MR_small.dcm", folder / f"{name}.dcm"):
+        if not path.exists():
+            pytest.skip(f"this pydicom does not bring {path.name}")
+        try:
+            images += read_pixels(path, read_dataset(path, path.read_bytes()))
+        except CineError as err:
+            pytest.skip(err.reason) if "no decoder is installed" in err.reason else pytest.fail(str(err))
+    np.testing.assert_array_equal(*images)
