@@ -329,7 +329,8 @@ def read_index(path: Path) -> dict:
         index = json.loads(file.read_text("utf-8"), object_pairs_hook=shrunk)
     except FileNotFoundError:
         what = "is not a cine store (no index.json there)" if path.is_dir() else "does not exist"
-        raise IndexLost(f"{path} {what}: make one with `cinema-fast prepare SRC {path}`") from None
+        merge = " --merge" if (path / ".shards").is_dir() else ""
+        raise IndexLost(f"{path} {what}: make one with `cinema-fast prepare SRC {path}{merge}`") from None
     except (OSError, ValueError) as err:
         raise IndexLost(f"{file}: unreadable index ({err}); run prepare again") from err
     finally:
