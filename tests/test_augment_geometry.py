@@ -110,9 +110,10 @@ def test_turning_zooms_volumes_as_the_separable_form_does(zoom):
     degrees=st.floats(-180, 180),
     shift=st.tuples(st.floats(-9, 9), st.floats(-9, 9)),
     flip=st.tuples(st.booleans(), st.booleans()),
+    pad=st.integers(0, 3),
     seed=st.integers(0, 99),
 )
-def test_all_together_equal_scipy(size, zoom, degrees, shift, flip, seed):
+def test_all_together_equal_scipy(size, zoom, degrees, shift, flip, pad, seed):
     """p -> c + R zoom flip (p - c) + shift, with zeros outside that linear interpolation fades into."""
     image = np.random.default_rng(seed).integers(0, 256, size).astype(np.float64)
     # as float32, which the parameters are
@@ -123,7 +124,7 @@ def test_all_together_equal_scipy(size, zoom, degrees, shift, flip, seed):
     back, centre = np.linalg.inv(forward), (np.array(size) - 1) / 2
     offset = centre - back @ (centre + np.array([*shift, 0.0]))
     expected = ndimage.affine_transform(image, back, offset=offset, order=1, mode="grid-constant")
-    room = torch.zeros(1, *(n + 3 for n in size))
+    room = torch.zeros(1, *(n + pad for n in size))
     inside = (0, *(slice(n) for n in size))
     room[inside] = torch.from_numpy(image).float()
     found = move_images(
