@@ -28,6 +28,7 @@ from pathlib import Path
 import checkout
 import conditions
 import torch
+from bench_data import data_names, data_rows
 from gpu_breakdown import Breakdown
 from gpu_step import COMPILED, PUBLISHED, StepGroup, attempt, release
 from gpu_waterfall import Waterfall
@@ -38,7 +39,6 @@ SECTIONS = ("tests", "kernels", "step", "data")
 BENCHMARKS = Path(__file__).parent
 # marked by hand, or about an operation: with a GPU the fixture `backend` and flow_cases.WAYS bring the mark
 GPU_TEST = re.compile(r"\bmark\.gpu\b|\bparams=WAYS\b|^def test_\w+\([^)]*\bbackend\b", re.MULTILINE)
-DATA_ROW = "data (comes with streaming)"
 
 
 @dataclass
@@ -67,7 +67,9 @@ def plan_work(device: str, out: Path, reference: Reference | None, smoke: bool) 
     parts = Breakdown(preset, batches[0], device, steps=effort["steps"])
     explained = [Item("step", what.names, what.measure) for what in (parts, ladder)]
     tests = Item("tests", ["tests"], lambda seconds_left: run_tests(checkout.ROOT / "tests", out, seconds_left()))
-    return [*first, *kernel_items(device, smoke), tests, *explained, *(item for items in others for item in items)]
+    data = Item("data", data_names(), lambda _: data_rows(device, smoke))
+    kernels = kernel_items(device, smoke)
+    return [*first, *kernels, data, tests, *explained, *(item for items in others for item in items)]
 
 
 def kernel_items(device: str, smoke: bool) -> list[Item]:
@@ -185,7 +187,7 @@ def main() -> int:
         commit=conditions.commit(),
         conditions=about,
         smoke=args.smoke,
-        unreached=[row for item in items for row in item.names] + [DATA_ROW] * ("data" in wanted),
+        unreached=[row for item in items for row in item.names],
     )
     report.write()
     run(report, items, lambda: args.budget - (time.monotonic() - start))

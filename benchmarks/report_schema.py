@@ -113,14 +113,38 @@ class BreakdownRow:
         return f"breakdown {self.component}"
 
 
+@dataclass
+class DataRow:
+    """A loader from a store to the device, alone, its files in the system's cache.
+
+    workers: threads or processes that read. augmentation_ms: of a batch, on the device, which takes it from the step;
+    transfer_ms: of a batch from page-locked memory, which a step overlaps with (None: nothing to transfer).
+    """
+
+    loader: str
+    preset: str
+    batch: int
+    workers: int
+    studies_per_s: float
+    augmentation_ms: float
+    transfer_ms: float | None
+
+    @property
+    def name(self) -> str:
+        """Names the row in `failed` and `unreached`."""
+        return f"data {self.loader}"
+
+
 def step_name(preset: str, batch: int, dtype: str, mode: str, decode_ratio: float, peer: str | None) -> str:
     """The name of a step's row, known before it is measured."""
     against = f" against {peer}" if peer else ""
     return f"step {preset} batch {batch} {dtype} {mode}, decode ratio {decode_ratio:g}{against}"
 
 
-Row = KernelRow | StepRow | WaterfallRow | BreakdownRow
-SECTION_OF = {KernelRow: "kernels", StepRow: "step", WaterfallRow: "waterfall", BreakdownRow: "breakdown"}
+Row = KernelRow | StepRow | WaterfallRow | BreakdownRow | DataRow
+SECTION_OF = {
+    KernelRow: "kernels", StepRow: "step", WaterfallRow: "waterfall", BreakdownRow: "breakdown", DataRow: "data",
+}  # fmt: skip
 
 
 def kernel_sha(op: str) -> str:
@@ -156,6 +180,7 @@ class Report:
     step: list[StepRow] = field(default_factory=list)
     waterfall: list[WaterfallRow] = field(default_factory=list)
     breakdown: list[BreakdownRow] = field(default_factory=list)
+    data: list[DataRow] = field(default_factory=list)
     tests: dict[str, int] | None = None
     failed: list[dict[str, str]] = field(default_factory=list)
 
@@ -206,6 +231,17 @@ class Report:
             lines += ["", "| part of the step | ms a study | share | budget ms |", "|---|---|---|---|"]
             for b in self.breakdown:
                 lines.append(f"| {b.component} | {b.ms:.3f} | {b.share:.0%} | {_number(b.budget_ms, 2)} |")
+        if self.data:
+            heads = "loader | batch | workers | studies/s | times the fastest step | augmentation ms | transfer ms"
+            lines += ["", f"| {heads} |"]
+            lines.append("|---|---|---|---|---|---|---|")
+            for d in self.data:
+                eaten = max((r.studies_per_s for r in self.step if r.preset == d.preset), default=None)
+                lines.append(
+                    f"| {d.loader} | {d.batch} | {d.workers} | {d.studies_per_s:.0f} | "
+                    f"{_number(eaten and d.studies_per_s / eaten, 1)} | {d.augmentation_ms:.2f} | "
+                    f"{_number(d.transfer_ms, 2)} |"
+                )
         if self.kernels:
             lines += ["", "| kernel | pass | shape | dtype | us | of limit | peer | times faster | rel. error | rate |"]
             lines.append("|---|---|---|---|---|---|---|---|---|---|")

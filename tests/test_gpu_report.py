@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from fake_reference import write_fake_reference
 
+from cinema_fast.data.dali import why_not_dali
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu_report.py"
 TOP = {
-    "device", "date", "versions", "commit", "conditions", "smoke", "kernels", "step", "waterfall", "breakdown", "tests",
-    "failed", "unreached",
+    "device", "date", "versions", "commit", "conditions", "smoke", "kernels", "step", "waterfall", "breakdown", "data",
+    "tests", "failed", "unreached",
 }  # fmt: skip
 STEP = {
     "preset", "batch", "dtype", "mode", "decode_ratio", "ms", "studies_per_s", "mfu", "peak_mib", "peer", "peer_ms",
@@ -52,7 +54,7 @@ def test_file_has_the_schema(whole):
     assert status == 0
     assert set(report) == TOP
     assert report["failed"] == []
-    assert report["unreached"] == ["data (comes with streaming)"]
+    assert report["unreached"] == []
     assert set(report["tests"]) == {"passed", "failed", "skipped"}
     assert report["smoke"] is True
     assert report["device"] == "cpu-smoke"
@@ -136,7 +138,7 @@ def test_no_budget_leaves_everything_unreached(tmp_path):
     assert report["tests"] is None
     steps = [name for name in report["unreached"] if name.startswith("step toy")]
     assert len(steps) == 4  # modes and decode ratios, without a peer
-    assert {"tests", "data (comes with streaming)"} <= set(report["unreached"])
+    assert {"tests", "data torch"} <= set(report["unreached"])
 
 
 def test_killed_in_the_middle_leaves_a_whole_file(tmp_path):
@@ -160,10 +162,14 @@ def test_killed_in_the_middle_leaves_a_whole_file(tmp_path):
     assert len([name for name in report["unreached"] if name.startswith("step")]) == 5
 
 
-def test_data_section_says_that_it_is_not_there(tmp_path):
-    status, report, _ = smoke(tmp_path, "--only", "data")
-    assert status == 0
-    assert report["unreached"] == ["data (comes with streaming)"]
+def test_loaders_are_timed(whole):
+    _, report, printed = whole
+    rows = {row["loader"]: row for row in report["data"]}
+    assert "torch" in rows and set(rows) == {"torch"} | ({"dali"} if not why_not_dali() else set())
+    for row in rows.values():
+        assert row["studies_per_s"] > 0 and row["augmentation_ms"] > 0
+        assert row["transfer_ms"] is None  # on a CPU there is nothing to transfer
+    assert printed.count("| torch | 2 |") == 1
 
 
 def test_a_folder_that_is_no_reference_is_named(tmp_path):

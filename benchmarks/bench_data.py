@@ -1,0 +1,219 @@
+"""One frame of a cine at a random time, as the model's input: from the store, and from `.nii.gz` by nibabel, SimpleITK.
+
+The same synthetic studies in both forms, short-axis stacks of 25 x 192 x 192 x 12, one thread: `frames/s` is a core's.
+"read" ends in a padded batch, "read and augment" also goes through the whole augmentation, by the same code for all.
+"cold" forgets the files before each round, "warm" has read them before. SimpleITK is used where it is installed.
+
+    pytest benchmarks --benchmark-only -k bench_data        # -s is not needed: the ratios are printed after the tables
+
+On a GPU `gpu_report.py --only data` times the loaders themselves, `data_rows` below.
+"""
+
+import importlib.util
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import checkout  # noqa: F401
+import numpy as np
+import pytest
+import torch
+from report_schema import DataRow
+from torch import Tensor
+from workload import GateError
+
+from cinema_fast.data.augment import model_input
+from cinema_fast.data.augmentation import AugmentConfig
+from cinema_fast.data.bench_data import BenchDataConfig
+from cinema_fast.data.bench_stages import drop_from_cache, io_counts, time_stages
+from cinema_fast.data.dali import why_not_dali
+from cinema_fast.data.loader import augmentation_tensors, read_batch
+from cinema_fast.data.sampler import Sampler, frame_at
+from cinema_fast.data.store import VIEWS, CineStore, write_index, write_study
+
+AUGMENT = AugmentConfig(rotation=20, translation=10, flip=0.5, gamma=(0.7, 1.4), noise=0.05)
+TARGETS = {"read": 30, "read and augment": 10}  # times faster than the fastest peer
+FULL = {"n": 4, "n_frames": 25, "size": 192, "n_slices": 12, "in_plane_mm": 1.0}
+TOY = {"n": 2, "n_frames": 4, "size": 64, "n_slices": 3, "in_plane_mm": 3.0}
+OURS, NIBABEL, EXTRACT, WHOLE = "cinema-fast", "nibabel", "SimpleITK, one frame", "SimpleITK, whole file"
+WAYS = [OURS, NIBABEL, *([EXTRACT, WHOLE] if importlib.util.find_spec("SimpleITK") else [])]
+
+
+def by_nibabel(path: Path, t: int) -> np.ndarray:
+    """(X, Y, Z) of one frame; what comes before it is decompressed too."""
+    import nibabel
+
+    return np.asarray(nibabel.load(path).dataobj[..., t])
+
+
+def by_extraction(path: Path, t: int) -> np.ndarray:
+    """(X, Y, Z) of one frame, the only one that is kept."""
+    import SimpleITK
+
+    reader = SimpleITK.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    reader.SetExtractIndex((0, 0, 0, t))
+    reader.SetExtractSize((*reader.GetSize()[:3], 0))
+    return SimpleITK.GetArrayFromImage(reader.Execute()).T
+
+
+def by_whole_file(path: Path, t: int) -> np.ndarray:
+    """(X, Y, Z) of one frame of a file that is read as a whole."""
+    import SimpleITK
+
+    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))[t].T
+
+
+READERS = {NIBABEL: by_nibabel, EXTRACT: by_extraction, WHOLE: by_whole_file}
+
+
+class Studies:
+    """Synthetic studies as `.nii.gz` and as a store, and one draw of a frame of each."""
+
+    def __init__(self, folder: Path, smoke: bool):
+        from cinema_fast.data.phantom import write_cohort
+        from cinema_fast.data.prepare import PrepareConfig, prepare
+
+        options = dict(TOY if smoke else FULL)
+        self.nifti = folder / "nifti"
+        ids = write_cohort(self.nifti, options.pop("n"), 0, **options)
+        size, spacing = (options["size"], options["size"], 16), (options["in_plane_mm"], options["in_plane_mm"], 10.0)
+        prepare(PrepareConfig(self.nifti, folder / "store", sax_size=size, sax_spacing=spacing, workers=1))
+        self.store = CineStore(folder / "store")
+        self.size = {"sax": size}
+        sampler = Sampler({study: ("sax",) for study in ids}, seed=0, batch_size=len(ids), augment=AUGMENT)
+        self.draw = sampler.draw(0)
+        self.at = [frame_at(phase, options["n_frames"]) for phase in self.draw.phase]
+
+    def files(self, way: str) -> list[Path]:
+        """What a way reads."""
+        if way == OURS:
+            return [Path(self.store.info(study, "sax").path) for study in self.draw.ids]
+        return [self.nifti / f"{study}_sax.nii.gz" for study in self.draw.ids]
+
+    def images(self, way: str) -> list[np.ndarray]:
+        """The frames, before padding."""
+        return [READERS[way](path, t) for path, t in zip(self.files(way), self.at)]
+
+    def read(self, way: str) -> tuple[Tensor, Tensor]:
+        """Frames (B, *size), zeros beyond the extent (B, 3)."""
+        if way == OURS:
+            batch = read_batch(self.store, self.draw, self.size)
+            return batch.frames["sax"], batch.extent["sax"]
+        images = self.images(way)
+        frames = torch.zeros(len(images), *self.size["sax"])
+        for target, image in zip(frames, images):
+            target[tuple(slice(n) for n in image.shape)] = torch.from_numpy(image.astype(np.float32))
+        return frames, torch.tensor([image.shape for image in images])
+
+    def read_and_augment(self, way: str) -> Tensor:
+        """(B, 1, *size) float32 in [0, 1]."""
+        return model_input(*self.read(way), augmentation_tensors(self.draw)["sax"])
+
+    def frame_bytes(self, way: str) -> int:
+        """Bytes of the frames as they are stored: of 8 bits in ours, of 16 in `.nii.gz`, decompressed."""
+        if way == OURS:
+            return sum(math.prod(self.store.info(study, "sax").shape[1:]) for study in self.draw.ids)
+        return sum(image.nbytes for image in self.images(NIBABEL))
+
+    def check(self, way: str) -> None:
+        """GateError unless a way reads the frames that were drawn."""
+        if way == OURS:
+            frames, extent = self.read(way)
+            found = [x[tuple(slice(n) for n in size)].numpy() for x, size in zip(frames, extent.tolist())]
+            files = [(np.load(path), t) for path, t in zip(self.files(OURS), self.at)]
+            wanted = [cine[t] for cine, t in files]
+        else:
+            found, wanted = self.images(way), self.images(NIBABEL)
+        if not all(np.array_equal(a, b) for a, b in zip(found, wanted)):
+            raise GateError(f"{way} reads other pixels than are in the file")
+
+
+@pytest.fixture(scope="module")
+def studies(request, tmp_path_factory):
+    """The studies, of toy size with --smoke."""
+    return Studies(tmp_path_factory.mktemp("data"), request.config.getoption("--smoke"))
+
+
+@pytest.fixture(scope="module")
+def rates(summary, studies):
+    """{(cache, task, way): frames/s}; at the end ours are set against the fastest peer's."""
+    found: dict[tuple[str, str, str], float] = {}
+    yield found
+    for cache, task in dict.fromkeys(key[:2] for key in found):
+        rate = {way: value for (c, k, way), value in found.items() if (c, k) == (cache, task)}
+        peers = {way: value for way, value in rate.items() if way != OURS}
+        if OURS in rate and peers:
+            times = {way: rate[OURS] / value for way, value in peers.items()}
+            told = ", ".join(f"{way} {factor:.1f}" for way, factor in times.items())
+            verdict = "met" if min(times.values()) >= TARGETS[task] else "missed"
+            summary.append(f"{task}, {cache}: times as fast as {told} (target {TARGETS[task]}: {verdict})")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("task", TARGETS)
+@pytest.mark.parametrize("cache", ["cold", "warm"])
+def test_data(benchmark, summary, rates, studies, cache, task, way, request):
+    smoke = request.config.getoption("--smoke")
+    work = studies.read if task == "read" else studies.read_and_augment
+    studies.check(way)
+    frames = len(studies.draw.ids)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    before = io_counts()
+    work(way)
+    asked = io_counts()[0] - before[0]
+    benchmark.group = f"data-{task}-{cache}"
+    drop = (lambda: drop_from_cache(studies.files(way))) if cache == "cold" else None
+    benchmark.pedantic(work, args=(way,), setup=drop, rounds=1 if smoke else 10, warmup_rounds=0 if drop else 1)
+    torch.set_num_threads(threads)
+    if benchmark.stats is None:  # --benchmark-disable
+        return
+    rate = rates[cache, task, way] = frames / benchmark.stats.stats.median
+    read = asked / studies.frame_bytes(way)
+    benchmark.extra_info |= {"frames/s": rate, "bytes read per byte of the frame": read}
+    summary.append(f"{benchmark.group} {way}: {rate:.1f} frames/s, {read:.3f} bytes read per byte of the frame")
+
+
+def data_names() -> list[str]:
+    """The names of the rows that `data_rows` gives here."""
+    return ["data torch", *([] if why_not_dali() else ["data dali"])]
+
+
+def data_rows(device: str, smoke: bool) -> Iterator[tuple[str, DataRow]]:
+    """The rows of `gpu_report.py`: each loader that is installed, alone, warm, on frames of noise."""
+    preset, batch, workers, batches = ("cinema-demo", 2, 1, 1) if smoke else ("cinema-base", 64, 4, 32)
+    with tempfile.TemporaryDirectory() as folder:
+        store = noise_store(Path(folder), *((2, (32, 32, 3), (32, 32)) if smoke else (24, (192, 192, 12), (256, 256))))
+        config = BenchDataConfig(
+            "data", store, preset, batch_size=batch, workers=workers, batches=batches, step_ms=0, device=device
+        )
+        stages = time_stages(config).stages
+    for name in data_names():
+        transfer = stages.get("transfer")
+        yield name, DataRow(
+            loader=name.removeprefix("data "), preset=preset, batch=batch, workers=workers,
+            studies_per_s=1e3 * batch / stages[name.replace("data", "loader")].ms,
+            augmentation_ms=stages["augmentation"].ms, transfer_ms=transfer and transfer.ms,
+        )  # fmt: skip
+
+
+def noise_store(path: Path, studies: int, sax: tuple[int, ...], lax: tuple[int, ...], n_frames: int = 8) -> Path:
+    """A store of studies with all views, made without what reads NIfTI."""
+    rng = np.random.default_rng(0)
+    index = {}
+    for study in (f"s{i:03d}" for i in range(studies)):
+        cines = {}
+        for view in VIEWS:
+            shape = sax if view == "sax" else lax
+            record = {
+                "spacing_mm": [1.0, 1.0, 10.0][: len(shape)], "frame_time_ms": 40.0, "window": [[0, 1]] * n_frames,
+                "source": {"file": f"{study}_{view}", "sha256": "0" * 64, "files": []}, "affine": np.eye(4).tolist(),
+                "centred_on": "image",
+            }  # fmt: skip
+            cines[view] = rng.integers(0, 256, (n_frames, *shape), dtype=np.uint8), record
+        index[study] = write_study(path / "studies" / study, study, cines)
+    write_index(path, {"sax_size": [*sax[:2], -(-sax[2] // 4) * 4], "lax_size": list(lax)}, index)
+    return path
