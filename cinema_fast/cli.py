@@ -71,7 +71,7 @@ def _commands() -> dict[str, Callable[..., int]]:
         return 0
 
     def prepare(config: Annotated[PrepareConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
-        """Turn a folder of NIfTI cines into a cine store."""
+        """Turn a folder of NIfTI or DICOM cines into a cine store."""
         from .data.prepare import prepare
 
         report = prepare(config)
@@ -90,6 +90,18 @@ def _commands() -> dict[str, Callable[..., int]]:
         report = check_store(store, workers=workers)
         print(report)
         return report.exit_code
+
+    def inspect(store: tyro.conf.Positional[Path], out: Path | None = None) -> int:
+        """Show what is in a cine store, in numbers and in pictures.
+
+        Args:
+            store: the folder that prepare wrote.
+            out: folder for a contact sheet of some studies (PNG) and one of them moving (GIF).
+        """
+        from .data.inspect_store import inspect_store
+
+        print(inspect_store(store, out))
+        return 0
 
     def pretrain(config: Annotated[PretrainConfig, plain], print_config: bool = False) -> int:
         """Pre-train a masked autoencoder on a cine store: CineMA on single frames of all views, HeartMAE on clips.
@@ -129,8 +141,8 @@ def _commands() -> dict[str, Callable[..., int]]:
         return demo(config)
 
     return {
-        "info": info, "phantom": phantom, "prepare": prepare, "verify": verify, "pretrain": pretrain, "embed": embed,
-        "bench": bench, "demo": demo,
+        "info": info, "phantom": phantom, "prepare": prepare, "verify": verify, "inspect": inspect,
+        "pretrain": pretrain, "embed": embed, "bench": bench, "demo": demo,
     }  # fmt: skip
 
 

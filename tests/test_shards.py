@@ -46,7 +46,7 @@ def test_parts_and_merge_give_what_one_run_gives(src, tmp_path, motion):
     assert sum(report.prepared for report in reports) == 6 and min(report.prepared for report in reports) > 0
     assert [report.exit_code for report in reports].count(1) == 1
     assert not (store / "index.json").exists() and "--merge" in str(reports[0])
-    with pytest.raises(StoreError, match="is not a cine store .* --merge`"):
+    with pytest.raises(StoreError, match=r"is not a cine store .* --merge`"):
         CineStore(store)
     report = run(src, store, merge=True, motion=motion)
     assert (report.prepared, report.unchanged, report.n_studies, report.exit_code) == (0, 6, 6, 1)
