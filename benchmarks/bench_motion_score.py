@@ -16,7 +16,7 @@ import torch
 from bench_optical_flow import DEFAULTS, OURS, PASSES, PEERS, UNREFINED, WORK, by_opencv, error_of, make_frames, n_pairs
 from torch import Tensor
 
-from cinema_fast.kernels.flow_groups import pair_shares
+from cinema_fast.kernels.flow_groups import pair_groups, pair_shares
 from cinema_fast.kernels.motion_score import motion_map, motion_map_bytes, motion_map_ref
 from cinema_fast.kernels.optical_flow import optical_flow
 
@@ -57,7 +57,8 @@ def build(shape: str) -> timing.Operation:
     ways |= {name: numpy_after(by_opencv(frames)) for name in PEERS}
     expected = dict.fromkeys(ways, motion_map_ref(frames[:1].double(), pairs, tubelet, **DEFAULTS))
     expected |= {name: motion_map_ref(frames[:1].double(), pairs, tubelet, **UNREFINED) for name in PEERS}
-    n_bytes = motion_map_bytes(frames.shape, len(pairs), len(shares), frames.element_size(), *WORK)
+    groups = pair_groups(tuple(pairs), frames.shape[1], tubelet)
+    n_bytes = motion_map_bytes(frames.shape, len(pairs), groups, frames.element_size(), *WORK)
     return timing.Operation(
         "motion_score", shape, torch.float32, ways, (), None, n_bytes={"fwd": n_bytes},
         check=lambda way: error_of(ways[way](), expected[way], way), items=(n_pairs(frames.shape), "frame pairs"),

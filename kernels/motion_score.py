@@ -7,9 +7,9 @@
 Where nothing moves every score is 1, and the draw is uniform. (Kim et al., "HeartMAE", ML4H 2024: the moving heart
 guides the mask.)
 
-The map is what `optical_flow` ends in: its compiled forms take magnitudes and means of the flow of a few slices at a
-time, and unrefined where the last iteration at the finest level solves for it. Means are of float32, in a fixed order:
-the same bits every time, for any number of threads. Bytes: those of the flow, with the maps in the flow's place.
+The map is what `optical_flow` ends in. Its CUDA form takes magnitudes and means where the flow is found, in the last
+iteration or in the refinement's blocks, and writes nothing but the map; the C++ one keeps magnitudes of a few slices.
+Means are of float32, in a fixed order: the same bits every time, for any number of threads.
 """
 
 import math
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from .backend import choose, launching
 from .flow_cuda import run_cuda
-from .flow_groups import pair_groups, pair_shares
+from .flow_groups import PairGroups, pair_groups, pair_shares
 from .flow_native import run_native
-from .optical_flow import checked, optical_flow_bytes, optical_flow_ref, reasons, refuse_non_finite
+from .optical_flow import checked, integer, optical_flow_bytes, optical_flow_ref, reasons, refuse_non_finite
 from .patches import grid_of
 
 
@@ -38,22 +38,26 @@ def motion_map_ref(
     poly_sigma: float,
     refine: int,
 ) -> Tensor:
-    """Plain PyTorch in the frames' dtype, at least float32; arguments as `motion_map` has checked them."""
+    """Plain PyTorch in the frames' dtype, at least float32, under autocast too; arguments as `motion_map` has checked
+    them."""
     flow = optical_flow_ref(frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
     magnitude = torch.linalg.vector_norm(flow, dim=2)  # (B, P, *size)
     shares = pair_shares(pairs, frames.shape[1], tubelet).to(magnitude)
-    maps = torch.einsum("gp,bp...->bg...", shares, magnitude)
+    with torch.autocast(frames.device.type, enabled=False):
+        maps = torch.einsum("gp,bp...->bg...", shares, magnitude)
     return maps.squeeze(1) if tubelet is None else maps
 
 
 def motion_map_bytes(
-    shape: Sequence[int], n_pairs: int, n_groups: int, item_size: int, levels: int, pyr_scale: float, iterations: int,
-    refine: int,
+    shape: Sequence[int], n_pairs: int, groups: PairGroups, item_size: int, levels: int, pyr_scale: float,
+    iterations: int, refine: int,
 ) -> int:  # fmt: skip
-    """Bytes that must move for frames of `shape` (B, T, X, Y[, Z]): those of the flow, less the flow, and the maps."""
+    """Bytes that move for frames of `shape` (B, T, X, Y[, Z]): those of the flow, less the flow, and the maps. What the
+    last step reads of a pair, both expansions and the flow so far, it reads once for each group that the pair is in."""
     flow = optical_flow_bytes(shape, n_pairs, item_size, levels, pyr_scale, iterations, refine)
     pixels = math.prod(shape) // shape[1]
-    return flow + pixels * 4 * (n_groups - 2 * n_pairs)
+    again = len(groups.members) - n_pairs
+    return flow + pixels * 4 * (groups.count - 2 * n_pairs + (5 + 5 + 2) * again)
 
 
 @torch.library.custom_op("cinema_fast::motion_map_native", mutates_args=())
@@ -125,11 +129,12 @@ def motion_map(
     if tubelet is not None:
         if frames.ndim != 4:
             raise ValueError(f"motion_map: tubelet is for frames (B, T, X, Y), got frames {tuple(frames.shape)}")
+        tubelet = integer("tubelet", tubelet, "motion_map")
         if tubelet < 1 or frames.shape[1] % tubelet:
             raise ValueError(f"motion_map: tubelet must divide the {frames.shape[1]} frames, got {tubelet}")
     picked = choose("motion_map", backend, reasons(frames))
     if picked == "torch":
-        refuse_non_finite(frames)
+        refuse_non_finite(frames, listed)
         return motion_map_ref(frames, listed, tubelet, *how)
     op = {"native": _native_op, "cuda": _cuda_op}[picked]
     return op(frames, [t for pair in listed for t in pair], tubelet, *how)

@@ -24,7 +24,9 @@ the per-pixel arithmetic of csrc/optical_flow.cuh, expand each frame once whatev
 where they lie, and hold planes of single slices in between. In float32 throughout; no gradient.
 """
 
+import operator
 from collections.abc import Callable, Sequence
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +41,7 @@ from .native import cuda_unsupported, native_unsupported
 DAMPING = 1e-3  # of the determinant: where the image is flat the equations say nothing, and the flow is zero
 MAX_LEVELS = 32
 MAX_WINDOW = 511
-MAX_REFINE = 16  # more would leave little of the region that a block of flow_refine works on
+MAX_REFINE = 16  # more would leave little of the region that a block of flow_refine_* works on
 SMOOTHNESS = 50.0  # s of the refinement [grey values^2 / pixel^4]
 SPREAD = 0.98  # largest eigenvalue of a plain sweep that Chebyshev's weights reckon with; above it they damp less
 DTYPES = (torch.uint8, torch.float16, torch.float32)
@@ -119,26 +121,28 @@ def optical_flow_ref(
     poly_sigma: float,
     refine: int,
 ) -> Tensor:
-    """Plain PyTorch in the frames' dtype, at least float32; arguments as `optical_flow` has checked them."""
+    """Plain PyTorch in the frames' dtype, at least float32, under autocast too; arguments as `optical_flow` has checked
+    them."""
     b, _, *size = frames.shape
     images = frames.to(torch.promote_types(frames.dtype, torch.float32))
     images = images.view(*frames.shape[:4], *(size[2:] or [1])).movedim(-1, 1)  # (B, Z, T, X, Y)
     ones = torch.full((window,), 1 / window, dtype=torch.float64)
     flow = images.new_empty(0)
     first, second = torch.tensor(pairs, dtype=torch.long, device=frames.device).view(-1, 2).unbind(1)
-    for level in pyramid(tuple(size[:2]), levels, pyr_scale):
-        small = _along(images, *(taps.matrix(n) for taps, n in zip(level.image, size)))
-        expansion = _expand(small, expansion_filters(poly_n, poly_sigma))
-        before, after = (expansion[:, :, which].flatten(0, 2) for which in (first, second))
-        if level.flow is None:
-            flow = before.new_zeros(before.shape[0], 2, *level.size)
-        else:
-            flow = _along(flow, *(taps.matrix(n) for taps, n in zip(level.flow, flow.shape[-2:])))
-        box = tuple(repeated_edge(ones, n) for n in level.size)
-        weight = torch.outer(*(border_weight(n) for n in level.size)).to(flow)
-        for _ in range(iterations):
-            flow = _solve(_along(_equations(before, after, flow, weight), *box), DAMPING)
-    flow = _refine(_equations(before, after, flow, weight), flow, refine)
+    with torch.autocast(frames.device.type, enabled=False):  # 16 bits would move the flow by 0.1 pixels
+        for level in pyramid(tuple(size[:2]), levels, pyr_scale):
+            small = _along(images, *(taps.matrix(n) for taps, n in zip(level.image, size)))
+            expansion = _expand(small, expansion_filters(poly_n, poly_sigma))
+            before, after = (expansion[:, :, which].flatten(0, 2) for which in (first, second))
+            if level.flow is None:
+                flow = before.new_zeros(before.shape[0], 2, *level.size)
+            else:
+                flow = _along(flow, *(taps.matrix(n) for taps, n in zip(level.flow, flow.shape[-2:])))
+            box = tuple(repeated_edge(ones, n) for n in level.size)
+            weight = torch.outer(*(border_weight(n) for n in level.size)).to(flow)
+            for _ in range(iterations):
+                flow = _solve(_along(_equations(before, after, flow, weight), *box), DAMPING)
+        flow = _refine(_equations(before, after, flow, weight), flow, refine)
     flow = flow.view(b, images.shape[1], len(first), 2, *size[:2]).movedim(1, -1)  # (B, P, 2, X, Y, Z)
     return (flow if len(size) == 3 else flow.squeeze(-1)).contiguous()
 
@@ -198,13 +202,37 @@ def _listed(pairs: str | Sequence[Sequence[int]] | Tensor, n_frames: int) -> lis
         if pairs == "reference":
             return [(0, t) for t in range(1, n_frames)]
         raise ValueError(f'optical_flow: pairs must be "consecutive", "reference" or (P, 2) frames, got {pairs!r}')
-    rows = pairs.tolist() if isinstance(pairs, Tensor) else [list(row) for row in pairs]
-    for row in rows:
-        if not (isinstance(row, list) and len(row) == 2 and all(isinstance(t, int) for t in row)):
-            raise ValueError(f"optical_flow: pairs must be rows of two frames, integers, got {row!r}")
-        if not all(0 <= t < n_frames for t in row):
-            raise ValueError(f"optical_flow: pairs must name frames 0..{n_frames - 1}, got {tuple(row)}")
-    return [tuple(row) for row in rows]
+    if hasattr(pairs, "tolist"):  # a tensor or an array
+        pairs = pairs.tolist()
+    if not isinstance(pairs, Sequence):
+        raise ValueError(f"optical_flow: pairs must be rows of two frames, got {pairs!r}")
+    return [_pair(row, n_frames) for row in pairs]
+
+
+def _pair(row: Sequence[int], n_frames: int) -> tuple[int, int]:
+    try:
+        first, second = (integer("pairs", frame) for frame in (row.tolist() if hasattr(row, "tolist") else row))
+    except (TypeError, ValueError):
+        raise ValueError(f"optical_flow: pairs must be rows of two frames, integers, got {row!r}") from None
+    if not (0 <= first < n_frames and 0 <= second < n_frames):
+        raise ValueError(f"optical_flow: pairs must name frames 0..{n_frames - 1}, got {(first, second)}")
+    return first, second
+
+
+def integer(name: str, value: int, operation: str = "optical_flow") -> int:
+    """Python's int of any kind of integer. ValueError for anything else, True and False too."""
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ValueError(f"{operation}: {name} must be an integer, got {value!r}")
+
+
+def _real(name: str, value: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"optical_flow: {name} must be a number, got {value!r}")
+    return float(value)
 
 
 def checked(
@@ -223,6 +251,9 @@ def checked(
         raise ValueError(f"optical_flow: frames must be (B, T, X, Y) or (B, T, X, Y, Z), got {tuple(frames.shape)}")
     if frames.dtype not in DTYPES:
         raise ValueError(f"optical_flow: frames must be uint8, float16 or float32, got {frames.dtype}")
+    levels, window, iterations = integer("levels", levels), integer("window", window), integer("iterations", iterations)
+    poly_n, refine = integer("poly_n", poly_n), integer("refine", refine)
+    pyr_scale, poly_sigma = _real("pyr_scale", pyr_scale), _real("poly_sigma", poly_sigma)
     for name, value, good, wanted in (
         ("levels", levels, 1 <= levels <= MAX_LEVELS, f"in 1..{MAX_LEVELS}"),
         ("pyr_scale", pyr_scale, 0 < pyr_scale < 1, "in (0, 1)"),
@@ -234,13 +265,14 @@ def checked(
     ):
         if not good:
             raise ValueError(f"optical_flow: {name} must be {wanted}, got {value}")
-    how = (levels, float(pyr_scale), window, iterations, poly_n, float(poly_sigma), refine)
+    how = (levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
     return _listed(pairs, frames.shape[1]), how
 
 
-def refuse_non_finite(frames: Tensor) -> None:
-    """ValueError for frames on the CPU that the plain PyTorch form would spread NaN from."""
-    if frames.device.type == "cpu" and not frames.isfinite().all():
+def refuse_non_finite(frames: Tensor, pairs: Sequence[tuple[int, int]]) -> None:
+    """ValueError for frames on the CPU that the plain PyTorch form would spread NaN from: those that pairs name."""
+    used = sorted({frame for pair in pairs for frame in pair})
+    if frames.device.type == "cpu" and not frames[:, used].isfinite().all():
         raise ValueError(NON_FINITE_TEXT)
 
 
@@ -272,7 +304,7 @@ def optical_flow(
         frames (B, T, X, Y) or (B, T, X, Y, Z) uint8, float16 or float32: grey values of 0..255. Each of the Z slices
             is a plane of its own. Floats are taken as they are, as OpenCV does: with images in 0..1 the terms that
             keep flat regions at rest and the flow smooth would outweigh everything; multiply them by 255.
-        pairs: "consecutive" (t, t + 1), "reference" (0, t) for t >= 1, or (P, 2) frames.
+        pairs: "consecutive" (t, t + 1), "reference" (0, t) for t >= 1, or (P, 2) frames: a list, tensor or array.
         levels: pyramid levels below the frame's own; none is made whose shorter side is under 32 pixels.
         pyr_scale: size of a level relative to the next finer one, in (0, 1).
         window: pixels along a side of the square over which motion is taken to be the same, odd.
@@ -289,15 +321,15 @@ def optical_flow(
         component 0 is along columns, which are Y here.
 
     Raises:
-        ValueError: an argument out of range, a frame that is not finite (not looked for on a GPU, where it would mean
-            to wait: there a NaN spoils the flow around it); BackendError: `backend` cannot run here.
+        ValueError: an argument out of range, a frame of some pair that is not finite (not looked for on a GPU, where it
+            would mean to wait: there a NaN spoils the flow around it); BackendError: `backend` cannot run here.
     """
     if dtype not in OUT_DTYPES:
         raise ValueError(f"optical_flow: dtype must be torch.float32 or torch.float16, got {dtype}")
     listed, how = checked(frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
     picked = choose("optical_flow", backend, reasons(frames))
     if picked == "torch":
-        refuse_non_finite(frames)
+        refuse_non_finite(frames, listed)
         return optical_flow_ref(frames, listed, *how).to(dtype)
     op = {"native": _native_op, "cuda": _cuda_op}[picked]
     return op(frames, [t for pair in listed for t in pair], dtype, *how)

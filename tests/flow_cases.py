@@ -17,9 +17,11 @@ CSRC = Path(__file__).resolve().parents[1] / "csrc"
 DEFAULTS = {
     "levels": 3, "pyr_scale": 0.5, "window": 15, "iterations": 3, "poly_n": 7, "poly_sigma": 1.5, "refine": 10,
 }  # fmt: skip
-# Float32 against float64 [pixels]: worst and mean where every window holds structure. Where there is none the equations
-# are nearly singular, and plain PyTorch in float32 is itself off by up to 4e-3 on images of a heart.
-WORST, MEAN = 2e-4, 1e-5
+# Float32 against float64 [pixels], worst and mean: three times the worst that the suite shows in any form with windows
+# of 15 pixels and more (1.1e-5 and 8e-7: a pixel's flow is a quotient of sums, each off by some 1e-6 of itself). Where
+# a window holds little, the equations are nearly singular and spread rounding: windows of 9 pixels in a texture of
+# waves up to 24 long show 1.5e-4 in one place. On a heart plain PyTorch in float32 is itself off by up to 4e-3.
+WORST, WORST_OF_SMALL_WINDOWS, MEAN = 3e-5, 4.5e-4, 2e-6
 WAYS = ["torch", "native"]
 if torch.cuda.is_available():
     WAYS.append(pytest.param("cuda", marks=pytest.mark.gpu))
@@ -97,6 +99,11 @@ def assert_same_flow(actual: Tensor, expected: Tensor, worst: float = WORST, mea
     if expected.numel():
         error = (actual.double().cpu() - expected.double()).abs()
         assert float(error.max()) <= worst and float(error.mean()) <= mean, (float(error.max()), float(error.mean()))
+
+
+def worst_of(how: dict) -> float:
+    """Bound of the largest error for parameters that differ from the defaults."""
+    return WORST_OF_SMALL_WINDOWS if how.get("window", DEFAULTS["window"]) < DEFAULTS["window"] else WORST
 
 
 def compile_with(*command: str) -> str:

@@ -8,12 +8,13 @@ import math
 
 import pytest
 import torch
-from flow_cases import DEFAULTS, WAYS, assert_same_flow, device_of, really_runs, textured
+from flow_cases import DEFAULTS, WAYS, assert_same_flow, device_of, really_runs, textured, worst_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
 
 from cinema_fast.kernels import BackendError, motion_map, motion_score, optical_flow
+from cinema_fast.kernels.flow_groups import pair_groups
 from cinema_fast.kernels.motion_score import (
     _native_op,
     motion_map_bytes,
@@ -62,7 +63,7 @@ def test_equals_the_float64_oracle(way, size, frames, tubelet, dtype, how):
     frames = textured(2, frames, size).clamp(0, 255).to(dtype)
     before = frames.clone()
     expected = motion_map_ref(frames.double(), consecutive(frames), tubelet, **DEFAULTS | how)
-    assert_same_flow(map_by(way, frames, tubelet=tubelet, **how), expected)
+    assert_same_flow(map_by(way, frames, tubelet=tubelet, **how), expected, worst_of(how))
     assert torch.equal(frames, before)
 
 
@@ -147,6 +148,8 @@ def test_no_pair_no_motion(name):
     [
         (GOOD, {"tubelet": 4}, "tubelet must divide the 6 frames, got 4"),
         (GOOD, {"tubelet": 0}, "tubelet must divide the 6 frames, got 0"),
+        (GOOD, {"tubelet": 2.0}, r"motion_map: tubelet must be an integer, got 2\.0"),
+        (GOOD, {"tubelet": "2"}, "motion_map: tubelet must be an integer, got '2'"),
         (GOOD, {"tubelet": -2}, "tubelet must divide the 6 frames, got -2"),
         (GOOD.unsqueeze(-1), {"tubelet": 2}, r"tubelet is for frames \(B, T, X, Y\), got frames \(1, 6, 33, 40, 1\)"),
         (GOOD[0], {}, r"frames must be \(B, T, X, Y\) or .* got \(6, 33, 40\)"),
@@ -222,8 +225,20 @@ def test_threads_do_not_change_a_bit(size, tubelet):
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-def test_bytes_of_a_small_case():
-    # one level of 40 x 50, 3 frames in uint8, 2 pairs: in place of 2 x 2 planes of flow one of the map
-    how = {"levels": 3, "pyr_scale": 0.5, "iterations": 2, "refine": 10}
+@pytest.mark.parametrize("refine", [0, 10])
+def test_bytes_of_a_small_case(refine):
+    # one level of 40 x 50, frames in uint8
+    how, plane = {"levels": 3, "pyr_scale": 0.5, "iterations": 2, "refine": refine}, 40 * 50 * 4
     flow = optical_flow_bytes((1, 3, 40, 50, 4), 2, 1, **how)
-    assert motion_map_bytes((1, 3, 40, 50, 4), 2, 1, 1, **how) == flow - 4 * 40 * 50 * 4 * 3
+    cycle = pair_groups(((0, 1), (1, 2)), 3, None)  # in place of 2 x 2 planes of flow one of the map
+    assert motion_map_bytes((1, 3, 40, 50, 4), 2, cycle, 1, **how) == flow - 4 * 3 * plane
+    flow = optical_flow_bytes((1, 4, 40, 50), 3, 1, **how)
+    clip = pair_groups(((0, 1), (1, 2), (2, 3)), 4, 2)  # two maps; the pair between the tubelets is read for both
+    assert motion_map_bytes((1, 4, 40, 50), 3, clip, 1, **how) == flow - 4 * plane + 12 * plane
+
+
+def test_autocast_changes_nothing(way):
+    frames = textured(1, 4, (40, 44)).float()
+    maps = map_by(way, frames, tubelet=2)
+    with torch.autocast(device_of(way), torch.bfloat16):
+        assert torch.equal(map_by(way, frames, tubelet=2), maps)

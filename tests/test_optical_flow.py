@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from flow_cases import DEFAULTS, WAYS, assert_same_flow, device_of, moving, really_runs, textured
+from flow_cases import DEFAULTS, WAYS, assert_same_flow, device_of, moving, really_runs, textured, worst_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -49,7 +49,7 @@ def oracle(frames, pairs, **how):
 def test_equals_the_float64_oracle(way, size, how):
     frames = textured(2, 3, size).float()
     pairs = [(0, 1), (1, 2)]
-    assert_same_flow(flow_by(way, frames, **how), oracle(frames, pairs, **how))
+    assert_same_flow(flow_by(way, frames, **how), oracle(frames, pairs, **how), worst_of(how))
 
 
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -138,6 +138,14 @@ def test_closed_form_motion(way, matrix, shift):
         assert error.mean() < 0.05 and error.max() < 0.2, (float(error.mean()), float(error.max()))
 
 
+def test_rotation_by_5_degrees_is_found_to_a_tenth_of_a_pixel(way):
+    """The windows' flow is 0.21 pixels off on average, and the sweeps have not undone all of that."""
+    for seed in range(2):
+        frames, truth = moving((128, 112), rotation(5), torch.zeros(2, dtype=torch.float64), seed)
+        error = (flow_by(way, frames[None].float())[0, 0].cpu() - truth).norm(dim=0)[16:-16, 16:-16]
+        assert error.mean() < 0.08 and error.max() < 0.3, (float(error.mean()), float(error.max()))
+
+
 def test_refinement_halves_the_error_where_motion_changes_from_pixel_to_pixel(way):
     frames, truth = moving((128, 112), rotation(3), torch.zeros(2, dtype=torch.float64))
     window, refined = (
@@ -194,3 +202,16 @@ def test_frames_that_are_not_finite_are_refused(way, value, dtype):
     else:
         with pytest.raises(ValueError, match="frames must be finite"):
             flow_by(way, frames)
+
+
+def test_frames_that_no_pair_names_may_hold_anything(way):
+    frames = textured(1, 4, (40, 44)).float()
+    frames[:, 2] = math.nan
+    assert torch.equal(flow_by(way, frames, [(0, 1), (3, 1)]), flow_by(way, frames[:, [0, 1, 3]], [(0, 1), (2, 1)]))
+
+
+def test_autocast_changes_nothing(way):
+    frames = textured(1, 3, (64, 72)).float()
+    flow = flow_by(way, frames)
+    with torch.autocast(device_of(way), torch.bfloat16):
+        assert torch.equal(flow_by(way, frames), flow)

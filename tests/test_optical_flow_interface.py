@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from flow_cases import textured
@@ -45,14 +46,43 @@ def test_one_frame_has_no_pairs(pairs):
         (GOOD, {"pairs": "all"}, "pairs must be .* got 'all'"),
         (GOOD, {"pairs": [(0, 3)]}, r"pairs must name frames 0\.\.2, got \(0, 3\)"),
         (GOOD, {"pairs": [(-1, 0)]}, r"pairs must name frames 0\.\.2, got \(-1, 0\)"),
-        (GOOD, {"pairs": [(0, 1, 2)]}, r"rows of two frames, integers, got \[0, 1, 2\]"),
+        (GOOD, {"pairs": [(0, 1, 2)]}, r"rows of two frames, integers, got \(0, 1, 2\)"),
         (GOOD, {"pairs": torch.tensor([[0.0, 1.0]])}, "integers"),
         (GOOD, {"pairs": torch.tensor([0, 1])}, "rows of two frames"),
+        (GOOD, {"pairs": [0, 1]}, "pairs must be rows of two frames, integers, got 0"),
+        (GOOD, {"pairs": 3}, "pairs must be rows of two frames, got 3"),
+        (GOOD, {"pairs": np.zeros((1, 2))}, r"rows of two frames, integers, got \[0.0, 0.0\]"),
+        (GOOD, {"pairs": np.array([[False, True]])}, r"integers, got \[False, True\]"),
+        (GOOD, {"pairs": [(False, True)]}, r"integers, got \(False, True\)"),
+        (GOOD, {"pairs": [torch.tensor([False, True])]}, "integers, got"),
+        (GOOD, {"pairs": ["01"]}, "integers, got '01'"),
+        *[
+            (GOOD, {name: value}, f"{name} must be an integer, got {value!r}")
+            for name in ("levels", "window", "iterations", "poly_n", "refine")
+            for value in (5.0, "5", None, True)
+        ],
+        *[
+            (GOOD, {name: value}, f"{name} must be a number, got {value!r}")
+            for name in ("pyr_scale", "poly_sigma")
+            for value in ("0.5", None, True)
+        ],
     ],
 )
 def test_bad_arguments_are_named(frames, how, match):
     with pytest.raises(ValueError, match=match):
         optical_flow(frames, **how)
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [np.array([[0, 2], [1, 0]]), np.array([[0, 2], [1, 0]], np.uint8), [np.array([0, 2]), (np.int64(1), 0)],
+     torch.tensor([[0, 2], [1, 0]], dtype=torch.int16)],
+    ids=["int64", "uint8", "rows", "int16"],
+)  # fmt: skip
+def test_integers_of_any_kind(pairs):
+    frames = textured(1, 3, (33, 40)).float()
+    flow = optical_flow(frames, pairs, window=np.int32(9), levels=np.uint8(1), pyr_scale=np.float32(0.5))
+    assert torch.equal(flow, optical_flow(frames, [(0, 2), (1, 0)], window=9, levels=1))
 
 
 def test_a_backend_that_cannot_run_says_why(monkeypatch):
