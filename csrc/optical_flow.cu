@@ -8,14 +8,26 @@
 //     flow_solve_*         sums -> summed along x as well -> flow; at the end in the layout of the result } iteration
 //     flow_mean_magnitude  at the end in place of flow_solve, where only maps of the motion are wanted
 //     flow_refine_*        after the last iteration: all sweeps of the refinement; in the layout of the result
-//     flow_mean_refined    then, where only maps are wanted
+//     flow_refine_mean     in its place, where only maps are wanted
 //
-// The arithmetic is in optical_flow.cuh. blockIdx.z counts planes. A row of a block works on neighbouring y, which lie
-// side by side. No atomics: the same bits every time.
+// The arithmetic is in optical_flow.cuh. blockIdx.z counts planes; where frames are read or results written, slices
+// first: the Z values of a pixel lie side by side, so that blocks of neighbouring slices touch the same 32-byte sectors,
+// and run close enough in time to find them in the L2 cache. Planes in between lie slice after slice. A row of a block
+// works on neighbouring y, which lie side by side. No atomics: the same bits every time.
 
 #include "optical_flow.cuh"
 
 using namespace flow;
+
+// What blockIdx.z stands for where slices are counted first: a slice of the group, and one of n frames, pairs or means.
+struct Plane {
+    int slice, item, index;  // index: of the plane among those in between, which lie slice after slice
+
+    static __device__ __forceinline__ Plane of_block(int n) {
+        const int slices = gridDim.z / n, slice = blockIdx.z % slices, item = blockIdx.z / slices;
+        return {slice, item, slice * n + item};
+    }
+};
 
 static __device__ __forceinline__ float as_float(unsigned char v) { return float(v); }
 static __device__ __forceinline__ float as_float(unsigned short v) { return half_to_float(v); }
@@ -46,9 +58,10 @@ static __device__ __forceinline__ void make_image(
     int n_frames, int X, int Y, int Z, int X_out, int Y_out) {
     const int y = blockIdx.x * blockDim.x + threadIdx.x, x = blockIdx.y * blockDim.y + threadIdx.y;
     if (x >= X_out || y >= Y_out) return;
-    const int slice = first_slice + blockIdx.z / n_used, frame = used[blockIdx.z % n_used];
-    const T* in = frames + (size_t(slice / Z) * n_frames + frame) * X * Y * Z + slice % Z;
-    image[(size_t(blockIdx.z) * X_out + x) * Y_out + y] =
+    const Plane plane = Plane::of_block(n_used);
+    const int slice = first_slice + plane.slice;
+    const T* in = frames + (size_t(slice / Z) * n_frames + used[plane.item]) * X * Y * Z + slice % Z;
+    image[(size_t(plane.index) * X_out + x) * Y_out + y] =
         resample(in, Y, Z, index_x, weight_x, taps_x, index_y, weight_y, taps_y, x, y, X_out, Y_out);
 }
 
@@ -157,108 +170,97 @@ static __device__ __forceinline__ void solve_strip(
 static __device__ __forceinline__ void put(float v, float* out) { *out = v; }
 static __device__ __forceinline__ void put(float v, unsigned short* out) { *out = float_to_half(v); }
 
-// sums -> flow (B, P, 2, X, Y, Z) of the group's slices.
+// sums -> flow (B, all_pairs, 2, X, Y, Z) of the group's slices, and of n_pairs from the first one that `motion` is at.
 template <class T>
 static __device__ __forceinline__ void solve_plane(
-    const float* __restrict__ sums, T* __restrict__ motion, int first_slice, int n_pairs, int X, int Y, int Z, int half) {
+    const float* __restrict__ sums, T* __restrict__ motion, int first_slice, int n_pairs, int all_pairs, int X, int Y,
+    int Z, int half) {
     const int y = blockIdx.x * blockDim.x + threadIdx.x, from = blockIdx.y * STRIP;
     if (y >= Y) return;
-    const int slice = first_slice + blockIdx.z / n_pairs, pair = blockIdx.z % n_pairs;
+    const Plane at = Plane::of_block(n_pairs);
+    const int slice = first_slice + at.slice;
     const size_t plane = size_t(X) * Y;
-    T* out = motion + (size_t(slice / Z) * n_pairs + pair) * 2 * plane * Z + slice % Z + size_t(y) * Z;
-    solve_strip(sums + size_t(blockIdx.z) * COEFFICIENTS * plane, from, y, X, Y, half, [&](int x, Motion m) {
+    T* out = motion + (size_t(slice / Z) * all_pairs + at.item) * 2 * plane * Z + slice % Z + size_t(y) * Z;
+    solve_strip(sums + size_t(at.index) * COEFFICIENTS * plane, from, y, X, Y, half, [&](int x, Motion m) {
         put(m.u, out + size_t(x) * Y * Z), put(m.v, out + (plane + size_t(x) * Y) * Z);
     });
 }
 
 extern "C" __global__ void __launch_bounds__(128) flow_solve_float32(
-    const float* sums, float* motion, int first_slice, int n_pairs, int X, int Y, int Z, int half) {
-    solve_plane(sums, motion, first_slice, n_pairs, X, Y, Z, half);
+    const float* sums, float* motion, int first_slice, int n_pairs, int all_pairs, int X, int Y, int Z, int half) {
+    solve_plane(sums, motion, first_slice, n_pairs, all_pairs, X, Y, Z, half);
 }
 
 extern "C" __global__ void __launch_bounds__(128) flow_solve_float16(
-    const float* sums, unsigned short* motion, int first_slice, int n_pairs, int X, int Y, int Z, int half) {
-    solve_plane(sums, motion, first_slice, n_pairs, X, Y, Z, half);
+    const float* sums, unsigned short* motion, int first_slice, int n_pairs, int all_pairs, int X, int Y, int Z, int half) {
+    solve_plane(sums, motion, first_slice, n_pairs, all_pairs, X, Y, Z, half);
 }
 
 // Mean magnitudes (B, G, X, Y, Z) of the flow of the group's slices; mean g is over the pairs
-// members[begin[g]] .. members[begin[g + 1] - 1] by their shares. blockIdx.z counts slices and means. A block is
+// members[begin[g]] .. members[begin[g + 1] - 1] by their shares, `add` to what other pairs have given. A block is
 // (MEAN_WIDTH, MEAN_PAIRS): a thread takes STRIP rows of one y of every MEAN_PAIRS-th pair; then the threads of a y add
-// up what they have, in order. each_row(plane, from, y, take): take(x, motion) for x in from .. from + STRIP - 1.
-template <class EachRow>
-static __device__ __forceinline__ void mean_magnitude(
-    float* __restrict__ maps, const int* __restrict__ begin, const int* __restrict__ members,
-    const float* __restrict__ shares, int first_slice, int n_pairs, int n_means, int X, int Y, int Z, EachRow each_row) {
+// up what they have, in order. 8 blocks of a multiprocessor: with 64 registers a thread nothing is spilled.
+extern "C" __global__ void __launch_bounds__(MEAN_WIDTH * MEAN_PAIRS, 8) flow_mean_magnitude(
+    const float* __restrict__ sums, float* __restrict__ maps, const int* __restrict__ begin,
+    const int* __restrict__ members, const float* __restrict__ shares, int add, int first_slice, int n_pairs, int n_means,
+    int X, int Y, int Z, int half) {
     __shared__ float parts[MEAN_PAIRS][STRIP][MEAN_WIDTH];
     const int y = blockIdx.x * MEAN_WIDTH + threadIdx.x, from = blockIdx.y * STRIP;
-    const int slice = blockIdx.z / n_means, mean = blockIdx.z % n_means;
+    const Plane at = Plane::of_block(n_means);
     const size_t plane = size_t(X) * Y;
+    const float* of_slice = sums + size_t(at.slice) * n_pairs * COEFFICIENTS * plane;
     float (*part)[MEAN_WIDTH] = parts[threadIdx.y];
     for (int i = 0; i < STRIP; ++i) part[i][threadIdx.x] = 0.f;
     if (y < Y)
-        for (int k = begin[mean] + threadIdx.y; k < begin[mean + 1]; k += MEAN_PAIRS) {
+        for (int k = begin[at.item] + threadIdx.y; k < begin[at.item + 1]; k += MEAN_PAIRS) {
             const float share = shares[k];
-            each_row(size_t(slice) * n_pairs + members[k], from, y,
-                     [&](int x, Motion m) { part[x - from][threadIdx.x] += share * magnitude(m); });
+            solve_strip(of_slice + members[k] * COEFFICIENTS * plane, from, y, X, Y, half,
+                        [&](int x, Motion m) { part[x - from][threadIdx.x] += share * magnitude(m); });
         }
     __syncthreads();
     if (y >= Y) return;
-    const int in_all = first_slice + slice;
-    float* out = maps + (size_t(in_all / Z) * n_means + mean) * plane * Z + in_all % Z + size_t(y) * Z;
+    const int slice = first_slice + at.slice;
+    float* out = maps + (size_t(slice / Z) * n_means + at.item) * plane * Z + slice % Z + size_t(y) * Z;
     for (int i = threadIdx.y; i < STRIP && from + i < X; i += MEAN_PAIRS) {
-        float sum = 0.f;
+        float* to = out + size_t(from + i) * Y * Z;
+        float sum = add ? *to : 0.f;
         for (int k = 0; k < MEAN_PAIRS; ++k) sum += parts[k][i][threadIdx.x];
-        out[size_t(from + i) * Y * Z] = sum;
+        *to = sum;
     }
 }
 
-extern "C" __global__ void __launch_bounds__(MEAN_WIDTH * MEAN_PAIRS) flow_mean_magnitude(
-    const float* sums, float* maps, const int* begin, const int* members, const float* shares, int first_slice,
-    int n_pairs, int n_means, int X, int Y, int Z, int half) {
-    mean_magnitude(maps, begin, members, shares, first_slice, n_pairs, n_means, X, Y, Z,
-                   [&](size_t pair, int from, int y, auto take) {
-                       solve_strip(sums + pair * COEFFICIENTS * X * Y, from, y, X, Y, half, take);
-                   });
+// A block (REGION_Y, REGION_ROWS) of the refinement takes a region of (REGION_X, REGION_Y) pixels through all sweeps in
+// shared memory; what it does not know beyond the region spoils a pixel more with each sweep, so the outermost `sweeps`
+// of the region are not taken.
+constexpr int REGION_PIXELS = REGION_X / REGION_ROWS;  // of a thread
+
+// The thread's pixels that are taken: take(k, x) for the k-th of them, at row x of the frame.
+template <class Take>
+static __device__ __forceinline__ void each_refined(int from_x, int y, int X, int Y, int sweeps, Take take) {
+    const int j = threadIdx.x;
+    FLOW_UNROLL
+    for (int k = 0; k < REGION_PIXELS; ++k) {
+        const int i = threadIdx.y + k * REGION_ROWS;
+        if (y < Y && from_x + i < X && j >= sweeps && j < REGION_Y - sweeps && i >= sweeps && i < REGION_X - sweeps)
+            take(k, from_x + i);
+    }
 }
 
-extern "C" __global__ void __launch_bounds__(MEAN_WIDTH * MEAN_PAIRS) flow_mean_refined(
-    const float* motion, float* maps, const int* begin, const int* members, const float* shares, int first_slice,
-    int n_pairs, int n_means, int X, int Y, int Z) {
-    mean_magnitude(maps, begin, members, shares, first_slice, n_pairs, n_means, X, Y, Z,
-                   [&](size_t pair, int from, int y, auto take) {
-                       const size_t plane = size_t(X) * Y;
-                       const float* u = motion + pair * 2 * plane + y;
-                       const int end = flow::min(X, from + STRIP);
-                       for (int x = from; x < end; ++x)
-                           take(x, {u[size_t(x) * Y], u[plane + size_t(x) * Y]});
-                   });
-}
-
-// expansions (slices, F, 5, X, Y), flow (slices, P, 2, X, Y) -> refined flow (B, P, 2, X, Y, Z) of the group's slices.
-// A block (REGION_Y, REGION_ROWS) takes a region of (REGION_X, REGION_Y) pixels through all sweeps in shared memory;
-// what it does not know beyond the region spoils a pixel more with each sweep, so the outermost `sweeps` of the region
-// are not written.
-template <class T>
+// Refines one pair's flow; take(k, x, motion) as in each_refined. Expansions (5, X, Y) of both frames, flow (2, X, Y).
+template <class Take>
 static __device__ __forceinline__ void refine_region(
-    const float* __restrict__ expansions, const float* __restrict__ motion, T* __restrict__ refined,
-    const int* __restrict__ pairs, int first_slice, int n_used, int n_pairs, int X, int Y, int Z, int sweeps) {
+    const float* __restrict__ first, const float* __restrict__ second, const float* __restrict__ u, int from_x,
+    int from_y, int X, int Y, int sweeps, Take take) {
     __shared__ float region[2][2][REGION_X][REGION_Y];
-    constexpr int PIXELS = REGION_X / REGION_ROWS;
-    const int slice = blockIdx.z / n_pairs, pair = blockIdx.z % n_pairs;
     const size_t plane = size_t(X) * Y;
-    const float* first = expansions + (size_t(slice) * n_used + pairs[2 * pair]) * COEFFICIENTS * plane;
-    const float* second = expansions + (size_t(slice) * n_used + pairs[2 * pair + 1]) * COEFFICIENTS * plane;
-    const float* u = motion + size_t(blockIdx.z) * 2 * plane;
-    const int from_x = int(blockIdx.y) * (REGION_X - 2 * sweeps) - sweeps;
-    const int from_y = int(blockIdx.x) * (REGION_Y - 2 * sweeps) - sweeps;
     // the part of the region that is in the frame
     const int low_x = flow::max(0, -from_x), high_x = flow::min(REGION_X, X - from_x) - 1;
     const int low_y = flow::max(0, -from_y), high_y = flow::min(REGION_Y, Y - from_y) - 1;
     const int j = threadIdx.x, y = from_y + j, left = flow::max(j - 1, low_y), right = flow::min(j + 1, high_y);
     const bool column_inside = j >= low_y && j <= high_y;
-    Coupling coupling[PIXELS];
+    Coupling coupling[REGION_PIXELS];
     FLOW_UNROLL
-    for (int k = 0; k < PIXELS; ++k) {
+    for (int k = 0; k < REGION_PIXELS; ++k) {
         const int i = threadIdx.y + k * REGION_ROWS, x = from_x + i, here = x * Y + y;
         if (!column_inside || i < low_x || i > high_x) continue;
         region[0][0][i][j] = region[1][0][i][j] = u[here], region[0][1][i][j] = region[1][1][i][j] = u[plane + here];
@@ -272,7 +274,7 @@ static __device__ __forceinline__ void refine_region(
         const auto& now = region[sweep % 2];
         auto& last = region[1 - sweep % 2];
         FLOW_UNROLL
-        for (int k = 0; k < PIXELS; ++k) {
+        for (int k = 0; k < REGION_PIXELS; ++k) {
             const int i = threadIdx.y + k * REGION_ROWS;
             if (!column_inside || i < low_x || i > high_x) continue;
             const int before = flow::max(i - 1, low_x), after = flow::min(i + 1, high_x);
@@ -283,26 +285,76 @@ static __device__ __forceinline__ void refine_region(
             last[1][i][j] = accelerated(c.pxy * sum_u + c.pyy * sum_v + c.qy, last[1][i][j], omega);
         }
     }
-    const int in_all = first_slice + slice;
-    T* out = refined + (size_t(in_all / Z) * n_pairs + pair) * 2 * plane * Z + in_all % Z;
-    FLOW_UNROLL
-    for (int k = 0; k < PIXELS; ++k) {
+    const auto& refined = region[sweeps % 2];
+    each_refined(from_x, y, X, Y, sweeps, [&](int k, int x) {
         const int i = threadIdx.y + k * REGION_ROWS;
-        if (!column_inside || i > high_x || i < sweeps || i >= REGION_X - sweeps || j < sweeps || j >= REGION_Y - sweeps)
-            continue;
-        const size_t here = size_t(from_x + i) * Y + y;
-        put(region[sweeps % 2][0][i][j], out + here * Z), put(region[sweeps % 2][1][i][j], out + (plane + here) * Z);
-    }
+        take(k, x, {refined[0][i][j], refined[1][i][j]});
+    });
+}
+
+// Where the block's region begins along an axis.
+static __device__ __forceinline__ int region_start(int block, int size, int sweeps) {
+    return block * (size - 2 * sweeps) - sweeps;
+}
+
+// expansions (slices, F, 5, X, Y), flow (slices, P, 2, X, Y) -> refined flow (B, all_pairs, 2, X, Y, Z) of the group's
+// slices, and of P pairs from the first one that `refined` is at.
+template <class T>
+static __device__ __forceinline__ void refine_flow(
+    const float* __restrict__ expansions, const float* __restrict__ motion, T* __restrict__ refined,
+    const int* __restrict__ pairs, int first_slice, int n_used, int n_pairs, int all_pairs, int X, int Y, int Z,
+    int sweeps) {
+    const Plane at = Plane::of_block(n_pairs);
+    const size_t plane = size_t(X) * Y;
+    const float* of_slice = expansions + size_t(at.slice) * n_used * COEFFICIENTS * plane;
+    const int from_x = region_start(blockIdx.y, REGION_X, sweeps), from_y = region_start(blockIdx.x, REGION_Y, sweeps);
+    const int slice = first_slice + at.slice, y = from_y + int(threadIdx.x);
+    T* out = refined + (size_t(slice / Z) * all_pairs + at.item) * 2 * plane * Z + slice % Z;
+    refine_region(of_slice + pairs[2 * at.item] * COEFFICIENTS * plane,
+                  of_slice + pairs[2 * at.item + 1] * COEFFICIENTS * plane, motion + size_t(at.index) * 2 * plane, from_x,
+                  from_y, X, Y, sweeps, [&](int, int x, Motion m) {
+                      const size_t here = size_t(x) * Y + y;
+                      put(m.u, out + here * Z), put(m.v, out + (plane + here) * Z);
+                  });
 }
 
 extern "C" __global__ void __launch_bounds__(REGION_Y * REGION_ROWS) flow_refine_float32(
     const float* expansions, const float* motion, float* refined, const int* pairs, int first_slice, int n_used,
-    int n_pairs, int X, int Y, int Z, int sweeps) {
-    refine_region(expansions, motion, refined, pairs, first_slice, n_used, n_pairs, X, Y, Z, sweeps);
+    int n_pairs, int all_pairs, int X, int Y, int Z, int sweeps) {
+    refine_flow(expansions, motion, refined, pairs, first_slice, n_used, n_pairs, all_pairs, X, Y, Z, sweeps);
 }
 
 extern "C" __global__ void __launch_bounds__(REGION_Y * REGION_ROWS) flow_refine_float16(
     const float* expansions, const float* motion, unsigned short* refined, const int* pairs, int first_slice, int n_used,
-    int n_pairs, int X, int Y, int Z, int sweeps) {
-    refine_region(expansions, motion, refined, pairs, first_slice, n_used, n_pairs, X, Y, Z, sweeps);
+    int n_pairs, int all_pairs, int X, int Y, int Z, int sweeps) {
+    refine_flow(expansions, motion, refined, pairs, first_slice, n_used, n_pairs, all_pairs, X, Y, Z, sweeps);
+}
+
+// The same, but in place of the flow its mean magnitudes as from flow_mean_magnitude: a block refines its region for the
+// pairs of a mean one after another, and one that two means share for each of them.
+extern "C" __global__ void __launch_bounds__(REGION_Y * REGION_ROWS) flow_refine_mean(
+    const float* __restrict__ expansions, const float* __restrict__ motion, float* __restrict__ maps,
+    const int* __restrict__ pairs, const int* __restrict__ begin, const int* __restrict__ members,
+    const float* __restrict__ shares, int add, int first_slice, int n_used, int n_pairs, int n_means, int X, int Y, int Z,
+    int sweeps) {
+    const Plane at = Plane::of_block(n_means);
+    const size_t plane = size_t(X) * Y;
+    const float* of_slice = expansions + size_t(at.slice) * n_used * COEFFICIENTS * plane;
+    const int from_x = region_start(blockIdx.y, REGION_X, sweeps), from_y = region_start(blockIdx.x, REGION_Y, sweeps);
+    float sums[REGION_PIXELS] = {};
+    for (int k = begin[at.item]; k < begin[at.item + 1]; ++k) {
+        const int pair = members[k];
+        const float share = shares[k];
+        refine_region(of_slice + pairs[2 * pair] * COEFFICIENTS * plane,
+                      of_slice + pairs[2 * pair + 1] * COEFFICIENTS * plane,
+                      motion + (size_t(at.slice) * n_pairs + pair) * 2 * plane, from_x, from_y, X, Y, sweeps,
+                      [&](int i, int, Motion m) { sums[i] += share * magnitude(m); });
+        __syncthreads();  // the next pair's flow takes the place of what neighbours have still to read
+    }
+    const int slice = first_slice + at.slice, y = from_y + int(threadIdx.x);
+    float* out = maps + (size_t(slice / Z) * n_means + at.item) * plane * Z + slice % Z;
+    each_refined(from_x, y, X, Y, sweeps, [&](int i, int x) {
+        float* to = out + (size_t(x) * Y + y) * Z;
+        *to = add ? *to + sums[i] : sums[i];
+    });
 }

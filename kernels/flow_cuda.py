@@ -1,15 +1,16 @@
 """Optical flow by the kernels of csrc/optical_flow.cu: which are launched, on what, in which order.
 
-A group of slices at a time, so that the workspace stays bounded; in a group, one launch covers all slices, frames or
-pairs. Memory comes from torch's allocator, launches go to torch's current stream, nothing waits for the device: a call
-can be captured in a CUDA graph once the same shapes have been run outside of one (that run uploads small tables, which
-stay, since a graph knows their addresses).
+A group of slices at a time, and where one slice has too many pairs a run of its pairs at a time, so that the workspace
+stays bounded; in a group, one launch covers all slices, frames or pairs. Memory comes from torch's allocator, launches
+go to torch's current stream, nothing waits for the device: a call can be captured in a CUDA graph once the same shapes
+have been run outside of one (that run uploads small tables; those that a graph has captured stay for good, since it
+knows their addresses).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ REGION = (48, 64)  # REGION_X and REGION_Y there, and REGION_ROWS
 REGION_ROWS = 16
 MAX_PLANES = 65535  # of blockIdx.z
 TILE = (32, 8)
+_captured: dict[int, Tensor] = {}  # by address: tables that CUDA graphs read
 
 
 class _Level(NamedTuple):
@@ -41,18 +43,35 @@ def row_blocks(n: int) -> tuple[int, int]:
     return math.ceil(math.ceil(n / blocks) / 32) * 32, blocks
 
 
+def _floats(n_used: int, n_pairs: int) -> int:
+    """Values of the workspace for a pixel of a slice."""
+    return (1 + 5) * n_used + (5 + 2 + 2) * n_pairs
+
+
 def slices_at_once(n_slices: int, n_used: int, n_pairs: int, n_means: int, pixels: int) -> int:
     """Slices of a group: what fits into the workspace and into the grid, at least one."""
-    floats = pixels * ((1 + 5) * n_used + (5 + 2 + 2) * n_pairs)
-    return max(1, min(n_slices, WORKSPACE_BYTES // (4 * floats), MAX_PLANES // max(n_used, 2 * n_pairs, n_means)))
+    fit = WORKSPACE_BYTES // (4 * pixels * _floats(n_used, n_pairs))
+    return max(1, min(n_slices, fit, MAX_PLANES // max(n_used, 2 * n_pairs, n_means)))
 
 
-@cache
+def pair_runs(pairs: list[int], pixels: int) -> Iterator[tuple[int, int]]:
+    """(first, end) of runs of pairs that fit for one slice into the workspace and into the grid, at least one pair."""
+    first, used = 0, set()
+    for p in range(len(pairs) // 2):
+        wider, n = used | set(pairs[2 * p : 2 * p + 2]), p + 1 - first
+        if n > 1 and (4 * pixels * _floats(len(wider), n) > WORKSPACE_BYTES or 2 * n > MAX_PLANES):
+            yield first, p
+            first, wider = p, set(pairs[2 * p : 2 * p + 2])
+        used = wider
+    yield first, len(pairs) // 2
+
+
+@lru_cache(maxsize=256)
 def _table(values: tuple[int | float, ...], device: torch.device, dtype: torch.dtype = torch.int32) -> Tensor:
     return torch.tensor(values, dtype=dtype).to(device)
 
 
-@cache
+@lru_cache(maxsize=32)
 def _levels(size: tuple[int, int], levels: int, pyr_scale: float, device: torch.device) -> list[_Level]:
     """The pyramid with its tables on the device, as arguments of a kernel."""
 
@@ -69,7 +88,7 @@ def _levels(size: tuple[int, int], levels: int, pyr_scale: float, device: torch.
     ]
 
 
-@cache
+@lru_cache(maxsize=32)
 def _filters(poly_n: int, poly_sigma: float, device: torch.device) -> Tensor:
     return half_filters(poly_n, poly_sigma).to(device)
 
@@ -77,6 +96,10 @@ def _filters(poly_n: int, poly_sigma: float, device: torch.device) -> Tensor:
 def _arguments(values: Sequence[Tensor | int]) -> tuple:
     """Tensors by address, numbers as a kernel's int."""
     return tuple(v.data_ptr() if isinstance(v, Tensor) else np.int32(v) for v in values)
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _stream(device: torch.device) -> AbstractContextManager:
@@ -93,7 +116,25 @@ def run_cuda(
     poly_n: int, poly_sigma: float, refine: int, groups: PairGroups | None = None,
 ) -> None:  # fmt: skip
     """Fills `out` from contiguous `frames`: with the flow (B, P, 2, X, Y[, Z]) float32 or float16 or, given groups of
-    pairs, with the mean magnitude over each of the G, (B, G, X, Y[, Z]) float32."""
+    pairs, with the mean magnitude over each of the G, (B, G, X, Y[, Z]) float32.
+
+    Raises:
+        ValueError: more groups than planes of a grid.
+    """
+    if groups and groups.count > MAX_PLANES:
+        raise ValueError(f"motion_map: at most {MAX_PLANES} tubelets on a GPU, got {groups.count}")
+    how = (levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
+    with _stream(frames.device):
+        for first, end in pair_runs(pairs, frames.shape[2] * frames.shape[3]):
+            of_run = groups.of_pairs(first, end) if groups else None
+            _run_pairs(frames, out, pairs[2 * first : 2 * end], first, *how, of_run)
+
+
+def _run_pairs(
+    frames: Tensor, out: Tensor, pairs: list[int], first_pair: int, levels: int, pyr_scale: float, window: int,
+    iterations: int, poly_n: int, poly_sigma: float, refine: int, groups: PairGroups | None,
+) -> None:  # fmt: skip
+    """What `run_cuda` says for a run of the pairs, of which `first_pair` is the first; maps are added to after it."""
     device = frames.device
     b, t, x, y, *z = frames.shape
     z = z[0] if z else 1
@@ -105,82 +146,84 @@ def run_cuda(
     filters, means = _filters(poly_n, poly_sigma, device), []
     if groups:
         means = [_table(groups.begin, device), _table(groups.members, device)]
-        means.append(_table(groups.shares, device, torch.float32))
+        means += [_table(groups.shares, device, torch.float32), int(first_pair > 0)]
     read, written = (str(tensor.dtype).removeprefix("torch.") for tensor in (frames, out))
+    module, pyramid_levels = cuda_module("optical_flow"), _levels((x, y), levels, pyr_scale, device)
+    if _capturing():
+        of_levels = [item for level in pyramid_levels for item in [*level.image, *(level.flow or [])]]
+        tables = [item for item in [used, places, filters, *means, *of_levels] if isinstance(item, Tensor)]
+        _captured.update((table.data_ptr(), table) for table in tables)
 
     def planes(per_slice: int) -> Tensor:
         return torch.empty(group * per_slice * x * y, dtype=torch.float32, device=device)
 
     image, expansion, sums = planes(n_used), planes(5 * n_used), planes(5 * n_pairs)
     flow, coarser = planes(2 * n_pairs), planes(2 * n_pairs)
-    module, pyramid_levels = cuda_module("optical_flow"), _levels((x, y), levels, pyr_scale, device)
+    result = out if groups else out[:, first_pair:]
 
     def launch(name: str, grid: tuple[int, ...], block: tuple[int, ...], arguments: Sequence, shared: int = 0) -> None:
         module.get_function(name)(grid, block, _arguments(arguments), shared_mem=shared)
 
-    with _stream(device):
-        for first in range(0, b * z, group):
-            n = min(group, b * z - first)
-            before = None
-            for level in pyramid_levels:
-                height, width = level.size
-                threads, blocks = row_blocks(width)
-                tiles = (math.ceil(width / TILE[0]), math.ceil(height / TILE[1]))
+    for first in range(0, b * z, group):
+        n = min(group, b * z - first)
+        before = None
+        for level in pyramid_levels:
+            height, width = level.size
+            threads, blocks = row_blocks(width)
+            tiles = (math.ceil(width / TILE[0]), math.ceil(height / TILE[1]))
+            launch(
+                f"flow_image_{read}", (*tiles, n * n_used), TILE,
+                [frames, image, used, *level.image, first, n_used, t, x, y, z, height, width],
+            )  # fmt: skip
+            launch(
+                f"flow_expand_{poly_n}", (blocks, height, n * n_used), (threads,),
+                [image, expansion, filters, height, width],
+            )  # fmt: skip
+            if before is None:
+                flow.zero_()
+            else:
+                flow, coarser = coarser, flow
                 launch(
-                    f"flow_image_{read}", (*tiles, n * n_used), TILE,
-                    [frames, image, used, *level.image, first, n_used, t, x, y, z, height, width],
+                    "flow_upsample", (*tiles, n * n_pairs * 2), TILE,
+                    [coarser, flow, *level.flow, *before, height, width],
                 )  # fmt: skip
+            last_level = level is pyramid_levels[-1]
+            for i in range(iterations):
                 launch(
-                    f"flow_expand_{poly_n}", (blocks, height, n * n_used), (threads,),
-                    [image, expansion, filters, height, width],
+                    "flow_equations", (blocks, height, n * n_pairs), (threads,),
+                    [expansion, flow, sums, places, n_used, n_pairs, height, width, half],
+                    shared=4 * 5 * (threads + 2 * half),
                 )  # fmt: skip
-                if before is None:
-                    flow.zero_()
+                strips = math.ceil(height / STRIP)
+                blocks_128 = (math.ceil(width / 128), strips, n * n_pairs)
+                if refine or not last_level or i < iterations - 1:
+                    launch(
+                        "flow_solve_float32", blocks_128, (128,),
+                        [sums, flow, 0, n_pairs, n_pairs, height, width, 1, half],
+                    )  # fmt: skip
+                elif not groups:
+                    launch(
+                        f"flow_solve_{written}", blocks_128, (128,),
+                        [sums, result, first, n_pairs, out.shape[1], height, width, z, half],
+                    )  # fmt: skip
                 else:
-                    flow, coarser = coarser, flow
                     launch(
-                        "flow_upsample", (*tiles, n * n_pairs * 2), TILE,
-                        [coarser, flow, *level.flow, *before, height, width],
+                        "flow_mean_magnitude", (math.ceil(width / MEAN_BLOCK[0]), strips, n * n_means), MEAN_BLOCK,
+                        [sums, result, *means, first, n_pairs, n_means, height, width, z, half],
                     )  # fmt: skip
-                last_level = level is pyramid_levels[-1]
-                for i in range(iterations):
+            if refine and last_level:
+                tiles = tuple(math.ceil(n / (side - 2 * refine)) for n, side in zip(level.size, REGION))[::-1]
+                block = (REGION[1], REGION_ROWS)
+                if not groups:
                     launch(
-                        "flow_equations", (blocks, height, n * n_pairs), (threads,),
-                        [expansion, flow, sums, places, n_used, n_pairs, height, width, half],
-                        shared=4 * 5 * (threads + 2 * half),
+                        f"flow_refine_{written}", (*tiles, n * n_pairs), block,
+                        [expansion, flow, result, places, first, n_used, n_pairs, out.shape[1], height, width, z,
+                         refine],
                     )  # fmt: skip
-                    strips = math.ceil(height / STRIP)
-                    blocks_128 = (math.ceil(width / 128), strips, n * n_pairs)
-                    if refine or not last_level or i < iterations - 1:
-                        launch(
-                            "flow_solve_float32", blocks_128, (128,), [sums, flow, 0, n_pairs, height, width, 1, half]
-                        )
-                    elif not groups:
-                        launch(
-                            f"flow_solve_{written}", blocks_128, (128,),
-                            [sums, out, first, n_pairs, height, width, z, half],
-                        )  # fmt: skip
-                    else:
-                        launch(
-                            "flow_mean_magnitude", (math.ceil(width / MEAN_BLOCK[0]), strips, n * n_means), MEAN_BLOCK,
-                            [sums, out, *means, first, n_pairs, n_means, height, width, z, half],
-                        )  # fmt: skip
-                if refine and last_level:
-                    tiles = tuple(math.ceil(n / (side - 2 * refine)) for n, side in zip(level.size, REGION))[::-1]
-                    block, sizes = (REGION[1], REGION_ROWS), [n_used, n_pairs, height, width]
-                    if not groups:
-                        launch(
-                            f"flow_refine_{written}", (*tiles, n * n_pairs), block,
-                            [expansion, flow, out, places, first, *sizes, z, refine],
-                        )  # fmt: skip
-                    else:
-                        launch(
-                            "flow_refine_float32", (*tiles, n * n_pairs), block,
-                            [expansion, flow, coarser, places, 0, *sizes, 1, refine],
-                        )  # fmt: skip
-                        launch(
-                            "flow_mean_refined",
-                            (math.ceil(width / MEAN_BLOCK[0]), math.ceil(height / STRIP), n * n_means), MEAN_BLOCK,
-                            [coarser, out, *means, first, n_pairs, n_means, height, width, z],
-                        )  # fmt: skip
-                before = level.size
+                else:
+                    launch(
+                        "flow_refine_mean", (*tiles, n * n_means), block,
+                        [expansion, flow, result, places, *means, first, n_used, n_pairs, n_means, height, width, z,
+                         refine],
+                    )  # fmt: skip
+            before = level.size

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,14 @@ class PairGroups(NamedTuple):
     @property
     def count(self) -> int:
         return len(self.begin) - 1
+
+    def of_pairs(self, first: int, end: int) -> "PairGroups":
+        """What pairs first .. end - 1 count for in the same groups, with `first` as pair 0."""
+        rows = zip(self.begin, self.begin[1:])
+        kept = [[k for k in range(*row) if first <= self.members[k] < end] for row in rows]
+        begin = [0, *accumulate(map(len, kept))]
+        members = tuple(self.members[k] - first for row in kept for k in row)
+        return PairGroups(tuple(begin), members, tuple(self.shares[k] for row in kept for k in row))
 
 
 def pair_shares(pairs: Sequence[tuple[int, int]], n_frames: int, tubelet: int | None) -> Tensor:

@@ -1,21 +1,23 @@
 // Runs the kernels of a .cu file on a CPU: included before it, compiled by a plain C++ compiler. The threads of a block
 // are fibers of one CPU thread that change places at __syncthreads, in some blocks the first thread first, in others the
 // last, so that what one thread reads of another without waiting for it is not there yet. Blocks run one after another;
-// dynamic shared memory is NaN at their start.
+// shared memory is NaN at their start.
 #pragma once
+#include <link.h>
 #include <ucontext.h>
 
 #include <cmath>
 #include <cstddef>
+#include <cstring>
 #include <vector>
 
 #define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline
-#define __launch_bounds__(n)
+#define __launch_bounds__(...)
 #define __restrict__ __restrict
-#define __shared__ thread_local
+#define __shared__ thread_local  // and nothing else is: poison_shared finds it by that
 
 struct Index {
     unsigned x, y, z;
@@ -49,8 +51,22 @@ static void run_thread() {
     swapcontext(&running->context, &scheduler);
 }
 
+// Fills this library's thread-local memory of this thread, all shared arrays, with NaN.
+static int poison_shared(dl_phdr_info* library, size_t, void*) {
+    for (int i = 0; i < library->dlpi_phnum; ++i) {
+        const auto& part = library->dlpi_phdr[i];
+        char* at = static_cast<char*>(library->dlpi_tls_data);
+        char* ours = reinterpret_cast<char*>(equations);
+        if (part.p_type != PT_TLS || !at || ours < at || ours >= at + part.p_memsz) continue;
+        std::memset(at, 0xff, part.p_memsz);
+        return 1;
+    }
+    return 0;
+}
+
 static void run_block(int shared_floats) {
-    for (int i = 0; i < SHARED_FLOATS; ++i) equations[i] = i < shared_floats ? NAN : INFINITY;
+    if (!dl_iterate_phdr(poison_shared, nullptr)) __builtin_trap();
+    for (int i = shared_floats; i < SHARED_FLOATS; ++i) equations[i] = INFINITY;
     for (size_t i = 0; i < fibers.size(); ++i) {
         Fiber& f = fibers[i];
         f.stack.resize(64 * 1024), f.done = false;
