@@ -1,10 +1,12 @@
 """Finding and loading what `setup.py` built from csrc/: C libraries for the CPU, CUDA modules for the GPU.
 
 An operation NAME has the library kernels/_NAME_cpu.so, where a C++ compiler was there, and the fat binary
-kernels/_NAME_cuda.fatbin, where nvcc was; without the latter CuPy's NVRTC compiles csrc/NAME.cu at first use.
+kernels/_NAME_cuda.fatbin, where nvcc was; without the latter, or where a GPU or its driver is too old for it, CuPy's
+NVRTC compiles csrc/NAME.cu at first use.
 """
 
 import ctypes
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -52,12 +54,24 @@ def native_unsupported(operation: str, *tensors: torch.Tensor) -> list[str]:
     return [problem] if (problem := load_library(operation)[1]) else []
 
 
-@lru_cache
 def cuda_module(operation: str):
-    """CuPy's module of an operation's kernels; it loads itself on each device that it is used on."""
+    """CuPy's module of an operation's kernels, for the current device."""
+    import cupy
+
+    return _cuda_module(operation, cupy.cuda.Device().id)
+
+
+@lru_cache
+def _cuda_module(operation: str, device: int):
     import cupy
 
     binary = HERE / f"_{operation}_cuda.fatbin"
     if binary.exists():
-        return cupy.RawModule(path=str(binary))
+        try:
+            module = cupy.RawModule(path=str(binary))
+            module.compile()  # loads it, which CuPy would do at the first launch
+            return module
+        except cupy.cuda.driver.CUDADriverError as error:
+            said = f"{binary.name} does not load on GPU {device} ({error}): {operation}.cu is compiled instead"
+            warnings.warn(said, stacklevel=3)
     return cupy.RawModule(code=(CSRC / f"{operation}.cu").read_text(), options=NVRTC_OPTIONS, backend="nvrtc")
