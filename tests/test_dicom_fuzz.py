@@ -101,7 +101,7 @@ CHANGES = st.lists(st.tuples(PLACES, st.sampled_from(["set", "length", "delimite
                              st.integers(0, 255)), min_size=1, max_size=6)
 
 
-@settings(max_examples=60, deadline=PATIENT)
+@settings(max_examples=40, deadline=PATIENT)
 @given(changes=CHANGES)
 def test_mutated_files(original, tmp_path_factory, changes):
     read(tmp_path_factory.mktemp("fuzz"), mutated(original, changes))
@@ -147,7 +147,7 @@ LIES = {
 }
 
 
-@settings(max_examples=60, deadline=PATIENT)
+@settings(max_examples=40, deadline=PATIENT)
 @given(syntax=st.sampled_from(SYNTAXES), lies=st.fixed_dictionaries({}, optional=LIES), keep=st.floats(0, 1.5))
 def test_lies_about_the_pixels(tmp_path_factory, syntax, lies, keep):
     def change(dataset):

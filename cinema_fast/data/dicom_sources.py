@@ -73,7 +73,7 @@ def find_dicom_sources(src: Path, rules: ViewRules, *, workers: int = 0, progres
     require_pydicom()
     paths = [path for path in walk(src) if is_dicom(path)]
     if not paths:
-        raise ValueError(f"no DICOM file in {src} (DICM at byte 128)")
+        raise ValueError(f"no DICOM file in {src} (named .dcm or .ima, or with DICM at byte 128)")
     sources = Sources()
     files = sorted(_read_all(src, paths, sources, workers, progress))
     studies: dict[str, list[File]] = defaultdict(list)
