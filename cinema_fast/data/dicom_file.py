@@ -11,6 +11,7 @@ import contextlib
 import io
 import math
 import stat
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -214,7 +215,8 @@ def text(dataset: Dataset, keyword: str) -> str:
         value = str(dataset.get(keyword) or "")
     except Exception:  # an unknown character set, a value of another type: described by nothing
         return ""
-    return " ".join("".join(c if c.isprintable() else " " for c in value).split())
+    # interned: the same few of them stand in many thousands of files
+    return sys.intern(" ".join("".join(c if c.isprintable() else " " for c in value).split()))
 
 
 def whole_number(dataset: Dataset, keyword: str, default: int | None = None) -> int:
