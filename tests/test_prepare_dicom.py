@@ -181,6 +181,10 @@ def test_formats_are_told_apart(src, tmp_path, monkeypatch):
     assert run(src, tmp_path / "b", format="dicom").prepared == 2
     with pytest.raises(ValueError, match=r"no DICOM file in .*nifti"):
         run(tmp_path / "nifti", tmp_path / "c", format="dicom")
+    with pytest.raises(ValueError, match=r"--aliases is for names of NIfTI files"):
+        run(src, tmp_path / "c", format="dicom", aliases=("sax=stack",))
+    with pytest.raises(ValueError, match=r"--views-rules is for DICOM"):
+        run(tmp_path / "nifti", tmp_path / "c", views_rules=tmp_path / "rules.yaml")
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(ValueError, match=r"pip install 'cinema-fast\[dicom\]'"):
         run(src, tmp_path / "d", format="dicom")
