@@ -284,7 +284,8 @@ def document(size: Size, results: dict, shares: dict, seconds: float, kinds: int
         "",
         *lines,
         "",
-        "Masks of the reconstruction are drawn by chance for every arm, so that the errors are of the same patches.",
+        "Masks of the reconstruction are drawn by chance for every arm, so that the errors are of the same patches: the "
+        "guided arms are judged by masks unlike those they were trained with.",
         f"A constant guess of the mean has an EF R2 of 0; chance has a balanced accuracy of {1 / kinds:.2f} and an "
         "AUROC of 0.5.",
         "",
