@@ -4,7 +4,7 @@ The same synthetic studies in both forms, short-axis stacks of 25 x 192 x 192 x 
 "read" ends in a padded batch, "read and augment" also goes through the whole augmentation, by the same code for all.
 "cold" forgets the files before each round, "warm" has read them before. SimpleITK is used where it is installed.
 
-    pytest benchmarks --benchmark-only -k bench_data        # -s is not needed: the ratios are printed after the tables
+    pytest benchmarks --benchmark-only -k bench_data        # how many times faster stands after the tables
 
 On a GPU `gpu_report.py --only data` times the loaders themselves, `data_rows` below.
 """
