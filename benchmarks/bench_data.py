@@ -4,7 +4,7 @@ The same synthetic studies in both forms, short-axis stacks of 25 x 192 x 192 x 
 "read" ends in a padded batch, "read and augment" also goes through the whole augmentation, by the same code for all.
 "cold" forgets the files before each round, "warm" has read them before. SimpleITK is used where it is installed.
 
-    pytest benchmarks --benchmark-only -k bench_data        # -s is not needed: the ratios are printed after the tables
+    pytest benchmarks --benchmark-only -k bench_data        # how many times faster stands after the tables
 
 On a GPU `gpu_report.py --only data` times the loaders themselves, `data_rows` below.
 """
@@ -23,11 +23,12 @@ from report_schema import DataRow
 from torch import Tensor
 from workload import GateError
 
+import cinema_fast as cf
 from cinema_fast.data.augment import model_input
 from cinema_fast.data.augmentation import AugmentConfig
 from cinema_fast.data.bench_data import BenchDataConfig
 from cinema_fast.data.bench_stages import drop_from_cache, io_counts, time_stages
-from cinema_fast.data.dali import why_not_dali
+from cinema_fast.data.dali import make_loader, why_not_dali
 from cinema_fast.data.loader import augmentation_tensors, read_batch
 from cinema_fast.data.sampler import Sampler, frame_at
 from cinema_fast.data.store import VIEWS, CineStore, write_index, write_study
@@ -190,6 +191,8 @@ def data_rows(device: str, smoke: bool) -> Iterator[tuple[str, DataRow]]:
         config = BenchDataConfig(
             "data", store, preset, batch_size=batch, workers=workers, batches=batches, step_ms=0, device=device
         )
+        for name in data_names():
+            check_loader(name.removeprefix("data "), store, preset, batch, device)
         stages = time_stages(config).stages
     for name in data_names():
         transfer = stages.get("transfer")
@@ -198,6 +201,18 @@ def data_rows(device: str, smoke: bool) -> Iterator[tuple[str, DataRow]]:
             studies_per_s=1e3 * batch / stages[name.replace("data", "loader")].ms,
             augmentation_ms=stages["augmentation"].ms, transfer_ms=transfer and transfer.ms,
         )  # fmt: skip
+
+
+def check_loader(kind: str, path: Path, preset: str, batch: int, device: str) -> None:
+    """GateError unless a loader's batches hold, on the device and to the end, what `read_batch` reads."""
+    store, sizes, target = CineStore(path), cf.preset(preset).image_size, torch.device(device)
+    sampler = Sampler({study: store.views(study) for study in store.ids}, seed=1, batch_size=batch)
+    kept = list(make_loader(kind, store, sampler, sizes, device=target, start=3, stop=11, workers=2))
+    for step, (found,) in enumerate(kept, 3):
+        found, wanted = found.to(target), read_batch(store, sampler.draw(step), sizes).to(target)
+        parts = [(found.frames, wanted.frames), (found.extent, wanted.extent), ({"": found.slot}, {"": wanted.slot})]
+        if not all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in b) for a, b in parts):
+            raise GateError(f"loader {kind}: step {step} is not what read_batch reads")
 
 
 def noise_store(path: Path, studies: int, sax: tuple[int, ...], lax: tuple[int, ...], n_frames: int = 8) -> Path:

@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from checkout import PACKAGES, ROOT
 
-LIBRARIES = ("numpy", "triton", "cupy-cuda13x", "timm", "flash-attn", "flash-attn-4", "xformers")
+LIBRARIES = (
+    "numpy", "triton", "cupy-cuda13x", "nvidia-dali-cuda130", "timm", "flash-attn", "flash-attn-4", "xformers",
+)  # fmt: skip
 
 
 def now() -> str:

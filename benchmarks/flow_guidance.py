@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from cinema_fast.data.augmentation import AugmentConfig
 from cinema_fast.data.clips import CLIP, ClipStore, clip_frames
 from cinema_fast.data.loader import read_batch
 from cinema_fast.data.nifti import read_nifti
@@ -57,6 +58,7 @@ ARMS = {
     "keep what moves": MaskConfig(guidance="motion", mode="keep"),
 }
 UNTRAINED = "no pre-training"
+STILL = AugmentConfig(zoom_share=0.0)  # labels are not zoomed
 EXPECTED = {"hide what moves": "at most 0.6", "keep what moves": "at least 1.5"}
 
 
@@ -152,7 +154,7 @@ def heart_share(hearts: HeartClips, arm: str, *, online: bool, batches: int, see
     """The heart's share of the visible tokens' pixels, relative to its share of all: 1 for masks by chance."""
     config, store = preset(PRESET), hearts.store
     planes = {study: len(store.planes(study)) for study in store.ids}
-    sampler = Sampler(dict.fromkeys(store.ids, (CLIP,)), seed=seed, batch_size=20, planes=planes, zoom_share=0.0)
+    sampler = Sampler(dict.fromkeys(store.ids, (CLIP,)), seed=seed, batch_size=20, planes=planes, augment=STILL)
     guidance = Guidance(ARMS[arm], config, steps=1, online=online, device=CPU)
     seen, everywhere = 0.0, 0.0
     every = torch.arange(config.n_tokens(CLIP)).expand(20, -1)
@@ -261,7 +263,7 @@ def document(size: Size, results: dict, shares: dict, seconds: float, kinds: int
             parts.append(f"{title} {'+' if np.mean(paired) >= 0 else ''}{spread(paired, form)}")
         differences.append(f"- {arm}: " + "; ".join(parts))
     guided = ARMS["keep what moves"]
-    machine = f"{conditions.cpu_model()}, PyTorch {torch.__version__}"
+    machine = f"{conditions.cpu_model()}, PyTorch {torch.__version__}; {conditions.now()[:10]}, {conditions.commit()}"
     return "\n".join([
         "# Motion-guided masks against masks by chance",
         "",
@@ -282,7 +284,8 @@ def document(size: Size, results: dict, shares: dict, seconds: float, kinds: int
         "",
         *lines,
         "",
-        "Masks of the reconstruction are drawn by chance for every arm, so that the errors are of the same patches.",
+        "Masks of the reconstruction are drawn by chance for every arm, so that the errors are of the same patches: the "
+        "guided arms are judged by masks unlike those they were trained with.",
         f"A constant guess of the mean has an EF R2 of 0; chance has a balanced accuracy of {1 / kinds:.2f} and an "
         "AUROC of 0.5.",
         "",
@@ -308,6 +311,10 @@ def main() -> None:
     size = SMOKE if options.smoke else Size()
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
+    settled = out / "size.json"
+    if settled.exists() and json.loads(settled.read_text()) != json.loads(json.dumps(asdict(size))):
+        parser.error(f"--out {out} holds an experiment of another size: {settled.read_text()}; choose another folder")
+    settled.write_text(json.dumps(asdict(size)))
     began = time.perf_counter()
     spent = out / "seconds.json"  # of runs that were stopped
     before = json.loads(spent.read_text()) if spent.exists() else 0.0

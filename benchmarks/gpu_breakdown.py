@@ -19,6 +19,7 @@ from cinema_fast.data.augmentation import Augmentation
 from cinema_fast.data.loader import Batch
 from cinema_fast.train.config import MaskConfig
 from cinema_fast.train.guidance import Guidance
+from cinema_fast.train.step import draw_plan
 
 # the first pattern that a kernel's name (on the CPU: an operator's) has in it says what it is
 COMPONENTS = {
@@ -39,7 +40,7 @@ BUDGET_MS = {
 }
 
 
-GUIDANCE = "weights of guided masks, beside the step"
+GUIDANCE = "guided masks, beyond masks by chance"
 GUIDANCE_SHARE = 0.03  # of a step, at most
 
 
@@ -76,8 +77,9 @@ class Breakdown:
         for name in sorted(COMPONENTS, key=lambda name: -spent[name]):
             row = BreakdownRow(name, self.preset, self.batch, spent[name], spent[name] / total, budget.get(name))
             yield row.name, row
-        weighing = sum(self.profiled(weigher(config, self.batch, self.device)).values())
-        row = BreakdownRow(GUIDANCE, self.preset, self.batch, weighing, weighing / total, GUIDANCE_SHARE * total)
+        guided, by_chance = (sum(self.profiled(run).values()) for run in masks(config, self.batch, self.device))
+        more = guided - by_chance
+        row = BreakdownRow(GUIDANCE, self.preset, self.batch, more, more / total, GUIDANCE_SHARE * total)
         yield row.name, row
 
     def profiled(self, run: Callable[[int], None]) -> dict[str, float]:
@@ -97,13 +99,18 @@ class Breakdown:
         return spent
 
 
-def weigher(config: cf.CineMAConfig, batch: int, device: str) -> Callable[[int], None]:
-    """What guided masks cost beside the step: stored maps, zoomed as the images are, to weights of every token."""
+def masks(config: cf.CineMAConfig, batch: int, device: str) -> tuple[Callable[[int], None], Callable[[int], None]]:
+    """The drawing of a step's masks guided by stored maps, which are zoomed as the images are, and by chance."""
     mask = MaskConfig(guidance="motion")
     guidance = Guidance(mask, config, steps=1, online=False, device=torch.device(device))
     images = workload.random_images(config, 1, device)  # names the views
     maps = {v: torch.randint(0, 256, (batch, *config.image_size[v]), dtype=torch.uint8, device=device) for v in images}
     extent = {v: torch.tensor([config.image_size[v]] * batch, device=device) for v in images}
     zoom = Augmentation(zoom=torch.linspace(0.9, 1.1, batch, device=device))
-    ready = Batch(None, maps, extent, dict.fromkeys(images, zoom), torch.arange(batch, device=device), motion=maps)
-    return lambda step: guidance.weights(ready, images, step)
+    ids = torch.arange(batch, device=device)
+    ready = Batch(None, maps, extent, dict.fromkeys(images, zoom), ids, motion=maps)
+
+    def draw(step: int, weights: dict[str, torch.Tensor] | None) -> None:
+        draw_plan(config, config.views, ids, mask_ratio=workload.MASK_RATIO, seed=0, step=step, weights=weights)
+
+    return lambda step: draw(step, guidance.weights(ready, images, step)), lambda step: draw(step, None)

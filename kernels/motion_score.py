@@ -25,6 +25,8 @@ from .flow_native import run_native
 from .optical_flow import checked, integer, optical_flow_bytes, optical_flow_ref, reasons, refuse_non_finite
 from .patches import grid_of
 
+LOG_SMALLEST, LOG_LARGEST = -13.0, 80.0
+
 
 def motion_map_ref(
     frames: Tensor,
@@ -188,12 +190,16 @@ def relative_to_mean(score: Tensor) -> Tensor:
 
 
 def mask_weights(score: Tensor, *, strength: float, temperature: float = 1.0, keep: bool = False) -> Tensor:
-    """Weights of being masked, for `sample_mask`'s `scores`.
+    """Weights of being masked, for `sample_mask`'s `scores`: only their ratios within a sample count.
 
     Args:
         score (B, N): as from `motion_score`.
         strength: a of the formula, 0 (uniform) to 1. temperature: tau, above 0; small ones draw the largest only.
         keep: weights of being kept instead, so that what moves stays visible.
+
+    Returns:
+        (B, N) within what float32 holds above `sample_mask`'s floor, ratios up to e^93. Weights that span more, by a
+        small temperature, are alike at the end of what does not move, which one set or the other takes whole.
 
     Raises:
         ValueError: names the argument that is out of range.
@@ -202,6 +208,6 @@ def mask_weights(score: Tensor, *, strength: float, temperature: float = 1.0, ke
         raise ValueError(f"mask_weights: strength must lie in 0..1, got {strength}")
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"mask_weights: temperature must be above 0, got {temperature}")
-    exponent = (-1 if keep else 1) / temperature
-    weights = (1 - strength + strength * score).clamp(min=1e-6) ** exponent
-    return weights.clamp(max=torch.finfo(weights.dtype).max)  # a small temperature overflows: still a draw
+    log = torch.log((1 - strength + strength * score).clamp(min=1e-6)) / temperature
+    log = log.amax(1, keepdim=True) - log  # from what moves most, at 0, upwards
+    return torch.exp(LOG_SMALLEST + log.clamp(max=LOG_LARGEST - LOG_SMALLEST) if keep else LOG_LARGEST - log)

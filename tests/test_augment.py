@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from cinema_fast.data.augment import min_max, model_input, zoom_images, zoom_matrix
+from cinema_fast.data.augment import beyond, min_max, model_input, zoom_images, zoom_matrix
 from cinema_fast.data.augmentation import Augmentation
 
 ZOOMS = (0.9, 0.95, 1.0, 1.03, 1.1)
@@ -105,7 +105,7 @@ def test_min_max_of_each_image():
 def test_min_max_ignores_padding():
     images = torch.zeros(1, 4, 4)
     images[0, :3, :2] = torch.tensor([[50.0, 60], [70, 80], [90, 100]])
-    found = min_max(images, torch.tensor([[3, 2]]))
+    found = min_max(images, beyond(torch.tensor([[3, 2]]), (4, 4)))
     torch.testing.assert_close(found[0, :3, :2], torch.tensor([[0, 0.2], [0.4, 0.6], [0.8, 1.0]]))
     assert not found[0, 3:].any() and not found[0, :, 2:].any()
 

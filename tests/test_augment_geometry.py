@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import has_gpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -196,3 +197,16 @@ def test_samples_do_not_mix(kind):
         alone = model_input(frames[i : i + 1], extent[i : i + 1], one, clip=kind == "clip")
         torch.testing.assert_close(together[i], alone[0], rtol=0, atol=1e-6)
     assert torch.equal(together[1], model_input(frames, extent, AS_STORED, clip=kind == "clip")[1])
+
+
+@pytest.mark.skipif(not has_gpu(), reason="compares a GPU with the CPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gpu_makes_what_the_cpu_makes_to_rounding(kind):
+    frames, extent = random_images(kind, 2, pad=3)
+    augment = drawn(2, zoom=1.07, degrees=33.0, shift=(1.5, -2.25), flip=(True, False))
+    augment = augment._replace(
+        gamma=torch.tensor([0.7, 1.4]), noise=torch.tensor([0.1, 0.05]), noise_key=torch.tensor([5, -6])
+    )
+    clip = kind == "clip"
+    on_gpu = model_input(frames.cuda(), extent.cuda(), augment.map(torch.Tensor.cuda), clip=clip)
+    torch.testing.assert_close(on_gpu.cpu(), model_input(frames, extent, augment, clip=clip), rtol=0, atol=1e-4)

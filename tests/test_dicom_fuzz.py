@@ -2,7 +2,6 @@
 
 import gzip
 import tracemalloc
-import zlib
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 import pydicom
-from dicom_files import write_enhanced, write_series
-from pydicom.encaps import encapsulate
+from dicom_files import write_enhanced
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -26,8 +24,6 @@ from pydicom.uid import (
 )
 
 from cinema_fast.data.dicom_cine import read_dicom_cine
-from cinema_fast.data.dicom_file import read_dataset
-from cinema_fast.data.dicom_pixels import read_pixels
 from cinema_fast.data.dicom_sources import read_files
 from cinema_fast.data.nifti import CineError, read_cine
 
@@ -101,7 +97,7 @@ CHANGES = st.lists(st.tuples(PLACES, st.sampled_from(["set", "length", "delimite
                              st.integers(0, 255)), min_size=1, max_size=6)
 
 
-@settings(max_examples=60, deadline=PATIENT)
+@settings(max_examples=40, deadline=PATIENT)
 @given(changes=CHANGES)
 def test_mutated_files(original, tmp_path_factory, changes):
     read(tmp_path_factory.mktemp("fuzz"), mutated(original, changes))
@@ -147,7 +143,7 @@ LIES = {
 }
 
 
-@settings(max_examples=60, deadline=PATIENT)
+@settings(max_examples=40, deadline=PATIENT)
 @given(syntax=st.sampled_from(SYNTAXES), lies=st.fixed_dictionaries({}, optional=LIES), keep=st.floats(0, 1.5))
 def test_lies_about_the_pixels(tmp_path_factory, syntax, lies, keep):
     def change(dataset):
@@ -164,71 +160,3 @@ def test_lies_about_the_pixels(tmp_path_factory, syntax, lies, keep):
         dataset = pydicom.dcmread(folder / "a.dcm")
         assert cine.shape == (dataset.Columns, dataset.Rows, 2) and cine.n_frames == 3
         assert dataset.Rows * dataset.Columns == 36 * 40 or dataset.BitsAllocated != 16
-
-
-def test_one_image_that_claims_gigabytes_allocates_nothing(tmp_path):
-    def change(dataset, z, t):
-        dataset.Rows = dataset.Columns = 65535
-
-    for syntax in SYNTAXES:
-        path = write_series(tmp_path / syntax, DATA[:, :, :1, :1], AFFINE, syntax=syntax, change=change)[0]
-        tracemalloc.start()
-        with pytest.raises(CineError, match=r"65535 x 65535 pixels of 16 bits (are|cannot be in)"):
-            read_dicom_cine([path], stack=True)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 4 << 20
-
-
-def test_compressed_stream_that_claims_another_size_than_the_header(tmp_path):
-    """A decoder would go by the stream: 60000 x 60000 pixels that a header of 40 x 36 does not speak of."""
-    pytest.importorskip("openjpeg", reason="pylibjpeg-openjpeg is not installed")
-    path = write_series(tmp_path, DATA[:, :, :1, :1], AFFINE, syntax=JPEG2000Lossless)[0]
-    content = path.read_bytes()
-    at = content.index(b"\xff\x4f\xff\x51") + 8
-    path.write_bytes(content[:at] + (60000).to_bytes(4) * 2 + content[at + 8 :])
-    with pytest.raises(CineError, match="compressed image 1 of 1 is 60000 x 60000, the header says 40 x 36"):
-        read_dicom_cine([path], stack=True)
-    jpeg = b"\xff\xd8\xff\xe0\0\4ab\xff\xc3\0\x0b\x10\xea\x60\xea\x60\1\1\x11\0" + bytes(200)
-    for stream, reason in ((jpeg, "60000 x 60000, the header says"), (jpeg[:8] + bytes(200), "without a start of"),
-                           (b"nonsense", "begins like no image")):
-        dataset = read_dataset(path, content)
-        dataset.PixelData = encapsulate([stream])
-        with pytest.raises(CineError, match=reason):
-            read_pixels(path, dataset)
-
-
-def test_deflated_zeros_are_not_inflated(tmp_path):
-    path = write_series(tmp_path, DATA[:, :, :1, :1], AFFINE, syntax=DeflatedExplicitVRLittleEndian)[0]
-    content = path.read_bytes()
-    start = 132 + 12 + int.from_bytes(content[140:144], "little")  # after the group of meta information
-    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
-    bomb = b"".join(packer.compress(bytes(1 << 20)) for _ in range(256)) + packer.flush()
-    path.write_bytes(content[:start] + bomb)
-    for reader in (lambda: read_dicom_cine([path], stack=True), lambda: _raise(read_files([path])[0])):
-        tracemalloc.start()
-        with pytest.raises(CineError, match="deflated content grows more than 64-fold"):
-            reader()
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < 100 * len(bomb) < 64 << 20
-
-
-def _raise(error):
-    raise error
-
-
-@pytest.mark.parametrize("name", ["MR_small_jpeg_ls_lossless", "MR_small_jp2klossless", "MR_small_RLE",
-                                  "MR_small_bigendian", "MR_small_implicit"])
-def test_real_images_of_every_coder(name):
-    """pydicom brings one image in several codings: all are the same pixels."""
-    folder = Path(pydicom.data.__file__).parent / "test_files"
-    images = []
-    for path in (folder / "MR_small.dcm", folder / f"{name}.dcm"):
-        if not path.exists():
-            pytest.skip(f"this pydicom does not bring {path.name}")
-        try:
-            images += read_pixels(path, read_dataset(path, path.read_bytes()))
-        except CineError as err:
-            pytest.skip(err.reason) if "no decoder is installed" in err.reason else pytest.fail(str(err))
-    np.testing.assert_array_equal(*images)

@@ -186,6 +186,9 @@ def test_labels_colour_a_picture_beside_the_table(tiny_store, runs, tmp_path):  
     embed(config_of(runs, tiny_store, out))
     embed(config_of(runs, tiny_store, out, labels=labels, colour="edv", resume=True))
     assert (tmp_path / "out.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match=r"out\.png is there already"):
+        out.unlink()
+        embed(config_of(runs, tiny_store, out, labels=labels, colour="edv"))
     with pytest.raises(ValueError, match="the picture has this name"):
         embed(config_of(runs, tiny_store, tmp_path / "x.png", labels=labels, colour="edv"))
 

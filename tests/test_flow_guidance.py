@@ -80,3 +80,5 @@ def test_the_script_runs_and_goes_on(tmp_path):
     first = json.loads((tmp_path / "out/results.json").read_text())
     subprocess.run(command, check=True, capture_output=True, timeout=600)  # nothing is trained again
     assert json.loads((tmp_path / "out/results.json").read_text()) == first
+    other = subprocess.run(command[:-1], capture_output=True, text=True, timeout=60)
+    assert other.returncode and "holds an experiment of another size" in other.stderr

@@ -120,8 +120,9 @@ def test_masks_of_clips(mapped, tmp_path, monkeypatch, motion):
     expected = cf.sample_mask(
         torch.tensor(np.stack(weights), dtype=torch.float32), batch=3, n=144, keep=36, seed=5, step=0
     )
-    agree = (plan["clip"].slot >= 0) == (expected.slot >= 0)
-    assert agree.float().mean() > 0.98  # two forms of the flow: a token whose noise ties within rounding may differ
+    agree = ((plan["clip"].slot >= 0) == (expected.slot >= 0)).float().mean()
+    # online, by two forms of the flow: a token whose noise ties within rounding may differ
+    assert agree > 0.98 if motion == "online" else agree == 1
 
 
 def test_a_shifted_image_shifts_its_mask(tmp_path):

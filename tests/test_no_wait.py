@@ -15,10 +15,13 @@ from small_models import small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cinema_fast as cf
+from cinema_fast.data.augment import model_input
 from cinema_fast.data.augmentation import Augmentation
 from cinema_fast.data.loader import Batch
 from cinema_fast.data.sampler import Draw
 from cinema_fast.kernels import use
+from cinema_fast.train.config import MaskConfig
+from cinema_fast.train.guidance import Guidance
 from cinema_fast.train.step import adamw, make_train_step
 
 aten = torch.ops.aten
@@ -124,3 +127,19 @@ def test_a_step_never_waits_for_the_device(backend, device, shape, precision, ch
     loss, norm, made = result.tolist()
     assert math.isfinite(loss) and norm > 1e-3 and made == 1  # clipped, and the update was made
     assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if name in before)
+
+
+@pytest.mark.parametrize(
+    ("shape", "online"), [(CINEMA, False), (CLIPS, False), (CLIPS, True)], ids=["frames", "clips", "online"]
+)
+def test_guided_masks_wait_for_nothing(device, shape, online):
+    config, on = small_model(**shape).config, torch.device(device)
+    guidance = Guidance(MaskConfig(guidance="motion"), config, steps=1, online=online, device=on)
+    (batch, _) = micro_batches(config, FULL, pin=False)
+    maps = {view: x[:, 0] if view == "clip" else x for view, x in batch.frames.items()}
+    batch = replace(batch, motion=maps).to(on)
+    images = {v: model_input(x, batch.extent[v], batch.augment[v], clip=v == "clip") for v, x in batch.frames.items()}
+    guidance.weights(batch, images, 0)  # uploads what stays: tables of the flow
+    with no_wait():
+        weights = guidance.weights(batch, images, 0)
+    assert {view: x.shape for view, x in weights.items()} == {view: (1, config.n_tokens(view)) for view in images}

@@ -111,13 +111,31 @@ def test_copies_links_hidden_files_and_other_files(tmp_path):
     (src / ".hidden.dcm").write_bytes(paths[0].read_bytes())
     (src / "notes.txt").write_text("no DICOM")
     (src / "broken.dcm").write_bytes(paths[0].read_bytes()[:140] + b"\xff" * 300)
+    (src / "bare.IMA").write_bytes(paths[0].read_bytes()[132:])
     (src / "dead").symlink_to(src / "nowhere")
     report = run(src, tmp_path / "store")
-    (failure,) = report.failures
-    assert (failure.study, failure.view, failure.file) == ("", None, "broken.dcm")
+    assert [(f.study, f.view, f.file) for f in report.failures] == [("", None, "bare.IMA"), ("", None, "broken.dcm")]
+    assert report.failures[0].reason == "not DICOM: no DICM at byte 128"
     assert report.prepared == 1 and report.exit_code == 1
     record = json.loads(next((tmp_path / "store/studies").glob("*/study.json")).read_text())["sax"]
     assert len(record["source"]["files"]) == 12 and record["source"]["file"].startswith("a/")
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    paths = write_series(tmp_path / "src", DATA, AFFINE)
+    secret = paths[5].rename(tmp_path / "src/secret")
+    plain_open = Path.open
+
+    def guarded(path, *args, **kwargs):
+        if path == secret:
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain_open(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", guarded)
+    report = run(tmp_path / "src", tmp_path / "store")
+    first, second = report.failures
+    assert (first.file, first.reason) == ("secret", "cannot be read: Permission denied")
+    assert "frames are missing" in second.reason and report.exit_code == 3
 
 
 def test_series_taken_more_than_once(tmp_path):
@@ -163,6 +181,10 @@ def test_formats_are_told_apart(src, tmp_path, monkeypatch):
     assert run(src, tmp_path / "b", format="dicom").prepared == 2
     with pytest.raises(ValueError, match=r"no DICOM file in .*nifti"):
         run(tmp_path / "nifti", tmp_path / "c", format="dicom")
+    with pytest.raises(ValueError, match=r"--aliases is for names of NIfTI files"):
+        run(src, tmp_path / "c", format="dicom", aliases=("sax=stack",))
+    with pytest.raises(ValueError, match=r"--views-rules is for DICOM"):
+        run(tmp_path / "nifti", tmp_path / "c", views_rules=tmp_path / "rules.yaml")
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(ValueError, match=r"pip install 'cinema-fast\[dicom\]'"):
         run(src, tmp_path / "d", format="dicom")

@@ -87,7 +87,25 @@ def test_merge_of_a_store_that_has_been_damaged(src, tmp_path):
     assert report.n_studies == 5 and [failure.study for failure in report.failures] == ["p1"]
     shard = next(k for k in (1, 2) if Shard(k, 2).holds("p1"))
     assert run(src, store, shard=f"{shard}/2").prepared == 1
+    (store / ".shards/1-of-2.preparing/0").mkdir(parents=True)  # of a shard that was killed
     assert run(src, store, merge=True).failures == []
+    assert sorted(path.name for path in (store / ".shards").iterdir()) == [
+        f"{k}-of-2.{what}" for k in (1, 2) for what in ("failures.jsonl", "lock")]
+
+
+def test_altered_maps_are_told_by_a_merge_that_checks(src, tmp_path):
+    store = tmp_path / "store"
+    run(src, store, shard="1/1", motion=True)
+    path = store / "studies/p1/sax.motion.npy"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x9c")
+    (failure,) = run(src, store, merge=True, check=True).failures
+    assert failure.file == "studies/p1/sax.motion.npy" and "altered" in failure.reason
+
+
+def test_a_shard_without_studies_has_done_its_work(src, tmp_path):
+    empty = next(k for k in range(1, 50) if not any(Shard(k, 49).holds(f"p{n}") for n in range(6)))
+    report = run(src, tmp_path / "store", shard=f"{empty}/49")
+    assert (report.exit_code, report.n_studies) == (0, 0)
 
 
 @pytest.fixture

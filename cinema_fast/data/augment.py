@@ -156,12 +156,11 @@ def beyond(extent: Tensor, size: Sequence[int]) -> Tensor:
     return reduce(torch.bitwise_or, along_axes)
 
 
-def min_max(images: Tensor, extent: Tensor) -> Tensor:
-    """Scale each image to [0, 1] by its own minimum and maximum within its extent; a constant image becomes 0.
+def min_max(images: Tensor, padding: Tensor) -> Tensor:
+    """Scale each image to [0, 1] by its own minimum and maximum outside the padding; a constant image becomes 0.
 
-    images (B, *size) float32, extent (B, axes) integer. Returns (B, *size) float32, zero beyond the extent.
+    images (B, *size) float32, padding (B, *size) bool. Returns (B, *size) float32, zero in the padding.
     """
-    padding = beyond(extent, images.shape[1:])
     axes = tuple(range(1, images.ndim))
     low = images.masked_fill(padding, torch.inf).amin(axes, keepdim=True)
     high = images.masked_fill(padding, -torch.inf).amax(axes, keepdim=True)
@@ -169,15 +168,14 @@ def min_max(images: Tensor, extent: Tensor) -> Tensor:
     return (images - low).div_(spread.masked_fill(spread == 0, 1.0)).masked_fill_(padding, 0.0)
 
 
-def change_brightness(images: Tensor, extent: Tensor, augment: Augmentation) -> Tensor:
-    """Gamma, then noise within the extent, clamped to [0, 1]; images (B, *size) float32 in [0, 1]."""
+def change_brightness_(images: Tensor, padding: Tensor, augment: Augmentation) -> Tensor:
+    """In place: gamma, then noise clamped to [0, 1]; images (B, *size) float32 in [0, 1], zero in the padding."""
     each = (-1, *[1] * (images.ndim - 1))
     if augment.gamma is not None:
-        images = images.pow(augment.gamma.view(each))
+        images.pow_(augment.gamma.view(each))
     if augment.noise is not None:
         noise = gaussian_noise(augment.noise_key, images[0].numel()).view(images.shape)
-        noisy = torch.addcmul(images, noise, augment.noise.view(each)).clamp_(0, 1)
-        images = noisy.masked_fill_(beyond(extent, images.shape[1:]), 0.0)
+        images.addcmul_(noise, augment.noise.view(each)).clamp_(0, 1).masked_fill_(padding, 0.0)
     return images
 
 
@@ -204,7 +202,8 @@ def model_input(
             f"{tuple(extent.shape)}"
         )
     images = move_images(frames.float(), extent, augment, clip=clip)
-    return change_brightness(min_max(images, extent), extent, augment).unsqueeze(1)
+    padding = beyond(extent, images.shape[1:])
+    return change_brightness_(min_max(images, padding), padding, augment).unsqueeze(1)
 
 
 def motion_input(

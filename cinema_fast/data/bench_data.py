@@ -116,7 +116,7 @@ def limit(stages: dict[str, Stage], loader: str, wait: float, workers: int, step
     reading |= {"transfer": stages["transfer"].ms} if "transfer" in stages else {}
     slowest = max(reading, key=reading.get)
     return (
-        f"data: the step waited {wait:.0%} of the time; the loader alone takes {alone:.1f} ms a batch, most of it "
-        f"{slowest} ({reading[slowest]:.1f} ms with {workers} workers); cold reads take "
+        f"data: the step waited {wait * 100:.0f} % of the time; the loader alone takes {alone:.1f} ms a batch, most of "
+        f"it {slowest} ({reading[slowest]:.1f} ms with {workers} workers); cold reads take "
         f"{stages['read, cold'].ms / workers:.1f}"
     )

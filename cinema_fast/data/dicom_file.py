@@ -1,7 +1,7 @@
 """One DICOM file, read as if it were lying: its header and what it says of each image in it.
 
-Files are parsed by pydicom, whose every read is cut at the end of the file, so that a length in a header allocates
-nothing that is not there; a deflated file is inflated here, up to a ratio. Whatever a malformed file makes pydicom
+Files are parsed by pydicom in memory, where a read ends with the bytes that are there, so that a length in a header
+allocates nothing; a deflated file is inflated here, up to a ratio. Whatever a malformed file makes pydicom
 raise becomes a `CineError` that names the file.
 """
 
@@ -11,9 +11,11 @@ import contextlib
 import io
 import math
 import stat
+import sys
 import warnings
 import zlib
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +28,14 @@ if TYPE_CHECKING:
 
 # 12-bit pixels of a heart deflate to a half or a quarter. More is a file made of zeros.
 MAX_INFLATION = 64
+# A header of one image has a few thousand bytes.
+HEADER_BYTES = 1 << 16
+# Pixels of floats, doubles and integers, (7FE0,0008) to (7FE0,0010): elements are sorted by tag.
+FIRST_PIXEL_TAG = 0x7FE00008
+# An item of a sequence is 8 bytes in a file and 1.4 kB in memory; an enhanced file has ten or twenty for each image.
+MAX_ITEMS = 100_000
+# Of the values that are looked at none is longer than a description; as numbers, 20 bytes for each of theirs.
+MAX_VALUE_BYTES = 4096
 # No cine has so many: 20 slices of 50 frames are 1000.
 MAX_IMAGES = 10_000
 
@@ -85,18 +95,6 @@ class ImageHeader(NamedTuple):
         return np.cross(self.orientation[:3], self.orientation[3:])
 
 
-class _ToTheEnd(io.BufferedReader):
-    """A file whose reads ask for no more than is left of it: a buffer is as large as what was asked for."""
-
-    def __init__(self, raw: io.RawIOBase, size: int) -> None:
-        super().__init__(raw, 1 << 16)
-        self.size = size
-
-    def read(self, n: int | None = -1) -> bytes:
-        left = max(self.size - self.tell(), 0)
-        return super().read(left if n is None or n < 0 else min(n, left))
-
-
 def require_pydicom() -> None:
     """Raise ValueError where pydicom is not installed."""
     try:
@@ -107,12 +105,14 @@ def require_pydicom() -> None:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file says that it is DICOM (the mark at byte 128); False for what cannot be read."""
+    """Whether a file says that it is DICOM, by its name or by the mark at byte 128, or does not let itself be asked."""
+    if path.suffix.lower() in (".dcm", ".ima"):
+        return True
     try:
-        with path.open("rb") as file:
-            return stat.S_ISREG(path.stat().st_mode) and file.read(132)[128:] == b"DICM"
+        with path.open("rb", buffering=0) as file:
+            return file.read(132)[128:] == b"DICM"
     except OSError:
-        return False
+        return True  # whoever reads it will say why not
 
 
 @contextlib.contextmanager
@@ -140,19 +140,33 @@ def read_header(path: Path) -> Dataset:
         if not stat.S_ISREG(info.st_mode):
             raise CineError(path, "not a regular file")
         with path.open("rb", buffering=0) as raw:
-            return _parse(path, _ToTheEnd(raw, info.st_size), pixels=False)
+            content = b""
+            while True:  # few headers are longer than the first part, but who is to know
+                part = raw.read(min(HEADER_BYTES + 15 * len(content), info.st_size - len(content)))
+                content += part
+                try:
+                    dataset, ended = _parse(path, content, pixels=False)
+                    if ended:
+                        return dataset
+                except Exception:
+                    if part and len(content) < info.st_size:
+                        continue
+                    raise
+                if not part or len(content) >= info.st_size:
+                    return dataset
 
 
 def read_dataset(path: Path, content: bytes) -> Dataset:
     """Header and pixels of a file with that content. Raises CineError."""
     with malformed(path):
-        return _parse(path, io.BytesIO(content), pixels=True)
+        return _parse(path, content, pixels=True)[0]
 
 
-def _parse(path: Path, stream: io.BufferedIOBase, *, pixels: bool) -> Dataset:
+def _parse(path: Path, content: bytes, *, pixels: bool) -> tuple[Dataset, bool]:
+    """The attributes of a file, and, without `pixels`, whether these begin after them."""
     from pydicom.filereader import read_dataset
-    from pydicom.tag import Tag
 
+    stream = io.BytesIO(content)
     if stream.read(132)[128:] != b"DICM":
         raise CineError(path, "not DICOM: no DICM at byte 128")
     meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
@@ -162,15 +176,30 @@ def _parse(path: Path, stream: io.BufferedIOBase, *, pixels: bool) -> Dataset:
     if not syntax.is_transfer_syntax:
         raise CineError(path, f"the transfer syntax {syntax} is not one of DICOM's")
     if syntax.is_deflated:
-        stream = io.BytesIO(_inflate(path, stream.read()))
-    at_pixels = {Tag("PixelData"), Tag("FloatPixelData"), Tag("DoubleFloatPixelData")}
+        content = _inflate(path, stream.read())
+        stream = io.BytesIO(content)
+    if content.count(b"\xfe\xff\x00\xe0" if syntax.is_little_endian else b"\xff\xfe\xe0\x00") > MAX_ITEMS:
+        raise CineError(path, f"more than {MAX_ITEMS} items of sequences")
+    ended = False
+
+    def at_pixels(tag: int, vr: str | None, length: int) -> bool:
+        nonlocal ended
+        ended = int.__ge__(tag, FIRST_PIXEL_TAG)  # the tag's own comparison takes as long as its parsing
+        return ended
+
     dataset = read_dataset(
-        stream, syntax.is_implicit_VR, syntax.is_little_endian,
-        stop_when=None if pixels else lambda tag, vr, length: tag in at_pixels,
-        specific_tags=[Tag(name) for name in _TAGS],
-    )  # fmt: skip
+        stream, syntax.is_implicit_VR, syntax.is_little_endian, stop_when=None if pixels else at_pixels,
+        specific_tags=_tags(),
+    )
     dataset.file_meta = meta
-    return dataset
+    return dataset, ended
+
+
+@lru_cache
+def _tags() -> list[int]:
+    from pydicom.tag import Tag
+
+    return [Tag(name) for name in _TAGS]
 
 
 def _inflate(path: Path, packed: bytes) -> bytes:
@@ -187,18 +216,29 @@ def _inflate(path: Path, packed: bytes) -> bytes:
     return bytes(out)
 
 
+def value_of(dataset: Dataset, keyword: str) -> object:
+    """An attribute's value, None where there is none. Raises ValueError for one too long to be converted."""
+    if keyword not in dataset:
+        return None
+    raw = dataset.get_item(keyword).value
+    if isinstance(raw, bytes) and len(raw) > MAX_VALUE_BYTES:
+        raise ValueError(f"{keyword} has {len(raw)} bytes")
+    return dataset.get(keyword)
+
+
 def text(dataset: Dataset, keyword: str) -> str:
     """An attribute as one line of printable characters, empty where there is none or it cannot be read."""
     try:
-        value = str(dataset.get(keyword) or "")
+        value = str(value_of(dataset, keyword) or "")
     except Exception:  # an unknown character set, a value of another type: described by nothing
         return ""
-    return " ".join("".join(c if c.isprintable() else " " for c in value).split())
+    # interned: the same few of them stand in many thousands of files
+    return sys.intern(" ".join("".join(c if c.isprintable() else " " for c in value).split()))
 
 
 def whole_number(dataset: Dataset, keyword: str, default: int | None = None) -> int:
     """An integer attribute. Raises ValueError where it is missing (without a default) or is none."""
-    value = dataset.get(keyword)
+    value = value_of(dataset, keyword)
     value = default if value is None or value == "" else value
     if value is None:
         raise ValueError(f"no {keyword}")
@@ -210,37 +250,59 @@ def whole_number(dataset: Dataset, keyword: str, default: int | None = None) -> 
 def image_headers(path: Path, dataset: Dataset) -> list[ImageHeader]:
     """What a file says of each of its images. Raises CineError."""
     with malformed(path):
-        n = whole_number(dataset, "NumberOfFrames", 1)
-        if not 1 <= n <= MAX_IMAGES:
-            raise CineError(path, f"the header claims {n} images (NumberOfFrames)")
-        per_image = dataset.get("PerFrameFunctionalGroupsSequence") or []
-        if per_image and len(per_image) != n:
-            raise CineError(path, f"the header claims {n} images (NumberOfFrames) and describes {len(per_image)}")
-        shared = dataset.get("SharedFunctionalGroupsSequence") or []
-        common = [*shared[:1]]
-        return [_image_header(path, dataset, [*per_image[k : k + 1], *common], k, n) for k in range(n)]
+        images = _groups(path, dataset)
+        return [_image_header(path, dataset, groups, k, len(images)) for k, groups in enumerate(images)]
+
+
+def image_places(path: Path, dataset: Dataset) -> list[tuple[tuple[float, ...], float]]:
+    """Of each image of a file the normal (3,), LPS+, and the place along it in mm. Raises CineError."""
+    places = []
+    with malformed(path):
+        for groups in _groups(path, dataset):
+            position = _numbers(path, dataset, groups, "ImagePositionPatient", 3)
+            orientation = _numbers(path, dataset, groups, "ImageOrientationPatient", 6)
+            if position is None or orientation is None:
+                raise CineError(path, "an image without position or orientation")
+            (a, b, c), (d, e, f) = orientation[:3], orientation[3:]
+            normal = b * f - c * e, c * d - a * f, a * e - b * d
+            places.append((normal, sum(n * p for n, p in zip(normal, position))))
+    return places
+
+
+def _groups(path: Path, dataset: Dataset) -> list[list[Dataset]]:
+    """For each image of a file where its attributes lie, besides the top level."""
+    n = whole_number(dataset, "NumberOfFrames", 1)
+    if not 1 <= n <= MAX_IMAGES:
+        raise CineError(path, f"the header claims {n} images (NumberOfFrames)")
+    per_image = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    if per_image and len(per_image) != n:
+        raise CineError(path, f"the header claims {n} images (NumberOfFrames) and describes {len(per_image)}")
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    return [[*per_image[k : k + 1], *shared[:1]] for k in range(n)]
+
+
+def _numbers(path: Path, dataset: Dataset, groups: list[Dataset], keyword: str, n: int) -> tuple[float, ...] | None:
+    """`n` finite numbers of an attribute, None where it is absent. Raises CineError where it is of another kind."""
+    sequence, name = _GROUPS.get(keyword, (None, None))
+    value = None
+    for group in groups:
+        if value is None and sequence and group.get(sequence):
+            value = value_of(group[sequence][0], name)
+    value = value_of(dataset, keyword) if value is None else value
+    if value is None or value == "":
+        return None
+    values = tuple(float(v) for v in (value if n > 1 else [value]))
+    if len(values) != n or not all(map(math.isfinite, values)):
+        raise CineError(path, f"{keyword} is {value}, expected {n} finite numbers")
+    return values
 
 
 def _image_header(path: Path, dataset: Dataset, groups: list[Dataset], k: int, n: int) -> ImageHeader:
-    def numbers(keyword: str, count: int) -> tuple[float, ...] | None:
-        sequence, name = _GROUPS.get(keyword, (None, None))
-        value = None
-        for group in groups:
-            if value is None and sequence and group.get(sequence):
-                value = group[sequence][0].get(name)
-        value = dataset.get(keyword) if value is None else value
-        if value is None or value == "":
-            return None
-        values = tuple(float(v) for v in (value if count > 1 else [value]))
-        if len(values) != count or not all(map(math.isfinite, values)):
-            raise CineError(path, f"{keyword} is {value}, expected {count} finite numbers")
-        return values
-
     def number(keyword: str) -> float | None:
-        found = numbers(keyword, 1)
+        found = _numbers(path, dataset, groups, keyword, 1)
         return found[0] if found else None
 
-    where = [numbers(name, count) for name, count in
+    where = [_numbers(path, dataset, groups, name, count) for name, count in
              (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2))]
     if None in where:
         raise CineError(path, "no position, orientation or pixel spacing"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .dicom_file import malformed, whole_number
+from .dicom_file import malformed, text, whole_number
 from .nifti import MAX_BYTES, CineError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def read_pixels(path: Path, dataset: Dataset) -> list[np.ndarray]:
         stored = whole_number(dataset, "BitsStored", allocated)
         high = whole_number(dataset, "HighBit", stored - 1)
         signed = whole_number(dataset, "PixelRepresentation", 0)
-        colour = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
+        colour = text(dataset, "PhotometricInterpretation") or "MONOCHROME2"
         if whole_number(dataset, "SamplesPerPixel", 1) != 1 or colour != "MONOCHROME2":
             raise CineError(path, f"pixels are {colour}, expected MONOCHROME2 with one sample a pixel")
         if allocated not in (8, 16, 32) or not 1 <= stored <= allocated or not stored - 1 <= high < allocated:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .dicom_cine import SAME_PLACE_MM
-from .dicom_file import image_headers, is_dicom, malformed, read_header, require_pydicom, text, whole_number
+from .dicom_file import image_places, is_dicom, malformed, read_header, require_pydicom, text, whole_number
 from .nifti import CineError
 from .pool import available_cores, run_in_processes
 from .progress import progress_bar
@@ -73,7 +73,7 @@ def find_dicom_sources(src: Path, rules: ViewRules, *, workers: int = 0, progres
     require_pydicom()
     paths = [path for path in walk(src) if is_dicom(path)]
     if not paths:
-        raise ValueError(f"no DICOM file in {src} (DICM at byte 128)")
+        raise ValueError(f"no DICOM file in {src} (named .dcm or .ima, or with DICM at byte 128)")
     sources = Sources()
     files = sorted(_read_all(src, paths, sources, workers, progress))
     studies: dict[str, list[File]] = defaultdict(list)
@@ -135,12 +135,10 @@ def _read_file(path: Path) -> File:
             raise CineError(path, "the header names no study or no series (StudyInstanceUID, SeriesInstanceUID)")
         else:
             try:
-                headers = image_headers(path, dataset)
+                for normal, along in image_places(path, dataset):
+                    places[tuple(round(x, 4) for x in normal), round(along, 2)] += 1
             except CineError:
-                headers = []  # said when its view is read, if it is one
-            for header in headers:
-                normal = tuple(header.normal.round(4).tolist())
-                places[normal, round(float(np.dot(normal, header.position)), 2)] += 1
+                places.clear()  # said when its view is read, if it is one
         number = whole_number(dataset, "SeriesNumber", 0)
         return File(path, study, text(dataset, "PatientID"), series, number, text(dataset, "SOPInstanceUID"),
                     text(dataset, "SeriesDescription"), text(dataset, "ProtocolName"),

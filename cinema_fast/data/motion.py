@@ -4,7 +4,7 @@ A map is the mean length of the optical flow between consecutive stored frames, 
 which is kept in pixels as `max_px`. It is of the stored grid, so whatever happens to the image when it is loaded can
 happen to its map. A view of one frame, or one in which nothing moves, has a map of zeros and a `max_px` of 0.
 
-Maps are made study by study in worker processes, or by one process on a GPU, in a temporary folder. This process alone
+Maps are made study by study in worker processes, or by one process on a GPU that the flow's kernels run on, in a temporary folder. This process alone
 moves them to their study and then replaces its study.json, so that a map without a record is the most that is left of a
 run that is killed, and the next one makes it again.
 """
@@ -54,9 +54,7 @@ def add_motion_maps(
     wanting = {study: views for study, views in wanting.items() if views}
     if not wanting:
         return 0, []
-    import torch
-
-    device, workers = ("cuda", 1) if torch.cuda.is_available() else ("cpu", workers or available_cores())
+    device, workers = ("cuda", 1) if _gpu_kernels_run() else ("cpu", workers or available_cores())
     tasks = [MotionTask(store, study, views, device, temporary / f"motion {n}")
              for n, (study, views) in enumerate(wanting.items())]
     made, failures = 0, []
@@ -75,6 +73,15 @@ def add_motion_maps(
                 made += len(result)
             advance()
     return made, failures
+
+
+def _gpu_kernels_run() -> bool:
+    """Whether the flow's kernels do: their PyTorch form on a GPU is slower than the C++ form on the cores."""
+    import torch
+
+    from ..kernels.native import cuda_unsupported
+
+    return torch.cuda.is_available() and not cuda_unsupported(torch.empty(0, device="cuda"))
 
 
 def map_study(task: MotionTask) -> dict[str, dict]:

@@ -21,5 +21,5 @@ def gaussian_noise(key: Tensor, n: int) -> Tensor:
     calls = torch.arange(-(-n // PER_CALL), device=key.device)
     words = torch.stack(philox4x32(key[:, None], calls, 0, 0, 0), 1)  # (B, 4, calls)
     radius = (((words >> 16).float() + 0.5) / HALF).log_().mul_(-2).sqrt_()
-    angle = (words % HALF).float().mul_(2 * math.pi / HALF)
+    angle = (words & (HALF - 1)).float().mul_(2 * math.pi / HALF)
     return torch.cat([radius * angle.cos(), radius * angle.sin()], 1).flatten(1)[:, :n]

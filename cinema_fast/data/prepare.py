@@ -141,8 +141,11 @@ class PrepareReport:
 
     @property
     def exit_code(self) -> int:
-        """0: everything was prepared; 1: something failed, the rest was prepared; 3: nothing was prepared."""
-        if not self.prepared + self.unchanged:
+        """0: everything was prepared; 1: something failed, the rest was prepared; 3: nothing was prepared.
+
+        A shard that has no studies, of few that many share, has prepared everything.
+        """
+        if not self.prepared + self.unchanged and (self.failures or not self.shard):
             return 3
         return 1 if self.failures else 0
 
@@ -197,8 +200,8 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             _fill(store, temporary, config, sources, report, progress)
-            if not part and not config.merge:
-                forget_shards(store)
+            if not part:
+                forget_shards(store, outcomes=not config.merge)
         except OSError as err:
             if err.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -214,8 +217,12 @@ def _find_sources(config: PrepareConfig, progress: bool) -> Sources:
         config.format == "auto" and config.src.is_dir() and not holds_nifti(config.src, config.pattern)
         and holds_dicom(config.src))
     if dicom:
+        if config.aliases:
+            raise ValueError(f"--aliases is for names of NIfTI files, and {config.src} is read as DICOM: --views-rules")
         rules = read_rules(config.views_rules)
         return find_dicom_sources(config.src, rules, workers=config.workers, progress=progress)
+    if config.views_rules:
+        raise ValueError(f"--views-rules is for DICOM, and {config.src} is read as NIfTI: --format dicom, or --aliases")
     return find_sources(config.src, config.pattern, config.aliases)
 
 
@@ -229,14 +236,14 @@ def _fill(
     had_motion = any("motion" in record for views in done.values() for record in views.values())
     unchanged -= broken.keys()
     report.unchanged = len(unchanged)
-    report.failures += [Failure(*refusal) for refusal in sources.refused]
-    for study in sorted(broken.keys() - sources.studies.keys()):
-        reason = f"{broken[study]}; it left the index, for {config.src} has no files to make it anew"
-        report.failures.append(Failure(study, None, f"studies/{study}", reason))
     if config.merge:
         report.unchanged = len(done)
-        report.failures = _missing(config, sources, done, broken, read_outcomes(store))
+        report.failures += _missing(config, sources, done, broken, read_outcomes(store))
     else:
+        report.failures += [Failure(*refusal) for refusal in sources.refused]
+        for study in sorted(broken.keys() - sources.studies.keys()):
+            reason = f"{broken[study]}; it left the index, for {config.src} has no files to make it anew"
+            report.failures.append(Failure(study, None, f"studies/{study}", reason))
         tasks = [StudyTask(study, views, config, temporary / str(n))
                  for n, (study, views) in enumerate(sources.studies.items()) if study not in unchanged]
         with closing(_results(tasks, config.workers, progress)) as results:

@@ -124,6 +124,7 @@ def read_outcomes(store: Path) -> list[Failure]:
     return failures
 
 
-def forget_shards(store: Path) -> None:
-    """Remove what shards left, once a run of the whole has superseded it."""
-    shutil.rmtree(store / SHARDS, ignore_errors=True)
+def forget_shards(store: Path, *, outcomes: bool) -> None:
+    """Remove what killed shards left half done; with `outcomes` all, for a run of the whole has superseded it."""
+    for path in [store / SHARDS] if outcomes else (store / SHARDS).glob("*.preparing"):
+        shutil.rmtree(path, ignore_errors=True)

@@ -182,8 +182,8 @@ def _begin(config: EmbedConfig, folder: Path, metadata: dict[str, str]) -> Embed
     out = config.out
     if out.is_dir():
         raise ValueError(f"{out} is a folder; want a file to write")
-    if not config.resume and (out.exists() or folder.exists()):
-        there = out if out.exists() else folder
+    made = [out, folder, *([out.with_suffix(".png")] if config.labels else [])]
+    if not config.resume and (there := next((path for path in made if path.exists()), None)):
         raise ValueError(f"{there} is there already: go on with --resume, or choose another file")
     if out.exists() and not folder.exists():
         import pyarrow.parquet as pq

@@ -15,6 +15,7 @@ from ..data.clips import ClipStore
 from ..data.loader import Batch
 from ..data.store import CineStore
 from ..kernels.motion_score import mask_weights, motion_map, patch_means, relative_to_mean
+from ..kernels.native import cuda_unsupported
 from ..models.config import CLIP, CineMAConfig
 from .config import MaskConfig
 from .stopwatch import Stopwatch
@@ -75,6 +76,12 @@ def stored_score(batch: Batch, view: str, config: CineMAConfig) -> Tensor:
         return relative_to_mean(patch_means(moved, token))
     score = relative_to_mean(patch_means(moved, token[1:]))
     return score.repeat(1, config.grid(view)[0])  # the same at all times
+
+
+def check_online(device: torch.device) -> None:
+    """Raise ValueError where the flow of every step would be computed on a GPU, and its kernels cannot run there."""
+    if device.type == "cuda" and (problems := cuda_unsupported(torch.empty(0, device=device))):
+        raise ValueError(f"--motion online on a GPU: {'; '.join(problems)}")
 
 
 def check_guidance(store: CineStore, views: Mapping[str, tuple[str, ...]]) -> None:

@@ -20,7 +20,7 @@ from ..models.weights import cinema_state_dict, load_cinema_weights, load_shared
 from .checkpoint import Checkpoint, has_checkpoint, newest_checkpoint, save_checkpoint
 from .config import PretrainConfig
 from .evaluate import Evaluation, evaluate, mean_patches
-from .guidance import Guidance, check_guidance, motion_views
+from .guidance import Guidance, check_guidance, check_online, motion_views
 from .log import RunLog
 from .meter import Meter
 from .profile import profile_steps
@@ -96,6 +96,8 @@ def pretrain(config: PretrainConfig) -> Outcome:
     guided, maps = config.mask.guidance == "motion", config.motion == "stored"
     if guided and maps:
         check_guidance(cines, {study: motion_views(store, shape.views, study) for study in (*training, *away)})
+    if guided and not maps:
+        check_online(device)
     guidance = Guidance(config.mask, shape, steps=config.steps, online=not maps, device=device) if guided else None
     warmup = round(config.warmup * config.steps)
     schedule = cosine_schedule(config.steps, peak=config.lr, floor=config.min_lr, warmup=warmup)

@@ -1,0 +1,114 @@
+"""The DALI loader and what goes wrong: damaged files, killed processes, signals, and programs that just end."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from loader_cases import equal, loader_of, mapped, needs_dali, readers  # noqa: F401
+from training_fixtures import FOUR, write_store
+
+from cinema_fast.data.loader import LoaderError
+
+pytestmark = needs_dali
+DAMAGE = {
+    "deleted": lambda file: file.unlink(),
+    "truncated": lambda file: os.truncate(file, 200),
+    "replaced": lambda file: np.save(file, np.zeros((4, 32, 31, 3), np.uint8)),
+}
+
+
+def test_damage_is_replaced_alike(tmp_path):
+    """Files of three of eight studies, each damaged otherwise after the store was opened."""
+    path = write_store(tmp_path / "store", dict.fromkeys((f"s{i}" for i in range(8)), FOUR))
+    loaders = {kind: loader_of(kind, path, stop=40, workers=1) for kind in ("dali", "torch")}
+    for victim, damage in zip(("s1", "s4", "s5"), DAMAGE.values()):
+        damage(path / "studies" / victim / "lax_3c.npy")
+    found, expected = (list(loader) for loader in loaders.values())
+    assert equal(found, expected)
+    notes = [note for (batch,) in found for note in batch.notes]
+    for victim, what in (("s1", "No such file"), ("s4", "cut short"), ("s5", "was replaced")):
+        assert any(f"study {victim} replaced: " in note and f"{victim}/lax_3c.npy" in note for note in notes)
+        assert any(victim in note and what in note for note in notes), what
+        assert all(victim not in batch.draw.ids for (batch,) in found)
+
+
+def test_damage_ends_a_strict_run_by_name_in_its_turn(mapped, tmp_path):  # noqa: F811
+    path = shutil.copytree(mapped, tmp_path / "store")
+    loader, plain = (loader_of(kind, path, stop=40, strict=True) for kind in ("dali", "torch"))
+    (path / "studies" / "s0" / "sax.npy").unlink()
+    told = []
+    for each in (loader, plain):
+        steps = []
+        with pytest.raises(LoaderError, match=r"study s0: .*sax\.npy: No such file") as caught:
+            steps.extend(each)
+        told.append((str(caught.value), len(steps)))
+    assert told[0] == told[1] and readers() == []
+
+
+def test_damage_and_death_under_a_running_loader(mapped, tmp_path):  # noqa: F811
+    """A file that goes in the middle of a run is named and replaced; a process that goes, named with its signal."""
+    path = shutil.copytree(mapped, tmp_path / "store")
+    batches = iter(loader_of("dali", path, stop=10_000))
+    next(batches)
+    (path / "studies" / "s1" / "lax_3c.npy").unlink()
+    notes = []
+    while not notes:
+        (batch,) = next(batches)
+        notes += batch.notes
+    assert "study s1 replaced: " in notes[0] and "lax_3c.npy: No such file" in notes[0]
+    pid = readers()[0]
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(LoaderError, match=rf"reads the store died \({pid}, SIGKILL\): out of memory, or killed"):
+        for _ in batches:
+            pass
+    assert readers() == []
+
+
+def test_signals_to_a_whole_job_leave_the_readers_to_the_one_that_trains(mapped):  # noqa: F811
+    """Ctrl-C and SIGTERM reach every process of a job; batches go on until the iteration is closed."""
+    batches = iter(loader_of("dali", mapped, stop=300))
+    next(batches)
+    for pid in readers():
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    for _ in range(100):
+        next(batches)
+    batches.close()
+    assert readers() == []
+
+
+SCRIPT = """
+import multiprocessing, sys, time
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from loader_cases import loader_of
+if __name__ == "__main__":
+    batches = iter(loader_of("dali", Path({store!r}), stop=10**6))
+    next(batches)
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    {then}
+"""
+ENDS = {"an error": "raise ValueError", "a wait": "time.sleep(100)"}
+
+
+@pytest.mark.parametrize(
+    ("then", "signum"), [("an error", None), ("a wait", signal.SIGINT), ("a wait", signal.SIGKILL)]
+)
+def test_no_process_is_left_however_the_program_ends(mapped, tmp_path, then, signum):  # noqa: F811
+    """With the iteration still open."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent), store=str(mapped), then=ENDS[then]))
+    program = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    pids = [int(word) for word in program.stdout.readline().split()]
+    if signum:
+        program.send_signal(signum)
+    program.communicate(timeout=60)  # ends when the last process that holds its output has ended
+    assert len(pids) == 2
+    assert program.returncode == (-signum if signum else 1)
+
+
