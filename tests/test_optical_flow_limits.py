@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from flow_cases import textured
-from flow_kernels import flow_by_kernels, library, map_by_kernels, on_cpu, poison  # noqa: F401
+from flow_cases import CSRC, textured
+from flow_kernels import OnCpu, flow_by_kernels, for_cpu, library, map_by_kernels, on_cpu, poison  # noqa: F401
 from tolerances import assert_close
 
 from cinema_fast.kernels import flow_cuda
@@ -62,6 +62,19 @@ def test_more_tubelets_than_planes_are_refused(monkeypatch):
     monkeypatch.setattr(flow_cuda, "MAX_PLANES", 3)
     with pytest.raises(ValueError, match="motion_map: at most 3 tubelets on a GPU, got 4"):
         map_by_kernels(torch.zeros(1, 4, 20, 20), [(0, 1)], 1)
+
+
+def test_slices_are_counted_first(tmp_path):
+    """In blockIdx.z of 2 slices of 3 items; planes in between lie slice after slice."""
+    (tmp_path / "plane.cu").write_text(f"""
+        #include "{CSRC}/optical_flow.cu"
+        extern "C" __global__ void where(int* out) {{
+            const Plane at = Plane::of_block(3);
+            out[3 * blockIdx.z] = at.slice, out[3 * blockIdx.z + 1] = at.item, out[3 * blockIdx.z + 2] = at.index;
+        }}""")
+    out = torch.full((6, 3), -1, dtype=torch.int32)
+    OnCpu(for_cpu(tmp_path / "plane.cu", tmp_path)).get_function("where")((1, 1, 6), (1,), [out.data_ptr()])
+    assert out.tolist() == [[slice_, item, slice_ * 3 + item] for item in range(3) for slice_ in range(2)]
 
 
 @pytest.mark.parametrize("captured", [False, True])
