@@ -21,9 +21,11 @@ import math
 import multiprocessing
 import pickle
 import signal
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
+from queue import Empty, SimpleQueue
 
 import numpy as np
 import torch
@@ -32,6 +34,8 @@ from torch import Tensor
 from .loader import Batch, Loader, LoaderError
 from .pool import begin_worker
 
+END = object()
+WATCH = 0.2  # seconds between two looks at the processes
 ALIGN = 256  # bytes: what a device's own allocations are aligned to
 INSTALL = (
     "pip install --no-deps nvidia-dali-cuda130, then pip install optree astunparse gast six packaging nvtx makefun "
@@ -85,16 +89,14 @@ class DaliLoader(Loader):
     def __iter__(self) -> Iterator[tuple[Batch, ...]]:
         micros = self.sampler.accumulate
         asked = time.perf_counter()
-        with self._pipeline(ahead=2 * max(self.workers, micros)) as (pipeline, died):
+        with closing(_Watched(self._pipeline(ahead=2 * max(self.workers, micros)))) as pipeline:
             for _ in range(self.start, self.stop):
-                ready = tuple(self._take(pipeline, died) for _ in range(micros))
+                ready = tuple(self._take(pipeline) for _ in range(micros))
                 self.waited += time.perf_counter() - asked
                 yield ready
                 asked = time.perf_counter()
 
-    @contextmanager
     def _pipeline(self, ahead: int):
-        """The running pipeline, and a function that says which of its processes died."""
         from nvidia.dali import Pipeline, fn, types
 
         on_gpu = self.device.type == "cuda"
@@ -110,42 +112,74 @@ class DaliLoader(Loader):
             )  # fmt: skip
             # the memory shared with the reading processes is used again
             pipeline.set_outputs(header, block.gpu() if on_gpu else fn.copy(block))
-        others, started = multiprocessing.active_children(), []
+        return pipeline
 
-        def died() -> list[multiprocessing.Process]:
-            return [process for process in started if process.exitcode is not None]
-
-        try:
-            try:
-                pipeline.build()
-            except RuntimeError as error:
-                raise LoaderError(
-                    "the processes that read the store did not start, see their output above; a script of your own "
-                    f"needs `if __name__ == \"__main__\":` ({error})"
-                ) from error
-            started += [process for process in multiprocessing.active_children() if process not in others]
-            yield pipeline, died
-        finally:
-            if died():  # DALI then ends the others by a signal that they ignore
-                for process in started:
-                    process.kill()
-            # DALI offers it to the garbage collector only, which the traceback of an error keeps from it
-            if pipeline._py_pool:
-                pipeline._py_pool.close()
-
-    def _take(self, pipeline, died) -> Batch:
-        try:
-            stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
-            header, block = pipeline.run(stream)
-        except RuntimeError as error:
-            dead = died()
-            if not dead:
-                raise
-            raise LoaderError("; ".join(map(_obituary, dead))) from error
+    def _take(self, pipeline: "_Watched") -> Batch:
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+        header, block = pipeline.run(stream)
         batch = unpack(np.asarray(header.at(0)), torch.from_dlpack(block.as_tensor())[0])
         if isinstance(batch, LoaderError):
             raise batch
         return batch
+
+
+class _Watched:
+    """A pipeline that is run by a thread of its own, while its processes are watched.
+
+    One that is killed may hold a lock of the queues between the processes, and DALI would wait for it for ever.
+    """
+
+    def __init__(self, pipeline):
+        self._pipeline = pipeline
+        self._others = multiprocessing.active_children()
+        self._readers: list[multiprocessing.Process] = []
+        self._runs, self._results = SimpleQueue(), SimpleQueue()
+        threading.Thread(target=self._work, name="dali", daemon=True).start()
+
+    def run(self, stream: torch.cuda.Stream | None) -> tuple:
+        """The next outputs, on a stream; LoaderError where a process has died."""
+        self._runs.put(stream)
+        while True:
+            try:
+                result = self._results.get(timeout=WATCH)
+            except Empty:
+                result = None
+            self._look_for_readers()
+            if isinstance(result, tuple):
+                return result
+            if died := self._died():
+                raise LoaderError("; ".join(map(_obituary, died))) from result
+            if result:
+                raise result
+
+    def close(self) -> None:
+        """End the processes, and the thread unless it waits for what does not come."""
+        self._runs.put(END)
+        pool = self._pipeline._py_pool  # DALI offers it to the garbage collector only, from which a traceback keeps it
+        if pool and not self._died():
+            pool.close()
+            return
+        self._look_for_readers()
+        for process in self._readers:  # what DALI ends them by, they ignore
+            process.kill()
+            process.join()
+        if pool:
+            pool.pool._observer = None  # to close it at the end of the program would wait for the lock, too
+
+    def _work(self) -> None:
+        while (stream := self._runs.get()) is not END:
+            try:
+                self._results.put(self._pipeline.run(stream))
+            except Exception as error:
+                self._results.put(error)
+
+    def _look_for_readers(self) -> None:
+        if len(self._readers) < self._pipeline.py_num_workers:
+            known = [*self._others, *self._readers]
+            self._readers += [process for process in multiprocessing.active_children() if process not in known]
+
+    def _died(self) -> list[multiprocessing.Process]:
+        return [process for process in self._readers if process.exitcode is not None]
 
 
 class _Source:
