@@ -61,7 +61,7 @@ def held_out(ids: Iterable[str], share: float) -> set[str]:
     """
     if not 0.0 <= share < 1.0:
         raise ValueError(f"holdout must lie in [0, 1), got {share}")
-    order = sorted(ids, key=lambda study: sha256(study.encode()).digest())
+    order = sorted(ids, key=lambda study: sha256(study.encode("utf-8", "surrogateescape")).digest())
     count = max(round(share * len(order)), 1) if share else 0
     if count and count >= len(order):
         raise ValueError(f"holdout {share} of {len(order)} studies leaves none to train on")
