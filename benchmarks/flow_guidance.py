@@ -263,7 +263,8 @@ def document(size: Size, results: dict, shares: dict, seconds: float, kinds: int
             parts.append(f"{title} {'+' if np.mean(paired) >= 0 else ''}{spread(paired, form)}")
         differences.append(f"- {arm}: " + "; ".join(parts))
     guided = ARMS["keep what moves"]
-    machine = f"{conditions.cpu_model()}, PyTorch {torch.__version__}; {conditions.now()[:10]}, {conditions.commit()}"
+    machine = f"{conditions.cpu_model()}, PyTorch {torch.__version__}; {conditions.now()[:10]}, "
+    machine += conditions.commit()
     return "\n".join([
         "# Motion-guided masks against masks by chance",
         "",
@@ -284,8 +285,8 @@ def document(size: Size, results: dict, shares: dict, seconds: float, kinds: int
         "",
         *lines,
         "",
-        "Masks of the reconstruction are drawn by chance for every arm, so that the errors are of the same patches: the "
-        "guided arms are judged by masks unlike those they were trained with.",
+        "Masks of the reconstruction are drawn by chance for every arm, so that the errors are of the same patches: "
+        "the guided arms are judged by masks unlike those they were trained with.",
         f"A constant guess of the mean has an EF R2 of 0; chance has a balanced accuracy of {1 / kinds:.2f} and an "
         "AUROC of 0.5.",
         "",

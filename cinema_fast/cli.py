@@ -5,6 +5,7 @@
 """
 
 import difflib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command (by default that of sys.argv) and return its exit status."""
     import tyro
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may be bytes that are no text in its encoding
+            stream.reconfigure(errors="backslashreplace")
     commands = _commands()
     named = next(iter(sys.argv[1:] if argv is None else argv), "-")
     if not named.startswith("-") and named not in commands:  # the parser's own hints are about options
@@ -40,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _commands() -> dict[str, Callable[..., int]]:
     import tyro
 
-    from .data.bench_data import BenchDataConfig
     from .data.prepare import PrepareConfig
+    from .train.bench_data import BenchDataConfig
     from .train.config import PretrainConfig
     from .train.demo import DemoConfig
     from .train.embed import EmbedConfig
@@ -129,7 +133,7 @@ def _commands() -> dict[str, Callable[..., int]]:
 
     def bench(config: Annotated[BenchDataConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
         """Time every stage from a cine store to a training step, and say which is the limit: bench data STORE."""
-        from .data.bench_data import bench_data
+        from .train.bench_data import bench_data
 
         print(bench_data(config))
         return 0

@@ -1,7 +1,7 @@
 """What is drawn and made by default is to the bit what it was before there was more to draw than a zoom.
 
-The SHA-256 below were computed by the code of that time. Zooms of the images are powers of two and grey values small, so
-that every product and sum is exact in float32 and no machine rounds them otherwise; the sampler computes in float64.
+The SHA-256 below were computed by the code of that time. Zooms of the images are powers of two and grey values small,
+so that every product and sum is exact in float32 and no machine rounds them otherwise; the sampler computes in float64.
 """
 
 from hashlib import sha256

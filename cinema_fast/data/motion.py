@@ -4,9 +4,9 @@ A map is the mean length of the optical flow between consecutive stored frames, 
 which is kept in pixels as `max_px`. It is of the stored grid, so whatever happens to the image when it is loaded can
 happen to its map. A view of one frame, or one in which nothing moves, has a map of zeros and a `max_px` of 0.
 
-Maps are made study by study in worker processes, or by one process on a GPU that the flow's kernels run on, in a temporary folder. This process alone
-moves them to their study and then replaces its study.json, so that a map without a record is the most that is left of a
-run that is killed, and the next one makes it again.
+Maps are made study by study in worker processes, or by one process on a GPU that the flow's kernels run on, in a
+temporary folder. This process alone moves them to their study and then replaces its study.json, so that a map without a
+record is the most that is left of a run that is killed, and the next one makes it again.
 """
 
 from __future__ import annotations

@@ -73,7 +73,8 @@ class PretrainConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     # whether and how motion guides the masks
     mask: MaskConfig = field(default_factory=MaskConfig)
-    # where a guiding motion is from: maps in the store (prepare --motion), or the clips of a step themselves
+    # where a guiding motion is from: maps in the store (prepare --motion), or the clips of a step themselves, as they
+    # are after augmentation
     motion: Literal["stored", "online"] = "stored"
     # highest learning rate
     lr: float = 1e-3

@@ -21,7 +21,7 @@ class RunLog:
         self._metrics_path = out / "metrics.jsonl"
         self._drop_after(done)
         self._metrics = self._metrics_path.open("a", encoding="utf-8")
-        self._text = (out / "run.log").open("a", encoding="utf-8")
+        self._text = (out / "run.log").open("a", encoding="utf-8", errors="backslashreplace")
         self._bar = _bar(steps, done) if sys.stderr.isatty() else None
 
     def __enter__(self) -> "RunLog":

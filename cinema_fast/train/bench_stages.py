@@ -10,16 +10,16 @@ from pathlib import Path
 
 import torch
 
+from ..data.augment import model_input
+from ..data.clips import ClipStore
+from ..data.dali import make_loader, pick_loader, why_not_dali
+from ..data.loader import Batch, Loader, read_batch
+from ..data.sampler import Draw, Sampler, frame_at
+from ..data.store import CineStore
 from ..models.config import CLIP
-from ..train.config import PretrainConfig
-from ..train.setup import model_config, pick_device
-from .augment import model_input
 from .bench_data import BenchDataConfig, DataReport, Stage, limit
-from .clips import ClipStore
-from .dali import make_loader, pick_loader, why_not_dali
-from .loader import Batch, Loader, read_batch
-from .sampler import Draw, Sampler, frame_at
-from .store import CineStore
+from .config import PretrainConfig
+from .setup import model_config, pick_device
 
 
 def time_stages(config: BenchDataConfig) -> DataReport:
@@ -69,7 +69,7 @@ def time_stages(config: BenchDataConfig) -> DataReport:
     add("augmentation", _median(lambda: _augment(moved), config.batches, device), f"on {device.type}")
 
     for name in ("torch", *(["dali"] if not why_not_dali() else [])):
-        first, each, _ = _deliver(loader_of, name, config, lambda batch: None)
+        first, each, _ = _deliver(loader_of, name, config, lambda batch: _arrived(batch, device))
         add(f"loader {name}", each, f"warm, {config.workers} workers; the first batch after {first:.2f} s")
     _, each, wait = _deliver(loader_of, chosen, config, _dummy_step(config.step_ms, device))
     add(f"{chosen} with a step", each, f"augmentation and {config.step_ms:g} ms; {wait:.1%} waiting for data")
@@ -93,7 +93,12 @@ def drop_from_cache(paths: Iterable[str]) -> None:
 
 
 def io_counts() -> tuple[int, int]:
-    """Bytes that this process has asked the system for so far, and those that came from a disk (/proc/self/io)."""
+    """Bytes that this process has asked the system for so far, and those that came from a disk (/proc/self/io).
+
+    Raises ValueError where the system does not tell.
+    """
+    if not Path("/proc/self/io").exists() or not hasattr(os, "posix_fadvise"):
+        raise ValueError("bench data counts what is read by Linux's /proc/self/io, which is not there on this system")
     values = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(values["rchar"]), int(values["read_bytes"])
 
@@ -136,6 +141,13 @@ class _Remembered:
 
 def _augment(batch: Batch) -> list[torch.Tensor]:
     return [model_input(x, batch.extent[v], batch.augment[v], clip=v == CLIP) for v, x in batch.frames.items()]
+
+
+def _arrived(batch: Batch, device: torch.device) -> None:
+    """The batch is on the device: what one loader leaves to the step, another has done."""
+    batch.to(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _dummy_step(ms: float, device: torch.device) -> Callable[[Batch], None]:

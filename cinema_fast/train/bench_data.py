@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from .augmentation import AugmentConfig
+from ..data.augmentation import AugmentConfig
 
 WAITED = 0.02  # a step that waits for data for less than this share of the time is not held up by it
 
