@@ -26,12 +26,12 @@ from workload import GateError
 import cinema_fast as cf
 from cinema_fast.data.augment import model_input
 from cinema_fast.data.augmentation import AugmentConfig
-from cinema_fast.data.bench_data import BenchDataConfig
-from cinema_fast.data.bench_stages import drop_from_cache, io_counts, time_stages
 from cinema_fast.data.dali import make_loader, why_not_dali
 from cinema_fast.data.loader import augmentation_tensors, read_batch
 from cinema_fast.data.sampler import Sampler, frame_at
 from cinema_fast.data.store import VIEWS, CineStore, write_index, write_study
+from cinema_fast.train.bench_data import BenchDataConfig
+from cinema_fast.train.bench_stages import drop_from_cache, io_counts, time_stages
 
 AUGMENT = AugmentConfig(rotation=20, translation=10, flip=0.5, gamma=(0.7, 1.4), noise=0.05)
 TARGETS = {"read": 30, "read and augment": 10}  # times faster than the fastest peer

@@ -100,13 +100,35 @@ def test_full_disk_leaves_whole_studies_only(tmp_path, monkeypatch, call):
 
     with monkeypatch.context() as patch:
         patch.setattr(store_module.os, "fsync", full)
-        with pytest.raises(StoreError, match=r"the disk is full; [012] studies are complete and stay: free some space"):
+        with pytest.raises(StoreError, match=r"the disk is full; ([12] studies are complete and|nothing was).* stays?: free"):
             run(tmp_path / "src", tmp_path / "store")
     studies = list((tmp_path / "store/studies").iterdir())
     assert all(len(list(study.iterdir())) == 4 for study in studies) and len(studies) < 3
     assert sorted(path.name for path in (tmp_path / "store").iterdir()) == [".lock", "index.json", "studies"]
     report = run(tmp_path / "src", tmp_path / "store")
     assert report.unchanged == len(studies) and CineStore(tmp_path / "store").ids == ["p0", "p1", "p2"]
+
+
+@pytest.mark.parametrize("options", [(), ("1/2",)])
+@pytest.mark.parametrize("step", ["mkdir", "flush"])
+def test_a_disk_that_is_full_from_the_start(tmp_path, monkeypatch, options, step):
+    """Nothing can be written: neither the folder of the store nor the name of who holds it."""
+    write_study(tmp_path / "src", "p0", views=("sax",))
+    shard = dict(zip(("shard",), options))
+    if step == "flush":
+        run(tmp_path / "src", tmp_path / "store")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        if step == "mkdir":
+            patch.setattr(Path, "mkdir", full)
+        else:
+            patch.setattr(lock_module.os, "uname" if not shard else "replace", full)
+            patch.setattr(shards_module, "hold_folder", full)
+        with pytest.raises(StoreError, match="store: the disk is full; nothing was prepared, .* stays: free some space"):
+            run(tmp_path / "src", tmp_path / "store", **shard)
 
 
 def test_full_disk_while_the_index_is_written_keeps_the_old_one(tmp_path, monkeypatch):

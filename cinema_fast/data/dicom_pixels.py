@@ -78,7 +78,9 @@ def _decode(path: Path, dataset: Dataset, syntax: UID, data: bytes, n: int) -> l
         pixel_representation=int(dataset.get("PixelRepresentation") or 0), pixel_keyword="PixelData",
     )  # fmt: skip
     for frame in generate_frames(data, number_of_frames=n):
-        size = _codestream_size(frame)
+        size, components = _codestream_shape(frame)
+        if components != 1:
+            raise CineError(path, f"compressed image {len(images) + 1} of {n} has {components} components, expected 1")
         if size not in (None, (rows, columns)):
             raise CineError(path, f"compressed image {len(images) + 1} of {n} is {size[1]} x {size[0]}, the header "
                                   f"says {columns} x {rows}")
@@ -93,22 +95,23 @@ def _decode(path: Path, dataset: Dataset, syntax: UID, data: bytes, n: int) -> l
     return images
 
 
-def _codestream_size(frame: bytes) -> tuple[int, int] | None:
-    """(rows, columns) that a JPEG, JPEG-LS or JPEG 2000 stream will decode to, None for run lengths.
+def _codestream_shape(frame: bytes) -> tuple[tuple[int, int] | None, int]:
+    """(rows, columns) and components that a JPEG, JPEG-LS or JPEG 2000 stream will decode to; None and 1 of run lengths.
 
     Raises ValueError for a stream without: a decoder would go by what it finds, however large.
     """
     if frame[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000: SIZ comes first
         x1, y1, x0, y0 = (int.from_bytes(frame[at : at + 4]) for at in (8, 12, 16, 20))
-        return y1 - y0, x1 - x0
+        return (y1 - y0, x1 - x0), int.from_bytes(frame[40:42])
     if frame[:2] == b"\xff\xd8":  # JPEG and JPEG-LS: segments, one of which is a start of frame
         at = 2
         while at + 9 < len(frame) and frame[at] == 0xFF:
             marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4])
             if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-                return int.from_bytes(frame[at + 5 : at + 7]), int.from_bytes(frame[at + 7 : at + 9])
+                size = int.from_bytes(frame[at + 5 : at + 7]), int.from_bytes(frame[at + 7 : at + 9])
+                return size, frame[at + 9]
             at += 1 if marker == 0xFF else 2 + length
         raise ValueError("a JPEG stream without a start of frame")
     if frame[:4] in (b"\x01\0\0\0", b"\x02\0\0\0", b"\x04\0\0\0"):  # run lengths, a segment per byte of a pixel
-        return None
+        return None, 1
     raise ValueError("compressed data that begins like no image")

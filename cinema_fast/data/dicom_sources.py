@@ -8,7 +8,6 @@ UID, in letters, digits, - and _, so that no header can name a place outside the
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from .dicom_file import image_places, is_dicom, malformed, read_header, require_
 from .nifti import CineError
 from .pool import available_cores, run_in_processes
 from .progress import progress_bar
-from .sources import Refusal, Source, Sources
+from .sources import Refusal, Source, Sources, list_folder, refusal_of
 from .view_rules import ViewRules
 
 FILES_PER_TASK = 250
@@ -71,10 +70,11 @@ def find_dicom_sources(src: Path, rules: ViewRules, *, workers: int = 0, progres
     if not src.is_dir():
         raise ValueError(f"{src} is not a folder: it must hold the DICOM files to prepare")
     require_pydicom()
-    paths = [path for path in walk(src) if is_dicom(path)]
-    if not paths:
-        raise ValueError(f"no DICOM file in {src} (named .dcm or .ima, or with DICM at byte 128)")
     sources = Sources()
+    paths = [path for path in walk(src, src, sources.refused) if is_dicom(path)]
+    if not paths:
+        refused = "".join(f"; {file} {reason}" for *_, file, reason in sources.refused[:1])
+        raise ValueError(f"no DICOM file in {src} (named .dcm or .ima, or with DICM at byte 128{refused})")
     files = sorted(_read_all(src, paths, sources, workers, progress))
     studies: dict[str, list[File]] = defaultdict(list)
     for file in files:
@@ -87,21 +87,31 @@ def find_dicom_sources(src: Path, rules: ViewRules, *, workers: int = 0, progres
 
 def holds_dicom(src: Path) -> bool:
     """Whether there is a DICOM file somewhere in a folder."""
-    return any(is_dicom(path) for path in walk(src))
+    return any(is_dicom(path) for path in walk(src, src, []))
 
 
-def walk(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
-    """Files below a folder, sorted; a link that leads back to a folder above it is not followed."""
-    info = folder.stat()
+def walk(
+    src: Path, folder: Path, refused: list[Refusal], above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[Path]:
+    """Files in and below a folder of `src`, sorted; a link that leads back to a folder above it is not followed, one
+    that leads nowhere is passed over. What the system does not let be read is appended to `refused`."""
+    try:
+        info = folder.stat()
+    except OSError as err:
+        refused.append(refusal_of(src, folder, err))
+        return
     here = (info.st_dev, info.st_ino)
     if here in above:
         return
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
+    for entry in list_folder(src, folder, refused):
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError as err:  # such as a link to itself
+            refused.append(refusal_of(src, entry.path, err))
             continue
-        if entry.is_dir():
-            yield from walk(Path(entry.path), above | {here})
-        elif entry.is_file():
+        if is_folder:
+            yield from walk(src, Path(entry.path), refused, above | {here})
+        elif is_file:
             yield Path(entry.path)
 
 

@@ -89,7 +89,8 @@ class PrepareConfig:
     there is one."""
     check: bool = False
     """Also read all that is in the store, and make anew the studies whose files are not what was written: altered
-    pixels, that is; a study with a file missing, cut short or of another header is made anew without it."""
+    pixels, that is; a study with a file missing, cut short or of another header is made anew without it. To read a
+    store and change nothing, without SRC: `cinema-fast verify STORE`."""
 
     shard: str | None = None
     """Prepare only part k of n, as k/n (k from 1), beside other jobs that prepare the other parts of SRC into the same
@@ -188,27 +189,29 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
     store = config.dst
     if store.exists() and not store.is_dir():
         raise StoreError(f"{store} is a file; a store is a folder")
-    store.mkdir(parents=True, exist_ok=True)
     report = PrepareReport(shard=part)
     if part:
         sources.studies = {study: views for study, views in sources.studies.items() if part.holds(study)}
         sources.refused = [refusal for refusal in sources.refused if part.holds(refusal.study)]
     else:
         report.unmatched, report.series = len(sources.unmatched), sources.series
-    with hold_store(store, part):
-        temporary = store / SHARDS / f"{part.name}.preparing" if part else store / _TEMPORARY
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            _fill(store, temporary, config, sources, report, progress)
-            if not part:
-                forget_shards(store, outcomes=not config.merge)
-        except OSError as err:
-            if err.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise StoreError(f"{store}: the disk is full; {report.prepared + report.unchanged} studies are complete "
-                             f"and stay: free some space and run the same command again") from err
-        finally:
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        with hold_store(store, part):
+            temporary = store / SHARDS / f"{part.name}.preparing" if part else store / _TEMPORARY
             shutil.rmtree(temporary, ignore_errors=True)
+            try:
+                _fill(store, temporary, config, sources, report, progress)
+                if not part:
+                    forget_shards(store, outcomes=not config.merge)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        kept = report.prepared + report.unchanged
+        stay = f"{kept} studies are complete and stay" if kept else "nothing was prepared, what was there stays"
+        raise StoreError(f"{store}: the disk is full; {stay}: free some space and run the same command again") from err
     return report
 
 

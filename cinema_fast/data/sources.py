@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -106,7 +107,7 @@ def find_sources(src: Path, pattern: str, aliases: tuple[str, ...] = ()) -> Sour
     regex = compile_pattern(pattern, spellings)
     found: dict[tuple[str, str], list[tuple[str, str, Path]]] = {}
     sources = Sources()
-    for path in _walk(src, pattern.count("/")):
+    for path in _walk(src, src, pattern.count("/"), sources.refused):
         if match := regex.fullmatch(path.relative_to(src).as_posix()):
             group = match.groupdict()
             key = group.get("id") or src.resolve().name, spellings[group["view"]]
@@ -130,16 +131,33 @@ def find_sources(src: Path, pattern: str, aliases: tuple[str, ...] = ()) -> Sour
 
 def holds_nifti(src: Path, pattern: str) -> bool:
     """Whether a file lies where the pattern looks that is named as NIfTI files are."""
-    return any(path.name.endswith((".nii", ".nii.gz")) for path in _walk(src, pattern.count("/")))
+    return any(path.name.endswith((".nii", ".nii.gz")) for path in _walk(src, src, pattern.count("/"), []))
 
 
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
+def list_folder(src: Path, folder: Path, refused: list[Refusal]) -> list[os.DirEntry]:
+    """What lies in a folder at or below `src`, sorted, without hidden names. One below it that may not be listed is
+    empty and appended to `refused`; for `src` itself OSError is raised."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as err:
+        if folder == src:
+            raise
+        refused.append(refusal_of(src, folder, err))
+        return []
+
+
+def refusal_of(src: Path, path: Path | str, err: OSError) -> Refusal:
+    """A file or folder below `src` that the system does not let be read."""
+    return Refusal("", None, Path(path).relative_to(src).as_posix(), f"cannot be read: {err.strerror}")
+
+
+def _walk(src: Path, folder: Path, depth: int, refused: list[Refusal]) -> Iterator[Path]:
     """Files exactly `depth` folders below: a fixed depth ends even where links make a loop."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
+    for entry in list_folder(src, folder, refused):
+        path = folder / entry.name
         if depth and path.is_dir():
-            yield from _walk(path, depth - 1)
+            yield from _walk(src, path, depth - 1, refused)
         elif not depth and not path.is_dir():
             yield path
 
