@@ -118,15 +118,6 @@ def test_a_truncated_study_ends_a_strict_run(tiny_store, tmp_path):  # noqa: F81
         list(loader)
 
 
-def test_when_every_replacement_fails_too(tmp_path):
-    path = write_store(tmp_path / "store", dict.fromkeys(("a", "b"), ("lax_2c",)))
-    loader = loader_of(path)
-    for study in "ab":
-        (path / "studies" / study / "lax_2c.npy").unlink()
-    with pytest.raises(LoaderError, match="drawn in its place cannot be read"):
-        next(iter(loader))
-
-
 def test_frames_larger_than_the_model(tiny_store):  # noqa: F811
     store = CineStore(tiny_store)
     draw = Sampler({"s01": ("sax",)}, seed=0, batch_size=1).draw(0)

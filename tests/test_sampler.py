@@ -121,14 +121,27 @@ def test_phase_maps_to_every_frame_evenly():
     assert all(abs(frame_at(p, 25) / 25 - frame_at(p, 40) / 40) < 1 / 25 for p in np.linspace(0, 0.999, 200))
 
 
-def test_replacements_are_of_the_same_group_and_repeatable():
+def test_replacements_are_each_other_study_of_the_group_once():
+    """In an order that is the same again, and another for another study or pass."""
     sampler = Sampler(cohort(9, 4), seed=5, batch_size=4)
-    draw = sampler.draw(0)
-    found = [sampler.replacement(draw, 2, attempt) for attempt in range(6)]
-    again = [sampler.replacement(draw, 2, attempt) for attempt in range(6)]
-    assert [r.ids for r in found] == [r.ids for r in again]
-    assert all(r.views == draw.views and r.slot[0] == draw.slot[2] for r in found)
-    assert len({r.ids for r in found}) > 1
+    orders = set()
+    for step in range(8):
+        draw = sampler.draw(step)
+        group = {sampler.ids[i] for i in sampler.groups[draw.views]}
+        for sample, lost in enumerate(draw.ids):
+            found = list(sampler.replacements(draw, sample))
+            ids = tuple(one.ids[0] for one in found)
+            assert ids == tuple(one.ids[0] for one in sampler.replacements(draw, sample))
+            assert len(ids) == len(group) - 1 and set(ids) == group - {lost}
+            assert all(one.views == draw.views and one.slot[0] == draw.slot[sample] for one in found)
+            assert all(one.epoch[0] == draw.epoch[sample] for one in found)
+            orders.add((lost, ids) if draw.views == FOUR else None)
+    assert len(orders - {None}) > 9  # more than one order for each study lost
+
+
+def test_a_study_alone_in_its_group_has_no_replacement():
+    sampler = Sampler({"a": ("sax",), "b": ("lax_2c",)}, seed=0, batch_size=2)
+    assert [list(sampler.replacements(sampler.draw(step), 0)) for step in (0, 1)] == [[], []]
 
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5])

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import TypeVar
 
 import numpy as np
@@ -26,11 +26,11 @@ from .store import CineStore, StoreError
 T = TypeVar("T")
 R = TypeVar("R")
 
-REPLACEMENTS = 8  # studies tried in place of one that cannot be read
+REPLACEMENTS = 8  # studies of its group tried, of however many, in place of one that cannot be read
 
 
 class LoaderError(ValueError):
-    """A study cannot be read, and strict reading was asked for or too many of its group fail as well."""
+    """A study cannot be read, and strict reading was asked for or nothing else of its batch and group can be."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,8 @@ def read_batch(
     Args:
         store: of frames, or of clips where the draw's view is `clip`.
         sizes: {view: the model's image size}; frames are padded to it with zeros at the end of each axis.
-        sampler: where given, a study that cannot be read is replaced by another of its group; else it is an error.
+        sampler: where given, a study that cannot be read is replaced by another of its group, and where none of those
+            tried can be read either, by another sample of the batch; else it is an error.
         pin: use page-locked memory, from which a copy to a GPU runs by itself.
         motion: read the motion maps too; a study that lacks one cannot be read.
 
@@ -100,9 +101,11 @@ def read_batch(
     extent = {view: torch.zeros((batch, len(sizes[view])), dtype=torch.int64, pin_memory=pin) for view in draw.views}
     spaces = {view: sizes[view][1:] if view == CLIP else sizes[view] for view in draw.views if motion}
     maps = {view: torch.zeros((batch, *size), dtype=torch.uint8, pin_memory=pin) for view, size in spaces.items()}
-    read, notes = draw, []
+    read, notes, lost = draw, [], {}
     for sample in range(batch):
-        for attempt in range(REPLACEMENTS + 1):  # the drawn sample itself, then its replacements
+        others = islice(sampler.replacements(draw, sample), REPLACEMENTS) if sampler else ()
+        for attempt, one in enumerate(chain([None], others)):  # the drawn sample itself, then its replacements
+            read = exchanged(read, sample, one) if one else read
             study, phase, plane = read.ids[sample], float(read.phase[sample]), int(read.plane[sample])
             try:
                 _read_study(store, study, phase, plane, frames, extent, maps, sample)
@@ -110,13 +113,19 @@ def read_batch(
             except (StoreError, OSError) as error:
                 if sampler is None:
                     raise LoaderError(f"study {study}: {error}") from error
-                if attempt == REPLACEMENTS:
-                    raise LoaderError(
-                        f"study {draw.ids[sample]} and {REPLACEMENTS} drawn in its place cannot be read; the last, "
-                        f"{study}: {error}"
-                    ) from error
                 notes.append(f"step {draw.step + 1}: study {study} replaced: {error}")
-                read = exchanged(read, sample, sampler.replacement(draw, sample, attempt))
+                lost_with = f"{attempt} drawn in its place cannot be read; the last, {study}: {error}"
+        else:
+            lost[sample] = f"study {draw.ids[sample]} and {lost_with}"
+    readable = [sample for sample in range(batch) if sample not in lost]
+    for sample, why in lost.items():
+        if not readable:
+            raise LoaderError(why)
+        # a file cut short still has its first frames: better twice in a batch than the end of the run
+        twin = readable[sample % len(readable)]
+        read = exchanged(read, sample, read, twin)
+        for tensor in (*frames.values(), *extent.values(), *maps.values()):
+            tensor[sample] = tensor[twin]
     slot = torch.tensor(draw.slot, pin_memory=pin)
     return Batch(read, frames, extent, augmentation_tensors(read, pin=pin), slot, tuple(notes), maps)
 

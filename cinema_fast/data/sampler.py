@@ -10,7 +10,7 @@ global batch over ranks and micro-batches holds the same samples, and worker thr
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import sha256
@@ -142,19 +142,26 @@ class Sampler:
             study[here] = self._order(group, int(e))[position[here] % n]
         return self._describe(step, group, study, epoch, slot)
 
-    def replacement(self, draw: Draw, sample: int, attempt: int) -> Draw:
-        """A one-sample draw from the same group in place of `draw.ids[sample]`, which cannot be read."""
-        group = self._sets.index(draw.views)
-        members = self.groups[draw.views]
+    def replacements(self, draw: Draw, sample: int) -> Iterator[Draw]:
+        """One-sample draws in place of `draw.ids[sample]`, which cannot be read: each other study of its group once.
+
+        Their order is a function of the seed, that study and the pass.
+        """
+        group, lost = self._sets.index(draw.views), self._index[draw.ids[sample]]
         epoch, slot = draw.epoch[sample : sample + 1], draw.slot[sample : sample + 1]
-        word = philox_numpy(self.seed, self._index[draw.ids[sample]], epoch, attempt, FOR_REPLACEMENT)[0]
-        return self._describe(draw.step, group, members[word % len(members)], epoch, slot)
+        members = self.groups[draw.views]
+        others = members[members != lost]
+        for study in self._shuffled(others, int(epoch[0]), lost, FOR_REPLACEMENT):
+            yield self._describe(draw.step, group, np.array([study]), epoch, slot)
 
     def _order(self, group: int, epoch: int) -> np.ndarray:
-        """The order in which a pass over a group takes its studies: a sort by random 64-bit keys."""
-        members = self.groups[self._sets[group]]
-        high, low, _, _ = philox_numpy(self.seed, members, epoch, 0, FOR_ORDER).astype(np.uint64)
-        return members[np.argsort(high << np.uint64(32) | low, kind="stable")]
+        """The order in which a pass over a group takes its studies."""
+        return self._shuffled(self.groups[self._sets[group]], epoch, 0, FOR_ORDER)
+
+    def _shuffled(self, studies: np.ndarray, epoch: int, number: int, purpose: int) -> np.ndarray:
+        """Studies sorted by random 64-bit keys."""
+        high, low, _, _ = philox_numpy(self.seed, studies, epoch, number, purpose).astype(np.uint64)
+        return studies[np.argsort(high << np.uint64(32) | low, kind="stable")]
 
     def _describe(self, step: int, group: int, study: np.ndarray, epoch: np.ndarray, slot: np.ndarray) -> Draw:
         views = self._sets[group]
@@ -203,20 +210,20 @@ class Sampler:
         return Augmentation(**drawn)
 
 
-def exchanged(draw: Draw, sample: int, one: Draw) -> Draw:
-    """`draw` with the only sample of `one`, a replacement, in a sample's place."""
+def exchanged(draw: Draw, sample: int, other: Draw, place: int = 0) -> Draw:
+    """`draw` with number `place` of another draw of the same views in a sample's place."""
 
-    def put(into: np.ndarray, value: np.ndarray) -> np.ndarray:
+    def put(into: np.ndarray, values: np.ndarray) -> np.ndarray:
         into = into.copy()
-        into[sample] = value[0]
+        into[sample] = values[place]
         return into
 
     return replace(
         draw,
-        ids=(*draw.ids[:sample], *one.ids, *draw.ids[sample + 1 :]),
-        phase=put(draw.phase, one.phase),
-        plane=put(draw.plane, one.plane),
-        augment={view: drawn.map(put, one.augment[view]) for view, drawn in draw.augment.items()},
+        ids=(*draw.ids[:sample], other.ids[place], *draw.ids[sample + 1 :]),
+        phase=put(draw.phase, other.phase),
+        plane=put(draw.plane, other.plane),
+        augment={view: drawn.map(put, other.augment[view]) for view, drawn in draw.augment.items()},
     )
 
 
