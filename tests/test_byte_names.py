@@ -11,6 +11,7 @@ from training_fixtures import run
 
 from cinema_fast.data.sampler import held_out
 from cinema_fast.data.store import CineStore
+from cinema_fast.train.run_folder import read_config
 
 NAME = os.fsdecode(b"M\xfcller")
 SIZES = ("--sax-size", 32, 32, 2, "--lax-size", 32, 32, "--sax-spacing", 3, 3, 20, "--lax-spacing", 3, 3)
@@ -47,10 +48,10 @@ def test_names_that_are_no_text(folder):
     assert shown.returncode == 0 and "Herz\\udce4/store: 3 studies" in shown.stdout
 
     options = ("--data", store, "--out", out, "--steps", 1, "--preset", "cinema-demo", "--batch-size", 2, "--views",
-               "sax", "--holdout", 0.5)
+               "sax", "--holdout", 0.34)
     trained = run("pretrain", *options)
     assert trained.returncode == 0, trained.stderr
-    assert (out / "report" / "reconstruction.png").exists()
+    assert read_config(out)["run"]["data"] == str(store) and list((out / "checkpoints").glob("*.safetensors"))
 
     cine = store / "studies" / NAME / "sax.npy"
     content = bytearray(cine.read_bytes())
@@ -60,10 +61,8 @@ def test_names_that_are_no_text(folder):
     assert verified.returncode == 1 and "studies/M\\udcfcller/sax.npy: altered" in verified.stdout
     cine.write_bytes(bytes(20) + content[20:])
     again = run("pretrain", *options[:2], "--out", folder / "again", *options[4:])
-    assert again.returncode == 0, again.stderr
+    assert again.returncode == 0 and "  M\\udcfcller: " in again.stderr
     assert "  M\\udcfcller: " in (folder / "again" / "run.log").read_text("utf-8")
-    missing = run("verify", folder / "none")
-    assert missing.returncode == 1 and missing.stderr.startswith("cinema-fast: ") and "Herz\\udce4" in missing.stderr
 
 
 def test_the_holdout_knows_names_by_their_bytes():

@@ -12,6 +12,7 @@ from cine_files import write_study as write_nifti
 pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 from dicom_files import write_enhanced, write_series
 from test_prepare import content, run
+from test_sources import forbid_listing
 
 from cinema_fast.data.dicom_sources import find_dicom_sources, study_id
 from cinema_fast.data.nifti import read_cine
@@ -136,6 +137,21 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     first, second = report.failures
     assert (first.file, first.reason) == ("secret", "cannot be read: Permission denied")
     assert "frames are missing" in second.reason and report.exit_code == 3
+
+
+def test_a_link_to_itself_and_a_folder_that_may_not_be_listed(tmp_path, monkeypatch):
+    src = tmp_path / "src"
+    write_series(src / "m", DATA, AFFINE)
+    (src / "a").symlink_to(src / "a")
+    (src / "x/deep").mkdir(parents=True)
+    forbid_listing(monkeypatch, src / "x/deep")
+    report = run(src, tmp_path / "store")
+    assert report.prepared == 1 and report.exit_code == 1
+    reasons = {failure.file: failure.reason for failure in report.failures}
+    assert list(reasons) == ["a", "x/deep"] and reasons["x/deep"] == "cannot be read: Permission denied"
+    assert reasons["a"].startswith("cannot be read: Too many levels of symbolic links")
+    with pytest.raises(ValueError, match=r"no DICOM file .*byte 128; deep cannot be read: Permission denied\)"):
+        find_dicom_sources(src / "x", read_rules())
 
 
 def test_series_taken_more_than_once(tmp_path):

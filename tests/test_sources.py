@@ -1,10 +1,11 @@
 """Which files are which view of which study."""
 
+import os
 from pathlib import Path
 
 import pytest
 
-from cinema_fast.data.sources import find_sources
+from cinema_fast.data.sources import find_sources, holds_nifti
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -12,6 +13,18 @@ def touch(folder: Path, *names: str) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     return folder
+
+
+def forbid_listing(monkeypatch, folder: Path) -> None:
+    """As another user's folder behaves, for root too."""
+    plain = os.scandir
+
+    def guarded(path):
+        if path == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
 
 
 def found(sources) -> dict:
@@ -37,6 +50,18 @@ def test_folders_wildcards_links_and_repeated_id(tmp_path):
     sources = find_sources(src, "{id}/*_{id}_{view}.nii")
     assert found(sources) == {"p1": {"sax": ["x7_p1_sax.nii"]}, "p2": {"lax_4c": ["x9_p2_lax_4c.nii"]},
                               "p3": {"sax": ["q_p3_sax.nii"]}}
+
+
+def test_a_folder_that_may_not_be_listed_is_refused_and_the_others_are_found(tmp_path, monkeypatch):
+    src = touch(tmp_path, "p1/sax.nii", "p2/sax.nii", "p3/sax.nii")
+    forbid_listing(monkeypatch, src / "p2")
+    sources = find_sources(src, "{id}/{view}.nii")
+    assert found(sources) == {"p1": {"sax": ["sax.nii"]}, "p3": {"sax": ["sax.nii"]}}
+    assert sources.refused == [("", None, "p2", "cannot be read: Permission denied")]
+    assert holds_nifti(src, "{id}/{view}.nii")
+    forbid_listing(monkeypatch, src)
+    with pytest.raises(PermissionError, match=str(src)):
+        find_sources(src, "{id}/{view}.nii")
 
 
 def test_aliases_and_a_folder_that_is_one_study(tmp_path):

@@ -96,7 +96,7 @@ def _decode(path: Path, dataset: Dataset, syntax: UID, data: bytes, n: int) -> l
 
 
 def _codestream_shape(frame: bytes) -> tuple[tuple[int, int] | None, int]:
-    """(rows, columns) and components that a JPEG, JPEG-LS or JPEG 2000 stream will decode to; None and 1 of run lengths.
+    """(rows, columns) and components that a JPEG, JPEG-LS or JPEG 2000 stream decodes to; None and 1 of run lengths.
 
     Raises ValueError for a stream without: a decoder would go by what it finds, however large.
     """
