@@ -42,10 +42,10 @@ from typing import NamedTuple
 import numpy as np
 
 from .lock import hold_folder
+from .npy import NPY_HEADER_BYTES, header_fault, npy_header
 
 FORMAT, VERSION = "cinema-fast store", 2
 VIEWS = ("sax", "lax_2c", "lax_3c", "lax_4c")
-NPY_HEADER_BYTES = 128  # what numpy writes for these shapes; a file with another header was not written here
 
 
 class StoreError(ValueError):
@@ -289,15 +289,8 @@ def wrong_sizes(files: Iterable[tuple[str, tuple[int, ...]]]) -> list[str]:
 
 def check_npy_header(path: str, expected: tuple[int, ...], head: bytes) -> None:
     """Raise StoreError where `head`, the first bytes of a .npy, is not the header of a uint8 array of that shape."""
-    try:
-        stream = io.BytesIO(head)
-        version = np.lib.format.read_magic(stream)
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-    except ValueError as err:
-        raise StoreError(f"{path}: not the .npy file that was prepared ({err}); {_again(path)}") from err
-    if version != (1, 0) or shape != expected or fortran or dtype != np.uint8 or stream.tell() != NPY_HEADER_BYTES:
-        raise StoreError(f"{path}: holds {dtype} {shape}{' in Fortran order' if fortran else ''}, the index says "
-                         f"uint8 {expected}: the file was replaced; {_again(path)}")
+    if fault := header_fault(head, expected):
+        raise StoreError(f"{path}: {fault}; {_again(path)}")
 
 
 def _again(path: str) -> str:
@@ -393,12 +386,9 @@ def write_array(path: Path, array: np.ndarray) -> str:
     """Write uint8 `array` as a .npy in C order, synced to disk; its SHA-256 in hexadecimal."""
     if array.dtype != np.uint8:
         raise TypeError(f"{path}: the array is {array.dtype}, not uint8")
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": array.shape})
-    assert len(header.getvalue()) == NPY_HEADER_BYTES
     sha256 = hashlib.sha256()
     with path.open("wb") as file:
-        for part in (header.getvalue(), np.ascontiguousarray(array).data.cast("B")):
+        for part in (npy_header(array.shape), np.ascontiguousarray(array).data.cast("B")):
             file.write(part)
             sha256.update(part)
         _sync(file)
