@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # No coder makes the image of a heart smaller than this, and an image of one value is refused anyway.
 MAX_COMPRESSION = 200
+# A decoder takes kilobytes for each tile of a JPEG 2000 image, however small; scanners write one tile.
+MAX_TILES = 64
 
 
 def read_pixels(path: Path, dataset: Dataset) -> list[np.ndarray]:
@@ -101,7 +103,9 @@ def _codestream_shape(frame: bytes) -> tuple[tuple[int, int] | None, int]:
     Raises ValueError for a stream without: a decoder would go by what it finds, however large.
     """
     if frame[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000: SIZ comes first
-        x1, y1, x0, y0 = (int.from_bytes(frame[at : at + 4]) for at in (8, 12, 16, 20))
+        x1, y1, x0, y0, tile_x, tile_y = (int.from_bytes(frame[at : at + 4]) for at in range(8, 32, 4))
+        if not tile_x or not tile_y or -(-x1 // tile_x) * -(-y1 // tile_y) > MAX_TILES:
+            raise ValueError(f"a JPEG 2000 stream of more than {MAX_TILES} tiles, {tile_x} x {tile_y} each")
         return (y1 - y0, x1 - x0), int.from_bytes(frame[40:42])
     if frame[:2] == b"\xff\xd8":  # JPEG and JPEG-LS: segments, one of which is a start of frame
         at = 2
