@@ -198,11 +198,16 @@ def test_mutated_headers_give_an_error_or_a_sound_cine(tmp_path_factory, changes
     for at, value in changes:
         content[at] = value
     path.write_bytes(gzip.compress(bytes(content), 1) if compress else content)
+    tracemalloc.start()
     try:
         cine = read_cine(path, stack=True)
     except CineError as err:
         assert err.path == path and err.reason
         return
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 8 * len(content) + (4 << 20)
     for t in range(cine.n_frames):
         frame = cine.frame(t)
         assert frame.shape == cine.shape and np.isfinite(frame).all() and frame.min() < frame.max()
