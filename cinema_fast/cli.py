@@ -20,7 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # names of files may be bytes that are no text in its encoding
             stream.reconfigure(errors="backslashreplace")
     commands = _commands()
-    named = next(iter(sys.argv[1:] if argv is None else argv), "-")
+    arguments = sys.argv[1:] if argv is None else argv
+    named = next(iter(arguments), "-")
     if not named.startswith("-") and named not in commands:  # the parser's own hints are about options
         near = difflib.get_close_matches(named, commands, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -34,6 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             args=argv,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
+    except SystemExit as end:  # how the parser ends: 0 after help
+        if end.code and named == "prepare" and "--check" in arguments:
+            print("cinema-fast: prepare --check SRC STORE repairs a store from its sources; to check one without them: "
+                  "cinema-fast verify STORE", file=sys.stderr)
+        raise
     except (ValueError, OSError) as error:  # what was asked for cannot be done; anything else is a bug, with its trace
         print(f"cinema-fast: {error}", file=sys.stderr)
         return 1

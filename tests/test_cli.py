@@ -103,6 +103,14 @@ def test_unknown_command(capfd):
     assert called(capfd, "prepare")[0] == 2
 
 
+def test_prepare_check_without_sources_points_to_verify(capfd, tiny_store):  # noqa: F811
+    status, _, err = called(capfd, "prepare", "--check", tiny_store)
+    assert status == 2 and err.endswith("cinema-fast verify STORE\n")
+    assert "verify" not in called(capfd, "prepare", tiny_store)[2]
+    status, out, _ = called(capfd, "prepare", "--help")
+    assert status == 0 and "verify STORE" in " ".join(out.replace("│", " ").split())
+
+
 def test_installed_command_and_its_status(tmp_path):
     """Through a process of its own: help is 0, a mistake is one line and 1."""
     assert run("--help").returncode == 0
