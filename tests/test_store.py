@@ -5,7 +5,7 @@ import os
 import pickle
 import shutil
 import tracemalloc
-from threading import get_ident
+from threading import Thread, get_ident
 
 import numpy as np
 import pytest
@@ -210,6 +210,23 @@ def test_file_that_shrinks_or_becomes_something_else_under_a_reader(folder):
     (folder / NPY).write_bytes(b"\0" * 632)
     with pytest.raises(StoreError, match=r"not the \.npy file that was prepared"):
         store.read_frame("p1", "lax_4c", 0)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_regular_file_is_not_waited_for(folder, make):
+    """A named pipe that nobody writes into would never let go of who opens it."""
+    store, said = CineStore(folder), []
+    (folder / NPY).unlink()
+    make(folder / NPY)
+
+    def read() -> None:
+        with pytest.raises(StoreError) as caught:
+            store.read_frame("p1", "lax_4c", 2)
+        said.append(str(caught.value))
+
+    (reader := Thread(target=read, daemon=True)).start()
+    reader.join(timeout=10)
+    assert said == [f"{folder / NPY}: no regular file; run prepare again"]
 
 
 def test_index_survives_a_failed_replacement(folder, monkeypatch):

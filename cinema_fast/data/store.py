@@ -37,6 +37,7 @@ from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple
 
 import numpy as np
@@ -240,12 +241,14 @@ class CineStore:
         """(len(at), *part): parts number `at` of the uint8 array of `shape` that a file holds. Raises StoreError."""
         out = np.empty((len(at), *part), np.uint8)
         n_bytes = math.prod(part)
-        try:
-            fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        try:  # without waiting for who would write into a pipe
+            fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
         except OSError as err:
             raise StoreError(f"{path}: {err.strerror}; it was there when the store was opened") from err
         try:
             stat = os.fstat(fd)
+            if not S_ISREG(stat.st_mode):
+                raise StoreError(f"{path}: no regular file; {_again(path)}")
             stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
             if self._checked.get(path) != stamp:
                 check_npy_header(path, shape, os.read(fd, NPY_HEADER_BYTES))
