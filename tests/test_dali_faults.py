@@ -1,4 +1,7 @@
-"""The DALI loader and what goes wrong: damaged files, killed processes, signals, and programs that just end."""
+"""The DALI loader and what goes wrong with its processes: killed ones, signals, and programs that just end.
+
+What goes wrong with files: test_loader_faults.py.
+"""
 
 import os
 import shutil
@@ -7,34 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from loader_cases import equal, loader_of, mapped, needs_dali, readers  # noqa: F401
-from training_fixtures import FOUR, write_store
+from loader_cases import loader_of, mapped, needs_dali, readers  # noqa: F401
 
 from cinema_fast.data.loader import LoaderError
 
 pytestmark = needs_dali
-DAMAGE = {
-    "deleted": lambda file: file.unlink(),
-    "truncated": lambda file: os.truncate(file, 200),
-    "replaced": lambda file: np.save(file, np.zeros((4, 32, 31, 3), np.uint8)),
-}
-
-
-def test_damage_is_replaced_alike(tmp_path):
-    """Files of three of eight studies, each damaged otherwise after the store was opened."""
-    path = write_store(tmp_path / "store", dict.fromkeys((f"s{i}" for i in range(8)), FOUR))
-    loaders = {kind: loader_of(kind, path, stop=40, workers=1) for kind in ("dali", "torch")}
-    for victim, damage in zip(("s1", "s4", "s5"), DAMAGE.values()):
-        damage(path / "studies" / victim / "lax_3c.npy")
-    found, expected = (list(loader) for loader in loaders.values())
-    assert equal(found, expected)
-    notes = [note for (batch,) in found for note in batch.notes]
-    for victim, what in (("s1", "No such file"), ("s4", "cut short"), ("s5", "was replaced")):
-        assert any(f"study {victim} replaced: " in note and f"{victim}/lax_3c.npy" in note for note in notes)
-        assert any(victim in note and what in note for note in notes), what
-        assert all(victim not in batch.draw.ids for (batch,) in found)
 
 
 def test_damage_ends_a_strict_run_by_name_in_its_turn(mapped, tmp_path):  # noqa: F811
