@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cine_files import affine_of, ball_cine
 from conftest import shared_path
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("pydicom", reason="the extra dicom is not installed")
@@ -132,6 +132,7 @@ def test_mutated_real_dicom(tmp_path_factory, changes):
 
 @settings(max_examples=15, deadline=PATIENT)
 @given(changes=CHANGES, compressed=st.booleans())
+@example(changes=[(43.5 / 351, "set", 100)], compressed=False)  # the first axis, a hundredfold
 def test_mutated_real_nifti(tmp_path_factory, changes, compressed):
     """The header and some of the first frames' bytes of a real file, changed before or after compression."""
     packed = shared_path("data/cine/Se8_2ch.nii.gz").read_bytes()
