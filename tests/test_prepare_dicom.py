@@ -228,9 +228,9 @@ def test_rules_that_cannot_serve(tmp_path, content, message):
     ("flow_250_tp_AoV", None), ("cine sa", "sax"), ("4 chamber", "lax_4c"), ("three_chamber", "lax_3c"),
     ("HLA", "lax_4c"), ("VLA cine", "lax_2c"), ("RV 2ch", None), ("sag t1", None), ("", None),
     ("stage 2 SAX", "sax"), ("perfect SAX", "sax"), ("SAX performed twice", "sax"), ("heritage 4CH", "lax_4c"),
-    ("maple SAX", "sax"), ("Tagging_SAX", None), ("SAX tag 5mm", None), ("GridTag sax", None), ("cine_tagged_4ch", None),
-    ("ep2d_perf_sax", None), ("SAX restperfusion", None), ("sax map", None), ("SAX T1_Mapping", None),
-    ("PerfSR sax", None),
+    ("maple SAX", "sax"), ("Tagging_SAX", None), ("SAX tag 5mm", None), ("GridTag sax", None),
+    ("cine_tagged_4ch", None), ("ep2d_perf_sax", None), ("SAX restperfusion", None), ("sax map", None),
+    ("SAX T1_Mapping", None), ("PerfSR sax", None),
 ])  # fmt: skip
 def test_default_rules(description, expected):
     assert read_rules().view_of(description, "")[0] == expected
