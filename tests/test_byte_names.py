@@ -51,6 +51,7 @@ def test_names_that_are_no_text(folder):
                "sax", "--holdout", 0.34)
     trained = run("pretrain", *options)
     assert trained.returncode == 0, trained.stderr
+    assert (out / "report" / "reconstruction.png").exists()
     assert read_config(out)["run"]["data"] == str(store) and list((out / "checkpoints").glob("*.safetensors"))
 
     cine = store / "studies" / NAME / "sax.npy"

@@ -14,7 +14,7 @@ from ..data.store import CineStore
 from ..kernels import TokenPlan, motion_map, optical_flow
 from ..models.config import CineMAConfig
 from .evaluate import MASK_SEED, fixed_batches, images_of
-from .figure import new_figure, put_image
+from .figure import new_figure, printable, put_image
 from .guidance import GREY, Guidance
 from .step import draw_plan
 
@@ -69,7 +69,8 @@ def draw_motion(
         axes.set_ylabel(label)
     _draw_wheel(grid[0, 0], largest)
     hides = "hides" if guidance.mask.mode == "mask" else "keeps"
-    figure.suptitle(f"study {study}: guidance that {hides} what moves, {mask_ratio:.0%} of the patches hidden")
+    hidden = f"{mask_ratio:.0%} of the patches hidden"
+    figure.suptitle(f"study {printable(study)}: guidance that {hides} what moves, {hidden}")
     figure.savefig(path, dpi=110)
 
 

@@ -18,7 +18,7 @@ from ..kernels.patches import gather_patches, scatter_patches
 from ..models.cinema import CineMA
 from ..models.config import CLIP
 from .evaluate import Evaluation, fixed_batches, fixed_plan, images_of
-from .figure import new_figure, put_image
+from .figure import new_figure, printable, put_image
 from .guidance import Guidance
 from .motion_figure import draw_motion
 
@@ -146,7 +146,7 @@ def draw_reconstruction(
             how = {"cmap": "magma", "vmax": 0.5} if error else {"cmap": "gray", "vmax": 1}
             put_image(axes, pixels.float().cpu().numpy(), title if axes in grid[0] else "", vmin=0, **how)
         line[0].set_ylabel(label)
-    figure.suptitle(f"study {study}, {mask_ratio:.0%} of the patches hidden")
+    figure.suptitle(f"study {printable(study)}, {mask_ratio:.0%} of the patches hidden")
     figure.savefig(path, dpi=110)
 
 
