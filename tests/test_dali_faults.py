@@ -64,7 +64,8 @@ def test_signals_to_a_whole_job_leave_the_readers_to_the_one_that_trains(mapped)
 
 
 SCRIPT = """
-import multiprocessing, sys, time
+import multiprocessing, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with it ignored
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from loader_cases import loader_of

@@ -109,6 +109,7 @@ def test_table_is_printed_last(whole):
     assert "SMOKE: not a timing" in printed
 
 
+@pytest.mark.slow
 def test_faults_of_a_peer_are_recorded_and_the_rest_goes_on(tmp_path):
     fault = """
         if self.grad_ckpt and torch.is_grad_enabled():
@@ -141,6 +142,7 @@ def test_no_budget_leaves_everything_unreached(tmp_path):
     assert {"tests", "data torch"} <= set(report["unreached"])
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_leaves_a_whole_file(tmp_path):
     fault = """
         if not self.grad_ckpt:
