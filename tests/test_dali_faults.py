@@ -3,16 +3,20 @@
 What goes wrong with files: test_loader_faults.py.
 """
 
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from loader_cases import loader_of, mapped, needs_dali, readers  # noqa: F401
 
+from cinema_fast.data.dali import _wait_for
 from cinema_fast.data.loader import LoaderError
 
 pytestmark = needs_dali
@@ -29,6 +33,28 @@ def test_damage_ends_a_strict_run_by_name_in_its_turn(mapped, tmp_path):  # noqa
             steps.extend(each)
         told.append((str(caught.value), len(steps)))
     assert told[0] == told[1] and readers() == []
+
+
+def test_a_process_that_another_thread_waits_for_as_well_is_known_to_have_ended(monkeypatch):
+    """DALI's thread may be the one that hears of it, and be slow to write it down."""
+    waitpid = os.waitpid
+
+    def late(pid, options):
+        in_main = threading.current_thread() is threading.main_thread()
+        time.sleep(0.2 if in_main and not options else 0)
+        told = waitpid(pid, options)
+        time.sleep(0 if in_main else 0.4)
+        return told
+
+    process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(100,))
+    process.start()
+    monkeypatch.setattr(os, "waitpid", late)
+    other = threading.Thread(target=process.join)
+    other.start()
+    process.kill()
+    _wait_for(process)
+    assert process.exitcode == -signal.SIGKILL and process not in multiprocessing.active_children()
+    other.join()
 
 
 def test_damage_and_death_under_a_running_loader(mapped, tmp_path):  # noqa: F811

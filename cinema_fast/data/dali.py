@@ -162,7 +162,7 @@ class _Watched:
         self._look_for_readers()
         for process in self._readers:  # what DALI ends them by, they ignore
             process.kill()
-            process.join()
+            _wait_for(process)
         if pool:
             pool.pool._observer = None  # to close it at the end of the program would wait for the lock, too
 
@@ -207,6 +207,17 @@ class _Source:
             return pack(self.loader._read((step, micro)))
         except LoaderError as error:
             return pack(error)
+
+
+def _wait_for(process: multiprocessing.Process) -> None:
+    """Wait until a killed process is known to have ended.
+
+    DALI's own thread waits for it as well: whichever the system does not tell returns from `join` at once, before the
+    other has written down the exit status.
+    """
+    process.join()
+    while process.exitcode is None:
+        time.sleep(0.001)
 
 
 def _obituary(process: multiprocessing.Process) -> str:
