@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -29,6 +31,11 @@ def overwrite(path, at, data):
         file.write(data)
 
 
+def replace(path, make):
+    path.unlink()
+    make(path)
+
+
 def edit_record(folder, **changes):
     records = json.loads((folder / "study.json").read_text())
     records["sax"] |= changes
@@ -47,6 +54,9 @@ DAMAGE = {
     "other json": lambda f: (f / "study.json").write_text("[7]"),
     "another shape": lambda f: edit_record(f, shape=[4, 32, 32, 3]),
     "another study's file": lambda f: edit_record(f, file="studies/p0/sax.npy"),
+    "a pipe": lambda f: replace(f / "sax.npy", os.mkfifo),
+    "a folder": lambda f: replace(f / "sax.npy", os.mkdir),
+    "study.json a pipe": lambda f: replace(f / "study.json", os.mkfifo),
     "a window lost": lambda f: edit_record(f, window=[[0, 1]]),
     "no affine": lambda f: edit_record(f, affine=None),
 }
@@ -173,3 +183,18 @@ def test_altered_pixels_without_sources_are_reported(prepared):
     report = run(src, store, check=True)
     assert (report.unchanged, report.n_studies, report.exit_code) == (2, 2, 1)
     assert [f.file for f in report.failures] == ["studies/p1"] and "p1/sax.npy" in report.failures[0].reason
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_is_named_and_mended(prepared, make):
+    """A pipe would never let go of who opens it: neither the check nor preparing with --check may wait."""
+    src, store = prepared
+    before = content(store)
+    replace(store / "studies/p1/sax.npy", make)
+    replace(store / "studies/p2/study.json", make)
+    code = "import sys; from cinema_fast.cli import main; sys.exit(main())"
+    verified = subprocess.run([sys.executable, "-c", code, "verify", store], capture_output=True, text=True, timeout=60)
+    assert verified.returncode == 1 and "studies/p1/sax.npy: no regular file" in verified.stdout
+    assert "studies/p2/study.json: cannot be read ([Errno 22] no regular file)" in verified.stdout
+    report = run(src, store, check=True)
+    assert (report.prepared, report.unchanged, report.exit_code) == (2, 1, 0) and content(store) == before
