@@ -1,6 +1,7 @@
 """Operations on the visible tokens of an image: one file an operation, its oracle and its kernels in it."""
 
 from .assemble_queries import assemble_queries
+from .augment_images import augment_images, move_maps
 from .backend import BackendError, launches, use
 from .masked_mse import masked_mse
 from .motion_score import mask_weights, motion_map, motion_score
@@ -16,11 +17,13 @@ __all__ = [
     "BackendError",
     "TokenPlan",
     "assemble_queries",
+    "augment_images",
     "launches",
     "mask_weights",
     "masked_mse",
     "motion_map",
     "motion_score",
+    "move_maps",
     "optical_flow",
     "patch_embed",
     "sample_mask",

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from cinema_fast.data.augment import model_input, motion_input, move_images
+from cinema_fast.data.augment import model_input, motion_input
 from cinema_fast.data.augmentation import AS_STORED, Augmentation
+from cinema_fast.kernels.augment_torch import move_images
 
 KINDS = {"2-D": (20, 20), "3-D": (20, 20, 5), "clip": (4, 20, 20)}
 
@@ -40,7 +41,8 @@ def plane_axes(kind: str) -> tuple[int, int]:
 
 
 def moved(kind: str, frames: torch.Tensor, extent: torch.Tensor, augment: Augmentation) -> torch.Tensor:
-    return move_images(frames.float(), extent, augment, clip=kind == "clip")
+    moves = {name: getattr(augment, name) for name in ("zoom", "angle", "shift", "flip")}
+    return move_images(frames.float(), extent, **moves, clip=kind == "clip")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -128,9 +130,8 @@ def test_all_together_equal_scipy(size, zoom, degrees, shift, flip, pad, seed):
     room = torch.zeros(1, *(n + pad for n in size))
     inside = (0, *(slice(n) for n in size))
     room[inside] = torch.from_numpy(image).float()
-    found = move_images(
-        room, torch.tensor([size]), drawn(zoom=zoom, degrees=degrees, shift=tuple(shift.tolist()), flip=flip)
-    )
+    augment = drawn(zoom=zoom, degrees=degrees, shift=tuple(shift.tolist()), flip=flip)
+    found = moved("3-D", room, torch.tensor([size]), augment)
     np.testing.assert_allclose(found[inside].numpy(), expected, rtol=0, atol=255 * 2e-5)
     found[inside] = 0
     assert not found.any()

@@ -10,16 +10,16 @@ import math
 import torch
 from torch import Tensor
 
-from cinema_fast.kernels.philox import philox4x32
+from .philox import philox4x32
 
 HALF = 1 << 16
 PER_CALL = 8
 
 
-def gaussian_noise(key: Tensor, n: int) -> Tensor:
-    """(B, n) float32 of mean 0 and standard deviation 1; key (B,) int64: 64 random bits for each row."""
+def gaussian_noise(key: Tensor, n: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(B, n) floating of mean 0 and standard deviation 1; key (B,) int64: 64 random bits for each row."""
     calls = torch.arange(-(-n // PER_CALL), device=key.device)
     words = torch.stack(philox4x32(key[:, None], calls, 0, 0, 0), 1)  # (B, 4, calls)
-    radius = (((words >> 16).float() + 0.5) / HALF).log_().mul_(-2).sqrt_()
-    angle = (words & (HALF - 1)).float().mul_(2 * math.pi / HALF)
+    radius = (((words >> 16).to(dtype) + 0.5) / HALF).log_().mul_(-2).sqrt_()
+    angle = (words & (HALF - 1)).to(dtype).mul_(2 * math.pi / HALF)
     return torch.cat([radius * angle.cos(), radius * angle.sin()], 1).flatten(1)[:, :n]

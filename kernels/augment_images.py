@@ -1,0 +1,131 @@
+"""augment_images: from stored 8-bit frames to the model's input; move_maps: the same geometry for motion maps.
+
+In this order: flips, zoom, rotation and shift about the image's centre, its size kept and zeros outside; min-max of
+each image to [0, 1]; gamma; noise, clamped to [0, 1]; zeros at the end of each axis up to the model's size. Parameters
+are arguments: the sampler draws them. Without rotation and shift two axes are interpolated bicubically and three
+trilinearly; with either all images of the call are interpolated linearly, those that happen not to be turned too.
+
+The reference's recipe, too, ends in [0, 1] after its noise, by another min-max; a clamp keeps the range without letting
+the noise of two pixels set the brightness of all others.
+
+Bytes: the frames are read once and the images written once, 5 bytes a pixel; what is between does not fit registers
+for the minimum and maximum of an image must be known before its first pixel is done.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .augment_torch import augment_images_ref, move_maps_ref
+from .backend import choose
+
+PARAMETERS = {  # shape after the batch, and whether it is floating; as in `augment_images`
+    "zoom": ((), "floating"),
+    "angle": ((), "floating"),
+    "shift": ((2,), "floating"),
+    "flip": ((2,), torch.bool),
+    "gamma": ((), "floating"),
+    "noise": ((), "floating"),
+    "noise_key": ((), torch.int64),
+}
+
+
+def augment_images_bytes(shape: tuple[int, ...]) -> int:
+    """Bytes of frames read and images written, for frames of `shape` (B, *size)."""
+    return 5 * torch.Size(shape).numel()
+
+
+def reasons(frames: Tensor) -> dict[str, Callable[[], list[str]]]:
+    """For each backend other than PyTorch's a function that lists why it cannot run on these frames, fastest first."""
+    return {}
+
+
+def augment_images(
+    frames: Tensor,
+    extent: Tensor,
+    *,
+    zoom: Tensor | None = None,
+    angle: Tensor | None = None,
+    shift: Tensor | None = None,
+    flip: Tensor | None = None,
+    gamma: Tensor | None = None,
+    noise: Tensor | None = None,
+    noise_key: Tensor | None = None,
+    clip: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """Move, scale to [0, 1] and change the brightness of each image; None for what is done to none.
+
+    Args:
+        frames (B, X, Y[, Z]) uint8: padded with zeros at the end of each axis. extent (B, axes) int64: their true size.
+        zoom (B,) floating: magnification. angle (B,) floating: rotation in plane, radians from the first axis to the
+            second. shift (B, 2) floating: pixels along the axes in plane. flip (B, 2) bool: which of them are reversed.
+        gamma (B,) floating: exponent of the image in [0, 1]. noise (B,) floating: standard deviation of what is added.
+        noise_key (B,) int64: 64 random bits, which the noise of an image is a function of.
+        clip: `frames` are clips (B, T, X, Y): all frames of one are moved alike in plane, and it is one image to the
+            min-max and gamma, so that brightness keeps its course over the cycle; noise differs from frame to frame.
+        backend: "auto" or "torch".
+
+    Returns:
+        (B, *size) float32 in [0, 1], zero beyond the extent; 0 everywhere for an image that is constant once moved.
+
+    Raises:
+        ValueError: an argument of another shape or dtype, on another device; BackendError: `backend` cannot run here.
+    """
+    moves = {"zoom": zoom, "angle": angle, "shift": shift, "flip": flip}
+    brightness = {"gamma": gamma, "noise": noise, "noise_key": noise_key}
+    _check("augment_images", "frames", frames, extent, moves | brightness)
+    if (noise is None) != (noise_key is None):
+        raise ValueError("augment_images: noise and noise_key go together, got only one of them")
+    if clip and frames.ndim != 4:
+        raise ValueError(f"augment_images: want clips (B, T, X, Y), got frames {tuple(frames.shape)}, clip=True")
+    choose("augment_images", backend, reasons(frames))
+    return augment_images_ref(frames, extent, **moves, **brightness, clip=clip)
+
+
+def move_maps(
+    maps: Tensor,
+    extent: Tensor,
+    *,
+    zoom: Tensor | None = None,
+    angle: Tensor | None = None,
+    shift: Tensor | None = None,
+    flip: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Move maps as `augment_images` moves the images that they belong to, interpolated linearly and not scaled.
+
+    Args:
+        maps (B, X, Y[, Z]) uint8, the rest as there.
+
+    Returns:
+        (B, *size) float32 in 0..255, zero beyond the extent.
+
+    Raises: as there.
+    """
+    moves = {"zoom": zoom, "angle": angle, "shift": shift, "flip": flip}
+    _check("move_maps", "maps", maps, extent, moves)
+    choose("move_maps", backend, reasons(maps))
+    return move_maps_ref(maps, extent, **moves)
+
+
+def _check(operation: str, name: str, frames: Tensor, extent: Tensor, parameters: dict[str, Tensor | None]) -> None:
+    if frames.ndim not in (3, 4) or frames.dtype != torch.uint8:
+        raise ValueError(
+            f"{operation}: {name} must be uint8 (B, X, Y[, Z]), got {frames.dtype} {tuple(frames.shape)}"
+        )
+    batch = frames.shape[0]
+    wanted = {"extent": (extent, (batch, frames.ndim - 1), torch.int64)}
+    for part, value in parameters.items():
+        if value is not None:
+            wanted[part] = (value, (batch, *PARAMETERS[part][0]), PARAMETERS[part][1])
+    for part, (value, shape, dtype) in wanted.items():
+        fits = value.is_floating_point() if dtype == "floating" else value.dtype == dtype
+        if not fits or value.shape != shape:
+            raise ValueError(
+                f"{operation}: {part} must be {str(dtype).removeprefix('torch.')} {shape} for {name} "
+                f"{tuple(frames.shape)}, got {value.dtype} {tuple(value.shape)}"
+            )
+        if value.device != frames.device:
+            raise ValueError(f"{operation}: {name} are on {frames.device}, {part} on {value.device}")
