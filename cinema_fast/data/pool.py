@@ -17,19 +17,20 @@ R = TypeVar("R")
 
 
 def run_in_processes(
-    function: Callable[[T], R], tasks: Iterable[T], workers: int
+    function: Callable[[T], R], tasks: Iterable[T], workers: int, *, contained: bool = False
 ) -> Iterator[tuple[T, R | Exception]]:
     """Yield (task, result) in the order of completion; the exception in place of the result of a task that raised.
 
     A worker that dies (killed, out of memory) takes its pool with it: the tasks then under way are tried again one
-    by one, so that only the one that kills its worker is given up. With one worker everything runs in this process.
+    by one, so that only the one that kills its worker is given up.
 
     Args:
         function: picklable, as are its tasks and results; workers are spawned, they import it anew.
-        workers: number of processes; they end with this one, however it ends.
+        workers: number of processes; they end with this one, however it ends. With one everything runs in this process.
+        contained: a single worker is a process of its own too, for tasks that may take theirs down.
     """
     waiting = deque(tasks)
-    if workers == 1:
+    if workers == 1 and not contained:
         for task in waiting:
             yield task, _outcome(function, task)
         return

@@ -378,7 +378,9 @@ def _open_for_writing(store: Path, config: PrepareConfig) -> bool:
 
 def _results(tasks: list[StudyTask], workers: int, progress: bool) -> Iterator[tuple[StudyTask, tuple | Exception]]:
     workers = min(workers or available_cores(), max(len(tasks), 1))
-    results = run_in_processes(prepare_study, tasks, workers)
+    # decoders of compressed DICOM are compiled code of many hands, and what a file makes of them may end a process
+    contained = any(source.format == "dicom" for task in tasks for source in task.sources.values())
+    results = run_in_processes(prepare_study, tasks, workers, contained=contained)
     with progress_bar("preparing studies", len(tasks), show=progress) as advance, closing(results):
         for result in results:
             yield result
