@@ -13,12 +13,16 @@ for the minimum and maximum of an image must be known before its first pixel is 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from . import augment_native
 from .augment_torch import augment_images_ref, move_maps_ref
 from .backend import choose
+
+KERNELS = {"native": augment_native}  # each with `unsupported` and the operator `augment`
 
 PARAMETERS = {  # shape after the batch, and whether it is floating; as in `augment_images`
     "zoom": ((), "floating"),
@@ -38,7 +42,7 @@ def augment_images_bytes(shape: tuple[int, ...]) -> int:
 
 def reasons(frames: Tensor) -> dict[str, Callable[[], list[str]]]:
     """For each backend other than PyTorch's a function that lists why it cannot run on these frames, fastest first."""
-    return {}
+    return {name: partial(kernel.unsupported, frames) for name, kernel in KERNELS.items()}
 
 
 def augment_images(
@@ -65,7 +69,7 @@ def augment_images(
         noise_key (B,) int64: 64 random bits, which the noise of an image is a function of.
         clip: `frames` are clips (B, T, X, Y): all frames of one are moved alike in plane, and it is one image to the
             min-max and gamma, so that brightness keeps its course over the cycle; noise differs from frame to frame.
-        backend: "auto" or "torch".
+        backend: "auto", "torch" or "native" (C++ on the CPU).
 
     Returns:
         (B, *size) float32 in [0, 1], zero beyond the extent; 0 everywhere for an image that is constant once moved.
@@ -80,7 +84,9 @@ def augment_images(
         raise ValueError("augment_images: noise and noise_key go together, got only one of them")
     if clip and frames.ndim != 4:
         raise ValueError(f"augment_images: want clips (B, T, X, Y), got frames {tuple(frames.shape)}, clip=True")
-    choose("augment_images", backend, reasons(frames))
+    picked = choose("augment_images", backend, reasons(frames))
+    if picked != "torch":
+        return KERNELS[picked].augment(frames, extent, **moves, **brightness, clip=clip, maps=False)
     return augment_images_ref(frames, extent, **moves, **brightness, clip=clip)
 
 
@@ -106,7 +112,10 @@ def move_maps(
     """
     moves = {"zoom": zoom, "angle": angle, "shift": shift, "flip": flip}
     _check("move_maps", "maps", maps, extent, moves)
-    choose("move_maps", backend, reasons(maps))
+    picked = choose("move_maps", backend, reasons(maps))
+    if picked != "torch":
+        nothing = {"gamma": None, "noise": None, "noise_key": None}
+        return KERNELS[picked].augment(maps, extent, **moves, **nothing, clip=False, maps=True)
     return move_maps_ref(maps, extent, **moves)
 
 
