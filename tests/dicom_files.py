@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
+import dicom_jpeg
 import numpy as np
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels import get_encoder
 from pydicom.uid import (
     EnhancedMRImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    JPEGLosslessSV1,
     MRImageStorage,
     RLELossless,
     generate_uid,
@@ -44,22 +48,26 @@ def set_pixels(dataset, frames: list[np.ndarray]) -> None:
     dataset.BitsAllocated = dataset.BitsStored = 8 * first.itemsize
     dataset.HighBit, dataset.PixelRepresentation = dataset.BitsStored - 1, int(first.dtype.kind == "i")
     if syntax.is_encapsulated:
-        from pydicom.pixels import get_encoder
-
-        encoder, coded = get_encoder(syntax), []
-        for frame in frames:
-            options = dict(rows=dataset.Rows, columns=dataset.Columns, number_of_frames=1, samples_per_pixel=1,
-                           bits_allocated=dataset.BitsAllocated, bits_stored=dataset.BitsStored,
-                           pixel_representation=dataset.PixelRepresentation, photometric_interpretation="MONOCHROME2")
-            plugin = "pydicom" if syntax == RLELossless else "pylibjpeg"
-            coded.append(encoder.encode(np.ascontiguousarray(frame), encoding_plugin=plugin, **options))
-        dataset.PixelData = encapsulate(coded)
+        dataset.PixelData = encapsulate([_encode(dataset, syntax, np.ascontiguousarray(frame)) for frame in frames])
         dataset["PixelData"].VR = "OB"
     else:
         order = ">" if syntax == ExplicitVRBigEndian else "<"
         content = b"".join(frame.astype(frame.dtype.newbyteorder(order)).tobytes() for frame in frames)
         dataset.PixelData = content + b"\0" * (len(content) % 2)
         dataset["PixelData"].VR = "OW"
+
+
+def _encode(dataset, syntax, frame: np.ndarray) -> bytes:
+    if syntax == JPEGBaseline8Bit:
+        return dicom_jpeg.baseline(frame)
+    if syntax == JPEGLosslessSV1:
+        return dicom_jpeg.lossless(frame)
+    plugin = "pydicom" if syntax == RLELossless else "pylibjpeg"
+    return get_encoder(syntax).encode(
+        frame, encoding_plugin=plugin, rows=dataset.Rows, columns=dataset.Columns, number_of_frames=1,
+        samples_per_pixel=1, bits_allocated=dataset.BitsAllocated, bits_stored=dataset.BitsStored,
+        pixel_representation=dataset.PixelRepresentation, photometric_interpretation="MONOCHROME2",
+    )  # fmt: skip
 
 
 def save(dataset, path: Path) -> Path:
