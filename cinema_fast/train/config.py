@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..data.augmentation import AugmentConfig
 from ..models.config import CLIP, preset
+from .sinks import SinkName
 
 SETTLING_STEPS = 3  # compilation and caches: never profiled
 
@@ -104,6 +105,8 @@ class PretrainConfig:
     strict: bool = False
     # steps between lines of metrics.jsonl; the loss is read back only then
     log_every: int = 10
+    # where the lines of metrics.jsonl also go, by the extras of these names
+    sinks: tuple[SinkName, ...] = ()
     # steps between checkpoints
     checkpoint_every: int = 1000
     # checkpoints to keep
@@ -153,7 +156,7 @@ class PretrainConfig:
         """Plain values for YAML and checkpoints."""
         values = dataclasses.asdict(self)
         del values["resume"]  # how this process was called, not what the run is
-        values["views"], values["augment"] = list(self.views), self.augment.to_dict()
+        values["views"], values["augment"], values["sinks"] = list(self.views), self.augment.to_dict(), list(self.sinks)
         return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
 
     def differences(self, before: dict) -> list[str]:
@@ -169,8 +172,8 @@ class PretrainConfig:
 
 
 _FREE = {
-    "data", "out", "init_from", "device", "precision", "loader", "workers", "strict", "log_every", "checkpoint_every",
-    "keep", "max_skips", "profile",
+    "data", "out", "init_from", "device", "precision", "loader", "workers", "strict", "log_every", "sinks",
+    "checkpoint_every", "keep", "max_skips", "profile",
 }  # fmt: skip
 
 

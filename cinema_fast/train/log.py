@@ -4,8 +4,11 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+
+from .sinks import SinkName, Sinks
 
 
 class RunLog:
@@ -13,15 +16,18 @@ class RunLog:
 
     Args:
         out: run folder. steps: steps of the whole run. done: steps made so far; later lines of metrics.jsonl are
-        dropped, so that a resumed run's file equals that of a run that was never stopped.
+        dropped, so that a resumed run's file equals that of a run that was never stopped. sinks: where the
+        lines also go. settled: what config.yaml has, for these.
     """
 
-    def __init__(self, out: Path, *, steps: int, done: int):
+    def __init__(self, out: Path, *, steps: int, done: int, sinks: Sequence[SinkName], settled: dict):
         self.steps = steps
         self._metrics_path = out / "metrics.jsonl"
         self._drop_after(done)
         self._metrics = self._metrics_path.open("a", encoding="utf-8")
         self._text = (out / "run.log").open("a", encoding="utf-8", errors="backslashreplace")
+        self._bar = None
+        self._sinks = Sinks(sinks, out, settled, done=done, say=self.say)
         self._bar = _bar(steps, done) if sys.stderr.isatty() else None
 
     def __enter__(self) -> "RunLog":
@@ -34,6 +40,7 @@ class RunLog:
             self._bar.stop()
         if error is not None:
             self._note(f"ended by {type(error).__name__}: {error}")
+        self._sinks.close(failed=error is not None)
         self._metrics.close()
         self._text.close()
 
@@ -54,6 +61,7 @@ class RunLog:
         """Append a line, which has at least step, loss, lr, studies_per_s and data_wait; batch: studies a step."""
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
+        self._sinks.write(line)
         loss = "not finite" if line["loss"] is None else f"{line['loss']:.5f}"
         speed = f"{line['studies_per_s']:.4g} studies/s, data wait {line['data_wait']:.0%}"
         if self._bar:

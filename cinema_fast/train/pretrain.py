@@ -36,6 +36,7 @@ from .setup import (
     store_fingerprint,
     versions,
 )
+from .sinks import check_sinks
 from .step import adamw, make_train_step
 from .stop import StopRequest
 
@@ -93,6 +94,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
     reader, why = pick_loader(config.loader, device)
+    check_sinks(config.sinks)
     guided, maps = config.mask.guidance == "motion", config.motion == "stored"
     if guided and maps:
         check_guidance(cines, {study: motion_views(store, shape.views, study) for study in (*training, *away)})
@@ -126,7 +128,8 @@ def pretrain(config: PretrainConfig) -> Outcome:
             _restore(checkpoint, model, optimizer, meter)
         done = checkpoint.step if checkpoint else 0
         write_config(config.out, settled)
-        log = held.enter_context(RunLog(config.out, steps=config.steps, done=done))
+        told = {"sinks": config.sinks, "settled": settled}
+        log = held.enter_context(RunLog(config.out, steps=config.steps, done=done, **told))
         step_done = held.enter_context(profile_steps(config.profile, device, config.out / "profile", log.say))
         stop = held.enter_context(StopRequest())
         if config.resume:

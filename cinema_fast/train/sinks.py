@@ -1,0 +1,180 @@
+"""Where the numbers of a run also go: TensorBoard and Weights & Biases, beside metrics.jsonl, which stays the record.
+
+A sink never ends a run or holds it up for long: what goes wrong in one is said once, and it is left out from then on.
+"""
+
+import json
+import os
+import secrets
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Literal, Protocol
+
+SinkName = Literal["tensorboard", "wandb"]
+
+NETWORK_S = 5  # to see whether there is a way to the server of Weights & Biases
+INIT_S = 30  # for that server to take the run
+FINISH_S = 10  # for what is not yet sent, within the time that a scheduler leaves after SIGTERM
+
+
+class Sink(Protocol):
+    """Takes the numbers of a run."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """The numbers of a line of metrics.jsonl; steps rise."""
+
+    def close(self, failed: bool) -> None:
+        """No line follows; failed: the run ended by an error."""
+
+
+class TensorBoard:
+    """Event files in OUT/tensorboard: a scalar per number, and config.yaml as a text.
+
+    done: steps made before. What an earlier process wrote of later ones TensorBoard no longer shows.
+    """
+
+    def __init__(self, out: Path, settled: dict, *, done: int, say: Callable[[str], None]):
+        import yaml
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = out / "tensorboard"
+        new = not any(folder.glob("events.out.tfevents.*"))
+        self._writer = SummaryWriter(str(folder), purge_step=None if new else done + 1)
+        if new:
+            text = yaml.safe_dump(settled, sort_keys=False)
+            self._writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), 0)
+        say(f"TensorBoard: tensorboard --logdir {folder}")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()  # a kill takes no line that metrics.jsonl has
+
+    def close(self, failed: bool) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases, its files in OUT/wandb; offline where there is no key, or no way to the server.
+
+    OUT/wandb.json has its id and the last step it got: a resumed run goes on in it, from the line after that step. Its
+    environment variables (WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE, WANDB_BASE_URL) hold; the project is otherwise
+    cinema-fast. Neither run.log, which may name studies, nor code is sent.
+    """
+
+    def __init__(self, out: Path, settled: dict, *, done: int, say: Callable[[str], None]):
+        import wandb
+
+        self._path = out / "wandb.json"
+        state = json.loads(self._path.read_text()) if self._path.exists() else {"id": secrets.token_hex(8), "step": 0}
+        self._id, self._sent = state["id"], state["step"]
+        mode, why = _mode(wandb)
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "cinema-fast"),
+            name=os.environ.get("WANDB_NAME", out.absolute().name),
+            dir=str(out),
+            id=self._id,
+            resume="allow",
+            reinit="create_new",  # beside a run that the caller may have
+            mode=mode,
+            config=settled,
+            settings=wandb.Settings(
+                console="off", disable_git=True, save_code=False, init_timeout=INIT_S, finish_timeout=FINISH_S
+            ),
+        )
+        self._keep()
+        say(f"Weights & Biases: run {self._id}{why}")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        if step <= self._sent:
+            return
+        self._run.log(values, step=step)
+        self._sent = step
+        self._keep()
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+    def _keep(self) -> None:
+        temporary = self._path.with_suffix(".json.tmp")
+        temporary.write_text(json.dumps({"id": self._id, "step": self._sent}) + "\n")
+        os.replace(temporary, self._path)
+
+
+def _mode(wandb) -> tuple[str | None, str]:
+    """How to run, None where the environment says it, and the reason for the person watching."""
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return None, f" (WANDB_MODE {os.environ['WANDB_MODE']})"
+    later = "send it with `wandb sync` later"
+    if not wandb.login(prompt=False, verify=False):
+        return "offline", f", offline: no key (`wandb login`); {later}"
+    server = wandb.setup().settings.base_url
+    try:
+        urllib.request.urlopen(server, timeout=NETWORK_S).close()
+    except urllib.error.HTTPError:
+        pass  # an answer all the same
+    except OSError as error:
+        return "offline", f", offline: no way to {server} ({error}); {later}"
+    return "online", ""
+
+
+_KINDS: dict[str, tuple[type[Sink], str, str]] = {  # the sink, a module it needs, and a name in it
+    "tensorboard": (TensorBoard, "torch.utils.tensorboard", "SummaryWriter"),
+    "wandb": (WeightsAndBiases, "wandb", "init"),  # a folder of that name also counts as a module
+}
+
+
+def check_sinks(names: Sequence[SinkName]) -> None:
+    """Raise ValueError naming the library that is missing, or cannot be loaded."""
+    for name in names:
+        _, module, wanted = _KINDS[name]
+        try:
+            getattr(import_module(module), wanted)
+        except Exception as error:
+            raise ValueError(
+                f"--sinks {name}: the extra {name} is not installed, or does not load ({_text(error)}): "
+                f"pip install {name}"
+            ) from error
+
+
+class Sinks:
+    """All the sinks of a run, that do not fail.
+
+    out: run folder. settled: what config.yaml has. done: steps made before. say: takes what is told to the person
+    watching.
+    """
+
+    def __init__(self, names: Sequence[SinkName], out: Path, settled: dict, *, done: int, say: Callable[[str], None]):
+        self._say = say
+        self._open: dict[str, Sink] = {}
+        for name in dict.fromkeys(names):
+            with self._survived(name):
+                self._open[name] = _KINDS[name][0](out, settled, done=done, say=say)
+
+    def write(self, line: dict) -> None:
+        """Every number of a line of metrics.jsonl; a loss that is not finite (None) is left out."""
+        values = {key: value for key, value in line.items() if key != "step" and isinstance(value, int | float)}
+        for name, sink in list(self._open.items()):
+            with self._survived(name):
+                sink.write(line["step"], values)
+
+    def close(self, *, failed: bool) -> None:
+        for name, sink in list(self._open.items()):
+            with self._survived(name):
+                sink.close(failed)
+
+    @contextmanager
+    def _survived(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._open.pop(name, None)
+            self._say(f"--sinks {name}: left out from here on ({_text(error)}); metrics.jsonl has every line")
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
