@@ -13,6 +13,7 @@ from cinema_fast.data import store as cine_store
 
 SIZES = {"sax": (32, 32, 3), "lax_2c": (32, 32), "lax_3c": (32, 32), "lax_4c": (32, 32)}
 FOUR = tuple(SIZES)
+MEASURED = ("studies_per_s", "tflops", "peak_mib", "data_wait", "guidance")  # of a line: other in every run
 
 
 def write_store(path: Path, studies: dict[str, tuple[str, ...]], *, frames: int = 4, seed: int = 0) -> Path:
@@ -65,4 +66,4 @@ def run(*arguments, code: str | None = None, timeout: float = 120) -> subprocess
 def metrics(out: Path) -> list[dict]:
     """The lines of a run without its timings."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("studies_per_s", "data_wait", "guidance")} for line in lines]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]

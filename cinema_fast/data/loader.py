@@ -54,17 +54,23 @@ class Batch:
     notes: tuple[str, ...] = ()
     motion: dict[str, Tensor] = field(default_factory=dict)
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with `change` of each of its tensors."""
+        frames, extent, motion = (
+            {view: change(tensor) for view, tensor in part.items()} for part in (self.frames, self.extent, self.motion)
+        )
+        augment = {view: drawn.map(change) for view, drawn in self.augment.items()}
+        return replace(self, frames=frames, extent=extent, augment=augment, slot=change(self.slot), motion=motion)
+
+    def tensors(self) -> list[Tensor]:
+        """All its tensors, in an order that depends on what there is alone."""
+        found: list[Tensor] = []
+        self.map(lambda tensor: found.append(tensor) or tensor)
+        return found
+
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; the copy from pinned memory does not wait."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        frames, extent, motion = (
-            {view: move(tensor) for view, tensor in part.items()} for part in (self.frames, self.extent, self.motion)
-        )
-        augment = {view: drawn.map(move) for view, drawn in self.augment.items()}
-        return replace(self, frames=frames, extent=extent, augment=augment, slot=move(self.slot), motion=motion)
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def augmentation_tensors(draw: Draw, *, pin: bool = False) -> dict[str, Augmentation]:

@@ -97,6 +97,8 @@ class PretrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # arithmetic of activations; auto takes bf16 where the machine computes in it
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    # how a step runs: as it is written; compiled; or compiled and replayed as one CUDA graph
+    mode: Literal["eager", "compile", "graph"] = "eager"
     # who reads the store: DALI's processes, or threads; auto takes DALI where there is a GPU and the extra dali
     loader: Literal["auto", "dali", "torch"] = "auto"
     # threads or processes that read the store
@@ -172,7 +174,7 @@ class PretrainConfig:
 
 
 _FREE = {
-    "data", "out", "init_from", "device", "precision", "loader", "workers", "strict", "log_every", "sinks",
+    "data", "out", "init_from", "device", "precision", "mode", "loader", "workers", "strict", "log_every", "sinks",
     "checkpoint_every", "keep", "max_skips", "profile",
 }  # fmt: skip
 

@@ -40,22 +40,28 @@ class Guidance:
         self._rising = round(mask.warmup * steps)
         self._watch = Stopwatch(device)
 
-    def strength(self, step: int) -> float:
-        """Rises from 0 in equal parts over the first steps, then stays."""
-        return self.mask.strength * min(1.0, step / self._rising) if self._rising else self.mask.strength
+    def strength(self, step: Tensor | int) -> Tensor | float:
+        """Rises from 0 in equal parts over the first steps, then stays; of a tensor it is a tensor on its device."""
+        if not self._rising:
+            return self.mask.strength
+        return self.mask.strength * (torch.as_tensor(step) / self._rising).clamp(max=1)
 
-    def weights(self, batch: Batch, images: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
-        """{view: (B, N) float32}, `sample_mask`'s scores; images: {view: (B, 1, *size)} in [0, 1], as the model's."""
+    def weights(self, batch: Batch, images: Mapping[str, Tensor], step: Tensor | int) -> dict[str, Tensor]:
+        """{view: (B, N) float32}, `sample_mask`'s scores.
+
+        images: {view: (B, 1, *size)} in [0, 1], as the model's. step: a number, or (1,) int64 on the device.
+        """
         with self._watch:
-            return {
-                view: mask_weights(
-                    online_score(image, self.config) if self.online else stored_score(batch, view, self.config),
-                    strength=self.strength(step),
+            strength, weights = self.strength(step), {}
+            for view, image in images.items():
+                score = online_score(image, self.config) if self.online else stored_score(batch, view, self.config)
+                weights[view] = mask_weights(
+                    1 - strength + strength * score,  # at strength 1 of what rises on the device
+                    strength=1.0,
                     temperature=self.mask.temperature,
                     keep=self.mask.mode == "keep",
                 )
-                for view, image in images.items()
-            }
+            return weights
 
     def seconds(self) -> float:
         """Time spent on it so far."""

@@ -26,14 +26,16 @@ class Meter:
     _rows: list[list[float]] = field(default_factory=list)  # of the line to come, on the host
     _pending: list[tuple[int, tuple[str, ...], Tensor]] = field(default_factory=list)  # on the device
     _timed: int = 0  # steps since the clock was started
+    _flops: float = 0.0  # useful ones of these steps
     _since: float = field(default_factory=time.perf_counter)
     _waited: float = 0.0
     _guided: float = 0.0
 
-    def add(self, step: int, ids: tuple[str, ...], result: Tensor) -> None:
-        """Take the result of a step (counted from 1) over the studies `ids`; waits for nothing."""
+    def add(self, step: int, ids: tuple[str, ...], result: Tensor, flops: float) -> None:
+        """Take the result of a step (counted from 1) over the studies `ids`; waits for nothing. flops: useful ones."""
         self._pending.append((step, ids, result))
         self._timed += 1
+        self._flops += flops
 
     def read(self) -> list[str]:
         """Read back what is on the device; returns a note for each update that was skipped.
@@ -75,6 +77,7 @@ class Meter:
             "skipped": self.skipped,
             "replaced": self.replaced,
             "studies_per_s": round(self._timed * batch / seconds, 3),
+            "tflops": round(self._flops / seconds / 1e12, 4),
             "data_wait": round(min((waited - self._waited) / seconds, 1.0), 4),
         }
         if guided is not None:
@@ -85,7 +88,8 @@ class Meter:
 
     def start_clock(self, waited: float, guided: float) -> None:
         """Begin timing here, with so many seconds spent waiting for data, and weighing masks, before."""
-        self._timed, self._since, self._waited, self._guided = 0, time.perf_counter(), waited, guided
+        self._timed, self._flops, self._since = 0, 0.0, time.perf_counter()
+        self._waited, self._guided = waited, guided
 
     def state(self) -> dict:
         """Plain values that `restore` takes; call `read` first."""

@@ -20,6 +20,7 @@ from ..models.weights import cinema_state_dict, load_cinema_weights, load_shared
 from .checkpoint import Checkpoint, has_checkpoint, newest_checkpoint, save_checkpoint
 from .config import PretrainConfig
 from .evaluate import Evaluation, evaluate, mean_patches
+from .graph import CudaCapture
 from .guidance import Guidance, check_guidance, check_online, motion_views
 from .log import RunLog
 from .meter import Meter
@@ -28,6 +29,7 @@ from .report import write_report
 from .run_folder import check_run_folder, lock_run_folder, write_config
 from .schedule import cosine_schedule
 from .setup import (
+    check_mode,
     model_config,
     pick_device,
     pick_precision,
@@ -39,6 +41,7 @@ from .setup import (
 from .sinks import check_sinks
 from .step import adamw, make_train_step
 from .stop import StopRequest
+from .usage import Usage
 
 NAMED = 5  # studies that cannot be read are named up to this number
 
@@ -67,8 +70,9 @@ def pretrain(config: PretrainConfig) -> Outcome:
 
     Writes OUT/config.yaml, metrics.jsonl, run.log, checkpoints/, report/ and, asked for, profile/. A line of
     metrics.jsonl has step, epoch and lr (at that step), loss and grad_norm (means since the last line), skipped and
-    replaced (so far), studies_per_s, data_wait (share of the time in which a step waited for data) and, where motion
-    guides the masks, guidance (share of the time that went into their weights).
+    replaced (so far), studies_per_s, tflops (useful ones a second) and, on a GPU, mfu, peak_mib (memory, since the last
+    line), data_wait (share of the time in which a step waited for data) and, where motion guides the masks and a step
+    is no graph, guidance (share of the time that went into their weights).
 
     After the last step held-out studies are judged on the views that some training study has (views only they have are
     named before the first step). Studies that cannot be read are left out and named, with `config.strict` they end the
@@ -93,6 +97,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
     )
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
+    check_mode(config.mode, device)
     reader, why = pick_loader(config.loader, device)
     check_sinks(config.sinks)
     guided, maps = config.mask.guidance == "motion", config.motion == "stored"
@@ -138,7 +143,8 @@ def pretrain(config: PretrainConfig) -> Outcome:
         seen = clips if CLIP in shape.views else f"views {', '.join(shape.views)}"
         remarks.append(
             f"{config.preset} on {len(training)} studies ({len(away)} held out), {seen}; "
-            f"{sampler.global_batch} studies a step, lr {config.lr:g}; {device.type}, {str(precision)[6:]}"
+            f"{sampler.global_batch} studies a step, lr {config.lr:g}; "
+            f"{device.type}, {str(precision)[6:]}, {config.mode}"
         )
         if guidance:
             whence = "the store's maps" if maps else "each clip's own frames"
@@ -158,7 +164,10 @@ def pretrain(config: PretrainConfig) -> Outcome:
             seed=config.seed,
             clip=config.clip,
             guidance=guidance,
+            compiled=config.mode != "eager",
+            capture=CudaCapture(device) if config.mode == "graph" else None,
         )
+        usage = Usage(shape, config, device)
         loader = make_loader(
             reader,
             store,
@@ -178,7 +187,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
                 meter.replaced += 1
                 log.say(note)
             ids = tuple(study for batch in batches for study in batch.draw.ids)
-            meter.add(done, ids, train_step(batches, step, float(schedule[step])))
+            meter.add(done, ids, train_step(batches, step, float(schedule[step])), usage.flops(batches))
             log.advance(done)
             step_done()
             last, stopped = done == config.steps, stop.signum is not None
@@ -190,8 +199,9 @@ def pretrain(config: PretrainConfig) -> Outcome:
             if reporting:
                 epoch = round(done * sampler.global_batch / len(training), 6)
                 line = {"step": done, "epoch": epoch, "lr": float(schedule[step])}
-                spent = guidance.seconds() if guidance else None
-                log.metrics(line | meter.line(loader.waited, spent, sampler.global_batch), batch=sampler.global_batch)
+                spent = guidance.seconds() if guidance and config.mode != "graph" else None
+                line |= usage.line(meter.line(loader.waited, spent, sampler.global_batch))
+                log.metrics(line, batch=sampler.global_batch)
             if saving:
                 log.sync()
                 state = {"optimizer": optimizer.state_dict(), "meter": meter.state(), "rng": rng_state(), **settled}

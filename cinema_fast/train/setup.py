@@ -78,6 +78,12 @@ def _cpu_multiplies_bf16() -> bool:
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
+def check_mode(mode: str, device: torch.device) -> None:
+    """Raise ValueError where steps cannot run in that mode."""
+    if mode == "graph" and device.type != "cuda":
+        raise ValueError(f"--mode graph replays CUDA graphs, and this run is on {device.type}: use --mode compile")
+
+
 def store_fingerprint(store: CineStore) -> str:
     """SHA-256 of the studies, their views and contents: another value means that other frames would be drawn."""
     content = [[study, view, store.info(study, view).sha256] for study in store.ids for view in store.views(study)]

@@ -10,9 +10,11 @@ from ..data.loader import Batch
 from ..kernels import TokenPlan, sample_mask
 from ..models.cinema import CineMA
 from ..models.config import CLIP, CineMAConfig
+from .graph import Capture, GraphedStep
 from .guidance import Guidance
 
 BETAS = (0.9, 0.95)
+VIEW_SETS = 64  # more than there are sets of views: each is compiled by itself
 
 
 def adamw(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -28,6 +30,13 @@ def adamw(model: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Ad
     return torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True)
 
 
+def token_counts(config: CineMAConfig, view: str, mask_ratio: float, decode_ratio: float) -> tuple[int, int]:
+    """How many tokens of a view stay visible, and how many of the others are decoded; see `draw_plan`."""
+    n = config.n_tokens(view)
+    keep = min(max(int(n * (1 - mask_ratio)), 1), n - 1)
+    return keep, n - keep if decode_ratio == 1 else max(round(decode_ratio * (n - keep)), 1)
+
+
 def draw_plan(
     config: CineMAConfig,
     views: Sequence[str],
@@ -36,7 +45,7 @@ def draw_plan(
     mask_ratio: float,
     decode_ratio: float = 1.0,
     seed: int,
-    step: int,
+    step: int | Tensor,
     weights: Mapping[str, Tensor] | None = None,
 ) -> dict[str, TokenPlan]:
     """Masks of a batch: floor(N (1 - mask_ratio)) tokens of each view stay visible, at least one.
@@ -46,13 +55,11 @@ def draw_plan(
     """
     plan = {}
     for view in views:
-        n = config.n_tokens(view)
-        keep = min(max(int(n * (1 - mask_ratio)), 1), n - 1)
-        decode = n - keep if decode_ratio == 1 else max(round(decode_ratio * (n - keep)), 1)
+        keep, decode = token_counts(config, view, mask_ratio, decode_ratio)
         plan[view] = sample_mask(
             weights[view] if weights else None,
             batch=len(sample_ids),
-            n=n,
+            n=config.n_tokens(view),
             keep=keep,
             seed=seed,
             step=step,
@@ -74,21 +81,28 @@ def make_train_step(
     seed: int,
     clip: float,
     guidance: Guidance | None = None,
+    compiled: bool = False,
+    capture: Capture | None = None,
 ) -> Callable[[Sequence[Batch], int, float], Tensor]:
     """The training step as a function of (micro-batches, step, learning rate).
 
     guidance: what weighs the masks, for batches that hold what it reads; None: masks are drawn uniformly.
+    compiled: run the model through torch.compile, as one graph of fixed shapes for each set of views.
+    capture: record the whole step by it, a `graph.CudaCapture`, and replay it.
     It returns a (3,) float32 tensor on the device: loss, gradient norm before clipping, and 1 where the update was
     made or 0 where loss or norm is not finite: then parameters and optimiser are left exactly as they were. Clipping
     and skipping are tensors that the fused optimiser takes, so the host waits for nothing.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
+    called = compile_model(model) if compiled else model
+    number = torch.zeros(1, dtype=torch.int64, device=device)
+    # what a GPU's fused AdamW reads; on a CPU the bits of a Python number
+    rate = torch.zeros((), dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
 
-    def train_step(batches: Sequence[Batch], step: int, lr: float) -> Tensor:
+    def work(batches: Sequence[Batch]) -> Tensor:
         total = torch.zeros((), device=device)
         for batch in batches:
-            batch = batch.to(device)
             images = {
                 view: model_input(frames, batch.extent[view], batch.augment[view], clip=view == CLIP)
                 for view, frames in batch.frames.items()
@@ -100,21 +114,35 @@ def make_train_step(
                 mask_ratio=mask_ratio,
                 decode_ratio=decode_ratio,
                 seed=seed,
-                step=step,
-                weights=guidance.weights(batch, images, step) if guidance else None,
+                step=number,
+                weights=guidance.weights(batch, images, number) if guidance else None,
             )
             with autocast:
-                loss = model(images, plan).loss / len(batches)
+                loss = called(images, plan).loss / len(batches)
             loss.backward()
             total += loss.detach()
         norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
         made = (total.isfinite() & norm.isfinite()).float()
-        for group in optimizer.param_groups:
-            group["lr"] = lr
         optimizer.grad_scale = (norm / clip).clamp(min=1.0)
         optimizer.found_inf = 1.0 - made
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return torch.stack([total, norm, made])
 
+    for group in optimizer.param_groups:  # also those of a checkpoint of another mode
+        group["lr"], group["capturable"] = rate, device.type == "cuda"
+    if capture:
+        work = GraphedStep(work, capture)
+
+    def train_step(batches: Sequence[Batch], step: int, lr: float) -> Tensor:
+        number.fill_(step)
+        rate.fill_(lr)
+        return work([batch.to(device) for batch in batches])
+
     return train_step
+
+
+def compile_model(model: nn.Module) -> nn.Module:
+    """The model as one compiled graph for each set of views, its shapes fixed."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VIEW_SETS)
+    return torch.compile(model, fullgraph=True, dynamic=False)

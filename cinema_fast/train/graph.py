@@ -1,0 +1,62 @@
+"""A training step as CUDA graphs: launched by one call, whatever the host is busy with.
+
+A graph does again, on the same addresses, what was done while it was captured. So what changes from step to step (the
+batch with its augmentation parameters, the step's number, the learning rate) lies in tensors that are written in place
+before each replay, and the step computes with nothing else. Batches of other views or shapes have graphs of their own.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..data.loader import Batch
+
+WARM_UP = 3  # steps of each kind before its capture: kernels compile, and the optimiser makes its state
+
+# From a function to one that does again what it did, and what it gave, which that fills anew.
+Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+
+
+class CudaCapture:
+    """Captures on one stream and in one pool of memory, for graphs that are replayed one after another."""
+
+    def __init__(self, device: torch.device):
+        self.stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self.stream):
+            result = work()
+        return graph.replay, result
+
+
+class GraphedStep:
+    """`work(batches)` on the device's own tensors, captured once for each kind of batches, then replayed.
+
+    work: a step that computes with the tensors of its batches and others that stay where they are, waits for nothing
+        and returns one tensor. capture: see `CudaCapture`.
+    """
+
+    def __init__(self, work: Callable[[Sequence[Batch]], Tensor], capture: Capture):
+        self._work, self._capture = work, capture
+        self._seen: dict[tuple, int] = {}
+        self._captured: dict[tuple, tuple[list[Tensor], Callable[[], None], Tensor]] = {}
+
+    def __call__(self, batches: Sequence[Batch]) -> Tensor:
+        """The step's result; `batches` are on the device."""
+        tensors = [tensor for batch in batches for tensor in batch.tensors()]
+        kind = tuple(batch.draw.views for batch in batches), tuple((x.shape, x.dtype) for x in tensors)
+        self._seen[kind] = self._seen.get(kind, 0) + 1
+        if self._seen[kind] <= WARM_UP:
+            return self._work(batches)
+        if kind not in self._captured:
+            placed = [batch.map(torch.clone) for batch in batches]
+            self._captured[kind] = [t for batch in placed for t in batch.tensors()], *self._capture(
+                lambda: self._work(placed)
+            )
+        places, replay, result = self._captured[kind]
+        for place, tensor in zip(places, tensors):
+            place.copy_(tensor)
+        replay()
+        return result.clone()

@@ -1,0 +1,50 @@
+"""What a CUDA graph does, on a CPU: it records which operations ran on which tensors, and does them again.
+
+As with a graph, values that the host had at the time are part of the recording, and everything else is read anew from
+where it lay.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cinema_fast.train.graph import Capture
+
+
+class Tape(TorchDispatchMode):
+    """Records every operation inside of the block."""
+
+    def __init__(self):
+        super().__init__()
+        self.recorded = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        self.recorded.append((operator, args, kwargs or {}, result))
+        return result
+
+    def replay(self) -> None:
+        """Do it all again, each result in its old place."""
+        with torch.no_grad():
+            for operator, args, kwargs, result in self.recorded:
+                for place, value in zip(tree_leaves(result), tree_leaves(operator(*args, **kwargs)), strict=True):
+                    if isinstance(place, Tensor) and place.data_ptr() != value.data_ptr():
+                        place.copy_(value)
+
+
+def capture_on_tape(state: Callable[[], list[Tensor]]) -> Capture:
+    """What stands for `CudaCapture`; `state` (parameters, what the optimiser keeps) is as before after a capture."""
+
+    def capture(work):
+        before = [tensor.detach().clone() for tensor in state()]
+        with Tape() as tape:
+            result = work()
+        with torch.no_grad():
+            for tensor, value in zip(state(), before, strict=True):
+                tensor.copy_(value)
+        return tape.replay, result
+
+    return capture
