@@ -5,6 +5,7 @@ import os
 import shutil
 from hashlib import sha256
 
+import pyarrow.parquet as pq
 import pytest
 from cine_files import write_study
 from training_fixtures import run
@@ -53,6 +54,14 @@ def test_names_that_are_no_text(folder):
     assert trained.returncode == 0, trained.stderr
     assert (out / "report" / "reconstruction.png").exists()
     assert read_config(out)["run"]["data"] == str(store) and list((out / "checkpoints").glob("*.safetensors"))
+
+    (folder / "labels.csv").write_text("study,ef\na,50\nM\\udcfcller,60\n")
+    embedded = run("embed", out, store, folder / "v.parquet", "--labels", folder / "labels.csv")
+    assert embedded.returncode == 0, embedded.stderr
+    with (folder / "v.parquet").open("rb") as file:
+        assert pq.read_table(file)["study"].to_pylist() == ["M\\udcfcller", "M\\udcfcller2", "a"]
+    assert (folder / "v.png").stat().st_size > 1000
+    assert run("embed", out, store, folder / "v.parquet", "--resume").stdout.startswith("3 studies embedded")
 
     cine = store / "studies" / NAME / "sax.npy"
     content = bytearray(cine.read_bytes())

@@ -1,5 +1,6 @@
 """Weights in and out under the names and shapes of the published CineMA checkpoints, which are this model's own."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,13 +21,22 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"no weights at {path}")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
+            return load_safetensors(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} cannot be read as weights: {_why(error, path)}") from error
     return _checked(state, str(path))
+
+
+def load_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a .safetensors file. Its library opens no path that is not UTF-8: of such a file it gets the bytes."""
+    from safetensors.torch import load, load_file
+
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return load(path.read_bytes())
+    return load_file(path)
 
 
 def _why(error: Exception, path: Path) -> str:

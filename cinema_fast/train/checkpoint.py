@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..models.weights import load_safetensors
+
 FORMAT, VERSION = "cinema-fast checkpoint", 1
 
 
@@ -161,8 +163,6 @@ def _write(path: Path, writer: Callable[[Path], object]) -> dict:
 
 
 def _read(path: Path) -> Checkpoint:
-    from safetensors.torch import load_file
-
     manifest = json.loads(path.read_text())
     if manifest["sha256"] != _own_sum(manifest):
         raise CheckpointError(f"{path.name} was altered: its own SHA-256 is not what it says")
@@ -180,4 +180,4 @@ def _read(path: Path) -> Checkpoint:
                 "or another SHA-256"
             )
     state = torch.load(path.with_suffix(_SUFFIX["state"]), map_location="cpu", weights_only=True)
-    return Checkpoint(manifest["step"], load_file(path.with_suffix(_SUFFIX["weights"])), state)
+    return Checkpoint(manifest["step"], load_safetensors(path.with_suffix(_SUFFIX["weights"])), state)

@@ -23,8 +23,9 @@ _SKIPPED = "skipped"  # metadata of a part or of the whole: {study: why it has n
 class EmbedConfig:
     """One vector per study of a store, by the encoder of a pre-training run, as a Parquet file.
 
-    Columns: study; embedding (float32, as long as the encoder is wide); views that went in; n_clips, the clips
-    (HeartMAE) or time points (CineMA) that it is the mean of.
+    Columns: study, its name as it is printed (bytes that are no UTF-8 spelt out as \\udcXX); embedding (float32, as
+    long as the encoder is wide); views that went in; n_clips, the clips (HeartMAE) or time points (CineMA) that it is
+    the mean of.
     """
 
     run: Path
@@ -95,6 +96,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
     from .checkpoint import newest_checkpoint
     from .embedding import embed_studies
     from .embedding_figure import read_labels
+    from .figure import printable
     from .run_folder import read_config
     from .setup import pick_device, pick_precision, store_fingerprint
 
@@ -111,7 +113,8 @@ def embed(config: EmbedConfig) -> EmbedReport:
     cines = CineStore(config.store)
     store = ClipStore(cines, settled["run"]["views"]) if CLIP in shape.views else cines
     if config.labels:
-        read_labels(config.labels, config.colour, store.ids)  # a table that does not fit is known before the work
+        names = [printable(study) for study in store.ids]
+        read_labels(config.labels, config.colour, names)  # a table that does not fit is known before the work
     device = pick_device(config.device)
     precision = pick_precision(settled["run"]["precision"], device)
     name = f"step-{checkpoint.step:08d}"
@@ -159,11 +162,10 @@ def _drawn(config: EmbedConfig, report: EmbedReport) -> EmbedReport:
     """Draw what is in OUT, where labels say by what to colour it."""
     if config.labels and report.studies:
         import numpy as np
-        import pyarrow.parquet as pq
 
         from .embedding_figure import draw_embeddings, read_labels
 
-        table = pq.read_table(config.out, columns=["study", "embedding"])
+        table = _read_table(config.out, ["study", "embedding"])
         vectors = np.stack(table["embedding"].to_numpy())
         values = read_labels(config.labels, config.colour, table["study"].to_pylist())
         draw_embeddings(config.out.with_suffix(".png"), {f"{report.studies} studies": vectors}, values, config.colour)
@@ -186,11 +188,9 @@ def _begin(config: EmbedConfig, folder: Path, metadata: dict[str, str]) -> Embed
     if not config.resume and (there := next((path for path in made if path.exists()), None)):
         raise ValueError(f"{there} is there already: go on with --resume, or choose another file")
     if out.exists() and not folder.exists():
-        import pyarrow.parquet as pq
-
         if _read_skipped(out, metadata) is None:
             raise ValueError(f"{out} is no Parquet file; choose another")
-        return EmbedReport(out, pq.ParquetFile(out).metadata.num_rows)
+        return EmbedReport(out, _read_metadata(out).num_rows)
     folder.mkdir(parents=True, exist_ok=True)
     return None
 
@@ -201,10 +201,9 @@ def _read_skipped(path: Path, metadata: dict[str, str]) -> dict[str, str] | None
     Raises ValueError where it was written with other `metadata`.
     """
     import pyarrow
-    import pyarrow.parquet as pq
 
     try:
-        found = {name.decode(): value.decode() for name, value in (pq.read_schema(path).metadata or {}).items()}
+        found = {name.decode(): value.decode() for name, value in (_read_metadata(path).metadata or {}).items()}
     except (FileNotFoundError, pyarrow.ArrowInvalid):
         return None
     differs = [f"{name}: was {found.get(name)}, now {now}" for name, now in metadata.items() if found.get(name) != now]
@@ -220,9 +219,11 @@ def _write_part(path: Path, vectors: list, width: int, metadata: dict[str, str])
     import numpy as np
     import pyarrow as pa
 
+    from .figure import printable
+
     flat = np.concatenate([np.zeros(0, np.float32), *(row.vector for row in vectors)])
     columns = {
-        "study": pa.array([row.study for row in vectors], pa.string()),
+        "study": pa.array([printable(row.study) for row in vectors], pa.string()),
         "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), width),
         "views": pa.array([row.views for row in vectors], pa.list_(pa.string())),
         "n_clips": pa.array([row.n_clips for row in vectors], pa.int32()),
@@ -233,16 +234,30 @@ def _write_part(path: Path, vectors: list, width: int, metadata: dict[str, str])
 
 def _join(out: Path, parts: list[Path], metadata: dict[str, str]) -> EmbedReport:
     """One file of all parts. No file where they hold no study."""
-    import pyarrow.parquet as pq
-
     skipped = {study: why for part in parts for study, why in _read_skipped(part, metadata).items()}
     metadata = metadata | {_SKIPPED: json.dumps(skipped)}
-    report = EmbedReport(out, sum(pq.ParquetFile(part).metadata.num_rows for part in parts), skipped)
+    report = EmbedReport(out, sum(_read_metadata(part).num_rows for part in parts), skipped)
     if report.studies:
-        with _whole_or_not(out, pq.read_schema(parts[0]).with_metadata(metadata)) as writer:
+        schema = _read_metadata(parts[0]).schema.to_arrow_schema()
+        with _whole_or_not(out, schema.with_metadata(metadata)) as writer:
             for part in parts:
-                writer.write_table(pq.read_table(part).replace_schema_metadata(metadata))
+                writer.write_table(_read_table(part).replace_schema_metadata(metadata))
     return report
+
+
+def _read_metadata(path: Path):
+    """The pyarrow.parquet.FileMetaData of a file, opened here: pyarrow takes no path that is not UTF-8."""
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as file:
+        return pq.read_metadata(file)
+
+
+def _read_table(path: Path, columns: list[str] | None = None):
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as file:
+        return pq.read_table(file, columns=columns)
 
 
 @contextmanager
@@ -252,9 +267,10 @@ def _whole_or_not(path: Path, schema) -> Iterator:
 
     temporary = path.with_name(path.name + ".tmp")
     try:
-        with pq.ParquetWriter(temporary, schema) as writer:
-            yield writer
-        with temporary.open("rb") as file:
+        with temporary.open("wb") as file:
+            with pq.ParquetWriter(file, schema) as writer:
+                yield writer
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
