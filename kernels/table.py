@@ -6,6 +6,7 @@ import torch
 
 from . import depthwise_native
 from .attention_peers import PEERS
+from .augment_images import reasons as augment_reasons
 from .backend import choose, triton_unsupported
 from .optical_flow import reasons as flow_reasons
 
@@ -24,6 +25,7 @@ def table() -> list[tuple[str, str, str]]:
         "masked_mse": triton,
         "optical_flow": flow_reasons(x),
         "motion_score": flow_reasons(x),
+        "augment_images": augment_reasons(x),
     }
     rows = []
     for operation, reasons in operations.items():
