@@ -129,6 +129,18 @@ def _commands() -> dict[str, Callable[..., int]]:
 
         return pretrain(config).exit_code
 
+    def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> int:
+        """Show several pre-training runs side by side: figures, loss curves, and the options in which they differ.
+
+        Args:
+            runs: two run folders or more; the runs may be under way.
+            out: folder for the loss curves (comparison.png) and the tables (comparison.md).
+        """
+        from .train.compare import compare
+
+        print(compare(runs, out))
+        return 0
+
     def embed(config: Annotated[EmbedConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
         """Write one vector per study of a store, by the encoder of a pre-training run, as a Parquet file."""
         from .train.embed import embed
@@ -152,7 +164,7 @@ def _commands() -> dict[str, Callable[..., int]]:
 
     return {
         "info": info, "phantom": phantom, "prepare": prepare, "verify": verify, "inspect": inspect,
-        "pretrain": pretrain, "embed": embed, "bench": bench, "demo": demo,
+        "pretrain": pretrain, "compare": compare, "embed": embed, "bench": bench, "demo": demo,
     }  # fmt: skip
 
 

@@ -1,0 +1,191 @@
+"""Several runs side by side: their loss curves, their figures, and the options in which they differ."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+
+from .figure import new_figure, printable
+from .run_folder import read_config
+
+UNKNOWN = "-"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says.
+
+    lines: of metrics.jsonl, steps rise. options: of config.yaml, by their names on the command line. evaluation: of
+    report/evaluation.json, None before the end. unread: lines and files that cannot be read.
+    """
+
+    name: str
+    lines: list[dict]
+    options: dict[str, str]
+    evaluation: dict | None
+    unread: list[str]
+
+    @property
+    def step(self) -> int:
+        return self.lines[-1]["step"] if self.lines else 0
+
+    def over_lines(self, what: Callable, name: str, *, after: float = 0, to: float = math.inf) -> float | None:
+        """Mean, median, ... of a number over the lines of steps in (after, to]; None where none of them has it."""
+        values = [line.get(name) for line in self.lines if after < line["step"] <= to]
+        known = [value for value in values if value is not None]
+        return what(known) if known else None
+
+    def tenth(self, name: str, step: int) -> float | None:
+        """Mean of a number over the tenth of the steps that ends at `step`."""
+        return self.over_lines(mean, name, after=0.9 * step, to=step)
+
+
+def compare(paths: Sequence[Path], out: Path | None = None) -> str:
+    """The tables as Markdown; with `out` also written there, as comparison.md, with the curves, as comparison.png.
+
+    A run may be under way, and its last line cut short. Raises ValueError naming what is no run folder, has a damaged
+    config.yaml, or is given twice; OSError where `out` cannot be written.
+    """
+    if len(paths) < 2:
+        raise ValueError(f"compare takes two run folders or more, got {len(paths)}")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"compare: a run folder is given twice among {', '.join(map(str, paths))}")
+    if out and out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; want a folder, which may be new")
+    names = [path.resolve().name for path in paths]
+    runs = [
+        read_run(path, name if names.count(name) == 1 else os.path.normpath(path)) for path, name in zip(paths, names)
+    ]
+    text = tables(runs)
+    if out:
+        out.mkdir(parents=True, exist_ok=True)
+        draw_losses(out / "comparison.png", runs)
+        whole = f"{text}\n\n![Loss curves](comparison.png)\n"
+        (out / "comparison.md").write_text(whole, encoding="utf-8", errors="backslashreplace")
+    return text
+
+
+def read_run(path: Path, name: str) -> Run:
+    """Read a run folder; ValueError where it is none."""
+    config = read_config(path)
+    if config is None:
+        raise ValueError(f"{path} is no run folder: it has no config.yaml; want one that `pretrain --out` made")
+    unread: list[str] = []
+    options = _flat(config["run"]) | _flat(config["store"], "store.") | _flat(config.get("versions", {}), "versions.")
+    options.pop("out", None)
+    return Run(printable(name), _lines(path / "metrics.jsonl", unread), options, _evaluation(path, unread), unread)
+
+
+def tables(runs: Sequence[Run]) -> str:
+    """Figures of the runs, what of them could not be read, and the options in which they differ, as Markdown."""
+    ends = {run.step for run in runs if run.lines}
+    shared = min(ends) if len(ends) > 1 else None
+    figures = [_figures(run, shared) for run in runs]
+    rows = [[label, *(of.get(label, UNKNOWN) for of in figures)] for label in _in_order(figures)]
+    names = [run.name for run in runs]
+    parts = [_table(["", *names], rows)]
+    parts += [f"{run.name}: {what}" for run in runs for what in run.unread]
+    options = [run.options for run in runs]
+    differing = [[name, *(of.get(name, UNKNOWN) for of in options)] for name in _in_order(options)]
+    differing = [row for row in differing if len(set(row[1:])) > 1]
+    parts.append(_table(["option", *names], differing) if differing else "They do not differ in any option.")
+    return "\n\n".join(parts)
+
+
+def draw_losses(path: Path, runs: Sequence[Run]) -> None:
+    """Loss over steps of each run; a run that has been judged has a cross at its held-out loss."""
+    figure = new_figure(8, 4.5)
+    axes = figure.subplots()
+    for run in runs:
+        made = [(line["step"], line["loss"]) for line in run.lines if line["loss"] is not None]
+        # a label that begins with _ would be left out of the legend
+        (curve,) = axes.plot(*zip(*made) if made else ([], []), label=f" {run.name}", linewidth=1)
+        if run.evaluation:
+            label = f" {run.name}, held out {run.evaluation['loss']:.4f}"
+            axes.plot(run.step, run.evaluation["loss"], "x", color=curve.get_color(), label=label)
+    axes.set(xlabel="step", ylabel="masked loss (MSE)", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    for text in axes.legend().get_texts():
+        text.set_parse_math(False)  # $ may be in a folder's name
+    figure.savefig(path, dpi=120)
+
+
+def _figures(run: Run, shared: int | None) -> dict[str, str]:
+    """What the table says of a run, without what is not known. shared: a step that every run with lines has made."""
+    found = {"steps made": f"{run.step} of {run.options.get('steps', UNKNOWN)}"}
+    if not run.lines:
+        return found
+    last = run.lines[-1]
+    found["loss, last"] = "not finite" if last["loss"] is None else f"{last['loss']:.5f}"
+    values = {
+        "loss, mean of the last tenth": (run.tenth("loss", run.step), ".5f"),
+        f"loss, mean of the tenth up to step {shared}": (run.tenth("loss", shared) if shared else None, ".5f"),
+        "gradient norm, mean of the last tenth": (run.tenth("grad_norm", run.step), ".4g"),
+        "updates skipped": (last.get("skipped"), ".0f"),
+        "studies/s, median": (run.over_lines(median, "studies_per_s"), ".4g"),
+        "data wait, median": (run.over_lines(median, "data_wait"), ".1%"),
+        "MFU, median": (run.over_lines(median, "mfu"), ".1%"),
+        "peak memory, MiB": (run.over_lines(max, "peak_mib"), ".0f"),
+    }
+    if run.evaluation:
+        values["held-out loss"] = (run.evaluation["loss"], ".5f")
+        values["held-out loss / that of the mean patch"] = (run.evaluation["ratio"], ".3f")
+    return found | {label: format(value, how) for label, (value, how) in values.items() if value is not None}
+
+
+def _lines(path: Path, unread: list[str]) -> list[dict]:
+    """The lines of a metrics.jsonl, which need not be there yet; a last one without its end is still being written."""
+    if not path.exists():
+        return []
+    *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    found, bad = [], []
+    for number, text in enumerate(whole, start=1):
+        try:
+            line = json.loads(text)
+            if not isinstance(line["step"], int) or not isinstance(line["loss"], float | int | None):
+                raise TypeError("want a step, and a loss or null")
+            found.append(line)
+        except (ValueError, KeyError, TypeError):
+            bad.append(str(number))
+    if bad:
+        unread.append(f"left out of {path.name}, as it cannot be read: line {', '.join(bad)}")
+    return found
+
+
+def _evaluation(path: Path, unread: list[str]) -> dict | None:
+    file = path / "report" / "evaluation.json"
+    if not file.exists():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {name: float(found[name]) for name in ("loss", "ratio")}
+    except (ValueError, KeyError, TypeError) as error:
+        unread.append(f"report/{file.name} cannot be read ({type(error).__name__}: {error})")
+        return None
+
+
+def _flat(options: dict, before: str = "") -> dict[str, str]:
+    """{dotted name: text} of nested options."""
+    found = {}
+    for name, value in options.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{before}{name}.")
+        else:
+            found[before + name] = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return found
+
+
+def _in_order(dicts: Sequence[dict]) -> list[str]:
+    """Every key once, in the order of the first dict that has it."""
+    return list(dict.fromkeys(key for one in dicts for key in one))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns also line up as plain text."""
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in (head, *rows)]
+    widths = [max(3, *(len(cell) for cell in column)) for column in zip(*cells)]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
+    return "\n".join([lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]])
