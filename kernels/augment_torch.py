@@ -15,6 +15,7 @@ from torch import Tensor
 from .gaussian_noise import gaussian_noise
 
 CUBIC = -0.75  # Keys' cubic convolution with the parameter that PyTorch's bicubic uses
+GRID = 2.0**24  # steps of a pixel: a quarter turn in float64 falls beside pixels, by some 1e-14
 FLAT = 2.0**-10  # [grey values] an image that spans less is constant: interpolation rounds, and 255 would amplify that
 
 
@@ -83,23 +84,23 @@ def turn_planes(planes: Tensor, extent: Tensor, *, zoom: Tensor, angle: Tensor, 
     """
     batch, *size, channels = planes.shape
     rows = planes.reshape(-1, channels)
-    zoom, shift = zoom.to(planes), shift.to(planes)
-    centre = (extent.to(planes.dtype) - 1) / 2
+    centre, zoom, shift, angle = (extent.double() - 1) / 2, zoom.double(), shift.double(), angle.double()
     offset = [
         torch.arange(n, device=planes.device) - centre[:, axis, None] - shift[:, axis, None]
         for axis, n in enumerate(size)
     ]
-    cos, sin = angle.double().cos().to(planes.dtype), angle.double().sin().to(planes.dtype)
+    cos, sin = angle.cos(), angle.sin()
     inside = ~beyond(extent, size)
     near = []  # of each axis the lower neighbour and the upper one, with their weights: (B, X, Y)
     for axis, (of_x, of_y) in enumerate(((cos, sin), (-sin, cos))):
         x, y = ((of / zoom[:, axis])[:, None] * along for of, along in zip((of_x, of_y), offset))
         at = x[:, :, None] + y[:, None, :] + centre[:, axis, None, None]
+        at = at.mul_(GRID).round_().div_(GRID)
         low = at.floor()
         neighbours = []
         for pixel, weight in ((low, low + 1 - at), (low + 1, at - low)):
             lies_in = inside & (pixel >= 0) & (pixel < extent[:, axis, None, None])
-            neighbours.append((pixel.clamp(0, size[axis] - 1).long(), weight * lies_in))
+            neighbours.append((pixel.clamp(0, size[axis] - 1).long(), (weight * lies_in).to(planes.dtype)))
         near.append(neighbours)
     first = torch.arange(batch, device=planes.device)[:, None, None] * (size[0] * size[1])
     turned = torch.zeros_like(rows)
