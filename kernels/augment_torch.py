@@ -144,7 +144,7 @@ def move_images(
     if extent.shape[1] == 3 and zoomed:
         weight = zoom_matrix(zoom, extent[:, 2], images.shape[3], cubic=False, dtype=images.dtype)
         images = torch.bmm(images.flatten(1, 2), weight.mT).view_as(images)
-    planes = images.movedim(1, -1) if clip else images.reshape(*images.shape[:3], -1)
+    planes = images.movedim(1, -1) if clip else images[..., None] if images.ndim == 3 else images
     angle = torch.zeros(batch, device=images.device) if angle is None else angle
     shift = torch.zeros(batch, 2, device=images.device) if shift is None else shift
     turned = turn_planes(planes, extent[:, :2], zoom=signed[:, :2], angle=angle, shift=shift)
@@ -187,7 +187,7 @@ def change_brightness_(
     if gamma is not None:
         images.pow_(gamma.to(images.dtype).view(each))
     if noise is not None:
-        drawn = gaussian_noise(noise_key, images[0].numel(), images.dtype).view(images.shape)
+        drawn = gaussian_noise(noise_key, images.shape[1:].numel(), images.dtype).view(images.shape)
         images.addcmul_(drawn, noise.to(images.dtype).view(each)).clamp_(0, 1).masked_fill_(padding, 0.0)
     return images
 
