@@ -1,42 +1,16 @@
-"""TensorBoard and Weights & Biases beside metrics.jsonl: what they are given, once, and that they never end a run."""
+"""What TensorBoard is given; and no sink ends a run, or is missing without a word."""
+# ruff: noqa: F401, F811 - fixtures are imported by name
 
 import json
-import os
 import sys
-import types
 
 import pytest
 import yaml
-from training_fixtures import tiny_store  # noqa: F401
+from sink_fixtures import LINES, SETTLED, no_wandb_settings, said, stand_in, write
+from training_fixtures import tiny_store
 
 from cinema_fast.cli import main
-from cinema_fast.train import sinks as module
 from cinema_fast.train.sinks import Sinks, check_sinks
-
-LINES = [{"step": n, "epoch": n / 2, "loss": 1 / n, "skipped": 0, "reader": "torch"} for n in (2, 4, 6, 8)]
-SETTLED = {"run": {"lr": 1e-3, "views": ["sax"]}, "model": {"depth": 2}}
-
-
-def numbers(line: dict) -> dict:
-    return {key: value for key, value in line.items() if key != "step" and isinstance(value, int | float)}
-
-
-@pytest.fixture
-def said():
-    return []
-
-
-@pytest.fixture
-def write(tmp_path, said):
-    """Gives lines to sinks as one process does that had made `done` steps before."""
-
-    def process(name: str, lines: list[dict], done: int = 0, failed: bool = False) -> None:
-        sinks = Sinks([name], tmp_path, SETTLED, done=done, say=said.append)
-        for line in lines:
-            sinks.write(line)
-        sinks.close(failed=failed)
-
-    return process
 
 
 def events(folder) -> dict[str, dict[int, float]]:
@@ -67,101 +41,18 @@ def test_tensorboard_has_every_number_and_the_config_once(tmp_path, write, said)
 
 def test_tensorboard_of_a_resumed_run_shows_no_step_twice(tmp_path, write):
     pytest.importorskip("tensorboard")
-    write("tensorboard", LINES[:3], failed=True)
+    write("tensorboard", LINES[:3], end="killed")
     again = [line | {"loss": 7.0} for line in LINES[2:]]
-    write("tensorboard", again, done=4)
+    write("tensorboard", again, LINES[:2])
     found = events(tmp_path / "tensorboard")
     assert found["loss"] == {2: 0.5, 4: 0.25, 6: 7.0, 8: 7.0}
     assert list(found["epoch"]) == [2, 4, 6, 8] and list(found["config"]) == [0]
 
 
-class StandIn(types.ModuleType):
-    """Records what is asked of wandb. server: what login finds; broken: the call that fails."""
-
-    def __init__(self, *, key: bool = False, broken: str = ""):
-        super().__init__("wandb")
-        self.key, self.broken, self.calls, self.points = key, broken, [], []
-        self.Settings = dict
-
-    def _called(self, what, **named):
-        if what == self.broken:
-            raise RuntimeError(f"{what}\n  failed")
-        self.calls.append((what, named))
-
-    def login(self, **named):
-        assert named == {"prompt": False, "verify": False}  # never a question in the middle of a night
-        return self.key
-
-    def setup(self):
-        return types.SimpleNamespace(settings=types.SimpleNamespace(base_url="http://127.0.0.1:9"))
-
-    def init(self, **named):
-        self._called("init", **named)
-        return types.SimpleNamespace(log=self._log, finish=lambda **how: self._called("finish", **how))
-
-    def _log(self, values, step):
-        self._called("log", step=step)
-        self.points.append((step, values))
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    for name in list(os.environ):
-        if name.startswith("WANDB"):
-            monkeypatch.delenv(name)
-
-    def install(**how) -> StandIn:
-        found = StandIn(**how)
-        monkeypatch.setitem(sys.modules, "wandb", found)
-        return found
-
-    return install
-
-
-def test_wandb_goes_on_in_its_run_and_gets_no_step_twice(tmp_path, write, stand_in, said):
-    wandb = stand_in()
-    write("wandb", LINES[:3], failed=True)
-    write("wandb", LINES[2:], done=4)
-    assert wandb.points == [(line["step"], numbers(line)) for line in LINES]
-    first, second = (named for what, named in wandb.calls if what == "init")
-    assert first["id"] == second["id"] and first["resume"] == "allow"
-    assert first["config"] == SETTLED and first["dir"] == str(tmp_path) and first["mode"] == "offline"
-    assert (first["project"], first["name"]) == ("cinema-fast", tmp_path.name)
-    assert [named for what, named in wandb.calls if what == "finish"] == [{"exit_code": 1}, {"exit_code": 0}]
-    assert len(said) == 2 and "offline: no key" in said[0]
-    assert json.loads((tmp_path / "wandb.json").read_text()) == {"id": first["id"], "step": 8}
-
-
-@pytest.mark.parametrize(
-    ("environment", "mode", "project", "expected"),
-    [
-        ({}, "offline", "cinema-fast", "offline: no way to http://127.0.0.1:9 ("),
-        ({"WANDB_MODE": "disabled", "WANDB_PROJECT": "hearts"}, None, "hearts", "(WANDB_MODE disabled)"),
-    ],
-)
-def test_wandb_without_a_network_or_by_its_environment(
-    write, stand_in, said, monkeypatch, environment, mode, project, expected
-):
-    wandb = stand_in(key=True)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    write("wandb", LINES[:1])
-    asked = wandb.calls[0][1]
-    assert (asked["mode"], asked["project"]) == (mode, project) and expected in said[0]
-
-
-@pytest.mark.parametrize("refused", [False, True])
-def test_wandb_is_online_where_its_server_answers(write, stand_in, monkeypatch, refused):
-    def answer(url, timeout):
-        assert timeout <= 10
-        if refused:
-            raise module.urllib.error.HTTPError(url, 403, "no", {}, None)
-        return types.SimpleNamespace(close=lambda: None)
-
-    wandb = stand_in(key=True)
-    monkeypatch.setattr(module.urllib.request, "urlopen", answer)
-    write("wandb", LINES[:1])
-    assert wandb.calls[0][1]["mode"] == "online"
+def test_tensorboard_asked_for_later_has_what_was_before(tmp_path, write):
+    pytest.importorskip("tensorboard")
+    write("tensorboard", LINES[2:], LINES[:2])
+    assert events(tmp_path / "tensorboard")["loss"] == {2: 0.5, 4: 0.25, 6: pytest.approx(1 / 6), 8: 0.125}
 
 
 @pytest.mark.parametrize(("broken", "lines"), [("init", 0), ("log", 0), ("finish", 4)])
@@ -178,7 +69,7 @@ def test_a_sink_that_fails_is_named_once_and_left_out(write, stand_in, said, bro
 def test_one_sink_that_fails_takes_no_other_with_it(tmp_path, stand_in, said, monkeypatch):
     wandb = stand_in()
     (tmp_path / "tensorboard").write_text("in the way")
-    sinks = Sinks(["tensorboard", "wandb", "wandb"], tmp_path, SETTLED, done=0, say=said.append)
+    sinks = Sinks(["tensorboard", "wandb", "wandb"], tmp_path, SETTLED, lines=[], say=said.append)
     for line in LINES:
         sinks.write(line)
     assert [step for step, _ in wandb.points] == [2, 4, 6, 8] and "--sinks tensorboard: left out" in said[0]
@@ -186,7 +77,7 @@ def test_one_sink_that_fails_takes_no_other_with_it(tmp_path, stand_in, said, mo
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_a_missing_library_is_named_before_anything_is_made(
-    tiny_store, tmp_path, capfd, monkeypatch, name  # noqa: F811
+    tiny_store, tmp_path, capfd, monkeypatch, name
 ):
     monkeypatch.setitem(sys.modules, {"tensorboard": "torch.utils.tensorboard"}.get(name, name), None)
     arguments = ["--data", tiny_store, "--out", tmp_path / "run", "--steps", 1, "--preset", "cinema-tiny"]
@@ -205,24 +96,7 @@ def test_a_folder_named_wandb_is_no_library(tmp_path, monkeypatch):
     sys.modules.pop("wandb")
 
 
-def test_the_real_wandb_without_a_key(tmp_path, write, said, monkeypatch):
-    """Both processes of a run that was stopped are on disk, under one id, without a question or a wait."""
-    pytest.importorskip("wandb", reason="the extra wandb is not installed")
-    for name in list(os.environ):
-        if name.startswith("WANDB"):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # whose .netrc may have a key
-    monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
-    write("wandb", LINES[:3])
-    write("wandb", LINES[2:], done=4)
-    assert len(said) == 2 and all("offline: no key" in text for text in said)
-    state = json.loads((tmp_path / "wandb.json").read_text())
-    assert state["step"] == 8
-    files = sorted((tmp_path / "wandb").glob(f"offline-run-*/run-{state['id']}.wandb"))
-    assert files and all(file.stat().st_size for file in files)
-
-
-def test_a_run_with_tensorboard_and_its_resumption(tiny_store, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_with_tensorboard_and_its_resumption(tiny_store, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     monkeypatch.setattr("cinema_fast.train.pretrain.write_report", lambda *_, **__: [])
     out = tmp_path / "run"

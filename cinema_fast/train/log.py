@@ -23,11 +23,11 @@ class RunLog:
     def __init__(self, out: Path, *, steps: int, done: int, sinks: Sequence[SinkName], settled: dict):
         self.steps = steps
         self._metrics_path = out / "metrics.jsonl"
-        self._drop_after(done)
+        lines = self._drop_after(done)
         self._metrics = self._metrics_path.open("a", encoding="utf-8")
         self._text = (out / "run.log").open("a", encoding="utf-8", errors="backslashreplace")
         self._bar = None
-        self._sinks = Sinks(sinks, out, settled, done=done, say=self.say)
+        self._sinks = Sinks(sinks, out, settled, lines=lines, say=self.say)
         self._bar = _bar(steps, done) if sys.stderr.isatty() else None
 
     def __enter__(self) -> "RunLog":
@@ -81,19 +81,52 @@ class RunLog:
         self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self._text.flush()
 
-    def _drop_after(self, done: int) -> None:
+    def _drop_after(self, done: int) -> list[dict]:
+        """Drop the lines of later steps; returns those that stay."""
         if not self._metrics_path.exists():
-            return
-        kept = []
-        for line in self._metrics_path.read_text(encoding="utf-8").splitlines():
+            return []
+        kept, lines = [], []
+        for text in self._metrics_path.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= done:
-                    kept.append(line + "\n")
+                line = json.loads(text)
+                if line["step"] <= done:
+                    kept.append(text + "\n")
+                    lines.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # the line that a kill cut short
         temporary = self._metrics_path.with_suffix(".tmp")
         temporary.write_text("".join(kept), encoding="utf-8")
         os.replace(temporary, self._metrics_path)
+        return lines
+
+
+class RankLog:
+    """What the other ranks have in `RunLog`'s place: run.rank-N.log, with what only they have seen."""
+
+    def __init__(self, out: Path, rank: int):
+        self._text = (out / f"run.rank-{rank}.log").open("a", encoding="utf-8", errors="backslashreplace")
+
+    def __enter__(self) -> "RankLog":
+        return self
+
+    def __exit__(self, _type, error, _traceback):
+        if error is not None:
+            self.say(f"ended by {type(error).__name__}: {error}")
+        self._text.close()
+
+    def say(self, text: str) -> None:
+        """A line of the file."""
+        self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self._text.flush()
+
+    def advance(self, step: int) -> None:
+        """Nobody watches."""
+
+    def metrics(self, line: dict, *, batch: int) -> None:
+        """The main rank's are the run's."""
+
+    def sync(self) -> None:
+        """There is nothing that a checkpoint builds on."""
 
 
 def _bar(steps: int, done: int):

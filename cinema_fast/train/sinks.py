@@ -1,13 +1,17 @@
 """Where the numbers of a run also go: TensorBoard and Weights & Biases, beside metrics.jsonl, which stays the record.
 
 A sink never ends a run or holds it up for long: what goes wrong in one is said once, and it is left out from then on.
+A resumed run gives it what it lacks of the lines that metrics.jsonl has, and then goes on: no step is missing, and none
+is there twice.
 """
 
 import json
 import os
 import secrets
+import time
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -19,10 +23,16 @@ SinkName = Literal["tensorboard", "wandb"]
 NETWORK_S = 5  # to see whether there is a way to the server of Weights & Biases
 INIT_S = 30  # for that server to take the run
 FINISH_S = 10  # for what is not yet sent, within the time that a scheduler leaves after SIGTERM
+ON_DISK_S = 20  # an offline run of Weights & Biases writes every 15 s, and loses the rest when it is killed
 
 
 class Sink(Protocol):
-    """Takes the numbers of a run."""
+    """Takes the numbers of a run.
+
+    has: the lines up to this step are in it, from an earlier process.
+    """
+
+    has: int
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """The numbers of a line of metrics.jsonl; steps rise."""
@@ -34,16 +44,17 @@ class Sink(Protocol):
 class TensorBoard:
     """Event files in OUT/tensorboard: a scalar per number, and config.yaml as a text.
 
-    done: steps made before. What an earlier process wrote of later ones TensorBoard no longer shows.
+    after: step of the last line that is kept. What an earlier process wrote of later ones TensorBoard no longer shows.
     """
 
-    def __init__(self, out: Path, settled: dict, *, done: int, say: Callable[[str], None]):
+    def __init__(self, out: Path, settled: dict, *, after: int, say: Callable[[str], None]):
         import yaml
         from torch.utils.tensorboard import SummaryWriter
 
         folder = out / "tensorboard"
         new = not any(folder.glob("events.out.tfevents.*"))
-        self._writer = SummaryWriter(str(folder), purge_step=None if new else done + 1)
+        self.has = 0 if new else after
+        self._writer = SummaryWriter(str(folder), purge_step=None if new else after + 1)
         if new:
             text = yaml.safe_dump(settled, sort_keys=False)
             self._writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), 0)
@@ -61,17 +72,19 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of Weights & Biases, its files in OUT/wandb; offline where there is no key, or no way to the server.
 
-    OUT/wandb.json has its id and the last step it got: a resumed run goes on in it, from the line after that step. Its
-    environment variables (WANDB_PROJECT, WANDB_ENTITY, WANDB_MODE, WANDB_BASE_URL) hold; the project is otherwise
-    cinema-fast. Neither run.log, which may name studies, nor code is sent.
+    OUT/wandb.json has its id, by which a resumed run goes on in it, and the last step that is surely on disk; after a
+    kill, lines of the last seconds before it may be twice in what is offline. Its environment variables (WANDB_MODE,
+    WANDB_PROJECT, WANDB_ENTITY, ...) hold; the project is otherwise cinema-fast. Neither run.log, which may name
+    studies, nor code is sent.
     """
 
-    def __init__(self, out: Path, settled: dict, *, done: int, say: Callable[[str], None]):
+    def __init__(self, out: Path, settled: dict, *, after: int, say: Callable[[str], None]):
         import wandb
 
         self._path = out / "wandb.json"
         state = json.loads(self._path.read_text()) if self._path.exists() else {"id": secrets.token_hex(8), "step": 0}
-        self._id, self._sent = state["id"], state["step"]
+        self._id, self._on_disk = state["id"], state["step"]
+        self._unsure: deque[tuple[float, int]] = deque()  # when which later step was given
         mode, why = _mode(wandb)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "cinema-fast"),
@@ -86,22 +99,25 @@ class WeightsAndBiases:
                 console="off", disable_git=True, save_code=False, init_timeout=INIT_S, finish_timeout=FINISH_S
             ),
         )
-        self._keep()
+        self.has = self._on_disk if self._run.offline else self._run.starting_step - 1
+        self._keep(ON_DISK_S)
         say(f"Weights & Biases: run {self._id}{why}")
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        if step <= self._sent:
-            return
         self._run.log(values, step=step)
-        self._sent = step
-        self._keep()
+        self._unsure.append((time.monotonic(), step))
+        self._keep(ON_DISK_S)
 
     def close(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
+        self._keep(0)
 
-    def _keep(self) -> None:
+    def _keep(self, seconds: float) -> None:
+        """Note what was given so many seconds ago as being on disk."""
+        while self._unsure and time.monotonic() - self._unsure[0][0] >= seconds:
+            _, self._on_disk = self._unsure.popleft()
         temporary = self._path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps({"id": self._id, "step": self._sent}) + "\n")
+        temporary.write_text(json.dumps({"id": self._id, "step": self._on_disk}) + "\n")
         os.replace(temporary, self._path)
 
 
@@ -144,23 +160,28 @@ def check_sinks(names: Sequence[SinkName]) -> None:
 class Sinks:
     """All the sinks of a run, that do not fail.
 
-    out: run folder. settled: what config.yaml has. done: steps made before. say: takes what is told to the person
-    watching.
+    out: run folder. settled: what config.yaml has. lines: of metrics.jsonl so far. say: tells the person watching.
     """
 
-    def __init__(self, names: Sequence[SinkName], out: Path, settled: dict, *, done: int, say: Callable[[str], None]):
+    def __init__(
+        self, names: Sequence[SinkName], out: Path, settled: dict, *, lines: Sequence[dict], say: Callable[[str], None]
+    ):
         self._say = say
         self._open: dict[str, Sink] = {}
+        after = lines[-1]["step"] if lines else 0
         for name in dict.fromkeys(names):
             with self._survived(name):
-                self._open[name] = _KINDS[name][0](out, settled, done=done, say=say)
+                self._open[name] = _KINDS[name][0](out, settled, after=after, say=say)
+        for line in lines:
+            self.write(line)
 
     def write(self, line: dict) -> None:
         """Every number of a line of metrics.jsonl; a loss that is not finite (None) is left out."""
         values = {key: value for key, value in line.items() if key != "step" and isinstance(value, int | float)}
         for name, sink in list(self._open.items()):
-            with self._survived(name):
-                sink.write(line["step"], values)
+            if line["step"] > sink.has:
+                with self._survived(name):
+                    sink.write(line["step"], values)
 
     def close(self, *, failed: bool) -> None:
         for name, sink in list(self._open.items()):
