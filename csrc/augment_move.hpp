@@ -282,11 +282,15 @@ VECTORISED void to_float(const uint8_t* in, int64_t n, float* out) {
 }
 
 VECTORISED void extrema(const float* in, const float* outside, int64_t n, float* low, float* high) {
-    Vector lows = Vector{} + *low, highs = Vector{} + *high;
+    alignas(64) float lows[LINE], highs[LINE];
+    std::fill_n(lows, LINE, *low), std::fill_n(highs, LINE, *high);
     int64_t i = 0;
     for (; i + LINE <= n; i += LINE) {
-        const Vector v = *(const Vector*)(in + i), far = *(const Vector*)(outside + i), a = v + far, b = v - far;
-        lows = a < lows ? a : lows, highs = b > highs ? b : highs;
+#pragma omp simd
+        for (int k = 0; k < LINE; ++k) {
+            const float a = in[i + k] + outside[i + k], b = in[i + k] - outside[i + k];
+            lows[k] = a < lows[k] ? a : lows[k], highs[k] = b > highs[k] ? b : highs[k];
+        }
     }
     for (; i < n; ++i) *low = std::min(*low, in[i] + outside[i]), *high = std::max(*high, in[i] - outside[i]);
     for (int k = 0; k < LINE; ++k) *low = std::min(*low, lows[k]), *high = std::max(*high, highs[k]);

@@ -10,8 +10,9 @@ from cinema_fast.kernels import BackendError, augment_images, augment_native, la
 from cinema_fast.kernels.augment_torch import move_maps_ref
 
 CPU_BACKENDS = ("native",)
-SIZES = {"2-D": (21, 18), "3-D": (13, 12, 16), "clip": (3, 14, 17)}
-ALONE = [{name} for name in MOVES] + [{"gamma"}, {"noise", "noise_key"}, {"zoom", "gamma"}, {"flip", "shift"}]
+SIZES = {"2-D": (21, 18), "3-D": (9, 8, 16), "clip": (3, 14, 17)}
+SOME = [{name} for name in MOVES] + [{"gamma"}, {"noise", "noise_key"}, {"zoom", "gamma"}, {"flip", "shift"}]
+SOME = [set(), {"zoom"}] if INTERPRET else [set(), *SOME]  # the interpreter takes half a second a call
 
 
 def case_of(kind: str, names: set[str] | None = None, n: int = 3, seed: int = 0) -> Case:
@@ -29,7 +30,7 @@ def made(case: Case, backend: str, device: str = "cpu") -> torch.Tensor:
 
 
 @settings(
-    max_examples=8 if INTERPRET else 60, deadline=None, derandomize=True,
+    max_examples=6 if INTERPRET else 60, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )  # fmt: skip
 @given(case=cases(longest=7 if INTERPRET else 24))
@@ -48,7 +49,7 @@ def assert_maps(case: Case, backend: str, device: str) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=MOVED)
 
 
-@pytest.mark.parametrize("names", [set(), *ALONE, None], ids=lambda s: "all" if s is None else " ".join(sorted(s)))
+@pytest.mark.parametrize("names", [*SOME, None], ids=lambda s: "all" if s is None else " ".join(sorted(s)))
 @pytest.mark.parametrize("kind", SIZES)
 def test_each_parameter_alone_and_all_together(backend, device, kind, names):
     case = case_of(kind, names)
@@ -89,15 +90,15 @@ def test_quarter_turns_and_whole_pixels_to_the_bit(backend, device, kind, turns)
     assert torch.equal(found.cpu(), expected)
 
 
-@pytest.mark.parametrize("names", [{"zoom", "gamma"}, None], ids=["separable", "all"])
+@pytest.mark.parametrize("names", [{"zoom"}, None][INTERPRET:], ids=["zoom", "all"][INTERPRET:])
 @pytest.mark.parametrize("kind", SIZES)
 def test_no_image_hangs_on_the_others_nor_on_the_run(backend, device, kind, names):
-    case = case_of(kind, names, n=5)
+    case = case_of(kind, names)
     together = made(case, backend, device)
     assert torch.equal(together, made(case, backend, device))
-    order = torch.tensor([3, 1, 4, 0, 2])
+    order = torch.tensor([2, 0, 1])
     permuted = made(case.part(order), backend, device)
-    alone = torch.cat([made(case.part(slice(i, i + 1)), backend, device) for i in range(5)])
+    alone = torch.cat([made(case.part(slice(i, i + 1)), backend, device) for i in range(3)])
     if backend == "torch":  # a matrix product may take another way for another batch
         torch.testing.assert_close(permuted, together[order], rtol=0, atol=1e-6)
         torch.testing.assert_close(alone, together, rtol=0, atol=1e-6)
