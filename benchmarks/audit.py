@@ -46,6 +46,13 @@ EXPECTED = {
     "assemble_queries._assemble_queries_bwd": Expected(
         False, True, False, "rows of gradients in; out goes one sum for every 16 rows at most"
     ),
+    "augment_triton._extremes": Expected(False, True, False, "8-bit pixels in, two numbers for each part out"),
+    "augment_triton._move": Expected(
+        False, False, True, "four neighbouring pixels a thread out; in come 8-bit ones, from where rotation says"
+    ),
+    "augment_triton._brighten": Expected(
+        False, False, True, "four neighbouring pixels a thread: 16 bytes out, and in 4 where they come as stored"
+    ),
     "masked_mse": Expected(
         False, True, "GRAD", "predictions in; their gradient out, but forward writes one number a row"
     ),

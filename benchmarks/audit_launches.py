@@ -29,6 +29,7 @@ from triton.runtime.jit import JITCallable, JITFunction
 
 from cinema_fast.kernels import TokenPlan
 from cinema_fast.kernels.assemble_queries import assemble_queries
+from cinema_fast.kernels.augment_images import augment_images, move_maps
 from cinema_fast.kernels.backend import INTERPRET
 from cinema_fast.kernels.masked_mse import masked_mse
 from cinema_fast.kernels.patch_embed import patch_embed
@@ -203,6 +204,10 @@ BASE_VIEWS = tuple(name for name in VIEWS if name.startswith("cinema-base"))
 BASE_ATTENTION = tuple(name for name in ATTENTION if name.startswith(("cinema-base", "cinema-decoder")))
 SHORT = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 DECODER_BLOCKS = 8  # whose keys and values are one projection
+MOVES = ("zoom", "angle", "shift", "flip")
+AUGMENTED = {  # what is drawn: nothing, as by default, as with all options
+    "as stored": (), "zoomed": ("zoom",), "augmented": (*MOVES, "gamma", "noise", "noise_key"),
+}  # fmt: skip
 
 
 def cases() -> list[Case]:
@@ -220,6 +225,8 @@ def cases() -> list[Case]:
         for weighted, part in product((False, True), repeat=2):
             variant = ("weighted" if weighted else "uniform") + ", a quarter decoded" * part
             found.append(Case("sample_mask", f"{name} {variant}", partial(_sample_mask, view, weighted, part)))
+        for variant, parameters in AUGMENTED.items():
+            found.append(Case("augment_images", f"{name} {variant}", partial(_augment, view, parameters)))
         for block, channels in _stages(view):
             for dtype in (mixed, single) if base else (mixed,):
                 variant = "x".join(map(str, block))
@@ -307,6 +314,23 @@ def _sparse_attention(s: AttentionShape, dtype: torch.dtype) -> None:
     offsets = [torch.arange(s.batch + 1, dtype=torch.int32) * n for n in (s.queries, s.keys)]
     out = sparse_attention(*leaves, *offsets, max_q=s.queries, max_k=s.keys, backend="triton")
     _differentiate(out, *leaves)
+
+
+def _augment(view: ViewShape, names: tuple[str, ...]) -> None:
+    """Frames, and the motion maps that go with them; a view of three axes is a clip where tokens span frames."""
+    batch, clip = view.batch, len(view.size) == 3 and view.token[0] < view.token[2]
+    drawn = {"zoom": torch.empty(batch), "angle": torch.empty(batch, dtype=torch.float64),
+             "shift": torch.empty(batch, 2), "flip": torch.empty(batch, 2, dtype=torch.bool),
+             "gamma": torch.empty(batch), "noise": torch.empty(batch),
+             "noise_key": torch.empty(batch, dtype=torch.int64)}  # fmt: skip
+    how = {name: drawn[name] for name in names}
+    frames = torch.empty(batch, *view.size, dtype=torch.uint8)
+    extent = torch.empty(batch, len(view.size), dtype=torch.int64)
+    augment_images(frames, extent, **how, clip=clip, backend="triton")
+    moves = {name: how[name] for name in how if name in MOVES}
+    if clip:
+        frames, extent = frames[:, 0], extent[:, 1:]
+    move_maps(frames, extent, **moves, backend="triton")
 
 
 def _sample_mask(view: ViewShape, weighted: bool, part: bool) -> None:

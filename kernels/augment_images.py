@@ -18,11 +18,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import augment_native
+from . import augment_native, augment_triton
 from .augment_torch import augment_images_ref, move_maps_ref
 from .backend import choose
 
-KERNELS = {"native": augment_native}  # each with `unsupported` and the operator `augment`
+KERNELS = {"native": augment_native, "triton": augment_triton}  # each with `unsupported` and the operator `augment`
 
 PARAMETERS = {  # shape after the batch, and whether it is floating; as in `augment_images`
     "zoom": ((), "floating"),
@@ -69,7 +69,7 @@ def augment_images(
         noise_key (B,) int64: 64 random bits, which the noise of an image is a function of.
         clip: `frames` are clips (B, T, X, Y): all frames of one are moved alike in plane, and it is one image to the
             min-max and gamma, so that brightness keeps its course over the cycle; noise differs from frame to frame.
-        backend: "auto", "torch" or "native" (C++ on the CPU).
+        backend: "auto", "torch", "native" (C++ on the CPU) or "triton".
 
     Returns:
         (B, *size) float32 in [0, 1], zero beyond the extent; 0 everywhere for an image that is constant once moved.

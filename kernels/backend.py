@@ -23,7 +23,7 @@ if HAS_TRITON:
     import triton.language as tl
 else:  # the decorators and annotations of kernel definitions must still evaluate
     triton = SimpleNamespace(jit=lambda fn=None, **_: fn if fn else (lambda f: f), constexpr_function=lambda fn: fn)
-    tl = SimpleNamespace(constexpr=object)
+    tl = SimpleNamespace(constexpr=lambda value: value)
 
 __all__ = ["BACKENDS", "HAS_TRITON", "INTERPRET", "BackendError", "choose", "launches", "tl", "triton", "use"]
 

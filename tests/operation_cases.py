@@ -4,10 +4,12 @@
 """
 
 import torch
+from augment_cases import everything, images
 from torch import Tensor
 
 from cinema_fast.kernels import (
     assemble_queries,
+    augment_images,
     masked_mse,
     patch_embed,
     sample_mask,
@@ -80,6 +82,16 @@ def compare(device: str, dtype: torch.dtype) -> list[Tensor]:
     return _with_gradients(loss, pred)
 
 
+def augment(device: str, dtype: torch.dtype) -> list[Tensor]:
+    """A volume in several tiles with every parameter, and a plane zoomed bicubically; uint8 whatever the dtype is."""
+    outs = []
+    for size, names in (((17, 9, 5), None), ((30, 25), ("zoom",))):
+        frames, extent = images([size, tuple(n - 1 for n in size)], size)
+        how = {name: value.to(device) for name, value in everything(2).items() if names is None or name in names}
+        outs.append(augment_images(frames.to(device), extent.to(device), **how, backend="triton"))
+    return outs
+
+
 OPERATIONS = {
     "sample_mask": draw_masks,
     "patch_embed": embed,
@@ -87,6 +99,7 @@ OPERATIONS = {
     "sparse_attention": attend,
     "assemble_queries": ask,
     "masked_mse": compare,
+    "augment_images": augment,
 }
 
 if __name__ == "__main__":

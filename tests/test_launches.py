@@ -12,7 +12,7 @@ from conftest import has_gpu
 from operation_cases import OPERATIONS
 from tolerances import assert_close
 
-from cinema_fast.kernels import TokenPlan, assemble_queries, launches, masked_mse, sparse_attention
+from cinema_fast.kernels import TokenPlan, assemble_queries, augment_images, launches, masked_mse, sparse_attention
 from cinema_fast.kernels import backend as kernel_backend
 from cinema_fast.kernels.sparse_attention import sparse_attention_ref
 
@@ -100,6 +100,17 @@ def test_attention_in_a_large_tensor(backend, device):
     assert_close(out[-n:], expected)
     for grad, wanted in zip(grads, torch.autograd.grad(expected, last, upstream[-n:].double())):
         assert_close(grad[-n:], wanted)
+
+
+@pytest.mark.parametrize("zoomed", [False, True], ids=["stored", "zoomed"])
+def test_images_in_a_large_tensor(backend, device, zoomed):
+    """Only the last image is not black."""
+    frames = torch.zeros(SAMPLES, SIDE, SIDE, dtype=torch.uint8, device=device)
+    frames[-1, 1, 1:] = 200
+    extent = torch.full((SAMPLES, 2), SIDE, device=device)
+    zoom = torch.ones(SAMPLES, device=device) if zoomed else None
+    out = augment_images(frames, extent, zoom=zoom, backend=backend)
+    assert torch.equal(out[-1], frames[-1] / 200) and not bool(out[:-1].any())
 
 
 def test_every_launch_has_an_nvtx_range(monkeypatch):
