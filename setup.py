@@ -74,7 +74,7 @@ setup(
     ext_modules=[
         Extension(f"cinema_fast.kernels._{name}", [f"csrc/{source}"], depends=depends, optional=True)
         for name, source, depends in (
-            ("augment_images_cpu", "augment_images_cpu.cpp", ["csrc/augment_move.hpp"]),
+            ("augment_images_cpu", "augment_images_cpu.cpp", ["csrc/augment_images_move.hpp"]),
             ("optical_flow_cpu", "optical_flow_cpu.cpp", ["csrc/optical_flow.cuh"]),
             ("optical_flow_cuda", "optical_flow.cu", ["csrc/optical_flow.cuh"]),
             ("sparse_depthwise_conv_cpu", "sparse_depthwise_conv_cpu.cpp", []),

@@ -15,7 +15,7 @@
 #include <omp.h>
 #endif
 
-#include "augment_move.hpp"
+#include "augment_images_move.hpp"
 
 namespace {
 
