@@ -1,11 +1,12 @@
 """One command for a machine with a GPU and no network: correctness, then timings, written down row by row.
 
-    python benchmarks/gpu_report.py --out DIR [--budget SECONDS] [--only tests|kernels|step|data] [--reference DIR]
+    python benchmarks/gpu_report.py --out DIR [--budget SECONDS] [--only SECTION ...] [--reference DIR]
 
 Runs from a checkout that is not installed, with torch, triton, numpy, pytest and hypothesis; --reference is a checkout
 of the CineMA reference, which also wants timm and einops. DIR/<gpu>-<date>.json is written anew after every row, the
 most valuable rows first; what the budget did not reach is listed in it, what ran out of memory or gave a wrong result
-too. Exit status 1 where something failed. --smoke runs all of it on the CPU at toy sizes, to test this script, no more.
+too. SECTIONs are tests, kernels, step and data; loaders are set against the step where both are in one report. Exit
+status 1 where something failed. --smoke runs all of it on the CPU at toy sizes, to test this script, no more.
 """
 
 import os
@@ -159,7 +160,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--budget", type=float, default=540, metavar="SECONDS", help="no row is begun later")
-    parser.add_argument("--only", choices=SECTIONS)
+    parser.add_argument("--only", choices=SECTIONS, nargs="+", default=SECTIONS, metavar="SECTION")
     parser.add_argument("--reference", type=Path, metavar="DIR", help="checkout of the CineMA reference")
     parser.add_argument("--smoke", action="store_true", help="toy sizes on the CPU")
     args = parser.parse_args()
@@ -174,8 +175,7 @@ def main() -> int:
         reference = Reference(args.reference) if args.reference else None
     except (FileNotFoundError, ImportError) as error:
         parser.error(str(error))
-    wanted = [args.only] if args.only else SECTIONS
-    items = [i for i in plan_work(device, args.out, reference, args.smoke) if i.section in wanted]
+    items = [i for i in plan_work(device, args.out, reference, args.smoke) if i.section in args.only]
     name, about = describe_device(device)
     date = conditions.now()
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

@@ -117,17 +117,21 @@ class BreakdownRow:
 class DataRow:
     """A loader from a store to the device, alone, its files in the system's cache.
 
-    workers: threads or processes that read. augmentation_ms: of a batch, on the device, which takes it from the step;
-    transfer_ms: of a batch from page-locked memory, which a step overlaps with (None: nothing to transfer).
+    workers: threads or processes that read; cores: of the CPU, that they and all else may use. augmentation_ms: of a
+    batch, on the device, which takes it from the step; transfer_ms: of a batch from page-locked memory, which a step
+    overlaps with (None: nothing to transfer). times_step: studies/s over those of the fastest training step of that
+    preset in the same report (None: it has none).
     """
 
     loader: str
     preset: str
     batch: int
     workers: int
+    cores: int
     studies_per_s: float
     augmentation_ms: float
     transfer_ms: float | None
+    times_step: float | None = None
 
     @property
     def name(self) -> str:
@@ -193,6 +197,9 @@ class Report:
         if isinstance(outcome, Row):
             section = SECTION_OF[type(outcome)]
             getattr(self, section).append(outcome)
+            for row in self.data:
+                eaten = max((step.studies_per_s for step in self.step if step.preset == row.preset), default=None)
+                row.times_step = eaten and row.studies_per_s / eaten
         elif isinstance(outcome, dict):
             self.tests = outcome
         else:
@@ -232,15 +239,13 @@ class Report:
             for b in self.breakdown:
                 lines.append(f"| {b.component} | {b.ms:.3f} | {b.share:.0%} | {_number(b.budget_ms, 2)} |")
         if self.data:
-            heads = "loader | batch | workers | studies/s | times the fastest step | augmentation ms | transfer ms"
-            lines += ["", f"| {heads} |"]
-            lines.append("|---|---|---|---|---|---|---|")
+            heads = "batch | workers | cores | studies/s | times the fastest step | augmentation ms | transfer ms"
+            lines += ["", f"| loader | {heads} |"]
+            lines.append("|---|---|---|---|---|---|---|---|")
             for d in self.data:
-                eaten = max((r.studies_per_s for r in self.step if r.preset == d.preset), default=None)
                 lines.append(
-                    f"| {d.loader} | {d.batch} | {d.workers} | {d.studies_per_s:.0f} | "
-                    f"{_number(eaten and d.studies_per_s / eaten, 1)} | {d.augmentation_ms:.2f} | "
-                    f"{_number(d.transfer_ms, 2)} |"
+                    f"| {d.loader} | {d.batch} | {d.workers} | {d.cores} | {d.studies_per_s:.0f} | "
+                    f"{_number(d.times_step, 1)} | {d.augmentation_ms:.2f} | {_number(d.transfer_ms, 2)} |"
                 )
         if self.kernels:
             lines += ["", "| kernel | pass | shape | dtype | us | of limit | peer | times faster | rel. error | rate |"]

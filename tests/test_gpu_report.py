@@ -29,6 +29,9 @@ KERNEL = {
     "op", "pass", "shape", "dtype", "us", "limit_us", "percent_of_limit", "peer", "peer_us", "speedup", "rel_err",
     "err_budget", "kernel_sha", "per_s", "unit",
 }  # fmt: skip
+DATA = {
+    "loader", "preset", "batch", "workers", "cores", "studies_per_s", "augmentation_ms", "transfer_ms", "times_step",
+}  # fmt: skip
 PEERS = ("reference as published", "reference compiled, no checkpointing")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
@@ -170,7 +173,9 @@ def test_loaders_are_timed(whole):
     rows = {row["loader"]: row for row in report["data"]}
     assert "torch" in rows and set(rows) == {"torch"} | ({"dali"} if not why_not_dali() else set())
     for row in rows.values():
+        assert set(row) == DATA and 1 <= row["cores"] <= 4
         assert row["studies_per_s"] > 0 and row["augmentation_ms"] > 0
+        assert row["times_step"] is None  # steps of another preset
         assert row["transfer_ms"] is None  # on a CPU there is nothing to transfer
     assert printed.count("| torch | 2 |") == 1
 
