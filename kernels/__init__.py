@@ -1,4 +1,4 @@
-"""Operations on the visible tokens of an image: one file an operation, its oracle and its kernels in it."""
+"""Operations on images and their visible tokens: one file an operation, its oracle and its kernels in it."""
 
 from .assemble_queries import assemble_queries
 from .augment_images import augment_images, move_maps

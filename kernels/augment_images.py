@@ -8,8 +8,8 @@ trilinearly; with either all images of the call are interpolated linearly, those
 The reference's recipe, too, ends in [0, 1] after its noise, by another min-max; a clamp keeps the range without letting
 the noise of two pixels set the brightness of all others.
 
-Bytes: the frames are read once and the images written once, 5 bytes a pixel; what is between does not fit registers
-for the minimum and maximum of an image must be known before its first pixel is done.
+Bytes: at least the frames read and the images written, 5 a pixel. Kernels take two passes, since the extrema of the
+moved image must be known before any pixel of it is done.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import augment_native, augment_triton
+from .augment_native import augment as native_augment
+from .augment_native import unsupported as native_unsupported
 from .augment_torch import augment_images_ref, move_maps_ref
+from .augment_triton import augment as triton_augment
+from .augment_triton import unsupported as triton_unsupported
 from .backend import choose
 
-KERNELS = {"native": augment_native, "triton": augment_triton}  # each with `unsupported` and the operator `augment`
+OPERATORS = {"native": native_augment, "triton": triton_augment}
 
 PARAMETERS = {  # shape after the batch, and whether it is floating; as in `augment_images`
     "zoom": ((), "floating"),
@@ -42,7 +45,7 @@ def augment_images_bytes(shape: tuple[int, ...]) -> int:
 
 def reasons(frames: Tensor) -> dict[str, Callable[[], list[str]]]:
     """For each backend other than PyTorch's a function that lists why it cannot run on these frames, fastest first."""
-    return {name: partial(kernel.unsupported, frames) for name, kernel in KERNELS.items()}
+    return {"native": partial(native_unsupported, frames), "triton": partial(triton_unsupported, frames)}
 
 
 def augment_images(
@@ -86,7 +89,7 @@ def augment_images(
         raise ValueError(f"augment_images: want clips (B, T, X, Y), got frames {tuple(frames.shape)}, clip=True")
     picked = choose("augment_images", backend, reasons(frames))
     if picked != "torch":
-        return KERNELS[picked].augment(frames, extent, **moves, **brightness, clip=clip, maps=False)
+        return OPERATORS[picked](frames, extent, **moves, **brightness, clip=clip, maps=False)
     return augment_images_ref(frames, extent, **moves, **brightness, clip=clip)
 
 
@@ -115,7 +118,7 @@ def move_maps(
     picked = choose("move_maps", backend, reasons(maps))
     if picked != "torch":
         nothing = {"gamma": None, "noise": None, "noise_key": None}
-        return KERNELS[picked].augment(maps, extent, **moves, **nothing, clip=False, maps=True)
+        return OPERATORS[picked](maps, extent, **moves, **nothing, clip=False, maps=True)
     return move_maps_ref(maps, extent, **moves)
 
 
