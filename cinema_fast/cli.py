@@ -166,7 +166,3 @@ def _commands() -> dict[str, Callable[..., int]]:
         "info": info, "phantom": phantom, "prepare": prepare, "verify": verify, "inspect": inspect,
         "pretrain": pretrain, "compare": compare, "embed": embed, "bench": bench, "demo": demo,
     }  # fmt: skip
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -164,7 +164,8 @@ def test_what_may_not_change(tiny_store, undisturbed):  # noqa: F811
     options |= {"lr": 0.01, "preset": "cinema-demo", "batch_size": 1, "resume": True}
     with pytest.raises(ValueError, match="going on would not be the same run") as refusal:
         run_in_process(PretrainConfig(**options))
-    differences = ("lr: was 0.001, now 0.01", "batch_size x accumulate: was 2, now 1", "enc_embed_dim: was 16, now 128")
+    together = "batch_size x accumulate x ranks: was 2, now 1"
+    differences = ("lr: was 0.001, now 0.01", together, "enc_embed_dim: was 16, now 128")
     assert all(line in str(refusal.value) for line in (*differences, "--init-from"))
     assert before == {path: path.read_bytes() for path in undisturbed.rglob("*") if path.is_file()}
 

@@ -14,13 +14,16 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
-from ..models.weights import load_safetensors
+from ..models.weights import cinema_state_dict, load_cinema_weights, load_safetensors
+from .ranks import Ranks
 
 FORMAT, VERSION = "cinema-fast checkpoint", 1
 
@@ -58,16 +61,16 @@ def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], state: 
     weights = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
     try:
         files = {
-            "weights": _write(paths["weights"], lambda path: save_file(weights, path)),
-            "state": _write(paths["state"], lambda path: _save_state(state, path)),
+            "weights": write_file(paths["weights"], lambda path: save_file(weights, path)),
+            "state": write_file(paths["state"], lambda path: save_state(state, path)),
         }
         manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files}
-        manifest["sha256"] = _own_sum(manifest)
-        _write(paths["manifest"], lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
+        manifest["sha256"] = manifest_sum(manifest)
+        write_file(paths["manifest"], lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
     except Exception as error:  # the writers raise OSError, RuntimeError or an error of their own for a full disk
         _clear(folder)
         raise CheckpointError(
-            f"the checkpoint of step {step} could not be written to {folder}: {_reason(error)}; earlier checkpoints "
+            f"the checkpoint of step {step} could not be written to {folder}: {reason_of(error)}; earlier checkpoints "
             "are untouched. Mend that (make room?), then go on with --resume"
         ) from error
     earlier = [path for path in _manifests(folder) if path <= paths["manifest"]]
@@ -99,6 +102,55 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | 
     return None
 
 
+class WholeCheckpoints:
+    """Checkpoints of a model that every rank has whole: the main one writes, all read.
+
+    Args:
+        folder: where. keep: how many. ranks: whose main one writes.
+        behind: write while training goes on, from a copy on the host; `save` and `finish` wait for the last one, and
+            raise what went wrong with it.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, ranks: Ranks, behind: bool):
+        self._folder, self._keep, self._ranks = folder, keep, ranks
+        self._behind = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if behind else None
+        self._writing: Future | None = None
+
+    def any(self) -> bool:
+        """Whether one was ever written, sound or not."""
+        return has_checkpoint(self._folder)
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, say: Callable[[str], None]) -> dict | None:
+        """Put weights and optimiser back to the newest sound checkpoint; returns the state saved beside, or None.
+
+        Raises CheckpointError where there are checkpoints and all are damaged.
+        """
+        checkpoint = newest_checkpoint(self._folder, say)
+        if checkpoint is None:
+            return None
+        load_cinema_weights(model, checkpoint.weights)
+        optimizer.load_state_dict(checkpoint.state["optimizer"])
+        return checkpoint.state | {"step": checkpoint.step}
+
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
+        """Write weights, optimiser and `state`. Raises CheckpointError: of this one or, behind, of the last."""
+        self.finish()
+        if not self._ranks.main:
+            return
+        weights, state = cinema_state_dict(model), state | {"optimizer": optimizer.state_dict()}
+        if self._behind is None:
+            save_checkpoint(self._folder, step, weights, state, keep=self._keep)
+            return
+        weights, state = tree_map_only(Tensor, lambda x: x.detach().to("cpu", copy=True), (weights, state))
+        self._writing = self._behind.submit(save_checkpoint, self._folder, step, weights, state, keep=self._keep)
+
+    def finish(self) -> None:
+        """Wait for what is being written. Raises CheckpointError where it could not be."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+
 _SUFFIX = {"weights": ".safetensors", "state": ".pt", "manifest": ".json"}
 
 
@@ -106,12 +158,14 @@ def _manifests(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.json"))
 
 
-def _own_sum(manifest: dict) -> str:
+def manifest_sum(manifest: dict) -> str:
+    """SHA-256 of what a manifest says besides it."""
     rest = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _sum(path: Path) -> dict:
+def file_sum(path: Path) -> dict:
+    """Name, size and SHA-256 of a file."""
     with path.open("rb") as file:
         return {
             "name": path.name.removesuffix(".tmp"),
@@ -132,7 +186,7 @@ def _clear(folder: Path) -> None:
         leftover.unlink()
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The system's word for a failed write, which torch.save buries under its own."""
     link: BaseException | None = error
     while link is not None and not isinstance(link, OSError):
@@ -140,19 +194,20 @@ def _reason(error: BaseException) -> str:
     return str(link or error)
 
 
-def _save_state(state: dict, path: Path) -> None:
+def save_state(state: dict, path: Path) -> None:
+    """Nested dicts and lists of plain values and tensors, to be read by torch.load(weights_only=True)."""
     with path.open("wb") as file:
         torch.save(state, file)
 
 
-def _write(path: Path, writer: Callable[[Path], object]) -> dict:
+def write_file(path: Path, writer: Callable[[Path], object]) -> dict:
     """Write a file through `writer`, force it to disk and give it its name; returns its size and sum."""
     temporary = path.with_name(path.name + ".tmp")
     writer(temporary)
     os.chmod(temporary, 0o666 & ~_umask())  # safetensors makes files that only their owner can read
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
-    found = _sum(temporary)
+    found = file_sum(temporary)
     os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -164,7 +219,7 @@ def _write(path: Path, writer: Callable[[Path], object]) -> dict:
 
 def _read(path: Path) -> Checkpoint:
     manifest = json.loads(path.read_text())
-    if manifest["sha256"] != _own_sum(manifest):
+    if manifest["sha256"] != manifest_sum(manifest):
         raise CheckpointError(f"{path.name} was altered: its own SHA-256 is not what it says")
     if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
         raise CheckpointError(
@@ -174,7 +229,7 @@ def _read(path: Path) -> Checkpoint:
         file = path.with_name(expected["name"])
         if not file.is_file():
             raise CheckpointError(f"{file.name} is missing")
-        if _sum(file) != expected:
+        if file_sum(file) != expected:
             raise CheckpointError(
                 f"{file.name} was cut or altered: {file.stat().st_size} bytes, written {expected['bytes']}, "
                 "or another SHA-256"

@@ -1,6 +1,7 @@
 """What a pre-training run is made of: the one source of its options, defaults and checks."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -60,7 +61,7 @@ class PretrainConfig:
     preset: str = "cinema-base"
     # views to train on, or to draw clips from; all that the store has when none is named
     views: tuple[str, ...] = ()
-    # studies a step takes at once
+    # studies a step takes at once; under torchrun, each rank
     batch_size: int = 64
     # batches whose gradients are averaged into one step
     accumulate: int = 1
@@ -99,6 +100,8 @@ class PretrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     # how a step runs: as it is written; compiled; or compiled and replayed as one CUDA graph
     mode: Literal["eager", "compile", "graph"] = "eager"
+    # under torchrun: every rank has the whole model (ddp), or a part of each parameter (fsdp), for large and huge ones
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     # who reads the store: DALI's processes, or threads; auto takes DALI where there is a GPU and the extra dali
     loader: Literal["auto", "dali", "torch"] = "auto"
     # threads or processes that read the store
@@ -161,15 +164,17 @@ class PretrainConfig:
         values["views"], values["augment"], values["sinks"] = list(self.views), self.augment.to_dict(), list(self.sinks)
         return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
 
-    def differences(self, before: dict) -> list[str]:
-        """What a run with the saved options `before` would compute otherwise, one line each.
+    def differences(self, before: dict, ranks: int = 1) -> list[str]:
+        """What a run of so many ranks would compute otherwise than with the saved options `before`, one line each.
 
-        Where a run goes on, how it reads, reports and stops may change; a step may be cut into micro-batches otherwise.
+        Where a run goes on, how it reads, reports and stops may change; a step may be cut into micro-batches, and
+        spread over ranks, otherwise.
         """
-        now = {name: v for name, v in self.to_dict().items() if name not in _FREE}
+        now = {name: v for name, v in (self.to_dict() | {"ranks": ranks}).items() if name not in _FREE}
         then = _LATER | {name: v for name, v in before.items() if name not in _FREE}
         for values in (now, then):
-            values["batch_size x accumulate"] = values.pop("batch_size") * values.pop("accumulate")
+            counts = [values.pop(name) for name in ("batch_size", "accumulate", "ranks")]
+            values["batch_size x accumulate x ranks"] = math.prod(counts)
         return [f"{name}: was {then.get(name)}, now {now.get(name)}" for name in now if now[name] != then.get(name)]
 
 
@@ -180,7 +185,10 @@ _FREE = {
 
 
 # options that older runs did not have, and what they did
-_LATER = {"augment": AugmentConfig().to_dict(), "mask": dataclasses.asdict(MaskConfig()), "motion": "stored"}
+_LATER = {
+    "augment": AugmentConfig().to_dict(), "mask": dataclasses.asdict(MaskConfig()), "motion": "stored",
+    "parallel": "ddp", "ranks": 1,
+}  # fmt: skip
 
 
 def _flag(name: str) -> str:

@@ -16,15 +16,16 @@ from ..data.sampler import Sampler, held_out
 from ..data.store import CineStore
 from ..models.cinema import CineMA
 from ..models.config import CLIP
-from ..models.weights import cinema_state_dict, load_cinema_weights, load_shared_views
-from .checkpoint import Checkpoint, has_checkpoint, newest_checkpoint, save_checkpoint
+from ..models.weights import load_cinema_weights, load_shared_views
+from .checkpoint import WholeCheckpoints, save_checkpoint
 from .config import PretrainConfig
 from .evaluate import Evaluation, evaluate, mean_patches
 from .graph import CudaCapture
 from .guidance import Guidance, check_guidance, check_online, motion_views
-from .log import RunLog
+from .log import RankLog, RunLog
 from .meter import Meter
 from .profile import profile_steps
+from .ranks import Ranks, joined_ranks, shard_model
 from .report import write_report
 from .run_folder import check_run_folder, lock_run_folder, write_config
 from .schedule import cosine_schedule
@@ -38,6 +39,7 @@ from .setup import (
     store_fingerprint,
     versions,
 )
+from .sharded_checkpoint import ShardedCheckpoints, whole_weights
 from .sinks import check_sinks
 from .step import adamw, make_train_step
 from .stop import StopRequest
@@ -83,6 +85,11 @@ def pretrain(config: PretrainConfig) -> Outcome:
             and NonFiniteError are among them).
         OSError: the run folder cannot be written.
     """
+    with joined_ranks() as ranks:
+        return _pretrain(config, ranks)
+
+
+def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
     cines = CineStore(config.data)
     shape = model_config(config, cines)
     store = ClipStore(cines, config.views) if CLIP in shape.views else cines
@@ -92,12 +99,13 @@ def pretrain(config: PretrainConfig) -> Outcome:
         seed=config.seed,
         batch_size=config.batch_size,
         accumulate=config.accumulate,
+        world=ranks.world,
         augment=config.augment,
         planes={study: len(store.planes(study)) for study in training} if CLIP in shape.views else None,
     )
-    device = pick_device(config.device)
+    device = ranks.place(pick_device(config.device))
     precision = pick_precision(config.precision, device)
-    check_mode(config.mode, device)
+    check_mode(config, device, ranks)
     reader, why = pick_loader(config.loader, device)
     check_sinks(config.sinks)
     guided, maps = config.mask.guidance == "motion", config.motion == "stored"
@@ -109,36 +117,48 @@ def pretrain(config: PretrainConfig) -> Outcome:
     warmup = round(config.warmup * config.steps)
     schedule = cosine_schedule(config.steps, peak=config.lr, floor=config.min_lr, warmup=warmup)
     settled = {
-        "run": config.to_dict(),
+        "run": config.to_dict() | {"ranks": ranks.world},
         "model": json.loads(json.dumps(dataclasses.asdict(shape))),
         "store": {"studies": len(cines.ids), "sha256": store_fingerprint(cines)},
         "versions": versions(),
     }
-    check_run_folder(config, settled)
+    if ranks.main:
+        check_run_folder(config, settled)
 
     remarks: list[str] = []
     torch.manual_seed(config.seed)
     model = CineMA(shape).to(device)
+    sharded, folder, how = config.parallel == "fsdp", config.out / "checkpoints", {"keep": config.keep, "ranks": ranks}
+    behind = device.type == "cuda"
+    checkpoints = ShardedCheckpoints(folder, **how) if sharded else WholeCheckpoints(folder, behind=behind, **how)
+    if config.init_from and not (config.resume and checkpoints.any()):
+        remarks.append(load_shared_views(model, config.init_from))
+    if sharded:
+        shard_model(model)
     optimizer = adamw(model, lr=config.lr, weight_decay=config.weight_decay)
     meter = Meter(max_skips=config.max_skips)
-    checkpoints = config.out / "checkpoints"
-    if config.init_from and not (config.resume and has_checkpoint(checkpoints)):
-        remarks.append(load_shared_views(model, config.init_from))
 
     with ExitStack() as held:
-        held.enter_context(lock_run_folder(config.out, remarks.append))
-        check_run_folder(config, settled)  # again: until now another process could write there
-        checkpoint = newest_checkpoint(checkpoints, remarks.append) if config.resume else None
-        if checkpoint:
-            _restore(checkpoint, model, optimizer, meter)
-        done = checkpoint.step if checkpoint else 0
-        write_config(config.out, settled)
+        if ranks.main:
+            held.enter_context(lock_run_folder(config.out, remarks.append))
+            check_run_folder(config, settled)  # again: until now another process could write there
+        ranks.wait()
+        restored = checkpoints.restore(model, optimizer, remarks.append) if config.resume else None
+        if restored:
+            meter.restore(restored["meter"] if ranks.main else restored["meter"] | {"replaced": 0})
+            restore_rng(restored["rng"])
+        done = restored["step"] if restored else 0
+        if ranks.main:
+            write_config(config.out, settled)
         told = {"sinks": config.sinks, "settled": settled}
-        log = held.enter_context(RunLog(config.out, steps=config.steps, done=done, **told))
-        step_done = held.enter_context(profile_steps(config.profile, device, config.out / "profile", log.say))
+        log = held.enter_context(
+            RunLog(config.out, steps=config.steps, done=done, **told) if ranks.main else RankLog(config.out, ranks.rank)
+        )
+        profiled = config.profile if ranks.main else 0
+        step_done = held.enter_context(profile_steps(profiled, device, config.out / "profile", log.say))
         stop = held.enter_context(StopRequest())
         if config.resume:
-            remarks.append(f"going on from step {done}" if checkpoint else "no checkpoint yet: from the first step")
+            remarks.append(f"going on from step {done}" if restored else "no checkpoint yet: from the first step")
         clips = f"clips of {', '.join(config.views) or 'every view'}"
         seen = clips if CLIP in shape.views else f"views {', '.join(shape.views)}"
         remarks.append(
@@ -149,6 +169,8 @@ def pretrain(config: PretrainConfig) -> Outcome:
         if guidance:
             whence = "the store's maps" if maps else "each clip's own frames"
             remarks.append(f"masks {config.mask.mode} what moves, by {whence}; strength {config.mask.strength:g}")
+        if ranks.hosts:
+            remarks.append(f"{ranks.world} ranks, {config.parallel}")
         remarks.append(f"loader {reader} ({why}), {config.workers} workers")
         if unseen:
             remarks.append(f"no training study has {', '.join(unseen)}: held-out studies are judged without")
@@ -164,6 +186,9 @@ def pretrain(config: PretrainConfig) -> Outcome:
             seed=config.seed,
             clip=config.clip,
             guidance=guidance,
+            ranks=ranks,
+            sharded=sharded,
+            view_sets=len(sampler.groups),
             compiled=config.mode != "eager",
             capture=CudaCapture(device) if config.mode == "graph" else None,
         )
@@ -176,6 +201,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
             device=device,
             start=done,
             stop=config.steps,
+            rank=ranks.rank,
             workers=config.workers,
             strict=config.strict,
             motion=guided and maps,
@@ -190,7 +216,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
             meter.add(done, ids, train_step(batches, step, float(schedule[step])), usage.flops(batches))
             log.advance(done)
             step_done()
-            last, stopped = done == config.steps, stop.signum is not None
+            last, stopped = done == config.steps, ranks.most(stop.signum or 0)
             saving = last or stopped or done % config.checkpoint_every == 0
             reporting = last or done % config.log_every == 0
             if saving or reporting:
@@ -201,16 +227,27 @@ def pretrain(config: PretrainConfig) -> Outcome:
                 line = {"step": done, "epoch": epoch, "lr": float(schedule[step])}
                 spent = guidance.seconds() if guidance and config.mode != "graph" else None
                 line |= usage.line(meter.line(loader.waited, spent, sampler.global_batch))
+                line["replaced"] = ranks.sum(meter.replaced)
                 log.metrics(line, batch=sampler.global_batch)
             if saving:
                 log.sync()
-                state = {"optimizer": optimizer.state_dict(), "meter": meter.state(), "rng": rng_state(), **settled}
+                counts = meter.state() | {"replaced": ranks.sum(meter.replaced)}
+                state = {"meter": counts, "rng": rng_state(), **settled}
                 state["sampler"] = {"step": done, "global_batch": sampler.global_batch}
-                save_checkpoint(checkpoints, done, cinema_state_dict(model), state, keep=config.keep)
+                checkpoints.save(done, model, optimizer, state)
             if stopped and not last:
-                log.say(f"stopped by signal {stop.signum} after step {done} and saved; go on with --resume")
-                return Outcome(config.out, done, stop.signum)
-
+                checkpoints.finish()
+                log.say(f"stopped by signal {stopped} after step {done} and saved; go on with --resume")
+                return Outcome(config.out, done, stopped)
+        checkpoints.finish()
+        if sharded:
+            weights = whole_weights(model)  # of all ranks: from here on the main one works alone
+            model = CineMA(shape).to(device)
+            load_cinema_weights(model, weights)
+            if ranks.main:  # for all that reads a run's weights
+                save_checkpoint(folder, done, weights, {"meter": meter.state(), **settled}, keep=config.keep)
+        if not ranks.main:
+            return Outcome(config.out, done)
         how = {"device": device, "precision": precision, "guidance": guidance}
         evaluation = _judge(config, log, model, store, list(training), away, **how)
     return Outcome(config.out, done, evaluation=evaluation)
@@ -270,10 +307,3 @@ def _said(what: str, log: RunLog, strict: bool) -> Iterator[None]:
         if strict and isinstance(error, LoaderError):
             raise
         log.say(f"the run is finished and saved, but there is no {what}: {type(error).__name__}: {error}")
-
-
-def _restore(checkpoint: Checkpoint, model: CineMA, optimizer: torch.optim.Optimizer, meter: Meter) -> None:
-    load_cinema_weights(model, checkpoint.weights)
-    optimizer.load_state_dict(checkpoint.state["optimizer"])
-    meter.restore(checkpoint.state["meter"])
-    restore_rng(checkpoint.state["rng"])

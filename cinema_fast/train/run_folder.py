@@ -28,7 +28,7 @@ def check_run_folder(config: PretrainConfig, settled: dict) -> None:
     before = read_config(out)
     if before is None:
         return
-    differs = config.differences(before["run"])
+    differs = config.differences(before["run"], settled["run"]["ranks"])
     old, new = before["model"], settled["model"]
     differs += [f"model {name}: was {old.get(name)}, now {new[name]}" for name in new if new[name] != old.get(name)]
     if before["store"]["sha256"] != settled["store"]["sha256"]:

@@ -15,6 +15,7 @@ import torch
 from ..data.store import CineStore
 from ..models.config import CLIP, CineMAConfig, preset
 from .config import PretrainConfig
+from .ranks import Ranks
 
 
 def model_config(config: PretrainConfig, store: CineStore) -> CineMAConfig:
@@ -78,10 +79,17 @@ def _cpu_multiplies_bf16() -> bool:
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
-def check_mode(mode: str, device: torch.device) -> None:
-    """Raise ValueError where steps cannot run in that mode."""
-    if mode == "graph" and device.type != "cuda":
+def check_mode(config: PretrainConfig, device: torch.device, ranks: Ranks) -> None:
+    """Raise ValueError where steps cannot run in the mode, or be shared out in the way, that was asked for."""
+    if config.mode == "graph" and device.type != "cuda":
         raise ValueError(f"--mode graph replays CUDA graphs, and this run is on {device.type}: use --mode compile")
+    if config.mode == "graph" and ranks.hosts:
+        raise ValueError("--mode graph is for one GPU: under torchrun use --mode compile")
+    if config.parallel == "fsdp" and not ranks.hosts:
+        raise ValueError(
+            "--parallel fsdp shares a model out among processes: start them by torchrun --nproc-per-node N, see "
+            "docs/scaling.md"
+        )
 
 
 def store_fingerprint(store: CineStore) -> str:

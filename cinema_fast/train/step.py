@@ -12,6 +12,7 @@ from ..models.cinema import CineMA
 from ..models.config import CLIP, CineMAConfig
 from .graph import Capture, GraphedStep
 from .guidance import Guidance
+from .ranks import ALONE, Ranks, sum_later
 
 BETAS = (0.9, 0.95)
 VIEW_SETS = 64  # more than there are sets of views: each is compiled by itself
@@ -81,28 +82,34 @@ def make_train_step(
     seed: int,
     clip: float,
     guidance: Guidance | None = None,
+    ranks: Ranks = ALONE,
+    sharded: bool = False,
+    view_sets: int = 1,
     compiled: bool = False,
     capture: Capture | None = None,
 ) -> Callable[[Sequence[Batch], int, float], Tensor]:
     """The training step as a function of (micro-batches, step, learning rate).
 
     guidance: what weighs the masks, for batches that hold what it reads; None: masks are drawn uniformly.
+    ranks: who trains together, on the parts of a step that each reads. sharded: `model` is (`ranks.shard_model`).
+    view_sets: different sets of views among the studies.
     compiled: run the model through torch.compile, as one graph of fixed shapes for each set of views.
     capture: record the whole step by it, a `graph.CudaCapture`, and replay it.
-    It returns a (3,) float32 tensor on the device: loss, gradient norm before clipping, and 1 where the update was
-    made or 0 where loss or norm is not finite: then parameters and optimiser are left exactly as they were. Clipping
-    and skipping are tensors that the fused optimiser takes, so the host waits for nothing.
+    It returns a (3,) float32 tensor on the device: loss (the mean over all ranks), gradient norm before clipping, and 1
+    where the update was made or 0 where loss or norm is not finite: then parameters and optimiser are left exactly as
+    they were. Clipping and skipping are tensors that the fused optimiser takes, so the host waits for nothing.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
     called = compile_model(model) if compiled else model
+    called = called if sharded else ranks.average_gradients(called, view_sets=view_sets)
     number = torch.zeros(1, dtype=torch.int64, device=device)
     # what a GPU's fused AdamW reads; on a CPU the bits of a Python number
     rate = torch.zeros((), dtype=torch.float32 if device.type == "cuda" else torch.float64, device=device)
 
     def work(batches: Sequence[Batch]) -> Tensor:
         total = torch.zeros((), device=device)
-        for batch in batches:
+        for micro, batch in enumerate(batches):
             images = {
                 view: model_input(frames, batch.extent[view], batch.augment[view], clip=view == CLIP)
                 for view, frames in batch.frames.items()
@@ -117,11 +124,14 @@ def make_train_step(
                 step=number,
                 weights=guidance.weights(batch, images, number) if guidance else None,
             )
-            with autocast:
-                loss = called(images, plan).loss / len(batches)
-            loss.backward()
+            with sum_later(called, last=micro == len(batches) - 1):
+                with autocast:
+                    loss = called(images, plan).loss / len(batches)
+                loss.backward()
             total += loss.detach()
+        ranks.mean_(total)
         norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        norm = norm.full_tensor() if sharded else norm
         made = (total.isfinite() & norm.isfinite()).float()
         optimizer.grad_scale = (norm / clip).clamp(min=1.0)
         optimizer.found_inf = 1.0 - made

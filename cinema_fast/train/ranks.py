@@ -1,0 +1,115 @@
+"""The processes that train together, one a device, as `torchrun` starts them: DDP, FSDP2, and what they must agree on.
+
+Each rank reads its own part of every step's samples, and gradients are averaged: the steps are those of one process
+with as large a batch, to rounding. Decisions of the host (stop now?) are agreed on by a group of their own on the CPU,
+so that no device is waited for.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..models.cinema import CineMA
+
+PATIENCE = timedelta(hours=2)  # the slowest thing that one rank does alone is to judge and draw at the end
+
+
+@contextmanager
+def joined_ranks() -> Iterator["Ranks"]:
+    """This process's place among those that `torchrun` started, which can talk in the block; else alone."""
+    if "RANK" not in os.environ:
+        yield Ranks()
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    places = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    yield Ranks(*places, hosts=dist.new_group(backend="gloo", timeout=PATIENCE))
+    dist.destroy_process_group()  # not after an error: the others might never come
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """rank: of this process among `world`; local: among those of its machine. hosts: a group on the CPU, None alone."""
+
+    rank: int = 0
+    local: int = 0
+    world: int = 1
+    hosts: dist.ProcessGroup | None = None
+
+    @property
+    def main(self) -> bool:
+        """Whether this one writes and speaks for all."""
+        return self.rank == 0
+
+    def place(self, device: torch.device) -> torch.device:
+        """The device of this rank; ValueError where its machine has fewer than ranks."""
+        if device.type != "cuda" or not self.hosts:
+            return device
+        if self.local >= torch.cuda.device_count():
+            has = torch.cuda.device_count()
+            raise ValueError(f"rank {self.rank} is number {self.local} on a machine with {has} GPUs: start one a GPU")
+        torch.cuda.set_device(self.local)
+        return torch.device("cuda", self.local)
+
+    def wait(self) -> None:
+        """For all ranks to come here."""
+        if self.hosts:
+            dist.barrier(self.hosts)
+
+    def most(self, value: int) -> int:
+        """The largest of the ranks' values."""
+        return self._reduced(value, dist.ReduceOp.MAX)
+
+    def sum(self, value: int) -> int:
+        """The sum of the ranks' values."""
+        return self._reduced(value, dist.ReduceOp.SUM)
+
+    def _reduced(self, value: int, how: dist.ReduceOp) -> int:
+        if not self.hosts:
+            return value
+        values = torch.tensor([value])
+        dist.all_reduce(values, how, group=self.hosts)
+        return int(values)
+
+    def mean_(self, value: Tensor) -> Tensor:
+        """The mean over the ranks of a tensor on the device, in place; the host waits for nothing."""
+        if self.hosts:
+            dist.all_reduce(value)
+            value /= self.world
+        return value
+
+    def average_gradients(self, called: nn.Module, *, view_sets: int) -> nn.Module:
+        """DDP around a model, or around it compiled, where there are other ranks.
+
+        view_sets: different sets of views among the studies: with more than one not every parameter has a gradient in
+        every step.
+        """
+        if not self.hosts:
+            return called
+        return nn.parallel.DistributedDataParallel(called, find_unused_parameters=view_sets > 1)
+
+
+ALONE = Ranks()
+
+
+def shard_model(model: CineMA) -> None:
+    """FSDP2: every rank keeps a part of each parameter; the encoder's blocks are gathered one by one, and the decoder
+    as a whole, whose cross attentions read the visible tokens in one product."""
+    from torch.distributed.fsdp import fully_shard
+
+    for unit in (*model.encoder.blocks, model.decoder, model):
+        fully_shard(unit)
+
+
+def sum_later(called: nn.Module, last: bool) -> AbstractContextManager:
+    """For the backward pass of a micro-batch: gradients are averaged over the ranks with the `last` one's."""
+    if isinstance(called, nn.parallel.DistributedDataParallel):
+        return nullcontext() if last else called.no_sync()
+    if hasattr(called, "set_requires_gradient_sync"):
+        called.set_requires_gradient_sync(last)
+    return nullcontext()

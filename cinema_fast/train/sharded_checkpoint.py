@@ -1,0 +1,157 @@
+"""Checkpoints of a model of which every rank has a part: torch.distributed.checkpoint, in safetensors files.
+
+A checkpoint is a folder and a file beside it:
+
+    shards-00001000/            shard-*.safetensors of every rank, and state.pt (read with weights_only)
+    shards-00001000.json        size and SHA-256 of each file, and of itself
+
+The .json comes last and makes the checkpoint count. Tensors are kept by name and place, so that another number of ranks
+reads them. Nothing is pickled: torch's own format describes the tensors in a pickle, which could run code.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .checkpoint import CheckpointError, file_sum, manifest_sum, reason_of, save_state, write_file
+from .ranks import Ranks
+
+FORMAT, VERSION = "cinema-fast sharded checkpoint", 1
+OPTIMIZER = "optimizer."  # before the kind of a state and the name of its parameter
+
+
+class ShardedCheckpoints:
+    """As `checkpoint.WholeCheckpoints`, of sharded models; written while training goes on, from a copy on the host."""
+
+    def __init__(self, folder: Path, *, keep: int, ranks: Ranks):
+        self._folder, self._keep, self._ranks = folder, keep, ranks
+        self._writing: tuple[int, Future] | None = None
+        self._group = dist.new_group(backend="gloo")  # its own: what writes behind talks while the step does
+
+    def any(self) -> bool:
+        """Whether one was ever written, sound or not."""
+        return bool(self._manifests())
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, say: Callable[[str], None]) -> dict | None:
+        """As `WholeCheckpoints.restore`, from whatever number of ranks."""
+        from torch.distributed import checkpoint
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+        manifests = self._manifests()
+        for path in reversed(manifests):
+            try:
+                self._check(path)
+                folder = path.with_suffix("")
+                state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+                reader = HuggingFaceStorageReader(str(folder))
+                stored = reader.read_metadata().state_dict_metadata
+            except Exception as error:
+                say(f"checkpoint {path.stem} is damaged and is passed over: {error}")
+                continue
+            _begin_state(model, optimizer, stored)
+            tensors = _tensors(model, optimizer)
+            if differing := sorted(set(tensors) ^ set(stored)):
+                raise CheckpointError(f"{folder} is of another model: {len(differing)} names differ, as {differing[0]}")
+            checkpoint.load(tensors, storage_reader=reader, process_group=self._group)
+            return state
+        if manifests:
+            raise CheckpointError(f"every checkpoint in {self._folder} is damaged; start again with another --out")
+        return None
+
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
+        """As `WholeCheckpoints.save`; all ranks call it."""
+        from torch.distributed import checkpoint
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+        self.finish()
+        folder = self._folder / f"shards-{step:08d}"
+        if self._ranks.main:
+            folder.with_suffix(".json").unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            write_file(folder / "state.pt", lambda path: save_state(state | {"step": step}, path))
+        self._ranks.wait()
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        tensors = _tensors(model, optimizer)
+        self._writing = step, checkpoint.async_save(tensors, storage_writer=writer, process_group=self._group)
+
+    def finish(self) -> None:
+        """Wait for what is being written, and let it count. Raises CheckpointError where it could not be."""
+        if self._writing is None:
+            return
+        (step, writing), self._writing = self._writing, None
+        try:
+            writing.result()
+        except Exception as error:
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written to {self._folder}: {reason_of(error)}; earlier "
+                "checkpoints are untouched. Mend that (make room?), then go on with --resume"
+            ) from error
+        if self._ranks.main:
+            folder = self._folder / f"shards-{step:08d}"
+            files = [file_sum(path) for path in sorted(folder.iterdir())]
+            manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files}
+            manifest["sha256"] = manifest_sum(manifest)
+            path = folder.with_suffix(".json")
+            write_file(path, lambda file: file.write_text(json.dumps(manifest, indent=1) + "\n"))
+            self._drop(path)
+        self._ranks.wait()
+
+    def _manifests(self) -> list[Path]:
+        return sorted(self._folder.glob("shards-*.json"))
+
+    def _check(self, path: Path) -> None:
+        """Raise CheckpointError where a file is not what was written."""
+        manifest = json.loads(path.read_text())
+        if manifest["sha256"] != manifest_sum(manifest):
+            raise CheckpointError(f"{path.name} was altered: its own SHA-256 is not what it says")
+        if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
+            raise CheckpointError(f"{path.name} is {manifest['format']!r} version {manifest['version']}")
+        folder = path.with_suffix("")
+        found = sorted(file.name for file in folder.iterdir())
+        if found != [file["name"] for file in manifest["files"]]:
+            raise CheckpointError(f"{folder.name} holds {found}, and not what was written")
+        for file in manifest["files"]:
+            if file_sum(folder / file["name"]) != file:
+                raise CheckpointError(f"{folder.name}/{file['name']} was cut or altered")
+
+    def _drop(self, newest: Path) -> None:
+        """Remove all but the newest checkpoints, and those after `newest`, which were damaged and passed over."""
+        manifests = self._manifests()
+        at = manifests.index(newest) + 1
+        for path in manifests[: max(at - self._keep, 0)] + manifests[at:]:
+            path.unlink()  # first: from then on it does not count
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Parameters, and what the optimiser keeps of each, by name."""
+    found = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        for kind, value in optimizer.state.get(parameter, {}).items():
+            found[f"{OPTIMIZER}{kind}.{name}"] = value
+    return found
+
+
+def _begin_state(model: nn.Module, optimizer: torch.optim.Optimizer, stored: dict) -> None:
+    """Room for what an AdamW has stored of each parameter; those that had no gradient yet have none."""
+    for name, parameter in model.named_parameters():
+        if f"{OPTIMIZER}exp_avg.{name}" in stored:
+            step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            optimizer.state[parameter] = {
+                "step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)
+            }  # fmt: skip
+
+
+def whole_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a sharded model, gathered on every rank."""
+    return {
+        name: value.full_tensor() if isinstance(value, dist.tensor.DTensor) else value.detach()
+        for name, value in model.named_parameters()
+    }

@@ -1,0 +1,67 @@
+"""Several processes train as one: under torchrun, on the CPU, by gloo."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from training_fixtures import metrics, run, tiny_store  # noqa: F401
+
+ONE = ["--preset", "cinema-tiny", "--seed", "5", "--log-every", "1", "--checkpoint-every", "3", "--device", "cpu", "--precision", "fp32"]
+
+
+def torchrun(ranks: int, store, out, *more, steps: int = 6, restarts: int = 0, timeout: float = 240):
+    """`cinema-fast pretrain` in so many processes of one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    words = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
+        "--max-restarts", str(restarts), "-m", "cinema_fast", "pretrain", "--data", str(store), "--out", str(out),
+        "--steps", str(steps), *ONE, *map(str, more),
+    ]  # fmt: skip
+    return subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=environment)
+
+
+def weights(out: Path, step: int = 6) -> dict:
+    return load_file(out / "checkpoints" / f"step-{step:08d}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_store, tmp_path_factory):  # noqa: F811
+    """A run of one process without torchrun, four studies a step."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    ended = run("pretrain", "--data", tiny_store, "--out", out, "--steps", "6", "--batch-size", "4", *ONE)
+    assert ended.returncode == 0, ended.stderr
+    return out
+
+
+def assert_same_run(out: Path, alone: Path) -> None:
+    """Losses, gradient norms and weights are those of one process, to rounding."""
+    for found, wanted in zip(metrics(out), metrics(alone), strict=True):
+        assert found == pytest.approx(wanted, rel=1e-5)
+    expected = weights(alone)
+    for name, found in weights(out).items():
+        # keys' biases have no gradient but rounding, which AdamW makes as large as any other: up to lr in each step
+        error = (found - expected[name]).square().mean().sqrt() / expected[name].square().mean().sqrt()
+        assert error < (0.2 if name.endswith("kv.bias") else 1e-3), name
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [
+        (2, ["--batch-size", 1, "--accumulate", 2]),
+        (2, ["--batch-size", 2, "--parallel", "fsdp"]),
+        pytest.param(4, ["--batch-size", 1], marks=pytest.mark.slow),
+        pytest.param(4, ["--batch-size", 1, "--parallel", "fsdp"], marks=pytest.mark.slow),
+        pytest.param(2, ["--batch-size", 1, "--accumulate", 2, "--parallel", "fsdp"], marks=pytest.mark.slow),
+    ],
+    ids=["ddp, accumulated", "fsdp", "four", "four, fsdp", "fsdp, accumulated"],
+)
+def test_ranks_make_the_steps_of_one_process(tiny_store, tmp_path, alone, ranks, options):  # noqa: F811
+    ended = torchrun(ranks, tiny_store, tmp_path / "run", *options)
+    assert ended.returncode == 0, ended.stderr
+    assert_same_run(tmp_path / "run", alone)
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert "4 studies a step" in log and f"{ranks} ranks, {'fsdp' if 'fsdp' in options else 'ddp'}" in log
+    assert ended.stderr.count("step 6/6") == 1  # one rank speaks
