@@ -1,9 +1,46 @@
 """From the stored frames and motion maps of a view to what the model and its masks take, on their device."""
 
+import torch
 from torch import Tensor
 
 from ..kernels.augment_images import augment_images, move_maps
+from ..kernels.augment_torch import beyond
 from .augmentation import AS_STORED, Augmentation
+from .clips import CLIP
+from .loader import Batch
+
+
+def batch_input(batch: Batch, *, as_stored: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """A batch as the model takes it: its images and, where they stay as they are stored, their intensity.
+
+    Args:
+        batch: on the device. as_stored: where nothing is done to the images but their scaling, leave that to the
+            kernels, which read 8-bit pixels; else scale them here.
+
+    Returns:
+        {view: (B, 1, *size)}, float32 in [0, 1] and None; or uint8 and {view: (B, 2) offset and scale} (see `CineMA`).
+    """
+    if as_stored and all(part is None for drawn in batch.augment.values() for part in drawn):
+        pairs = {view: stored_input(frames, batch.extent[view]) for view, frames in batch.frames.items()}
+        return {view: image for view, (image, _) in pairs.items()}, {view: pair[1] for view, pair in pairs.items()}
+    images = {
+        view: model_input(frames, batch.extent[view], batch.augment[view], clip=view == CLIP)
+        for view, frames in batch.frames.items()
+    }
+    return images, None
+
+
+def stored_input(frames: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
+    """What `model_input` gives without augmentation, as (B, 1, *size) uint8 and (B, 2) float32: offset and scale.
+
+    The padding has each image's smallest value, which is scaled to 0. frames, extent: as of `model_input`.
+    """
+    padding = beyond(extent, frames.shape[1:])
+    low = frames.masked_fill(padding, 255).flatten(1).amin(1)
+    high = frames.masked_fill(padding, 0).flatten(1).amax(1)
+    images = torch.where(padding, low.view(-1, *[1] * (frames.ndim - 1)), frames)
+    scale = (high.float() - low.float()).clamp(min=1).reciprocal()  # of a constant image any will do
+    return images.unsqueeze(1), torch.stack([low.float(), scale], 1)
 
 
 def model_input(

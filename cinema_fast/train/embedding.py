@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.augment import model_input
+from ..data.augment import stored_input
 from ..data.clips import CLIP, ClipStore
 from ..data.loader import LoaderError, read_ahead
 from ..data.store import CineStore, StoreError
@@ -78,14 +78,14 @@ def views_of(store: CineStore | ClipStore, config: CineMAConfig, study: str) -> 
 @torch.no_grad()
 def encode_images(model: CineMA, images: Sequence[Image], *, device: torch.device, precision: torch.dtype) -> Tensor:
     """(B, D) float32 on the CPU: the mean over the views of each view's mean token; one set of views for all images."""
-    inputs, inside = {}, {}
+    inputs, intensity, inside = {}, {}, {}
     for view in images[0].frames:
         extent = torch.stack([image.extent[view] for image in images]).to(device)
         frames = torch.stack([image.frames[view] for image in images]).to(device)
-        inputs[view] = model_input(frames, extent, clip=view == CLIP)
+        inputs[view], intensity[view] = stored_input(frames, extent)
         inside[view] = _not_padding(model.config, view, extent)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-        features = model.encode(inputs)
+        features = model.encode(inputs, intensity)
     means = [
         (features[view].float() * here[..., None]).sum(1) / here.sum(1, keepdim=True) for view, here in inside.items()
     ]

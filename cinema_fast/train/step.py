@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..data.augment import model_input
+from ..data.augment import batch_input
 from ..data.loader import Batch
 from ..kernels import TokenPlan, sample_mask
 from ..models.cinema import CineMA
-from ..models.config import CLIP, CineMAConfig
+from ..models.config import CineMAConfig
 from .graph import Capture, GraphedStep
 from .guidance import Guidance
 from .ranks import ALONE, Ranks, sum_later
@@ -110,10 +110,7 @@ def make_train_step(
     def work(batches: Sequence[Batch]) -> Tensor:
         total = torch.zeros((), device=device)
         for micro, batch in enumerate(batches):
-            images = {
-                view: model_input(frames, batch.extent[view], batch.augment[view], clip=view == CLIP)
-                for view, frames in batch.frames.items()
-            }
+            images, intensity = batch_input(batch, as_stored=not (guidance and guidance.online))
             plan = draw_plan(
                 model.config,
                 batch.draw.views,
@@ -126,7 +123,7 @@ def make_train_step(
             )
             with sum_later(called, last=micro == len(batches) - 1):
                 with autocast:
-                    loss = called(images, plan).loss / len(batches)
+                    loss = called(images, plan, intensity).loss / len(batches)
                 loss.backward()
             total += loss.detach()
         ranks.mean_(total)
