@@ -125,6 +125,11 @@ class CineMA(nn.Module):
         loss = torch.stack(list(losses.values())).mean()
         return MAEOutput(loss, pred, {f"{view}_loss": x.detach() for view, x in losses.items()})
 
+    def recompute(self, how: str) -> None:
+        """Trade memory for time in training: "none", "selective" or "full", see `layers.Block`."""
+        for block in (*self.encoder.blocks, *self.decoder.blocks):
+            block.recompute = how
+
     def encode(self, images: dict[str, Tensor], intensity: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Features of whole images: {"cls": (B, 1, D), view: (B, N, D)}. Arguments and errors as in `forward`."""
         grids = self._check(images, None, intensity)

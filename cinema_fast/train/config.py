@@ -100,6 +100,8 @@ class PretrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     # how a step runs: as it is written; compiled; or compiled and replayed as one CUDA graph
     mode: Literal["eager", "compile", "graph"] = "eager"
+    # what backward computes again to save memory: nothing; the MLPs' hidden layers; or whole transformer blocks
+    recompute: Literal["none", "selective", "full"] = "none"
     # under torchrun: every rank has the whole model (ddp), or a part of each parameter (fsdp), for large and huge ones
     parallel: Literal["ddp", "fsdp"] = "ddp"
     # who reads the store: DALI's processes, or threads; auto takes DALI where there is a GPU and the extra dali
@@ -179,8 +181,8 @@ class PretrainConfig:
 
 
 _FREE = {
-    "data", "out", "init_from", "device", "precision", "mode", "loader", "workers", "strict", "log_every", "sinks",
-    "checkpoint_every", "keep", "max_skips", "profile",
+    "data", "out", "init_from", "device", "precision", "mode", "recompute", "loader", "workers", "strict", "log_every",
+    "sinks", "checkpoint_every", "keep", "max_skips", "profile",
 }  # fmt: skip
 
 

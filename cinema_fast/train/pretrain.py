@@ -128,6 +128,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
     remarks: list[str] = []
     torch.manual_seed(config.seed)
     model = CineMA(shape).to(device)
+    model.recompute(config.recompute)
     sharded, folder, how = config.parallel == "fsdp", config.out / "checkpoints", {"keep": config.keep, "ranks": ranks}
     behind = device.type == "cuda"
     checkpoints = ShardedCheckpoints(folder, **how) if sharded else WholeCheckpoints(folder, behind=behind, **how)
