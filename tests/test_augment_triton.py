@@ -51,6 +51,18 @@ def test_config_covers_a_room():
         assert (brighten["BLOCKS"] - 1) * brighten["BLOCK"] * 8 < pixels <= brighten["BLOCKS"] * brighten["BLOCK"] * 8
 
 
+@pytest.mark.parametrize("zoomed", [False, True], ids=["stored", "zoomed"])
+def test_frames_after_a_clips_end_have_no_part_in_its_brightness_and_gamma_one_none_either(backend, device, zoomed):
+    """Nothing within the extent is black: zeros beyond it would be the minimum."""
+    clip = torch.zeros(1, 3, 5, 6, dtype=torch.uint8, device=device)
+    clip[:, :2] = torch.arange(60, dtype=torch.uint8, device=device).view(2, 5, 6) + 50
+    ones = torch.ones(1, device=device)
+    how = {"zoom": ones if zoomed else None, "clip": True, "backend": backend}
+    found = augment_images(clip, torch.tensor([[2, 5, 6]], device=device), gamma=ones, **how)
+    expected = torch.cat([torch.arange(60.0, device=device) / 59, torch.zeros(30, device=device)])
+    assert torch.equal(found.flatten(), expected)
+
+
 def test_two_launches_for_images_one_for_maps_none_for_no_image(backend, device):
     frames, extent, how = some((9, 8), device)
     before = launches()
