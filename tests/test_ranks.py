@@ -9,15 +9,40 @@ import pytest
 from safetensors.torch import load_file
 from training_fixtures import metrics, run, tiny_store  # noqa: F401
 
-ONE = ["--preset", "cinema-tiny", "--seed", "5", "--log-every", "1", "--checkpoint-every", "3", "--device", "cpu", "--precision", "fp32"]
+ONE = [
+    "--preset", "cinema-tiny", "--seed", "5", "--log-every", "1", "--checkpoint-every", "3", "--device", "cpu",
+    "--precision", "fp32",
+]  # fmt: skip
 
 
-def torchrun(ranks: int, store, out, *more, steps: int = 6, restarts: int = 0, timeout: float = 240):
-    """`cinema-fast pretrain` in so many processes of one thread."""
+AT_STEP = """
+import os, signal, sys
+import cinema_fast.train.pretrain as p
+from cinema_fast.cli import main
+make = p.make_train_step
+def watched(*arguments, **options):
+    train_step = make(*arguments, **options)
+    def step(batches, number, lr):
+        {then}
+        return train_step(batches, number, lr)
+    return step
+p.make_train_step = watched
+sys.exit(main())
+"""
+
+
+def torchrun(
+    ranks: int, store, out: Path, *more, steps: int = 6, restarts: int = 0, at_step: str = "", timeout: float = 240
+):
+    """`cinema-fast pretrain` in so many processes of one thread; each runs `at_step` before the step `number`."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    program = ["-m", "cinema_fast"]
+    if at_step:
+        program = [str(out.parent / "program.py")]
+        Path(*program).write_text(AT_STEP.format(then=at_step))
     words = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
-        "--max-restarts", str(restarts), "-m", "cinema_fast", "pretrain", "--data", str(store), "--out", str(out),
+        "--max-restarts", str(restarts), *program, "pretrain", "--data", str(store), "--out", str(out),
         "--steps", str(steps), *ONE, *map(str, more),
     ]  # fmt: skip
     return subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=environment)
@@ -65,3 +90,19 @@ def test_ranks_make_the_steps_of_one_process(tiny_store, tmp_path, alone, ranks,
     log = (tmp_path / "run" / "run.log").read_text()
     assert "4 studies a step" in log and f"{ranks} ranks, {'fsdp' if 'fsdp' in options else 'ddp'}" in log
     assert ended.stderr.count("step 6/6") == 1  # one rank speaks
+
+
+@pytest.mark.slow
+def test_shards_are_read_by_another_number_of_ranks(tiny_store, tmp_path, alone):  # noqa: F811
+    """One rank, then two, then one: what each leaves the next goes on from, and the run is that of one process."""
+    out = tmp_path / "run"
+    for ranks, until in ((1, 2), (2, 4), (1, 6)):
+        stop = f"if number == {until - 1} != 5: os.kill(os.getpid(), signal.SIGTERM)"  # it makes this step and saves
+        options = ["--batch-size", 4 // ranks, "--parallel", "fsdp", "--resume"]
+        ended = torchrun(ranks, tiny_store, out, *options, at_step=stop)
+        if until < 6:
+            assert f"stopped by signal 15 after step {until} and saved" in ended.stderr
+            assert (out / "checkpoints" / f"shards-{until:08d}.json").exists()
+        else:
+            assert ended.returncode == 0 and "going on from step 4" in ended.stderr
+    assert_same_run(out, alone)

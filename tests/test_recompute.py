@@ -21,9 +21,9 @@ def gradients(how: str, precision: torch.dtype) -> tuple[dict, int]:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with saved_tensors_hooks(pack, lambda tensor: tensor):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
-            loss = model(images, plan).loss
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
+    with saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
+        loss = model(images, plan).loss
     loss.backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, sum(kept.values())
 
