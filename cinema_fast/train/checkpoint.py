@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from ..models.weights import cinema_state_dict, load_cinema_weights, load_safetensors
+from .memory import ran_out
 from .ranks import Ranks
 
 FORMAT, VERSION = "cinema-fast checkpoint", 1
@@ -96,6 +97,8 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | 
         try:
             return _read(path)
         except Exception as error:  # whatever the readers make of damaged bytes
+            if ran_out(error):  # the file may be sound
+                raise
             say(f"checkpoint {path.with_suffix('').name} is damaged and is passed over: {error}")
     if manifests:
         raise CheckpointError(f"every checkpoint in {folder} is damaged; start again with another --out")

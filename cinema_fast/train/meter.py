@@ -5,21 +5,42 @@ import time
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class NonFiniteError(ValueError):
-    """Too many updates in a row had a loss or gradient that is not finite."""
+    """Too many updates in a row had a loss or gradient that is not finite, or a weight is not."""
+
+
+def check_weights(model: nn.Module, step: int, saved: int) -> None:
+    """Raise NonFiniteError where a weight is not finite after a step; saved: step of the newest checkpoint.
+
+    To be called before each checkpoint: from such weights nothing can go on, and they would crowd out those before.
+    """
+    weights = {name: getattr(p, "to_local", p.detach)() for name, p in model.named_parameters()}
+    finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
+    if bad := [name for name, fine in zip(weights, finite) if not fine]:
+        raise NonFiniteError(
+            f"step {step}: {len(bad)} of {len(finite)} weights are not finite, {bad[0]} among them, and are not saved. "
+            + _go_back(saved)
+        )
+
+
+def _go_back(saved: int) -> str:
+    back = f"--resume goes back to step {saved}, whose weights are finite" if saved else "There is no checkpoint yet"
+    return f"{back}. Where it happens again: --precision fp32, or another run (--out) with a lower --lr"
 
 
 @dataclass
 class Meter:
     """Collects one (3,) tensor a step: loss, gradient norm, and 1 where the update was made.
 
-    max_skips: updates in a row that may be skipped. skipped: skipped so far. replaced: studies replaced so far.
+    max_skips: updates in a row that may be skipped. saved: step of the newest checkpoint, 0 where there is none.
+    skipped: skipped so far. replaced: studies replaced so far.
     """
 
     max_skips: int
+    saved: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
     replaced: int = 0
@@ -57,7 +78,7 @@ class Meter:
             if self.skipped_in_a_row > self.max_skips:
                 raise NonFiniteError(
                     "\n".join(notes) + f"\n{self.skipped_in_a_row} updates in a row were skipped (--max-skips "
-                    f"{self.max_skips}): try a lower --lr, --precision fp32, or go back to an earlier checkpoint"
+                    f"{self.max_skips}). {_go_back(self.saved)}"
                 )
         self._rows += rows
         self._pending.clear()

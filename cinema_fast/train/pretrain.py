@@ -23,7 +23,8 @@ from .evaluate import Evaluation, evaluate, mean_patches
 from .graph import CudaCapture
 from .guidance import Guidance, check_guidance, check_online, motion_views
 from .log import RankLog, RunLog
-from .meter import Meter
+from .memory import memory_advice
+from .meter import Meter, check_weights
 from .profile import profile_steps
 from .ranks import Ranks, joined_ranks, shard_model
 from .report import write_report
@@ -81,11 +82,11 @@ def pretrain(config: PretrainConfig) -> Outcome:
     run; whatever else keeps a finished run from its evaluation or pictures is said, and is no failure of the run.
 
     Raises:
-        ValueError: options, store, run folder or checkpoint that do not fit (StoreError, LoaderError, CheckpointError
-            and NonFiniteError are among them).
+        ValueError: options, store, run folder or checkpoint that do not fit (StoreError, LoaderError, CheckpointError,
+            NonFiniteError and OutOfMemory are among them).
         OSError: the run folder cannot be written.
     """
-    with joined_ranks() as ranks:
+    with memory_advice(config), joined_ranks() as ranks:
         return _pretrain(config, ranks)
 
 
@@ -148,13 +149,14 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
         if restored:
             meter.restore(restored["meter"] if ranks.main else restored["meter"] | {"replaced": 0})
             restore_rng(restored["rng"])
-        done = restored["step"] if restored else 0
+        done = meter.saved = restored["step"] if restored else 0
         if ranks.main:
             write_config(config.out, settled)
         told = {"sinks": config.sinks, "settled": settled}
         log = held.enter_context(
             RunLog(config.out, steps=config.steps, done=done, **told) if ranks.main else RankLog(config.out, ranks.rank)
         )
+        held.enter_context(memory_advice(config))  # so that the log has it too
         profiled = config.profile if ranks.main else 0
         step_done = held.enter_context(profile_steps(profiled, device, config.out / "profile", log.say))
         stop = held.enter_context(StopRequest())
@@ -231,11 +233,13 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
                 line["replaced"] = ranks.sum(meter.replaced)
                 log.metrics(line, batch=sampler.global_batch)
             if saving:
+                check_weights(model, done, meter.saved)
                 log.sync()
                 counts = meter.state() | {"replaced": ranks.sum(meter.replaced)}
                 state = {"meter": counts, "rng": rng_state(), **settled}
                 state["sampler"] = {"step": done, "global_batch": sampler.global_batch}
                 checkpoints.save(done, model, optimizer, state)
+                meter.saved = done
             if stopped and not last:
                 checkpoints.finish()
                 log.say(f"stopped by signal {stopped} after step {done} and saved; go on with --resume")

@@ -1,0 +1,72 @@
+"""Memory that ran out: a line that says what was asked for and what to change, in place of a trace."""
+
+import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from .config import PretrainConfig
+from .setup import pick_device, pick_precision
+
+_WORDS = ("out of memory", "annot allocate memory", "can't allocate memory", "not enough memory")
+_ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) (bytes|[KMGTPE]iB)", re.IGNORECASE)
+
+
+class OutOfMemory(ValueError):
+    """A run does not fit into memory; says what would."""
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error is an allocation that the host or a device refused, in whichever library's words."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return not isinstance(error, ValueError) and any(words in str(error) for words in _WORDS)
+
+
+@contextmanager
+def memory_advice(config: PretrainConfig) -> Iterator[None]:
+    """Training in the block: where memory runs out in it, OutOfMemory says what was asked for and what to change."""
+    try:
+        yield
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        device = pick_device(config.device)
+        precision = pick_precision(config.precision, device)
+        raise OutOfMemory(
+            f"out of memory on the {device.type}: {_asked(error)}{_used(device)}, in training {config.preset} with "
+            f"--batch-size {config.batch_size} --accumulate {config.accumulate} --mode {config.mode} --recompute "
+            f"{config.recompute} in {str(precision)[6:]}. {_advice(config, precision)}"
+        ) from error
+
+
+def _asked(error: BaseException) -> str:
+    found = _ASKED.search(str(error))
+    if not found:
+        return ""
+    amount = f"{float(found[1]) / 2**30:.2f} GiB" if found[2] == "bytes" else f"{found[1]} {found[2]}"
+    return f"{amount} more were asked for and "
+
+
+def _used(device: torch.device) -> str:
+    if device.type == "cuda":
+        most, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+        return f"at most {most / 2**30:.2f} of {total / 2**30:.2f} GiB were in use"
+    return f"this process held at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
+
+
+def _advice(config: PretrainConfig, precision: torch.dtype) -> str:
+    """Options with which the run goes on in less memory, or where there are none, options of a smaller one."""
+    size, same = config.batch_size, []
+    if size > 1:
+        parts = next(n for n in range(2, size + 1) if size % n == 0)
+        same.append(f"--batch-size {size // parts} --accumulate {config.accumulate * parts}")
+    if config.recompute != "full":
+        same.append("--recompute full")
+    if precision == torch.float32:
+        same.append("--precision bf16")
+    if same:
+        return f"The same run in less memory, to rounding: --resume with {', or '.join(same)}"
+    return "Another run (--out) needs less: with a smaller --preset, or --parallel fsdp on more GPUs"
