@@ -13,7 +13,6 @@ import pytest
 import timing
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 from torch import Tensor
 
 from cinema_fast.kernels import augment_images, augment_native
@@ -101,6 +100,8 @@ def by_grid_sample(frames: Tensor, how: dict[str, Tensor], room: tuple[int, ...]
 
 def by_scipy(frames: Tensor, how: dict[str, Tensor], room: tuple[int, ...], clip: bool, noisy: bool) -> Tensor:
     """Linear for all: its cubic splines are other ones."""
+    from scipy import ndimage  # not on every machine with a GPU
+
     axes = 2 if clip else frames.ndim - 1
     matrix, shift = (x.numpy() for x in back(how, axes))
     centre = (np.array(frames.shape[-axes:]) - 1) / 2

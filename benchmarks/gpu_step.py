@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import cinema_fast as cf
 from cinema_fast.models.flops import mfu
+from cinema_fast.train.graph import CudaCapture, GraphedStep
 
 PUBLISHED = "reference as published"  # gradient checkpointing
 COMPILED = "reference compiled, no checkpointing"
@@ -43,8 +44,8 @@ class Way:
 class StepGroup:
     """Ours, every token decoded and a quarter of them, in turn with one peer (or alone, where it is None).
 
-    Ours runs in eager, and compiled too where the peer is not the reference as published. Each of `rounds` times
-    `steps` steps in a row of every way.
+    Ours runs in eager and, beside other peers than the reference as published, compiled and on a GPU as a graph. Each
+    of `rounds` times `steps` steps in a row of every way.
     """
 
     preset: str
@@ -65,7 +66,9 @@ class StepGroup:
         return [self._name(mode, ratio) for mode in self._modes() for ratio in DECODE_RATIOS] + theirs
 
     def _modes(self) -> tuple[str, ...]:
-        return ("eager",) if self.peer == PUBLISHED else ("eager", "compiled")
+        if self.peer == PUBLISHED:
+            return ("eager",)
+        return ("eager", "compiled", "graph") if self.device == "cuda" else ("eager", "compiled")
 
     def _name(self, mode: str, ratio: float) -> str:
         return step_name(self.preset, self.batch, "bf16", mode, ratio, None if mode == self.peer else self.peer)
@@ -89,9 +92,10 @@ class StepGroup:
                 failed[self._name(mode, ratio)] = outcome
 
         for mode in self._modes():
-            called = compiled(ours, self.device) if mode == "compiled" else ours
+            called = ours if mode == "eager" else compiled(ours, self.device)
+            build = self._graph_step if mode == "graph" else self._our_step
             for ratio in DECODE_RATIOS:
-                enter(mode, ratio, shared, partial(self._our_step, called, optimizer, images, ratio))
+                enter(mode, ratio, shared, partial(build, called, optimizer, images, ratio))
         if self.peer:
             enter(self.peer, 1.0, self._allocated(), lambda: self._their_step(weights, images, expected))
         self._time_in_turn(ways, failed, seconds_left)
@@ -114,7 +118,7 @@ class StepGroup:
         workload.gate_partial(ours, images, plan, self._plan(0, 0.25, self.batch))
         return loss
 
-    def _plan(self, step: int, ratio: float, batch: int) -> dict[str, cf.TokenPlan]:
+    def _plan(self, step: int | Tensor, ratio: float, batch: int) -> dict[str, cf.TokenPlan]:
         return workload.draw_plan(self.config, batch, decode_ratio=ratio, step=step, device=self.device)
 
     def _our_step(self, model, optimizer, images, ratio) -> Callable[[], Tensor]:
@@ -124,6 +128,23 @@ class StepGroup:
             return model(images, self._plan(next(count), ratio, self.batch)).loss
 
         return lambda: train(model, optimizer, loss_of)
+
+    def _graph_step(self, model, optimizer, images, ratio) -> Callable[[], Tensor]:
+        """Compiled, captured after as many steps as a run has before it, and replayed; other masks in every step."""
+        count = torch.zeros(1, dtype=torch.int64, device=self.device)
+
+        def work(_) -> Tensor:
+            return train(model, optimizer, lambda: model(images, self._plan(count, ratio, self.batch)).loss)
+
+        graphed = GraphedStep(work, CudaCapture(torch.device(self.device)))
+
+        def step() -> Tensor:
+            count.add_(1)
+            return graphed(())
+
+        for _ in range(WARM_UP + 1):
+            step()
+        return step
 
     def _their_step(self, weights, images, expected) -> Callable[[], Tensor]:
         model = self.reference.build(self.config, checkpointing=self.peer == PUBLISHED).to(self.device)
@@ -201,7 +222,8 @@ def adamw(model: nn.Module, lr: float = 0.0) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.05},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
+    capturable = trained[0].is_cuda  # by a CUDA graph
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True, capturable=capturable)
 
 
 def time_steps(step: Callable[[], Tensor], n: int, device: str) -> float:

@@ -64,7 +64,7 @@ def smooth_images(config: cf.CineMAConfig, batch: int, device: str = "cpu", seed
 
 
 def draw_plan(
-    config: cf.CineMAConfig, batch: int, *, decode_ratio: float = 1.0, step: int = 0, device: str = "cpu"
+    config: cf.CineMAConfig, batch: int, *, decode_ratio: float = 1.0, step: int | Tensor = 0, device: str = "cpu"
 ) -> dict[str, cf.TokenPlan]:
     """The masks of a step; with `decode_ratio` < 1 the same masks with a part of the masked tokens decoded."""
     plan = {}

@@ -11,8 +11,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cinema_fast.train.graph import Capture
-
 
 class Tape(TorchDispatchMode):
     """Records every operation inside of the block."""
@@ -35,16 +33,20 @@ class Tape(TorchDispatchMode):
                         place.copy_(value)
 
 
-def capture_on_tape(state: Callable[[], list[Tensor]]) -> Capture:
+class TapeCapture:
     """What stands for `CudaCapture`; `state` (parameters, what the optimiser keeps) is as before after a capture."""
 
-    def capture(work):
-        before = [tensor.detach().clone() for tensor in state()]
+    def __init__(self, state: Callable[[], list[Tensor]]):
+        self.state = state
+
+    def warm_up(self, work):
+        return work()
+
+    def __call__(self, work):
+        before = [tensor.detach().clone() for tensor in self.state()]
         with Tape() as tape:
             result = work()
         with torch.no_grad():
-            for tensor, value in zip(state(), before, strict=True):
+            for tensor, value in zip(self.state(), before, strict=True):
                 tensor.copy_(value)
         return tape.replay, result
-
-    return capture

@@ -4,8 +4,9 @@
 import numpy as np
 import pytest
 import torch
+from conftest import has_gpu
 from small_models import small_model
-from tape import capture_on_tape
+from tape import TapeCapture
 from test_no_wait import CINEMA, CLIPS, FULL
 from tolerances import assert_close
 
@@ -13,7 +14,7 @@ from cinema_fast.data.loader import Batch
 from cinema_fast.data.sampler import Draw
 from cinema_fast.kernels import use
 from cinema_fast.train.config import MaskConfig
-from cinema_fast.train.graph import WARM_UP
+from cinema_fast.train.graph import WARM_UP, CudaCapture
 from cinema_fast.train.guidance import Guidance
 from cinema_fast.train.step import adamw, make_train_step
 
@@ -37,11 +38,13 @@ def batch_of(config, step: int, views: tuple[str, ...]) -> Batch:
     return Batch(draw, frames, extent, augment, slot, motion=motion)
 
 
-def train(mode: str, shape: dict, views_of, *, steps: int, guided: bool = False, online: bool = False):
+def train(
+    mode: str, shape: dict, views_of, *, steps: int, guided: bool = False, online: bool = False, device: str = "cpu"
+):
     """Plans that the model gets, results, and weights, of a few steps in a mode."""
-    model = small_model(**shape, **WIDTHS)
+    model = small_model(**shape, **WIDTHS).to(device)
     optimizer = adamw(model, lr=1e-3, weight_decay=0.05)
-    device, plans = torch.device("cpu"), []
+    device, plans = torch.device(device), []
     mask = MaskConfig(guidance="motion", warmup=0.5)
     guidance = Guidance(mask, model.config, steps=steps, online=online, device=device) if guided else None
 
@@ -49,12 +52,13 @@ def train(mode: str, shape: dict, views_of, *, steps: int, guided: bool = False,
         kept = [value for of in optimizer.state.values() for value in of.values()]
         return [*model.parameters(), *kept]
 
+    captures = {"replayed": lambda: TapeCapture(state), "graph": lambda: CudaCapture(device)}
     if mode != "compiled":
         model.register_forward_pre_hook(lambda _, inputs: plans.append(inputs[1]))
     step = make_train_step(
         model, optimizer, device=device, precision=torch.float32, mask_ratio=0.6, decode_ratio=0.5, seed=3, clip=0.5,
         guidance=guidance, compiled=mode == "compiled",
-        capture=capture_on_tape(state) if mode == "replayed" else None,
+        capture=captures.get(mode, lambda: None)(),
     )  # fmt: skip
     drawn, results = [], []
     for number in range(steps):
@@ -106,7 +110,7 @@ def test_a_replay_that_is_not_finite_changes_nothing():
 
     step = make_train_step(
         model, optimizer, device=torch.device("cpu"), precision=torch.float32, mask_ratio=0.6, decode_ratio=0.5,
-        seed=3, clip=0.5, capture=capture_on_tape(state),
+        seed=3, clip=0.5, capture=TapeCapture(state),
     )  # fmt: skip
     with use("torch"):
         for number in range(WARM_UP + 2):
@@ -118,6 +122,24 @@ def test_a_replay_that_is_not_finite_changes_nothing():
         assert loss != loss and made == 0
         assert all(torch.equal(a, b) for a, b in zip(before, state()))
         assert step([batch_of(model.config, 10, CINEMA["views"])], 10, 1e-3)[2] == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_gpu(), reason="CUDA graphs need a GPU; a tape stands for them elsewhere")
+@pytest.mark.parametrize("guided", ["no", "stored", "online"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_graphs_are_the_eager_steps(shape, guided):
+    if guided == "online" and shape == "frames":
+        pytest.skip("single frames do not move")
+    views = SHAPES[shape]["views"]
+    how = {"steps": WARM_UP + 4, "guided": guided != "no", "online": guided == "online", "device": "cuda"}
+    (_, results, model), (_, again, other) = (
+        train(mode, SHAPES[shape], lambda _: views, **how) for mode in ("eager", "graph")
+    )
+    for step, (one, two) in enumerate(zip(results, again)):
+        assert two == pytest.approx(one, rel=1e-5), step
+    for one, two in zip(model.parameters(), other.parameters()):
+        assert_close(two.cpu(), one.detach().cpu().double(), floor=1e-3)
 
 
 @pytest.mark.slow  # minutes of C++

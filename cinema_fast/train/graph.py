@@ -6,6 +6,7 @@ before each replay, and the step computes with nothing else. Batches of other vi
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,19 +15,37 @@ from ..data.loader import Batch
 
 WARM_UP = 3  # steps of each kind before its capture: kernels compile, and the optimiser makes its state
 
-# From a function to one that does again what it did, and what it gave, which that fills anew.
-Capture = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+Work = Callable[[], Tensor]
+
+
+class Capture(Protocol):
+    """How work is recorded."""
+
+    def warm_up(self, work: Work) -> Tensor:
+        """Do the work, where it will be captured."""
+
+    def __call__(self, work: Work) -> tuple[Callable[[], None], Tensor]:
+        """Record the work without doing it: a function that does it, and what it gives, which that fills anew."""
 
 
 class CudaCapture:
     """Captures on one stream and in one pool of memory, for graphs that are replayed one after another."""
 
     def __init__(self, device: torch.device):
-        self.stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
-    def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    def warm_up(self, work: Work) -> Tensor:
+        """On the stream of the captures, in order with what comes before and after."""
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            result = work()
+        current.wait_stream(self._stream)
+        return result
+
+    def __call__(self, work: Work) -> tuple[Callable[[], None], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self.stream):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             result = work()
         return graph.replay, result
 
@@ -49,7 +68,7 @@ class GraphedStep:
         kind = tuple(batch.draw.views for batch in batches), tuple((x.shape, x.dtype) for x in tensors)
         self._seen[kind] = self._seen.get(kind, 0) + 1
         if self._seen[kind] <= WARM_UP:
-            return self._work(batches)
+            return self._capture.warm_up(lambda: self._work(batches))
         if kind not in self._captured:
             placed = [batch.map(torch.clone) for batch in batches]
             self._captured[kind] = [t for batch in placed for t in batch.tensors()], *self._capture(
