@@ -19,6 +19,11 @@ from cinema_fast.kernels import augment_images, augment_native
 from cinema_fast.kernels.augment_images import PARAMETERS, augment_images_bytes
 from cinema_fast.kernels.augment_torch import augment_images_ref
 
+try:
+    from scipy import ndimage
+except ImportError:  # on a machine with a GPU
+    ndimage = None
+
 GPU_SHAPES = {
     "sax-full-b64": (64, 192, 192, 16),
     "sax-zoom-b64": (64, 192, 192, 16),
@@ -30,7 +35,7 @@ CPU_SHAPES = {name.replace("b64", "b4"): (4, *size[1:]) for name, size in GPU_SH
 SHAPES = GPU_SHAPES if timing.DEVICE == "cuda" else CPU_SHAPES
 EVERY_SHAPE = SHAPES | {timing.SMOKE_SHAPE: (2, 19, 17, 6)}
 OURS = timing.OURS if timing.DEVICE == "cuda" or augment_native.PROBLEM else "native"
-PEERS = ("grid_sample",) if timing.DEVICE == "cuda" else ("grid_sample", "scipy")
+PEERS = ("grid_sample",) if timing.DEVICE == "cuda" or ndimage is None else ("grid_sample", "scipy")
 PASSES = ("fwd",)
 
 
@@ -100,8 +105,6 @@ def by_grid_sample(frames: Tensor, how: dict[str, Tensor], room: tuple[int, ...]
 
 def by_scipy(frames: Tensor, how: dict[str, Tensor], room: tuple[int, ...], clip: bool, noisy: bool) -> Tensor:
     """Linear for all: its cubic splines are other ones."""
-    from scipy import ndimage  # not on every machine with a GPU
-
     axes = 2 if clip else frames.ndim - 1
     matrix, shift = (x.numpy() for x in back(how, axes))
     centre = (np.array(frames.shape[-axes:]) - 1) / 2
