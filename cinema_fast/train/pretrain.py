@@ -73,9 +73,9 @@ def pretrain(config: PretrainConfig) -> Outcome:
 
     Writes OUT/config.yaml, metrics.jsonl, run.log, checkpoints/, report/ and, asked for, profile/. A line of
     metrics.jsonl has step, epoch and lr (at that step), loss and grad_norm (means since the last line), skipped and
-    replaced (so far), studies_per_s, tflops (useful ones a second) and, on a GPU, mfu, peak_mib (memory, since the last
-    line), data_wait (share of the time in which a step waited for data) and, where motion guides the masks and a step
-    is no graph, guidance (share of the time that went into their weights).
+    replaced (so far), studies_per_s, tflops (useful ones a second, of a rank), on a GPU mfu, peak_mib (memory; on a GPU
+    since the last line), data_wait (share of the time in which a step waited for data) and, where motion guides the
+    masks and a step is no graph, guidance (share of the time that went into their weights).
 
     After the last step held-out studies are judged on the views that some training study has (views only they have are
     named before the first step). Studies that cannot be read are left out and named, with `config.strict` they end the
