@@ -11,8 +11,9 @@ reads them. Nothing is pickled: torch's own format describes the tensors in a pi
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .checkpoint import CheckpointError, file_sum, manifest_sum, reason_of, save_state, write_file
+from .memory import ran_out
 from .ranks import Ranks
 
 FORMAT, VERSION = "cinema-fast sharded checkpoint", 1
@@ -52,6 +54,8 @@ class ShardedCheckpoints:
                 reader = HuggingFaceStorageReader(str(folder))
                 stored = reader.read_metadata().state_dict_metadata
             except Exception as error:
+                if ran_out(error):  # the files may be sound
+                    raise
                 say(f"checkpoint {path.stem} is damaged and is passed over: {error}")
                 continue
             _begin_state(model, optimizer, stored)
@@ -72,10 +76,13 @@ class ShardedCheckpoints:
         self.finish()
         folder = self._folder / f"shards-{step:08d}"
         if self._ranks.main:
-            folder.with_suffix(".json").unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
-            write_file(folder / "state.pt", lambda path: save_state(state | {"step": step}, path))
+            with self._told(step):
+                folder.with_suffix(".json").unlink(missing_ok=True)
+                for unfinished in self._folder.glob("shards-*/"):
+                    if not unfinished.with_suffix(".json").exists():
+                        shutil.rmtree(unfinished)
+                folder.mkdir(parents=True)
+                write_file(folder / "state.pt", lambda path: save_state(state | {"step": step}, path))
         self._ranks.wait()
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         tensors = _tensors(model, optimizer)
@@ -86,22 +93,35 @@ class ShardedCheckpoints:
         if self._writing is None:
             return
         (step, writing), self._writing = self._writing, None
-        try:
+        with self._told(step):
             writing.result()
-        except Exception as error:
+            if self._ranks.main:
+                self._count(step)
+        self._ranks.wait()
+
+    def _count(self, step: int) -> None:
+        """Write the manifest of what was written, and drop the oldest."""
+        folder = self._folder / f"shards-{step:08d}"
+        files = [file_sum(path) for path in sorted(folder.iterdir())]
+        manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files}
+        manifest["sha256"] = manifest_sum(manifest)
+        path = folder.with_suffix(".json")
+        write_file(path, lambda file: file.write_text(json.dumps(manifest, indent=1) + "\n"))
+        self._drop(path)
+
+    @contextmanager
+    def _told(self, step: int) -> Iterator[None]:
+        """Raises CheckpointError for what goes wrong in the block."""
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        try:
+            yield
+        except (Exception, CheckpointException) as error:  # the latter, of what ranks met with, is no Exception
+            met = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
             raise CheckpointError(
-                f"the checkpoint of step {step} could not be written to {self._folder}: {reason_of(error)}; earlier "
+                f"the checkpoint of step {step} could not be written to {self._folder}: {reason_of(met)}; earlier "
                 "checkpoints are untouched. Mend that (make room?), then go on with --resume"
             ) from error
-        if self._ranks.main:
-            folder = self._folder / f"shards-{step:08d}"
-            files = [file_sum(path) for path in sorted(folder.iterdir())]
-            manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files}
-            manifest["sha256"] = manifest_sum(manifest)
-            path = folder.with_suffix(".json")
-            write_file(path, lambda file: file.write_text(json.dumps(manifest, indent=1) + "\n"))
-            self._drop(path)
-        self._ranks.wait()
 
     def _manifests(self) -> list[Path]:
         return sorted(self._folder.glob("shards-*.json"))
