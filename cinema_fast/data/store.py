@@ -345,6 +345,9 @@ def read_index(path: Path) -> dict:
                 why = f"{type(info).__name__}: {info}" if isinstance(info, Exception) else "no record"
                 raise IndexLost(f"{file}: the record of study {study!r}, view {view!r} is damaged ({why}); "
                                  f"run prepare again")
+            if "/" in study + view or {study, view} & {"", ".", ".."}:  # prepare writes to places of these names
+                raise StoreError(f"{file}: study {study!r}, view {view!r} are no names of a folder and a file in it; "
+                                 f"this store was not written by prepare")
     return index
 
 
