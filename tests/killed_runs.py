@@ -90,6 +90,14 @@ def main() -> None:
     from cinema_fast.train import pretrain
 
     pretrain.write_report = lambda *_, **__: []
+    inline = pretrain.WholeCheckpoints
+
+    class Behind(inline):
+        """Checkpoints as a GPU's run writes them, while the steps go on."""
+
+        def __init__(self, *arguments, behind: bool, **options):
+            super().__init__(*arguments, behind=True, **options)
+
     store, folder, first, last, *options = sys.argv[1:]
 
     def arguments(out: Path) -> list[str]:
@@ -102,6 +110,7 @@ def main() -> None:
     longest = time.monotonic() - begun
     for number in range(int(first), int(last)):
         rng = random.Random(number)
+        pretrain.WholeCheckpoints = Behind if number % 2 else inline
         out = Path(folder) / f"run-{number}"
         every = ["--checkpoint-every", str(rng.choice([1, 2, 3, 5]))]
         print(json.dumps(make(out, [*arguments(out), *every], rng, longest)), flush=True)

@@ -115,9 +115,9 @@ def last_line(ended: subprocess.CompletedProcess) -> str:
     return ended.stderr.strip().splitlines()[-1]
 
 
-def started(store, out, code=""):
+def started(store, out, *more, code=""):
     """A long run in the background, once it has made a step."""
-    arguments = [*RUN, "--steps", "100000", "--log-every", "1", "--checkpoint-every", "50000"]
+    arguments = [*RUN, "--steps", "100000", "--log-every", "1", "--checkpoint-every", "50000", *more]
     process = subprocess.Popen(
         command("pretrain", "--data", store, "--out", out, *arguments, code=f"{QUIET}\n{code}"),
         stderr=subprocess.PIPE,
