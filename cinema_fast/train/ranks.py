@@ -26,7 +26,13 @@ def joined_ranks() -> Iterator["Ranks"]:
     if "RANK" not in os.environ:
         yield Ranks()
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
+    if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+        # torchrun starts ranks again on the store of those that died, whose addresses are in it; machines that train
+        # together need not have restarted as often, and want TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     places = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     yield Ranks(*places, hosts=dist.new_group(backend="gloo", timeout=PATIENCE))
     dist.destroy_process_group()  # not after an error: the others might never come
