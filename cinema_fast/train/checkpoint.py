@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,11 +57,11 @@ def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], state: 
     """
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    _clear(folder)
     paths = {kind: folder / f"step-{step:08d}{suffix}" for kind, suffix in _SUFFIX.items()}
     weights = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder)
         files = {
             "weights": write_file(paths["weights"], lambda path: save_file(weights, path)),
             "state": write_file(paths["state"], lambda path: save_state(state, path)),
@@ -69,7 +70,8 @@ def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], state: 
         manifest["sha256"] = manifest_sum(manifest)
         write_file(paths["manifest"], lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
     except Exception as error:  # the writers raise OSError, RuntimeError or an error of their own for a full disk
-        _clear(folder)
+        with suppress(OSError):  # what cannot be removed now is by the next save
+            _clear(folder)
         raise CheckpointError(
             f"the checkpoint of step {step} could not be written to {folder}: {reason_of(error)}; earlier checkpoints "
             "are untouched. Mend that (make room?), then go on with --resume"
