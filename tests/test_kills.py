@@ -40,32 +40,39 @@ def ended(out: Path) -> tuple[list[dict], bytes]:
     return metrics(out), (out / "checkpoints" / f"step-{STEPS:08d}.safetensors").read_bytes()
 
 
+def kill_in_interpreters(store: Path, folder: Path, numbers: range, longest: float) -> list[str]:
+    """Runs that are interpreters of their own, killed up to MOST times each; where the kills struck."""
+    struck = []
+    for number in numbers:
+        rng, out = random.Random(number), folder / f"run-{number}"
+        for _ in range(MOST):
+            log = out / "run.log"
+            before = log.stat().st_size if log.exists() else 0
+            process = started(store, out)
+            if wait(process.poll, rng.uniform(0, longest)) is None:
+                process.kill()
+                assert process.wait() == -signal.SIGKILL
+                struck.append(strike(out, before))
+        assert started(store, out).wait() == 0, out.with_suffix(".txt").read_text()
+    return struck
+
+
 @pytest.mark.slow  # some 140 kills: two to six minutes
 def test_killed_at_random_moments(tiny_store, tmp_path):  # noqa: F811
     begun = time.monotonic()
     assert started(tiny_store, tmp_path / "undisturbed").wait() == 0
     longest = time.monotonic() - begun
+    program = [sys.executable, Path(__file__).with_name("killed_runs.py"), tiny_store, tmp_path]
     lanes = [
-        subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("killed_runs.py"), tiny_store, tmp_path, *bounds,
-             *map(str, OPTIONS)],
-            stdout=subprocess.PIPE, text=True, env=ONE_THREAD,
-        )
+        subprocess.Popen([*program, *bounds, *map(str, OPTIONS)], stdout=subprocess.PIPE, text=True, env=ONE_THREAD)
         for bounds in (("0", "23"), ("23", "46"))
-    ]  # fmt: skip
-    struck = []
-    for number in range(46, 50):
-        rng, out = random.Random(number), tmp_path / f"run-{number}"
-        for _ in range(MOST):
-            log = out / "run.log"
-            before = log.stat().st_size if log.exists() else 0
-            process = started(tiny_store, out)
-            if wait(process.poll, rng.uniform(0, longest)) is None:
-                process.kill()
-                assert process.wait() == -signal.SIGKILL
-                struck.append(strike(out, before))
-        assert started(tiny_store, out).wait() == 0, out.with_suffix(".txt").read_text()
-    told = [lane.communicate()[0] for lane in lanes]
+    ]
+    try:
+        struck = kill_in_interpreters(tiny_store, tmp_path, range(46, 50), longest)
+        told = [lane.communicate()[0] for lane in lanes]
+    finally:
+        for lane in lanes:
+            lane.kill()
     assert [lane.returncode for lane in lanes] == [0, 0]
     made = [json.loads(line) for text in told for line in text.splitlines()]
     assert len(made) == 46
