@@ -27,7 +27,7 @@ struct Request {
     const double *gamma, *noise;          // (B,)
     const int64_t* noise_key;             // (B,)
     int64_t B, T, X, Y, Z;
-    int32_t maps, threads;                // maps: interpolated linearly, and not scaled
+    int32_t volumes, maps, threads;       // volumes are interpolated linearly, one of one slice too; maps are, and not scaled
 };
 
 namespace {
@@ -138,7 +138,7 @@ void fill(const Request& r, int64_t b, Plan& p) {
         }
     }
     if (p.way == SEPARABLE) {
-        p.taps = r.Z == 1 && !r.maps ? 4 : 2;
+        p.taps = r.volumes || r.maps ? 2 : 4;
         axis_taps(r.X, extent[1], signed_zoom[0], p.taps, p.x_from.data(), p.x_weight.data());
         axis_taps(r.Y, extent[2], signed_zoom[1], p.taps, p.y_from.data(), p.y_weight.data());
         return;

@@ -18,7 +18,7 @@ class _Request(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("frames", "out", "extent", "zoom", "angle", "shift", "flip")),
         *((name, ctypes.c_void_p) for name in ("gamma", "noise", "noise_key")),
         *((name, ctypes.c_int64) for name in ("b", "t", "x", "y", "z")),
-        *((name, ctypes.c_int32) for name in ("maps", "threads")),
+        *((name, ctypes.c_int32) for name in ("volumes", "maps", "threads")),
     )
 
 
@@ -49,7 +49,8 @@ def augment(
         None if noise_key is None else noise_key.contiguous(),
     ]  # fmt: skip
     pointers = (None if p is None else p.data_ptr() for p in (frames, out, *parameters))
-    request = _Request(*pointers, len(frames), t, x, y, z, maps, torch.get_num_threads())
+    volumes = frames.ndim == 4 and not clip
+    request = _Request(*pointers, len(frames), t, x, y, z, volumes, maps, torch.get_num_threads())
     with launching("move_maps" if maps else "augment_images", frames):
         if LIBRARY.augment_images(ctypes.byref(request)):
             raise MemoryError("augment_images: out of memory for the tables of the axes")

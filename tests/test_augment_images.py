@@ -69,6 +69,14 @@ def test_an_image_that_stays_constant_is_black(backend, device, kind, names):
     assert not made(case._replace(how=how), backend, device).any()
 
 
+def test_a_volume_of_one_slice_is_interpolated_as_a_volume(backend, device):
+    frames, extent = images([(9, 7, 1), (8, 8, 1)], (9, 8, 1))
+    case = Case(frames, extent, False, {"zoom": torch.tensor([1.1, 0.9])})
+    check(made(case, backend, device), case)
+    flat = Case(frames[..., 0], extent[:, :2], False, case.how)
+    assert (made(case, backend, device)[..., 0] - made(flat, backend, device)).abs().max() > 0.01
+
+
 def test_one_pixel(backend, device):
     frames, extent = images([(1, 1, 1), (1, 1, 1)], (3, 2, 2))
     for names in ({"zoom", "flip"}, {"angle", "flip"}):

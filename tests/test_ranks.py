@@ -1,13 +1,21 @@
 """Several processes train as one: under torchrun, on the CPU, by gloo."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 from training_fixtures import metrics, run, tiny_store  # noqa: F401
+
+from cinema_fast.train.checkpoint import CheckpointError, check_agreement
+from cinema_fast.train.config import PretrainConfig
+from cinema_fast.train.pretrain import pretrain
+from cinema_fast.train.ranks import STARTED_BY, Ranks
 
 ONE = [
     "--preset", "cinema-tiny", "--seed", "5", "--log-every", "1", "--checkpoint-every", "3", "--device", "cpu",
@@ -15,6 +23,7 @@ ONE = [
 ]  # fmt: skip
 
 
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 AT_STEP = """
 import os, signal, sys
 import cinema_fast.train.pretrain as p
@@ -35,17 +44,21 @@ def torchrun(
     ranks: int, store, out: Path, *more, steps: int = 6, restarts: int = 0, at_step: str = "", timeout: float = 240
 ):
     """`cinema-fast pretrain` in so many processes of one thread; each runs `at_step` before the step `number`."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = words(ranks, store, out, *more, steps=steps, restarts=restarts, at_step=at_step)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT)
+
+
+def words(ranks: int, store, out: Path, *more, steps: int, restarts: int = 0, at_step: str = "") -> list[str]:
+    """The command line of `torchrun`."""
     program = ["-m", "cinema_fast"]
     if at_step:
         program = [str(out.parent / "program.py")]
         Path(*program).write_text(AT_STEP.format(then=at_step))
-    words = [
+    return [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
         "--max-restarts", str(restarts), *program, "pretrain", "--data", str(store), "--out", str(out),
         "--steps", str(steps), *ONE, *map(str, more),
     ]  # fmt: skip
-    return subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=environment)
 
 
 def weights(out: Path, step: int = 6) -> dict:
@@ -106,3 +119,46 @@ def test_shards_are_read_by_another_number_of_ranks(tiny_store, tmp_path, alone)
         else:
             assert ended.returncode == 0 and "going on from step 4" in ended.stderr
     assert_same_run(out, alone)
+
+
+@pytest.mark.slow
+def test_a_signal_to_every_process_stops_and_saves(tiny_store, tmp_path):  # noqa: F811
+    """As a scheduler sends it: torchrun hands it on to ranks that have had it."""
+    out = tmp_path / "run"
+    with subprocess.Popen(
+        words(2, tiny_store, out, "--batch-size", 2, steps=100_000), stderr=subprocess.PIPE, text=True,
+        env=ENVIRONMENT, start_new_session=True,
+    ) as process:  # fmt: skip
+        while not (out / "metrics.jsonl").exists() or len(metrics(out)) < 2:
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    step = int(re.search(r"stopped by signal 15 after step (\d+) and saved", said)[1])
+    assert (out / "checkpoints" / f"step-{step:08d}.json").exists()
+
+
+def test_what_cannot_be_is_said_before_anything_is_done(tiny_store, tmp_path, monkeypatch):  # noqa: F811
+    def refusal(**changes) -> str:
+        with pytest.raises(ValueError) as caught:
+            pretrain(PretrainConfig(tiny_store, tmp_path / "run", 1, preset="cinema-tiny", device="cpu", **changes))
+        return str(caught.value)
+
+    assert "processes: start them by torchrun" in refusal(parallel="fsdp")
+    assert "--mode compile is for whole models, not for --parallel fsdp" in refusal(parallel="fsdp", mode="compile")
+    assert "--mode graph replays CUDA graphs, and this run is on cpu" in refusal(mode="graph")
+    for name in STARTED_BY:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RANK", "0")
+    assert "LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT is not: start them by torchrun" in refusal()
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_that_find_different_checkpoints_do_not_go_on():
+    class Two(Ranks):
+        def most(self, value: int) -> int:
+            return max(value, 7)  # the other's
+
+    check_agreement(7, Ranks())
+    with pytest.raises(CheckpointError, match="find different checkpoints, rank 0 step 4: see"):
+        check_agreement(4, Two())

@@ -143,14 +143,17 @@ def test_stopped_from_outside(tiny_store, tmp_path, signum, status):  # noqa: F8
 
 
 def test_a_second_ctrl_c_ends_at_once(tiny_store, tmp_path):  # noqa: F811
-    slow = AT_STEP.format(number=2, action="time.sleep(300)")
+    # in pieces: a signal that another thread gets does not wake the main one
+    slow = AT_STEP.format(number=2, action="[time.sleep(0.05) for _ in range(6000)]")
     process = started(tiny_store, tmp_path / "run", code=slow)
     while len(metrics(tmp_path / "run")) < 2:
         time.sleep(0.05)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    assert process.poll() is None  # the first waits for the step
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    time.sleep(2)
+    assert process.poll() is None  # the first waits for the step, and what comes with it is no other
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == 130 and "Traceback" not in errors

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import cinema_fast as cf
 from cinema_fast.cli import main
-from cinema_fast.train.ranks import shard_model
+from cinema_fast.train.ranks import Ranks, shard_model
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import scaling
@@ -70,7 +70,7 @@ def loss_of(model, config, decode=None, batch=1):
 def test_what_fsdp_sends(pretended_ranks):
     config = cf.preset("cinema-demo")
     model = cf.CineMA(config)
-    shard_model(model)
+    shard_model(model, Ranks(world=RANKS), torch.device("cpu"))
     with Collectives() as counted:
         loss_of(model, config).backward()
     expected = scaling.fsdp_traffic("cinema-demo", RANKS)

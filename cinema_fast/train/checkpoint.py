@@ -107,6 +107,16 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | 
     return None
 
 
+def check_agreement(step: int, ranks: Ranks) -> None:
+    """Raise CheckpointError where the newest sound checkpoint, that of `step`, is not the same for all ranks."""
+    if not ranks.agree(step):
+        found = f"step {step}" if step else "none"
+        raise CheckpointError(
+            f"the ranks find different checkpoints, rank {ranks.rank} {found}: see run.log and run.rank-N.log for what "
+            "each passed over, make --out the same folder for all, and go on with --resume"
+        )
+
+
 class WholeCheckpoints:
     """Checkpoints of a model that every rank has whole: the main one writes, all read.
 
@@ -131,6 +141,7 @@ class WholeCheckpoints:
         Raises CheckpointError where there are checkpoints and all are damaged.
         """
         checkpoint = newest_checkpoint(self._folder, say)
+        check_agreement(checkpoint.step if checkpoint else 0, self._ranks)
         if checkpoint is None:
             return None
         load_cinema_weights(model, checkpoint.weights)

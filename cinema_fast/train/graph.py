@@ -45,7 +45,8 @@ class CudaCapture:
 
     def __call__(self, work: Work) -> tuple[Callable[[], None], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # threads that read ahead go on meanwhile, and allocate
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             result = work()
         return graph.replay, result
 

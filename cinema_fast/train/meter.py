@@ -7,23 +7,28 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .ranks import Ranks
+
 
 class NonFiniteError(ValueError):
     """Too many updates in a row had a loss or gradient that is not finite, or a weight is not."""
 
 
-def check_weights(model: nn.Module, step: int, saved: int) -> None:
-    """Raise NonFiniteError where a weight is not finite after a step; saved: step of the newest checkpoint.
+def check_weights(model: nn.Module, step: int, saved: int, ranks: Ranks) -> None:
+    """Raise NonFiniteError, on every rank, where a weight of any is not finite after a step.
+
+    saved: step of the newest checkpoint.
 
     To be called before each checkpoint: from such weights nothing can go on, and they would crowd out those before.
     """
     weights = {name: getattr(p, "to_local", p.detach)() for name, p in model.named_parameters()}
     finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
-    if bad := [name for name, fine in zip(weights, finite) if not fine]:
-        raise NonFiniteError(
-            f"step {step}: {len(bad)} of {len(finite)} weights are not finite, {bad[0]} among them, and are not saved. "
-            + _go_back(saved)
+    bad = [name for name, fine in zip(weights, finite) if not fine]
+    if ranks.most(len(bad)):
+        which = f"{len(bad)} of {len(finite)} weights are not finite, {bad[0]} among them" if bad else (
+            "weights that another rank has are not finite"
         )
+        raise NonFiniteError(f"step {step}: {which}, and are not saved. {_go_back(saved)}")
 
 
 def _go_back(saved: int) -> str:

@@ -136,7 +136,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
     if config.init_from and not (config.resume and checkpoints.any()):
         remarks.append(load_shared_views(model, config.init_from))
     if sharded:
-        shard_model(model)
+        shard_model(model, ranks, device)
     optimizer = adamw(model, lr=config.lr, weight_decay=config.weight_decay)
     meter = Meter(max_skips=config.max_skips)
 
@@ -233,7 +233,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
                 line["replaced"] = ranks.sum(meter.replaced)
                 log.metrics(line, batch=sampler.global_batch)
             if saving:
-                check_weights(model, done, meter.saved)
+                check_weights(model, done, meter.saved, ranks)
                 log.sync()
                 counts = meter.state() | {"replaced": ranks.sum(meter.replaced)}
                 state = {"meter": counts, "rng": rng_state(), **settled}

@@ -17,7 +17,11 @@ from torch import Tensor, nn
 
 from ..models.cinema import CineMA
 
-PATIENCE = timedelta(hours=2)  # the slowest thing that one rank does alone is to judge and draw at the end
+# of the others, while the main rank writes a checkpoint of a huge model to a slow disk
+PATIENCE = timedelta(minutes=30)
+
+
+STARTED_BY = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun gives them beside RANK
 
 
 @contextmanager
@@ -26,6 +30,11 @@ def joined_ranks() -> Iterator["Ranks"]:
     if "RANK" not in os.environ:
         yield Ranks()
         return
+    if missing := [name for name in STARTED_BY if name not in os.environ]:
+        raise ValueError(
+            f"RANK is set, so other processes are to train with this one, but {', '.join(missing)} is not: start them "
+            "by torchrun, or unset RANK"
+        )
     store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
         # torchrun starts ranks again on the store of those that died, whose addresses are in it; machines that train
@@ -71,6 +80,10 @@ class Ranks:
         """The largest of the ranks' values."""
         return self._reduced(value, dist.ReduceOp.MAX)
 
+    def agree(self, value: int) -> bool:
+        """Whether all ranks have the same value."""
+        return self.most(value) == -self.most(-value)
+
     def sum(self, value: int) -> int:
         """The sum of the ranks' values."""
         return self._reduced(value, dist.ReduceOp.SUM)
@@ -103,13 +116,15 @@ class Ranks:
 ALONE = Ranks()
 
 
-def shard_model(model: CineMA) -> None:
+def shard_model(model: CineMA, ranks: Ranks, device: torch.device) -> None:
     """FSDP2: every rank keeps a part of each parameter; the encoder's blocks are gathered one by one, and the decoder
     as a whole, whose cross attentions read the visible tokens in one product."""
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
+    mesh = init_device_mesh(device.type, (ranks.world,))
     for unit in (*model.encoder.blocks, model.decoder, model):
-        fully_shard(unit)
+        fully_shard(unit, mesh=mesh)
 
 
 def sum_later(called: nn.Module, last: bool) -> AbstractContextManager:

@@ -85,6 +85,8 @@ def check_mode(config: PretrainConfig, device: torch.device, ranks: Ranks) -> No
         raise ValueError(f"--mode graph replays CUDA graphs, and this run is on {device.type}: use --mode compile")
     if config.mode == "graph" and ranks.hosts:
         raise ValueError("--mode graph is for one GPU: under torchrun use --mode compile")
+    if config.mode != "eager" and config.parallel == "fsdp":
+        raise ValueError(f"--mode {config.mode} is for whole models, not for --parallel fsdp: use --mode eager")
     if config.parallel == "fsdp" and not ranks.hosts:
         raise ValueError(
             "--parallel fsdp shares a model out among processes: start them by torchrun --nproc-per-node N, see "

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointError, file_sum, manifest_sum, reason_of, save_state, write_file
+from .checkpoint import CheckpointError, check_agreement, file_sum, manifest_sum, reason_of, save_state, write_file
 from .memory import ran_out
 from .ranks import Ranks
 
@@ -45,28 +45,31 @@ class ShardedCheckpoints:
         from torch.distributed import checkpoint
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-        manifests = self._manifests()
-        for path in reversed(manifests):
+        state, reader, stored = {"step": 0}, None, {}
+        for path in reversed(self._manifests()):
             try:
                 self._check(path)
                 folder = path.with_suffix("")
                 state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
                 reader = HuggingFaceStorageReader(str(folder))
                 stored = reader.read_metadata().state_dict_metadata
+                break
             except Exception as error:
                 if ran_out(error):  # the files may be sound
                     raise
                 say(f"checkpoint {path.stem} is damaged and is passed over: {error}")
-                continue
-            _begin_state(model, optimizer, stored)
-            tensors = _tensors(model, optimizer)
-            if differing := sorted(set(tensors) ^ set(stored)):
-                raise CheckpointError(f"{folder} is of another model: {len(differing)} names differ, as {differing[0]}")
-            checkpoint.load(tensors, storage_reader=reader, process_group=self._group)
-            return state
-        if manifests:
-            raise CheckpointError(f"every checkpoint in {self._folder} is damaged; start again with another --out")
-        return None
+        else:
+            if self.any():
+                raise CheckpointError(f"every checkpoint in {self._folder} is damaged; start again with another --out")
+        check_agreement(state["step"], self._ranks)
+        if reader is None:
+            return None
+        _begin_state(model, optimizer, stored)
+        tensors = _tensors(model, optimizer)
+        if differing := sorted(set(tensors) ^ set(stored)):
+            raise CheckpointError(f"{folder} is of another model: {len(differing)} names differ, as {differing[0]}")
+        checkpoint.load(tensors, storage_reader=reader, process_group=self._group)
+        return state
 
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
         """As `WholeCheckpoints.save`; all ranks call it."""

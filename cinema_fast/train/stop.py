@@ -1,7 +1,14 @@
-"""A polite end: the first SIGTERM or Ctrl-C lets the running step finish and be saved, the second ends at once."""
+"""A polite end: SIGTERM or Ctrl-C lets the running step finish and be saved, another Ctrl-C ends at once.
 
+One signal may come twice: a scheduler sends it to every process of a job, and torchrun, one of these, to its ranks.
+"""
+
+import math
 import signal
 import threading
+import time
+
+ONCE_S = 1.0  # within which two are one
 
 
 class StopRequest:
@@ -9,6 +16,7 @@ class StopRequest:
 
     def __init__(self):
         self.signum: int | None = None
+        self._came = math.inf
         self._before = {}
 
     def __enter__(self) -> "StopRequest":
@@ -22,6 +30,7 @@ class StopRequest:
             signal.signal(signum, handler)
 
     def _note(self, signum, _frame):
-        if self.signum is not None:
+        if signum == signal.SIGINT and time.monotonic() - self._came > ONCE_S:
             raise KeyboardInterrupt
-        self.signum = signum
+        if self.signum is None:
+            self.signum, self._came = signum, time.monotonic()
