@@ -33,17 +33,25 @@ define say_skipped
 @$(BIN)/python -c 'import nvidia.dali' 2>/dev/null || echo 'NOT TESTED: the DALI loader. DALI is not installed here, its tests were skipped'
 endef
 
-# one thread: with more, tiny operations on a busy machine mostly wait for each other
+# Two processes beside each other, of one thread each (with more, tiny operations on a busy machine mostly wait for each
+# other): what runs as it is, and the Triton kernels in the interpreter, whose output comes last.
+define run_tests
+@INTERPRETER=.venv/interpreter.log; \
+OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q $(1) >$$INTERPRETER 2>&1 & kernels=$$!; \
+trap 'kill $$kernels; exit 130' INT TERM; \
+OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(1); plain=$$?; \
+wait $$kernels; kernels=$$?; echo; echo 'The Triton kernels in the interpreter:'; cat $$INTERPRETER; \
+[ $$plain -eq 0 ] && [ $$kernels -eq 0 ]
+endef
+
 test: setup .venv/dali
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow"
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -m "not slow"
+	$(call run_tests,-m "not slow")
 	$(say_skipped)
 
 test-all: setup .venv/dali
 	$(BIN)/ruff check .
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q
+	$(call run_tests,)
 	$(say_skipped)
 
 lint: setup
