@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 import torch.distributed as dist
+from test_checkpoint import cut, flip
 from torch import nn
 
 from cinema_fast.train.checkpoint import CheckpointError, WholeCheckpoints, file_sum, manifest_sum
@@ -78,16 +79,6 @@ def test_nothing_befalls_it(saved):
 def shard(folder):
     (file,) = (folder / "shards-00000002").glob("*.safetensors")
     return file
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-9])
-
-
-def flip(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
 
 
 def reword(path):

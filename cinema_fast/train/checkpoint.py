@@ -72,10 +72,7 @@ def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], state: 
     except Exception as error:  # the writers raise OSError, RuntimeError or an error of their own for a full disk
         with suppress(OSError):  # what cannot be removed now is by the next save
             _clear(folder)
-        raise CheckpointError(
-            f"the checkpoint of step {step} could not be written to {folder}: {reason_of(error)}; earlier checkpoints "
-            "are untouched. Mend that (make room?), then go on with --resume"
-        ) from error
+        raise not_written(step, folder, error) from error
     earlier = [path for path in _manifests(folder) if path <= paths["manifest"]]
     later = [path for path in _manifests(folder) if path > paths["manifest"]]  # damaged ones that were passed over
     for old in earlier[:-keep] + later:
@@ -105,6 +102,26 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | 
     if manifests:
         raise CheckpointError(f"every checkpoint in {folder} is damaged; start again with another --out")
     return None
+
+
+def not_written(step: int, folder: Path, error: BaseException) -> CheckpointError:
+    """What is raised for a checkpoint that an error kept from being written."""
+    return CheckpointError(
+        f"the checkpoint of step {step} could not be written to {folder}: {_reason(error)}; earlier checkpoints are "
+        "untouched. Mend that (make room?), then go on with --resume"
+    )
+
+
+def read_manifest(path: Path, form: str) -> dict:
+    """A manifest of this form, version 1. Raises CheckpointError where it is another or was altered."""
+    manifest = json.loads(path.read_text())
+    if manifest["sha256"] != manifest_sum(manifest):
+        raise CheckpointError(f"{path.name} was altered: its own SHA-256 is not what it says")
+    if (manifest["format"], manifest["version"]) != (form, VERSION):
+        raise CheckpointError(
+            f"{path.name} is {manifest['format']!r} version {manifest['version']}, want {form!r} version {VERSION}"
+        )
+    return manifest
 
 
 def check_agreement(step: int, ranks: Ranks) -> None:
@@ -202,7 +219,7 @@ def _clear(folder: Path) -> None:
         leftover.unlink()
 
 
-def reason_of(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """The system's word for a failed write, which torch.save buries under its own."""
     link: BaseException | None = error
     while link is not None and not isinstance(link, OSError):
@@ -234,13 +251,7 @@ def write_file(path: Path, writer: Callable[[Path], object]) -> dict:
 
 
 def _read(path: Path) -> Checkpoint:
-    manifest = json.loads(path.read_text())
-    if manifest["sha256"] != manifest_sum(manifest):
-        raise CheckpointError(f"{path.name} was altered: its own SHA-256 is not what it says")
-    if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
-        raise CheckpointError(
-            f"{path.name} is {manifest['format']!r} version {manifest['version']}, want {FORMAT!r} version {VERSION}"
-        )
+    manifest = read_manifest(path, FORMAT)
     for expected in manifest["files"].values():
         file = path.with_name(expected["name"])
         if not file.is_file():

@@ -20,11 +20,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .checkpoint import CheckpointError, check_agreement, file_sum, manifest_sum, reason_of, save_state, write_file
+from .checkpoint import (
+    VERSION,
+    CheckpointError,
+    check_agreement,
+    file_sum,
+    manifest_sum,
+    not_written,
+    read_manifest,
+    save_state,
+    write_file,
+)
 from .memory import ran_out
 from .ranks import Ranks
 
-FORMAT, VERSION = "cinema-fast sharded checkpoint", 1
+FORMAT = "cinema-fast sharded checkpoint"
 OPTIMIZER = "optimizer."  # before the kind of a state and the name of its parameter
 
 
@@ -121,21 +131,14 @@ class ShardedCheckpoints:
             yield
         except (Exception, CheckpointException) as error:  # the latter, of what ranks met with, is no Exception
             met = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-            raise CheckpointError(
-                f"the checkpoint of step {step} could not be written to {self._folder}: {reason_of(met)}; earlier "
-                "checkpoints are untouched. Mend that (make room?), then go on with --resume"
-            ) from error
+            raise not_written(step, self._folder, met) from error
 
     def _manifests(self) -> list[Path]:
         return sorted(self._folder.glob("shards-*.json"))
 
     def _check(self, path: Path) -> None:
         """Raise CheckpointError where a file is not what was written."""
-        manifest = json.loads(path.read_text())
-        if manifest["sha256"] != manifest_sum(manifest):
-            raise CheckpointError(f"{path.name} was altered: its own SHA-256 is not what it says")
-        if (manifest["format"], manifest["version"]) != (FORMAT, VERSION):
-            raise CheckpointError(f"{path.name} is {manifest['format']!r} version {manifest['version']}")
+        manifest = read_manifest(path, FORMAT)
         folder = path.with_suffix("")
         found = sorted(file.name for file in folder.iterdir())
         if found != [file["name"] for file in manifest["files"]]:
