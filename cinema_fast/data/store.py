@@ -3,16 +3,19 @@
     STORE/index.json                    what is in the store: options of the preparation, one line per study
     STORE/studies/ID/VIEW.npy           uint8, C order, (T, X, Y, Z) for a stack or (T, X, Y) for a single slice
     STORE/studies/ID/VIEW.motion.npy    uint8, C order, (X, Y[, Z]): how much each pixel moves; only if asked for
+    STORE/studies/ID/VIEW.labels.npy    uint8, C order, (labelled frames, X, Y[, Z]): classes; only if there are labels
     STORE/studies/ID/study.json         the study's records in full, from which the index is made
     STORE/failures.jsonl                what could not be prepared, and why
 
 A record of the index holds, per study and view, `file`, `shape`, `spacing_mm` of the stored grid, `frame_time_ms` (or
-null), `sha256` of the .npy, `source` (file and its sha256) and, where there is a motion map (`motion.py`), `motion`
-(file, sha256 and `max_px`, the pixels that 255 stands for); 0.4 kB a view, 0.5 with a map, so that a store of 70,000
-studies opens in seconds. The record in study.json holds besides: `window` (raw intensities that became 0 and 255),
-`affine` (stored voxel index -> scanner mm, RAS+), `centred_on`, `prepare` (the options), and of `source` name, size
-and modification time of every file that went in. In version 1 the index held all of them but the options; both
-versions are read, version 2 is written.
+null), `sha256` of the .npy, `source` (file and its sha256) and, where there are any, `motion` (the motion map,
+`motion.py`: file, sha256 and `max_px`, the pixels that 255 stands for) and `labels` (the label maps, `labels.py`: file,
+sha256 and `frames`, those of the cine that are labelled, ascending); 0.4 kB a view, 0.5 with either map, so that a
+store of 70,000 studies opens in seconds. The record in study.json holds besides: `window` (raw intensities that became
+0 and 255), `affine` (stored voxel index -> scanner mm, RAS+), `centred_on`, `prepare` (the options), and of `source`
+and `labels` name, size and modification time of every file that went in. In version 1 the index held all of them but
+the options; both versions are read, version 2 is written. Programs from before the label maps read a store that has
+some as one without, so they came with no new version.
 
 What is noticed of damage, and when, is in `check.py`.
 
@@ -34,113 +37,23 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from stat import S_ISREG
-from typing import NamedTuple
 
 import numpy as np
 
 from .lock import hold_folder
 from .npy import NPY_HEADER_BYTES, header_fault, npy_header
+from .records import CineInfo, StoreError, make_info
 
 FORMAT, VERSION = "cinema-fast store", 2
 VIEWS = ("sax", "lax_2c", "lax_3c", "lax_4c")
 
 
-class StoreError(ValueError):
-    """A folder that is no usable cine store; the message names the file and what to do."""
-
-
 class IndexLost(StoreError):
     """The index of a store is missing or damaged; `prepare` makes it again from the studies."""
-
-
-class MotionInfo(NamedTuple):
-    """The motion map of one view. path: the .npy file. sha256: of it. max_px: mean motion between consecutive frames,
-    in pixels, that 255 stands for; 0 where nothing moves."""
-
-    path: str
-    sha256: str
-    max_px: float
-
-
-class CineInfo(NamedTuple):
-    """One view of one study.
-
-    path: the .npy file. shape: (T, X, Y[, Z]). spacing_mm: mm per spatial axis. frame_time_ms: ms, None if unknown.
-    sha256: of the .npy. source, source_sha256: name of the (first) file it was made from, and their checksum.
-    motion: the view's motion map, None where it has none.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    spacing_mm: tuple[float, ...]
-    frame_time_ms: float | None
-    sha256: str
-    source: str
-    source_sha256: str
-    motion: MotionInfo | None = None
-
-    @property
-    def files(self) -> list[tuple[str, tuple[int, ...]]]:
-        """(path, shape of the array in it) of the cine and, where there is one, of its motion map."""
-        return [(self.path, self.shape), *([(self.motion.path, self.shape[1:])] if self.motion else [])]
-
-    @property
-    def window(self) -> np.ndarray:
-        """float32 (T, 2), raw intensities that became 0 and 255; read from study.json. Raises StoreError."""
-        return self._detail("window", np.float32, (self.shape[0], 2))
-
-    @property
-    def affine(self) -> np.ndarray:
-        """float64 (4, 4), stored voxel index -> scanner mm (RAS+); read from study.json. Raises StoreError."""
-        return self._detail("affine", np.float64, (4, 4))
-
-    def _detail(self, key: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-        path = Path(self.path)
-        file = path.with_name("study.json")
-        try:
-            record = json.loads(file.read_bytes())[path.stem]
-            if record["sha256"] != self.sha256:
-                raise ValueError("it belongs to another preparation than the index")
-            return np.array(record[key], dtype).reshape(shape)
-        except (OSError, ValueError, TypeError, KeyError) as err:
-            raise StoreError(f"{file}: no {key} of {path.name} ({type(err).__name__}: {err}); "
-                             f"run prepare again") from err
-
-
-def make_info(root: str, record: dict) -> CineInfo:
-    """One view from its record. Raises KeyError, TypeError, ValueError or AttributeError."""
-    motion = None
-    if "motion" in record:
-        found = record["motion"]
-        motion = MotionInfo(f"{root}/{found['file']}", found["sha256"], float(found["max_px"]))
-    return CineInfo(
-        path=f"{root}/{record['file']}",
-        shape=_shape(tuple(record["shape"])),
-        spacing_mm=_spacing(tuple(record["spacing_mm"])),
-        frame_time_ms=record["frame_time_ms"],
-        sha256=record["sha256"],
-        source=record["source"]["file"],
-        source_sha256=record["source"]["sha256"],
-        motion=motion,
-    )
-
-
-# A store has few shapes and spacings, so that many thousands of records share their tuples.
-@lru_cache
-def _shape(values: tuple) -> tuple[int, ...]:
-    shape = tuple(int(n) for n in values)
-    if len(shape) not in (3, 4) or min(shape) < 1:
-        raise ValueError(f"the shape {shape}, expected (T, X, Y[, Z])")
-    return shape
-
-
-@lru_cache
-def _spacing(values: tuple) -> tuple[float, ...]:
-    return tuple(float(mm) for mm in values)
 
 
 class CineStore:
@@ -237,6 +150,27 @@ class CineStore:
                              f"`cinema-fast prepare SRC {self.path} --motion` adds it")
         return self._read(info.motion.path, info.shape[1:], info.shape[1:], [0])[0]
 
+    def read_labels(self, study: str, view: str, t: int) -> np.ndarray:
+        """The label map of frame `t` of a view: uint8 (X, Y[, Z]), the values of the label files, 0 for background.
+
+        `info(study, view).labels.frames` are the frames that have one.
+
+        Raises:
+            StoreError: the frame has no label map, or the file is gone, unreadable, or not what the index says.
+            IndexError: a frame outside 0..T-1.
+        """
+        info = self.info(study, view)
+        if not 0 <= t < info.shape[0]:
+            raise IndexError(f"study {study!r}, view {view!r}: frame {t} of {info.shape[0]}")
+        if info.labels is None:
+            raise StoreError(f"{self.path}: study {study!r} has no labels of {view!r}, so none of frame {t}; "
+                             f"`cinema-fast prepare SRC STORE --labels PATTERN` stores them")
+        frames = info.labels.frames
+        if t not in frames:
+            listed = ", ".join(map(str, frames[:8])) + (f" and {len(frames) - 8} more" if len(frames) > 8 else "")
+            raise StoreError(f"{self.path}: study {study!r}, view {view!r}: frame {t} is not labelled, only {listed}")
+        return self._read(info.labels.path, (len(frames), *info.shape[1:]), info.shape[1:], [frames.index(t)])[0]
+
     def _read(self, path: str, shape: tuple[int, ...], part: tuple[int, ...], at: list[int]) -> np.ndarray:
         """(len(at), *part): parts number `at` of the uint8 array of `shape` that a file holds. Raises StoreError."""
         out = np.empty((len(at), *part), np.uint8)
@@ -273,6 +207,11 @@ class CineStore:
 def motion_file(study: str, view: str) -> str:
     """Where the motion map of a view lies, relative to the store."""
     return f"studies/{study}/{view}.motion.npy"
+
+
+def labels_file(study: str, view: str) -> str:
+    """Where the label maps of a view lie, relative to the store."""
+    return f"studies/{study}/{view}.labels.npy"
 
 
 def wrong_sizes(files: Iterable[tuple[str, tuple[int, ...]]]) -> list[str]:
