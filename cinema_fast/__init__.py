@@ -8,6 +8,8 @@ __version__ = "0.1.0"
 _HOME = {
     "CineMA": "models.cinema",
     "CineMAConfig": "models.config",
+    "ConvUNetR": "models.conv_unetr",
+    "ConvViT": "models.conv_vit",
     "MAEOutput": "models.cinema",
     "TokenPlan": "kernels",
     "cinema_state_dict": "models.weights",

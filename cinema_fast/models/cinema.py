@@ -5,7 +5,6 @@ decoded: see `kernels/token_plan.py` for what says so, and `stem.py` for why it 
 are those of the published checkpoints.
 """
 
-import difflib
 import math
 from typing import NamedTuple
 
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 
 from ..kernels.assemble_queries import assemble_queries
 from ..kernels.masked_mse import masked_mse
-from ..kernels.patches import grid_of
 from ..kernels.token_plan import TokenPlan
+from .backbone import check_images, encode_views, view_fusions, view_stems, whole_images
 from .config import CineMAConfig
 from .layers import Decoder, Encoder
 from .position import resize_table, sincos_table
-from .stem import Fusion, Stem, initialise, normal_token
+from .stem import initialise, normal_token
 
 
 class MAEOutput(NamedTuple):
@@ -51,25 +50,9 @@ class CineMA(nn.Module):
     def __init__(self, config: CineMAConfig):
         super().__init__()
         self.config = config
-        width, dec_width = config.enc_embed_dim, config.dec_embed_dim
-        chans, views = config.enc_conv_chans, config.views
-        self.enc_down_dict = nn.ModuleDict(
-            {
-                v: Stem(
-                    config.grid(v),
-                    config.patch_size[v],
-                    config.scale_factor[v],
-                    config.in_chans[v],
-                    chans,
-                    config.enc_conv_n_blocks,
-                    width,
-                )
-                for v in views
-            }
-        )
-        self.enc_fusion_dict = nn.ModuleDict(
-            {v: Fusion(config.patch_size[v], config.scale_factor[v], chans, width) for v in views}
-        )
+        width, dec_width, views = config.enc_embed_dim, config.dec_embed_dim, config.views
+        self.enc_down_dict = view_stems(config)
+        self.enc_fusion_dict = view_fusions(config)
         self.encoder = Encoder(width, config.enc_depth, config.enc_n_heads)
         self.dec_linear = nn.Linear(width, dec_width)
         self.dec_embed_dict = nn.ModuleDict({v: DecoderEmbedding(dec_width, config.grid(v)) for v in views})
@@ -133,56 +116,24 @@ class CineMA(nn.Module):
     def encode(self, images: dict[str, Tensor], intensity: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Features of whole images: {"cls": (B, 1, D), view: (B, N, D)}. Arguments and errors as in `forward`."""
         grids = self._check(images, None, intensity)
-        plan = {
-            view: TokenPlan.everything(len(images[view]), math.prod(grid), images[view].device)
-            for view, grid in grids.items()
-        }
-        cls, features = self._features(images, plan, grids, intensity)
+        cls, features = self._features(images, whole_images(images, grids), grids, intensity)
         return {"cls": cls, **features}
 
     def _features(self, images, plan, grids, intensity) -> tuple[Tensor, dict[str, Tensor]]:
         """Class token (B, 1, D), and {view: (B, K, D)} fused features of the visible tokens."""
-        skips, tokens = {}, []
-        for view, grid in grids.items():
-            stem = self.enc_down_dict[view]
-            window = None if intensity is None else intensity[view]
-            skips[view], x = stem(images[view], plan[view], grid, window)
-            tokens.append(x)
-        cls, *parts = self.encoder(torch.cat(tokens, dim=1)).split([1, *(x.shape[1] for x in tokens)], dim=1)
-        return cls, {v: self.enc_fusion_dict[v](skips[v], x) for v, x in zip(grids, parts)}
+        cls, skips, parts = encode_views(self.enc_down_dict, self.encoder, images, plan, grids, intensity)
+        return cls, {v: self.enc_fusion_dict[v](skips[v], x) for v, x in parts.items()}
 
     def _check(self, images, plan, intensity) -> dict[str, tuple[int, ...]]:
         """{view: grid} of the images, in the configured order, once everything fits."""
-        config = self.config
-        if unknown := [v for v in images if v not in config.views]:
-            near = difflib.get_close_matches(unknown[0], config.views, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"CineMA: no view {unknown[0]!r} in this model{hint} (views: {', '.join(config.views)})")
-        if not images:
-            raise ValueError(f"CineMA: no images given; want one or more of {', '.join(config.views)}")
+        grids = check_images("CineMA", self.config, images, intensity)
         if plan is not None and set(plan) != set(images):
             raise ValueError(f"CineMA: images of {sorted(images)} but a plan for {sorted(plan)}")
-        if intensity is not None and set(intensity) != set(images):
-            raise ValueError(f"CineMA: images of {sorted(images)} but intensity for {sorted(intensity)}")
-        grids, batch = {}, len(next(iter(images.values())))
-        for view in (v for v in config.views if v in images):
-            shape, n_axes = tuple(images[view].shape), len(config.image_size[view])
-            if len(shape) != 2 + n_axes or shape[0] != batch or shape[1] != config.in_chans[view]:
-                raise ValueError(
-                    f"CineMA: {view!r} wants (B = {batch}, C = {config.in_chans[view]}, {n_axes} axes), got {shape}"
-                )
-            try:
-                grids[view] = grid_of(shape[2:], config.token_size(view))
-            except ValueError as error:
-                raise ValueError(f"CineMA: {view!r}: {error}") from None
-            if intensity is not None and tuple(intensity[view].shape) != (batch, 2):
-                raise ValueError(
-                    f"CineMA: intensity of {view!r} wants ({batch}, 2) offset and scale, "
-                    f"got {tuple(intensity[view].shape)}"
-                )
-            if plan is not None and tuple(plan[view].slot.shape) != (batch, math.prod(grids[view])):
+        for view, grid in grids.items():
+            want = (len(images[view]), math.prod(grid))
+            if plan is not None and tuple(plan[view].slot.shape) != want:
                 raise ValueError(
                     f"CineMA: the plan of {view!r} is for (B, N) = {tuple(plan[view].slot.shape)}, "
-                    f"the image has {(batch, math.prod(grids[view]))}"
+                    f"the image has {want}"
                 )
         return grids

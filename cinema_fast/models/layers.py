@@ -152,6 +152,12 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
 
+def _drop_path(branch: Tensor, rate: float) -> Tensor:
+    """The branch (B, ...) of each sample, at a chance of `rate` zero, else scaled so that the expectation stays."""
+    keep = torch.empty(len(branch), *[1] * (branch.ndim - 1), dtype=branch.dtype, device=branch.device)
+    return branch * keep.bernoulli_(1 - rate).div_(1 - rate)
+
+
 def _offsets(batch: int, n: int, device: torch.device) -> Tensor:
     return torch.arange(0, (batch + 1) * n, n, dtype=torch.int32, device=device)
 
@@ -162,12 +168,15 @@ class Block(nn.Module):
     recompute: what backward computes again instead of finding it kept: "none"; "selective", the wide hidden layer of
     the MLP, 4 of the 10 values a token and channel that are kept otherwise, for a ninth of the block's work; "full",
     all but the block's input, for a third.
+    drop_path: chance that a sample skips a branch in training (Huang et al., "Deep networks with stochastic depth",
+    ECCV 2016).
     """
 
     recompute = "none"
 
-    def __init__(self, width: int, n_heads: int):
+    def __init__(self, width: int, n_heads: int, drop_path: float = 0.0):
         super().__init__()
+        self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(width)
         self.attn = Attention(width, n_heads)
         self.norm2 = nn.LayerNorm(width)
@@ -176,7 +185,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, keys: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """x (B, N, D) -> (B, N, D): self-attention, or cross-attention to `keys`, k and v (B * K, H, head dim)."""
         if self.recompute == "full" and torch.is_grad_enabled():
-            return checkpoint(self._forward, x, keys, use_reentrant=False, preserve_rng_state=False)
+            draws = self.training and self.drop_path > 0
+            return checkpoint(self._forward, x, keys, use_reentrant=False, preserve_rng_state=draws)
         return self._forward(x, keys)
 
     def _forward(self, x: Tensor, keys: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -192,17 +202,22 @@ class Block(nn.Module):
         mixed = sparse_attention(
             q, k, v, _offsets(batch, n, x.device), _offsets(batch, n_keys, x.device), max_q=n, max_k=n_keys
         )
-        x = x + attn.proj(mixed.reshape(x.shape))
-        return x + norm_mlp(x, self.norm2, self.mlp.fc1, self.mlp.fc2, keep_hidden=self.recompute == "none")
+        x = x + self._drop(attn.proj(mixed.reshape(x.shape)))
+        return x + self._drop(norm_mlp(x, self.norm2, self.mlp.fc1, self.mlp.fc2, keep_hidden=self.recompute == "none"))
+
+    def _drop(self, branch: Tensor) -> Tensor:
+        return _drop_path(branch, self.drop_path) if self.training and self.drop_path else branch
 
 
 class Encoder(nn.Module):
     """ViT over the visible tokens of all views, after one class token."""
 
-    def __init__(self, width: int, depth: int, n_heads: int):
+    def __init__(self, width: int, depth: int, n_heads: int, drop_path: float = 0.0):
         super().__init__()
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path: want a chance from 0 to below 1, got {drop_path}")
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.blocks = nn.ModuleList(Block(width, n_heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, n_heads, drop_path) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> Tensor:

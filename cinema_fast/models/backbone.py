@@ -1,0 +1,101 @@
+"""What every model over views begins with: checks of its images, a stem a view, one encoder over all tokens."""
+
+import difflib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..kernels.patches import grid_of
+from ..kernels.token_plan import TokenPlan
+from .config import CineMAConfig
+from .layers import Encoder
+from .stem import Fusion, Stem
+
+
+def view_stems(config: CineMAConfig, n_frames: int = 1) -> nn.ModuleDict:
+    """A `Stem` a view, for images of n_frames x in_chans channels."""
+    return nn.ModuleDict(
+        {
+            v: Stem(
+                config.grid(v),
+                config.patch_size[v],
+                config.scale_factor[v],
+                n_frames * config.in_chans[v],
+                config.enc_conv_chans,
+                config.enc_conv_n_blocks,
+                config.enc_embed_dim,
+            )
+            for v in config.views
+        }
+    )
+
+
+def view_fusions(config: CineMAConfig) -> nn.ModuleDict:
+    """A `Fusion` a view."""
+    return nn.ModuleDict(
+        {
+            v: Fusion(config.patch_size[v], config.scale_factor[v], config.enc_conv_chans, config.enc_embed_dim)
+            for v in config.views
+        }
+    )
+
+
+def whole_images(images: dict[str, Tensor], grids: dict[str, tuple[int, ...]]) -> dict[str, TokenPlan]:
+    """Plans in which every token is visible."""
+    return {v: TokenPlan.everything(len(images[v]), math.prod(grid), images[v].device) for v, grid in grids.items()}
+
+
+def encode_views(
+    stems: nn.ModuleDict,
+    encoder: Encoder,
+    images: dict[str, Tensor],
+    plan: dict[str, TokenPlan],
+    grids: dict[str, tuple[int, ...]],
+    intensity: dict[str, Tensor] | None,
+) -> tuple[Tensor, dict[str, list[Tensor]], dict[str, Tensor]]:
+    """Class token (B, 1, D), {view: the stem's skips, (B, K, *block, channels) a stage}, {view: tokens (B, K, D)}."""
+    skips, tokens = {}, []
+    for view, grid in grids.items():
+        window = None if intensity is None else intensity[view]
+        skips[view], x = stems[view](images[view], plan[view], grid, window)
+        tokens.append(x)
+    cls, *parts = encoder(torch.cat(tokens, dim=1)).split([1, *(x.shape[1] for x in tokens)], dim=1)
+    return cls, skips, dict(zip(grids, parts))
+
+
+def check_images(
+    model: str,
+    config: CineMAConfig,
+    images: dict[str, Tensor],
+    intensity: dict[str, Tensor] | None,
+    n_frames: int = 1,
+) -> dict[str, tuple[int, ...]]:
+    """{view: grid} of the images, in the configured order, once everything fits.
+
+    Raises ValueError naming `model`, the view and what does not fit.
+    """
+    if unknown := [v for v in images if v not in config.views]:
+        near = difflib.get_close_matches(unknown[0], config.views, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{model}: no view {unknown[0]!r} in this model{hint} (views: {', '.join(config.views)})")
+    if not images:
+        raise ValueError(f"{model}: no images given; want one or more of {', '.join(config.views)}")
+    if intensity is not None and set(intensity) != set(images):
+        raise ValueError(f"{model}: images of {sorted(images)} but intensity for {sorted(intensity)}")
+    grids, batch = {}, len(next(iter(images.values())))
+    for view in (v for v in config.views if v in images):
+        shape, n_axes = tuple(images[view].shape), len(config.image_size[view])
+        channels = n_frames * config.in_chans[view]
+        if len(shape) != 2 + n_axes or shape[0] != batch or shape[1] != channels:
+            raise ValueError(f"{model}: {view!r} wants (B = {batch}, C = {channels}, {n_axes} axes), got {shape}")
+        try:
+            grids[view] = grid_of(shape[2:], config.token_size(view))
+        except ValueError as error:
+            raise ValueError(f"{model}: {view!r}: {error}") from None
+        if intensity is not None and tuple(intensity[view].shape) != (batch, 2):
+            raise ValueError(
+                f"{model}: intensity of {view!r} wants ({batch}, 2) offset and scale, "
+                f"got {tuple(intensity[view].shape)}"
+            )
+    return grids
