@@ -36,7 +36,8 @@ STEM_BYTES = 60e6  # activations of stem, embedding and heads of a study of four
 
 
 class Sizes(NamedTuple):
-    """Parameters: all, those that are trained (position tables are not), of the decoder, and outside all blocks."""
+    """Parameters: all, those that are trained (position tables are not), and of these, those of the decoder and those
+    outside all blocks."""
 
     all: int
     trained: int
@@ -62,10 +63,11 @@ def empty_model(name: str) -> cf.CineMA:
 def sizes(name: str) -> Sizes:
     """Parameters of a preset."""
     model = empty_model(name)
-    parts = model.parameters(), model.decoder.parameters(), model.encoder.blocks.parameters()
-    whole, decoder, blocks = (sum(p.numel() for p in part) for part in parts)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Sizes(whole, trained, decoder, whole - decoder - blocks)
+    trained, decoder, blocks = (
+        sum(p.numel() for p in part.parameters() if p.requires_grad)
+        for part in (model, model.decoder, model.encoder.blocks)
+    )
+    return Sizes(sum(p.numel() for p in model.parameters()), trained, decoder, trained - decoder - blocks)
 
 
 def counts(config: cf.CineMAConfig, decode_ratio: float) -> tuple[dict[str, int], dict[str, int]]:
@@ -102,15 +104,14 @@ def fsdp_traffic(name: str, ranks: int) -> Traffic:
     the model itself, which FSDP2 keeps), and reduced and scattered.
 
     A parameter is cut along its first axis, and padded so that every rank has as many rows: one of a single row, such
-    as a position table (1, N, d), is sent whole by every rank.
+    as the class token (1, 1, d), is sent whole by every rank. Position tables are not trained and never sent.
     """
     model = empty_model(name)
-    units = [list(unit.parameters()) for unit in (*model.encoder.blocks, model.decoder)]
-    inner = {p for unit in units for p in unit}
-    sent = {p: 4 * (ranks - 1) * math.ceil(p.shape[0] / ranks) * p[0].numel() for p in model.parameters()}
-    gathered = sum((2 if p in inner else 1) * n for p, n in sent.items())
-    scattered = sum(n for p, n in sent.items() if p.requires_grad)
-    return Traffic(gathered + scattered, 3 * len(units) + 2)
+    units = *model.encoder.blocks, model.decoder
+    inner = {p for unit in units for p in unit.parameters()}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    sent = {p: 4 * (ranks - 1) * math.ceil(p.shape[0] / ranks) * p[0].numel() for p in trained}
+    return Traffic(sum((3 if p in inner else 2) * n for p, n in sent.items()), 3 * len(units) + 2)
 
 
 def seconds(traffic: Traffic, ranks: int, *, adapters: int, ring: bool) -> float:
@@ -196,7 +197,8 @@ def memory_table() -> str:
     for name in MODELS:
         size = sizes(name)
         kept = 4 * size.all + 12 * size.trained  # weights; gradients and both moments
-        part = kept / NODE + 8 * size.decoder + 4 * size.outside  # the largest unit with its gradient; what stays
+        # a part; position tables; the largest unit, gathered, with its gradient; what stays gathered
+        part = 16 * size.trained / NODE + 4 * (size.all - size.trained) + 8 * size.decoder + 4 * size.outside
         columns = (4 * size.all, 4 * size.trained, 8 * size.trained, kept + 4 * size.trained, part)
         active = (f"{activation_bytes(cf.preset(name), ratio) / 1e9:.2f}" for ratio in DECODED)
         saved = 4 * size.all + 8 * size.trained

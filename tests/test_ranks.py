@@ -100,6 +100,7 @@ def test_ranks_make_the_steps_of_one_process(tiny_store, tmp_path, alone, ranks,
     log = (tmp_path / "run" / "run.log").read_text()
     assert "4 studies a step" in log and f"{ranks} ranks, {'fsdp' if 'fsdp' in options else 'ddp'}" in log
     assert ended.stderr.count("step 6/6") == 1  # one rank speaks
+    assert "Grad strides" not in ended.stderr  # DDP's, of gradients of a batch of one
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ so that no device is waited for.
 """
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -110,6 +111,8 @@ class Ranks:
         """
         if not self.hosts:
             return called
+        # of axes of length one, whose strides mean nothing: autograd gives gradients their parameter's layout otherwise
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return nn.parallel.DistributedDataParallel(called, find_unused_parameters=view_sets > 1)
 
 
@@ -117,14 +120,18 @@ ALONE = Ranks()
 
 
 def shard_model(model: CineMA, ranks: Ranks, device: torch.device) -> None:
-    """FSDP2: every rank keeps a part of each parameter; the encoder's blocks are gathered one by one, and the decoder
-    as a whole, whose cross attentions read the visible tokens in one product."""
+    """FSDP2: every rank keeps a part of each parameter that is trained; the encoder's blocks are gathered one by one, and
+    the decoder as a whole, whose cross attentions read the visible tokens in one product.
+
+    What is not trained, the position tables, every rank keeps whole: of one row each, they would be sent whole by all.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (ranks.world,))
+    frozen = {p for p in model.parameters() if not p.requires_grad}
     for unit in (*model.encoder.blocks, model.decoder, model):
-        fully_shard(unit, mesh=mesh)
+        fully_shard(unit, mesh=mesh, ignored_params=frozen)
 
 
 def sum_later(called: nn.Module, last: bool) -> AbstractContextManager:
