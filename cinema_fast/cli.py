@@ -51,6 +51,9 @@ def _commands() -> dict[str, Callable[..., int]]:
     import tyro
 
     from .data.prepare import PrepareConfig
+    from .downstream.cluster import ClusterConfig
+    from .downstream.config import FinetuneConfig
+    from .downstream.probe_embeddings import ProbeConfig
     from .train.bench_data import BenchDataConfig
     from .train.config import PretrainConfig
     from .train.demo import DemoConfig
@@ -129,6 +132,22 @@ def _commands() -> dict[str, Callable[..., int]]:
 
         return pretrain(config).exit_code
 
+    def finetune(config: Annotated[FinetuneConfig, plain], print_config: bool = False) -> int:
+        """Fine-tune on labelled studies: segmentation, regression, classification, landmarks, or several at once.
+
+        Args:
+            config: the run.
+            print_config: print the options as YAML and do nothing else.
+        """
+        if print_config:
+            import yaml
+
+            print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+            return 0
+        from .downstream.finetune import finetune
+
+        return finetune(config).exit_code
+
     def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> int:
         """Show several pre-training runs side by side: figures, loss curves, and the options in which they differ.
 
@@ -149,6 +168,20 @@ def _commands() -> dict[str, Callable[..., int]]:
         print(report)
         return report.exit_code
 
+    def cluster(config: Annotated[ClusterConfig, plain]) -> int:
+        """Cluster the embeddings of a cohort, say how stable the clusters are, and describe them by a table."""
+        from .downstream.cluster import cluster
+
+        print(cluster(config))
+        return 0
+
+    def probe(config: Annotated[ProbeConfig, plain]) -> int:
+        """Predict columns of a table from embeddings: by a linear probe, by k-NN, and without embeddings."""
+        from .downstream.probe_embeddings import probe
+
+        print(probe(config))
+        return 0
+
     def bench(config: Annotated[BenchDataConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
         """Time every stage from a cine store to a training step, and say which is the limit: bench data STORE."""
         from .train.bench_data import bench_data
@@ -164,5 +197,6 @@ def _commands() -> dict[str, Callable[..., int]]:
 
     return {
         "info": info, "phantom": phantom, "prepare": prepare, "verify": verify, "inspect": inspect,
-        "pretrain": pretrain, "compare": compare, "embed": embed, "bench": bench, "demo": demo,
+        "pretrain": pretrain, "finetune": finetune, "compare": compare, "embed": embed, "cluster": cluster,
+        "probe": probe, "bench": bench, "demo": demo,
     }  # fmt: skip

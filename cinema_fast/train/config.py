@@ -172,12 +172,21 @@ class PretrainConfig:
         Where a run goes on, how it reads, reports and stops may change; a step may be cut into micro-batches, and
         spread over ranks, otherwise.
         """
-        now = {name: v for name, v in (self.to_dict() | {"ranks": ranks}).items() if name not in _FREE}
-        then = _LATER | {name: v for name, v in before.items() if name not in _FREE}
-        for values in (now, then):
-            counts = [values.pop(name) for name in ("batch_size", "accumulate", "ranks")]
-            values["batch_size x accumulate x ranks"] = math.prod(counts)
-        return [f"{name}: was {then.get(name)}, now {now.get(name)}" for name in now if now[name] != then.get(name)]
+        return option_differences(self.to_dict() | {"ranks": ranks}, before, free=_FREE, later=_LATER)
+
+
+def option_differences(now: dict, before: dict, *, free: set[str], later: dict) -> list[str]:
+    """Options of a run that are others than the saved ones `before`, one line each.
+
+    free: options that may change. later: options that older runs did not have, with what they did. A step may be cut
+    into micro-batches, and spread over ranks, otherwise.
+    """
+    now = {name: v for name, v in now.items() if name not in free}
+    then = later | {name: v for name, v in before.items() if name not in free}
+    for values in (now, then):
+        counts = [values.pop(name) for name in ("batch_size", "accumulate", "ranks")]
+        values["batch_size x accumulate x ranks"] = math.prod(counts)
+    return [f"{name}: was {then.get(name)}, now {now.get(name)}" for name in now if now[name] != then.get(name)]
 
 
 _FREE = {

@@ -18,13 +18,13 @@ from .config import PretrainConfig
 from .ranks import Ranks
 
 
-def model_config(config: PretrainConfig, store: CineStore) -> CineMAConfig:
-    """The preset, with the views trained on and the sizes that the store was prepared to.
+def model_config(config: PretrainConfig, store: CineStore, base: CineMAConfig | None = None) -> CineMAConfig:
+    """The shape `base`, that of the preset where None, with the views trained on and the sizes of the store.
 
     A size is rounded up to whole tokens; frames are padded to it. A preset over clips stays as it is: any view gives
     clips of its size. Raises ValueError naming a view that the store or the preset lacks.
     """
-    base = preset(config.preset)
+    base = base or preset(config.preset)
     stored: dict[str, tuple[int, ...]] = {}  # largest frame by view
     for study in store.ids:
         for view in store.views(study):

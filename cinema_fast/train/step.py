@@ -127,14 +127,7 @@ def make_train_step(
                 loss.backward()
             total += loss.detach()
         ranks.mean_(total)
-        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
-        norm = norm.full_tensor() if sharded else norm
-        made = (total.isfinite() & norm.isfinite()).float()
-        optimizer.grad_scale = (norm / clip).clamp(min=1.0)
-        optimizer.found_inf = 1.0 - made
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return torch.stack([total, norm, made])
+        return update(optimizer, trained, total, clip=clip, sharded=sharded)
 
     for group in optimizer.param_groups:  # also those of a checkpoint of another mode
         group["lr"], group["capturable"] = rate, device.type == "cuda"
@@ -147,6 +140,28 @@ def make_train_step(
         return work([batch.to(device) for batch in batches])
 
     return train_step
+
+
+def update(
+    optimizer: torch.optim.Optimizer,
+    trained: Sequence[nn.Parameter],
+    loss: Tensor,
+    *,
+    clip: float,
+    sharded: bool = False,
+) -> Tensor:
+    """Clip the gradients, make the update unless loss or norm is not finite, and drop them; for fused optimisers.
+
+    Returns (3,) float32 on the device, as `make_train_step`'s steps. sharded: `trained` are parts of parameters.
+    """
+    norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+    norm = norm.full_tensor() if sharded else norm
+    made = (loss.isfinite() & norm.isfinite()).float()
+    optimizer.grad_scale = (norm / clip).clamp(min=1.0)
+    optimizer.found_inf = 1.0 - made
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return torch.stack([loss, norm, made])
 
 
 def compile_model(model: nn.Module) -> nn.Module:

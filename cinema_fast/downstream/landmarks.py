@@ -1,0 +1,149 @@
+"""Landmarks of long-axis views: as maxima of heatmaps by ConvUNetR, or as coordinates by ConvViT."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.sampler import frame_at
+from ..data.store import CineStore
+from ..data.tables import landmark_voxels, read_landmarks
+from ..models.config import CineMAConfig
+from .augment import blank_boxes, move_points
+from .config import FinetuneConfig
+from .examples import Examples
+from .heatmaps import gaussian_maps, peaks
+from .losses import heatmap_loss
+from .segmentation import unet_of
+from .table_targets import vit_of
+
+VALIDATION_PHASES = (0.0, 0.25, 0.5, 0.75)
+SIGMA = 1 / 64  # width of a landmark's heatmap: 4 pixels of 256
+
+
+class LandmarkLabels:
+    """Where the landmarks are. views_of: {study: views with any}."""
+
+    def __init__(self, store: CineStore, points: Mapping, names: Sequence[str], views: Sequence[str]):
+        self._store, self._points, self._names = store, points, names
+        labelled = {
+            study: tuple(v for v in store.views(study) if v in views and v in points.get(study, {}))
+            for study in store.ids
+        }
+        self.views_of = {study: has for study, has in labelled.items() if has}
+
+    def frames_of(self, study: str, view: str, phase: float) -> tuple[int, ...]:
+        """The frame at a phase in [0, 1) of all that have landmarks."""
+        frames = sorted(self._points[study][view])
+        return (frames[frame_at(phase, len(frames))],)
+
+    def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+        """{"points VIEW": (landmarks, 2) float64 pixels, NaN where unknown; "spacing VIEW": (2,) mm a pixel}."""
+        found = {}
+        for view, frames in shown.items():
+            info, known = self._store.info(study, view), self._points[study][view][frames[0]]
+            points = np.full((len(self._names), 2), np.nan)
+            for row, name in enumerate(self._names):
+                if name in known:
+                    points[row] = landmark_voxels(info, known[name])[0]
+            found[f"points {view}"], found[f"spacing {view}"] = points, np.array(info.spacing_mm)
+        return found
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """names: in the order of the outputs. how: "heatmap" or "coordinates". labels_sha256: of the points."""
+
+    names: tuple[str, ...]
+    how: str
+    views: tuple[str, ...]
+    labels_sha256: str
+
+    kind = "landmarks"
+    n_frames = 1
+
+    @classmethod
+    def settle(cls, config: FinetuneConfig, store: CineStore) -> tuple["Landmarks", LandmarkLabels]:
+        """The task, and its labels. Raises ValueError naming the view, study or frame that does not fit."""
+        points = read_landmarks(config.table)
+        every = [(study, view) for study in store.ids for view in points.get(study, {}) if view in store.views(study)]
+        found = dict.fromkeys(view for _, view in every)
+        views = tuple(view for view in config.views or found if view in found)
+        if not views or (missing := [view for view in config.views if view not in found]):
+            which = missing[0] if found and config.views else "any view"
+            raise ValueError(f"{config.table}: no landmarks of {which} of a study of {store.path}")
+        chosen = [(study, view) for study, view in every if view in views]
+        for study, view in chosen:
+            info = store.info(study, view)
+            if len(info.shape) != 3:
+                raise ValueError(f"{config.table}: landmarks are of long-axis views, and {view} of {study} is a stack")
+            if (last := max(points[study][view])) >= info.shape[0]:
+                raise ValueError(f"{config.table}: frame {last} of {view} of {study}, which has {info.shape[0]} frames")
+        if config.landmarks == "coordinates" and len(views) > 1:
+            raise ValueError(
+                f"--landmarks coordinates is for one view, and there are landmarks of {', '.join(views)}: name one by "
+                "--views"
+            )
+        names = sorted({name for s, v in chosen for known in points[s][v].values() for name in known})
+        plain = [[s, v, t, name, *mm] for s, v in chosen for t, known in points[s][v].items()
+                 for name, mm in known.items()]  # fmt: skip
+        digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+        order = tuple(v for v in dict.fromkeys(v for s in store.ids for v in store.views(s)) if v in views)
+        return cls(tuple(names), config.landmarks, order, digest), LandmarkLabels(store, points, names, views)
+
+    def to_dict(self) -> dict:
+        """Plain values."""
+        return {
+            "kind": self.kind, "names": list(self.names), "how": self.how, "views": list(self.views),
+            "labels_sha256": self.labels_sha256,
+        }  # fmt: skip
+
+    def build(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
+        """A network of (images) -> {view: (B, landmarks, X, Y)}, or for coordinates (B, 2 landmarks)."""
+        if self.how == "heatmap":
+            return unet_of(shape, len(self.names), config)
+        return vit_of(shape, 2 * len(self.names), 1, config)
+
+    def loss(self, model: nn.Module, batch: Examples, blank: float) -> Tensor:
+        """Mean over the views of soft Dice plus binary cross-entropy of heatmaps, or squared error of coordinates.
+
+        Coordinates are shares of the image's sides. A landmark that augmentation moves off the image is unknown.
+        """
+        images = {view: blank_boxes(image, blank) for view, image in batch.images().items()}
+        out, losses = model(images), []
+        for view, image in images.items():
+            size = torch.tensor(image.shape[2:], device=image.device)
+            points = move_points(batch.target[f"points {view}"], batch.extent[view], batch.augment[view])
+            known = ((points >= 0) & (points <= size - 1)).all(-1)  # false for NaN
+            if self.how == "heatmap":
+                maps = gaussian_maps(points, tuple(image.shape[2:]), SIGMA * float(size[0]))
+                losses.append(heatmap_loss(out[view], maps, known))
+            else:
+                error = out.float().unflatten(1, (-1, 2)) - (points / size).nan_to_num(0.0).float()
+                losses.append((error.square().mean(-1) * known).sum() / known.sum().clamp(min=1))
+        return torch.stack(losses).mean()
+
+    def predict(self, model: nn.Module, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{view: (B, landmarks, 2) float64 pixels}."""
+        out = model(images)
+        if self.how == "heatmap":
+            return {
+                view: peaks(maps.float().sigmoid(), round(2 * SIGMA * maps.shape[-1])) for view, maps in out.items()
+            }
+        (view, image), = images.items()
+        size = torch.tensor(image.shape[2:], device=image.device)
+        return {view: out.double().unflatten(1, (-1, 2)) * size}
+
+    def validate(self, model: nn.Module, batches: Iterable[Examples]) -> dict[str, float]:
+        """score: minus the mean distance in mm."""
+        found = []
+        for batch in batches:
+            for view, points in self.predict(model, batch.images()).items():
+                off = (points - batch.target[f"points {view}"]) * batch.target[f"spacing {view}"][:, None]
+                found.append(off.square().sum(-1).sqrt().flatten())
+        distance = torch.cat(found).nanmean().item()
+        return {"score": -distance, "val_distance_mm": distance}

@@ -1,0 +1,154 @@
+"""Segmentation: a label of every pixel, by ConvUNetR or a U-Net, learnt from the label maps in the store."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.sampler import frame_at
+from ..data.store import CineStore, StoreError
+from ..models.config import CineMAConfig
+from .augment import blank_boxes, move_labels
+from .config import FinetuneConfig
+from .examples import Examples
+from .losses import segmentation_loss
+
+VALIDATION_PHASES = (0.0, 0.25, 0.5, 0.75)  # among the labelled frames of a study: the first and the middle of two
+
+
+class SegmentationLabels:
+    """The label maps of a store. views_of: {study: views that have any}."""
+
+    def __init__(self, store: CineStore, views: Sequence[str], structures: Sequence[str]):
+        self._store, self._structures = store, structures
+        labelled = {
+            study: tuple(v for v in store.views(study) if v in views and store.info(study, v).labels)
+            for study in store.ids
+        }
+        self.views_of = {study: has for study, has in labelled.items() if has}
+
+    def frames_of(self, study: str, view: str, phase: float) -> tuple[int, ...]:
+        """The labelled frame at a phase in [0, 1) of all labelled frames."""
+        frames = self._store.info(study, view).labels.frames
+        return (frames[frame_at(phase, len(frames))],)
+
+    def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+        """{view: (*size) uint8} of the frame that is shown. Raises StoreError for a label that has no name."""
+        found = {view: self._store.read_labels(study, view, frames[0]) for view, frames in shown.items()}
+        for view, labels in found.items():
+            if labels.max() > len(self._structures):
+                raise StoreError(
+                    f"its {view} label maps hold the label {labels.max()}, and --structures names "
+                    f"{len(self._structures)}: {', '.join(self._structures)} (1 to {len(self._structures)})"
+                )
+        return found
+
+    def check(self, workers: int) -> None:
+        """Look at two label maps of every study and view: the first, and the middle one.
+
+        Raises ValueError for a label that has no name, and for a structure that none of them has.
+        """
+        seen = np.zeros(256, bool)
+        views = [(study, view) for study, has in self.views_of.items() for view in has]
+
+        def look(place: tuple[str, str]) -> np.ndarray:
+            study, view = place
+            try:
+                maps = [self.target_of(study, {view: self.frames_of(study, view, at)})[view] for at in (0.0, 0.5)]
+            except StoreError as error:
+                raise ValueError(f"study {study}: {error}") from error
+            return np.unique(np.stack(maps))
+
+        with ThreadPoolExecutor(workers) as pool:
+            for found in pool.map(look, views):
+                seen[found] = True
+        for label, name in enumerate(self._structures, start=1):
+            if not seen[label]:
+                raise ValueError(
+                    f"no study has the label {label} ({name}) in the label maps looked at: name by --structures what "
+                    "there is to learn"
+                )
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """structures: names of the labels 1, 2, ...; views: those with label maps, in the model's order."""
+
+    structures: tuple[str, ...]
+    views: tuple[str, ...]
+
+    kind = "segmentation"
+    n_frames = 1
+
+    @classmethod
+    def settle(cls, config: FinetuneConfig, store: CineStore) -> tuple["Segmentation", SegmentationLabels]:
+        """The task, and its labels. Raises ValueError where labels are missing or do not fit."""
+        views = tuple(dict.fromkeys(view for study in store.ids for view in store.views(study)))
+        labels = SegmentationLabels(store, config.views or views, config.structures)
+        found = {view for has in labels.views_of.values() for view in has}
+        if missing := [view for view in config.views if view not in found]:
+            raise ValueError(f"--task segmentation: {store.path} has no label maps of {missing[0]}: {_PREPARE}")
+        if not found:
+            raise ValueError(f"--task segmentation: {store.path} holds no label maps: {_PREPARE}")
+        labels.check(config.workers)
+        return cls(config.structures, tuple(v for v in views if v in found)), labels
+
+    def to_dict(self) -> dict:
+        """Plain values."""
+        return {"kind": self.kind, "structures": list(self.structures), "views": list(self.views)}
+
+    def build(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
+        """A network of (images) -> {view: logits (B, 1 + structures, *size)}."""
+        return unet_of(shape, 1 + len(self.structures), config)
+
+    def loss(self, model: nn.Module, batch: Examples, blank: float) -> Tensor:
+        """Mean over the views of soft Dice plus cross-entropy."""
+        images = {view: blank_boxes(image, blank) for view, image in batch.images().items()}
+        n_classes = 1 + len(self.structures)
+        losses = []
+        for view, logits in model(images).items():
+            labels = move_labels(batch.target[view], batch.extent[view], batch.augment[view], n_classes)
+            losses.append(segmentation_loss(logits, labels))
+        return torch.stack(losses).mean()
+
+    def predict(self, model: nn.Module, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{view: (B, 1 + structures, *size) float32 probabilities}."""
+        return {view: logits.float().softmax(1) for view, logits in model(images).items()}
+
+    def validate(self, model: nn.Module, batches: Iterable[Examples]) -> dict[str, float]:
+        """score: mean Dice over structures and label maps; a structure that is in neither map counts for nothing."""
+        found = []
+        for batch in batches:
+            for view, probability in self.predict(model, batch.images()).items():
+                labels, predicted = batch.target[view], probability.argmax(1)
+                for value in range(1, 1 + len(self.structures)):
+                    of_labels, of_prediction = (labels == value).flatten(1), (predicted == value).flatten(1)
+                    total = of_labels.sum(1) + of_prediction.sum(1)
+                    dice = 2 * (of_labels & of_prediction).sum(1) / total.clamp(min=1)
+                    found.append(torch.stack([dice * (total > 0), (total > 0).float()], 1))
+        dice, counted = torch.cat(found).sum(0).tolist()
+        return {"score": dice / max(counted, 1.0), "val_dice": dice / max(counted, 1.0)}
+
+
+_PREPARE = "store them by `cinema-fast prepare SRC STORE --labels PATTERN`"
+
+
+def unet_of(shape: CineMAConfig, out_channels: int, config: FinetuneConfig) -> nn.Module:
+    """ConvUNetR, or the baseline's U-Net."""
+    if config.network == "baseline":
+        from ..models.baselines import unet
+
+        return unet(shape, out_channels)
+    from ..models.conv_unetr import ConvUNetR
+
+    return ConvUNetR(
+        shape,
+        out_channels,
+        dec_channels=config.decoder_channels,
+        dropout=config.dropout,
+        drop_path=0.0 if config.frozen else config.drop_path,
+    )
+

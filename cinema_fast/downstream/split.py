@@ -1,0 +1,89 @@
+"""Which studies are trained on, validated by, and kept for the test; and which few of the first have labels to use."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+from ..data.tables import read_table
+
+PARTS = ("train", "val", "test")
+
+
+class Split(NamedTuple):
+    """Ids of studies, each sorted."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def only(self, studies: Collection[str]) -> "Split":
+        """What of it is among `studies`."""
+        return Split(*(tuple(study for study in part if study in studies) for part in self))
+
+
+def split_studies(studies: Collection[str], *, val: float, test: float, path: Path | None = None) -> Split:
+    """Share all studies of a store out.
+
+    A function of the ids alone, in the order of their SHA-256: the first are the test ones, so that these are among
+    those that `pretrain --holdout` of at least this share has kept away; then come those of validation.
+
+    Args:
+        val, test: shares. path: a CSV with the columns study and split, which says it instead.
+
+    Raises:
+        ValueError: a part that would be empty although its share is above 0; names the line of a split that is none.
+    """
+    if path is not None:
+        said = read_table(path).values("split")
+        for study, part in said.items():
+            if part not in PARTS:
+                raise ValueError(f"{path}: study {study} has the split {part!r}, want one of {', '.join(PARTS)}")
+        split = Split(*(tuple(sorted(s for s in studies if said.get(s) == part)) for part in PARTS))
+        if not split.train:
+            raise ValueError(f"{path}: no study of the store has the split train")
+        return split
+    order = sorted(studies, key=lambda study: _digest(study))
+    n_test, n_val = (max(round(share * len(order)), 1) if share else 0 for share in (test, val))
+    if n_test + n_val >= len(order):
+        raise ValueError(
+            f"{len(order)} studies cannot be shared out by --val {val:g} and --test {test:g}: none is left to train on"
+        )
+    parts = order[n_test + n_val :], order[n_test : n_test + n_val], order[:n_test]
+    return Split(*(tuple(sorted(part)) for part in parts))
+
+
+def fewer(
+    studies: Sequence[str],
+    *,
+    fraction: float,
+    shots: int | None,
+    seed: int,
+    class_of: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
+    """The studies whose labels are used: a share of them, or so many, by class where classes are given.
+
+    In the order of the SHA-256 of seed and id: those of a smaller share are among those of a larger one.
+    Raises ValueError where there are fewer than `shots`.
+    """
+    order = sorted(studies, key=lambda study: _digest(f"{seed}:{study}"))
+    if shots is None:
+        return tuple(sorted(order[: max(round(fraction * len(order)), 1)]))
+    classes = class_of or dict.fromkeys(studies, "")
+    have = Counter(classes[study] for study in studies)
+    for name, n in have.items():
+        if n < shots:
+            of = f" of class {name!r}" if name else ""
+            raise ValueError(f"--shots {shots}: only {n} labelled training studies{of}")
+    taken: Counter[str] = Counter()
+    chosen = []
+    for study in order:
+        if taken[classes[study]] < shots:
+            taken[classes[study]] += 1
+            chosen.append(study)
+    return tuple(sorted(chosen))
+
+
+def _digest(text: str) -> bytes:
+    return sha256(text.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,233 @@
+"""Columns of a table, learnt from whole studies: numbers, classes, or several of both, by ConvViT or a ResNet."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.clips import CLIP, ClipStore, clip_frames
+from ..data.store import CineStore
+from ..data.tables import Table, read_table
+from ..models.config import CineMAConfig
+from .augment import blank_boxes
+from .config import FinetuneConfig
+from .examples import Examples
+from .losses import balanced, target_loss
+from .split import Split
+
+VALIDATION_PHASES = (0.0,)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A column to learn. classes: their names, none for a number. mean, sd: of the training studies' numbers."""
+
+    name: str
+    classes: tuple[str, ...] = ()
+    mean: float = 0.0
+    sd: float = 1.0
+
+    @property
+    def width(self) -> int:
+        """Outputs that the target takes."""
+        return max(len(self.classes), 1)
+
+
+class TableLabels:
+    """Values of the targets by study. views_of: {study with at least one value: its views among `views`}."""
+
+    def __init__(
+        self,
+        store: CineStore | ClipStore,
+        views: Sequence[str],
+        targets: Sequence[Target],
+        values: Mapping[str, Mapping[str, str]],
+        n_frames: int,
+    ):
+        self._store, self._n_frames = store, n_frames
+        self._rows = {}
+        for study in store.ids:
+            row = [_number_of(target, values[target.name].get(study)) for target in targets]
+            if not all(map(math.isnan, row)):
+                self._rows[study] = np.array(row, np.float32)
+        labelled = {study: tuple(v for v in store.views(study) if v in views) for study in self._rows}
+        self.views_of = {study: has for study, has in labelled.items() if has}
+
+    def frames_of(self, study: str, view: str, phase: float) -> tuple[int, ...]:
+        """Frames spread evenly over the cycle, from the first on."""
+        return tuple(clip_frames(phase * 0, self._n_frames, self._store.n_frames(study, view)).tolist())
+
+    def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+        """{"values": (targets,) float32}: standardised numbers and numbers of classes, NaN where unknown."""
+        return {"values": self._rows[study]}
+
+
+@dataclass(frozen=True)
+class TableTask:
+    """kind: regression, classification or multitask. n_frames: read together. reduce: of ConvViT.
+
+    balance: of several losses. labels_sha256: of the values, so that a run is not resumed with others.
+    """
+
+    kind: str
+    targets: tuple[Target, ...]
+    views: tuple[str, ...]
+    n_frames: int
+    reduce: str
+    balance: str
+    labels_sha256: str
+
+    @classmethod
+    def settle(
+        cls, config: FinetuneConfig, store: CineStore | ClipStore, views: tuple[str, ...], split: Split
+    ) -> tuple["TableTask", TableLabels]:
+        """The task, and its labels. Raises ValueError naming a column, a study or a class that does not fit."""
+        table = read_table(config.table)
+        values = {name: _of_studies(table, name, store) for name in config.targets}
+        targets = tuple(_target(config, table, name, values[name], split) for name in config.targets)
+        n_frames = 1 if CLIP in views else config.n_frames
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        task = cls(config.task, targets, views, n_frames, config.reduce, config.balance, digest)
+        return task, TableLabels(store, views, targets, values, n_frames)
+
+    def to_dict(self) -> dict:
+        """Plain values."""
+        targets = [asdict(target) | {"classes": list(target.classes)} for target in self.targets]
+        return {
+            "kind": self.kind, "targets": targets, "views": list(self.views), "n_frames": self.n_frames,
+            "reduce": self.reduce, "balance": self.balance, "labels_sha256": self.labels_sha256,
+        }  # fmt: skip
+
+    def build(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
+        """A network of (images) -> (B, outputs of all targets)."""
+        out_dim = sum(target.width for target in self.targets)
+        return vit_of(shape, out_dim, self.n_frames, config)
+
+    def extend(self, model: nn.Module) -> None:
+        """Give the model the uncertainties that are learnt with it, where there are several losses to balance."""
+        if len(self.targets) > 1 and self.balance == "uncertainty":
+            model.log_variance = nn.Parameter(torch.zeros(len(self.targets)))
+
+    def outputs(self, model: nn.Module, images: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Of each target (B, 1) standardised numbers, or (B, classes) logits."""
+        out = model(images, self.reduce) if hasattr(model, "encoder") else model(images)
+        return out.split([target.width for target in self.targets], dim=1)
+
+    def loss(self, model: nn.Module, batch: Examples, blank: float) -> Tensor:
+        """The balanced sum of the targets' losses over the studies that have a value."""
+        images = {view: blank_boxes(image, blank) for view, image in batch.images().items()}
+        values = batch.target["values"].unbind(1)
+        losses = [
+            target_loss(out, known, classified=bool(target.classes))
+            for target, out, known in zip(self.targets, self.outputs(model, images), values)
+        ]
+        return balanced(losses, getattr(model, "log_variance", None), [bool(t.classes) for t in self.targets])
+
+    def predict(self, model: nn.Module, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{target: (B,) float32 in the column's own unit, or (B, classes) probabilities}."""
+        found = {}
+        for target, out in zip(self.targets, self.outputs(model, images)):
+            out = out.float()
+            found[target.name] = out.softmax(1) if target.classes else out[:, 0] * target.sd + target.mean
+        return found
+
+    def validate(self, model: nn.Module, batches: Iterable[Examples]) -> dict[str, float]:
+        """score: minus the mean over the targets of cross-entropy, or of absolute error over standard deviation."""
+        outputs, values = [], []
+        for batch in batches:
+            outputs.append([out.float() for out in self.outputs(model, batch.images())])
+            values.append(batch.target["values"])
+        known = torch.cat(values).unbind(1)
+        line, losses = {}, []
+        for target, parts, value in zip(self.targets, zip(*outputs), known):
+            here = ~value.isnan()
+            if not here.any():
+                continue
+            out, value = torch.cat(parts)[here], value[here]
+            if target.classes:
+                losses.append(nn.functional.cross_entropy(out, value.long()).item())
+                line[f"val_{target.name}_accuracy"] = (out.argmax(1) == value).float().mean().item()
+            else:
+                losses.append((out[:, 0] - value).abs().mean().item())
+                line[f"val_{target.name}_mae"] = losses[-1] * target.sd
+        return {"score": -math.fsum(losses) / len(losses), **line}
+
+
+def vit_of(shape: CineMAConfig, out_dim: int, n_frames: int, config: FinetuneConfig) -> nn.Module:
+    """ConvViT, or the baseline's ResNet."""
+    if config.network == "baseline":
+        from ..models.baselines import resnet
+
+        return resnet(shape, out_dim, n_frames)
+    from ..models.conv_vit import ConvViT
+
+    return ConvViT(shape, out_dim, n_frames, drop_path=0.0 if config.frozen else config.drop_path)
+
+
+def _of_studies(table: Table, column: str, store: CineStore | ClipStore) -> dict[str, str]:
+    """{study of the store: what the table says of it}."""
+    values = table.values(column)
+    here = {study: values[study] for study in store.ids if study in values}
+    if not here:
+        raise ValueError(
+            f"{table.path}: no study of {store.path} has a value in the column {column!r} (the table's first study is "
+            f"{next(iter(table.rows))!r}, the store's {store.ids[0]!r})"
+        )
+    return here
+
+
+def _target(config: FinetuneConfig, table: Table, name: str, values: dict[str, str], split: Split) -> Target:
+    numbers = all(_is_number(text) for text in values.values())
+    classified = config.task == "classification" or name in config.classes or not numbers
+    if config.task == "regression" and classified:
+        table.numeric(name)  # names the line
+        raise ValueError(f"--task regression: {name!r} is to be a class; use --task classification")
+    parts = {part: [values[s] for s in studies if s in values] for part, studies in split._asdict().items()}
+    if not parts["train"]:
+        raise ValueError(f"{table.path}: no training study has a value in the column {name!r}")
+    if split.val and not parts["val"]:
+        raise ValueError(f"{table.path}: no study of validation has a value in the column {name!r}")
+    if not classified:
+        known = np.array([float(text) for text in parts["train"]])
+        if known.std() == 0:
+            raise ValueError(f"{table.path}: {name!r} is {known[0]:g} for all {len(known)} training studies")
+        return Target(name, mean=float(known.mean()), sd=float(known.std()))
+    classes = sorted(set(parts["train"]), key=lambda text: (float(text), text) if numbers else text)
+    if len(classes) < 2:
+        raise ValueError(f"{table.path}: all {len(parts['train'])} training studies have {name!r} {classes[0]!r}")
+    if len(classes) > max(len(parts["train"]) // 2, 2):
+        raise ValueError(
+            f"{table.path}: {name!r} has {len(classes)} classes in {len(parts['train'])} training studies"
+            + ("; a number is learnt by --task regression or multitask" if numbers else "")
+        )
+    for part in ("val", "test"):
+        counts = Counter(parts[part])
+        if unknown := sorted(set(counts) - set(classes)):
+            raise ValueError(
+                f"{table.path}: {name!r} {unknown[0]!r} is in the {part} studies and in no training study"
+            )
+        if part == "val" and len(counts) == 1:
+            raise ValueError(
+                f"{table.path}: all {len(parts['val'])} studies of validation have {name!r} "
+                f"{next(iter(counts))!r}: take another --val, or say by --split which studies are for what"
+            )
+    return Target(name, tuple(classes))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _number_of(target: Target, text: str | None) -> float:
+    if text is None or (target.classes and text not in target.classes):
+        return math.nan
+    return float(target.classes.index(text)) if target.classes else (float(text) - target.mean) / target.sd

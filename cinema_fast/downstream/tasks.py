@@ -1,0 +1,98 @@
+"""The tasks by name: what is learnt, settled from the labels before training, or read back from a run."""
+
+import dataclasses
+
+from ..data.clips import CLIP, ClipStore
+from ..data.store import CineStore
+from ..models.config import CineMAConfig
+from ..train.setup import model_config
+from . import landmarks, segmentation, table_targets
+from .config import FinetuneConfig
+from .landmarks import LandmarkLabels, Landmarks
+from .segmentation import Segmentation, SegmentationLabels
+from .split import Split, fewer
+from .table_targets import TableLabels, TableTask, Target
+
+Task = Segmentation | Landmarks | TableTask
+Labels = SegmentationLabels | LandmarkLabels | TableLabels
+
+VALIDATION_PHASES = {
+    "segmentation": segmentation.VALIDATION_PHASES,
+    "landmarks": landmarks.VALIDATION_PHASES,
+    **dict.fromkeys(("regression", "classification", "multitask"), table_targets.VALIDATION_PHASES),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settled:
+    """A task with its labels, the shape of its model, where its images are, and who is for what.
+
+    split: of the studies that have labels. used: those of its training studies whose labels are used.
+    """
+
+    task: Task
+    labels: Labels
+    shape: CineMAConfig
+    store: CineStore | ClipStore
+    split: Split
+    used: tuple[str, ...]
+
+
+def settle(config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: Split) -> Settled:
+    """What a run is about. base: the model's shape, before it is fitted to the store. split: of all studies.
+
+    Raises ValueError naming what does not fit: a view, a column, a label, a part of the split that has no labels.
+    """
+    clips = base.views == (CLIP,)
+    if clips and config.task in ("segmentation", "landmarks"):
+        raise ValueError(f"--task {config.task} wants a model over frames, and this one is over clips")
+    if config.task == "segmentation":
+        task, labels = Segmentation.settle(config, cines)
+    elif config.task == "landmarks":
+        task, labels = Landmarks.settle(config, cines)
+    if config.task in ("segmentation", "landmarks"):
+        shape = model_config(dataclasses.replace(config, views=task.views), cines, base)
+        store = cines
+    else:
+        shape = model_config(config, cines, base)
+        store = ClipStore(cines, config.views) if clips else cines
+        task, labels = TableTask.settle(config, store, shape.views, split)
+    labelled = split.only(labels.views_of)
+    for part in ("train", "val"):
+        if getattr(split, part) and not getattr(labelled, part):
+            n = len(getattr(split, part))
+            raise ValueError(f"none of the {n} {part} studies has labels for --task {task.kind}")
+    if config.network == "baseline" and len(shape.views) > 1:
+        views = ", ".join(shape.views)
+        raise ValueError(f"--network baseline reads one view, and there are {views}: name one by --views")
+    used = fewer(
+        labelled.train,
+        fraction=config.label_fraction,
+        shots=config.shots,
+        seed=config.subset_seed,
+        class_of=_class_of(task, labels, labelled.train),
+    )
+    return Settled(task, labels, shape, store, labelled, used)
+
+
+def _class_of(task: Task, labels: Labels, studies: tuple[str, ...]) -> dict[str, str] | None:
+    """The class of each study where one classified target is all there is to learn."""
+    if not isinstance(task, TableTask) or len(task.targets) > 1 or not task.targets[0].classes:
+        return None
+    (target,) = task.targets
+    return {study: target.classes[int(labels.target_of(study, {})["values"][0])] for study in studies}
+
+
+def task_from_dict(values: dict) -> Task:
+    """The task of a run's config.yaml. Raises ValueError where it is none."""
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    kind = values.pop("kind", None)
+    try:
+        if kind == "segmentation":
+            return Segmentation(**values)
+        if kind == "landmarks":
+            return Landmarks(**values)
+        values["targets"] = tuple(Target(**t | {"classes": tuple(t["classes"])}) for t in values["targets"])
+        return TableTask(kind=kind, **values)
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"no task that is known ({error})") from error
