@@ -23,7 +23,7 @@ def test_files_and_ids(cohort):
     folder, ids = cohort
     assert ids == ["heart-000000", "heart-000001", "heart-000002"]
     names = {f"{i}_{view}.nii.gz" for i in ids for view in VIEWS}
-    assert {p.name for p in folder.iterdir()} == names | {"labels", "truth.json", "truth.csv"}
+    assert {p.name for p in folder.iterdir()} == names | {"labels", "truth.json", "truth.csv", "landmarks.csv"}
     assert {p.name for p in (folder / "labels").iterdir()} == names
 
 

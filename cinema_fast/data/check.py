@@ -3,7 +3,8 @@
 What is noticed when: opening a store, a file that is missing or has another size; the first read of a file, another
 header; preparing again, both and a damaged study.json, of which it makes the studies anew; `cinema-fast verify` and
 `prepare --check`, which read everything, any other byte in a .npy. A motion map that is not sound leaves the index, and
-`prepare --motion` makes it anew. Times of modification tell nothing: copies have their own.
+`prepare --motion` makes it anew; label maps come from the sources as cines do, and their study is made anew. Times of
+modification tell nothing: copies have their own.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .store import (
     CineInfo,
     StoreError,
     check_npy_header,
+    labels_file,
     make_info,
     motion_file,
     read_index,
@@ -91,6 +93,7 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
     for study, views in index.items():
         sums[study] = {f"studies/{study}/{view}.npy": info.sha256 for view, info in views.items()}
         sums[study] |= {motion_file(study, view): info.motion.sha256 for view, info in views.items() if info.motion}
+        sums[study] |= {labels_file(study, view): info.labels.sha256 for view, info in views.items() if info.labels}
         file = f"studies/{study}/study.json"
         try:
             found = _infos(path, study, _records(path, study))
@@ -136,19 +139,20 @@ def read_studies(
     store: Path, wanted: Callable[[str], bool] = lambda study: True
 ) -> Iterator[tuple[str, dict[str, dict] | StoreError]]:
     """Every wanted study in the store's folder, whether the index knows it or not: its records by view as study.json
-    holds them, without the motion maps that are not whole, or, where a cine is not (a file missing, cut short or of
-    another header), what is wrong."""
+    holds them, without the motion maps that are not whole, or, where a cine is not or its label maps (a file missing,
+    cut short or of another header), what is wrong."""
     folders = [path.name for path in (store / "studies").iterdir() if path.is_dir() and not path.name.startswith(".")]
     for study in sorted(filter(wanted, folders)):
         try:
             records = _records(store, study)
             for view, info in _infos(store, study, records).items():
-                _check_file(info.path, info.shape)
-                try:
-                    if info.motion:
-                        _check_file(info.motion.path, info.shape[1:])
-                except StoreError:
-                    del records[view]["motion"]
+                for path, shape in info.files:
+                    try:
+                        _check_file(path, shape)
+                    except StoreError:
+                        if not info.motion or path != info.motion.path:
+                            raise
+                        del records[view]["motion"]
             yield study, records
         except StoreError as err:
             yield study, err
@@ -176,6 +180,8 @@ def _infos(store: Path, study: str, records: dict[str, dict]) -> dict[str, CineI
                 raise ValueError(f"the file {record['file']}")
             if info.motion and record["motion"]["file"] != motion_file(study, view):
                 raise ValueError(f"the motion map {record['motion']['file']}")
+            if info.labels and record["labels"]["file"] != labels_file(study, view):
+                raise ValueError(f"the label maps {record['labels']['file']}")
             found = np.shape(record["window"]), np.shape(record["affine"])
             if found != ((info.shape[0], 2), (4, 4)):
                 raise ValueError(f"a window and an affine of the shapes {found}")

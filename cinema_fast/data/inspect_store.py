@@ -13,6 +13,7 @@ from .store import VIEWS, CineInfo, CineStore
 
 TILE = 192  # pixels of an image in a picture, at most, on its longer side
 MARGIN = 14  # pixels of the line of text above it
+COLOURS = ((0, 114, 255), (0, 220, 90), (255, 60, 60), (255, 200, 0), (220, 80, 255), (0, 220, 220))  # of classes
 MAX_STUDIES, MAX_GIF_FRAMES, LISTED = 12, 60, 5
 
 
@@ -31,12 +32,13 @@ def inspect_store(path: Path | str, out: Path | None = None) -> str:
     study = max(store.ids, key=lambda study: len(store.views(study)))  # of those with most views the first
     first, *others = moving_study(store, study)
     first.save(out / "study.gif", save_all=True, append_images=others, duration=_gif_step(store, study), loop=0)
-    return (f"{text}\n{out / 'contact_sheet.png'}: {len(shown)} studies at their first frame, SAX in its middle slice\n"
-            f"{out / 'study.gif'}: {study}")
+    outlines = ", labels outlined at the first frame that has them" if _labelled(store) else ""
+    return (f"{text}\n{out / 'contact_sheet.png'}: {len(shown)} studies at their first frame, SAX in its middle slice"
+            f"{outlines}\n{out / 'study.gif'}: {study}")
 
 
 def describe(store: CineStore) -> str:
-    """Studies, views, sizes, times, bytes, motion maps and failures of a store, one line each."""
+    """Studies, views, sizes, times, bytes, motion maps, labels and failures of a store, one line each."""
     views = {study: store.views(study) for study in store.ids}
     infos: dict[str, list[CineInfo]] = {}
     for study, names in views.items():
@@ -48,9 +50,16 @@ def describe(store: CineStore) -> str:
              f"{n_bytes / 1e6:.1f} MB"]
     for names, n in Counter(views.values()).most_common():
         lines.append(f"  {n} studies have {', '.join(names)}")
+    if labelled := _labelled(store):
+        lines.append(f"  {labelled} studies have labels")
     for view in sorted(infos, key=lambda view: (VIEWS.index(view) if view in VIEWS else len(VIEWS), view)):
         lines += [f"{view}: {len(infos[view])} cines", *_describe_view(infos[view])]
     return "\n".join([*lines, *_failures(store.path)])
+
+
+def _labelled(store: CineStore) -> int:
+    """Number of studies with a labelled view."""
+    return sum(any(store.info(study, view).labels for view in store.views(study)) for study in store.ids)
 
 
 def _describe_view(infos: list[CineInfo]) -> list[str]:
@@ -58,12 +67,15 @@ def _describe_view(infos: list[CineInfo]) -> list[str]:
     unknown = f", {len(infos) - len(times)} unknown" if len(times) < len(infos) else ""
     maps = [info.motion.max_px for info in infos if info.motion]
     motion = f", up to {_range(maps)} pixels a frame" if maps else ""
+    labelled = [len(info.labels.frames) for info in infos if info.labels]
+    labels = [f"  labels {len(labelled)} of {len(infos)}, of {_range(labelled)} frames"] if labelled else []
     return [
         f"  size {_common(' x '.join(map(str, info.shape[1:])) for info in infos)}",
         f"  spacing {_common(' x '.join(f'{mm:g}' for mm in info.spacing_mm) for info in infos)} mm",
         f"  frames {_range([info.shape[0] for info in infos])}",
         f"  ms from frame to frame {_range(times) if times else 'unknown'}{unknown if times else ''}",
         f"  motion maps {len(maps)} of {len(infos)}{motion}",
+        *labels,
     ]
 
 
@@ -91,15 +103,37 @@ def _failures(path: Path) -> list[str]:
 
 
 def contact_sheet(store: CineStore, studies: list[str]):
-    """PIL image: a row per study, a column per view, each at its first frame (ED where gating begins at the R wave)."""
+    """PIL image: a row per study, a column per view, each at its first frame (ED where gating begins at the R wave).
+
+    A view with labels is at its first labelled frame, with the outline of each class in a colour of its own.
+    """
     present = {view for study in studies for view in store.views(study)}
     columns = [view for view in VIEWS if view in present] + sorted(present - set(VIEWS))
     rows = []
     for study in studies:
-        images = {view: _middle(store.read_frame(study, view, 0)) for view in store.views(study)}
+        images = {view: _still(store, study, view) for view in store.views(study)}
         names = [f"{study[:20]} {columns[0]}", *columns[1:]]
         rows.append([(name, images.get(view)) for name, view in zip(names, columns)])
     return _grid(rows)
+
+
+def _still(store: CineStore, study: str, view: str) -> np.ndarray:
+    """uint8 (X, Y), or (X, Y, 3) with outlines."""
+    labels = store.info(study, view).labels
+    if labels is None:
+        return _middle(store.read_frame(study, view, 0))
+    t = labels.frames[0]
+    return outline(_middle(store.read_frame(study, view, t)), _middle(store.read_labels(study, view, t)))
+
+
+def outline(frame: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """uint8 (X, Y, 3): a frame uint8 (X, Y) on which the outermost pixels of every class have its colour."""
+    shown = np.repeat(frame[..., None], 3, axis=-1)
+    around = np.pad(labels, 1)
+    beside = (around[:-2, 1:-1], around[2:, 1:-1], around[1:-1, :-2], around[1:-1, 2:])
+    edge = (labels > 0) & np.any([labels != other for other in beside], axis=0)
+    shown[edge] = np.array(COLOURS, np.uint8)[(labels[edge] - 1) % len(COLOURS)]
+    return shown
 
 
 def moving_study(store: CineStore, study: str) -> list:
@@ -132,18 +166,19 @@ def _middle(frame: np.ndarray) -> np.ndarray:
 
 
 def _grid(rows: list[list[tuple[str, np.ndarray | None]]]):
-    """PIL image of (caption, image uint8 (X, Y) or None) in rows."""
+    """PIL image of (caption, image uint8 (X, Y) or (X, Y, 3), or None) in rows; in colour where an image is."""
     from PIL import Image, ImageDraw
 
-    sheet = Image.new("L", (len(rows[0]) * TILE, len(rows) * (TILE + MARGIN)))
+    coloured = any(frame is not None and frame.ndim == 3 for row in rows for _, frame in row)
+    sheet = Image.new("RGB" if coloured else "L", (len(rows[0]) * TILE, len(rows) * (TILE + MARGIN)))
     draw = ImageDraw.Draw(sheet)
     for i, row in enumerate(rows):
         for j, (caption, frame) in enumerate(row):
             corner = j * TILE, i * (TILE + MARGIN)
             if frame is not None:
-                tile = Image.fromarray(np.ascontiguousarray(frame.T))
+                tile = Image.fromarray(np.ascontiguousarray(frame.swapaxes(0, 1)))
                 tile.thumbnail((TILE, TILE))
                 sheet.paste(tile, (corner[0] + (TILE - tile.width) // 2, corner[1] + MARGIN))
             plain = "".join(c if " " <= c <= "~" else "?" for c in caption)  # what the built-in letters know
-            draw.text((corner[0] + 2, corner[1] + 1), plain if frame is not None else f"{plain}: none", fill=255)
+            draw.text((corner[0] + 2, corner[1] + 1), plain if frame is not None else f"{plain}: none", fill="white")
     return sheet

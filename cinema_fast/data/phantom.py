@@ -26,6 +26,7 @@ from .phantom_patient import DISEASES, Patient, draw_patient
 from .phantom_render import HeartRenderer
 from .phantom_scan import LAX_ANGLE, VIEWS, ViewGrid, acquire, view_grids
 from .phantom_thorax import Thorax
+from .tables import LANDMARK_COLUMNS
 
 LANDMARKS = ("annulus_1", "annulus_2", "apex")
 FIELD_MM = 288.0
@@ -283,7 +284,8 @@ def write_cohort(dst: str | Path, n: int, seed: int, *, workers: int = 1, **opti
     int16 (X, Y, Z, T) with one slice for a long axis, mm and seconds, the scanner's affine; the label maps under the
     same names in `labels/`, uint8; and, last, `truth.json`: per study the disease, covariates, volumes (ml),
     ejection fractions (percent), myocardial mass (g), heart rate and landmarks (voxels and mm). `truth.csv` holds what
-    of it is one number or word, a line per study.
+    of it is one number or word, a line per study; `landmarks.csv` the landmarks of all long axes and frames (from 0) in
+    patient mm, RAS+, a line each, as `tables.read_landmarks` reads them.
 
     Args:
         dst: a folder that is empty or does not exist yet.
@@ -318,6 +320,13 @@ def write_cohort(dst: str | Path, n: int, seed: int, *, workers: int = 1, **opti
         table = csv.DictWriter(file, ["study", *_CSV_COLUMNS], extrasaction="ignore")
         table.writeheader()
         table.writerows({"study": study, **truth} for study, truth in studies.items())
+    with (dst / "landmarks.csv").open("w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file)
+        lines.writerow(LANDMARK_COLUMNS)
+        for study, truth in studies.items():
+            for view, frames in truth["landmarks_mm"].items():
+                lines.writerows((study, view, t, name, *(f"{mm:.4f}" for mm in point))
+                                for t, points in enumerate(frames) for name, point in zip(LANDMARKS, points))
     return list(studies)
 
 

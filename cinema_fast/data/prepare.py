@@ -20,6 +20,7 @@ from typing import Literal
 
 from .check import find_altered, read_studies
 from .dicom_sources import find_dicom_sources, holds_dicom
+from .labels import find_labels
 from .motion import add_motion_maps
 from .nifti import file_sha256
 from .pool import available_cores, run_in_processes
@@ -66,8 +67,11 @@ class PrepareConfig:
     """How the files spell the views, each as VIEW=SPELLING: lax_2c=Se8_2ch sax=sax_4d_6slices. Other views than sax,
     lax_2c, lax_3c and lax_4c may be named too; they are taken for single slices."""
     labels: str | None = None
-    """Pattern of label files relative to SRC, with {id}, {view} and {frame} as in the file they belong to: where such
-    a file exists, the view is centred on its left ventricle."""
+    """Pattern of label files (NIfTI) relative to SRC, with {id} and {view} as in the files they belong to: where there
+    is one, the label maps are stored beside the cine, and the view is centred on the labelled left ventricle. A file
+    holds the maps of all frames (4D, frames without labels being empty); or of one frame, with {frame} in its name: as
+    in the cine's own files where those are frames, else the number of the frame, from 1 ("{id}_frame{frame}_gt.nii.gz"
+    for ..._frame01_gt.nii.gz)."""
     lv_label: int = 3
     """Value of the left ventricle's cavity in the label files."""
     sax_size: tuple[int, int, int] = (192, 192, 16)
@@ -127,8 +131,8 @@ class PrepareConfig:
 class PrepareReport:
     """What `prepare` did. prepared and unchanged count studies; n_studies is what the store now holds, of a shard its
     part of that; unmatched counts NIfTI files that the pattern does not describe, series DICOM series by (description,
-    view or None, why left out); motion_maps those made, None where none were asked for; without_motion studies that
-    lack one, in a store that has some."""
+    view or None, why left out); labelled studies of the store that have label maps, None where none were asked for;
+    motion_maps those made, None likewise; without_motion studies that lack one, in a store that has some."""
 
     prepared: int = 0
     unchanged: int = 0
@@ -136,6 +140,7 @@ class PrepareReport:
     unmatched: int = 0
     series: Counter[tuple[str, str | None, str]] = field(default_factory=Counter)
     shard: Shard | None = None
+    labelled: int | None = None
     motion_maps: int | None = None
     without_motion: int = 0
     failures: list[Failure] = field(default_factory=list)
@@ -153,6 +158,8 @@ class PrepareReport:
     def __str__(self) -> str:
         lines = [f"{self.prepared} studies prepared, {self.unchanged} unchanged, {len(self.failures)} failures; "
                  f"the store holds {self.n_studies} studies" + (f" of shard {self.shard}" if self.shard else "")]
+        if self.labelled is not None:
+            lines[0] += f", {self.labelled or 'none'} of them labelled"
         if self.motion_maps is not None:
             lines[0] += f"; {self.motion_maps} motion maps made"
         if self.without_motion:
@@ -186,6 +193,8 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
     """
     part = config.part
     sources = _find_sources(config, progress)
+    if config.labels is not None:
+        find_labels(sources, config.src, config.labels)
     store = config.dst
     if store.exists() and not store.is_dir():
         raise StoreError(f"{store} is a file; a store is a folder")
@@ -253,6 +262,8 @@ def _fill(
             for task, result in results:
                 _take_in(store, task, result, done, report)
     report.n_studies = len(done)
+    if config.labels is not None:
+        report.labelled = sum(any("labels" in record for record in views.values()) for views in done.values())
     _write_outcome(store, config, done, report)
     if config.motion:
         report.motion_maps, failures = add_motion_maps(
@@ -269,7 +280,8 @@ def _check(
 ) -> None:
     """Move the studies of which a file was altered from `done` to `broken`, and forget maps that were."""
     sums = {study: {file["file"]: file["sha256"] for record in views.values()
-                    for file in (record, record.get("motion")) if file} for study, views in done.items()}
+                    for file in (record, record.get("motion"), record.get("labels")) if file}
+            for study, views in done.items()}
     for fault in find_altered(store, sums, workers=config.workers, progress=progress):
         if fault.motion and config.motion:
             del done[fault.study][fault.motion]["motion"]
@@ -403,13 +415,16 @@ def _take_in(store: Path, task: StudyTask, result: tuple | Exception, done: dict
 
 
 def _unchanged(records: dict[str, dict], views: dict[str, Source], src: Path) -> bool:
-    """Whether a stored study was made from exactly these files as they are now."""
+    """Whether a stored study was made from exactly these files, those of labels too, as they are now."""
+    unlabelled = {"source": {"files": []}}
     return records.keys() == views.keys() and all(
-        _same_files(records[view]["source"], source.files, src) for view, source in views.items()
+        _same_files(records[view]["source"], source.files, src)
+        and _same_files(records[view].get("labels", unlabelled).get("source"), source.labels, src)
+        for view, source in views.items()
     )
 
 
-def _same_files(source: dict, files: tuple[Path, ...], src: Path) -> bool:
+def _same_files(source: dict | None, files: tuple[Path, ...], src: Path) -> bool:
     try:
         now = file_stats(files, src)
         if source["files"] == now:

@@ -18,13 +18,16 @@ class Source:
     """The files of one view of one study: NIfTI in the order of time (several only where the pattern has {frame}),
     DICOM in that of their names.
 
-    spelling: the view's name as the files spell it. frames: the {frame} of each file, where there is one.
+    spelling: the view's name as the files spell it. frames: the {frame} of each file, where there is one. labels: the
+    files of its label maps; label_frames: the {frame} of each, where there is one.
     """
 
     files: tuple[Path, ...]
     spelling: str
     frames: tuple[str, ...] = ()
     format: Literal["nifti", "dicom"] = "nifti"
+    labels: tuple[Path, ...] = ()
+    label_frames: tuple[str, ...] = ()
 
 
 class Refusal(NamedTuple):

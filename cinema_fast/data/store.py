@@ -303,14 +303,22 @@ def index_records(records: dict[str, dict]) -> dict[str, dict]:
     keys = ("file", "shape", "spacing_mm", "frame_time_ms", "sha256")
     return {view: {**{key: record[key] for key in keys},
                    "source": {key: record["source"][key] for key in ("file", "sha256")},
-                   **({"motion": record["motion"]} if "motion" in record else {})}
+                   **({"motion": record["motion"]} if "motion" in record else {}),
+                   **({"labels": {key: record["labels"][key] for key in ("file", "sha256", "frames")}}
+                      if "labels" in record else {})}
             for view, record in records.items()}
 
 
-def write_study(folder: Path, study: str, cines: dict[str, tuple[np.ndarray, dict]]) -> dict[str, dict]:
+def write_study(
+    folder: Path,
+    study: str,
+    cines: dict[str, tuple[np.ndarray, dict]],
+    labels: dict[str, tuple[np.ndarray, dict]] | None = None,
+) -> dict[str, dict]:
     """Write the complete folder of one study, synced to disk, for `publish_study` to move into the store.
 
     cines: view -> (uint8 frames (T, X, Y[, Z]), record without `file`, `shape` and `sha256`).
+    labels: view -> (uint8 label maps (len(frames), X, Y[, Z]), `frames` and what else study.json is to keep).
     Returns view -> record as the index keeps it.
     """
     shutil.rmtree(folder, ignore_errors=True)  # what a worker that died left
@@ -320,6 +328,10 @@ def write_study(folder: Path, study: str, cines: dict[str, tuple[np.ndarray, dic
         sha256 = write_array(folder / f"{view}.npy", frames)
         records[view] = {"file": f"studies/{study}/{view}.npy", "shape": list(frames.shape),
                          "sha256": sha256, **record}
+    for view, (maps, record) in (labels or {}).items():
+        file = labels_file(study, view)
+        sha256 = write_array(folder / Path(file).name, maps)
+        records[view]["labels"] = {"file": file, "sha256": sha256, **record}
     with (folder / "study.json").open("w", encoding="utf-8") as file:
         json.dump(records, file)
         _sync(file)

@@ -1,4 +1,4 @@
-"""One study: its NIfTI or DICOM files become 8-bit frames on the model's grid."""
+"""One study: its NIfTI or DICOM files become 8-bit frames on the model's grid, its label maps follow them there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 
 from . import geometry
 from .dicom_cine import read_dicom_cine
-from .nifti import Cine, CineError, read_cine, read_nifti
+from .labels import read_label_maps
+from .nifti import Cine, CineError, read_cine
 from .sources import Source
 from .store import write_study
 
@@ -57,20 +58,30 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
             failures.append(task.failure(view, err.path, err.reason))
         except (OSError, MemoryError) as err:
             failures.append(task.failure(view, source.files[0], f"cannot be read: {err or type(err).__name__}"))
-    centres, label_failures = _centres(task, cines)
-    failures += label_failures
-    prepared = {}
+    labels, label_failures = _read_labels(task, cines)
+    centres, centre_failures = _centres(task, cines, labels)
+    failures += label_failures + centre_failures
+    prepared, prepared_labels = {}, {}
     for view, cine in cines.items():
         centre_mm, centred_on = centres[view]
-        source = task.sources[view]
+        source, stack, config = task.sources[view], view == "sax", task.config
+        spacing, size = (config.sax_spacing, config.sax_size) if stack else (config.lax_spacing, config.lax_size)
+        resample = geometry.plan_resampling(cine.shape, cine.affine, centre_mm, spacing=spacing, size=size)
         try:
-            frames, record = _frames(cine, centre_mm, view == "sax", task.config)
+            frames, window = _frames(cine, resample, stack)
         except ValueError as err:
             failures.append(task.failure(view, source.files[0], str(err)))
             continue
-        record["source"] = {"file": stats[view][0][0], "sha256": cine.sha256, "files": stats[view]}
-        prepared[view] = frames, {**record, "centred_on": centred_on, "prepare": task.config.shaping()}
-    return write_study(task.folder, task.study, prepared) if prepared else {}, failures
+        prepared[view] = frames, {
+            "spacing_mm": list(spacing), "frame_time_ms": cine.frame_time_ms, "window": window,
+            "affine": resample.affine.tolist(), "centred_on": centred_on, "prepare": config.shaping(),
+            "source": {"file": stats[view][0][0], "sha256": cine.sha256, "files": stats[view]},
+        }  # fmt: skip
+        if view in labels:
+            maps, label_source = labels[view]
+            stored = np.stack([resample.labels(one) for one in maps.values()]).reshape(-1, *frames.shape[1:])
+            prepared_labels[view] = stored, {"frames": list(maps), "source": label_source}
+    return write_study(task.folder, task.study, prepared, prepared_labels) if prepared else {}, failures
 
 
 def _read(source: Source, *, stack: bool) -> Cine:
@@ -84,18 +95,43 @@ def file_stats(files: tuple[Path, ...], src: Path) -> list[list]:
     return [[path.relative_to(src).as_posix(), (info := path.stat()).st_size, info.st_mtime_ns] for path in files]
 
 
-def _centres(task: StudyTask, cines: dict[str, Cine]) -> tuple[dict[str, tuple[np.ndarray, str]], list[Failure]]:
-    """View -> (centre in scanner mm, what it is): the labelled left ventricle, where the planes meet, the image."""
+def _read_labels(
+    task: StudyTask, cines: dict[str, Cine]
+) -> tuple[dict[str, tuple[dict[int, np.ndarray], dict]], list[Failure]]:
+    """View -> (label maps (X, Y, Z) by frame, what is recorded of their files), where there are any that fit."""
+    labels, failures = {}, []
+    for view, cine in cines.items():
+        source = task.sources[view]
+        if not source.labels:
+            continue
+        without = "(labels; the view was prepared without them)"
+        try:
+            stats = file_stats(source.labels, task.config.src)
+            maps, sha256 = read_label_maps(source, cine)
+            labels[view] = maps, {"file": stats[0][0], "sha256": sha256, "files": stats}
+        except CineError as err:
+            failures.append(task.failure(view, err.path, f"{err.reason} {without}"))
+        except (OSError, MemoryError) as err:
+            reason = f"cannot be read: {err or type(err).__name__} {without}"
+            failures.append(task.failure(view, source.labels[0], reason))
+    return labels, failures
+
+
+def _centres(
+    task: StudyTask, cines: dict[str, Cine], labels: dict[str, tuple[dict[int, np.ndarray], dict]]
+) -> tuple[dict[str, tuple[np.ndarray, str]], list[Failure]]:
+    """View -> (centre in scanner mm, what it is): the middle of the labelled left ventricle over all its frames, where
+    the planes meet, the image's."""
     meeting = geometry.meeting_point({view: (cine.shape, cine.affine) for view, cine in cines.items()})
     centres, failures = {}, []
     for view, cine in cines.items():
-        label = _label_file(task, task.sources[view])
         labelled = None
-        if label is not None:
-            try:
-                labelled = _left_ventricle(label, task.config.lv_label, cine)
-            except CineError as err:
-                failures.append(task.failure(view, label, f"{err.reason} (label; the view was centred without it)"))
+        if view in labels:
+            mask = np.any([one == task.config.lv_label for one in labels[view][0].values()], axis=0)
+            labelled = geometry.label_centre(mask, cine.affine)
+            if labelled is None:
+                reason = f"no voxel with the label {task.config.lv_label} (the view was centred without it)"
+                failures.append(task.failure(view, task.sources[view].labels[0], reason))
         if labelled is not None:
             centres[view] = labelled, "labels"
         elif meeting is not None and geometry.in_plane(cine.shape, cine.affine, meeting):
@@ -105,30 +141,8 @@ def _centres(task: StudyTask, cines: dict[str, Cine]) -> tuple[dict[str, tuple[n
     return centres, failures
 
 
-def _label_file(task: StudyTask, source: Source) -> Path | None:
-    if task.config.labels is None:
-        return None
-    name = task.config.labels.replace("{id}", task.study).replace("{view}", source.spelling)
-    path = task.config.src / name.replace("{frame}", source.frames[0] if source.frames else "")
-    return path if path.exists() else None
-
-
-def _left_ventricle(path: Path, lv_label: int, cine: Cine) -> np.ndarray:
-    """(3,) scanner mm of the middle of the left ventricle in a cine's label file, over all its frames."""
-    volume = read_nifti(path)
-    shape = (*volume.data.shape, 1, 1, 1)[:3]
-    mask = (np.rint(volume.values()) == lv_label).reshape((*shape, -1), order="F").any(-1)
-    centre = geometry.label_centre(mask, volume.affine) if np.isfinite(volume.affine).all() else None
-    if centre is None:
-        raise CineError(path, f"no pixel with the label {lv_label}, or no usable affine")
-    if not geometry.in_plane(cine.shape, cine.affine, centre):
-        raise CineError(path, "the labelled left ventricle lies off the image")
-    return centre
-
-
-def _frames(cine: Cine, centre_mm: np.ndarray, stack: bool, config: PrepareConfig) -> tuple[np.ndarray, dict]:
-    spacing, size = (config.sax_spacing, config.sax_size) if stack else (config.lax_spacing, config.lax_size)
-    resample = geometry.plan_resampling(cine.shape, cine.affine, centre_mm, spacing=spacing, size=size)
+def _frames(cine: Cine, resample: geometry.Resampling, stack: bool) -> tuple[np.ndarray, list[tuple[float, float]]]:
+    """uint8 (T, X, Y[, Z]), and of each frame the raw intensities that became 0 and 255. Raises ValueError."""
     frames = np.empty((cine.n_frames, *resample.shape), np.uint8)
     window = []
     for t in range(cine.n_frames):
@@ -137,6 +151,4 @@ def _frames(cine: Cine, centre_mm: np.ndarray, stack: bool, config: PrepareConfi
         except ValueError as err:
             raise ValueError(f"frame {t} of {cine.n_frames} {err}") from None
         window.append(limits)
-    record = {"spacing_mm": list(spacing), "frame_time_ms": cine.frame_time_ms, "window": window,
-              "affine": resample.affine.tolist()}
-    return frames if stack else frames[..., 0], record
+    return frames if stack else frames[..., 0], window

@@ -148,8 +148,9 @@ def _no_column(path: Path, name: str, columns: tuple[str, ...]) -> str:
     for delimiter, spoken in ((";", "semicolons"), ("\t", "tabs")):
         if len(columns) == 1 and delimiter in columns[0]:
             return f"{path}: fields are separated by {spoken}; save the table with commas"
-    near = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    spelt = {column.lower(): column for column in columns}
+    near = difflib.get_close_matches(name.lower(), spelt, n=1)
+    hint = f"; did you mean {spelt[near[0]]!r}?" if near else ""
     return f"{path}: no column {name!r}{hint} (it has {', '.join(map(repr, columns)) or 'nothing'})"
 
 
