@@ -66,6 +66,7 @@ setup(
         "cinema_fast",
         "cinema_fast.csrc",
         "cinema_fast.data",
+        "cinema_fast.downstream",
         "cinema_fast.kernels",
         "cinema_fast.models",
         "cinema_fast.train",
