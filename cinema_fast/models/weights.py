@@ -1,4 +1,4 @@
-"""Weights in and out under the names and shapes of the published CineMA checkpoints, which are this model's own."""
+"""Weights in and out under the names and shapes of the published checkpoints, which are the models' own."""
 
 import os
 import re
@@ -9,6 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .cinema import CineMA
+
+ENCODER_PARTS = ("enc_down_dict", "enc_fusion_dict", "encoder")
+FIRST_CONVOLUTION = ".conv_blocks.0.patch_embed.conv.weight"
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -55,19 +58,70 @@ def _checked(state, source: str) -> dict[str, Tensor]:
     return dict(state)
 
 
-def load_cinema_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> None:
-    """Load a published checkpoint, or one of this project, into `model`.
+def load_cinema_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> str:
+    """Load a published checkpoint, or one of this project, into `model`; says what was loaded, left and kept.
+
+    Of a pre-trained checkpoint, ConvViT and ConvUNetR take the stems of their views, the encoder and (ConvViT) the
+    fusions. Where their images have more channels, such as the frames of a cine, the first convolution is repeated
+    over them. Position tables stay the model's own, made for its grid. Everything else has to fit, name by name.
 
     Args:
-        model: CineMA built from the same configuration, also compiled or wrapped for several devices.
+        model: CineMA, ConvViT or ConvUNetR, also compiled or wrapped for several devices.
         source: path (.safetensors, or a torch file) or state dict, of such a model too.
 
     Raises:
-        ValueError: lists every missing, unexpected and differently shaped tensor; nothing has been loaded then.
+        ValueError: names views that the checkpoint lacks, or lists every missing, unexpected and differently shaped
+            tensor; nothing has been loaded then.
         FileNotFoundError: no file at the path.
     """
-    where = "" if isinstance(source, Mapping) else f" in {source}"
-    _load(model, _published(_read(source)), where)
+    given = isinstance(source, Mapping)
+    state, where = _published(_read(source)), "" if given else f" in {source}"
+    if not _is_pretrained(state) or _is_pretrained(cinema_state_dict(model)):
+        _load(model, state, where)
+        return f"weights of {'the mapping given' if given else source}: all {len(state)} tensors"
+    return f"weights of {'the mapping given' if given else source}: " + _load_encoder(model, state, where)
+
+
+def _is_pretrained(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are names of a CineMA, with the decoder of its pre-training."""
+    return any(name.startswith(("dec_linear.", "dec_embed_dict.", "decoder.")) for name in state)
+
+
+def _load_encoder(model: nn.Module, state: Mapping[str, Tensor], where: str) -> str:
+    """Load what a model shares with a pre-trained one, as `load_cinema_weights` says, and say what that was."""
+    own = cinema_state_dict(model)
+    parts = [part for part in ENCODER_PARTS if any(name.startswith(f"{part}.") for name in own)]
+    views, stored = _stem_views(own), _stem_views(state)
+    if missing := [view for view in views if view not in stored]:
+        raise ValueError(
+            f"the weights{where} have no view {missing[0]!r}, which the model wants (views: {', '.join(stored)})"
+        )
+    taken, repeated, other_tables = {}, 0, []
+    for name, tensor in state.items():
+        if name.partition(".")[0] not in parts or _view_of(name) not in (None, *views):
+            continue
+        want = own[name].shape if name in own else tensor.shape
+        if name.endswith(".pos_embed"):
+            if want != tensor.shape or not torch.allclose(tensor.to(own[name]), own[name]):
+                other_tables.append(_view_of(name))
+            continue
+        if name.endswith(FIRST_CONVOLUTION) and want[1] != tensor.shape[1] and want[1] % tensor.shape[1] == 0:
+            repeated = want[1] // tensor.shape[1]
+            tensor = tensor.repeat(1, repeated, *[1] * (tensor.ndim - 2))
+        taken[name] = tensor
+    kept = {n: t for n, t in own.items() if n.partition(".")[0] not in parts or n.endswith(".pos_embed")}
+    _load(model, {**kept, **taken}, where)
+    fresh = sorted({name.partition(".")[0] for name in kept} - set(parts))
+    left = sorted({name.partition(".")[0] for name in state} - set(parts))
+    said = [f"{len(taken)} tensors of {', '.join(parts)}, views {', '.join(views)}"]
+    said += [f"first convolutions repeated {repeated} times"] * bool(repeated)
+    said += [f"position tables of another grid not taken: {', '.join(other_tables)}"] * bool(other_tables)
+    return "; ".join([*said, f"fresh: {', '.join(fresh)}", f"left: {', '.join(left)}"])
+
+
+def _stem_views(state: Mapping[str, Tensor]) -> list[str]:
+    """Views that a state dict has stems of, in its order."""
+    return list(dict.fromkeys(_view_of(name) for name in state if name.startswith("enc_down_dict.")))
 
 
 def load_shared_views(model: CineMA, source: str | Path) -> str:
