@@ -103,7 +103,8 @@ def _finetune(
     schedule = cosine_schedule(
         config.steps, peak=config.lr, floor=config.min_lr, warmup=round(config.warmup * config.steps)
     )
-    meter, best = Meter(max_skips=config.max_skips), {"score": -math.inf, "step": 0, "since": 0}
+    meter = Meter(max_skips=config.max_skips, newest=checkpoints.newest)
+    best = {"score": -math.inf, "step": 0, "since": 0}
     with ExitStack() as held:
         held.enter_context(lock_run_folder(config.out, remarks.append))
         check_run_folder(config, saved)  # again: until now another process could write there
@@ -113,7 +114,7 @@ def _finetune(
             meter.restore(restored["meter"])
             restore_rng(restored["rng"])
             best = restored["best"]
-        done = meter.saved = restored["step"] if restored else 0
+        done = restored["step"] if restored else 0
         write_config(config.out, saved)
         log = held.enter_context(RunLog(config.out, steps=config.steps, done=done, sinks=(), settled=saved))
         held.enter_context(memory_advice(config))
@@ -140,7 +141,7 @@ def _finetune(
                     log.say(note)
             figures = {}
             if validating:
-                check_weights(model, done, meter.saved, ALONE)
+                check_weights(model, done, checkpoints.newest, ALONE)
                 figures = validate(settled, model, read, config.batch_size, device, precision)
                 best = _better(best, figures, done)
                 if best["step"] == done:
@@ -153,11 +154,10 @@ def _finetune(
                     log.say(f"validation at step {done}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
                             + f"; best {best['score']:.4g} at step {best['step']}")
             if validating or stopped:
-                check_weights(model, done, meter.saved, ALONE)
+                check_weights(model, done, checkpoints.newest, ALONE)
                 log.sync()
                 state = {"meter": meter.state(), "rng": rng_state(), "best": best, **saved}
                 checkpoints.save(done, model, optimizer, state)
-                meter.saved = done
             if stopped and not last:
                 checkpoints.finish()
                 log.say(f"stopped by signal {stopped} after step {done} and saved; go on with --resume")
