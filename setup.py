@@ -71,7 +71,11 @@ setup(
         "cinema_fast.models",
         "cinema_fast.train",
     ],
-    package_data={"cinema_fast.csrc": ["*.cu", "*.cuh", "*.cpp", "*.hpp"], "cinema_fast.data": ["*.yaml"]},
+    package_data={
+        "cinema_fast.csrc": ["*.cu", "*.cuh", "*.cpp", "*.hpp"],
+        "cinema_fast.data": ["*.yaml"],
+        "cinema_fast.downstream": ["*.j2"],
+    },
     ext_modules=[
         Extension(f"cinema_fast.kernels._{name}", [f"csrc/{source}"], depends=depends, optional=True)
         for name, source, depends in (

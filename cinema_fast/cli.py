@@ -149,15 +149,23 @@ def _commands() -> dict[str, Callable[..., int]]:
         return finetune(config).exit_code
 
     def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> int:
-        """Show several pre-training runs side by side: figures, loss curves, and the options in which they differ.
+        """Show pre-training runs side by side, or evaluations, paired on the studies that both have.
 
         Args:
-            runs: two run folders or more; the runs may be under way.
-            out: folder for the loss curves (comparison.png) and the tables (comparison.md).
+            runs: two run folders or more, which may be under way; or folders that `evaluate` wrote, each compared with
+                the first.
+            out: folder for the tables (comparison.md), and the loss curves (comparison.png) or the numbers
+                (comparison.json).
         """
+        from .downstream.compare_evaluations import compare_evaluations, is_evaluation
         from .train.compare import compare
 
-        print(compare(runs, out))
+        evaluations = [path for path in runs if is_evaluation(path)]
+        if evaluations and len(evaluations) < len(runs):
+            other = next(path for path in runs if path not in evaluations)
+            raise ValueError(f"compare: {evaluations[0]} is an evaluation, {other} is not: it lacks results.json or "
+                             "rows.csv; want run folders alone, or evaluation folders alone")
+        print((compare_evaluations if evaluations else compare)(runs, out))
         return 0
 
     def embed(config: Annotated[EmbedConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 
+from ..data.regular_file import read_regular
 from .figure import new_figure, printable
 from .run_folder import read_config
 
@@ -86,12 +87,12 @@ def tables(runs: Sequence[Run]) -> str:
     figures = [_figures(run, shared) for run in runs]
     rows = [[label, *(of.get(label, UNKNOWN) for of in figures)] for label in _in_order(figures)]
     names = [run.name for run in runs]
-    parts = [_table(["", *names], rows)]
+    parts = [markdown_table(["", *names], rows)]
     parts += [f"{run.name}: {what}" for run in runs for what in run.unread]
     options = [run.options for run in runs]
     differing = [[name, *(of.get(name, UNKNOWN) for of in options)] for name in _in_order(options)]
     differing = [row for row in differing if len(set(row[1:])) > 1]
-    parts.append(_table(["option", *names], differing) if differing else "They do not differ in any option.")
+    parts.append(markdown_table(["option", *names], differing) if differing else "They do not differ in any option.")
     return "\n\n".join(parts)
 
 
@@ -140,7 +141,7 @@ def _lines(path: Path, unread: list[str]) -> list[dict]:
     """The lines of a metrics.jsonl, which need not be there yet; a last one without its end is still being written."""
     if not path.exists():
         return []
-    *whole, _ = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    *whole, _ = read_regular(path).decode(errors="replace").split("\n")
     found, bad = [], []
     for number, text in enumerate(whole, start=1):
         try:
@@ -160,7 +161,7 @@ def _evaluation(path: Path, unread: list[str]) -> dict | None:
     if not file.exists():
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(file))
         return {name: float(found[name]) for name in ("loss", "ratio")}
     except (ValueError, KeyError, TypeError) as error:
         unread.append(f"report/{file.name} cannot be read ({type(error).__name__}: {error})")
@@ -183,7 +184,7 @@ def _in_order(dicts: Sequence[dict]) -> list[str]:
     return list(dict.fromkeys(key for one in dicts for key in one))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns also line up as plain text."""
     cells = [[cell.replace("|", r"\|") for cell in row] for row in (head, *rows)]
     widths = [max(3, *(len(cell) for cell in column)) for column in zip(*cells)]

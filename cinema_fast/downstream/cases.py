@@ -1,0 +1,223 @@
+"""What stands between predictions and their judgement: a segmented cine, and the little of it that pictures need."""
+
+import heapq
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .metrics_function import QUANTITIES, cardiac_function, ed_es, volume_curves
+from .metrics_segmentation import check_label_maps, segmentation_scores
+from .rows import Row, new_row
+
+CYCLE_FRAMES = 16  # of a moving picture
+STILLS = 2  # labelled frames shown: at ED and ES where there are more
+SLICES = 3  # of a stack shown
+SIDE = 112  # voxels of a picture's longer side at most, cut out around the heart
+MARGIN = 10  # voxels left around it
+_CANDIDATES = 8  # exhibits that the middle one is chosen from
+
+
+@dataclass(frozen=True)
+class SegmentationCase:
+    """One predicted cine with what is known of it.
+
+    study, view. spacing_mm: (X, Y) or (X, Y, Z) [mm]. image, pred (T, X, Y[, Z]) uint8: grey values 0..255 and label
+    maps. frames (T,): which frames of the cine they are, ascending; None: 0..T-1. truth: {frame of the cine:
+    (X, Y[, Z]) uint8 label map}; each must be among `frames`. known: quantities of the heart measured elsewhere, by
+    their names in QUANTITIES, compared with the whole predicted cycle; give it only where pred is the whole cycle.
+    stability: {frame: {class: score 0..1}}. frame_time_ms: from frame to frame, where it is known.
+    """
+
+    study: str
+    view: str
+    spacing_mm: tuple[float, ...]
+    image: np.ndarray
+    pred: np.ndarray
+    truth: Mapping[int, np.ndarray]
+    frames: tuple[int, ...] | None = None
+    known: Mapping[str, float] = field(default_factory=dict)
+    stability: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    frame_time_ms: float | None = None
+
+    @property
+    def frame_numbers(self) -> tuple[int, ...]:
+        return tuple(range(len(self.pred))) if self.frames is None else self.frames
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """What the report shows of a case: uint8 cut out around the heart, and curves.
+
+    score: mean Dice over frames and classes. cycle, cycle_pred (F, x, y): images and predictions of frames spread over
+    the cycle, of a stack the middle slice. stills: (caption, image, pred, truth), each (x, y). curves, truth_ml: {class: volumes [ml]} at `frames`, and {frame: {class:
+    ml}} where labelled; empty for single slices. values: {quantity: (pred, truth)}.
+    """
+
+    study: str
+    view: str
+    score: float
+    cycle: np.ndarray
+    cycle_pred: np.ndarray
+    stills: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]
+    frames: tuple[int, ...]
+    curves: dict[str, np.ndarray]
+    truth_ml: dict[int, dict[str, float]]
+    values: dict[str, tuple[float, float]]
+    frame_time_ms: float | None
+
+
+def check_case(case: SegmentationCase, classes: Mapping[int, str]) -> None:
+    """Raises ValueError naming study and view where the parts of a case do not fit each other."""
+    where, frames = f"study {case.study}, view {case.view}", case.frame_numbers
+    if case.pred.ndim not in (3, 4) or case.image.shape != case.pred.shape:
+        raise ValueError(f"{where}: want image and pred of one shape (T, X, Y[, Z]), got {case.image.shape}, "
+                         f"{case.pred.shape}")  # fmt: skip
+    if case.image.dtype != np.uint8:
+        raise ValueError(f"{where}: want an image of uint8, got {case.image.dtype}")
+    if len(frames) != len(case.pred) or list(frames) != sorted(set(frames)):
+        raise ValueError(f"{where}: want {len(case.pred)} ascending frame numbers, got {frames}")
+    if absent := sorted({*case.truth, *case.stability} - set(frames)):
+        raise ValueError(f"{where}: frames {absent} are labelled, but not among the predicted ones {frames}")
+    if strange := sorted(set(case.known) - set(QUANTITIES)):
+        raise ValueError(f"{where}: known holds {', '.join(strange)}; want {', '.join(QUANTITIES)}")
+    if case.known and case.pred.ndim == 3:
+        raise ValueError(f"{where}: known values are compared with volumes, which single slices {case.pred.shape} lack")
+    try:
+        for t, pred in zip(frames, case.pred):
+            check_label_maps(pred, case.truth.get(t, pred), case.spacing_mm, classes)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def case_rows(case: SegmentationCase, classes: Mapping[int, str]) -> list[Row]:
+    """Rows of kind segmentation, function and cycle of a case that check_case has passed."""
+    study, view, rows = case.study, case.view, []
+    at = {frame: i for i, frame in enumerate(case.frame_numbers)}
+    for frame, truth in sorted(case.truth.items()):
+        for name, scores in segmentation_scores(case.pred[at[frame]], truth, case.spacing_mm, classes).items():
+            if frame in case.stability and name in case.stability[frame]:
+                scores["stability"] = float(case.stability[frame][name])
+            rows.append(new_row("segmentation", study, name, view, frame, **scores))
+    for kind, pairs in (("function", at_labels(case, classes)), ("cycle", over_cycle(case, classes))):
+        rows += [new_row(kind, study, name, view, pred=pred, truth=truth) for name, (pred, truth) in pairs.items()]
+    return rows
+
+
+def at_labels(case: SegmentationCase, classes: Mapping[int, str]) -> dict[str, tuple[float, float]]:
+    """{quantity: (pred, truth)} of a stack with two labelled frames or more that hold the LV; else empty.
+
+    ED and ES are the labelled frames where the true LV is largest and smallest; the prediction is measured at the same.
+    """
+    labelled = sorted(case.truth)
+    if case.pred.ndim == 3 or len(labelled) < 2 or "LV" not in classes.values():
+        return {}
+    truth = volume_curves(np.stack([case.truth[t] for t in labelled]), case.spacing_mm, classes)
+    if not truth["LV"].all():
+        return {}
+    of = [case.frame_numbers.index(t) for t in labelled]
+    pred = volume_curves(case.pred[of], case.spacing_mm, classes)
+    ed, es = ed_es(truth["LV"])
+    right = cardiac_function(truth, ed, es)
+    return {name: (value, right[name]) for name, value in cardiac_function(pred, ed, es).items()}
+
+
+def over_cycle(case: SegmentationCase, classes: Mapping[int, str]) -> dict[str, tuple[float, float]]:
+    """{quantity: (pred, known value)}: ED and ES are where the predicted LV is largest and smallest."""
+    if not case.known:
+        return {}
+    curves = volume_curves(case.pred, case.spacing_mm, classes)
+    measured = cardiac_function(curves, *ed_es(curves["LV"]))
+    return {name: (measured[name], float(value)) for name, value in case.known.items() if name in measured}
+
+
+def exhibit_of(case: SegmentationCase, rows: list[Row], classes: Mapping[int, str]) -> Exhibit:
+    """Cut out of a case what pictures need; nothing of it refers to the case's arrays."""
+    frames, stack = case.frame_numbers, case.pred.ndim == 4
+    labels = np.concatenate([case.pred, *(truth[None] for truth in case.truth.values())]) > 0
+    x, y = (_around(labels.any(axis=tuple(a for a in range(labels.ndim) if a != axis))) for axis in (1, 2))
+    slices = _slices(labels.any(axis=(0, 1, 2))) if stack else [None]
+    middle = slices[len(slices) // 2]
+    cut = (lambda volume, z: volume[x, y, z].copy()) if stack else (lambda image, _: image[x, y].copy())
+    shown = np.unique(np.linspace(0, len(frames) - 1, min(CYCLE_FRAMES, len(frames))).round().astype(int))
+    labelled = _stills(case, classes)
+    stills = [
+        (f"frame {t}" + (f", slice {z}" if stack else ""), *(cut(v, z) for v in (case.image[i], case.pred[i], truth)))
+        for t, i, truth in labelled
+        for z in slices
+    ]
+    dice = [row["dice"] for row in rows if "dice" in row and not math.isnan(row["dice"])]
+    volumes: dict[int, dict[str, float]] = {}
+    for row in rows:
+        if row["kind"] == "segmentation" and stack:
+            volumes.setdefault(int(row["frame"]), {})[row["name"]] = row["truth_ml"]
+    return Exhibit(
+        case.study, case.view, sum(dice) / len(dice) if dice else math.nan,
+        np.stack([cut(case.image[i], middle) for i in shown]), np.stack([cut(case.pred[i], middle) for i in shown]),
+        stills, frames, volume_curves(case.pred, case.spacing_mm, classes) if stack else {}, volumes,
+        {row["name"]: (row["pred"], row["truth"]) for row in rows if row["kind"] == "function"}, case.frame_time_ms,
+    )  # fmt: skip
+
+
+class Gallery:
+    """The worst, the middle and the best few of all exhibits of a view that were offered, in memory that does not grow.
+
+    The middle one is that next to the median of all scores among a few exhibits drawn by the names of their studies, so
+    it does not depend on the order in which they came.
+    """
+
+    def __init__(self, worst: int = 2, best: int = 1):
+        self.worst, self.best = worst, best
+        self.scores: list[float] = []
+        self._kept: dict[str, list] = {"worst": [], "best": [], "any": []}
+
+    def offer(self, exhibit: Exhibit) -> None:
+        """Keep the exhibit if it is among the few; one without a score (nothing was labelled) is not."""
+        if math.isnan(exhibit.score):
+            return
+        self.scores.append(exhibit.score)
+        by_name = zlib.crc32(exhibit.study.encode("utf-8", "surrogateescape"))
+        for name, rank, most in (
+            ("worst", -exhibit.score, self.worst), ("best", exhibit.score, self.best), ("any", by_name, _CANDIDATES)
+        ):  # fmt: skip
+            item = (rank, -len(self.scores), exhibit)  # of equal ones the first stays; exhibits are never compared
+            (heapq.heappush if len(self._kept[name]) < most else heapq.heappushpop)(self._kept[name], item)
+
+    def chosen(self) -> list[tuple[str, Exhibit]]:
+        """(why it is shown, exhibit), each study once: the worst, the middle, the best."""
+        if not self.scores:
+            return []
+        median = float(np.median(self.scores))
+        middle = min(self._kept["any"], key=lambda item: (abs(item[2].score - median), -item[1]))
+        shown = [("worst", item[2]) for item in sorted(self._kept["worst"], reverse=True)]
+        shown += [("middle", middle[2])] + [("best", item[2]) for item in sorted(self._kept["best"], reverse=True)]
+        first = {}
+        for why, exhibit in shown:
+            first.setdefault(exhibit.study, (why, exhibit))
+        return list(first.values())
+
+
+def _around(holds: np.ndarray) -> slice:
+    """The places that hold something (n,) bool, with MARGIN, but SIDE at most; the middle ones where none does."""
+    n, found = len(holds), np.flatnonzero(holds)
+    middle = (found[0] + found[-1]) // 2 if len(found) else n // 2
+    half = min(SIDE, found[-1] - found[0] + 1 + 2 * MARGIN if len(found) else SIDE) // 2
+    return slice(max(0, middle - half), min(n, middle + half + 1))
+
+
+def _slices(holds: np.ndarray) -> list[int]:
+    """SLICES of those that hold something, spread over them, at the middles of equal parts."""
+    found = np.flatnonzero(holds) if holds.any() else np.arange(len(holds))
+    return sorted({int(found[int((i + 0.5) / SLICES * len(found))]) for i in range(SLICES)})
+
+
+def _stills(case: SegmentationCase, classes: Mapping[int, str]) -> list[tuple[int, int, np.ndarray]]:
+    """(frame, its index, truth) of the labelled frames shown: all, or the largest and the smallest LV (or whole)."""
+    lv = next((label for label, name in classes.items() if name == "LV"), None)
+    size = {t: int((truth == lv).sum() if lv else (truth > 0).sum()) for t, truth in case.truth.items()}
+    frames = sorted(case.truth)
+    if len(frames) > STILLS:
+        frames = sorted({max(frames, key=size.get), min(frames, key=size.get)})
+    return [(t, case.frame_numbers.index(t), case.truth[t]) for t in frames]

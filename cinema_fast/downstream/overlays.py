@@ -1,0 +1,63 @@
+"""Label maps drawn over the images: moving over the cycle, and truth above prediction on the labelled frames.
+
+Pictures have one palette, grey levels and then a colour per class, so that a GIF needs none of its own per frame.
+"""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from .cases import Exhibit
+
+COLOURS = ((66, 135, 245), (70, 200, 90), (240, 70, 70), (240, 190, 40), (180, 90, 230), (60, 200, 210))
+ZOOM = 2
+_GREYS = 32
+_BORDER = 4  # pixels between pictures
+
+
+def outline(image: np.ndarray, labels: np.ndarray, zoom: int = ZOOM) -> np.ndarray:
+    """Palette numbers (X * zoom, Y * zoom) uint8 of an image with the outlines of its labels, both (X, Y) uint8.
+
+    An outline is the pixels of a class, after enlargement, that touch another class or none.
+    """
+    grey, big = (np.kron(part, np.ones((zoom, zoom), np.uint8)) for part in (image // (256 // _GREYS), labels))
+    padded = np.pad(big, 1)
+    inside = np.ones(big.shape, bool)
+    for x, y in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        inside &= padded[x : x + big.shape[0], y : y + big.shape[1]] == big
+    drawn = (big > 0) & ~inside
+    grey[drawn] = _GREYS + (big[drawn] - 1) % len(COLOURS)
+    return grey
+
+
+def cycle_gif(exhibit: Exhibit) -> bytes:
+    """An animated GIF of one heartbeat: a slice with the predicted outlines, at the heart's own pace where known."""
+    frames = [_picture(outline(image, pred)) for image, pred in zip(exhibit.cycle, exhibit.cycle_pred)]
+    span = (exhibit.frames[-1] - exhibit.frames[0] + 1) * (exhibit.frame_time_ms or 40.0)
+    step = min(max(20, 10 * round(span / len(frames) / 10)), 1000)
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=step, loop=0)
+    return file.getvalue()
+
+
+def stills_png(exhibit: Exhibit) -> bytes:
+    """A PNG of the labelled frames and slices: above the truth, below the prediction."""
+    rows = [[outline(image, (truth, pred)[row]) for _, image, pred, truth in exhibit.stills] for row in range(2)]
+    file = io.BytesIO()
+    _picture(np.concatenate([_row(row) for row in rows], axis=1)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _row(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures of one size side by side along X, with a border."""
+    return np.concatenate([np.pad(part, ((0, _BORDER), (0, _BORDER))) for part in parts])
+
+
+def _picture(numbers: np.ndarray):
+    from PIL import Image
+
+    image = Image.fromarray(np.ascontiguousarray(numbers.T))
+    image.putpalette([value for grey in range(_GREYS) for value in [grey * 255 // (_GREYS - 1)] * 3]
+                     + [value for colour in COLOURS for value in colour])  # fmt: skip
+    return image

@@ -1,0 +1,234 @@
+"""The report of an evaluation: one HTML file that carries all its pictures and refers to nothing outside it."""
+
+import base64
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from ..train.figure import printable
+from .metrics_classification import Classification
+from .metrics_function import QUANTITIES
+from .overlays import cycle_gif, stills_png
+from .report_figures import agreement_png, classification_png, dice_png, distances_png, volume_png
+from .rows import Row, number
+from .summary import ALL_CLASSES, Table, Target, measure_of, row_sets
+
+if TYPE_CHECKING:
+    from .assessment import Assessment
+
+TITLES = {
+    "segmentation": ("Label maps", "Means over labelled frames. Distances are between surfaces. A class that is in "
+                     "neither map is left out; one that is in one of them alone is a failure, with Dice 0."),
+    "function": ("Cardiac function at the labelled frames", "Predicted against true label maps, both at the frames "
+                 "where the true LV is largest (ED) and smallest (ES). Differences are prediction - truth."),
+    "cycle": ("Cardiac function of the whole cycle", "ED and ES are where the predicted LV is largest and smallest; "
+              "compared with values known from elsewhere."),
+    "ef_class": ("Classes of the ejection fraction", "Reduced: up to 40 %; normal: above 55 %; borderline between."),
+    "regression": ("Numbers", "Differences are prediction - truth."),
+    "retest": ("Repeated measurements", "Of the same hearts. The coefficient of variation is a fraction; differences "
+               "are second - first."),
+    "classification": ("Classes", "Of two classes the second is the positive one. Of more, sensitivity, specificity, "
+                       "AUROC and AUPRC are one class against the rest, averaged."),
+    "landmarks": ("Landmarks", "Distance of what was found; a landmark that was not found is a failure at any "
+                  "distance."),
+}  # fmt: skip
+LABELS = {
+    "dice": "Dice", "iou": "IoU", "hd95_mm": "Hausdorff 95 (mm)", "msd_mm": "mean surface distance (mm)", "mae": "MAE",
+    "rmse": "RMSE", "r2": "R²", "loa_low": "95 % limit, low", "loa_high": "95 % limit, high", "auroc": "AUROC",
+    "auprc": "AUPRC", "brier": "Brier", "ece": "calibration error", "distance_mm": "distance (mm)",
+}  # fmt: skip
+HEADLINES = ("dice", "hd95_mm", "mae", "r2", "bias", "accuracy", "auroc", "sensitivity", "specificity", "distance_mm",
+             "coefficient_of_variation")  # fmt: skip
+WORST, MOST, MOST_NOTES = 10, 200, 12
+
+
+class Picture(NamedTuple):
+    """type: MIME type. data: base64. alt: what it shows."""
+
+    type: str
+    data: str
+    alt: str
+
+
+def write_report(path: Path, results: Mapping, tables: Sequence[Table], assessment: "Assessment") -> None:
+    """Write the report. Every name in it comes from a file or a table, and is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+        # names of files may hold bytes that are no text
+        finalize=lambda value: printable(value) if type(value) is str else value,
+    )  # fmt: skip
+    environment.filters |= {"figure": figure, "label": label}
+    sets = list(row_sets(assessment.rows))
+    kinds = list(dict.fromkeys(table.kind for table in tables))
+    html = environment.get_template("report.html.j2").render(
+        results=results,
+        about=[(name, _plain(value)) for name, value in results["about"].items()],
+        sections=[_section(kind, tables, sets, assessment) for kind in kinds],
+        subgroups=list(_subgroups(results["without_group"], tables)),
+        most=MOST,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(html, encoding="utf-8")
+
+
+def figure(value: float) -> str:
+    """Four digits, as people write them."""
+    return f"{value:.4g}" if 1e-4 <= abs(value) < 1e5 or not value else f"{value:.3e}"
+
+
+def label(metric: str) -> str:
+    words = metric.removesuffix("_mm").replace("_", " ") + (" mm" if metric.endswith("_mm") else "")
+    return LABELS.get(metric, words)
+
+
+def _section(kind: str, tables: Sequence[Table], sets: Sequence, assessment: "Assessment") -> dict:
+    title, about = TITLES[kind]
+    own = [(view, name, rows) for (of, view, name), rows in sets if of == kind]
+    pictures = [picture for draw in (_PICTURES.get(kind),) if draw for picture in draw(own, assessment.targets)]
+    return {
+        "title": title,
+        "about": about,
+        "block": _block([table for table in tables if table.kind == kind and not table.column], assessment.targets),
+        "pictures": pictures,
+        "worst": _worst(kind, own),
+        "cases": list(_cases(assessment)) if kind == "segmentation" else [],
+    }
+
+
+def _block(tables: Sequence[Table], targets: Mapping[str, Target], *, only: Sequence[str] = ()) -> dict:
+    """Heads, metrics, rows and notes of tables of one kind. only: of which metrics, where not of all."""
+    metrics = [m for m in dict.fromkeys(m for table in tables for m in table.numbers) if not only or m in only]
+    grouped = any(table.column for table in tables)
+    rows, notes = [], []
+    for table in tables:
+        name = _name(table.name, targets.get(table.name, Target()), table.kind)
+        words = [table.group] if grouped else [table.view, name]
+        cells = [table.numbers.get(metric) for metric in metrics]
+        most = max((one for one in table.numbers.values()), key=lambda one: one.n)
+        rows.append({"words": words, "cells": cells, "n": most.n, "studies": most.studies})
+        where = table.group if grouped else table.title
+        notes += [f"{where}, {label(m)}: {one.note}" for m, one in zip(metrics, cells) if one and one.note]
+    if len(notes) > MOST_NOTES:
+        notes = [*notes[:MOST_NOTES], f"and {len(notes) - MOST_NOTES} more notes in results.json"]
+    return {"heads": [""] if grouped else ["view", "of"], "metrics": metrics, "rows": rows, "notes": notes}
+
+
+def _subgroups(without: Mapping[str, int], tables: Sequence[Table]) -> Iterator[dict]:
+    for column, missing in without.items():
+        own = [table for table in tables if table.column == column]
+        blocks = []
+        for kind, view, name in dict.fromkeys((table.kind, table.view, table.name) for table in own):
+            found = [table for table in own if (table.kind, table.view, table.name) == (kind, view, name)]
+            title = ", ".join(part for part in (TITLES[kind][0], view, QUANTITIES.get(name, name)) if part)
+            blocks.append({"title": title} | _block(found, {}, only=HEADLINES))
+        yield {"column": column, "without": missing, "blocks": blocks}
+
+
+def _name(name: str, target: Target, kind: str) -> str:
+    text = QUANTITIES.get(name, name) if kind in ("function", "cycle", "ef_class") else name
+    if target.unit:
+        text += f" ({target.unit})"
+    if kind == "classification" and len(target.classes) == 2:
+        text += f": {target.classes[1]} from {target.threshold:g}"
+    return text
+
+
+def _worst(kind: str, own: Sequence[tuple[str, str, Sequence[Row]]]) -> dict | None:
+    """The rows with the lowest Dice, the largest error or distance, or the least probability of the truth."""
+    if kind in ("retest", "ef_class"):
+        return None
+    how: dict[str, tuple[str, Callable[[Row], float]]] = {
+        "segmentation": ("Dice", lambda row: -number(row, "dice")),
+        "landmarks": ("distance (mm)", lambda row: number(row, "distance_mm")),
+        "classification": ("probability of the decision, which is wrong", _wrong),
+    }
+    what, badness = how.get(kind, ("|error|", lambda row: abs(number(row, "pred") - number(row, "truth"))))
+    rows = [row for _, name, found in own for row in found if name != ALL_CLASSES and not math.isnan(badness(row))]
+    rows = sorted(rows, key=badness, reverse=True)[:WORST] if _one_scale(kind, own) else []
+    if not rows:
+        return None
+    lines = [[row["study"], row["view"], row["frame"], row["name"], figure(abs(badness(row)))] for row in rows]
+    return {"heads": ["study", "view", "frame", "of", what], "rows": lines}
+
+
+def _one_scale(kind: str, own: Sequence) -> bool:
+    """Whether errors of the rows can be put in one order: not those of several quantities."""
+    return kind in ("segmentation", "landmarks", "classification") or len({name for _, name, _ in own}) == 1
+
+
+def _wrong(row: Row) -> float:
+    probabilities = [number(row, name) for name in row if name[:1] == "p" and name[1:].isdigit()]
+    return math.nan if row["truth"] == row["decided"] else max(probabilities, default=math.nan)
+
+
+def _cases(assessment: "Assessment") -> Iterator[dict]:
+    for view, gallery in assessment.galleries.items():
+        for why, exhibit in gallery.chosen():
+            captions = "; ".join(caption for caption, *_ in exhibit.stills)
+            pictures = []
+            if len(exhibit.cycle) > 1:
+                pictures.append(_embed("gif", cycle_gif(exhibit), "prediction over the cycle"))
+            pictures.append(_embed("png", stills_png(exhibit), f"truth above, prediction below: {captions}"))
+            if exhibit.curves:
+                pictures.append(_embed("png", volume_png(exhibit), "volume over time"))
+            title = f"{view}, {why} of {len(gallery.scores)}: {exhibit.study}, mean Dice {exhibit.score:.3f}"
+            yield {"title": title, "pictures": pictures}
+
+
+def _of_segmentation(own: Sequence, targets: Mapping) -> Iterator[Picture]:
+    for view in dict.fromkeys(view for view, _, _ in own):
+        rows = {name: rows for of, name, rows in own if of == view and name != ALL_CLASSES}
+        yield _embed("png", dice_png(view, rows), f"{view}: Dice of every labelled frame")
+
+
+def _of_numbers(names: tuple[str, str], keys: tuple[str, str]) -> Callable:
+    def draw(own: Sequence, targets: Mapping[str, Target]) -> Iterator[Picture]:
+        for view, name, rows in own:
+            text = _name(name, targets.get(name, Target()), "function" if name in QUANTITIES else "")
+            png = agreement_png(text, *([number(row, key) for row in rows] for key in keys), names)
+            if png:
+                yield _embed("png", png, ", ".join(part for part in (view, text, "agreement") if part))
+
+    return draw
+
+
+def _of_classes(kind: str) -> Callable:
+    def draw(own: Sequence, targets: Mapping[str, Target]) -> Iterator[Picture]:
+        for _, name, rows in own:
+            target = targets.get(name, Target())
+            measure = measure_of(kind, rows, target)
+            assert isinstance(measure, Classification)
+            title = _name(name, target, kind)
+            shown = "confusion" if measure.p is None else "confusion, ROC, reliability"
+            yield _embed("png", classification_png(title, measure, target.threshold), f"{title}: {shown}")
+
+    return draw
+
+
+def _of_landmarks(own: Sequence, targets: Mapping) -> Iterator[Picture]:
+    for view in dict.fromkeys(view for view, _, _ in own):
+        distances = {name: [number(row, "distance_mm") for row in rows] for of, name, rows in own if of == view}
+        yield _embed("png", distances_png(view, distances), f"{view}: share of landmarks within a distance")
+
+
+_PICTURES: dict[str, Callable] = {
+    "segmentation": _of_segmentation,
+    "function": _of_numbers(("truth", "prediction"), ("truth", "pred")),
+    "cycle": _of_numbers(("known", "prediction"), ("truth", "pred")),
+    "regression": _of_numbers(("truth", "prediction"), ("truth", "pred")),
+    "retest": _of_numbers(("first", "second"), ("first", "second")),
+    "classification": _of_classes("classification"),
+    "ef_class": _of_classes("ef_class"),
+    "landmarks": _of_landmarks,
+}
+
+
+def _embed(kind: str, data: bytes, alt: str) -> Picture:
+    return Picture(f"image/{kind}", base64.b64encode(data).decode(), alt)
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -1,0 +1,170 @@
+"""Figures of the report, as PNG bytes: agreement, receiver operating characteristic, reliability, volume over time."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..train.figure import new_figure, printable
+from .cases import Exhibit
+from .extras import need
+from .metrics_classification import Classification
+from .metrics_function import ed_es, ejection_fraction
+from .metrics_regression import Agreement
+from .metrics_segmentation import CLASSES
+from .overlays import COLOURS
+from .rows import Row, number
+
+SHOWN_CLASSES = 8
+_CLASS_COLOURS = dict(zip(CLASSES.values(), (tuple(value / 255 for value in colour) for colour in COLOURS)))
+
+
+def agreement_png(title: str, first: Sequence[float], second: Sequence[float], names: tuple[str, str]) -> bytes | None:
+    """Scatter and Bland-Altman plot of two measurements (n,), second against first; None where no pair is finite.
+
+    names: what the first and the second are.
+    """
+    first, second = np.asarray(first, float), np.asarray(second, float)
+    known = np.isfinite(first) & np.isfinite(second)
+    first, second = first[known], second[known]
+    if not len(first):
+        return None
+    figure = new_figure(8, 3.4)
+    scatter, bland = figure.subplots(1, 2)
+    ends = min(first.min(), second.min()), max(first.max(), second.max())
+    scatter.plot(ends, ends, color="0.6", linewidth=1)
+    scatter.plot(first, second, ".", color="C0", alpha=0.7)
+    scatter.set(xlabel=names[0], ylabel=names[1])
+    agreement = Agreement(second, first).point()
+    bland.plot((first + second) / 2, second - first, ".", color="C0", alpha=0.7)
+    for name, style in (("bias", "-"), ("loa_low", "--"), ("loa_high", "--")):
+        if math.isfinite(agreement[name]):
+            bland.axhline(agreement[name], color="C3", linestyle=style, linewidth=1)
+            where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+            bland.annotate(f"{agreement[name]:.3g}", (1, agreement[name]), fontsize=8, color="C3", **where)
+    bland.set(xlabel="mean of both", ylabel=f"{names[1]} - {names[0]}")
+    return _png(figure, f"{title}, n = {len(first)}")
+
+
+def classification_png(title: str, measure: Classification, threshold: float) -> bytes:
+    """Confusion table, ROC and reliability curve; without probabilities the first alone."""
+    with_p = measure.p is not None
+    figure = new_figure(11 if with_p else 4.2, 3.6)
+    confusion, *others = np.atleast_1d(figure.subplots(1, 3 if with_p else 1))
+    _draw_confusion(confusion, measure)
+    if with_p:
+        _draw_roc(others[0], measure, threshold)
+        _draw_reliability(others[1], measure)
+    return _png(figure, f"{title}, n = {measure.n}")
+
+
+def volume_png(exhibit: Exhibit) -> bytes:
+    """Volumes over the cycle as predicted, those of the labels as crosses, and the ejection fraction of both."""
+    figure = new_figure(5.2, 3.2)
+    axes = figure.subplots()
+    for i, (name, curve) in enumerate(exhibit.curves.items()):
+        colour = _CLASS_COLOURS.get(name, f"C{i}")
+        axes.plot(exhibit.frames, curve, "-" if len(curve) > 2 else "o", color=colour, label=f" {name}")
+        labelled = [(t, ml[name]) for t, ml in exhibit.truth_ml.items() if name in ml]
+        axes.plot(*zip(*labelled) if labelled else ([], []), "x", color=colour, markersize=9)
+    axes.set(xlabel="frame", ylabel="volume (ml); x: label maps", ylim=(0, None))
+    _legend(axes)
+    parts = []
+    if "LV" in exhibit.curves:
+        lv = exhibit.curves["LV"]
+        ed, es = ed_es(lv)
+        parts.append(f"predicted curve: EF {ejection_fraction(lv[ed], lv[es]):.1f} %")
+    if "lv_ef" in exhibit.values:
+        parts.append("at labelled frames {:.1f} %, labels {:.1f} %".format(*exhibit.values["lv_ef"]))
+    return _png(figure, "; ".join(parts))
+
+
+def dice_png(title: str, rows: Mapping[str, Sequence[Row]]) -> bytes:
+    """Dice of every row as a point, and quartiles, per class."""
+    figure = new_figure(5.2, 3.2)
+    axes = figure.subplots()
+    scores = [[number(row, "dice") for row in found if math.isfinite(number(row, "dice"))] for found in rows.values()]
+    for place, values in enumerate(scores):
+        # spread by rank, not by chance
+        axes.plot(place + (np.arange(len(values)) % 7 - 3) / 25, values, ".", color=f"C{place % 10}", alpha=0.5)
+        if values:
+            axes.boxplot(values, positions=[place], widths=0.5, showfliers=False)
+    axes.set_xticks(range(len(scores)), [f"{name}\nn = {len(v)}" for name, v in zip(map(printable, rows), scores)])
+    axes.set(ylabel="Dice", xlim=(-0.6, len(scores) - 0.4))
+    return _png(figure, title)
+
+
+def distances_png(title: str, distances: Mapping[str, Sequence[float]]) -> bytes:
+    """Share of landmarks found within a distance; what was not found at all stays below 1."""
+    figure = new_figure(5.2, 3.2)
+    axes = figure.subplots()
+    for name, values in distances.items():
+        ordered = np.sort(np.asarray(values, float))
+        known = ordered[np.isfinite(ordered)]
+        share = np.arange(1, len(known) + 1) / len(ordered)
+        axes.step([0, *known], [0, *share], where="post", label=f" {printable(name)}, n = {len(ordered)}")
+    axes.set(xlabel="distance (mm)", ylabel="share within", ylim=(0, 1.02), xlim=(0, None))
+    _legend(axes)
+    return _png(figure, title)
+
+
+def _draw_confusion(axes, measure: Classification) -> None:
+    k = len(measure.classes)
+    table = np.zeros((k, k), int)
+    np.add.at(table, (measure.truth, measure.decided), 1)
+    axes.imshow(table / table.sum(1, keepdims=True).clip(1), cmap="Blues", vmin=0, vmax=1)
+    for i in range(k):
+        for j in range(k):
+            share = table[i, j] / max(table[i].sum(), 1)
+            axes.text(j, i, str(table[i, j]), ha="center", va="center", color="w" if share > 0.5 else "k", fontsize=9)
+    names = [printable(name)[:14] for name in measure.classes]
+    axes.set_xticks(range(k), names, rotation=30 if k > 2 else 0)
+    axes.set_yticks(range(k), names)
+    axes.set(xlabel="predicted", ylabel="true")
+
+
+def _draw_roc(axes, measure: Classification, threshold: float) -> None:
+    axes.plot((0, 1), (0, 1), color="0.7", linewidth=1)
+    shown = measure.judged[:SHOWN_CLASSES] if len(measure.present) > 1 else []
+    for c in shown:
+        metrics = need("sklearn.metrics", "ROC curves are computed")
+        fpr, tpr, _ = metrics.roc_curve(measure.truth == c, measure.p[:, c])
+        area = metrics.roc_auc_score(measure.truth == c, measure.p[:, c])
+        axes.plot(fpr, tpr, label=f" {printable(measure.classes[c])}, AUROC {area:.3f}")
+    if shown and measure.binary:
+        point = measure.point()
+        label = f" threshold {threshold:g}"
+        axes.plot(1 - point["specificity"], point["sensitivity"], "o", color="C3", label=label)
+    left = len(measure.judged) - len(shown)
+    axes.set(xlabel="1 - specificity", ylabel="sensitivity", title="")
+    if not shown or left:
+        axes.set_title(f"{left} classes not drawn" if shown else "undefined: one class only", fontsize=9)
+    if shown:
+        _legend(axes)
+
+
+def _draw_reliability(axes, measure: Classification) -> None:
+    curve = measure.reliability()
+    axes.plot((0, 1), (0, 1), color="0.7", linewidth=1)
+    axes.plot(curve["predicted"], curve["observed"], "o-", color="C0")
+    for x, y, n in zip(curve["predicted"], curve["observed"], curve["n"]):
+        axes.annotate(str(n), (x, y), textcoords="offset points", xytext=(4, -9), fontsize=7)
+    what = f"probability of {printable(measure.classes[1])}" if measure.binary else "probability of the likeliest class"
+    axes.set(xlabel=what, ylabel="share in which it came true; n beside", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+
+
+def _legend(axes) -> None:
+    """Names are of files and tables: $ in them is no formula."""
+    for text in axes.legend(fontsize=8).get_texts():
+        text.set_parse_math(False)
+
+
+def _png(figure, title: str) -> bytes:
+    figure.suptitle(printable(title), fontsize=10, parse_math=False)
+    for axes in figure.axes:
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label, *axes.get_xticklabels(), *axes.get_yticklabels()):
+            text.set_parse_math(False)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=90)
+    return file.getvalue()

@@ -1,0 +1,79 @@
+"""rows.csv of an evaluation, which all tables are made of: one line per study, view, frame and class or target.
+
+Columns: kind, study, view, frame, name, then the values that any kind has; a cell that a kind has not is empty.
+
+    segmentation  name: class      dice, iou, hd95_mm, msd_mm, pred_ml, truth_ml, and stability where it is known
+    function      name: quantity   pred, truth: at the ED and ES frames that are labelled
+    cycle         name: quantity   pred, truth: over the whole predicted cycle, against values known from elsewhere
+    regression    name: target     pred, truth
+    retest        name: target     first, second: two measurements of one heart
+    classification name: target    truth, decided: classes; p0, p1, ...: their probabilities
+    landmarks     name: landmark   distance_mm, within_5_mm, ...
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+KINDS = ("segmentation", "function", "cycle", "regression", "retest", "classification", "landmarks")
+KEYS = ("kind", "study", "view", "frame", "name")
+WORDS = (*KEYS, "truth", "decided")  # columns that may be words; of regression and the like truth is a number
+Row = dict[str, str | float]
+
+
+def new_row(kind: str, study: str, name: str, view: str = "", frame: int | str = "", **values: str | float) -> Row:
+    return {"kind": kind, "study": study, "view": view, "frame": str(frame), "name": name} | values
+
+
+def key(row: Row) -> tuple:
+    """What a row is of: two evaluations are paired by it."""
+    return tuple(row[name] for name in KEYS)
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows.csv. Numbers are written so that they are read as they were; nan is undefined, inf a failure."""
+    columns = list(dict.fromkeys([*KEYS, *(name for row in rows for name in row)]))
+    # names of files may hold bytes that are no text: they come back as they were
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows({name: value if isinstance(value, str) else repr(float(value)) for name, value in row.items()}
+                         for row in rows)  # fmt: skip
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a rows.csv. Raises ValueError naming file, line and column of what cannot be read."""
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            if missing := [name for name in KEYS if name not in (reader.fieldnames or ())]:
+                raise ValueError(f"no column {', '.join(missing)}; want a file that `evaluate` wrote")
+            rows = [_read(line) for line in reader]
+        except (csv.Error, ValueError) as error:
+            raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+    for number, row in enumerate(rows, start=2):
+        if row["kind"] not in KINDS:
+            raise ValueError(f"{path}, row {number}: kind {row['kind']!r}; want one of {', '.join(KINDS)}")
+    return rows
+
+
+def _read(line: dict) -> Row:
+    row: Row = {}
+    if None in line or None in line.values():
+        raise ValueError("has more or fewer cells than the head; the file was cut short or altered")
+    for column, cell in line.items():
+        if column in KEYS:
+            row[column] = cell
+        elif cell != "":
+            word = column in WORDS and line["kind"] == "classification"
+            try:
+                row[column] = cell if word else float(cell)
+            except ValueError:
+                raise ValueError(f"column {column}: {cell!r} is no number") from None
+    return row
+
+
+def number(row: Row, name: str) -> float:
+    """A value of a row, nan where it has none."""
+    return float(row.get(name, math.nan))
