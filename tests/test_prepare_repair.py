@@ -195,6 +195,6 @@ def test_what_is_no_file_is_named_and_mended(prepared, make):
     code = "import sys; from cinema_fast.cli import main; sys.exit(main())"
     verified = subprocess.run([sys.executable, "-c", code, "verify", store], capture_output=True, text=True, timeout=60)
     assert verified.returncode == 1 and "studies/p1/sax.npy: no regular file" in verified.stdout
-    assert "studies/p2/study.json: cannot be read ([Errno 22] no regular file)" in verified.stdout
+    assert "studies/p2/study.json: cannot be read ([Errno 22] no regular file" in verified.stdout
     report = run(src, store, check=True)
     assert (report.prepared, report.unchanged, report.exit_code) == (2, 1, 0) and content(store) == before

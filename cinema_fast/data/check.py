@@ -9,21 +9,19 @@ modification tell nothing: copies have their own.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
-import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from .pool import available_cores
 from .progress import progress_bar
+from .regular_file import open_regular, read_regular
 from .store import (
     NPY_HEADER_BYTES,
     CineInfo,
@@ -114,7 +112,7 @@ def find_altered(
         faults = []
         for file, expected in sums[study].items():
             try:
-                with _open(store / file) as content:
+                with open_regular(store / file) as content:
                     found = hashlib.file_digest(content, "sha256").hexdigest()
             except OSError as err:
                 faults.append(Fault(study, file, str(err.strerror)))
@@ -161,8 +159,7 @@ def read_studies(
 def _records(store: Path, study: str) -> dict[str, dict]:
     file = store / "studies" / study / "study.json"
     try:
-        with _open(file) as content:
-            records = json.loads(content.read())
+        records = json.loads(read_regular(file))
         if not isinstance(records, dict) or not records:
             raise ValueError("no records in it")
         return records
@@ -195,20 +192,7 @@ def _check_file(path: str, shape: tuple[int, ...]) -> None:
     for wrong in wrong_sizes([(path, shape)]):
         raise StoreError(wrong)
     try:
-        with _open(path) as file:
+        with open_regular(path) as file:
             check_npy_header(path, shape, file.read(NPY_HEADER_BYTES))
     except OSError as err:
         raise StoreError(f"{path}: {err.strerror}") from err
-
-
-def _open(path: Path | str) -> BinaryIO:
-    """A regular file to read. Raises OSError, at once for a named pipe, which others wait to see written."""
-    return open(path, "rb", opener=_open_regular)
-
-
-def _open_regular(path: str, flags: int) -> int:
-    fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-    if stat.S_ISREG(os.fstat(fd).st_mode):
-        return fd
-    os.close(fd)
-    raise OSError(errno.EINVAL, "no regular file")

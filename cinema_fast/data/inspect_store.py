@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .regular_file import read_regular
 from .store import VIEWS, CineInfo, CineStore
 
 TILE = 192  # pixels of an image in a picture, at most, on its longer side
@@ -92,7 +93,7 @@ def _range(values: list[float]) -> str:
 
 def _failures(path: Path) -> list[str]:
     try:
-        failures = [json.loads(line) for line in (path / "failures.jsonl").read_text("utf-8").splitlines()]
+        failures = [json.loads(line) for line in read_regular(path / "failures.jsonl").decode().splitlines()]
         lines = [f"  {failure['file']}: {failure['reason']}" for failure in failures[:LISTED]]
     except FileNotFoundError:
         return ["failures: no failures.jsonl"]

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .regular_file import read_regular
+
 
 class StoreError(ValueError):
     """A folder that is no usable cine store; the message names the file and what to do."""
@@ -74,7 +76,7 @@ class CineInfo(NamedTuple):
         path = Path(self.path)
         file = path.with_name("study.json")
         try:
-            record = json.loads(file.read_bytes())[path.stem]
+            record = json.loads(read_regular(file))[path.stem]
             if record["sha256"] != self.sha256:
                 raise ValueError("it belongs to another preparation than the index")
             return np.array(record[key], dtype).reshape(shape)

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ..data.lock import hold_folder
+from ..data.regular_file import read_regular
 from .config import PretrainConfig
 
 _MARKS = ("config.yaml", "metrics.jsonl", "checkpoints")
@@ -55,7 +56,7 @@ def read_config(out: Path) -> dict | None:
     if not path.exists():
         return None
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_regular(path).decode())
         if all(isinstance(values[part], dict) for part in ("run", "model", "store")):
             return values
         reason = "want run, model and store in it"

@@ -1,0 +1,27 @@
+"""Reads files of folders that others write to: a named pipe in the place of one is refused, where open() would wait for
+somebody to write into it."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+
+def open_regular(path: Path | str) -> BinaryIO:
+    """A regular file to read in binary. Raises OSError, at once for what is none."""
+    return open(path, "rb", opener=_open)
+
+
+def read_regular(path: Path | str) -> bytes:
+    """The bytes of a regular file. Raises OSError, at once for what is none."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def _open(path: str, flags: int) -> int:
+    fd = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, "no regular file", str(path))
