@@ -17,6 +17,7 @@ _HOME = {
     "preset": "models.config",
     "presets": "models.config",
     "sample_mask": "kernels",
+    "sliding_window": "models.sliding_window",
 }
 __all__ = list(_HOME)
 

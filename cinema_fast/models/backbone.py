@@ -99,3 +99,18 @@ def check_images(
                 f"got {tuple(intensity[view].shape)}"
             )
     return grids
+
+
+def in_window(image: Tensor, intensity: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Stored pixels (B, C, *size) as they are read, (pixel - offset) * scale, in `dtype`; intensity (B, 2) or None."""
+    if intensity is None:
+        return image.to(dtype)
+    offset, scale = intensity.view(len(image), 2, *[1] * (image.ndim - 1)).unbind(1)
+    return ((image.float() - offset) * scale).to(dtype)
+
+
+def per_axis(factor: int | tuple[int, ...], token: tuple[int, ...]) -> tuple[int, ...]:
+    """The factor of each axis: a number along axes where a token has several pixels, else 1; of a tuple the first."""
+    if isinstance(factor, int):
+        return tuple(factor if pixels > 1 else 1 for pixels in token)
+    return tuple(factor[: len(token)])

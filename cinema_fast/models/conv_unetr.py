@@ -7,11 +7,10 @@ memory: the stem's rows, the norms and the convolutions of a CPU all read and wr
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from ..kernels.patches import grid_of
-from .backbone import check_images, encode_views, view_stems, whole_images
+from .backbone import check_images, encode_views, in_window, per_axis, view_stems, whole_images
 from .config import CineMAConfig
 from .layers import Encoder, norm_gelu
 from .stem import CONV_NORM_EPS, initialise, normal_token
@@ -129,7 +128,7 @@ class ConvUNetR(nn.Module):
         self.coarsest = {}  # pixels of a position of the coarsest level, by view
         for view in config.views:
             n_axes, token = len(config.image_size[view]), config.token_size(view)
-            patch, scale = (_per_axis(factor, token) for factor in (dec_patch_size, dec_scale_factor))
+            patch, scale = (per_axis(factor, token) for factor in (dec_patch_size, dec_scale_factor))
             kernels = [patch, *[scale] * (len(dec_channels) - 1)]
             bare, self.coarsest[view] = _meet(config, view, kernels)
             conv = nn.Conv2d if n_axes == 2 else nn.Conv3d
@@ -174,24 +173,10 @@ class ConvUNetR(nn.Module):
                 maps.append(down(maps[-1]))
             maps = [block(x) for block, x in zip(self.dec_conv_blocks_dict[view], maps)]
             bare = [None] * (len(self.decoder_dict[view].blocks) - len(maps))
-            image = _in_window(images[view], None if intensity is None else intensity[view], tokens[view].dtype)
+            image = in_window(images[view], None if intensity is None else intensity[view], tokens[view].dtype)
             image = self.dec_image_conv_block_dict[view](image)
             logits[view] = self.pred_head_dict[view](self.decoder_dict[view]([image, *bare, *maps]))
         return logits
-
-
-def _in_window(image: Tensor, intensity: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """(pixel - offset) * scale, in `dtype`."""
-    if intensity is None:
-        return image.to(dtype)
-    offset, scale = intensity.view(len(image), 2, *[1] * (image.ndim - 1)).unbind(1)
-    return ((image.float() - offset) * scale).to(dtype)
-
-
-def _per_axis(factor: int | tuple[int, ...], token: tuple[int, ...]) -> tuple[int, ...]:
-    if isinstance(factor, int):
-        return tuple(factor if pixels > 1 else 1 for pixels in token)
-    return tuple(factor[: len(token)])
 
 
 def _meet(config: CineMAConfig, view: str, kernels: list[tuple[int, ...]]) -> tuple[int, tuple[int, ...]]:

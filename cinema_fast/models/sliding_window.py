@@ -1,0 +1,83 @@
+"""Maps of images larger (or smaller) than a model is made for, from half-overlapping windows of its own size.
+
+Windows start every half window from the first pixel on, the last one ends with the image, and what they say of a
+pixel is averaged with equal weights: the grid of Fu et al. (2025) and of TorchIO's GridSampler (Pérez-García et al.,
+2021).
+"""
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+VALUES = {"softmax": lambda x: x.softmax(dim=1), "sigmoid": torch.sigmoid, "value": lambda x: x}
+
+
+def window_starts(size: tuple[int, ...], window: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """First pixels of half-overlapping windows that cover an image at least as large as a window."""
+    axes = []
+    for extent, width in zip(size, window):
+        last, step = extent - width, width - width // 2
+        axes.append([*range(0, last, step), last])
+    return list(itertools.product(*axes))
+
+
+@torch.no_grad()
+def sliding_window(
+    model: nn.Module,
+    images: dict[str, Tensor],
+    intensity: dict[str, Tensor] | None = None,
+    *,
+    average: str = "softmax",
+) -> dict[str, Tensor]:
+    """{view: (B, out_channels, *size) float32}: what the windows say of each pixel, averaged. Without gradients.
+
+    Images smaller than the window are padded at the end with what reads as 0, and the padding is cut off again. Where
+    several views are given, a run takes a window of each, and views with fewer windows begin anew.
+
+    Args:
+        model: ConvUNetR, or another whose `config.image_size` tells the windows; its training mode is left alone.
+        images, intensity: as in the model's own forward, in any size.
+        average: "softmax" over the channels, "sigmoid" or "value", taken of the logits before the average.
+
+    Raises:
+        ValueError: names `average`, or the view and what does not fit.
+    """
+    if average not in VALUES:
+        raise ValueError(f"sliding_window: average must be one of {', '.join(VALUES)}, got {average!r}")
+    windows = model.config.image_size
+    for view, image in images.items():
+        if view in windows and image.ndim != 2 + len(windows[view]):
+            raise ValueError(
+                f"sliding_window: {view!r} wants (B, C, {len(windows[view])} axes), got {tuple(image.shape)}"
+            )
+    whole = {v: _padded(x, windows.get(v, ()), None if intensity is None else intensity[v]) for v, x in images.items()}
+    starts = {v: window_starts(x.shape[2:], windows.get(v, x.shape[2:])) for v, x in whole.items()}
+    sums, counts = {}, {v: x.new_zeros(x.shape[2:], dtype=torch.float32) for v, x in whole.items()}
+    for i in range(max((len(s) for s in starts.values()), default=1)):
+        here = {v: _box(s[i % len(s)], windows.get(v, ())) for v, s in starts.items()}
+        logits = model({v: x[here[v]].contiguous() for v, x in whole.items()}, intensity=intensity)
+        for view, found in logits.items():
+            values = VALUES[average](found.float())
+            if view not in sums:
+                sums[view] = values.new_zeros(*values.shape[:2], *whole[view].shape[2:])
+            sums[view][here[view]] += values
+            counts[view][here[view][2:]] += 1
+    return {v: (total / counts[v])[_box([0] * (images[v].ndim - 2), images[v].shape[2:])] for v, total in sums.items()}
+
+
+def _box(start, extent) -> tuple[slice, ...]:
+    """Index of a part of (B, C, *size)."""
+    return (slice(None), slice(None), *(slice(first, first + n) for first, n in zip(start, extent)))
+
+
+def _padded(image: Tensor, window: tuple[int, ...], intensity: Tensor | None) -> Tensor:
+    """The image, at least as large as the window, padded at the end with what reads as 0."""
+    size = [max(extent, width) for extent, width in zip(image.shape[2:], window)]
+    if not window or size == list(image.shape[2:]):
+        return image
+    padded = image.new_zeros(*image.shape[:2], *size)
+    if intensity is not None:
+        padded += intensity[:, :1].to(image.dtype).view(-1, *[1] * (image.ndim - 1))
+    padded[_box([0] * len(size), image.shape[2:])] = image
+    return padded
