@@ -28,8 +28,11 @@ def find_labels(sources: Sources, src: Path, pattern: str) -> None:
         pattern: as `PrepareConfig.labels`.
 
     Raises:
-        ValueError: a placeholder other than {id}, {view} and {frame}, or {frame} in the name of a folder.
+        ValueError: an absolute path, a placeholder other than {id}, {view} and {frame}, or {frame} in the name of a
+            folder.
     """
+    if Path(pattern).is_absolute():
+        raise ValueError(f"--labels {pattern!r}: give the files relative to {src} (../ leads out of it)")
     unknown = set(re.findall(r"\{[^}]*\}|\*", pattern)) - {"{id}", "{view}", "{frame}"}
     if unknown or "{frame}" in pattern.rpartition("/")[0]:
         what = f"{min(unknown)} is not understood there" if unknown else "{frame} belongs in the name of the file"

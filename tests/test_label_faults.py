@@ -1,0 +1,82 @@
+"""Label files that do not fit their cine: named failures of that view's labels; the cine is prepared all the same."""
+
+import re
+
+import numpy as np
+import pytest
+from cine_files import write_cine, write_study
+from test_prepare import run
+from test_stored_labels import again, drawn
+
+from cinema_fast.data.store import CineStore
+
+WRONG = {  # message: what becomes of right label maps and their affine
+    r"a label map of 40 x 44 x 4 voxels, its cine has 40 x 44 x 5": lambda a, m: (a[:, :, :4], m),
+    r"a label map of 44 x 40 x 5 voxels": lambda a, m: (a.swapaxes(0, 1), m),
+    r"its affine puts a voxel 0\.8 mm from where its cine has it, .* half a pixel, 0\.75 mm":
+        lambda a, m: (a, m + 0.8 * np.eye(4, k=3)),
+    r"its affine puts a voxel": lambda a, m: (a, m @ np.diag([-1, 1, 1, 1])),
+    r"holds the value 2\.5; labels are whole numbers from 0 to 255":
+        lambda a, m: (np.where(a == 2, np.float32(2.5), a).astype(np.float32), m),
+    r"holds the value 256; ": lambda a, m: (np.where(a == 2, np.int16(256), a), m),
+    r"holds the value -1; ": lambda a, m: (np.where(a == 2, np.int16(-1), a), m),
+    r"holds the value nan; ": lambda a, m: (np.where(a == 2, np.nan, a).astype(np.float32), m),
+    r"2 label maps for a cine of 4 frames; .*--labels needs \{frame\}": lambda a, m: (a[..., ::2], m),
+    r"1 label maps for a cine of 4 frames": lambda a, m: (a[..., 0], m),
+    r"no voxel is labelled": lambda a, m: (0 * a, m),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_labels_that_do_not_fit_are_named_and_their_cine_is_kept(tmp_path, message):
+    src, store = tmp_path / "src", tmp_path / "store"
+    write_study(src, "p0", views=("sax",))
+    write_cine(src / "labels/p0_sax.nii.gz", *WRONG[message](*drawn(src, "p0")))
+    for _ in range(2):  # it is not forgotten the next time
+        report = again(src, store)
+        (failure,) = report.failures
+        assert (report.prepared, report.labelled, report.exit_code) == (1, 0, 1)
+        assert (failure.study, failure.view, failure.file) == ("p0", "sax", "labels/p0_sax.nii.gz")
+        assert failure.reason.endswith(" (labels; the view was prepared without them)")
+        assert re.search(message, failure.reason), failure.reason
+    assert failure.reason in (store / "failures.jsonl").read_text().replace('\\"', '"')
+    assert CineStore(store).read_frame("p0", "sax", 0).any()
+
+
+def test_a_header_that_is_not_finite(tmp_path):
+    write_study(tmp_path / "src", "p0", views=("sax",))
+    path = write_cine(tmp_path / "src/labels/p0_sax.nii", *drawn(tmp_path / "src", "p0"))
+    with path.open("r+b") as file:
+        file.seek(280)  # the first row of the affine
+        file.write(np.full(4, np.nan, np.float32).tobytes())
+    (failure,) = run(tmp_path / "src", tmp_path / "store", labels="labels/{id}_{view}.nii").failures
+    assert failure.reason.startswith("its affine puts a voxel nan mm from where its cine has it")
+
+
+@pytest.mark.parametrize(("names", "message"), [
+    (("00",), "frame '00' of a cine in one piece, whose frames are numbered 1 to 4"), (("5",), "frame '5' of a cine"),
+    (("ED",), "frame 'ED' of a cine"), (("2", "02"), "a second label map of frame 2"),
+])  # fmt: skip
+def test_numbers_of_frames_that_the_cine_has_not(tmp_path, names, message):
+    src = tmp_path / "src"
+    write_study(src, "p0", views=("sax",))
+    labels, affine = drawn(src, "p0")
+    for name in names:
+        write_cine(src / f"labels/p0_{name}.nii.gz", labels[..., 0], affine)
+    (failure,) = run(src, tmp_path / "store", labels="labels/{id}_{frame}.nii.gz").failures
+    assert failure.reason.startswith(message)
+
+
+def test_a_small_shift_of_the_header_is_rounding(tmp_path):
+    write_study(tmp_path / "src", "p0", views=("sax",))
+    labels, affine = drawn(tmp_path / "src", "p0")
+    write_cine(tmp_path / "src/labels/p0_sax.nii.gz", labels, affine.round(3))
+    assert again(tmp_path / "src", tmp_path / "store").failures == []
+
+
+def test_labels_without_the_left_ventricle_are_stored(tmp_path):
+    write_study(tmp_path / "src", "p0", views=("sax",))
+    write_cine(tmp_path / "src/labels/p0_sax.nii.gz", *drawn(tmp_path / "src", "p0"))
+    report = again(tmp_path / "src", tmp_path / "store", lv_label=7)
+    (failure,) = report.failures
+    assert failure.reason == "no voxel with the label 7 (the view was centred without it)" and report.labelled == 1
