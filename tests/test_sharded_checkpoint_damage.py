@@ -12,7 +12,7 @@ from test_checkpoint import cut, flip
 from torch import nn
 
 from cinema_fast.train.checkpoint import CheckpointError, WholeCheckpoints, file_sum, manifest_sum
-from cinema_fast.train.ranks import Ranks
+from cinema_fast.train.ranks import ALONE, Ranks
 from cinema_fast.train.sharded_checkpoint import ShardedCheckpoints
 from cinema_fast.train.step import adamw
 
@@ -28,10 +28,10 @@ def group():
 class Trained:
     """A small model, its optimiser, and checkpoints of both."""
 
-    def __init__(self, folder, kind=ShardedCheckpoints, keep: int = 2, **how):
+    def __init__(self, folder, kind=ShardedCheckpoints, keep: int = 2, ranks: Ranks = ALONE, **how):
         self.model = nn.Sequential(nn.Linear(40, 30), nn.LayerNorm(30))
         self.optimizer = adamw(self.model, lr=1e-2, weight_decay=0.1)
-        self.checkpoints = kind(folder, keep=keep, ranks=Ranks(), **how)
+        self.checkpoints = kind(folder, keep=keep, ranks=ranks, **how)
         self.step = 0
 
     def train(self, steps: int = 1) -> None:

@@ -13,21 +13,25 @@ A kill or a full disk therefore leaves the earlier ones as they were, and a cut 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ..data.regular_file import open_regular, read_regular
 from ..models.weights import cinema_state_dict, load_cinema_weights, load_safetensors
 from .memory import ran_out
 from .ranks import Ranks
 
 FORMAT, VERSION = "cinema-fast checkpoint", 1
+NONE_SOUND = -1  # told to the other ranks in place of a mark
+T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
@@ -91,17 +95,64 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | 
 
     Raises CheckpointError where there are checkpoints and all are damaged.
     """
-    manifests = _manifests(folder)
+    return _newest_sound(_manifests(folder), _read, say)
+
+
+def newest_of_all(
+    manifests: Sequence[Path], read: Callable[[Path, bool], T], say: Callable[[str], None], ranks: Ranks
+) -> T | None:
+    """What all ranks read of the newest checkpoint that the main one finds sound, None where there has never been one.
+
+    read: opens the checkpoint of a manifest, raising whatever it likes; True: after its sums are found right, which
+    only the main rank does. The others see to it that they have the same manifest.
+
+    Raises CheckpointError on all ranks where none is sound, or one of them does not find the main rank's.
+    """
+    if ranks.main:
+        try:
+            found = _newest_sound(manifests, lambda path: (path, read(path, True)), say)
+        except Exception:
+            ranks.most(NONE_SOUND)
+            raise
+        mark = ranks.most(_mark(found[0]) if found else 0)
+        path, content = found or (None, None)
+    else:
+        mark = ranks.most(NONE_SOUND)
+        if mark == NONE_SOUND:
+            raise CheckpointError("rank 0, which checks the checkpoints for all, finds none that is sound")
+        path, content = next((path for path in manifests if _mark(path) == mark), None), None
+    if ranks.most(int(bool(mark) and path is None)):
+        found = f"finds {path.stem}" if path else "does not find what rank 0 does"
+        raise CheckpointError(
+            f"the ranks find different checkpoints, rank {ranks.rank} {found}: make --out the same folder for all, and "
+            "go on with --resume"
+        )
+    if ranks.main or path is None:
+        return content
+    try:
+        return read(path, False)
+    except Exception as error:
+        if ran_out(error):
+            raise
+        raise CheckpointError(f"rank {ranks.rank} cannot read {path.stem}, which rank 0 could: {error}") from error
+
+
+def _newest_sound(manifests: Sequence[Path], read: Callable[[Path], T], say: Callable[[str], None]) -> T | None:
     for path in reversed(manifests):
         try:
-            return _read(path)
+            return read(path)
         except Exception as error:  # whatever the readers make of damaged bytes
             if ran_out(error):  # the file may be sound
                 raise
-            say(f"checkpoint {path.with_suffix('').name} is damaged and is passed over: {error}")
+            say(f"checkpoint {path.stem} is damaged and is passed over: {error}")
     if manifests:
-        raise CheckpointError(f"every checkpoint in {folder} is damaged; start again with another --out")
+        raise CheckpointError(f"every checkpoint in {manifests[0].parent} is damaged; start again with another --out")
     return None
+
+
+def _mark(manifest: Path) -> int:
+    """Of the bytes of a manifest, more than 0."""
+    return 1 + int(hashlib.sha256(read_regular(manifest)).hexdigest()[:15], 16)
 
 
 def not_written(step: int, folder: Path, error: BaseException) -> CheckpointError:
@@ -114,7 +165,7 @@ def not_written(step: int, folder: Path, error: BaseException) -> CheckpointErro
 
 def read_manifest(path: Path, form: str) -> dict:
     """A manifest of this form, version 1. Raises CheckpointError where it is another or was altered."""
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(read_regular(path))
     if manifest["sha256"] != manifest_sum(manifest):
         raise CheckpointError(f"{path.name} was altered: its own SHA-256 is not what it says")
     if (manifest["format"], manifest["version"]) != (form, VERSION):
@@ -122,16 +173,6 @@ def read_manifest(path: Path, form: str) -> dict:
             f"{path.name} is {manifest['format']!r} version {manifest['version']}, want {form!r} version {VERSION}"
         )
     return manifest
-
-
-def check_agreement(step: int, ranks: Ranks) -> None:
-    """Raise CheckpointError where the newest sound checkpoint, that of `step`, is not the same for all ranks."""
-    if not ranks.agree(step):
-        found = f"step {step}" if step else "none"
-        raise CheckpointError(
-            f"the ranks find different checkpoints, rank {ranks.rank} {found}: see run.log and run.rank-N.log for what "
-            "each passed over, make --out the same folder for all, and go on with --resume"
-        )
 
 
 class WholeCheckpoints:
@@ -146,7 +187,8 @@ class WholeCheckpoints:
     def __init__(self, folder: Path, *, keep: int, ranks: Ranks, behind: bool):
         self._folder, self._keep, self._ranks = folder, keep, ranks
         self._behind = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if behind else None
-        self._writing: Future | None = None
+        self._writing: tuple[int, Future] | None = None
+        self._newest = 0  # step of the last one that is known to be whole
 
     def any(self) -> bool:
         """Whether one was ever written, sound or not."""
@@ -155,12 +197,12 @@ class WholeCheckpoints:
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, say: Callable[[str], None]) -> dict | None:
         """Put weights and optimiser back to the newest sound checkpoint; returns the state saved beside, or None.
 
-        Raises CheckpointError where there are checkpoints and all are damaged.
+        Raises CheckpointError where there are checkpoints and all are damaged, or the ranks find different ones.
         """
-        checkpoint = newest_checkpoint(self._folder, say)
-        check_agreement(checkpoint.step if checkpoint else 0, self._ranks)
+        checkpoint = newest_of_all(_manifests(self._folder), _read, say, self._ranks)
         if checkpoint is None:
             return None
+        self._newest = checkpoint.step
         load_cinema_weights(model, checkpoint.weights)
         optimizer.load_state_dict(checkpoint.state["optimizer"])
         return checkpoint.state | {"step": checkpoint.step}
@@ -173,15 +215,27 @@ class WholeCheckpoints:
         weights, state = cinema_state_dict(model), state | {"optimizer": optimizer.state_dict()}
         if self._behind is None:
             save_checkpoint(self._folder, step, weights, state, keep=self._keep)
+            self._newest = step
             return
         weights, state = tree_map_only(Tensor, lambda x: x.detach().to("cpu", copy=True), (weights, state))
-        self._writing = self._behind.submit(save_checkpoint, self._folder, step, weights, state, keep=self._keep)
+        writing = self._behind.submit(save_checkpoint, self._folder, step, weights, state, keep=self._keep)
+        self._writing = step, writing
 
     def finish(self) -> None:
         """Wait for what is being written. Raises CheckpointError where it could not be."""
         if self._writing is not None:
-            writing, self._writing = self._writing, None
+            (step, writing), self._writing = self._writing, None
             writing.result()
+            self._newest = step
+
+    def newest(self) -> int:
+        """Step of the newest checkpoint that is whole, 0 where there is none; all ranks call it.
+
+        Waits for what is being written; if that cannot be, it is the one before.
+        """
+        with suppress(CheckpointError):
+            self.finish()
+        return self._ranks.most(self._newest)
 
 
 _SUFFIX = {"weights": ".safetensors", "state": ".pt", "manifest": ".json"}
@@ -199,7 +253,7 @@ def manifest_sum(manifest: dict) -> str:
 
 def file_sum(path: Path) -> dict:
     """Name, size and SHA-256 of a file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return {
             "name": path.name.removesuffix(".tmp"),
             "bytes": path.stat().st_size,
@@ -250,13 +304,13 @@ def write_file(path: Path, writer: Callable[[Path], object]) -> dict:
     return found
 
 
-def _read(path: Path) -> Checkpoint:
+def _read(path: Path, sums: bool = True) -> Checkpoint:
     manifest = read_manifest(path, FORMAT)
     for expected in manifest["files"].values():
         file = path.with_name(expected["name"])
         if not file.is_file():
             raise CheckpointError(f"{file.name} is missing")
-        if file_sum(file) != expected:
+        if sums and file_sum(file) != expected:
             raise CheckpointError(
                 f"{file.name} was cut or altered: {file.stat().st_size} bytes, written {expected['bytes']}, "
                 "or another SHA-256"

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,10 +15,10 @@ class NonFiniteError(ValueError):
     """Too many updates in a row had a loss or gradient that is not finite, or a weight is not."""
 
 
-def check_weights(model: nn.Module, step: int, saved: int, ranks: Ranks) -> None:
+def check_weights(model: nn.Module, step: int, newest: Callable[[], int], ranks: Ranks) -> None:
     """Raise NonFiniteError, on every rank, where a weight of any is not finite after a step.
 
-    saved: step of the newest checkpoint.
+    newest: gives the step of the newest whole checkpoint, 0 where there is none; called by all ranks or none.
 
     To be called before each checkpoint: from such weights nothing can go on, and they would crowd out those before.
     """
@@ -28,7 +29,7 @@ def check_weights(model: nn.Module, step: int, saved: int, ranks: Ranks) -> None
         which = f"{len(bad)} of {len(finite)} weights are not finite, {bad[0]} among them" if bad else (
             "weights that another rank has are not finite"
         )
-        raise NonFiniteError(f"step {step}: {which}, and are not saved. {_go_back(saved)}")
+        raise NonFiniteError(f"step {step}: {which}, and are not saved. {_go_back(newest())}")
 
 
 def _go_back(saved: int) -> str:
@@ -40,12 +41,12 @@ def _go_back(saved: int) -> str:
 class Meter:
     """Collects one (3,) tensor a step: loss, gradient norm, and 1 where the update was made.
 
-    max_skips: updates in a row that may be skipped. saved: step of the newest checkpoint, 0 where there is none.
-    skipped: skipped so far. replaced: studies replaced so far.
+    max_skips: updates in a row that may be skipped. newest: as of `check_weights`. skipped: skipped so far.
+    replaced: studies replaced so far.
     """
 
     max_skips: int
-    saved: int = 0
+    newest: Callable[[], int]
     skipped: int = 0
     skipped_in_a_row: int = 0
     replaced: int = 0
@@ -83,7 +84,7 @@ class Meter:
             if self.skipped_in_a_row > self.max_skips:
                 raise NonFiniteError(
                     "\n".join(notes) + f"\n{self.skipped_in_a_row} updates in a row were skipped (--max-skips "
-                    f"{self.max_skips}). {_go_back(self.saved)}"
+                    f"{self.max_skips}). {_go_back(self.newest())}"
                 )
         self._rows += rows
         self._pending.clear()

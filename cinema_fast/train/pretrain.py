@@ -26,7 +26,7 @@ from .log import RankLog, RunLog
 from .memory import memory_advice
 from .meter import Meter, check_weights
 from .profile import profile_steps
-from .ranks import Ranks, joined_ranks, shard_model
+from .ranks import Agreement, Ranks, joined_ranks, shard_model
 from .report import write_report
 from .run_folder import check_run_folder, lock_run_folder, write_config
 from .schedule import cosine_schedule
@@ -138,7 +138,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
     if sharded:
         shard_model(model, ranks, device)
     optimizer = adamw(model, lr=config.lr, weight_decay=config.weight_decay)
-    meter = Meter(max_skips=config.max_skips)
+    meter = Meter(max_skips=config.max_skips, newest=checkpoints.newest)
 
     with ExitStack() as held:
         if ranks.main:
@@ -149,7 +149,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
         if restored:
             meter.restore(restored["meter"] if ranks.main else restored["meter"] | {"replaced": 0})
             restore_rng(restored["rng"])
-        done = meter.saved = restored["step"] if restored else 0
+        done = restored["step"] if restored else 0
         if ranks.main:
             write_config(config.out, settled)
         told = {"sinks": config.sinks, "settled": settled}
@@ -209,6 +209,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
             strict=config.strict,
             motion=guided and maps,
         )
+        stopping = Agreement(ranks)
         meter.start_clock(loader.waited, 0.0)
         for step, batches in enumerate(loader, start=done):
             done = step + 1
@@ -219,7 +220,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
             meter.add(done, ids, train_step(batches, step, float(schedule[step])), usage.flops(batches))
             log.advance(done)
             step_done()
-            last, stopped = done == config.steps, ranks.most(stop.signum or 0)
+            last = done == config.steps
+            stopped = stopping.after(stop.signum or 0, last=last)
             saving = last or stopped or done % config.checkpoint_every == 0
             reporting = last or done % config.log_every == 0
             if saving or reporting:
@@ -233,13 +235,12 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
                 line["replaced"] = ranks.sum(meter.replaced)
                 log.metrics(line, batch=sampler.global_batch)
             if saving:
-                check_weights(model, done, meter.saved, ranks)
+                check_weights(model, done, checkpoints.newest, ranks)
                 log.sync()
                 counts = meter.state() | {"replaced": ranks.sum(meter.replaced)}
                 state = {"meter": counts, "rng": rng_state(), **settled}
                 state["sampler"] = {"step": done, "global_batch": sampler.global_batch}
                 checkpoints.save(done, model, optimizer, state)
-                meter.saved = done
             if stopped and not last:
                 checkpoints.finish()
                 log.say(f"stopped by signal {stopped} after step {done} and saved; go on with --resume")

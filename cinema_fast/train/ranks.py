@@ -81,10 +81,6 @@ class Ranks:
         """The largest of the ranks' values."""
         return self._reduced(value, dist.ReduceOp.MAX)
 
-    def agree(self, value: int) -> bool:
-        """Whether all ranks have the same value."""
-        return self.most(value) == -self.most(-value)
-
     def sum(self, value: int) -> int:
         """The sum of the ranks' values."""
         return self._reduced(value, dist.ReduceOp.SUM)
@@ -119,9 +115,33 @@ class Ranks:
 ALONE = Ranks()
 
 
+class Agreement:
+    """The largest of the ranks' values, asked for after every step and waited for by none: all learn it one step later,
+    and the same at the same step. A process alone has it at once."""
+
+    def __init__(self, ranks: Ranks):
+        self._ranks = ranks
+        self._begun: tuple[dist.Work, Tensor] | None = None
+
+    def after(self, value: int, *, last: bool) -> int:
+        """What the ranks' values of the step before agreed on, 0 after the first. Called by all after each step, until
+        it is the last one or the answer is not 0: then nothing is under way."""
+        if not self._ranks.hosts:
+            return value
+        agreed = 0
+        if self._begun:
+            sending, values = self._begun
+            sending.wait()
+            self._begun, agreed = None, int(values)
+        if not (last or agreed):
+            values = torch.tensor([value])
+            self._begun = dist.all_reduce(values, dist.ReduceOp.MAX, self._ranks.hosts, async_op=True), values
+        return agreed
+
+
 def shard_model(model: CineMA, ranks: Ranks, device: torch.device) -> None:
-    """FSDP2: every rank keeps a part of each parameter that is trained; the encoder's blocks are gathered one by one, and
-    the decoder as a whole, whose cross attentions read the visible tokens in one product.
+    """FSDP2: every rank keeps a part of each trained parameter; the encoder's blocks are gathered one by one, and the
+    decoder as a whole, whose cross attentions read the visible tokens in one product.
 
     What is not trained, the position tables, every rank keeps whole: of one row each, they would be sent whole by all.
     """

@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -23,15 +23,14 @@ from torch import Tensor, nn
 from .checkpoint import (
     VERSION,
     CheckpointError,
-    check_agreement,
     file_sum,
     manifest_sum,
+    newest_of_all,
     not_written,
     read_manifest,
     save_state,
     write_file,
 )
-from .memory import ran_out
 from .ranks import Ranks
 
 FORMAT = "cinema-fast sharded checkpoint"
@@ -44,6 +43,7 @@ class ShardedCheckpoints:
     def __init__(self, folder: Path, *, keep: int, ranks: Ranks):
         self._folder, self._keep, self._ranks = folder, keep, ranks
         self._writing: tuple[int, Future] | None = None
+        self._newest = 0  # step of the last one that is known to be whole
         self._group = dist.new_group(backend="gloo")  # its own: what writes behind talks while the step does
 
     def any(self) -> bool:
@@ -53,32 +53,20 @@ class ShardedCheckpoints:
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, say: Callable[[str], None]) -> dict | None:
         """As `WholeCheckpoints.restore`, from whatever number of ranks."""
         from torch.distributed import checkpoint
-        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-        state, reader, stored = {"step": 0}, None, {}
-        for path in reversed(self._manifests()):
-            try:
-                self._check(path)
-                folder = path.with_suffix("")
-                state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-                reader = HuggingFaceStorageReader(str(folder))
-                stored = reader.read_metadata().state_dict_metadata
-                break
-            except Exception as error:
-                if ran_out(error):  # the files may be sound
-                    raise
-                say(f"checkpoint {path.stem} is damaged and is passed over: {error}")
-        else:
-            if self.any():
-                raise CheckpointError(f"every checkpoint in {self._folder} is damaged; start again with another --out")
-        check_agreement(state["step"], self._ranks)
-        if reader is None:
+        found = newest_of_all(self._manifests(), self._read, say, self._ranks)
+        if found is None:
             return None
+        state, reader, stored = found
         _begin_state(model, optimizer, stored)
         tensors = _tensors(model, optimizer)
         if differing := sorted(set(tensors) ^ set(stored)):
-            raise CheckpointError(f"{folder} is of another model: {len(differing)} names differ, as {differing[0]}")
+            raise CheckpointError(
+                f"the checkpoint of step {state['step']} in {self._folder} is of another model: {len(differing)} names "
+                f"differ, as {differing[0]}"
+            )
         checkpoint.load(tensors, storage_reader=reader, process_group=self._group)
+        self._newest = state["step"]
         return state
 
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
@@ -88,15 +76,14 @@ class ShardedCheckpoints:
 
         self.finish()
         folder = self._folder / f"shards-{step:08d}"
-        if self._ranks.main:
-            with self._told(step):
+        with self._together(step):
+            if self._ranks.main:
                 folder.with_suffix(".json").unlink(missing_ok=True)
                 for unfinished in self._folder.glob("shards-*/"):
                     if not unfinished.with_suffix(".json").exists():
                         shutil.rmtree(unfinished)
                 folder.mkdir(parents=True)
                 write_file(folder / "state.pt", lambda path: save_state(state | {"step": step}, path))
-        self._ranks.wait()
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         tensors = _tensors(model, optimizer)
         self._writing = step, checkpoint.async_save(tensors, storage_writer=writer, process_group=self._group)
@@ -106,11 +93,17 @@ class ShardedCheckpoints:
         if self._writing is None:
             return
         (step, writing), self._writing = self._writing, None
-        with self._told(step):
+        with self._together(step):
             writing.result()
             if self._ranks.main:
                 self._count(step)
-        self._ranks.wait()
+        self._newest = step
+
+    def newest(self) -> int:
+        """As `WholeCheckpoints.newest`."""
+        with suppress(CheckpointError):
+            self.finish()
+        return self._newest
 
     def _count(self, step: int) -> None:
         """Write the manifest of what was written, and drop the oldest."""
@@ -123,18 +116,33 @@ class ShardedCheckpoints:
         self._drop(path)
 
     @contextmanager
-    def _told(self, step: int) -> Iterator[None]:
-        """Raises CheckpointError for what goes wrong in the block."""
+    def _together(self, step: int) -> Iterator[None]:
+        """Goes on when all ranks are through the block; raises CheckpointError on all where it went wrong on one."""
         from torch.distributed.checkpoint.api import CheckpointException
 
+        failure = None
         try:
             yield
         except (Exception, CheckpointException) as error:  # the latter, of what ranks met with, is no Exception
             met = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-            raise not_written(step, self._folder, met) from error
+            failure = not_written(step, self._folder, met)
+            failure.__cause__ = error
+        if self._ranks.most(int(failure is not None)):
+            raise failure or not_written(step, self._folder, OSError("another rank could not write its part"))
 
     def _manifests(self) -> list[Path]:
         return sorted(self._folder.glob("shards-*.json"))
+
+    def _read(self, path: Path, sums: bool) -> tuple:
+        """State, reader and names of the tensors of the checkpoint of a manifest; raises whatever they do."""
+        from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+        if sums:
+            self._check(path)
+        folder = path.with_suffix("")
+        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        reader = HuggingFaceStorageReader(str(folder))
+        return state, reader, reader.read_metadata().state_dict_metadata
 
     def _check(self, path: Path) -> None:
         """Raise CheckpointError where a file is not what was written."""
