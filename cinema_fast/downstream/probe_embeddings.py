@@ -210,7 +210,15 @@ def split_known(
     classified = labels.dtype.kind == "U"
     if parts is None:
         by_class = labels[known] if classified else None
-        train, test = train_test_split(known, test_size=share, stratify=by_class, random_state=seed)
+        if classified:
+            found, counts = np.unique(by_class, return_counts=True)
+            if counts.min() < 4:
+                raise ValueError(f"class {str(found[counts.argmin()])!r} has {counts.min()} studies; want four or more "
+                                 "to train and test on, or a column `split`")
+        try:
+            train, test = train_test_split(known, test_size=share, stratify=by_class, random_state=seed)
+        except ValueError as error:  # scikit-learn says how many studies that would be
+            raise ValueError(f"--test {share:g}: {error}") from None
     else:
         train, test = (known[parts[known] == part] for part in ("train", "test"))
     for name, part in (("train", train), ("test", test)):

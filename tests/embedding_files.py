@@ -1,0 +1,26 @@
+"""Embeddings of cohorts that were never scanned, written by the writer of `embed`."""
+
+from pathlib import Path
+
+import numpy as np
+
+from cinema_fast.train import embed
+from cinema_fast.train.embedding import Embedding
+
+METADATA = {"preset": "cinema-tiny", "step": "7", "skipped": "{}"}
+
+
+def write_embeddings(path: Path, vectors: np.ndarray, studies: list[str] | None = None) -> list[str]:
+    """Vectors (n, D) under the names `studies`, by default s000, s001, ...; returns the names."""
+    studies = studies or [f"s{i:03d}" for i in range(len(vectors))]
+    rows = [Embedding(s, v.astype(np.float32), ("sax",), 4) for s, v in zip(studies, vectors)]
+    embed._write_part(path, rows, vectors.shape[1], METADATA)
+    return studies
+
+
+def planted(sizes=(40, 30, 20), width=16, apart=3.0, seed=0) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors (n, width) around random centres, shuffled; and the group (n,) of each."""
+    rng = np.random.default_rng(seed)
+    centres = apart * rng.standard_normal((len(sizes), width))
+    group = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    return centres[group] + rng.standard_normal((len(group), width)), group
