@@ -7,7 +7,9 @@ from scipy import ndimage
 from test_prepare import run
 
 from cinema_fast.data import geometry
+from cinema_fast.data.labels import find_labels
 from cinema_fast.data.nifti import read_cine
+from cinema_fast.data.sources import find_sources
 from cinema_fast.data.store import CineStore
 
 PATTERN = "labels/{id}_{view}.nii.gz"
@@ -98,6 +100,40 @@ def test_areas_are_kept(spacing):
             rms = 0.82 * np.hypot(np.sqrt(radius / spacing) * spacing**2, np.sqrt(radius))
             errors.append((area - np.pi * radius**2) / rms)
     assert np.abs(errors).max() < 4.5 and abs(np.mean(errors)) < 4 / np.sqrt(len(errors))
+
+
+def test_labels_at_the_edge_and_none_at_all():
+    """The box that is resampled ends at the image's; labels that lie off the window leave nothing."""
+    affine = np.diag([2.0, 2.0, 8.0, 1.0])
+    labels = np.zeros((20, 16, 3), np.uint8)
+    labels[:3, -2:] = 7
+    plan = {"spacing": (1.0, 1.0), "affine": affine, "shape": labels.shape}
+    stored = geometry.plan_resampling(centre_mm=np.array([0.0, 30, 8]), size=(20, 20), **plan).labels(labels)
+    at = np.argwhere(stored == 7)
+    assert len(at) == 6 * 4 * 3 and stored.any((1, 2)).sum() == 6 and stored.any((0, 2)).sum() == 4
+    off = geometry.plan_resampling(centre_mm=np.array([38.0, 0, 8]), size=(20, 20), **plan)
+    assert not off.labels(labels).any() and not off.labels(0 * labels).any()
+
+
+@pytest.mark.parametrize(("files", "options", "found"), [
+    ("A0_sa A0_sa_gt", ("{view}", "sax=sa", "{view}_gt"), {"sax": "A0_sa_gt"}),
+    ("A0_4d A0_frame01 A0_frame01_gt A0_frame12_gt", ("{view}", "sax=4d", "frame{frame}_gt"),
+     {"sax": "A0_frame01_gt A0_frame12_gt"}),
+    ("A0_SA_ED A0_SA_ES A0_SA_CINE A0_SA_ED_gt A0_LA_ED A0_LA_ED_gt A0_LA_ES A0_LA_ES_gt A0_LA_CINE",
+     ("{view}_E{frame}", "sax=SA lax_4c=LA", "{view}_E{frame}_gt"),
+     {"sax": "A0_SA_ED_gt", "lax_4c": "A0_LA_ED_gt A0_LA_ES_gt"}),
+])  # fmt: skip
+def test_the_public_data_sets_are_laid_out_as_the_documentation_says(tmp_path, files, options, found):
+    """M&Ms, ACDC, M&Ms-2."""
+    (tmp_path / "A0").mkdir()
+    for name in files.split():
+        (tmp_path / f"A0/{name}.nii.gz").touch()
+    pattern, aliases, labels = options
+    sources = find_sources(tmp_path, f"{{id}}/{{id}}_{pattern}.nii.gz", tuple(aliases.split()))
+    find_labels(sources, tmp_path, f"{{id}}/{{id}}_{labels}.nii.gz")
+    names = {view: " ".join(path.name.removesuffix(".nii.gz") for path in source.labels)
+             for view, source in sources.studies["A0"].items()}
+    assert names == found and not any(path.name.endswith("_gt.nii.gz") for path in sources.unmatched)
 
 
 def test_the_grid_it_is_on_already_leaves_it_as_it_is():

@@ -134,12 +134,24 @@ class Resampling:
         Each class is a mask that is resampled as a frame would be. So outlines lie where linear interpolation has them,
         walls of a voxel stay whole and volumes are kept, which the nearest voxel does less well. Padding is 0.
         """
-        axes = tuple(replace(axis, weight=axis.weight - _BESIDE) for axis in self.axes)
-        beside = replace(self, axes=axes)
-        classes = np.flatnonzero(np.bincount(labels.ravel(order="K"), minlength=1)[1:]) + 1
+        out = np.zeros(self.shape, np.uint8)
+        if not labels.any():
+            return out
+        box, window, axes = [], [], []  # of the labels, of what becomes of them, and between the two
+        for k, axis in enumerate(self.axes):
+            at = np.flatnonzero(labels.any(axis=tuple({0, 1, 2} - {k})))
+            first, last = max(at[0] - 1, 0), min(at[-1] + 1, labels.shape[k] - 1)
+            near = np.flatnonzero((axis.high >= at[0]) & (axis.low <= at[-1]) & axis.inside)
+            box.append(slice(first, last + 1))
+            window.append(near)
+            axes.append(replace(axis, low=axis.low[near] - first, high=axis.high[near] - first,
+                                weight=axis.weight[near] - _BESIDE, inside=axis.inside[near]))
+        beside, labels = replace(self, axes=tuple(axes)), labels[tuple(box)]
+        classes = np.flatnonzero(np.bincount(labels.ravel(order="K"))[1:]) + 1
         shares = [beside((labels == value).astype(np.float32)) for value in classes]
-        shares.insert(0, 1 - sum(shares, np.zeros(self.shape, np.float32)))
-        return np.array([0, *classes], np.uint8)[np.argmax(shares, axis=0)]
+        shares.insert(0, 1 - sum(shares))
+        out[np.ix_(*window)] = np.array([0, *classes], np.uint8)[np.argmax(shares, axis=0)]
+        return out
 
 
 def plan_resampling(
