@@ -53,6 +53,7 @@ def _commands() -> dict[str, Callable[..., int]]:
     from .data.prepare import PrepareConfig
     from .downstream.cluster import ClusterConfig
     from .downstream.config import FinetuneConfig
+    from .downstream.evaluate_config import EvaluateConfig
     from .downstream.probe_embeddings import ProbeConfig
     from .train.bench_data import BenchDataConfig
     from .train.config import PretrainConfig
@@ -148,6 +149,14 @@ def _commands() -> dict[str, Callable[..., int]]:
 
         return finetune(config).exit_code
 
+    def evaluate(config: Annotated[EvaluateConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
+        """Judge a fine-tuned model on studies whose labels are known; writes tables and a report with pictures."""
+        from .downstream.evaluate import evaluate_run
+
+        evaluate_run(config)
+        print(f"report: {config.out / 'report' / 'index.html'}, numbers: {config.out / 'results.json'}")
+        return 0
+
     def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> int:
         """Show pre-training runs side by side, or evaluations, paired on the studies that both have.
 
@@ -205,6 +214,6 @@ def _commands() -> dict[str, Callable[..., int]]:
 
     return {
         "info": info, "phantom": phantom, "prepare": prepare, "verify": verify, "inspect": inspect,
-        "pretrain": pretrain, "finetune": finetune, "compare": compare, "embed": embed, "cluster": cluster,
-        "probe": probe, "bench": bench, "demo": demo,
+        "pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "compare": compare, "embed": embed,
+        "cluster": cluster, "probe": probe, "bench": bench, "demo": demo,
     }  # fmt: skip

@@ -62,6 +62,15 @@ def _images(frames: Tensor, extent: Tensor, augment: Augmentation, *, clip: bool
     return moved.view(batch, n, *size)
 
 
+def frames_input(frames: np.ndarray, size: tuple[int, ...], device: torch.device, view: str) -> Tensor:
+    """Stored frames (B, n, *up to size) uint8 of a view as the model takes them: (B, n, *size) float32 in [0, 1]."""
+    batch, n, *have = frames.shape
+    padded = np.zeros((batch, n, *size), np.uint8)
+    padded[(slice(None), slice(None), *(slice(k) for k in have))] = frames
+    extent = torch.tensor(have, device=device).expand(batch, -1)
+    return _images(torch.from_numpy(padded).to(device), extent, AS_STORED, clip=view == CLIP)
+
+
 def read_examples(
     store: CineStore | ClipStore,
     draw: Draw,

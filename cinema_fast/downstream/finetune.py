@@ -55,7 +55,9 @@ def finetune(config: FinetuneConfig) -> Outcome:
     saved = {
         "run": config.to_dict() | {"ranks": 1},
         "model": json.loads(json.dumps(dataclasses.asdict(settled.shape))),
-        "store": {"studies": len(cines.ids), "sha256": store_fingerprint(cines)},
+        "store": {
+            "studies": len(cines.ids), "sha256": store_fingerprint(cines), "prepare": dict(cines.prepare),
+        },
         "task": settled.task.to_dict(),
         "split": {part: list(studies) for part, studies in settled.split._asdict().items()},
         "used": list(settled.used),

@@ -1,0 +1,223 @@
+"""`evaluate`: what a fine-tuned model says of studies with known labels, judged, with a report."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.clips import CLIP, ClipStore, clip_frames
+from ..data.loader import LoaderError
+from ..data.progress import progress_bar
+from ..data.store import CineStore, StoreError
+from ..data.tables import Table, landmark_voxels, read_landmarks, read_table
+from ..train.setup import store_fingerprint
+from .assessment import Assessment
+from .cases import SegmentationCase
+from .evaluate_config import EvaluateConfig
+from .landmarks import Landmarks
+from .metrics_function import QUANTITIES, cardiac_function, ed_es, volume_curves
+from .metrics_segmentation import stability_score
+from .run import FinetunedRun, load_run
+from .segmentation import Segmentation
+from .table_targets import TableTask
+
+BATCH = 8
+
+
+def evaluate_run(config: EvaluateConfig) -> dict:
+    """Judge a run; returns what results.json holds.
+
+    Raises:
+        ValueError: no run, another run's store, labels that do not fit, nothing that can be judged.
+        OSError: a table cannot be read, or OUT cannot be written.
+    """
+    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise ValueError(f"--out {config.out} is a file or not empty: choose another")
+    run = load_run(config.run, device=config.device, precision=config.precision)
+    cines = CineStore(config.data or Path(run.settled["run"]["data"]))
+    own = store_fingerprint(cines) == run.settled["store"]["sha256"]
+    if config.data is None and not own:
+        raise ValueError(f"{cines.path} has changed since the run: name the store to judge on by --data")
+    studies = getattr(run.split, config.part) if own else tuple(cines.ids)
+    if not studies:
+        raise ValueError(f"the run has no studies for --part {config.part}")
+    structures = getattr(run.task, "structures", ())
+    named = {"classes": dict(enumerate(structures, start=1))} if structures else {}
+    sums = Assessment(resamples=config.resamples, seed=config.seed, **named)
+    about = read_table(config.about) if config.about else None
+    if isinstance(run.task, TableTask):
+        labels = read_table(config.table or Path(run.settled["run"]["table"]))
+        about = about or labels
+        values = _judge_table(run, cines, studies, labels, sums, config.threshold)
+    elif isinstance(run.task, Landmarks):
+        values = {}
+        _judge_landmarks(run, cines, studies, config.table or Path(run.settled["run"]["table"]), sums)
+    else:
+        about = about or (read_table(config.table) if config.table else None)
+        values = _judge_segmentation(run, cines, studies, _known(config, about), sums)
+    if config.retest:
+        _compare_scans(_about(about, "--retest").values(config.retest), values, sums)
+    groups = {column: _about(about, "--subgroups").values(column) for column in config.subgroups}
+    told = {
+        "run": str(config.run), "step": run.step, "task": run.task.kind, "model": type(run.model).__name__,
+        "init_from": run.settled["run"]["init_from"], "training studies": len(run.settled["used"]),
+        "store": str(cines.path), "studies": f"{config.part} of the run" if own else "all of another store",
+        "precision": str(run.precision)[6:],
+    }  # fmt: skip
+    return sums.write(config.out, about=told, table=groups)
+
+
+def _about(table: Table | None, option: str) -> Table:
+    if table is None:
+        raise ValueError(f"{option} wants a table with a line per study: --table CSV, for landmarks --about CSV")
+    return table
+
+
+def _known(config: EvaluateConfig, table: Table | None) -> dict[str, dict[str, float]]:
+    """{study: {quantity: value}}: of columns named by --known, or as the quantities are."""
+    columns = dict(pair.split("=", 1) for pair in config.known)
+    if columns:
+        table = _about(table, "--known")
+    columns = {name: name for name in QUANTITIES if table and name in table.columns} | columns
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for quantity, column in columns.items():
+        for study, value in table.numeric(column).items():
+            found[study][quantity] = value
+    return found
+
+
+def _judge_segmentation(
+    run: FinetunedRun, store: CineStore, studies: Sequence[str], known: Mapping, sums: Assessment
+) -> dict[str, dict[str, float]]:
+    """Judge every view of every study over its whole cycle; returns {study: {quantity: measured}}."""
+    measured: dict[str, dict[str, float]] = {}
+    for study in _told(studies, "segmenting studies"):
+        for view in (v for v in store.views(study) if v in run.task.views):
+            info = store.info(study, view)
+            try:
+                frames = store.read_frames(study, view, range(info.shape[0]))
+                truth = {t: store.read_labels(study, view, t) for t in (info.labels.frames if info.labels else ())}
+            except (StoreError, OSError) as error:
+                sums.leave_out(study, f"view {view}: {error}")
+                continue
+            probability = run.predict_frames(view, frames)
+            pred = probability.argmax(1).byte().numpy()
+            stack = pred.ndim == 4
+            case = SegmentationCase(
+                study=study,
+                view=view,
+                spacing_mm=info.spacing_mm,
+                image=frames,
+                pred=pred,
+                truth=truth,
+                known=known.get(study, {}) if stack else {},
+                stability=_stability(probability, run.task, truth),
+                frame_time_ms=info.frame_time_ms,
+            )
+            sums.add_segmentation(case)
+            if stack and "LV" in sums.classes.values():
+                curves = volume_curves(pred, info.spacing_mm, sums.classes)
+                measured[study] = cardiac_function(curves, *ed_es(curves["LV"]))
+    return measured
+
+
+def _stability(probability: Tensor, task: Segmentation, truth: Mapping[int, np.ndarray]) -> dict[int, dict[str, float]]:
+    """{labelled frame: {structure: score}}; the logits are known up to what the score takes off."""
+    if not truth:
+        return {}
+    at = sorted(truth)
+    scores = stability_score(probability[at].clamp(min=1e-12).log())[:, 1:].tolist()
+    return {t: dict(zip(task.structures, row)) for t, row in zip(at, scores)}
+
+
+def _judge_table(
+    run: FinetunedRun, cines: CineStore, studies: Sequence[str], table: Table, sums: Assessment, threshold: float
+) -> dict[str, dict[str, float]]:
+    """Judge every target of every study that has a value; returns {study: {target: predicted number}}."""
+    clips = CLIP in run.shape.views
+    store = ClipStore(cines, run.settled["run"]["views"]) if clips else cines
+    truth = {target.name: table.values(target.name) for target in run.task.targets}
+    predicted: dict[str, dict[str, float]] = defaultdict(dict)
+    for study in _told(studies, "reading studies"):
+        views = tuple(v for v in store.views(study) if v in run.shape.views)
+        if not views:
+            sums.leave_out(study, f"none of the views {', '.join(run.shape.views)}")
+            continue
+        try:
+            found = predict_study(run, store, study, views)
+        except (StoreError, LoaderError, OSError) as error:
+            sums.leave_out(study, str(error))
+            continue
+        for target in run.task.targets:
+            value, right = found[target.name], truth[target.name].get(study)
+            if not target.classes:
+                predicted[study][target.name] = float(value)
+            if right is None:
+                sums.leave_out(study, f"no value of {target.name} in {table.path.name}")
+            elif target.classes:
+                if right not in target.classes:
+                    sums.leave_out(study, f"{target.name} {right!r}, which training did not know")
+                    continue
+                shares = (value.double() / value.double().sum()).tolist()
+                sums.add_classification(study, target.name, shares, right, target.classes, threshold)
+            else:
+                sums.add_regression(study, target.name, float(value), table.numeric(target.name)[study])
+    return predicted
+
+
+def predict_study(
+    run: FinetunedRun, store: CineStore | ClipStore, study: str, views: Sequence[str]
+) -> dict[str, Tensor]:
+    """{target: number, or probabilities (classes,)} of a study; of clips the mean over its planes."""
+    if CLIP in views:
+        size = run.shape.image_size[CLIP]
+        clips = np.stack([store.read_clip(study, plane, 0.0, size) for plane in range(len(store.planes(study)))])
+        parts = [run.predict({CLIP: clips[i : i + BATCH, None]}) for i in range(0, len(clips), BATCH)]
+        return {name: torch.cat([part[name] for part in parts]).mean(0) for name in parts[0]}
+    frames = {}
+    for view in views:
+        chosen = clip_frames(0.0, run.task.n_frames, store.n_frames(study, view))
+        frames[view] = store.read_frames(study, view, chosen.tolist())[None]
+    return {name: values[0] for name, values in run.predict(frames).items()}
+
+
+def _judge_landmarks(
+    run: FinetunedRun, store: CineStore, studies: Sequence[str], path: Path, sums: Assessment
+) -> None:
+    points = read_landmarks(path)
+    for study in _told(studies, "finding landmarks"):
+        for view in (v for v in store.views(study) if v in run.task.views and v in points.get(study, {})):
+            info, known = store.info(study, view), points[study][view]
+            frames = [t for t in sorted(known) if t < info.shape[0]]
+            try:
+                found = run.predict_frames(view, store.read_frames(study, view, frames))
+            except (StoreError, OSError) as error:
+                sums.leave_out(study, f"view {view}: {error}")
+                continue
+            spacing = np.array(info.spacing_mm)
+            for t, row in zip(frames, found.numpy()):
+                pred = {name: at * spacing for name, at in zip(run.task.names, row)}
+                right = {name: landmark_voxels(info, mm)[0] * spacing for name, mm in known[t].items()}
+                sums.add_landmarks(study, view, t, pred, right)
+
+
+def _compare_scans(heart_of: Mapping[str, str], values: Mapping[str, Mapping[str, float]], sums: Assessment) -> None:
+    """Compare the first two scans of each heart: what was measured or predicted in both."""
+    scans: dict[str, list[str]] = defaultdict(list)
+    for study in values:
+        if study in heart_of:
+            scans[heart_of[study]].append(study)
+    for heart, (first, *rest) in scans.items():
+        if rest:
+            for name in values[first].keys() & values[rest[0]].keys():
+                sums.add_retest(heart, name, values[first][name], values[rest[0]][name])
+
+
+def _told(studies: Sequence[str], what: str):
+    with progress_bar(what, len(studies)) as advance:
+        for study in studies:
+            yield study
+            advance()

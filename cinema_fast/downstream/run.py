@@ -1,0 +1,106 @@
+"""A fine-tuning run read back: its task, its model with the best weights, and how its studies were prepared."""
+
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..models.config import CineMAConfig, config_from_dict
+from ..models.weights import load_cinema_weights
+from ..train.checkpoint import newest_checkpoint
+from ..train.run_folder import read_config
+from ..train.setup import pick_device, pick_precision
+from .config import FinetuneConfig
+from .examples import frames_input
+from .segmentation import Segmentation
+from .split import Split
+from .tasks import TableTask, Task, task_from_dict
+
+BATCH = 8  # frames at a time
+
+
+@dataclass(frozen=True)
+class FinetunedRun:
+    """folder; step: of the best weights; settled: all of config.yaml; model: on the device, in eval mode."""
+
+    folder: Path
+    step: int
+    settled: dict
+    shape: CineMAConfig
+    task: Task
+    model: nn.Module
+    device: torch.device
+    precision: torch.dtype
+
+    @property
+    def split(self) -> Split:
+        """The run's labelled studies, by what they were for."""
+        return Split(**{part: tuple(self.settled["split"][part]) for part in Split._fields})
+
+    @torch.no_grad()
+    def predict(self, frames: dict[str, np.ndarray]) -> dict[str, Tensor]:
+        """What the task makes of examples {view: (B, n, *size) uint8}, stored frames no larger than the model's.
+
+        n: the task's n_frames, and 1 for clips. Returns the task's own `predict`, on the CPU; maps are as large as the
+        frames given. Raises ValueError naming the view whose frames do not fit.
+        """
+        images = {}
+        for view, values in frames.items():
+            size = self.shape.image_size[view]
+            if len(values.shape) != 2 + len(size) or any(n > most for n, most in zip(values.shape[2:], size)):
+                raise ValueError(
+                    f"{view}: frames of {values.shape[2:]} do not fit the model's size {size}; prepare them as the "
+                    f"run's store was ({self.settled['store']['prepare']})"
+                )
+            images[view] = frames_input(values, size, self.device, view)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            found = self.task.predict(self.model, images)
+        if isinstance(self.task, Segmentation):
+            inside = {view: tuple(slice(n) for n in values.shape[2:]) for view, values in frames.items()}
+            found = {view: maps[(slice(None), slice(None), *inside[view])] for view, maps in found.items()}
+        return {name: values.cpu() for name, values in found.items()}
+
+    def predict_frames(self, view: str, frames: np.ndarray) -> Tensor:
+        """Of each frame of a cine (T, *size) uint8, a few at a time: (T, 1 + structures, *size) float32 probabilities,
+        or (T, landmarks, 2) float64 pixels."""
+        parts = [self.predict({view: frames[i : i + BATCH, None]})[view] for i in range(0, len(frames), BATCH)]
+        return torch.cat(parts)
+
+
+def load_run(folder: Path, *, device: str = "auto", precision: str | None = None) -> FinetunedRun:
+    """Read a run of `finetune`.
+
+    Args:
+        precision: of activations; None: the run's own.
+
+    Raises:
+        ValueError: no such run, none that has been validated yet, or one that is damaged.
+    """
+    settled = read_config(folder)
+    if settled is None:
+        raise ValueError(f"{folder} holds no run (no config.yaml); make one with `cinema-fast finetune`")
+    if "task" not in settled:
+        raise ValueError(f"{folder} is a run of pretrain: fine-tune it by `cinema-fast finetune --init-from {folder}`")
+    best = newest_checkpoint(folder / "best", lambda note: print(note, file=sys.stderr))
+    if best is None:
+        first = settled["run"]["validate_every"]
+        raise ValueError(f"{folder} has no weights yet: its first validation is at step {first}")
+    task, shape = task_from_dict(settled["task"]), config_from_dict(settled["model"])
+    model = task.build(shape, _options(settled["run"]))
+    if isinstance(task, TableTask):
+        task.extend(model)
+    load_cinema_weights(model, best.weights)
+    where = pick_device(device)
+    arithmetic = pick_precision(precision or settled["run"]["precision"], where)
+    return FinetunedRun(folder, best.step, settled, shape, task, model.to(where).eval(), where, arithmetic)
+
+
+def _options(saved: dict) -> FinetuneConfig:
+    """The options by which the run's network was built."""
+    known = {field.name for field in fields(FinetuneConfig)} - {"augment"}
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items() if name in known}
+    paths = ("data", "out", "table", "init_from", "split")
+    return FinetuneConfig(**values | {name: Path(values[name]) for name in paths if values.get(name)})
