@@ -71,6 +71,15 @@ def test_aliases_and_a_folder_that_is_one_study(tmp_path):
         "case 3": {"lax_2c": ["Se8_2ch.nii.gz"], "sax": ["stack.nii.gz"], "rvot": ["Se10.rvot.nii.gz"]}}
 
 
+def test_a_name_that_is_no_folder_of_its_own_is_refused(tmp_path):
+    touch(tmp_path, "x.._sax.nii.gz", "x._sax.nii.gz", "xa_sax.nii.gz")
+    sources = find_sources(tmp_path, "x{id}_{view}.nii.gz")
+    assert list(sources.studies) == ["a"]
+    assert [(r.file, r.reason) for r in sources.refused] == [
+        ("x._sax.nii.gz", "a study cannot have the name '.'"), ("x.._sax.nii.gz", "a study cannot have the name '..'")
+    ]
+
+
 def test_frames_are_in_the_order_of_time(tmp_path):
     touch(tmp_path, "a_sax_es.nii.gz", "a_sax_ed.nii.gz", "a_sax_ed_gt.nii.gz",
           *(f"b_lax_4c_f{t}.nii.gz" for t in (0, 2, 10, 1)))

@@ -192,7 +192,7 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
             (what was finished stays; the same command goes on from there).
     """
     part = config.part
-    sources = _find_sources(config, progress)
+    sources = sources_of(config, progress)
     if config.labels is not None:
         find_labels(sources, config.src, config.labels)
     store = config.dst
@@ -224,7 +224,8 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
     return report
 
 
-def _find_sources(config: PrepareConfig, progress: bool) -> Sources:
+def sources_of(config: PrepareConfig, progress: bool) -> Sources:
+    """The studies of `config.src`, NIfTI or DICOM. Raises ValueError as `prepare` does."""
     dicom = config.format == "dicom" or (
         config.format == "auto" and config.src.is_dir() and not holds_nifti(config.src, config.pattern)
         and holds_dicom(config.src))
@@ -258,7 +259,7 @@ def _fill(
             report.failures.append(Failure(study, None, f"studies/{study}", reason))
         tasks = [StudyTask(study, views, config, temporary / str(n))
                  for n, (study, views) in enumerate(sources.studies.items()) if study not in unchanged]
-        with closing(_results(tasks, config.workers, progress)) as results:
+        with closing(prepared_studies(tasks, config.workers, progress)) as results:
             for task, result in results:
                 _take_in(store, task, result, done, report)
     report.n_studies = len(done)
@@ -388,12 +389,15 @@ def _open_for_writing(store: Path, config: PrepareConfig) -> bool:
     return rebuild
 
 
-def _results(tasks: list[StudyTask], workers: int, progress: bool) -> Iterator[tuple[StudyTask, tuple | Exception]]:
+def prepared_studies(
+    tasks: list[StudyTask], workers: int, progress: bool, what: str = "preparing studies"
+) -> Iterator[tuple[StudyTask, tuple | Exception]]:
+    """Each task with what `prepare_study` made of it, or the exception that ended it, in the order of completion."""
     workers = min(workers or available_cores(), max(len(tasks), 1))
     # decoders of compressed DICOM are compiled code of many hands, and what a file makes of them may end a process
     contained = any(source.format == "dicom" for task in tasks for source in task.sources.values())
     results = run_in_processes(prepare_study, tasks, workers, contained=contained)
-    with progress_bar("preparing studies", len(tasks), show=progress) as advance, closing(results):
+    with progress_bar(what, len(tasks), show=progress) as advance, closing(results):
         for result in results:
             yield result
             advance()

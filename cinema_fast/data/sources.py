@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple
 
 from .store import VIEWS
 
+NO_STUDY = ("", ".", "..")  # they would name other folders than that of a study
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -120,7 +122,10 @@ def find_sources(src: Path, pattern: str, aliases: tuple[str, ...] = ()) -> Sour
     for (study, view), files in sorted(found.items()):
         files.sort(key=lambda file: _natural(file[0]))
         frames, names, paths = zip(*files)
-        if len(set(frames)) < len(frames) or len(set(names)) > 1:
+        if study in NO_STUDY:
+            file = paths[0].relative_to(src).as_posix()
+            sources.refused.append(Refusal(study, view, file, f"a study cannot have the name {study!r}"))
+        elif len(set(frames)) < len(frames) or len(set(names)) > 1:
             files = ", ".join(path.relative_to(src).as_posix() for path in paths)
             sources.refused.append(Refusal(study, view, files, f"more than one file for {view} of {study!r}"))
         else:

@@ -53,7 +53,7 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
     for view, source in task.sources.items():
         try:
             stats[view] = file_stats(source.files, task.config.src)
-            cines[view] = _read(source, stack=view == "sax")
+            cines[view] = read_source(source, stack=view == "sax")
         except CineError as err:
             failures.append(task.failure(view, err.path, err.reason))
         except (OSError, MemoryError) as err:
@@ -84,7 +84,8 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
     return write_study(task.folder, task.study, prepared, prepared_labels) if prepared else {}, failures
 
 
-def _read(source: Source, *, stack: bool) -> Cine:
+def read_source(source: Source, *, stack: bool) -> Cine:
+    """The cine of one view as it was scanned. Raises CineError."""
     if source.format == "dicom":
         return read_dicom_cine(source.files, stack=stack)
     return read_cine(source.files if source.frames else source.files[0], stack=stack)
