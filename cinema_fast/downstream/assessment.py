@@ -50,9 +50,9 @@ class Assessment:
         check_case(case, self.classes)
         self._once("segmentation", case.study, case.view)
         rows = case_rows(case, self.classes)
-        if not case.truth:
+        if not case.truth and not case.known:
             self.leave_out(case.study, f"view {case.view}: no frame is labelled, so nothing to compare label maps with")
-        elif case.pred.ndim == 4 and not any(row["kind"] == "function" for row in rows):
+        elif case.truth and case.pred.ndim == 4 and not any(row["kind"] == "function" for row in rows):
             why = "want two labelled frames that hold the LV for volumes at ED and ES"
             self.leave_out(case.study, f"view {case.view}, function: {why}, got {len(case.truth)} labelled")
         self.rows += rows
@@ -153,7 +153,7 @@ class Assessment:
         temporary = folder / "results.json.tmp"
         temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, folder / "results.json")
-        return results
+        return json.loads(text)
 
     def _once(self, kind: str, study: str, *where: object) -> None:
         if (kind, study, *where) in self._seen:

@@ -126,7 +126,9 @@ def draw_studies(of: np.ndarray, n_studies: int, resamples: int, seed: int) -> I
     """
     random = np.random.default_rng((seed, 0))
     for size in _parts(resamples, max(len(of), n_studies)):
-        yield random.multinomial(n_studies, np.full(n_studies, 1 / n_studies), size=size)[:, of].astype(float)
+        picked = random.integers(0, n_studies, (size, n_studies)) + n_studies * np.arange(size)[:, None]
+        times = np.bincount(picked.ravel(), minlength=size * n_studies).reshape(size, n_studies)
+        yield times[:, of].astype(float)
 
 
 def swap_studies(of: np.ndarray, n_studies: int, resamples: int, seed: int) -> Iterator[np.ndarray]:

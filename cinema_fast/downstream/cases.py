@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .metrics_function import QUANTITIES, cardiac_function, ed_es, volume_curves
-from .metrics_segmentation import check_label_maps, segmentation_scores
+from .metrics_segmentation import check_label_maps, check_labels, segmentation_scores
 from .rows import Row, new_row
 
 CYCLE_FRAMES = 16  # of a moving picture
@@ -52,8 +52,9 @@ class Exhibit:
     """What the report shows of a case: uint8 cut out around the heart, and curves.
 
     score: mean Dice over frames and classes. cycle, cycle_pred (F, x, y): images and predictions of frames spread over
-    the cycle, of a stack the middle slice. stills: (caption, image, pred, truth), each (x, y). curves, truth_ml: {class: volumes [ml]} at `frames`, and {frame: {class:
-    ml}} where labelled; empty for single slices. values: {quantity: (pred, truth)}.
+    the cycle, of a stack the middle slice. stills: (caption, image, pred, truth), each (x, y). curves, truth_ml:
+    {class: volumes [ml]} at `frames`, and {frame: {class: ml}} where labelled; empty for single slices. values:
+    {quantity: (pred, truth)} at the labelled frames.
     """
 
     study: str
@@ -77,8 +78,8 @@ def check_case(case: SegmentationCase, classes: Mapping[int, str]) -> None:
                          f"{case.pred.shape}")  # fmt: skip
     if case.image.dtype != np.uint8:
         raise ValueError(f"{where}: want an image of uint8, got {case.image.dtype}")
-    if len(frames) != len(case.pred) or list(frames) != sorted(set(frames)):
-        raise ValueError(f"{where}: want {len(case.pred)} ascending frame numbers, got {frames}")
+    if not len(case.pred) or len(frames) != len(case.pred) or list(frames) != sorted(set(frames)):
+        raise ValueError(f"{where}: want {len(case.pred) or 'some'} ascending frame numbers, got {frames}")
     if absent := sorted({*case.truth, *case.stability} - set(frames)):
         raise ValueError(f"{where}: frames {absent} are labelled, but not among the predicted ones {frames}")
     if strange := sorted(set(case.known) - set(QUANTITIES)):
@@ -86,8 +87,9 @@ def check_case(case: SegmentationCase, classes: Mapping[int, str]) -> None:
     if case.known and case.pred.ndim == 3:
         raise ValueError(f"{where}: known values are compared with volumes, which single slices {case.pred.shape} lack")
     try:
-        for t, pred in zip(frames, case.pred):
-            check_label_maps(pred, case.truth.get(t, pred), case.spacing_mm, classes)
+        check_labels("pred", case.pred, classes)
+        for t, truth in case.truth.items() or [(frames[0], case.pred[0])]:
+            check_label_maps(case.pred[frames.index(t)], truth, case.spacing_mm, classes)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 

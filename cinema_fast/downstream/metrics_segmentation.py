@@ -77,12 +77,17 @@ def check_label_maps(
         raise ValueError(f"want label maps of one shape (X, Y[, Z]), got pred {pred.shape}, truth {truth.shape}")
     if len(spacing_mm) != truth.ndim or not all(0 < mm < math.inf for mm in spacing_mm):
         raise ValueError(f"spacing_mm {tuple(spacing_mm)}: want {truth.ndim} numbers above 0, for shape {truth.shape}")
-    for name, labels in (("pred", pred), ("truth", truth)):
-        if labels.dtype != np.uint8:
-            raise ValueError(f"{name}: want a label map of uint8, got {labels.dtype}")
-        strange = sorted(set(np.flatnonzero(np.bincount(labels.ravel()))) - {0, *classes})
-        if strange:
-            raise ValueError(f"{name} holds label {', '.join(map(str, strange))}; want 0 and {dict(classes)}")
+    check_labels("pred", pred, classes)
+    check_labels("truth", truth, classes)
+
+
+def check_labels(name: str, labels: np.ndarray, classes: Mapping[int, str]) -> None:
+    """Raises ValueError where label maps of any shape are no uint8, or hold what is no class."""
+    if labels.dtype != np.uint8:
+        raise ValueError(f"{name}: want a label map of uint8, got {labels.dtype}")
+    strange = sorted(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - {0, *classes})
+    if strange:
+        raise ValueError(f"{name} holds label {', '.join(map(str, strange))}; want 0 and {dict(classes)}")
 
 
 def stability_score(logits: Tensor, threshold: float = 0.0, offset: float = 1.0) -> Tensor:

@@ -128,7 +128,9 @@ def _subgroups(without: Mapping[str, int], tables: Sequence[Table]) -> Iterator[
 
 
 def _name(name: str, target: Target, kind: str) -> str:
-    text = QUANTITIES.get(name, name) if kind in ("function", "cycle", "ef_class") else name
+    if kind in ("function", "cycle", "ef_class"):
+        return QUANTITIES.get(name, name)
+    text = name
     if target.unit:
         text += f" ({target.unit})"
     if kind == "classification" and len(target.classes) == 2:
@@ -146,17 +148,16 @@ def _worst(kind: str, own: Sequence[tuple[str, str, Sequence[Row]]]) -> dict | N
         "classification": ("probability of the decision, which is wrong", _wrong),
     }
     what, badness = how.get(kind, ("|error|", lambda row: abs(number(row, "pred") - number(row, "truth"))))
+    if kind in ("function", "cycle"):
+        own = [one for one in own if one[1] == "lv_ef"]  # errors of several quantities cannot be put in one order
+    elif kind == "regression" and len(own) > 1:
+        return None
     rows = [row for _, name, found in own for row in found if name != ALL_CLASSES and not math.isnan(badness(row))]
-    rows = sorted(rows, key=badness, reverse=True)[:WORST] if _one_scale(kind, own) else []
     if not rows:
         return None
+    rows = sorted(rows, key=badness, reverse=True)[:WORST]
     lines = [[row["study"], row["view"], row["frame"], row["name"], figure(abs(badness(row)))] for row in rows]
     return {"heads": ["study", "view", "frame", "of", what], "rows": lines}
-
-
-def _one_scale(kind: str, own: Sequence) -> bool:
-    """Whether errors of the rows can be put in one order: not those of several quantities."""
-    return kind in ("segmentation", "landmarks", "classification") or len({name for _, name, _ in own}) == 1
 
 
 def _wrong(row: Row) -> float:
@@ -184,10 +185,10 @@ def _of_segmentation(own: Sequence, targets: Mapping) -> Iterator[Picture]:
         yield _embed("png", dice_png(view, rows), f"{view}: Dice of every labelled frame")
 
 
-def _of_numbers(names: tuple[str, str], keys: tuple[str, str]) -> Callable:
+def _of_numbers(kind: str, names: tuple[str, str], keys: tuple[str, str]) -> Callable:
     def draw(own: Sequence, targets: Mapping[str, Target]) -> Iterator[Picture]:
         for view, name, rows in own:
-            text = _name(name, targets.get(name, Target()), "function" if name in QUANTITIES else "")
+            text = _name(name, targets.get(name, Target()), kind)
             png = agreement_png(text, *([number(row, key) for row in rows] for key in keys), names)
             if png:
                 yield _embed("png", png, ", ".join(part for part in (view, text, "agreement") if part))
@@ -216,10 +217,10 @@ def _of_landmarks(own: Sequence, targets: Mapping) -> Iterator[Picture]:
 
 _PICTURES: dict[str, Callable] = {
     "segmentation": _of_segmentation,
-    "function": _of_numbers(("truth", "prediction"), ("truth", "pred")),
-    "cycle": _of_numbers(("known", "prediction"), ("truth", "pred")),
-    "regression": _of_numbers(("truth", "prediction"), ("truth", "pred")),
-    "retest": _of_numbers(("first", "second"), ("first", "second")),
+    "function": _of_numbers("function", ("truth", "prediction"), ("truth", "pred")),
+    "cycle": _of_numbers("cycle", ("known", "prediction"), ("truth", "pred")),
+    "regression": _of_numbers("regression", ("truth", "prediction"), ("truth", "pred")),
+    "retest": _of_numbers("retest", ("first", "second"), ("first", "second")),
     "classification": _of_classes("classification"),
     "ef_class": _of_classes("ef_class"),
     "landmarks": _of_landmarks,

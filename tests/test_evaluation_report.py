@@ -1,0 +1,114 @@
+"""The report: one file that opens anywhere, says everything, and lets no name out of its place."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from evaluation_cases import HOSTILE, assessment, case
+from PIL import Image
+
+from cinema_fast.downstream.cases import exhibit_of
+from cinema_fast.downstream.metrics_classification import Classification
+from cinema_fast.downstream.metrics_segmentation import CLASSES
+from cinema_fast.downstream.overlays import COLOURS, cycle_gif, outline, stills_png
+from cinema_fast.downstream.report_figures import classification_png
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    made = assessment()
+    made.leave_out("<img src=http://elsewhere/x.png>", "no readable frame & more")
+    table = {"sex": {f"heart-{i}": "mf"[i % 2] for i in range(5)} | {HOSTILE: "<b>m"}}
+    made.write(folder, about={"model": "runs/<a>", "views": ["sax", "lax_4c"]}, table=table)
+    return (folder / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_nothing_refers_outside_the_file(html):
+    tags = Page(html).tags
+    for tag, attributes in tags:
+        assert tag not in ("script", "link", "iframe", "object", "base", "a", "form", "video", "b")
+        assert not any(name.startswith("on") for name in attributes)
+        for name in ("src", "href", "srcset", "action", "data", "background", "poster"):
+            assert name not in attributes or attributes[name].startswith("data:image/")
+    style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)[1]
+    assert "url(" not in style and "@import" not in style and not any("style" in a for _, a in tags)
+    (policy,) = [a["content"] for tag, a in tags if tag == "meta" and "http-equiv" in a]
+    assert policy.startswith("default-src 'none'; img-src data:")
+
+
+def test_names_are_text_and_nothing_else(html):
+    page = Page(html)
+    shown = HOSTILE.replace("\udcff", "\\udcff")
+    assert shown in page.text and "<script" not in html
+    assert "<img src=http://elsewhere/x.png>" in page.text and "no readable frame & more" in page.text
+    assert "runs/<a>" in page.text and "sax, lax_4c" in page.text and "<b>m" in page.text
+
+
+def test_every_part_is_there_with_its_pictures(html):
+    page = Page(html)
+    headings = re.findall(r"<h2>(.*?)</h2>", html)
+    assert headings == [
+        "Label maps", "Cardiac function at the labelled frames", "Classes of the ejection fraction",
+        "Cardiac function of the whole cycle", "Numbers", "Repeated measurements", "Classes", "Landmarks", "By sex",
+        "Left out",
+    ]  # fmt: skip
+    pictures = [a for tag, a in page.tags if tag == "img"]
+    for one in pictures:
+        picture = Image.open(io.BytesIO(base64.b64decode(one["src"].split(",", 1)[1], validate=True)))
+        picture.load()
+        assert np.asarray(picture.convert("L")).std() > 5, one["alt"]
+    alts = " ".join(one["alt"] for one in pictures)
+    for what in ("Dice of every", "prediction over the cycle", "truth above", "volume over time", "confusion, ROC",
+                 "LV ejection fraction (%), agreement", "age (years), agreement", "within a distance"):  # fmt: skip
+        assert what in alts
+    assert "worst of 6: " in page.text and "middle of 6: " in page.text and "best of 6: " in page.text
+    assert "disease: DCM from 0.5" in page.text and "of 6 studies" in page.text and "Worst cases" in page.text
+    assert len(html) < 3_000_000
+
+
+def test_an_outline_is_the_rim_of_its_class():
+    image, labels = np.full((6, 6), 255, np.uint8), np.zeros((6, 6), np.uint8)
+    labels[1:5, 1:5] = 3
+    labels[2:4, 2:4] = 1
+    drawn = outline(image, labels, zoom=3)
+    assert drawn.shape == (18, 18) and (drawn[:3] == 31).all()
+    assert (drawn[3, 3:15] == 32 + 2).all() and (drawn[6:12, 6] == 32).all()
+    assert (drawn[7:11, 7:11] == 31).all()  # inside a class the image stays
+    assert drawn[4, 4] == 31 and drawn[5, 6] == 34  # a class of three pixels has two rims and what is between
+
+
+def test_the_moving_picture_is_the_cycle_at_the_hearts_pace():
+    exhibit = exhibit_of(case("a", frame_time_ms=100.0), [], CLASSES)
+    moving = Image.open(io.BytesIO(cycle_gif(exhibit)))
+    assert moving.n_frames == 6 and moving.info["duration"] == 100 and moving.info["loop"] == 0
+    lv = [int((np.asarray(moving.convert("RGB")) == COLOURS[2]).all(-1).sum()) for t in range(6) if not moving.seek(t)]
+    assert lv[0] == max(lv) and lv[3] == min(lv) > 0  # the rim of the LV shortens from ED to ES
+    still = Image.open(io.BytesIO(stills_png(exhibit)))
+    x, y = exhibit.cycle.shape[1:]
+    assert still.size == (6 * (2 * x + 4), 2 * (2 * y + 4))  # two frames of three slices, truth and prediction
+
+
+@pytest.mark.parametrize("truth", [[0, 0, 0], [1, 1, 1], [0, 1, 0]])
+def test_one_class_is_drawn_as_far_as_it_can_be(truth):
+    p = np.array([[0.2, 0.8], [0.5, 0.5], [0.9, 0.1]])
+    png = classification_png("a $x_$ title", Classification(truth, ("a$", "b_$^"), p), 0.5)
+    assert Image.open(io.BytesIO(png)).width > 900
