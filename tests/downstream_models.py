@@ -7,7 +7,7 @@ from small_models import VIEWS, small_config
 
 import cinema_fast as cf
 
-DEC_CHANNELS = (3, 4, 5, 6)  # levels of 1, 2, 4 and 8 pixels: the image's, two stages', the tokens'
+DEC_CHANNELS = (8, 16, 24, 32)  # at 2, 4, 8 and 16 pixels: two stages, the tokens, and below them
 
 
 def spread(model: torch.nn.Module) -> torch.nn.Module:
