@@ -30,6 +30,29 @@ def test_pytest_benchmarks_at_toy_sizes(tmp_path):
     gflop = {row["params"]["part"]: row["extra_info"]["gflop"] for row in found if "part" in row["params"]}
     assert gflop["step"] == pytest.approx(gflop["stem"] + gflop["encoder"] + gflop["decoder"])
     assert "shares of the step's parts: stem" in done.stdout
+    assert groups["compiled-toy-b2-fp32"] == groups["compiled-toy-b2-bf16"] == 1
+    (row,) = (row for row in found if row["group"] == "compiled-toy-b2-fp32")
+    ((eager,), (compiled,)) = row["extra_info"]["eager_seconds"], row["extra_info"]["compiled_seconds"]
+    assert f"toy-b2-fp32: eager {eager:.3f} s, compiled {compiled:.3f} s, {eager / compiled:.2f} times" in done.stdout
+
+
+def test_a_compiled_model_with_other_gradients_is_not_timed():
+    program = f"""
+import sys; sys.path.insert(0, {str(BENCHMARKS)!r})
+from types import SimpleNamespace
+import bench_step, torch
+step = bench_step.Step("toy")
+def steeper(images, plan):
+    loss = step.model(images, plan).loss
+    return SimpleNamespace(loss=loss + 0.01 * (loss - loss.detach()))
+step.check_compiled(step.model, torch.float32)
+try:
+    step.check_compiled(steeper, torch.float32)
+except AssertionError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert "gradients: largest error" in done.stdout
 
 
 LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")

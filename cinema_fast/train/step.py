@@ -164,7 +164,7 @@ def update(
     return torch.stack([loss, norm, made])
 
 
-def compile_model(model: nn.Module) -> nn.Module:
-    """The model as one compiled graph for each set of views, its shapes fixed."""
+def compile_model(model: nn.Module, backend: str = "inductor") -> nn.Module:
+    """The model as one compiled graph for each set of views, its shapes fixed; `backend` as torch.compile takes it."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VIEW_SETS)
-    return torch.compile(model, fullgraph=True, dynamic=False)
+    return torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
