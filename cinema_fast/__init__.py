@@ -23,7 +23,7 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str):
-    if name in ("data", "kernels", "models", "train"):
+    if name in ("data", "downstream", "kernels", "models", "train"):
         return importlib.import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

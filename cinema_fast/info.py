@@ -15,6 +15,8 @@ EXTRAS = {  # module: what it is for
     "nvidia.dali": "GPU data loading (extra dali)",
     "pydicom": "DICOM input (extra dicom)",
     "pyarrow": "embeddings as Parquet (extra embed)",
+    "monai": "evaluation and baselines (extra downstream)",
+    "sklearn": "evaluation, probes and clusters (extra downstream)",
     "tensorboard": "metrics of a run in TensorBoard (extra tensorboard)",
     "wandb": "metrics of a run in Weights & Biases (extra wandb)",
 }
