@@ -1,7 +1,8 @@
 """The `cinema-fast` command line: a name for each thing the package does, and the exit status.
 
 0 done; 1 an error, said in one line (verify: altered files, one a line); 2 options that cannot be understood; 3
-(prepare, embed) no study could be done; 130 or 143 stopped by Ctrl-C or SIGTERM (pretrain has then saved a checkpoint).
+(prepare, embed, predict) no study could be done; 130 or 143 stopped by Ctrl-C or SIGTERM (pretrain has then saved a
+checkpoint).
 """
 
 import difflib
@@ -54,6 +55,7 @@ def _commands() -> dict[str, Callable[..., int]]:
     from .downstream.cluster import ClusterConfig
     from .downstream.config import FinetuneConfig
     from .downstream.evaluate_config import EvaluateConfig
+    from .downstream.predict_config import PredictConfig
     from .downstream.probe_embeddings import ProbeConfig
     from .train.bench_data import BenchDataConfig
     from .train.config import PretrainConfig
@@ -157,6 +159,14 @@ def _commands() -> dict[str, Callable[..., int]]:
         print(f"report: {config.out / 'report' / 'index.html'}, numbers: {config.out / 'results.json'}")
         return 0
 
+    def predict(config: Annotated[PredictConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
+        """Predict NIfTI or DICOM studies by a fine-tuned model: label maps, volumes, landmarks, values, pictures."""
+        from .downstream.predict import predict
+
+        report = predict(config)
+        print(report)
+        return report.exit_code
+
     def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> int:
         """Show pre-training runs side by side, or evaluations, paired on the studies that both have.
 
@@ -214,6 +224,6 @@ def _commands() -> dict[str, Callable[..., int]]:
 
     return {
         "info": info, "phantom": phantom, "prepare": prepare, "verify": verify, "inspect": inspect,
-        "pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "compare": compare, "embed": embed,
-        "cluster": cluster, "probe": probe, "bench": bench, "demo": demo,
+        "pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "predict": predict, "compare": compare,
+        "embed": embed, "cluster": cluster, "probe": probe, "bench": bench, "demo": demo,
     }  # fmt: skip

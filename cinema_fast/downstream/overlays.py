@@ -33,11 +33,17 @@ def outline(image: np.ndarray, labels: np.ndarray, zoom: int = ZOOM) -> np.ndarr
 
 def cycle_gif(exhibit: Exhibit) -> bytes:
     """An animated GIF of one heartbeat: a slice with the predicted outlines, at the heart's own pace where known."""
-    frames = [_picture(outline(image, pred)) for image, pred in zip(exhibit.cycle, exhibit.cycle_pred)]
+    frames = [outline(image, pred) for image, pred in zip(exhibit.cycle, exhibit.cycle_pred)]
     span = (exhibit.frames[-1] - exhibit.frames[0] + 1) * (exhibit.frame_time_ms or 40.0)
-    step = min(max(20, 10 * round(span / len(frames) / 10)), 1000)
+    return moving(frames, span / len(frames))
+
+
+def moving(frames: Sequence[np.ndarray], step_ms: float) -> bytes:
+    """An endless GIF of pictures in palette numbers, each shown for `step_ms` as near as the format and viewers go."""
+    first, *others = (_picture(frame) for frame in frames)
+    step = min(max(20, 10 * round(step_ms / 10)), 1000)
     file = io.BytesIO()
-    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=step, loop=0)
+    first.save(file, "GIF", save_all=True, append_images=others, duration=step, loop=0)
     return file.getvalue()
 
 

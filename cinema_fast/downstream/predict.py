@@ -1,0 +1,232 @@
+"""`cinema-fast predict`: studies as they come from the scanner, prepared, predicted, and brought back to their grid.
+
+Each study is prepared by the code of `prepare`, with the options of the run's store, into OUT/.preparing, and goes from
+there when it has been predicted. Its files go to OUT/studies/ID/; its lines are in the tables before the next begins.
+"""
+
+import csv
+import json
+import math
+import shutil
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .. import __version__
+from ..data.clips import CLIP
+from ..data.nifti import CineError
+from ..data.prepare import PrepareConfig, prepared_studies, sources_of
+from ..data.sources import NO_STUDY, Source, Sources, compile_pattern, parse_aliases
+from ..data.store import CineStore, publish_study, write_index
+from ..data.study import Failure, StudyTask
+from .predict_config import PredictConfig
+from .predicted_studies import StudyPrediction, predict_prepared, tables_of
+from .run import FinetunedRun, load_run
+
+_GRID = ("sax_size", "lax_size", "sax_spacing", "lax_spacing")
+
+
+@dataclass
+class PredictReport:
+    """What is in OUT: number of studies, what could not be predicted, and how many NIfTI files had no place.
+
+    cut_off: {study: structures at the edge of what the model sees, whose volumes are therefore too small}.
+    """
+
+    out: Path
+    studies: int = 0
+    unmatched: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    cut_off: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> int:
+        """0: everything was predicted; 1: something was not; 3: no study was, and there is no OUT."""
+        if not self.studies:
+            return 3
+        return 1 if self.failures else 0
+
+    def __str__(self) -> str:
+        lines = [f"{self.studies} studies predicted, {len(self.failures)} failures"]
+        if self.unmatched:
+            lines.append(f"{self.unmatched} NIfTI files do not match the pattern and were left alone")
+        lines += [f"study {study}: {what} cut off at the edge of what the model sees" for study, what in
+                  self.cut_off.items()]
+        lines += [f"failed: {failure.file}: {failure.reason}" for failure in self.failures]
+        return "\n".join(lines + [f"written: {self.out}"] * bool(self.studies))
+
+
+def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
+    """Predict every study of `config.src`, and report what failed; see `PredictConfig` for what is written.
+
+    A view that fails is reported, and the study is predicted from its others where the model reads them.
+
+    Args:
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ValueError: no fine-tuned run, OUT is not empty, no file that matches, none of a view that the model reads.
+        OSError: OUT cannot be written.
+    """
+    out = config.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"{out} is a file or not empty: choose another folder to write")
+    run = load_run(config.run, device=config.device, precision=config.precision)
+    made_as = run.settled["store"]["prepare"]
+    grid = {name: tuple(made_as[name]) for name in _GRID if name in made_as}
+    preparing = PrepareConfig(
+        config.src if config.src.is_dir() else config.src.parent, out / ".preparing", format=config.format,
+        views_rules=config.views_rules, pattern=config.pattern, aliases=config.aliases, workers=config.workers, **grid,
+    )  # fmt: skip
+    sources = _one_file(config) if config.src.is_file() else sources_of(preparing, progress)
+    _check_views(config, run, sources)
+    report = PredictReport(out, unmatched=len(sources.unmatched), failures=[Failure(*r) for r in sources.refused])
+    tasks = [
+        StudyTask(study, views, preparing, preparing.dst / str(n))
+        for n, (study, views) in enumerate(sources.studies.items())
+    ]
+    there_before = out.exists()
+    try:
+        (preparing.dst / "store" / "studies").mkdir(parents=True)
+        _predict_all(run, config, tasks, report, progress)
+    finally:
+        shutil.rmtree(preparing.dst, ignore_errors=True)
+        if not report.studies and not there_before:
+            with suppress(OSError):
+                out.rmdir()
+    return report
+
+
+def _predict_all(
+    run: FinetunedRun, config: PredictConfig, tasks: list[StudyTask], report: PredictReport, progress: bool
+) -> None:
+    studies = {}
+    with ExitStack() as files, closing(
+        prepared_studies(tasks, config.workers, progress, "predicting studies")
+    ) as results:
+        writers = None
+        for task, result in results:
+            made = _one_study(run, task, result, report)
+            if made is None:
+                continue
+            writers = writers or _begin_tables(run, config.out, files)
+            _write_study(config.out, task.study, made, writers)
+            studies[task.study] = made.summary
+            if cut := _cut_off(made.summary["views"]):
+                report.cut_off[task.study] = cut
+            report.studies += 1
+    if studies:
+        told = {
+            "format": 1, "version": __version__, "run": str(config.run), "step": run.step, "task": run.task.kind,
+            "model": type(run.model).__name__, "precision": str(run.precision)[6:], "source": str(config.src),
+            "studies": dict(sorted(studies.items())),
+            "failures": [{"study": f.study, "view": f.view, "file": f.file, "reason": f.reason}
+                         for f in report.failures],
+        }  # fmt: skip
+        text = json.dumps(_finite(told), indent=1, allow_nan=False) + "\n"
+        (config.out / "results.json").write_text(text, encoding="utf-8")
+
+
+def _cut_off(views: dict | list) -> str:
+    if not isinstance(views, dict):
+        return ""
+    cut = {view: found["cut_off"] for view, found in views.items() if found.get("cut_off")}
+    return "; ".join(f"{view}: {', '.join(names)}" for view, names in cut.items())
+
+
+def _one_study(
+    run: FinetunedRun, task: StudyTask, result: tuple | Exception, report: PredictReport
+) -> StudyPrediction | None:
+    """The prediction of a study that has been prepared; None, and failures in the report, where there is none."""
+    file = next(iter(task.sources.values())).files[0]
+    if isinstance(result, OSError):
+        raise result  # OUT could not be written, and would not be for the next study either
+    if isinstance(result, Exception):
+        ended = f"its preparation ended with {type(result).__name__}: {result}"
+        report.failures.append(task.failure(None, file, ended))
+        return None
+    records, failures = result
+    report.failures += failures
+    if not records:
+        return None
+    root = task.config.dst / "store"
+    publish_study(root, task.folder, task.study)
+    write_index(root, task.config.shaping(), {task.study: records})
+    try:
+        return predict_prepared(run, CineStore(root), task.study, task.sources)
+    except CineError as error:
+        report.failures.append(task.failure(None, error.path, error.reason))
+    except (ValueError, OSError) as error:
+        report.failures.append(task.failure(None, file, f"study {task.study}: {error}"))
+    finally:
+        shutil.rmtree(root / "studies" / task.study, ignore_errors=True)
+    return None
+
+
+def _one_file(config: PredictConfig) -> Sources:
+    """One NIfTI file as a study of one view."""
+    name = config.src.name
+    if config.view:
+        study, view, frames = name.removesuffix(".gz").removesuffix(".nii"), config.view, ()
+    else:
+        spellings = parse_aliases(config.aliases)
+        pattern = config.pattern.rpartition("/")[2]
+        match = compile_pattern(pattern, spellings).fullmatch(name)
+        if not match:
+            raise ValueError(f"{config.src}: its name does not tell the view by the pattern {pattern!r}; say --view "
+                             "sax, or which view it is")  # fmt: skip
+        group = match.groupdict()
+        study, view = group.get("id") or config.src.resolve().parent.name, spellings[group["view"]]
+        frames = (group["frame"],) if group.get("frame") else ()
+    if study in NO_STUDY:
+        raise ValueError(f"{config.src}: a study cannot have the name {study!r}")
+    return Sources({study: {view: Source((config.src,), view, frames)}})
+
+
+def _check_views(config: PredictConfig, run: FinetunedRun, sources: Sources) -> None:
+    """Raise ValueError where no study has a view that the model reads, which is to be known before the work."""
+    reads = run.settled["run"]["views"] if CLIP in run.shape.views else run.shape.views
+    found = {view: None for views in sources.studies.values() for view in views}
+    if reads and found and not set(reads) & set(found):
+        what = f"--view {config.view}" if config.view else f"{config.src} has {', '.join(found)}"
+        raise ValueError(f"{what}: the model of {config.run} reads {', '.join(reads)}")
+
+
+def _begin_tables(run: FinetunedRun, out: Path, files: ExitStack) -> list[csv.DictWriter]:
+    """Writers of studies.csv and of the table with more lines a study, where the task has one."""
+    tables = tables_of(run)
+    wanted = {"studies.csv": ("study", *tables.columns)}
+    if tables.other:
+        wanted[tables.other] = tables.other_columns
+    writers = []
+    for name, columns in wanted.items():
+        # names of files may hold bytes that are no text: they come back as they were
+        file = (out / name).open("w", encoding="utf-8", errors="surrogateescape", newline="", buffering=1)
+        writers.append(csv.DictWriter(files.enter_context(file), columns, restval=""))
+        writers[-1].writeheader()
+    return writers
+
+
+def _write_study(out: Path, study: str, made: StudyPrediction, writers: list[csv.DictWriter]) -> None:
+    if made.files:
+        folder = out / "studies" / study
+        folder.mkdir(parents=True)
+        for name, content in made.files.items():
+            (folder / name).write_bytes(content)
+    for writer, lines in zip(writers, ([{"study": study, **made.row}], made.lines)):
+        writer.writerows({name: _cell(value) for name, value in line.items()} for line in lines)
+
+
+def _cell(value: str | int | float) -> str | int:
+    if isinstance(value, float):
+        return f"{value:.7g}" if math.isfinite(value) else ""
+    return value
+
+
+def _finite(value: object) -> object:
+    """The same for JSON, which knows no nan."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,180 @@
+"""What a model says of one prepared study, in the geometry of its scan: as values, lines of tables, and files."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..data.clips import CLIP, ClipStore
+from ..data.geometry import spacing_of
+from ..data.nifti import Cine
+from ..data.sources import Source
+from ..data.store import CineStore
+from ..data.study import read_source
+from ..data.tables import LANDMARK_COLUMNS
+from .evaluate import predict_study
+from .landmarks import Landmarks
+from .metrics_function import QUANTITIES, cardiac_function, ed_es, volume_curves
+from .original_geometry import label_files, label_map, original_points, plan_return, reaching_edge, voxel_size
+from .prediction_figures import landmarks_gif, outlines_gif, volume_png
+from .run import FinetunedRun
+from .segmentation import Segmentation
+
+LENGTHS = ("longest_mm", "shortest_mm", "shortening_mm")
+Cell = str | int | float
+
+
+@dataclass
+class StudyPrediction:
+    """summary: what results.json holds of the study. row: its line of studies.csv, by column. lines: those of the table
+    that has more than one line for a study. files: {name in the study's folder: content}."""
+
+    summary: dict = field(default_factory=dict)
+    row: dict[str, Cell] = field(default_factory=dict)
+    lines: list[dict[str, Cell]] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Columns of studies.csv, besides the study; name of the other table, "" where there is none, and its columns."""
+
+    columns: tuple[str, ...]
+    other: str = ""
+    other_columns: tuple[str, ...] = ()
+
+
+def tables_of(run: FinetunedRun) -> Tables:
+    """Which tables the predictions of a run fill."""
+    task = run.task
+    if isinstance(task, Segmentation):
+        volumes = tuple(f"{name}_ml" for name in task.structures)
+        return Tables(("frames", "cut_off", "ed_frame", "es_frame", *QUANTITIES), "frames.csv",
+                      ("study", "view", "frame", "time_ms", *volumes))  # fmt: skip
+    if isinstance(task, Landmarks):
+        lengths = tuple(f"{view}_{name}" for view in task.views for name in LENGTHS) if _has_axis(task.names) else ()
+        return Tables(("landmarks", *lengths), "landmarks.csv", (*LANDMARK_COLUMNS, "x_voxel", "y_voxel", "z_voxel"))
+    columns = []
+    for target in task.targets:
+        columns += [target.name, *(f"{target.name}: {name}" for name in target.classes)]
+    return Tables(("views", *columns))
+
+
+def predict_prepared(
+    run: FinetunedRun, store: CineStore, study: str, sources: Mapping[str, Source]
+) -> StudyPrediction:
+    """Predict a study of a store, and bring it back to the files it was prepared from.
+
+    Raises:
+        ValueError: none of its views is one that the model reads, or a file no longer is what was prepared.
+        OSError: a file can no longer be read.
+    """
+    if CLIP in run.shape.views:
+        clips = ClipStore(store, run.settled["run"]["views"])
+        return _values(run, clips, study, clips.views(study), tuple(dict.fromkeys(p.view for p in clips.planes(study))))
+    views = tuple(view for view in store.views(study) if view in run.shape.views)
+    if not views:
+        have, read = ", ".join(store.views(study)), ", ".join(run.shape.views)
+        raise ValueError(f"none of the views that the model reads: {read}; it has {have}")
+    if isinstance(run.task, Segmentation | Landmarks):
+        made, one = StudyPrediction(), _segmented if isinstance(run.task, Segmentation) else _landmarks
+        made.summary["views"] = {}
+        for view in views:
+            cine = read_source(sources[view], stack=view == "sax")
+            info = store.info(study, view)
+            found = run.predict_frames(view, store.read_frames(study, view, range(info.shape[0]))).numpy()
+            one(run, made, study, view, found, info.affine, cine, sources[view])
+        return made
+    return _values(run, store, study, views, views)
+
+
+def _segmented(
+    run: FinetunedRun, made: StudyPrediction, study: str, view: str, probability: np.ndarray, stored: np.ndarray,
+    cine: Cine, source: Source,
+) -> None:  # fmt: skip
+    """probability: (T, classes, X, Y[, Z]) on the stored grid, whose affine is `stored`."""
+    probability = probability.reshape(*probability.shape[:4], -1)
+    back = plan_return(probability.shape[2:], stored, cine.shape, cine.affine)
+    labels = np.stack([label_map(frame, back) for frame in probability])
+    names = dict(enumerate(run.task.structures, start=1))
+    files = label_files(view, labels, source, cine)
+    made.files |= files
+    made.files[f"{view}.gif"] = outlines_gif(cine, labels, voxel_size(cine.affine))
+    summary = {
+        "label_maps": list(files), "frames": cine.n_frames, "frame_time_ms": cine.frame_time_ms,
+        "slices": cine.shape[2], "voxel_mm": list(voxel_size(cine.affine)),
+        "cut_off": [names[label] for label in sorted(reaching_edge(labels, back))],
+    }  # fmt: skip
+    made.summary["views"][view] = summary
+    if cine.shape[2] == 1:
+        return  # of a single slice there are areas, no volumes
+    curves = volume_curves(labels, voxel_size(cine.affine), names)
+    summary["volumes_ml"] = {name: curve.tolist() for name, curve in curves.items()}
+    made.lines += [
+        {"study": study, "view": view, "frame": t, "time_ms": t * cine.frame_time_ms if cine.frame_time_ms else ""}
+        | {f"{name}_ml": float(curve[t]) for name, curve in curves.items()}
+        for t in range(cine.n_frames)
+    ]
+    function = {}
+    guide = next((curves[name] for name in ("LV", "RV") if name in curves), None)
+    if guide is not None and cine.n_frames > 1 and guide.any():
+        ed, es = ed_es(guide)
+        function = cardiac_function(curves, ed, es)
+        summary |= {"ed_frame": ed, "es_frame": es, "function": function}
+        made.row |= {"ed_frame": ed, "es_frame": es}
+    made.row |= {"frames": cine.n_frames, "cut_off": " ".join(summary["cut_off"]), **function}
+    made.files[f"{view}_volumes.png"] = volume_png(curves, function, cine.frame_time_ms, study)
+
+
+def _landmarks(
+    run: FinetunedRun, made: StudyPrediction, study: str, view: str, pixels: np.ndarray, stored: np.ndarray,
+    cine: Cine, source: Source,
+) -> None:  # fmt: skip
+    """pixels: (T, landmarks, 2) of the stored frames, whose affine is `stored`."""
+    voxels, mm = original_points(pixels, stored, cine.affine)
+    names = run.task.names
+    made.files[f"{view}.gif"] = landmarks_gif(cine, voxels[..., :2])
+    summary = {
+        "files": [path.name for path in source.files], "frames": cine.n_frames, "frame_time_ms": cine.frame_time_ms,
+        "pixel_mm": spacing_of(cine.affine)[:2].tolist(),
+        "landmarks": {name: {"mm": mm[:, k].tolist(), "voxel": voxels[:, k].tolist()} for k, name in enumerate(names)},
+    }  # fmt: skip
+    made.summary["views"][view] = summary
+    made.row["landmarks"] = int(made.row.get("landmarks", 0)) + mm.shape[0] * mm.shape[1]
+    for t in range(cine.n_frames):
+        for k, name in enumerate(names):
+            values = dict(zip((*LANDMARK_COLUMNS[4:], "x_voxel", "y_voxel", "z_voxel"), (*mm[t, k], *voxels[t, k])))
+            made.lines.append({"study": study, "view": view, "frame": t, "landmark": name}
+                              | {column: float(value) for column, value in values.items()})  # fmt: skip
+    if _has_axis(names) and cine.n_frames > 1:
+        length = annulus_to_apex({name: mm[:, k] for k, name in enumerate(names)})
+        ends = dict(zip(LENGTHS, (float(length.max()), float(length.min()), float(np.ptp(length)))))
+        summary |= {"annulus_to_apex_mm": length.tolist(), **ends}
+        made.row |= {f"{view}_{name}": value for name, value in ends.items()}
+
+
+def annulus_to_apex(mm: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(T,) [mm] from the middle of the mitral annulus to the apex, of {annulus_1, annulus_2, apex: (T, 3) mm}."""
+    return np.linalg.norm((mm["annulus_1"] + mm["annulus_2"]) / 2 - mm["apex"], axis=-1)
+
+
+def _has_axis(names: tuple[str, ...]) -> bool:
+    return {"annulus_1", "annulus_2", "apex"} <= set(names)
+
+
+def _values(
+    run: FinetunedRun, store: CineStore | ClipStore, study: str, views: tuple[str, ...], shown: tuple[str, ...]
+) -> StudyPrediction:
+    """shown: the views of the scan that go in, which for clips are not the model's."""
+    found = predict_study(run, store, study, views)
+    made = StudyPrediction({"views": list(shown), "predictions": {}}, {"views": " ".join(shown)})
+    for target in run.task.targets:
+        value = found[target.name].double()
+        if not target.classes:
+            made.summary["predictions"][target.name] = made.row[target.name] = float(value)
+            continue
+        shares = dict(zip(target.classes, (value / value.sum()).tolist()))
+        likeliest = max(shares, key=shares.get)
+        made.summary["predictions"][target.name] = {"class": likeliest, "probabilities": shares}
+        made.row |= {target.name: likeliest, **{f"{target.name}: {name}": p for name, p in shares.items()}}
+    return made

@@ -1,0 +1,107 @@
+"""Pictures of a predicted study: its cine moving with outlines or landmarks, and volumes over the cycle."""
+
+import io
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from ..data.geometry import to_uint8
+from ..data.nifti import Cine
+from ..train.figure import new_figure, printable
+from .overlays import COLOURS, moving, outline
+
+MARGIN_MM = 25.0  # left around what is drawn
+WIDTH, LARGE = 960, 160  # pixels: of a row of slices at most; of an image that is no longer enlarged
+_BORDER, _ARM = 4, 4  # pixels: between slices, of the cross at a landmark
+_FIRST_COLOUR = 32  # of the palette: after the greys
+STEP_MS = 40.0  # from frame to frame where that is not known
+
+
+def outlines_gif(cine: Cine, labels: np.ndarray, spacing_mm: tuple[float, ...]) -> bytes:
+    """A GIF of one heartbeat with the outlines of label maps (T, X, Y, Z) uint8 on the grid of the scan.
+
+    All slices side by side, cut out around what is labelled in any frame.
+    """
+    x, y = (
+        _around(labels.any(axis=tuple({0, 1, 2, 3} - {k + 1})), MARGIN_MM / spacing_mm[k]) for k in range(2)
+    )
+    zoom = _zoom(x, y)
+    frames = []
+    for t, frame in enumerate(labels):
+        image = to_uint8(cine.frame(t))[0][x, y]
+        frames.append(_tiles([outline(image[..., z], frame[x, y, z], zoom) for z in range(image.shape[2])]))
+    return moving(frames, cine.frame_time_ms or STEP_MS)
+
+
+def landmarks_gif(cine: Cine, points: np.ndarray) -> bytes:
+    """A GIF of one heartbeat of a single slice with crosses at points (T, landmarks, 2), voxels of the scan."""
+    everything = [slice(0, n) for n in cine.shape[:2]]
+    zoom = _zoom(*everything)
+    frames = []
+    for t, places in enumerate(points):
+        image = to_uint8(cine.frame(t))[0][..., 0]
+        picture = outline(image, np.zeros_like(image), zoom)
+        for k, place in enumerate(places):
+            _draw_cross(picture, (place + 0.5) * zoom, _FIRST_COLOUR + k % len(COLOURS))
+        frames.append(picture)
+    return moving(frames, cine.frame_time_ms or STEP_MS)
+
+
+def volume_png(
+    curves: Mapping[str, np.ndarray], function: Mapping[str, float], frame_time_ms: float | None, title: str
+) -> bytes:
+    """Volumes (T,) [ml] by structure over the cycle, ED and ES of the left ventricle, and the ejection fractions."""
+    figure = new_figure(5.6, 3.6)
+    axes = figure.subplots()
+    for k, (name, curve) in enumerate(curves.items()):
+        at = np.arange(len(curve)) * (frame_time_ms or 1.0)
+        colour = tuple(value / 255 for value in COLOURS[k % len(COLOURS)])
+        axes.plot(at, curve, ".-" if len(curve) > 2 else "o", color=colour, label=f" {name}")
+        if name == "LV":
+            for what, t in (("ED", int(curve.argmax())), ("ES", int(curve.argmin()))):
+                axes.annotate(what, (at[t], curve[t]), textcoords="offset points", xytext=(0, 5), ha="center")
+    axes.set(xlabel="time (ms)" if frame_time_ms else "frame", ylabel="volume (ml)")
+    axes.set_ylim(0, 1.15 * max([float(curve.max()) for curve in curves.values()] + [1e-3]))
+    for text in axes.legend(fontsize=8).get_texts():
+        text.set_parse_math(False)
+    known = [f"{v.upper()} EF {function[f'{v}_ef']:.1f} %" for v in ("lv", "rv")
+             if math.isfinite(function.get(f"{v}_ef", math.nan))]  # fmt: skip
+    figure.suptitle("  ".join([printable(title)[:60], *known]), fontsize=10, parse_math=False)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
+
+
+def _around(holds: np.ndarray, margin: float) -> slice:
+    """The part of an axis that holds something (n,) bool, with a margin; all of it where none does."""
+    found = np.flatnonzero(holds)
+    if not len(found):
+        return slice(0, len(holds))
+    return slice(max(0, found[0] - round(margin)), min(len(holds), found[-1] + 1 + round(margin)))
+
+
+def _zoom(x: slice, y: slice) -> int:
+    return 2 if max(x.stop - x.start, y.stop - y.start) <= LARGE else 1
+
+
+def _tiles(pictures: list[np.ndarray]) -> np.ndarray:
+    """Pictures of one size in rows of at most WIDTH pixels, the last row filled up with black."""
+    width, height = (n + _BORDER for n in pictures[0].shape)
+    columns = max(1, min(len(pictures), WIDTH // width))
+    rows = -(-len(pictures) // columns)
+    sheet = np.zeros((columns * width - _BORDER, rows * height - _BORDER), np.uint8)
+    for k, picture in enumerate(pictures):
+        x, y = k % columns * width, k // columns * height
+        sheet[x : x + picture.shape[0], y : y + picture.shape[1]] = picture
+    return sheet
+
+
+def _draw_cross(picture: np.ndarray, at: np.ndarray, colour: int) -> None:
+    if not np.isfinite(at).all():
+        return
+    x, y = (int(value) for value in np.floor(np.clip(at, -1e6, 1e6)))
+    for k in range(-_ARM, _ARM + 1):
+        for i, j in ((x + k, y), (x, y + k)):
+            if 0 <= i < picture.shape[0] and 0 <= j < picture.shape[1]:
+                picture[i, j] = colour
