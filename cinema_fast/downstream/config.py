@@ -174,6 +174,8 @@ class FinetuneConfig:
             raise ValueError("--targets names a column twice")
         if self.network == "baseline" and (self.init_from or self.frozen):
             raise ValueError("--network baseline starts from random weights: it takes no --init-from and no --frozen")
+        if self.network == "baseline" and (self.reduce == "cls" or self.recompute != "none"):
+            raise ValueError("--network baseline takes no --reduce cls and no --recompute: it has neither")
         if self.frozen and not self.init_from:
             raise ValueError("--frozen wants --init-from: random weights are of no use as they are")
         if not self.structures or len(set(self.structures)) < len(self.structures):

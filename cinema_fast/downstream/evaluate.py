@@ -47,20 +47,18 @@ def evaluate_run(config: EvaluateConfig) -> dict:
     structures = getattr(run.task, "structures", ())
     named = {"classes": dict(enumerate(structures, start=1))} if structures else {}
     sums = Assessment(resamples=config.resamples, seed=config.seed, **named)
-    about = read_table(config.about) if config.about else None
-    if isinstance(run.task, TableTask):
-        labels = read_table(config.table or Path(run.settled["run"]["table"]))
-        about = about or labels
-        values = _judge_table(run, cines, studies, labels, sums, config.threshold)
-    elif isinstance(run.task, Landmarks):
-        values = {}
-        _judge_landmarks(run, cines, studies, config.table or Path(run.settled["run"]["table"]), sums)
-    else:
-        about = about or (read_table(config.table) if config.table else None)
-        values = _judge_segmentation(run, cines, studies, _known(config, about), sums)
-    if config.retest:
-        _compare_scans(_about(about, "--retest").values(config.retest), values, sums)
+    of_labels = config.table or (Path(run.settled["run"]["table"]) if run.settled["run"]["table"] else None)
+    landmarks = isinstance(run.task, Landmarks)
+    table = read_table(of_labels) if of_labels and not landmarks else None
+    about = read_table(config.about) if config.about else table
     groups = {column: _about(about, "--subgroups").values(column) for column in config.subgroups}
+    scans = _scans(config, about, studies, landmarks)
+    if landmarks:
+        _judge_landmarks(run, cines, studies, of_labels, sums)
+    elif isinstance(run.task, TableTask):
+        _compare_scans(scans, _judge_table(run, cines, studies, table, sums, config.threshold), sums)
+    else:
+        _compare_scans(scans, _judge_segmentation(run, cines, studies, _known(config, about), sums), sums)
     told = {
         "run": str(config.run), "step": run.step, "task": run.task.kind, "model": type(run.model).__name__,
         "init_from": run.settled["run"]["init_from"], "training studies": len(run.settled["used"]),
@@ -139,7 +137,8 @@ def _judge_table(
     """Judge every target of every study that has a value; returns {study: {target: predicted number}}."""
     clips = CLIP in run.shape.views
     store = ClipStore(cines, run.settled["run"]["views"]) if clips else cines
-    truth = {target.name: table.values(target.name) for target in run.task.targets}
+    truth = {target.name: table.values(target.name) if target.classes else table.numeric(target.name)
+             for target in run.task.targets}  # fmt: skip
     predicted: dict[str, dict[str, float]] = defaultdict(dict)
     for study in _told(studies, "reading studies"):
         views = tuple(v for v in store.views(study) if v in run.shape.views)
@@ -164,7 +163,7 @@ def _judge_table(
                 shares = (value.double() / value.double().sum()).tolist()
                 sums.add_classification(study, target.name, shares, right, target.classes, threshold)
             else:
-                sums.add_regression(study, target.name, float(value), table.numeric(target.name)[study])
+                sums.add_regression(study, target.name, float(value), right)
     return predicted
 
 
@@ -192,6 +191,10 @@ def _judge_landmarks(
         for view in (v for v in store.views(study) if v in run.task.views and v in points.get(study, {})):
             info, known = store.info(study, view), points[study][view]
             frames = [t for t in sorted(known) if t < info.shape[0]]
+            if absent := sorted(set(known) - set(frames)):
+                sums.leave_out(study, f"view {view}: landmarks of frame {absent[0]}, of {info.shape[0]} frames")
+            if not frames:
+                continue
             try:
                 found = run.predict_frames(view, store.read_frames(study, view, frames))
             except (StoreError, OSError) as error:
@@ -204,16 +207,33 @@ def _judge_landmarks(
                 sums.add_landmarks(study, view, t, pred, right)
 
 
-def _compare_scans(heart_of: Mapping[str, str], values: Mapping[str, Mapping[str, float]], sums: Assessment) -> None:
-    """Compare the first two scans of each heart: what was measured or predicted in both."""
+def _scans(
+    config: EvaluateConfig, about: Table | None, studies: Sequence[str], landmarks: bool
+) -> dict[str, list[str]]:
+    """{heart: its scans among the studies, at least two}; empty where no --retest is asked for."""
+    if not config.retest:
+        return {}
+    if landmarks:
+        raise ValueError("--retest compares numbers of two scans of a heart, and the run finds landmarks")
+    heart_of = _about(about, "--retest").values(config.retest)
     scans: dict[str, list[str]] = defaultdict(list)
-    for study in values:
+    for study in studies:
         if study in heart_of:
             scans[heart_of[study]].append(study)
-    for heart, (first, *rest) in scans.items():
-        if rest:
-            for name in values[first].keys() & values[rest[0]].keys():
-                sums.add_retest(heart, name, values[first][name], values[rest[0]][name])
+    scans = {heart: several for heart, several in scans.items() if len(several) > 1}
+    if not scans:
+        raise ValueError(f"--retest {config.retest}: no two of the {len(studies)} studies have the same value there")
+    return scans
+
+
+def _compare_scans(
+    scans: Mapping[str, Sequence[str]], values: Mapping[str, Mapping[str, float]], sums: Assessment
+) -> None:
+    """Compare the first two scans of each heart: what was measured or predicted in both."""
+    for heart, (first, second, *_) in scans.items():
+        for name in values.get(first, {}):
+            if name in values.get(second, {}):
+                sums.add_retest(heart, name, values[first][name], values[second][name])
 
 
 def _told(studies: Sequence[str], what: str):

@@ -132,22 +132,37 @@ def _stacked(arrays: list[np.ndarray], size: tuple[int, ...] | None) -> np.ndarr
 
 
 def fixed_draws(
-    views_of: Mapping[str, tuple[str, ...]], phases: Sequence[float], *, batch_size: int
+    views_of: Mapping[str, tuple[str, ...]],
+    phases: Sequence[float],
+    *,
+    batch_size: int,
+    frames_of: Callable[[str, str, float], Sequence[int]],
+    planes: Mapping[str, int] | None = None,
 ) -> Iterator[Draw]:
-    """Each study at each of the phases, not augmented, in batches of one set of views, for validation and tests."""
+    """Each study at each of the phases, not augmented, in batches of one set of views, for validation.
+
+    Args:
+        frames_of: as of `read_examples`; of phases that show the same frames the first alone is drawn.
+        planes: {study: its image planes}, all of which are drawn, where a model reads clips; else None.
+    """
     order = sorted((views, study) for study, views in views_of.items())
     for views, members in groupby(order, key=lambda member: member[0]):
-        items = [(study, phase) for _, study in members for phase in phases]
+        items: list[tuple[str, float, int]] = []
+        for _, study in members:
+            if planes:
+                items += [(study, 0.0, plane) for plane in range(planes[study])]
+                continue
+            shown = {tuple(frames_of(study, view, phase) for view in views): phase for phase in reversed(phases)}
+            items += [(study, phase, 0) for phase in sorted(shown.values())]
         for start in range(0, len(items), batch_size):
-            part = items[start : start + batch_size]
-            n = len(part)
+            ids, phase, plane = zip(*items[start : start + batch_size])
             yield Draw(
                 step=0,
-                ids=tuple(study for study, _ in part),
+                ids=ids,
                 views=views,
-                epoch=np.zeros(n, np.int64),
-                phase=np.array([phase for _, phase in part]),
+                epoch=np.zeros(len(ids), np.int64),
+                phase=np.array(phase),
                 augment=dict.fromkeys(views, AS_STORED),
-                slot=np.arange(n),
-                plane=np.zeros(n, np.int64),
+                slot=np.arange(len(ids)),
+                plane=np.array(plane),
             )

@@ -5,7 +5,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from functools import partial
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..data.clips import CLIP
 from ..data.loader import read_ahead
-from ..data.sampler import Sampler
+from ..data.sampler import Sampler, held_out
 from ..data.store import CineStore
 from ..models.config import CineMAConfig, config_from_dict, preset
 from ..models.conv_vit import layer_of
@@ -40,8 +40,9 @@ def finetune(config: FinetuneConfig) -> Outcome:
     """Fine-tune, or with `config.resume` go on with a run that was stopped.
 
     Writes OUT/config.yaml (options, model, task, split), metrics.jsonl, run.log, checkpoints/ and best/, the weights
-    of the validation with the best score. A line of metrics.jsonl has what pre-training's has, and where a validation
-    was made its figures: `score`, of which more is better, and the task's own.
+    of the validation with the best score. A line of metrics.jsonl has step, epoch and lr (of the last layer), loss and
+    grad_norm (means since the last line), skipped, studies_per_s and data_wait as those of `pretrain`, and where a
+    validation was made its figures: `score`, of which more is better, and the task's own.
 
     Raises:
         ValueError: options, store, labels, run folder, weights or checkpoint that do not fit (among them StoreError,
@@ -64,7 +65,7 @@ def finetune(config: FinetuneConfig) -> Outcome:
         "versions": versions(),
     }
     check_run_folder(config, saved)
-    with memory_advice(config):
+    with memory_advice(config, **_told_of(config, settled)):
         return _finetune(config, settled, saved, device, pick_precision(config.precision, device))
 
 
@@ -76,7 +77,8 @@ def _finetune(
     model = task.build(settled.shape, config)
     checkpoints = WholeCheckpoints(folder, behind=device.type == "cuda", keep=config.keep, ranks=ALONE)
     if config.init_from and not (config.resume and checkpoints.any()):
-        remarks.append(_load(model, config))
+        remarks.append(_load(model, config, remarks.append))
+        remarks += _seen_before(config, settled, saved)
     if isinstance(task, TableTask):
         task.extend(model)
     for block in model.encoder.blocks if hasattr(model, "encoder") else ():
@@ -92,7 +94,7 @@ def _finetune(
         batch_size=config.batch_size,
         accumulate=config.accumulate,
         augment=config.augment,
-        planes=_planes(settled),
+        planes=settled.planes,
     )
     read = partial(
         read_examples,
@@ -119,14 +121,14 @@ def _finetune(
         done = restored["step"] if restored else 0
         write_config(config.out, saved)
         log = held.enter_context(RunLog(config.out, steps=config.steps, done=done, sinks=(), settled=saved))
-        held.enter_context(memory_advice(config))
+        held.enter_context(memory_advice(config, **_told_of(config, settled)))
         stop = held.enter_context(StopRequest())
         if config.resume:
             remarks.append(f"going on from step {done}" if restored else "no checkpoint yet: from the first step")
         for remark in [*remarks, *_described(config, settled, model, device, precision)]:
             log.say(remark)
         waited = _Waited()
-        batches = _batches(config, sampler, read, done, waited)
+        batches = held.enter_context(closing(_batches(config, sampler, read, done, waited)))
         meter.start_clock(0.0, 0.0)
         while done < config.steps and not _enough(best, config):
             micros = next(batches)
@@ -151,6 +153,7 @@ def _finetune(
             if reporting:
                 line = {"step": done, "epoch": round(done * sampler.global_batch / len(settled.used), 6),
                         "lr": float(schedule[done - 1]), **meter.line(waited.seconds, None, sampler.global_batch)}
+                del line["tflops"], line["replaced"]  # not counted here, and never done
                 log.metrics(line | figures, batch=sampler.global_batch)
                 if figures:
                     log.say(f"validation at step {done}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
@@ -223,7 +226,13 @@ def validate(
         return {}
     model.eval()
     views_of = {study: settled.labels.views_of[study] for study in settled.split.val}
-    draws = fixed_draws(views_of, VALIDATION_PHASES[settled.task.kind], batch_size=batch_size)
+    draws = fixed_draws(
+        views_of,
+        VALIDATION_PHASES[settled.task.kind],
+        batch_size=batch_size,
+        frames_of=settled.labels.frames_of,
+        planes=settled.planes,
+    )
     with _autocast(device, precision):
         return settled.task.validate(model, (read(draw).to(device) for draw in draws))
 
@@ -242,20 +251,50 @@ def _base_shape(config: FinetuneConfig) -> CineMAConfig:
     return preset(config.preset)
 
 
-def _load(model: nn.Module, config: FinetuneConfig) -> str:
+def _load(model: nn.Module, config: FinetuneConfig, say: Callable[[str], None]) -> str:
     """Put the weights of --init-from into the model; says what was taken and what not."""
     if not config.init_from.is_dir():
         return load_cinema_weights(model, config.init_from)
-    checkpoint = newest_checkpoint(config.init_from / "checkpoints", print)
+    best = config.init_from / "best"  # of a fine-tuning run
+    checkpoint = newest_checkpoint(best if best.exists() else config.init_from / "checkpoints", say)
     if checkpoint is None:
         raise ValueError(f"--init-from {config.init_from}: this run has no checkpoint yet")
     return f"{config.init_from}, step {checkpoint.step}: {load_cinema_weights(model, checkpoint.weights)}"
 
 
-def _planes(settled: Settled) -> dict[str, int] | None:
-    if CLIP not in settled.shape.views:
-        return None
-    return {study: len(settled.store.planes(study)) for study in settled.used}
+def _seen_before(config: FinetuneConfig, settled: Settled, saved: dict) -> Iterator[str]:
+    """A remark where the run that the weights come from has seen studies of the test."""
+    before = read_config(config.init_from) if config.init_from.is_dir() else None
+    if before is None or before["store"]["sha256"] != saved["store"]["sha256"]:
+        return
+    if "used" in before:
+        seen = set(before["used"])
+    else:
+        views = set(before["model"]["views"])
+        usable = {study for study in settled.store.ids if views.intersection(settled.store.views(study))}
+        seen = usable - held_out(usable, before["run"]["holdout"])
+    if both := seen.intersection(settled.split.test):
+        yield (
+            f"{len(both)} of the {len(settled.split.test)} test studies were seen by {config.init_from} in training; "
+            f"`pretrain --holdout {config.test:g}` keeps them away"
+        )
+
+
+def _told_of(config: FinetuneConfig, settled: Settled) -> dict:
+    """What `memory_advice` is to say of the run."""
+    size = "another network" if config.init_from else "a smaller --preset"
+    views = f", or with fewer --views than {', '.join(settled.shape.views)}" * (len(settled.shape.views) > 1)
+    return {
+        "model": f"{settled.task.kind} with {_origin(config)}",
+        "recomputes": config.network != "baseline",
+        "smaller": f"with {size}{views}",
+    }
+
+
+def _origin(config: FinetuneConfig) -> str:
+    if config.network == "baseline":
+        return "the baseline's network"
+    return f"the model of {config.init_from}" if config.init_from else config.preset
 
 
 class _Waited:
@@ -317,5 +356,12 @@ def _described(config: FinetuneConfig, settled: Settled, model: nn.Module, devic
         f"{config.batch_size * config.accumulate} studies a step, lr {config.lr:g}; {device.type}, "
         f"{str(precision)[6:]}, {config.mode}"
     )
+    for view, size in settled.shape.image_size.items():
+        side = min(size[1:] if view == CLIP else size[:2])
+        if 2 * config.augment.translation > side and config.augment.translation_share:
+            yield (
+                f"--augment.translation {config.augment.translation:g} moves many images of {view}, of {side} pixels, "
+                "out of sight: want less than half of that"
+            )
     if not split.val:
         yield "no studies of validation: the last weights are kept as the best"

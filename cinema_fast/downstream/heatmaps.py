@@ -1,5 +1,7 @@
 """Landmarks as heatmaps and back."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -13,12 +15,12 @@ def gaussian_maps(points: Tensor, size: tuple[int, int], sigma: float) -> Tensor
     return (maps[0][..., :, None] * maps[1][..., None, :]).nan_to_num(0.0).float()
 
 
-def peaks(maps: Tensor, radius: int) -> Tensor:
+def peaks(maps: Tensor, sigma: float) -> Tensor:
     """(B, L, 2) float64: where maps (B, L, X, Y) of positive values are largest, to a fraction of a pixel.
 
-    The mean position about the largest value, within `radius` pixels, weighted by the map.
+    The mean position about the largest value, within 3 sigma [pixels] along either axis, weighted by the map.
     """
-    size = maps.shape[-2:]
+    size, radius = maps.shape[-2:], math.ceil(3 * sigma)
     top = maps.flatten(2).argmax(-1)
     top = torch.stack([top // size[1], top % size[1]], -1)
     found = []

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,7 +24,6 @@ from .segmentation import unet_of
 from .table_targets import vit_of
 
 VALIDATION_PHASES = (0.0, 0.25, 0.5, 0.75)
-SIGMA = 1 / 64  # width of a landmark's heatmap: 4 pixels of 256
 
 
 class LandmarkLabels:
@@ -41,8 +42,29 @@ class LandmarkLabels:
         frames = sorted(self._points[study][view])
         return (frames[frame_at(phase, len(frames))],)
 
+    def check(self, table: Path) -> None:
+        """Raise ValueError where no point lies on its image: then they are in another system of coordinates."""
+        for study, views in self.views_of.items():
+            for view in views:
+                for t in self._points[study][view]:
+                    if not np.isnan(self.target_of(study, {view: (t,)})[f"points {view}"]).all():
+                        return
+        study, (view, *_) = next(iter(self.views_of.items()))
+        t, known = next(iter(self._points[study][view].items()))
+        name, mm = next(iter(known.items()))
+        info = self._store.info(study, view)
+        at = " ".join(f"{x:.0f}" for x in landmark_voxels(info, mm)[0])
+        raise ValueError(
+            f"{table}: no landmark lies on its image; {name} in frame {t} of {view} of {study} is at voxel {at} of "
+            f"{' x '.join(map(str, info.shape[1:]))}. Positions are scanner mm, RAS+: for those of DICOM (LPS+) change "
+            "the signs of x and y"
+        )
+
     def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-        """{"points VIEW": (landmarks, 2) float64 pixels, NaN where unknown; "spacing VIEW": (2,) mm a pixel}."""
+        """{"points VIEW": (landmarks, 2) float64 pixels, NaN where unknown; "spacing VIEW": (2,) mm a pixel}.
+
+        A landmark that lies off the stored image is unknown.
+        """
         found = {}
         for view, frames in shown.items():
             info, known = self._store.info(study, view), self._points[study][view][frames[0]]
@@ -50,8 +72,14 @@ class LandmarkLabels:
             for row, name in enumerate(self._names):
                 if name in known:
                     points[row] = landmark_voxels(info, known[name])[0]
+            points[((points < 0) | (points > np.array(info.shape[1:]) - 1)).any(1)] = np.nan
             found[f"points {view}"], found[f"spacing {view}"] = points, np.array(info.spacing_mm)
         return found
+
+
+def sigma_of(maps: Tensor) -> float:
+    """Width [pixels] of the heatmaps of a view (B, C, X, Y): 4 of 256, and at least 1, below which pixels miss peaks."""
+    return max(maps.shape[2] / 64, 1.0)
 
 
 @dataclass(frozen=True)
@@ -93,7 +121,9 @@ class Landmarks:
                  for name, mm in known.items()]  # fmt: skip
         digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
         order = tuple(v for v in dict.fromkeys(v for s in store.ids for v in store.views(s)) if v in views)
-        return cls(tuple(names), config.landmarks, order, digest), LandmarkLabels(store, points, names, views)
+        labels = LandmarkLabels(store, points, names, views)
+        labels.check(config.table)
+        return cls(tuple(names), config.landmarks, order, digest), labels
 
     def to_dict(self) -> dict:
         """Plain values."""
@@ -111,16 +141,17 @@ class Landmarks:
     def loss(self, model: nn.Module, batch: Examples, blank: float) -> Tensor:
         """Mean over the views of soft Dice plus binary cross-entropy of heatmaps, or squared error of coordinates.
 
-        Coordinates are shares of the image's sides. A landmark that augmentation moves off the image is unknown.
+        Coordinates are shares of the model's image size. A landmark that augmentation moves off the image is unknown.
         """
         images = {view: blank_boxes(image, blank) for view, image in batch.images().items()}
         out, losses = model(images), []
         for view, image in images.items():
             size = torch.tensor(image.shape[2:], device=image.device)
-            points = move_points(batch.target[f"points {view}"], batch.extent[view], batch.augment[view])
-            known = ((points >= 0) & (points <= size - 1)).all(-1)  # false for NaN
+            extent = batch.extent[view]
+            points = move_points(batch.target[f"points {view}"], extent, batch.augment[view])
+            known = ((points >= 0) & (points <= extent[:, None] - 1)).all(-1)  # false for NaN
             if self.how == "heatmap":
-                maps = gaussian_maps(points, tuple(image.shape[2:]), SIGMA * float(size[0]))
+                maps = gaussian_maps(points, tuple(image.shape[2:]), sigma_of(image))
                 losses.append(heatmap_loss(out[view], maps, known))
             else:
                 error = out.float().unflatten(1, (-1, 2)) - (points / size).nan_to_num(0.0).float()
@@ -131,19 +162,17 @@ class Landmarks:
         """{view: (B, landmarks, 2) float64 pixels}."""
         out = model(images)
         if self.how == "heatmap":
-            return {
-                view: peaks(maps.float().sigmoid(), round(2 * SIGMA * maps.shape[-1])) for view, maps in out.items()
-            }
+            return {view: peaks(maps.float().sigmoid(), sigma_of(maps)) for view, maps in out.items()}
         (view, image), = images.items()
         size = torch.tensor(image.shape[2:], device=image.device)
         return {view: out.double().unflatten(1, (-1, 2)) * size}
 
     def validate(self, model: nn.Module, batches: Iterable[Examples]) -> dict[str, float]:
-        """score: minus the mean distance in mm."""
+        """score: minus the mean distance in mm; nothing where no landmark is known."""
         found = []
         for batch in batches:
             for view, points in self.predict(model, batch.images()).items():
                 off = (points - batch.target[f"points {view}"]) * batch.target[f"spacing {view}"][:, None]
                 found.append(off.square().sum(-1).sqrt().flatten())
         distance = torch.cat(found).nanmean().item()
-        return {"score": -distance, "val_distance_mm": distance}
+        return {} if math.isnan(distance) else {"score": -distance, "val_distance_mm": distance}

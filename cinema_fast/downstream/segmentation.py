@@ -1,5 +1,7 @@
 """Segmentation: a label of every pixel, by ConvUNetR or a U-Net, learnt from the label maps in the store."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,6 +48,16 @@ class SegmentationLabels:
                 )
         return found
 
+    def sha256(self) -> str:
+        """SHA-256 of which frames are labelled, and how."""
+        plain = [
+            [study, view, maps.sha256, maps.frames]
+            for study, views in self.views_of.items()
+            for view in views
+            if (maps := self._store.info(study, view).labels)
+        ]
+        return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
     def check(self, workers: int) -> None:
         """Look at two label maps of every study and view: the first, and the middle one.
 
@@ -75,10 +87,14 @@ class SegmentationLabels:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """structures: names of the labels 1, 2, ...; views: those with label maps, in the model's order."""
+    """structures: names of the labels 1, 2, ...; views: those with label maps, in the model's order.
+
+    labels_sha256: of the label maps, so that a run is not resumed with others.
+    """
 
     structures: tuple[str, ...]
     views: tuple[str, ...]
+    labels_sha256: str
 
     kind = "segmentation"
     n_frames = 1
@@ -94,11 +110,14 @@ class Segmentation:
         if not found:
             raise ValueError(f"--task segmentation: {store.path} holds no label maps: {_PREPARE}")
         labels.check(config.workers)
-        return cls(config.structures, tuple(v for v in views if v in found)), labels
+        return cls(config.structures, tuple(v for v in views if v in found), labels.sha256()), labels
 
     def to_dict(self) -> dict:
         """Plain values."""
-        return {"kind": self.kind, "structures": list(self.structures), "views": list(self.views)}
+        return {
+            "kind": self.kind, "structures": list(self.structures), "views": list(self.views),
+            "labels_sha256": self.labels_sha256,
+        }  # fmt: skip
 
     def build(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
         """A network of (images) -> {view: logits (B, 1 + structures, *size)}."""

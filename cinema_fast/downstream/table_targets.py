@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -19,7 +19,7 @@ from .augment import blank_boxes
 from .config import FinetuneConfig
 from .examples import Examples
 from .losses import balanced, target_loss
-from .split import Split
+from .split import Split, fewer
 
 VALIDATION_PHASES = (0.0,)
 
@@ -59,9 +59,9 @@ class TableLabels:
         labelled = {study: tuple(v for v in store.views(study) if v in views) for study in self._rows}
         self.views_of = {study: has for study, has in labelled.items() if has}
 
-    def frames_of(self, study: str, view: str, phase: float) -> tuple[int, ...]:
+    def frames_of(self, study: str, view: str, _phase: float) -> tuple[int, ...]:
         """Frames spread evenly over the cycle, from the first on."""
-        return tuple(clip_frames(phase * 0, self._n_frames, self._store.n_frames(study, view)).tolist())
+        return tuple(clip_frames(0.0, self._n_frames, self._store.n_frames(study, view)).tolist())
 
     def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
         """{"values": (targets,) float32}: standardised numbers and numbers of classes, NaN where unknown."""
@@ -70,7 +70,7 @@ class TableLabels:
 
 @dataclass(frozen=True)
 class TableTask:
-    """kind: regression, classification or multitask. n_frames: read together. reduce: of ConvViT.
+    """kind: regression, classification or multitask. n_frames: read together, 1 for clips. reduce: of ConvViT.
 
     balance: of several losses. labels_sha256: of the values, so that a run is not resumed with others.
     """
@@ -86,15 +86,30 @@ class TableTask:
     @classmethod
     def settle(
         cls, config: FinetuneConfig, store: CineStore | ClipStore, views: tuple[str, ...], split: Split
-    ) -> tuple["TableTask", TableLabels]:
-        """The task, and its labels. Raises ValueError naming a column, a study or a class that does not fit."""
+    ) -> tuple["TableTask", TableLabels, tuple[str, ...]]:
+        """The task, its labels, and the training studies whose labels are used: classes, means and standard deviations
+        are those of these alone. Raises ValueError naming a column, a study or a class that does not fit."""
         table = read_table(config.table)
         values = {name: _of_studies(table, name, store) for name in config.targets}
-        targets = tuple(_target(config, table, name, values[name], split) for name in config.targets)
+        shown = {study for study in store.ids if set(views).intersection(store.views(study))}
+        split = split.only(shown & set().union(*values.values()))
+        classified = {name: _is_classified(config, table, name, values[name]) for name in config.targets}
+        (first, *others), class_of = config.targets, None
+        if classified[first] and not others:
+            class_of = {study: values[first][study] for study in split.train}
+        used = fewer(
+            split.train, fraction=config.label_fraction, shots=config.shots, seed=config.subset_seed, class_of=class_of
+        )
+        for name in config.targets:
+            _check_parts(table, name, values[name], split, classified=classified[name])
+        targets = tuple(
+            _target(table, name, values[name], split._replace(train=used), classified=classified[name])
+            for name in config.targets
+        )
         n_frames = 1 if CLIP in views else config.n_frames
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
         task = cls(config.task, targets, views, n_frames, config.reduce, config.balance, digest)
-        return task, TableLabels(store, views, targets, values, n_frames)
+        return task, TableLabels(store, views, targets, values, n_frames), used
 
     def to_dict(self) -> dict:
         """Plain values."""
@@ -127,7 +142,8 @@ class TableTask:
             target_loss(out, known, classified=bool(target.classes))
             for target, out, known in zip(self.targets, self.outputs(model, images), values)
         ]
-        return balanced(losses, getattr(model, "log_variance", None), [bool(t.classes) for t in self.targets])
+        known = torch.stack([~value.isnan().all() for value in values])
+        return balanced(losses, getattr(model, "log_variance", None), [bool(t.classes) for t in self.targets], known)
 
     def predict(self, model: nn.Module, images: dict[str, Tensor]) -> dict[str, Tensor]:
         """{target: (B,) float32 in the column's own unit, or (B, classes) probabilities}."""
@@ -138,20 +154,26 @@ class TableTask:
         return found
 
     def validate(self, model: nn.Module, batches: Iterable[Examples]) -> dict[str, float]:
-        """score: minus the mean over the targets of cross-entropy, or of absolute error over standard deviation."""
-        outputs, values = [], []
+        """score: minus the mean over the targets of cross-entropy, or of absolute error over standard deviation.
+
+        Of the clips of a study the probabilities, and the numbers, are averaged.
+        """
+        shown, values = defaultdict(list), {}
         for batch in batches:
-            outputs.append([out.float() for out in self.outputs(model, batch.images())])
-            values.append(batch.target["values"])
-        known = torch.cat(values).unbind(1)
+            outputs = zip(self.targets, self.outputs(model, batch.images()))
+            parts = [out.float().softmax(1) if target.classes else out.float() for target, out in outputs]
+            for study, row, known in zip(batch.draw.ids, torch.cat(parts, 1), batch.target["values"]):
+                shown[study].append(row)
+                values[study] = known
+        predicted = torch.stack([torch.stack(rows).mean(0) for rows in shown.values()])
+        predicted = predicted.split([target.width for target in self.targets], dim=1)
         line, losses = {}, []
-        for target, parts, value in zip(self.targets, zip(*outputs), known):
+        for target, out, value in zip(self.targets, predicted, torch.stack(list(values.values())).unbind(1)):
             here = ~value.isnan()
-            if not here.any():
-                continue
-            out, value = torch.cat(parts)[here], value[here]
+            out, value = out[here], value[here]
             if target.classes:
-                losses.append(nn.functional.cross_entropy(out, value.long()).item())
+                surprise = nn.functional.nll_loss(out.clamp(min=torch.finfo(out.dtype).tiny).log(), value.long())
+                losses.append(surprise.item())
                 line[f"val_{target.name}_accuracy"] = (out.argmax(1) == value).float().mean().item()
             else:
                 losses.append((out[:, 0] - value).abs().mean().item())
@@ -182,41 +204,57 @@ def _of_studies(table: Table, column: str, store: CineStore | ClipStore) -> dict
     return here
 
 
-def _target(config: FinetuneConfig, table: Table, name: str, values: dict[str, str], split: Split) -> Target:
-    numbers = all(_is_number(text) for text in values.values())
-    classified = config.task == "classification" or name in config.classes or not numbers
-    if config.task == "regression" and classified:
-        table.numeric(name)  # names the line
-        raise ValueError(f"--task regression: {name!r} is to be a class; use --task classification")
+def _is_classified(config: FinetuneConfig, table: Table, name: str, values: dict[str, str]) -> bool:
+    """Whether a column is one of classes. Raises ValueError where the task, or what else it holds, says otherwise."""
+    if config.task == "classification" or name in config.classes:
+        if config.task == "regression":
+            raise ValueError(f"--task regression: {name!r} is among --classes; use --task classification")
+        return True
+    numbers = sum(map(_is_number, values.values()))
+    if config.task == "regression" or 0 < numbers < len(values):
+        try:
+            table.numeric(name)
+        except ValueError as error:
+            raise ValueError(f"{error}. Leave the cell empty where a number is unknown; columns of classes are named "
+                             "by --classes, or by --task classification") from None
+    return not numbers
+
+
+def _check_parts(table: Table, name: str, values: dict[str, str], split: Split, *, classified: bool) -> None:
+    """Raise ValueError where training or validation studies have no value of a column, or all have the same class."""
+    for part, said in (("train", "training"), ("val", "validation")):
+        here = [values[study] for study in getattr(split, part) if study in values]
+        if getattr(split, part) and not here:
+            raise ValueError(f"{table.path}: no {said} study that has images has a value in the column {name!r}")
+        if classified and len(set(here)) == 1:
+            raise ValueError(
+                f"{table.path}: all {len(here)} {said} studies have {name!r} {here[0]!r}: take other shares (--val, "
+                "--test), or say by --split which studies are for what"
+            )
+    if classified and len(classes := set(values.values())) > max(len(values) // 2, 2):
+        hint = "; a number is learnt by --task regression or multitask" if all(map(_is_number, classes)) else ""
+        raise ValueError(f"{table.path}: {name!r} has {len(classes)} classes in {len(values)} studies{hint}")
+
+
+def _target(table: Table, name: str, values: dict[str, str], split: Split, *, classified: bool) -> Target:
+    """What the studies of split.train tell of a column."""
     parts = {part: [values[s] for s in studies if s in values] for part, studies in split._asdict().items()}
-    if not parts["train"]:
-        raise ValueError(f"{table.path}: no training study has a value in the column {name!r}")
-    if split.val and not parts["val"]:
-        raise ValueError(f"{table.path}: no study of validation has a value in the column {name!r}")
+    train = parts["train"]
+    few = f"the {len(split.train)} training studies whose labels are used"
+    if not train:
+        raise ValueError(f"{table.path}: none of {few} has a value in the column {name!r}")
     if not classified:
-        known = np.array([float(text) for text in parts["train"]])
+        known = np.array([float(text) for text in train])
         if known.std() == 0:
-            raise ValueError(f"{table.path}: {name!r} is {known[0]:g} for all {len(known)} training studies")
+            raise ValueError(f"{table.path}: {name!r} is {known[0]:g} for all of {few}")
         return Target(name, mean=float(known.mean()), sd=float(known.std()))
-    classes = sorted(set(parts["train"]), key=lambda text: (float(text), text) if numbers else text)
-    if len(classes) < 2:
-        raise ValueError(f"{table.path}: all {len(parts['train'])} training studies have {name!r} {classes[0]!r}")
-    if len(classes) > max(len(parts["train"]) // 2, 2):
-        raise ValueError(
-            f"{table.path}: {name!r} has {len(classes)} classes in {len(parts['train'])} training studies"
-            + ("; a number is learnt by --task regression or multitask" if numbers else "")
-        )
+    numbers = all(map(_is_number, train))
+    classes = sorted(set(train), key=lambda text: (float(text), text) if numbers else text)
     for part in ("val", "test"):
-        counts = Counter(parts[part])
-        if unknown := sorted(set(counts) - set(classes)):
-            raise ValueError(
-                f"{table.path}: {name!r} {unknown[0]!r} is in the {part} studies and in no training study"
-            )
-        if part == "val" and len(counts) == 1:
-            raise ValueError(
-                f"{table.path}: all {len(parts['val'])} studies of validation have {name!r} "
-                f"{next(iter(counts))!r}: take another --val, or say by --split which studies are for what"
-            )
+        if unknown := sorted(set(parts[part]) - set(classes)):
+            raise ValueError(f"{table.path}: {name!r} {unknown[0]!r} is in the {part} studies and in none of {few}")
+    if len(classes) < 2:
+        raise ValueError(f"{table.path}: {name!r} is {classes[0]!r} for all of {few}")
     return Target(name, tuple(classes))
 
 

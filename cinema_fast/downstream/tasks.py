@@ -37,6 +37,13 @@ class Settled:
     split: Split
     used: tuple[str, ...]
 
+    @property
+    def planes(self) -> dict[str, int] | None:
+        """{labelled study: the image planes that its clips are of}, None for a model over frames."""
+        if CLIP not in self.shape.views:
+            return None
+        return {study: len(self.store.planes(study)) for study in self.labels.views_of}
+
 
 def settle(config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: Split) -> Settled:
     """What a run is about. base: the model's shape, before it is fitted to the store. split: of all studies.
@@ -53,34 +60,22 @@ def settle(config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: 
     if config.task in ("segmentation", "landmarks"):
         shape = model_config(dataclasses.replace(config, views=task.views), cines, base)
         store = cines
+        used = fewer(
+            split.only(labels.views_of).train,
+            fraction=config.label_fraction,
+            shots=config.shots,
+            seed=config.subset_seed,
+        )
     else:
         shape = model_config(config, cines, base)
         store = ClipStore(cines, config.views) if clips else cines
-        task, labels = TableTask.settle(config, store, shape.views, split)
+        task, labels, used = TableTask.settle(config, store, shape.views, split)
     labelled = split.only(labels.views_of)
     for part in ("train", "val"):
         if getattr(split, part) and not getattr(labelled, part):
             n = len(getattr(split, part))
             raise ValueError(f"none of the {n} {part} studies has labels for --task {task.kind}")
-    if config.network == "baseline" and len(shape.views) > 1:
-        views = ", ".join(shape.views)
-        raise ValueError(f"--network baseline reads one view, and there are {views}: name one by --views")
-    used = fewer(
-        labelled.train,
-        fraction=config.label_fraction,
-        shots=config.shots,
-        seed=config.subset_seed,
-        class_of=_class_of(task, labels, labelled.train),
-    )
     return Settled(task, labels, shape, store, labelled, used)
-
-
-def _class_of(task: Task, labels: Labels, studies: tuple[str, ...]) -> dict[str, str] | None:
-    """The class of each study where one classified target is all there is to learn."""
-    if not isinstance(task, TableTask) or len(task.targets) > 1 or not task.targets[0].classes:
-        return None
-    (target,) = task.targets
-    return {study: target.classes[int(labels.target_of(study, {})["values"][0])] for study in studies}
 
 
 def task_from_dict(values: dict) -> Task:

@@ -20,7 +20,8 @@ class Run:
     """What a run folder says.
 
     lines: of metrics.jsonl, steps rise. options: of config.yaml, by their names on the command line. evaluation: of
-    report/evaluation.json, None before the end. unread: lines and files that cannot be read.
+    report/evaluation.json, None before the end. unread: lines and files that cannot be read. tuned: it is a run of
+    `finetune`.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Run:
     options: dict[str, str]
     evaluation: dict | None
     unread: list[str]
+    tuned: bool = False
 
     @property
     def step(self) -> int:
@@ -60,6 +62,10 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> str:
     runs = [
         read_run(path, name if names.count(name) == 1 else os.path.normpath(path)) for path, name in zip(paths, names)
     ]
+    if len({run.tuned for run in runs}) > 1:
+        tuned, pretrained = (next(r.name for r in runs if r.tuned is kind) for kind in (True, False))
+        raise ValueError(f"compare: {tuned} is a run of finetune, {pretrained} one of pretrain, whose losses are of "
+                         "different things; want runs of one kind")
     text = tables(runs)
     if out:
         out.mkdir(parents=True, exist_ok=True)
@@ -77,7 +83,8 @@ def read_run(path: Path, name: str) -> Run:
     unread: list[str] = []
     options = _flat(config["run"]) | _flat(config["store"], "store.") | _flat(config.get("versions", {}), "versions.")
     options.pop("out", None)
-    return Run(printable(name), _lines(path / "metrics.jsonl", unread), options, _evaluation(path, unread), unread)
+    lines, tuned = _lines(path / "metrics.jsonl", unread), "task" in config
+    return Run(printable(name), lines, options, _evaluation(path, unread), unread, tuned)
 
 
 def tables(runs: Sequence[Run]) -> str:
@@ -107,7 +114,9 @@ def draw_losses(path: Path, runs: Sequence[Run]) -> None:
         if run.evaluation:
             label = f" {run.name}, held out {run.evaluation['loss']:.4f}"
             axes.plot(run.step, run.evaluation["loss"], "x", color=curve.get_color(), label=label)
-    axes.set(xlabel="step", ylabel="masked loss (MSE)", yscale="log")
+    positive = all(line["loss"] > 0 for run in runs for line in run.lines if line["loss"] is not None)
+    label = "loss" if any(run.tuned for run in runs) else "masked loss (MSE)"
+    axes.set(xlabel="step", ylabel=label, yscale="log" if positive else "linear")
     axes.grid(alpha=0.3, which="both")
     for text in axes.legend().get_texts():
         text.set_parse_math(False)  # $ may be in a folder's name
@@ -131,6 +140,12 @@ def _figures(run: Run, shared: int | None) -> dict[str, str]:
         "MFU, median": (run.over_lines(median, "mfu"), ".1%"),
         "peak memory, MiB": (run.over_lines(max, "peak_mib"), ".0f"),
     }
+    validated = [line for line in run.lines if "score" in line]
+    if validated:  # the first of the best, as `finetune` keeps it
+        best = max(validated, key=lambda line: line["score"])
+        found["best validation"] = f"step {best['step']}"
+        values |= {f"{name}, there": (value, ".4g") for name, value in best.items()
+                   if name == "score" or name.startswith("val_")}  # fmt: skip
     if run.evaluation:
         values["held-out loss"] = (run.evaluation["loss"], ".5f")
         values["held-out loss / that of the mean patch"] = (run.evaluation["ratio"], ".3f")

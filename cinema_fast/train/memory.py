@@ -4,10 +4,10 @@ import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 
-from .config import PretrainConfig
 from .setup import pick_device, pick_precision
 
 _WORDS = ("out of memory", "annot allocate memory", "can't allocate memory", "not enough memory")
@@ -18,6 +18,18 @@ class OutOfMemory(ValueError):
     """A run does not fit into memory; says what would."""
 
 
+class TrainingOptions(Protocol):
+    """The options that tell how much memory a run takes: those of `PretrainConfig` and of `FinetuneConfig`."""
+
+    preset: str
+    batch_size: int
+    accumulate: int
+    mode: str
+    recompute: str
+    device: str
+    precision: str
+
+
 def ran_out(error: BaseException) -> bool:
     """Whether an error is an allocation that the host or a device refused, in whichever library's words."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
@@ -26,8 +38,18 @@ def ran_out(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_advice(config: PretrainConfig) -> Iterator[None]:
-    """Training in the block: where memory runs out in it, OutOfMemory says what was asked for and what to change."""
+def memory_advice(
+    config: TrainingOptions,
+    *,
+    model: str | None = None,
+    recomputes: bool = True,
+    smaller: str = "with a smaller --preset, or --parallel fsdp on more GPUs",
+) -> Iterator[None]:
+    """Training in the block: where memory runs out in it, OutOfMemory says what was asked for and what to change.
+
+    Args:
+        model: what is trained; None: the preset. recomputes: whether it can. smaller: how another run would need less.
+    """
     try:
         yield
     except Exception as error:
@@ -35,10 +57,11 @@ def memory_advice(config: PretrainConfig) -> Iterator[None]:
             raise
         device = pick_device(config.device)
         precision = pick_precision(config.precision, device)
+        advice = _advice(config, precision, recomputes=recomputes) or f"Another run (--out) needs less: {smaller}"
         raise OutOfMemory(
-            f"out of memory on the {device.type}: {_asked(error)}{_used(device)}, in training {config.preset} with "
-            f"--batch-size {config.batch_size} --accumulate {config.accumulate} --mode {config.mode} --recompute "
-            f"{config.recompute} in {str(precision)[6:]}. {_advice(config, precision)}"
+            f"out of memory on the {device.type}: {_asked(error)}{_used(device)}, in training "
+            f"{model or config.preset} with --batch-size {config.batch_size} --accumulate {config.accumulate} --mode "
+            f"{config.mode} --recompute {config.recompute} in {str(precision)[6:]}. {advice}"
         ) from error
 
 
@@ -57,16 +80,14 @@ def _used(device: torch.device) -> str:
     return f"this process held at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
 
 
-def _advice(config: PretrainConfig, precision: torch.dtype) -> str:
-    """Options with which the run goes on in less memory, or where there are none, options of a smaller one."""
+def _advice(config: TrainingOptions, precision: torch.dtype, *, recomputes: bool) -> str:
+    """Options with which the run goes on in less memory; empty where there are none."""
     size, same = config.batch_size, []
     if size > 1:
         parts = next(n for n in range(2, size + 1) if size % n == 0)
         same.append(f"--batch-size {size // parts} --accumulate {config.accumulate * parts}")
-    if config.recompute != "full":
+    if recomputes and config.recompute != "full":
         same.append("--recompute full")
     if precision == torch.float32:
         same.append("--precision bf16")
-    if same:
-        return f"The same run in less memory, to rounding: --resume with {', or '.join(same)}"
-    return "Another run (--out) needs less: with a smaller --preset, or --parallel fsdp on more GPUs"
+    return f"The same run in less memory, to rounding: --resume with {', or '.join(same)}" if same else ""

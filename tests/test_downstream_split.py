@@ -1,0 +1,93 @@
+"""Which studies are for what: a function of their ids; and which few of them have labels to use."""
+
+from hashlib import sha256
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cinema_fast.data.sampler import held_out
+from cinema_fast.downstream.split import Split, fewer, split_studies
+
+IDS = [f"p{n:03d}" for n in range(200)]
+names = st.sets(st.text("abcdef0123456789", min_size=1, max_size=6), min_size=5, max_size=60)
+
+
+@given(names, st.floats(0, 0.45), st.floats(0, 0.45))
+def test_every_study_is_in_one_part(ids, val, test):
+    split = split_studies(ids, val=val, test=test)
+    assert sorted(sum(split, ())) == sorted(ids) and all(list(part) == sorted(part) for part in split)
+    assert split == split_studies(sorted(ids, reverse=True), val=val, test=test)
+    assert bool(split.val) == bool(val) and bool(split.test) == bool(test) and split.train
+
+
+def test_shares_in_the_order_of_their_sums():
+    split = split_studies(IDS, val=0.15, test=0.2)
+    assert [len(part) for part in split] == [130, 30, 40]
+    order = sorted(IDS, key=lambda study: sha256(study.encode()).hexdigest())
+    assert set(split.test) == set(order[:40]) and set(split.val) == set(order[40:70])
+
+
+@given(names, st.floats(0.01, 0.45), st.floats(0.0, 0.3))
+def test_the_test_part_is_held_out_of_pretraining(ids, test, more):
+    split = split_studies(ids, val=0.1, test=test)
+    assert set(split.test) <= held_out(ids, min(test + more, 0.75))
+    assert set(split.test) == held_out(ids, test)
+
+
+def test_too_few_studies():
+    with pytest.raises(ValueError, match=r"2 studies cannot be shared out by --val 0\.15 and --test 0\.2: none"):
+        split_studies(["a", "b"], val=0.15, test=0.2)
+
+
+def test_what_a_file_says(tmp_path):
+    file = tmp_path / "split.csv"
+    file.write_text("study,split\np1,test\np0,train\np2,train\nelsewhere,val\n")
+    split = split_studies(["p2", "p1", "p0", "p3"], val=0.5, test=0.4, path=file)
+    assert split == Split(train=("p0", "p2"), val=(), test=("p1",))
+    assert split.only({"p2", "p1"}) == Split(train=("p2",), val=(), test=("p1",))
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("study,split\np0,train\np1,training\n", r"split\.csv: study p1 has the split 'training', want one of train, val"),
+    ("study,part\np0,train\n", r"no column 'split'"),
+    ("study,split\np0,val\np1,test\n", r"no study of the store has the split train"),
+    ("study,split\np0,train\np0,val\n", r"line 3: the study 'p0' is on line 2 already"),
+])  # fmt: skip
+def test_files_that_do_not_fit(tmp_path, text, told):
+    file = tmp_path / "split.csv"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=told):
+        split_studies(IDS[:2], val=0.1, test=0.1, path=file)
+
+
+@given(names, st.floats(0.01, 1), st.floats(0.01, 1), st.integers(0, 3))
+def test_a_smaller_share_is_part_of_a_larger_one(ids, one, other, seed):
+    ids = sorted(ids)
+    few, many = (fewer(ids, fraction=share, shots=None, seed=seed) for share in sorted((one, other)))
+    assert set(few) <= set(many) <= set(ids) and len(few) >= 1
+    assert len(many) == max(round(max(one, other) * len(ids)), 1)
+    assert fewer(ids, fraction=1.0, shots=None, seed=seed) == tuple(ids)
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 3))
+def test_fewer_shots_are_among_more_and_every_class_has_as_many(one, other, seed):
+    class_of = {study: "abc"[n % 3] for n, study in enumerate(IDS)}
+    few, many = (fewer(IDS, fraction=1, shots=n, seed=seed, class_of=class_of) for n in sorted((one, other)))
+    assert set(few) <= set(many)
+    assert sorted(class_of[study] for study in few) == sorted("abc" * min(one, other))
+    plain_few, plain_many = (fewer(IDS, fraction=1, shots=n, seed=seed) for n in sorted((one, other)))
+    assert set(plain_few) <= set(plain_many) and len(plain_few) == min(one, other)
+
+
+def test_another_seed_takes_others():
+    taken = {fewer(IDS, fraction=0.1, shots=None, seed=seed) for seed in range(5)}
+    assert len(taken) == 5
+
+
+def test_too_few_for_the_shots():
+    with pytest.raises(ValueError, match=r"--shots 4: only 3 labelled training studies$"):
+        fewer(IDS[:3], fraction=1, shots=4, seed=0)
+    class_of = {"a": "ill", "b": "well", "c": "well"}
+    with pytest.raises(ValueError, match=r"--shots 2: only 1 labelled training studies of class 'ill'"):
+        fewer("abc", fraction=1, shots=2, seed=0, class_of=class_of)
