@@ -53,7 +53,8 @@ def outputs(model, images, **options):
     return torch.cat([x.flatten() for x in out.values()]) if isinstance(out, dict) else out.flatten()
 
 
-MODELS = {"vit": lambda: small_vit(n_frames=2), "unetr": lambda: small_unetr(n_frames=2)}
+N_FRAMES = {"vit": 2, "unetr": 1}
+MODELS = {"vit": lambda: small_vit(n_frames=2), "unetr": small_unetr}
 
 
 def gradients(model, images, upstream):
@@ -65,7 +66,7 @@ def gradients(model, images, upstream):
 @pytest.mark.parametrize("kind", MODELS)
 def test_gradients_are_those_of_differences_and_float32_keeps_them(kind):
     model = MODELS[kind]()
-    images = frames(model.config, n_frames=2)
+    images = frames(model.config, N_FRAMES[kind])
     upstream = torch.randn(outputs(model, images).shape, dtype=torch.float64)
     single = gradients(model, images, upstream.float())
     model, images = model.double(), double(images)
@@ -137,7 +138,7 @@ def test_backends_agree(build, backend, device):
 @pytest.mark.parametrize("kind", MODELS)
 def test_autocast_stays_near(kind):
     model = MODELS[kind]()
-    images = frames(model.config, n_frames=2)
+    images = frames(model.config, N_FRAMES[kind])
     exact = outputs(model, images).detach()
     with torch.autocast("cpu", torch.bfloat16):
         low = outputs(model, images)
