@@ -13,7 +13,7 @@ IDS = [f"p{n:03d}" for n in range(200)]
 names = st.sets(st.text("abcdef0123456789", min_size=1, max_size=6), min_size=5, max_size=60)
 
 
-@given(names, st.floats(0, 0.45), st.floats(0, 0.45))
+@given(names, st.floats(0, 0.3), st.floats(0, 0.3))
 def test_every_study_is_in_one_part(ids, val, test):
     split = split_studies(ids, val=val, test=test)
     assert sorted(sum(split, ())) == sorted(ids) and all(list(part) == sorted(part) for part in split)
@@ -45,7 +45,9 @@ def test_what_a_file_says(tmp_path):
     file.write_text("study,split\np1,test\np0,train\np2,train\nelsewhere,val\n")
     split = split_studies(["p2", "p1", "p0", "p3"], val=0.5, test=0.4, path=file)
     assert split == Split(train=("p0", "p2"), val=(), test=("p1",))
-    assert split.only({"p2", "p1"}) == Split(train=("p2",), val=(), test=("p1",))
+    assert split.labelled({"p2", "p1"}, "regression") == Split(train=("p2",), val=(), test=("p1",))
+    with pytest.raises(ValueError, match="none of the 2 training studies has images and labels for --task regression"):
+        split.labelled({"p1"}, "regression")
 
 
 @pytest.mark.parametrize(("text", "told"), [

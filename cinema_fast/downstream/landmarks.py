@@ -78,7 +78,7 @@ class LandmarkLabels:
 
 
 def sigma_of(maps: Tensor) -> float:
-    """Width [pixels] of the heatmaps of a view (B, C, X, Y): 4 of 256, and at least 1, below which pixels miss peaks."""
+    """Width [pixels] of the heatmaps of a view (B, C, X, Y): 4 of 256, and at least 1, so that no peak is missed."""
     return max(maps.shape[2] / 64, 1.0)
 
 
@@ -101,8 +101,9 @@ class Landmarks:
         every = [(study, view) for study in store.ids for view in points.get(study, {}) if view in store.views(study)]
         found = dict.fromkeys(view for _, view in every)
         views = tuple(view for view in config.views or found if view in found)
-        if not views or (missing := [view for view in config.views if view not in found]):
-            which = missing[0] if found and config.views else "any view"
+        missing = [view for view in config.views if view not in found]
+        if missing or not found:
+            which = missing[0] if missing else "any view"
             raise ValueError(f"{config.table}: no landmarks of {which} of a study of {store.path}")
         chosen = [(study, view) for study, view in every if view in views]
         for study, view in chosen:

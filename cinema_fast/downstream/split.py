@@ -18,9 +18,17 @@ class Split(NamedTuple):
     val: tuple[str, ...]
     test: tuple[str, ...]
 
-    def only(self, studies: Collection[str]) -> "Split":
-        """What of it is among `studies`."""
-        return Split(*(tuple(study for study in part if study in studies) for part in self))
+    def labelled(self, studies: Collection[str], task: str) -> "Split":
+        """What of it is among `studies`, those that have labels for a task.
+
+        Raises ValueError where no training study is, or of the studies of validation none.
+        """
+        split = Split(*(tuple(study for study in part if study in studies) for part in self))
+        for part, said in (("train", "training"), ("val", "validation")):
+            if getattr(self, part) and not getattr(split, part):
+                n = len(getattr(self, part))
+                raise ValueError(f"none of the {n} {said} studies has images and labels for --task {task}")
+        return split
 
 
 def split_studies(studies: Collection[str], *, val: float, test: float, path: Path | None = None) -> Split:

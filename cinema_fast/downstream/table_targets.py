@@ -92,7 +92,7 @@ class TableTask:
         table = read_table(config.table)
         values = {name: _of_studies(table, name, store) for name in config.targets}
         shown = {study for study in store.ids if set(views).intersection(store.views(study))}
-        split = split.only(shown & set().union(*values.values()))
+        split = split.labelled(shown & set().union(*values.values()), config.task)
         classified = {name: _is_classified(config, table, name, values[name]) for name in config.targets}
         (first, *others), class_of = config.targets, None
         if classified[first] and not others:

@@ -61,7 +61,7 @@ def settle(config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: 
         shape = model_config(dataclasses.replace(config, views=task.views), cines, base)
         store = cines
         used = fewer(
-            split.only(labels.views_of).train,
+            split.labelled(labels.views_of, config.task).train,
             fraction=config.label_fraction,
             shots=config.shots,
             seed=config.subset_seed,
@@ -70,12 +70,7 @@ def settle(config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: 
         shape = model_config(config, cines, base)
         store = ClipStore(cines, config.views) if clips else cines
         task, labels, used = TableTask.settle(config, store, shape.views, split)
-    labelled = split.only(labels.views_of)
-    for part in ("train", "val"):
-        if getattr(split, part) and not getattr(labelled, part):
-            n = len(getattr(split, part))
-            raise ValueError(f"none of the {n} {part} studies has labels for --task {task.kind}")
-    return Settled(task, labels, shape, store, labelled, used)
+    return Settled(task, labels, shape, store, split.labelled(labels.views_of, config.task), used)
 
 
 def task_from_dict(values: dict) -> Task:

@@ -1,0 +1,172 @@
+"""What does not fit is named before training starts, with what to do."""
+
+
+import numpy as np
+import pytest
+from labelled_discs import HEAD, discs, write_discs, write_points, write_table  # noqa: F401
+
+from cinema_fast.cli import main
+from cinema_fast.downstream.config import FinetuneConfig
+from cinema_fast.downstream.finetune import finetune
+
+TABLE = "study,ef,kind,odd\n"
+
+
+@pytest.fixture
+def refused(discs, tmp_path):  # noqa: F811
+    """Start a run, and see its ValueError match; nothing has been written."""
+
+    def start(told: str, task: str, **options) -> None:
+        with pytest.raises(ValueError, match=told):
+            finetune(discs.config(tmp_path / "run", task, **options))
+        assert not (tmp_path / "run").exists()
+
+    return start
+
+
+def table(path, rows) -> object:
+    path.write_text("study," + "\n".join(rows) + "\n")
+    return path
+
+
+def test_segmentation(refused, tmp_path):
+    bare = write_discs(tmp_path / "bare", 4, labels=())
+    refused(r"bare holds no label maps: .*prepare SRC STORE --labels", "segmentation", data=bare)
+    refused(r"study s\d\d: its sax label maps hold the label 3, and --structures names 2: RV, MYO \(1 to 2\)",
+            "segmentation", structures=("RV", "MYO"))  # fmt: skip
+    refused(r"no study has the label 4 \(atrium\)", "segmentation", structures=("RV", "MYO", "LV", "atrium"))
+    refused(r"has no label maps of lax_2c", "segmentation", views=("lax_2c",))
+    refused(r"--shots 7: only 6 labelled training studies$", "segmentation", shots=7)
+    split = tmp_path / "split.csv"
+    split.write_text("study,split\ns00,train\ns11,val\n")
+    some = write_discs(tmp_path / "some", 12, views=("sax", "lax_4c"), last_view_of=11)
+    refused(r"none of the 1 validation studies has images and labels for --task segmentation", "segmentation",
+            data=some, views=("lax_4c",), split=split)  # fmt: skip
+
+
+def test_a_changed_geometry_is_found_by_prepare(tmp_path):
+    """Label maps are compared with their cines when they are stored, so that training never meets others."""
+    from cine_files import write_cine, write_study
+
+    from cinema_fast.data.prepare import PrepareConfig, prepare
+
+    write_study(tmp_path / "src", "p0")
+    write_cine(tmp_path / "src/labels/p0_sax.nii.gz", np.ones((7, 7, 3, 3), np.uint8), np.eye(4))
+    report = prepare(PrepareConfig(tmp_path / "src", tmp_path / "store", labels="labels/{id}_{view}.nii.gz"))
+    assert "a label map of 7 x 7 x 3 voxels, its cine has" in str(report.failures)
+
+
+def test_tables(refused, discs, tmp_path):  # noqa: F811
+    file = tmp_path / "other.csv"
+    refused(r"no column 'raduis'; did you mean 'radius'\?", "regression", targets=("raduis",))
+    table(file, ["radius", "x1,3", "x2,4"])
+    refused(r"other\.csv: no study of .* has a value in the column 'radius' \(the table's first study is 'x1', the "
+            r"store's 's00'\)", "regression", table=file)  # fmt: skip
+    rows = [f"s{n:02d},{n}" for n in range(12)]
+    table(file, ["radius", *rows[:11], "s11,unknown"])
+    refused(r"other\.csv, line 13: radius is 'unknown', not a number.*Leave the cell empty", "regression", table=file)
+    refused(r"line 13: radius is 'unknown'.*--classes", "multitask", table=file, targets=("radius",))
+    table(file, ["radius", *(f"s{n:02d},5" for n in range(12))])
+    refused(r"'radius' is 5 for all of the 6 training studies whose labels are used", "regression", table=file)
+    refused(r"'radius' is among --classes; use --task classification", "regression", classes=("radius",))
+    refused(r"'heart' has 5 classes in 9 studies$", "classification", targets=("heart",), table=_but(discs, file, 3))
+    refused(r"'radius' has 6 classes in 8 studies; a number is learnt by --task regression", "classification",
+            targets=("radius",), table=_but(discs, file, 4))  # fmt: skip
+
+
+def _but(discs, path, left_out: int):  # noqa: F811
+    """The table without its last studies."""
+    path.write_text("\n".join(discs.table.read_text().splitlines()[:-left_out]))
+    return path
+
+
+def test_a_target_that_one_part_lacks(refused, tmp_path):
+    file = tmp_path / "two.csv"
+    split = tmp_path / "split.csv"
+    split.write_text("study,split\n" + "\n".join(f"s{n:02d},{'train' if n < 8 else 'val'}" for n in range(12)))
+    both = {"table": file, "targets": ("ef", "mass"), "split": split}
+    table(file, ["ef,mass", *(f"s{n:02d},{n},{'' if n < 8 else n}" for n in range(12))])
+    refused(r"no training study that has images has a value in the column 'mass'", "multitask", **both)
+    table(file, ["ef,mass", *(f"s{n:02d},{n},{'' if n >= 8 else n}" for n in range(12))])
+    refused(r"no validation study that has images has a value in the column 'mass'", "multitask", **both)
+    table(file, ["ef,mass", *(f"s{n:02d},{n},{n if n in (0, 9) else ''}" for n in range(12))])
+    refused(r"none of the 2 training studies whose labels are used has a value in the column 'mass'", "multitask",
+            shots=2, **both)  # fmt: skip
+
+
+def test_classes(refused, tmp_path):
+    file, split = tmp_path / "classes.csv", tmp_path / "split.csv"
+    parts = ["train"] * 6 + ["val"] * 3 + ["test"] * 3
+    split.write_text("study,split\n" + "\n".join(f"s{n:02d},{part}" for n, part in enumerate(parts)))
+
+    def of(classes: str, told: str, **options) -> None:
+        table(file, ["big", *(f"s{n:02d},{name}" for n, name in enumerate(classes) if name != "-")])
+        refused(told, "classification", table=file, split=split, **options)
+
+    of("nnnnnnynynyn", r"all 6 training studies have 'big' 'n': take other shares \(--val, --test\), or say by --split")
+    of("ynynynnnnynn", r"all 3 validation studies have 'big' 'n'")
+    of("ynynynynznyn", r"'big' 'z' is in the val studies and in none of the 6 training studies")
+    of("ynynynynnzyn", r"'big' 'z' is in the test studies and in none of")
+    of("ynynyn---yny", r"none of the 3 validation studies has images and labels for --task classification")
+    of("------ynynyn", r"none of the 6 training studies has images and labels")
+    of("ynnnnnynnnyn", r"--shots 2: only 1 labelled training studies of class 'y'", shots=2)
+    of("ynnnnnynnnyn", r"'big' 'y' is in the val studies and in none of the 2 training .* used",
+       label_fraction=0.3, subset_seed=1)  # fmt: skip
+
+
+def test_landmarks(refused, tmp_path):
+    file = tmp_path / "some.csv"
+    refused(r"landmarks are of long-axis views, and sax of s00 is a stack", "landmarks",
+            table=write_points(file, views=("sax",)))  # fmt: skip
+    refused(r"frame 9 of lax_4c of s00, which has 4 frames", "landmarks", table=write_points(file, frames=(1, 9)))
+    refused(r"some\.csv: no landmarks of lax_2c of a study of", "landmarks", table=file, views=("lax_2c",))
+    file.write_text(f"{HEAD}\nx1,lax_4c,0,apex,1,2,3\n")
+    refused(r"no landmarks of any view of a study", "landmarks", table=file)
+    lines = write_points(file).read_text().splitlines()
+    turned = [line.split(",") for line in lines[1:]]
+    far = [",".join([*cells[:4], f"{-float(cells[4])}", cells[5], cells[6]]) for cells in turned]
+    file.write_text("\n".join([HEAD, *far]))
+    refused(r"no landmark lies on its image; middle in frame 0 of lax_4c of s00 is at voxel -.* of 32 x 28\. Positions "
+            r"are scanner mm, RAS\+", "landmarks", table=file)  # fmt: skip
+
+
+def test_clips_are_not_for_maps(refused):
+    refused(r"--task segmentation wants a model over frames", "segmentation", preset="heartmae-tiny")
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"steps": 0}, "--steps must be at least 1, got 0"),
+    ({"lr": 0.0}, r"--lr must be above 0"),
+    ({"patience": -1}, "--patience must not be negative"),
+    ({"val": 0.6, "test": 0.4}, "leave no study to train on"),
+    ({"blank": 1.0}, "--blank is a share"),
+    ({"warmup": 1.5}, "--warmup is a share"),
+    ({"label_fraction": 0.0}, "--label-fraction must be above 0"),
+    ({"shots": 2, "label_fraction": 0.5}, "--shots takes a number of studies, without --label-fraction"),
+    ({"subset_seed": -1}, "--subset-seed must lie in"),
+    ({"preset": "cinema-bas"}, "did you mean"),
+    ({"table": "t.csv"}, "--table has no effect for --task segmentation"),
+    ({"targets": ("ef",)}, "--targets has no effect for --task segmentation"),
+    ({"task": "regression"}, "--task regression wants --table CSV and --targets"),
+    ({"task": "landmarks"}, "--task landmarks wants --table CSV with the columns"),
+    ({"task": "regression", "table": "t.csv", "targets": ("a", "b")}, "learns one column, got 2: use --task multitask"),
+    ({"task": "multitask", "table": "t.csv", "targets": ("a", "a")}, "names a column twice"),
+    ({"task": "multitask", "table": "t.csv", "targets": ("a",), "classes": ("b",)}, "--classes b: not among"),
+    ({"network": "baseline", "init_from": "x"}, "takes no --init-from and no --frozen"),
+    ({"network": "baseline", "recompute": "full"}, "takes no --reduce cls and no --recompute"),
+    ({"frozen": True}, "--frozen wants --init-from"),
+    ({"structures": ("LV", "LV")}, "--structures wants different names"),
+])  # fmt: skip
+def test_options(changes, told, tmp_path):
+    options = {"data": tmp_path, "out": tmp_path / "run", "task": "segmentation", "steps": 1} | changes
+    with pytest.raises(ValueError, match=told):
+        FinetuneConfig(**options)
+
+
+def test_the_command_line_answers_in_one_line(discs, tmp_path, capsys):  # noqa: F811
+    words = ["finetune", "--data", str(discs.store), "--out", str(tmp_path / "run"), "--steps", "1"]
+    assert main([*words, "--task", "regression", "--table", str(discs.table), "--targets", "ef"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("cinema-fast: ") and told.count("\n") == 1 and "no column 'ef'" in told
+    assert main([*words, "--task", "segmentation", "--print-config"]) == 0
+    assert "label_fraction: 1.0" in capsys.readouterr().out

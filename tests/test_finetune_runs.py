@@ -1,0 +1,88 @@
+"""Every task trains, is stopped, goes on bit for bit as if it had not been, and is read back."""
+
+import os
+import signal
+
+import pytest
+from labelled_discs import discs  # noqa: F401
+from training_fixtures import metrics
+
+from cinema_fast.data.store import CineStore
+from cinema_fast.downstream import finetune as module
+from cinema_fast.downstream.finetune import finetune
+from cinema_fast.downstream.run import load_run
+
+STEPS = {"steps": 6, "validate_every": 4, "log_every": 2, "batch_size": 2}
+TASKS = {
+    "segmentation": {"task": "segmentation", "accumulate": 2},
+    "heatmaps": {"task": "landmarks"},
+    "coordinates": {"task": "landmarks", "landmarks": "coordinates"},
+    "classification": {"task": "classification", "reduce": "cls"},
+    "multitask": {"task": "multitask", "views": ("sax",), "reduce": "patch"},
+    "clips": {"task": "regression", "preset": "heartmae-tiny", "views": ("sax",)},
+}
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """A function of n: from then on SIGTERM comes in the middle of the n-th step (counted from 1)."""
+    make = module.make_step
+
+    def plan(n: int | None) -> None:
+        def wrapped(*arguments):
+            step_of = make(*arguments)
+
+            def step(batches, number):
+                if number + 1 == n:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return step_of(batches, number)
+
+            return step
+
+        monkeypatch.setattr(module, "make_step", wrapped)
+
+    return plan
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_stopped_resumed_and_read_back(discs, tmp_path, stop_after, name):  # noqa: F811
+    config = discs.config(tmp_path / "whole", **TASKS[name] | STEPS)
+    assert finetune(config).exit_code == 0
+    whole = metrics(tmp_path / "whole")
+    assert [line["step"] for line in whole] == [2, 4, 6] and ["score" in line for line in whole] == [False, True, True]
+    assert all(line["loss"] > 0 and line["grad_norm"] > 0 and line["skipped"] == 0 for line in whole)
+
+    for n, resume in ((3, False), (5, True), (None, True)):
+        stop_after(n)
+        ended = finetune(discs.config(tmp_path / "parts", **TASKS[name] | STEPS | {"resume": resume}))
+        assert ended.exit_code == (0 if n is None else 143) and ended.step == (n or 6)
+    assert metrics(tmp_path / "parts") == whole
+    for part in ("best", "checkpoints"):
+        ends = [max((tmp_path / run / part).glob("*.safetensors")) for run in ("whole", "parts")]
+        assert ends[0].name == ends[1].name and ends[0].read_bytes() == ends[1].read_bytes()
+    log = (tmp_path / "parts" / "run.log").read_text()
+    assert "stopped by signal 15 after step 3 and saved" in log and "going on from step 5" in log
+
+    run = load_run(tmp_path / "parts", device="cpu")
+    best = max((line for line in whole if "score" in line), key=lambda line: line["score"])
+    assert run.step == best["step"] and not run.model.training
+    said = module.validate(_settled(config), run.model, _reader(config), config.batch_size, run.device, run.precision)
+    assert said == {key: value for key, value in best.items() if key == "score" or key.startswith("val_")}
+
+
+def _settled(config):
+    cines = CineStore(config.data)
+    split = module.split_studies(cines.ids, val=config.val, test=config.test, path=config.split)
+    return module.settle(config, cines, module._base_shape(config), split)
+
+
+def _reader(config):
+    settled = _settled(config)
+
+    def read(draw):
+        return module.read_examples(
+            settled.store, draw, settled.shape.image_size, frames_of=settled.labels.frames_of,
+            target_of=settled.labels.target_of,
+        )  # fmt: skip
+
+    return read

@@ -1,0 +1,144 @@
+"""Where weights start from, which of them move, how fast, and on whose labels."""
+
+
+import pytest
+import torch
+from labelled_discs import Discs, discs, write_discs, write_table  # noqa: F401
+from safetensors.torch import load_file
+from training_fixtures import metrics
+
+from cinema_fast.downstream import finetune as module
+from cinema_fast.downstream.finetune import finetune, layered_adamw
+from cinema_fast.downstream.run import load_run
+from cinema_fast.models.conv_vit import ConvViT
+from cinema_fast.train.config import PretrainConfig
+from cinema_fast.train.memory import OutOfMemory
+from cinema_fast.train.pretrain import pretrain
+from cinema_fast.train.run_folder import read_config
+
+FEW = {"steps": 3, "validate_every": 3}
+
+
+def last_weights(out) -> dict[str, torch.Tensor]:
+    return load_file(max((out / "checkpoints").glob("*.safetensors")))
+
+
+@pytest.fixture(scope="module")
+def pretrained(discs, tmp_path_factory):  # noqa: F811
+    """A run of two steps that keeps a quarter of the studies away, as the fine-tuning of these tests does."""
+    out = tmp_path_factory.mktemp("pretrained") / "run"
+    pretrain(PretrainConfig(data=discs.store, out=out, steps=2, preset="cinema-demo", batch_size=2, device="cpu",
+                            precision="fp32", holdout=0.25))  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("task", ["segmentation", "regression"])
+def test_from_a_run_a_file_and_a_published_file(discs, pretrained, tmp_path, task, monkeypatch):  # noqa: F811
+    """All three give the encoder of the pre-training run, which --frozen leaves as it is, to the bit."""
+    weights = max((pretrained / "checkpoints").glob("*.safetensors"))
+    published = tmp_path / "published.pt"
+    torch.save({"model": load_file(weights), "epoch": 800}, published)  # as the reference's checkpoints are
+    stem = "enc_down_dict.sax.conv_blocks.0.patch_embed.conv.weight"
+    found = []
+    for number, source in enumerate((pretrained, weights, published)):
+        out = tmp_path / str(number)
+        finetune(discs.config(out, task, init_from=source, frozen=True, **FEW))
+        found.append(last_weights(out))
+        log = (out / "run.log").read_text()
+        assert "encoder frozen" in log and "left: dec" in log and "seen by" not in log
+    before = load_file(weights)
+    shared = [name for name in found[0] if name.startswith(("enc_", "encoder.")) and name in before]
+    assert len(shared) > 20 and stem in shared
+    frames = 2 if task == "regression" else 1
+    for after in found:
+        for name in shared:
+            if name.endswith("conv_blocks.0.patch_embed.conv.weight"):
+                assert torch.equal(after[name], before[name].repeat(1, frames, *[1] * (before[name].ndim - 2)))
+            else:
+                assert torch.equal(after[name], before[name]), name
+        assert all(torch.equal(after[name], found[0][name]) for name in after)
+    trained = [name for name in found[0] if name.startswith(("pred_head", "decoder_dict"))]
+    fresh = tmp_path / "fresh"
+    finetune(discs.config(fresh, task, init_from=pretrained, **FEW))
+    moved = last_weights(fresh)
+    assert trained and not torch.equal(moved[stem], found[0][stem])  # not frozen: the stem moves too
+
+
+def test_test_studies_that_pretraining_has_seen_are_told_of(discs, pretrained, tmp_path):  # noqa: F811
+    finetune(discs.config(tmp_path / "run", "regression", init_from=pretrained, **FEW | {"test": 0.5}))
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert "3 of the 6 test studies were seen by" in log and "pretrain --holdout 0.5" in log
+
+
+@pytest.mark.parametrize(("source", "told"), [
+    ("nothing.pt", "no weights at .*nothing.pt"), ("folder", r"no run in this folder \(no config.yaml\)"),
+    ("text.safetensors", "cannot be read as weights"),
+])  # fmt: skip
+def test_sources_that_are_none(discs, tmp_path, source, told):  # noqa: F811
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.safetensors").write_text("no weights")
+    with pytest.raises((ValueError, OSError), match=told):
+        finetune(discs.config(tmp_path / "run", "regression", init_from=tmp_path / source, **FEW))
+
+
+def test_layers_learn_slower_the_deeper_they_lie(discs, tmp_path):  # noqa: F811
+    """The reference's rule: 0.75 per block, stems, fusions and class token below the first, no decay of vectors."""
+    config = discs.config(tmp_path, "regression", layer_decay=0.75, preset="cinema-base")
+    from cinema_fast.models.config import preset
+
+    model = ConvViT(preset("cinema-tiny"), 1)
+    model.log_variance = torch.nn.Parameter(torch.zeros(2))
+    depth = len(model.encoder.blocks)
+    names = {id(p): name for name, p in model.named_parameters()}
+    scale, decay = {}, {}
+    for group in layered_adamw(model, config).param_groups:
+        for p in group["params"]:
+            scale[names[id(p)]], decay[names[id(p)]] = group["lr_scale"], group["weight_decay"]
+    assert set(scale) == {name for name, p in model.named_parameters() if p.requires_grad}
+    for name, found in scale.items():
+        layer = depth + 1
+        if name.startswith("enc_") or name == "encoder.cls_token":
+            layer = 0
+        elif name.startswith("encoder.blocks."):
+            layer = int(name.split(".")[2]) + 1
+        assert found == pytest.approx(0.75 ** (depth + 1 - layer)), name
+        assert decay[name] == (0.0 if dict(model.named_parameters())[name].ndim == 1 else 0.05)
+    assert scale["log_variance"] == 1.0
+
+
+def test_few_labels_are_those_that_are_used(discs, tmp_path):  # noqa: F811
+    """Mean and standard deviation are of the studies used alone."""
+    finetune(discs.config(tmp_path / "half", "regression", label_fraction=0.5, **FEW))
+    settled = read_config(tmp_path / "half")
+    assert len(settled["used"]) == 3 and set(settled["used"]) < set(settled["split"]["train"])
+    radii = torch.tensor([5.0 + int(study[1:]) % 6 for study in settled["used"]], dtype=torch.float64)
+    (target,) = settled["task"]["targets"]
+    assert target["mean"] == pytest.approx(radii.mean().item())
+    assert target["sd"] == pytest.approx(radii.std(correction=0).item())
+    finetune(discs.config(tmp_path / "shot", "classification", shots=1, **FEW))
+    used = read_config(tmp_path / "shot")["used"]
+    assert sorted(5 + int(study[1:]) % 6 > 7 for study in used) == [False, True]
+    assert metrics(tmp_path / "shot")[-1]["epoch"] == 3 * 3 / 2
+
+
+@pytest.mark.parametrize("task", ["segmentation", "regression"])
+def test_the_baseline(discs, tmp_path, task):  # noqa: F811
+    pytest.importorskip("monai")
+    finetune(discs.config(tmp_path / "run", task, network="baseline", views=("lax_4c",), **FEW | {"steps": 1}))
+    run = load_run(tmp_path / "run", device="cpu")
+    assert type(run.model).__name__ == {"segmentation": "UNetBaseline", "regression": "ResNetBaseline"}[task]
+
+
+def test_memory_that_runs_out(discs, tmp_path, monkeypatch):  # noqa: F811
+    def greedy(*_):
+        raise torch.OutOfMemoryError("Tried to allocate 3.00 GiB")
+
+    monkeypatch.setattr(module, "make_step", lambda *_: greedy)
+    told = (r"in training regression with cinema-demo with --batch-size 3 .*--resume with --batch-size 1 --accumulate "
+            r"3, or --recompute full, or --precision bf16$")  # fmt: skip
+    with pytest.raises(OutOfMemory, match=told):
+        finetune(discs.config(tmp_path / "run", "regression", **FEW))
+    small = {"batch_size": 1, "recompute": "full", "precision": "bf16"}
+    less = r"needs less: with a smaller --preset, or with fewer --views than sax, lax_4c$"
+    with pytest.raises(OutOfMemory, match=less):
+        finetune(discs.config(tmp_path / "small", "regression", **FEW | small))
