@@ -16,7 +16,7 @@ from unittest import mock
 
 from torch import Tensor, nn
 
-from cinema_fast import CineMAConfig
+from cinema_fast import CineMAConfig, ConvUNetR, ConvViT
 
 NOT_USED_IN_A_STEP = ("torchvision", "huggingface_hub", "omegaconf", "monai", "safetensors")
 
@@ -88,15 +88,7 @@ class Reference:
     def build(self, config: CineMAConfig, *, checkpointing: bool = False) -> nn.Module:
         """The reference's model of this configuration; it pre-trains with gradient checkpointing."""
         model = self._module.CineMA(
-            image_size_dict=config.image_size,
-            in_chans_dict=config.in_chans,
-            enc_patch_size_dict=config.patch_size,
-            enc_scale_factor_dict=config.scale_factor,
-            enc_conv_chans=list(config.enc_conv_chans),
-            enc_conv_n_blocks=config.enc_conv_n_blocks,
-            enc_embed_dim=config.enc_embed_dim,
-            enc_depth=config.enc_depth,
-            enc_n_heads=config.enc_n_heads,
+            **_encoder_shape(config),
             dec_embed_dim=config.dec_embed_dim,
             dec_depth=config.dec_depth,
             dec_n_heads=config.dec_n_heads,
@@ -104,6 +96,16 @@ class Reference:
         )
         model.set_grad_ckpt(checkpointing)
         return model
+
+    def build_fine_tuned(self, ours: ConvViT | ConvUNetR, out_chans: int, n_frames: int) -> nn.Module:
+        """The reference's model of the shape of `ours`, which has the decoder's default channels and sizes."""
+        shape = _encoder_shape(ours.config) | {"out_chans": out_chans}
+        if isinstance(ours, ConvViT):
+            return importlib.import_module("cinema.convvit").ConvViT(**shape, n_frames=n_frames)
+        halves = {v: tuple(2 if pixels > 1 else 1 for pixels in ours.config.token_size(v)) for v in ours.config.views}
+        return importlib.import_module("cinema.segmentation.convunetr").ConvUNetR(
+            **shape, dec_chans=(32, 64, 128, 256, 512), dec_patch_size_dict=halves, dec_scale_factor_dict=halves
+        )
 
     @contextmanager
     def masks(self, masks: dict[str, Tensor]) -> Iterator[None]:
@@ -117,3 +119,18 @@ class Reference:
 
         with mock.patch.object(self._module, "get_batch_random_patch_mask", next_mask):
             yield
+
+
+def _encoder_shape(config: CineMAConfig) -> dict:
+    """The arguments of stems and encoder, of the configured views only."""
+    return {
+        "image_size_dict": {v: config.image_size[v] for v in config.views},
+        "in_chans_dict": config.in_chans,
+        "enc_patch_size_dict": config.patch_size,
+        "enc_scale_factor_dict": config.scale_factor,
+        "enc_conv_chans": list(config.enc_conv_chans),
+        "enc_conv_n_blocks": config.enc_conv_n_blocks,
+        "enc_embed_dim": config.enc_embed_dim,
+        "enc_depth": config.enc_depth,
+        "enc_n_heads": config.enc_n_heads,
+    }

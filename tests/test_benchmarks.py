@@ -27,6 +27,7 @@ def test_pytest_benchmarks_at_toy_sizes(tmp_path):
         groups[row["group"]] += 1
     assert groups["step-toy-b1-fp32"] == groups["step-toy-b1-bf16"] == 5
     assert groups["stem-fwd+bwd-toy-sax-b1-fp32"] == groups["stem-fwd+bwd-toy-lax_2c-b1-fp32"] == 3
+    assert groups["conv_vit-toy-b1-fp32"] == groups["conv_unetr-sax-toy-b1-bf16"] == 1
     gflop = {row["params"]["part"]: row["extra_info"]["gflop"] for row in found if "part" in row["params"]}
     assert gflop["step"] == pytest.approx(gflop["stem"] + gflop["encoder"] + gflop["decoder"])
     assert "shares of the step's parts: stem" in done.stdout
