@@ -75,7 +75,7 @@ def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
     made_as = run.settled["store"]["prepare"]
     grid = {name: tuple(made_as[name]) for name in _GRID if name in made_as}
     preparing = PrepareConfig(
-        config.src if config.src.is_dir() else config.src.parent, out / ".preparing", format=config.format,
+        config.src.parent if config.src.is_file() else config.src, out / ".preparing", format=config.format,
         views_rules=config.views_rules, pattern=config.pattern, aliases=config.aliases, workers=config.workers, **grid,
     )  # fmt: skip
     sources = _one_file(config) if config.src.is_file() else sources_of(preparing, progress)

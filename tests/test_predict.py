@@ -1,0 +1,247 @@
+"""`cinema-fast predict`: tables, volumes, landmarks, values, what cannot be predicted, and real scans."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from cine_files import BALL, VIEWS, affine_of, write_study
+from nibabel.affines import apply_affine
+from PIL import Image
+from prediction_cases import (
+    CAVITY_MM,
+    CAVITY_RADII_MM,
+    Brightest,
+    oblique,
+    predict_as,
+    segmenter,
+    stand_in,
+    write_heart,
+)
+from test_pretrain_real import PREPARE
+from training_fixtures import tiny_store, write_store  # noqa: F401
+
+from cinema_fast.cli import main
+from cinema_fast.data.prepare import PrepareConfig, prepare
+from cinema_fast.data.store import CineStore
+from cinema_fast.data.tables import landmark_voxels, read_landmarks, read_table
+from cinema_fast.downstream.evaluate import predict_study
+from cinema_fast.downstream.landmarks import Landmarks
+from cinema_fast.downstream.predict_config import PredictConfig
+from cinema_fast.downstream.run import load_run
+
+
+def lines_of(path: Path) -> list[dict]:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def tree(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+def test_volumes_are_those_of_balls(monkeypatch, tmp_path):
+    write_heart(tmp_path / "src", oblique())
+    out = tmp_path / "out"
+    report = predict_as(monkeypatch, segmenter(), tmp_path / "src", out)
+    assert (report.exit_code, report.studies, report.failures) == (0, 1, [])
+    assert tree(out) == {
+        "results.json", "studies.csv", "frames.csv", "studies", "studies/heart", "studies/heart/sax_labels.nii.gz",
+        "studies/heart/sax.gif", "studies/heart/sax_volumes.png",
+    }  # fmt: skip
+    affine = oblique()
+    normal = affine[:3, 2] / 8.0
+    along = np.array([normal @ (affine[:3, 3] - BALL - CAVITY_MM) + 8.0 * z for z in range(9)])
+    discs = np.pi * (np.array(CAVITY_RADII_MM)[:, None] ** 2 - along**2).clip(min=0)  # of each slice through the ball
+    ml = discs.sum(1) * 8.0 / 1000
+    per_frame = lines_of(out / "frames.csv")
+    found = np.array([float(line["LV_ml"]) for line in per_frame])
+    np.testing.assert_allclose(found, ml, rtol=0.01)  # discs of 400 pixels and more
+    assert [(line["frame"], line["time_ms"]) for line in per_frame] == [(f"{t}", f"{50 * t}") for t in range(4)]
+    (line,) = lines_of(out / "studies.csv")
+    assert (line["study"], line["ed_frame"], line["es_frame"], line["rv_ef"]) == ("heart", "0", "2", "")
+    assert float(line["lv_ef"]) == pytest.approx(100 * (1 - ml[2] / ml[0]), abs=0.5)
+    assert float(line["lv_edv_ml"]) == pytest.approx(found[0]) and float(line["lv_esv_ml"]) == pytest.approx(found[2])
+    assert float(line["lv_mass_g"]) == pytest.approx(1.05 * float(per_frame[0]["MYO_ml"]), rel=1e-6)
+    results = json.loads((out / "results.json").read_text())
+    view = results["studies"]["heart"]["views"]["sax"]
+    assert view["function"]["lv_ef"] == pytest.approx(float(line["lv_ef"]), rel=1e-6)
+    assert (results["step"], results["task"], view["label_maps"]) == (7, "segmentation", ["sax_labels.nii.gz"])
+    np.testing.assert_allclose(view["volumes_ml"]["LV"], found, rtol=1e-6)
+    with Image.open(out / "studies/heart/sax.gif") as moving:
+        assert moving.n_frames == 4 and moving.info["duration"] == 50
+        colours = np.unique(np.asarray(moving.convert("RGB")).reshape(-1, 3), axis=0).tolist()
+    assert [66, 135, 245] in colours and [70, 200, 90] in colours  # outlines of both structures
+
+
+@pytest.mark.parametrize(("name", "shape"), [("a_lax_4c.nii.gz", (60, 60, 1)), ("a_sax.nii.gz", (60, 60, 1))])
+def test_a_single_slice_has_no_volumes(monkeypatch, tmp_path, name, shape):
+    write_heart(tmp_path, oblique((), shape, (1.5, 1.5, 8.0)), shape, name)
+    out = tmp_path / "out"
+    assert predict_as(monkeypatch, segmenter(), tmp_path, out).exit_code == 0
+    (line,) = lines_of(out / "studies.csv")
+    assert set(line.values()) == {"a", ""} and lines_of(out / "frames.csv") == []
+    assert "ml" not in json.dumps(json.loads((out / "results.json").read_text())["studies"])
+    assert not list(out.rglob("*.png"))
+
+
+def test_landmarks_in_voxels_and_in_the_scanner(monkeypatch, tmp_path):
+    """The ball lies in the plane, its middle is found as the first landmark; the others lie at known shares from it."""
+    write_study(tmp_path / "src", "p", ("lax_4c",))
+    task = Landmarks(("annulus_1", "annulus_2", "apex"), "coordinates", ("lax_4c",), "0")
+    grid = {"lax_size": (64, 64), "lax_spacing": (1.0, 1.0), "sax_size": (8, 8, 8), "sax_spacing": (1.0, 1.0, 8.0)}
+    run, out = stand_in(task, Brightest(), grid, {"lax_4c": (64, 64)}), tmp_path / "out"
+    assert predict_as(monkeypatch, run, tmp_path / "src", out).exit_code == 0
+    known = read_landmarks(out / "landmarks.csv")["p"]["lax_4c"]  # as finetune and evaluate take them
+    prepare(PrepareConfig(tmp_path / "src", tmp_path / "store", workers=1, **grid), progress=False)
+    info = CineStore(tmp_path / "store").info("p", "lax_4c")
+    source = nib.load(tmp_path / "src" / "p_lax_4c.nii.gz")
+    for t in range(4):
+        np.testing.assert_allclose(known[t]["annulus_1"], BALL, atol=0.3)
+        at = [landmark_voxels(info, known[t][name])[0] for name in task.names]
+        np.testing.assert_allclose(np.array(at) - at[0], [[0, 0], [8, 8], [-16, -16]], atol=1e-3)
+    line = lines_of(out / "landmarks.csv")[-1]
+    voxel = [float(line[f"{axis}_voxel"]) for axis in "xyz"]
+    np.testing.assert_allclose(apply_affine(source.affine, voxel), known[3]["apex"], atol=1e-3)
+    assert (line["frame"], line["landmark"], round(voxel[2], 4)) == ("3", "apex", 0)
+    (row,) = lines_of(out / "studies.csv")
+    assert float(row["lax_4c_longest_mm"]) == pytest.approx(20 * np.sqrt(2), abs=1e-3)
+    assert float(row["lax_4c_shortening_mm"]) == pytest.approx(0, abs=1e-3) and row["landmarks"] == "12"
+    with Image.open(out / "studies/p/lax_4c.gif") as moving:
+        assert moving.n_frames == 4
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_predicted(monkeypatch, tmp_path):
+    src, out = tmp_path / "src", tmp_path / "there" / "out"
+    write_heart(src, oblique(), name="a_sax.nii.gz")
+    hostile = os.fsdecode(b"<b>&$\\frac$ ..%2e\xff_sax.nii.gz")
+    write_heart(src, oblique(), name=hostile)
+    (src / "b_sax.nii.gz").write_bytes((src / "a_sax.nii.gz").read_bytes()[:-40])
+    (src / "notes.nii.gz").write_bytes(b"")
+    shape = (40, 40, 1)
+    write_heart(src, affine_of((1, 0, 0), (2.0, 2.0, 6.0), BALL, shape), shape, "c_lax_2c.nii.gz")
+    before = tree(tmp_path)
+    report = predict_as(monkeypatch, segmenter(), src, out)
+    assert (report.exit_code, report.studies, report.unmatched) == (1, 2, 1)
+    said = {failure.file: failure.reason for failure in report.failures}
+    assert said.keys() == {"b_sax.nii.gz", "c_lax_2c.nii.gz"} and "truncated" in said["b_sax.nii.gz"]
+    assert "none of the views that the model reads: sax, lax_4c; it has lax_2c" in said["c_lax_2c.nii.gz"]
+    written = {path for path in tree(tmp_path) - before if "." in Path(path).name}
+    assert written and all(path.startswith("there/out/") for path in written)
+    study = hostile.removesuffix("_sax.nii.gz")
+    assert {line["study"] for line in lines_of(out / "studies.csv")} == {"a", study}
+    results = json.loads((out / "results.json").read_text())
+    assert set(results["studies"]) == {"a", study} and len(results["failures"]) == 2
+    assert not (out / ".preparing").exists()
+
+
+def test_names_cannot_lead_out(monkeypatch, tmp_path):
+    write_heart(tmp_path / "src", oblique(), name="x.._sax.nii.gz")
+    write_heart(tmp_path / "src", oblique(), name="..nii.gz")
+    before = tree(tmp_path)
+    report = predict_as(monkeypatch, segmenter(), tmp_path / "src", tmp_path / "out", pattern="x{id}_{view}.nii.gz")
+    assert report.exit_code == 3 and "a study cannot have the name '..'" in str(report)
+    with pytest.raises(ValueError, match=r"cannot have the name '\.'"):
+        predict_as(monkeypatch, segmenter(), tmp_path / "src" / "..nii.gz", tmp_path / "out", view="sax")
+    assert tree(tmp_path) == before
+
+
+def test_one_file(monkeypatch, tmp_path):
+    write_heart(tmp_path, oblique(), name="scan.nii.gz")
+    write_heart(tmp_path, oblique(), name="p1_sax.nii.gz")
+    assert predict_as(monkeypatch, segmenter(), tmp_path / "p1_sax.nii.gz", tmp_path / "o1").exit_code == 0
+    assert predict_as(monkeypatch, segmenter(), tmp_path / "scan.nii.gz", tmp_path / "o2", view="sax").studies == 1
+    one, two = (nib.load(tmp_path / name / "sax_labels.nii.gz") for name in ("o1/studies/p1", "o2/studies/scan"))
+    np.testing.assert_array_equal(one.dataobj, two.dataobj)
+    with pytest.raises(ValueError, match=r"name does not tell the view by the pattern .* say --view"):
+        predict_as(monkeypatch, segmenter(), tmp_path / "scan.nii.gz", tmp_path / "o3")
+    with pytest.raises(ValueError, match="--view lax_2c: the model of run reads sax, lax_4c"):
+        predict_as(monkeypatch, segmenter(), tmp_path / "scan.nii.gz", tmp_path / "o3", view="lax_2c")
+    with pytest.raises(ValueError, match="--view is for a single file"):
+        PredictConfig(tmp_path, tmp_path, tmp_path / "o3", view="sax")
+    assert not (tmp_path / "o3").exists()
+
+
+@pytest.fixture(scope="module")
+def fitted(tiny_store, tmp_path_factory):  # noqa: F811
+    """The folder of a run that learnt a number and a class for four steps, all views at once."""
+    folder = tmp_path_factory.mktemp("fitted")
+    rows = "".join(f"s{i:02d},{50 + i},{'NOR' if i % 2 else 'DCM'}\n" for i in range(12))
+    (folder / "t.csv").write_text("study,ef,disease\n" + rows)
+    options = (
+        "--task multitask --targets ef disease --preset cinema-demo --steps 4 --validate-every 4 --batch-size 4 "
+        "--val 0 --test 0 --device cpu"
+    )
+    arguments = ["--data", str(tiny_store), "--out", str(folder / "run"), "--table", str(folder / "t.csv")]
+    assert main(["finetune", *arguments, *options.split()]) == 0
+    return folder / "run"
+
+
+def test_values_are_those_of_a_prepared_store(fitted, tmp_path, capsys):
+    for n, views in enumerate((tuple(VIEWS), ("sax",))):
+        write_study(tmp_path / "src", f"p{n}", views, seed=n)
+    out = tmp_path / "out"
+    assert main(["predict", str(fitted), str(tmp_path / "src"), str(out), "--workers", "1"]) == 0
+    assert "2 studies predicted, 0 failures" in capsys.readouterr().out
+    run = load_run(fitted)
+    shaping = {name: tuple(run.settled["store"]["prepare"][name]) for name in ("sax_size", "lax_size")}
+    prepare(PrepareConfig(tmp_path / "src", tmp_path / "store", workers=1, **shaping), progress=False)
+    store, table = CineStore(tmp_path / "store"), read_table(out / "studies.csv")
+    results = json.loads((out / "results.json").read_text())["studies"]
+    for study in store.ids:
+        right = predict_study(run, store, study, store.views(study))
+        assert table.numeric("ef")[study] == pytest.approx(float(right["ef"]), rel=1e-6)
+        shares = [table.numeric(f"disease: {name}")[study] for name in ("DCM", "NOR")]
+        assert shares == pytest.approx(right["disease"].tolist(), abs=1e-6)
+        assert table.values("disease")[study] == ("DCM", "NOR")[int(right["disease"].argmax())]
+        assert results[study]["views"] == list(store.views(study)) == table.values("views")[study].split()
+        assert results[study]["predictions"]["disease"]["probabilities"] == pytest.approx(
+            dict(zip(("DCM", "NOR"), shares)), abs=1e-6)  # fmt: skip
+    assert tree(out) == {"results.json", "studies.csv"}
+
+
+def test_mistakes(fitted, tmp_path, capsys):
+    write_study(tmp_path / "src", "p", ("sax",))
+    (tmp_path / "pre").mkdir()
+    (tmp_path / "pre" / "config.yaml").write_text("run: {preset: cinema-demo}\nmodel: {}\nstore: {}\n")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for run, src, out, options, expected in (
+        (fitted, "src", "full", (), "full is a file or not empty"),
+        (tmp_path / "pre", "src", "out", (), "is a run of pretrain: fine-tune it"),
+        (tmp_path / "none", "src", "out", (), "holds no run"),
+        (fitted, "none", "out", (), "none is not a folder"),
+        (fitted, "src", "out", ("--pattern", "{view}/{id}.nii"), "matches the pattern"),
+        (fitted, "src", "out", ("--pattern", "{id}_sa{view}.nii.gz", "--aliases", "rvot=x"), "the model of"),
+        (fitted, "src", "out", ("--workers", "-1"), "--workers must be 0"),
+    ):
+        assert main(["predict", str(run), str(tmp_path / src), str(tmp_path / out), *options]) == 1
+        said = capsys.readouterr().err
+        assert expected in said and said.startswith("cinema-fast: ") and said.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["cine", "cmr", "dicom"])
+def test_real_scans_pass_through(shared, monkeypatch, tmp_path, name):
+    run = segmenter((48, 48, 8), (3.0, 3.0, 10.0), (64, 64), (3.0, 3.0))
+    src = shared / "data" / ("cine/dicom_Se11_slim" if name == "dicom" else name)
+    given = dict.fromkeys(PREPARE.get(name, ())) and PREPARE[name]
+    options = {"pattern": given[1], "aliases": tuple(given[3:])} if given else {}
+    report = predict_as(monkeypatch, run, src, tmp_path / "out", **options)
+    assert report.exit_code == 0, report
+    maps = sorted((tmp_path / "out").rglob("*_labels.nii.gz"))
+    shapes = {nib.load(path).shape for path in maps}
+    if name == "cine":
+        for path, source in zip(maps, ("Se6_4ch_or_3ch", "sax_4d_6slices")):  # lax_4c, sax
+            image, scan = nib.load(path), nib.load(src / f"{source}.nii.gz")
+            assert image.shape == scan.shape and image.header.get_zooms() == scan.header.get_zooms()
+            np.testing.assert_array_equal(image.affine, scan.affine)
+    elif name == "cmr":
+        assert len(maps) == 8 and {path.name for path in maps} >= {"sax_ed_labels.nii.gz", "lax_4c_es_labels.nii.gz"}
+        assert shapes == {nib.load(path).shape for path in src.glob("*.nii.gz")}
+    else:
+        ((*_, slices, frames),) = shapes
+        assert (slices, frames) == (1, 25)
