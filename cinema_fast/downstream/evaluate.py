@@ -1,5 +1,6 @@
 """`evaluate`: what a fine-tuned model says of studies with known labels, judged, with a report."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -232,8 +233,11 @@ def _compare_scans(
     """Compare the first two scans of each heart: what was measured or predicted in both."""
     for heart, (first, second, *_) in scans.items():
         for name in values.get(first, {}):
-            if name in values.get(second, {}):
-                sums.add_retest(heart, name, values[first][name], values[second][name])
+            pair = values[first][name], values.get(second, {}).get(name, math.nan)
+            if all(map(math.isfinite, pair)):
+                sums.add_retest(heart, name, *pair)
+            else:
+                sums.leave_out(heart, f"{name} of {first} and {second}: it could not be measured in both")
 
 
 def _told(studies: Sequence[str], what: str):

@@ -1,0 +1,190 @@
+"""`evaluate` of fine-tuned runs against scores computed by hand from the run's own predictions."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from labelled_discs import LABELLED, SPACING, discs, heart, write_discs, write_table  # noqa: F401
+
+from cinema_fast.cli import main
+from cinema_fast.data.clips import ClipStore, clip_frames
+from cinema_fast.data.store import CineStore
+from cinema_fast.downstream.evaluate import evaluate_run
+from cinema_fast.downstream.evaluate_config import EvaluateConfig
+from cinema_fast.downstream.finetune import finetune
+from cinema_fast.downstream.rows import read_rows
+from cinema_fast.downstream.run import load_run
+
+pytest.importorskip("jinja2")
+FEW = {"steps": 12, "validate_every": 6, "lr": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def runs(discs, tmp_path_factory):  # noqa: F811
+    """A run of every kind, by task."""
+    folder = tmp_path_factory.mktemp("runs")
+    for task in ("segmentation", "multitask", "landmarks"):
+        finetune(discs.config(folder / task, task, **FEW))
+    return folder
+
+
+def evaluated(run, out, **options) -> tuple[dict, list[dict]]:
+    """(results.json, rows.csv) of an evaluation."""
+    results = evaluate_run(EvaluateConfig(run, out, resamples=20, device="cpu", **options))
+    assert results == json.loads((out / "results.json").read_text())
+    assert (out / "report" / "index.html").stat().st_size > 1000
+    return results, read_rows(out / "rows.csv")
+
+
+def test_segmentation(discs, runs, tmp_path):  # noqa: F811
+    results, rows = evaluated(runs / "segmentation", tmp_path / "eval")
+    run, store = load_run(runs / "segmentation", device="cpu"), CineStore(discs.store)
+    assert {row["study"] for row in rows} == set(run.split.test) and results["about"]["studies"] == "test of the run"
+    maps = [row for row in rows if row["kind"] == "segmentation"]
+    found = {(row["study"], row["view"], row["frame"], row["name"]): row for row in maps}
+    assert len(found) == 3 * 2 * len(LABELLED) * 3
+    for study in run.split.test:
+        for view in ("sax", "lax_4c"):
+            frames = store.read_frames(study, view, LABELLED)
+            predicted = run.predict({view: frames[:, None]})[view].argmax(1).numpy()
+            for t, map_ in zip(LABELLED, predicted):
+                truth = store.read_labels(study, view, t)
+                for value, name in enumerate(("RV", "MYO", "LV"), start=1):
+                    said, right = map_ == value, truth == value
+                    row = found[study, view, str(t), name]
+                    assert row["dice"] == pytest.approx(2 * (said & right).sum() / (said.sum() + right.sum()))
+                    voxel_ml = np.prod(SPACING[view]) / 1000
+                    if view == "sax":
+                        assert row["truth_ml"] == pytest.approx((truth == value).sum() * voxel_ml)
+    kinds = {row["kind"] for row in rows}
+    assert kinds == {"segmentation", "function"}  # nothing is known of these hearts but their labels
+
+
+def test_known_values_scans_and_subgroups(discs, runs, tmp_path):  # noqa: F811
+    table = tmp_path / "known.csv"
+    lines = [f"s{n:02d},{50 + n},{n},h{n // 4},{'ab'[n % 2]}" for n in range(12)]
+    table.write_text("\n".join(["study,my_ef,lv_mass_g,heart,site", *lines]))
+    results, rows = evaluated(runs / "segmentation", tmp_path / "eval", data=discs.store, part="train", table=table,
+                              known=("lv_ef=my_ef",), retest="heart", subgroups=("site",))  # fmt: skip
+    train = load_run(runs / "segmentation", device="cpu").split.train
+    cycle = {(row["study"], row["name"]): row["truth"] for row in rows if row["kind"] == "cycle"}
+    for study in train:
+        number = float(study[1:])
+        assert (cycle[study, "lv_ef"], cycle[study, "lv_mass_g"]) == (50 + number, number)
+    # the first two scans of each heart, over the whole cycle as the report has them
+    measured = {(row["study"], row["name"]): row["pred"] for row in rows if row["kind"] == "cycle"}
+    retest = {(row["study"], row["name"]): (row["first"], row["second"]) for row in rows if row["kind"] == "retest"}
+    scans = {f"h{h}": [study for study in train if int(study[1:]) // 4 == h][:2] for h in range(3)}
+    scans = {heart: pair for heart, pair in scans.items() if len(pair) > 1}
+    assert scans and {heart for heart, _ in retest} == set(scans)
+    for heart, pair in scans.items():
+        for name in ("lv_ef", "lv_mass_g"):
+            first, second = (measured[study, name] for study in pair)
+            if np.isfinite([first, second]).all():
+                assert retest[heart, name] == (first, second)
+            else:
+                why = f"{name} of {pair[0]} and {pair[1]}: it could not be measured in both"
+                assert {"study": heart, "why": why} in results["left_out"]
+    assert results["without_group"] == {"site": 0}
+
+
+def test_tables(discs, runs, tmp_path):  # noqa: F811
+    _, rows = evaluated(runs / "multitask", tmp_path / "eval", retest=None, subgroups=("big",))
+    run, store = load_run(runs / "multitask", device="cpu"), CineStore(discs.store)
+    found = {(row["study"], row["name"]): row for row in rows}
+    for study in run.split.test:
+        number = int(study[1:])
+        frames = {v: store.read_frames(study, v, clip_frames(0.0, 2, 4).tolist())[None] for v in ("sax", "lax_4c")}
+        said = run.predict(frames)
+        row = found[study, "radius"]
+        assert row["truth"] == heart(number, "sax")[1] and row["pred"] == pytest.approx(said["radius"].item(), rel=1e-5)
+        assert ((study, "some") in found) == (number % 2 == 1)  # of the others nothing is known
+        row, classes = found[study, "size"], next(t.classes for t in run.task.targets if t.name == "size")
+        assert row["truth"] == ("small", "middle", "large")[number % 6 // 2]
+        assert row["decided"] == classes[int(said["size"].argmax())]
+        assert [row[f"p{i}"] for i in range(3)] == pytest.approx(said["size"][0].tolist(), rel=1e-4)
+
+
+def test_landmarks(discs, runs, tmp_path):  # noqa: F811
+    _, rows = evaluated(runs / "landmarks", tmp_path / "eval")
+    run, store = load_run(runs / "landmarks", device="cpu"), CineStore(discs.store)
+    assert len(rows) == 3 * len(LABELLED) * 2
+    for row in rows:
+        (x, y), radius = heart(int(row["study"][1:]), "lax_4c")
+        right = np.array([x, y] if row["name"] == "middle" else [x, y - 0.7 * radius])
+        frames = store.read_frames(row["study"], "lax_4c", [int(row["frame"])])
+        at = run.predict({"lax_4c": frames[:, None]})["lax_4c"][0, run.task.names.index(row["name"])].numpy()
+        mm = np.linalg.norm((at - right) * SPACING["lax_4c"])
+        assert row["distance_mm"] == pytest.approx(mm, abs=1e-4)
+
+
+def test_another_store(runs, tmp_path):
+    other = write_discs(tmp_path / "other", 3, views=("sax",))
+    results, rows = evaluated(runs / "segmentation", tmp_path / "eval", data=other)
+    assert {row["study"] for row in rows} == {"s00", "s01", "s02"}
+    assert results["about"]["studies"] == "all of another store"
+    table = write_table(tmp_path / "few.csv", 2)
+    results, rows = evaluated(runs / "multitask", tmp_path / "eval2", data=other, table=table)
+    assert {row["study"] for row in rows} == {"s00", "s01"}
+    assert {"study": "s02", "why": "no value of radius in few.csv"} in results["left_out"]
+    strange = tmp_path / "strange.csv"
+    strange.write_text("study,radius,size,some\ns00,5,huge,\n")
+    results, _ = evaluated(runs / "multitask", tmp_path / "eval3", data=other, table=strange)
+    assert {"study": "s00", "why": "size 'huge', which training did not know"} in results["left_out"]
+
+
+def test_clips_are_judged_by_the_mean_of_their_planes(discs, tmp_path):  # noqa: F811
+    finetune(discs.config(tmp_path / "run", "regression", preset="heartmae-tiny", **FEW))
+    _, rows = evaluated(tmp_path / "run", tmp_path / "eval")
+    run = load_run(tmp_path / "run", device="cpu")
+    store = ClipStore(CineStore(discs.store))
+    for row in rows:
+        clips = [store.read_clip(row["study"], plane, 0.0, (8, 48, 48)) for plane in range(4)]
+        each = [run.predict({"clip": clip[None, None]})["radius"].item() for clip in clips]
+        assert row["pred"] == pytest.approx(np.mean(each), rel=1e-5) and len(set(each)) == 4
+
+
+def test_two_evaluations_are_compared_in_pairs(runs, tmp_path, capsys):
+    other = shutil.copytree(runs / "multitask", tmp_path / "again")
+    first, second = tmp_path / "first", tmp_path / "second"
+    words = ["--resamples", "20", "--device", "cpu"]
+    for run, out in ((runs / "multitask", first), (other, second)):
+        assert main(["evaluate", str(run), str(out), *words]) == 0
+    assert main(["compare", str(first), str(second)]) == 0
+    assert "radius" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "options", "told"), [
+    ("multitask", {"subgroups": ("bog",)}, "no column 'bog'; did you mean 'big'"),
+    ("multitask", {"retest": "heart", "part": "val"}, "--retest heart: no two of the 3 studies have the same value"),
+    ("segmentation", {"subgroups": ("site",)}, "--subgroups wants a table"),
+    ("segmentation", {"known": ("lv_ef=ef",)}, "--known wants a table"),
+    ("landmarks", {"retest": "heart"}, "--retest compares numbers"),
+])  # fmt: skip
+def test_what_does_not_fit_is_named_first(runs, tmp_path, name, options, told):
+    with pytest.raises(ValueError, match=told):
+        evaluate_run(EvaluateConfig(runs / name, tmp_path / "eval", device="cpu", **options))
+    assert not (tmp_path / "eval").exists()
+
+
+def test_folders(discs, runs, tmp_path):  # noqa: F811
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="is a file or not empty: choose another"):
+        evaluate_run(EvaluateConfig(runs / "landmarks", tmp_path / "full", device="cpu"))
+    with pytest.raises(ValueError, match=r"holds no run \(no config.yaml\)"):
+        evaluate_run(EvaluateConfig(tmp_path / "none", tmp_path / "eval", device="cpu"))
+    new = shutil.copytree(runs / "landmarks", tmp_path / "new")
+    shutil.rmtree(new / "best")
+    with pytest.raises(ValueError, match="has no weights yet: its first validation is at step 6"):
+        evaluate_run(EvaluateConfig(new, tmp_path / "eval", device="cpu"))
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    ({"threshold": 1.5}, "--threshold is a probability"), ({"resamples": 0}, "--resamples must be at least 1"),
+    ({"known": ("ef",)}, "--known ef: want QUANTITY=COLUMN"), ({"known": ("left=ef",)}, "one of lv_edv_ml"),
+])  # fmt: skip
+def test_options(tmp_path, options, told):
+    with pytest.raises(ValueError, match=told):
+        EvaluateConfig(tmp_path, tmp_path, **options)

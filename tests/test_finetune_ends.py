@@ -1,0 +1,157 @@
+"""How a run of fine-tuning ends: early, at a study that cannot be read; and into which folders it may go on."""
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+from labelled_discs import discs, write_discs  # noqa: F401
+from training_fixtures import metrics
+
+from cinema_fast.cli import main
+from cinema_fast.data.loader import LoaderError
+from cinema_fast.downstream import finetune as module
+from cinema_fast.downstream.finetune import finetune
+from cinema_fast.downstream.run import load_run
+from cinema_fast.train.compare import compare
+from cinema_fast.train.config import PretrainConfig
+from cinema_fast.train.pretrain import pretrain
+
+FEW = {"steps": 2, "validate_every": 2}
+SCORES = [0.1, 0.5, 0.4, 0.5, 0.2, 0.9]
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Validations give SCORES in turn."""
+    left = iter(SCORES)
+    monkeypatch.setattr(module, "validate", lambda *_: {"score": next(left)})
+
+
+def test_early_stopping(discs, tmp_path, scored):  # noqa: F811
+    """Three validations without a better one after the second (as good is not better): the end, at the fifth."""
+    ended = finetune(discs.config(tmp_path / "run", "regression", steps=12, validate_every=2, patience=3))
+    assert ended.step == 10 and ended.exit_code == 0
+    assert [line["score"] for line in metrics(tmp_path / "run") if "score" in line] == SCORES[:5]
+    assert load_run(tmp_path / "run", device="cpu").step == 4
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert "stopped early: no better score in 3 validations" in log and "best weights: step 4" in log
+    before = metrics(tmp_path / "run")  # resumed it is still over
+    again = finetune(discs.config(tmp_path / "run", "regression", steps=12, validate_every=2, patience=3, resume=True))
+    assert again.step == 10 and metrics(tmp_path / "run") == before
+
+
+def test_patience_is_counted_over_a_stop(discs, tmp_path, scored, monkeypatch):  # noqa: F811
+    options = {"steps": 12, "validate_every": 2, "patience": 3}
+    save = module._save_best
+
+    def killed(config, step, *rest):
+        save(config, step, *rest)
+        if step == 4:
+            raise KeyboardInterrupt  # between best/ and the checkpoint of the same step
+
+    monkeypatch.setattr(module, "_save_best", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(discs.config(tmp_path / "run", "regression", **options))
+    monkeypatch.setattr(module, "_save_best", save)
+    left = iter(SCORES[1:])
+    monkeypatch.setattr(module, "validate", lambda *_: {"score": next(left)})
+    assert finetune(discs.config(tmp_path / "run", "regression", resume=True, **options)).step == 10
+    assert load_run(tmp_path / "run", device="cpu").step == 4
+
+
+def test_without_patience_all_steps_are_made(discs, tmp_path, scored):  # noqa: F811
+    ended = finetune(discs.config(tmp_path / "run", "regression", steps=6, validate_every=1, patience=0))
+    assert ended.step == 6 and load_run(tmp_path / "run", device="cpu").step == 6
+
+
+def test_without_validation_the_last_weights_are_kept(discs, tmp_path):  # noqa: F811
+    finetune(discs.config(tmp_path / "run", "regression", val=0.0, steps=4, validate_every=2, patience=1))
+    assert load_run(tmp_path / "run", device="cpu").step == 4
+    assert "no studies of validation" in (tmp_path / "run" / "run.log").read_text()
+    assert all("score" not in line for line in metrics(tmp_path / "run"))
+
+
+def test_a_study_that_cannot_be_read_ends_the_run_with_its_name(discs, tmp_path, capsys):  # noqa: F811
+    store = shutil.copytree(discs.store, tmp_path / "store")
+    for path in (store / "studies").glob("*/lax_4c.npy"):
+        path.write_bytes(bytes(path.stat().st_size))
+    config = discs.config(tmp_path / "run", "regression", data=store, **FEW)
+    with pytest.raises(LoaderError, match=r"study s\d\d: .*lax_4c\.npy"):
+        finetune(config)
+    assert "ended by LoaderError: study s" in (tmp_path / "run" / "run.log").read_text()
+
+
+def test_a_label_that_has_no_name_in_a_map_not_looked_at(discs, tmp_path):  # noqa: F811
+    """Before training two maps of a cine are looked at; what the others hold is found when they are drawn."""
+    store = write_discs(tmp_path / "store", 12, views=("lax_4c",), labels=(0, 1, 2, 3))
+    for path in (store / "studies").glob("*/lax_4c.labels.npy"):
+        maps = np.load(path)
+        maps[1] = 9
+        np.save(path, maps)
+    with pytest.raises(LoaderError, match=r"study s\d\d: its lax_4c label maps hold the label 9, and --structures"):
+        finetune(discs.config(tmp_path / "run", "segmentation", data=store, steps=10))
+
+
+@pytest.fixture(scope="module")
+def finished(discs, tmp_path_factory):  # noqa: F811
+    out = tmp_path_factory.mktemp("finished") / "run"
+    finetune(discs.config(out, "regression", **FEW))
+    return out
+
+
+def test_folders_of_others(discs, finished, tmp_path):  # noqa: F811
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=r"already holds a run: .*--resume"):
+        finetune(discs.config(finished, "regression", **FEW))
+    with pytest.raises(ValueError, match=r"begun otherwise(.|\n)*lr: was 0.001, now 0.01"):
+        finetune(discs.config(finished, "regression", lr=0.01, resume=True, **FEW))
+    with pytest.raises(ValueError, match=r"begun otherwise(.|\n)*task: was regression, now classification"):
+        finetune(discs.config(finished, "classification", resume=True, **FEW))
+    with pytest.raises(ValueError, match="begun otherwise"):
+        pretrain(PretrainConfig(data=discs.store, out=finished, steps=2, preset="cinema-demo", resume=True))
+    assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    mae = tmp_path / "mae"
+    pretrain(PretrainConfig(data=discs.store, out=mae, steps=1, preset="cinema-demo", batch_size=2, device="cpu"))
+    with pytest.raises(ValueError, match="begun otherwise"):
+        finetune(discs.config(mae, "regression", resume=True, **FEW))
+    with pytest.raises(ValueError, match=r"is a run of pretrain: fine-tune it by"):
+        load_run(mae)
+    with pytest.raises(ValueError, match=r"compare: run is a run of finetune, mae one of pretrain"):
+        compare([finished, mae])
+
+
+@pytest.mark.parametrize("task", ["regression", "landmarks", "segmentation"])
+def test_changed_labels(discs, tmp_path, task):  # noqa: F811
+    change = "data" if task == "segmentation" else "table"
+    out = tmp_path / "run"
+    finetune(discs.config(out, task, **FEW))
+    if task == "regression":
+        other = tmp_path / "other.csv"
+        other.write_text(discs.table.read_text().replace("s00,5", "s00,6"))
+    elif task == "landmarks":
+        other = tmp_path / "other.csv"
+        other.write_text(discs.points.read_text().replace("s00,lax_4c,0,tip", "s00,lax_4c,1,tip"))
+    else:
+        other = write_discs(tmp_path / "store", labels=(0, 1))  # the same images
+    with pytest.raises(ValueError, match=r"was begun with other labels \(task differs"):
+        finetune(discs.config(out, task, resume=True, **{change: other}, **FEW))
+
+
+def test_another_split(discs, finished, tmp_path):  # noqa: F811
+    split = tmp_path / "split.csv"
+    split.write_text("study,split\n" + "\n".join(f"s{n:02d},{'train' if n < 9 else 'val'}" for n in range(12)))
+    with pytest.raises(ValueError, match=r"begun with other labels"):
+        finetune(discs.config(finished, "regression", split=split, resume=True, **FEW))
+
+
+def test_two_runs_side_by_side(discs, finished, tmp_path, capsys):  # noqa: F811
+    other = tmp_path / "other"
+    finetune(discs.config(other, "regression", **FEW | {"lr": 0.01}))
+    assert main(["compare", str(finished), str(other), "--out", str(tmp_path / "both")]) == 0
+    told = capsys.readouterr().out
+    last = [metrics(out)[-1] for out in (finished, other)]
+    for name in ("score", "val_radius_mae"):
+        assert f"{last[0][name]:.4g}" in told and f"{last[1][name]:.4g}" in told
+    assert "best validation" in told and "| lr" in told and (tmp_path / "both" / "comparison.png").exists()
+    assert math.isfinite(last[0]["loss"]) and "tflops" not in (finished / "metrics.jsonl").read_text()
