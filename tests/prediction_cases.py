@@ -1,5 +1,6 @@
 """Hearts whose label maps are known in scanner mm, and fine-tuned runs whose networks say what their images show."""
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,15 @@ def predict_as(monkeypatch, run: FinetunedRun, src: Path, out: Path, **options) 
     """Predict by a run that is in no folder."""
     monkeypatch.setattr(predict, "load_run", lambda folder, **how: run)
     return predict.predict(PredictConfig(Path("run"), src, out, workers=1, **options), progress=False)
+
+
+def lines_of(path: Path) -> list[dict]:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def tree(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
 def segmenter(sax=(128, 128, 10), spacing=(1.0, 1.0, 8.0), lax=(128, 128), lax_spacing=(1.0, 1.0)) -> FinetunedRun:

@@ -70,8 +70,11 @@ def predict_prepared(
         OSError: a file can no longer be read.
     """
     if CLIP in run.shape.views:
-        clips = ClipStore(store, run.settled["run"]["views"])
-        return _values(run, clips, study, clips.views(study), tuple(dict.fromkeys(p.view for p in clips.planes(study))))
+        reads = run.settled["run"]["views"]
+        moving = tuple(v for v in store.views(study) if v in (reads or [v]) and store.n_frames(study, v) > 1)
+        if not moving:
+            raise ValueError(f"the model reads clips, and no {' or '.join(reads) or 'view'} has more than one frame")
+        return _values(run, ClipStore(store, moving), study, (CLIP,), moving)
     views = tuple(view for view in store.views(study) if view in run.shape.views)
     if not views:
         have, read = ", ".join(store.views(study)), ", ".join(run.shape.views)
@@ -131,7 +134,7 @@ def _landmarks(
     cine: Cine, source: Source,
 ) -> None:  # fmt: skip
     """pixels: (T, landmarks, 2) of the stored frames, whose affine is `stored`."""
-    voxels, mm = original_points(pixels, stored, cine.affine)
+    voxels, mm = (np.round(found, 6) + 0.0 for found in original_points(pixels, stored, cine.affine))
     names = run.task.names
     made.files[f"{view}.gif"] = landmarks_gif(cine, voxels[..., :2])
     summary = {
