@@ -75,18 +75,18 @@ def test_known_values_scans_and_subgroups(discs, runs, tmp_path):  # noqa: F811
     # the first two scans of each heart, over the whole cycle as the report has them
     measured = {(row["study"], row["name"]): row["pred"] for row in rows if row["kind"] == "cycle"}
     retest = {(row["study"], row["name"]): (row["first"], row["second"]) for row in rows if row["kind"] == "retest"}
-    scans = {f"h{h}": [study for study in train if int(study[1:]) // 4 == h][:2] for h in range(3)}
-    scans = {heart: pair for heart, pair in scans.items() if len(pair) > 1}
-    assert scans and {heart for heart, _ in retest} == set(scans)
-    for heart, pair in scans.items():
+    scans = [[study for study in train if int(study[1:]) // 4 == number][:2] for number in range(3)]
+    scans = dict(pair for pair in scans if len(pair) > 1)
+    assert scans and {study for study, _ in retest} == set(scans)
+    for pair in scans.items():
         for name in ("lv_ef", "lv_mass_g"):
-            first, second = (measured[study, name] for study in pair)
-            if np.isfinite([first, second]).all():
-                assert retest[heart, name] == (first, second)
+            values = tuple(measured[study, name] for study in pair)
+            if np.isfinite(values).all():
+                assert retest[pair[0], name] == values
             else:
-                why = f"{name} of {pair[0]} and {pair[1]}: it could not be measured in both"
-                assert {"study": heart, "why": why} in results["left_out"]
-    assert results["without_group"] == {"site": 0}
+                why = f"{name} could not be measured in it and in {pair[1]}, the same heart"
+                assert {"study": pair[0], "why": why} in results["left_out"]
+    assert results["without_group"] == {"site": 0} and results["studies"] == len(train)
 
 
 def test_tables(discs, runs, tmp_path):  # noqa: F811

@@ -230,14 +230,14 @@ def _scans(
 def _compare_scans(
     scans: Mapping[str, Sequence[str]], values: Mapping[str, Mapping[str, float]], sums: Assessment
 ) -> None:
-    """Compare the first two scans of each heart: what was measured or predicted in both."""
-    for heart, (first, second, *_) in scans.items():
+    """Compare the first two scans of each heart, under the first one's name: what was measured or predicted."""
+    for first, second, *_ in scans.values():
         for name in values.get(first, {}):
             pair = values[first][name], values.get(second, {}).get(name, math.nan)
             if all(map(math.isfinite, pair)):
-                sums.add_retest(heart, name, *pair)
+                sums.add_retest(first, name, *pair)
             else:
-                sums.leave_out(heart, f"{name} of {first} and {second}: it could not be measured in both")
+                sums.leave_out(first, f"{name} could not be measured in it and in {second}, the same heart")
 
 
 def _told(studies: Sequence[str], what: str):
