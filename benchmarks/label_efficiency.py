@@ -1,0 +1,448 @@
+"""What pre-training is worth when labels are few: synthetic hearts, fine-tuned from scratch and from pre-training.
+
+    python benchmarks/label_efficiency.py --out DIR            (with the `test` extra; under two hours on two cores)
+    python benchmarks/label_efficiency.py --out DIR --write    docs/experiments/labels.md and .png of what is complete
+
+One pre-training run sees the images of all hearts but the test ones, and no label. Then one fit a cell: two tasks
+(SAX segmentation; ejection fraction and disease from all views), all, half or few of the labels, from scratch or
+pre-trained, several seeds. Each is judged on the test hearts by `evaluate`. Everything is kept in DIR, so that a run
+that was stopped goes on; a round of one seed is finished before the next, and a page can be written between them.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import count, islice, product
+from multiprocessing import get_context
+from pathlib import Path
+
+import checkout
+import conditions
+import numpy as np
+import torch
+
+from cinema_fast.data.augmentation import AugmentConfig
+from cinema_fast.data.phantom import write_cohort
+from cinema_fast.data.prepare import PrepareConfig, prepare
+from cinema_fast.data.store import CineStore
+from cinema_fast.data.tables import read_table
+from cinema_fast.downstream.bootstrap import Estimate, Measure, estimate
+from cinema_fast.downstream.compare_evaluations import is_evaluation, read_evaluation
+from cinema_fast.downstream.config import FinetuneConfig
+from cinema_fast.downstream.evaluate import evaluate_run
+from cinema_fast.downstream.evaluate_config import EvaluateConfig
+from cinema_fast.downstream.finetune import finetune
+from cinema_fast.downstream.metrics_function import cardiac_function, ed_es, volume_curves
+from cinema_fast.downstream.metrics_segmentation import CLASSES
+from cinema_fast.downstream.rows import Row, key
+from cinema_fast.downstream.split import fewer, split_studies
+from cinema_fast.downstream.summary import Target, measure_of, row_sets
+from cinema_fast.train.compare import markdown_table
+from cinema_fast.train.config import PretrainConfig
+from cinema_fast.train.pretrain import pretrain
+
+PRESET = "cinema-demo"
+TASKS = ("segmentation", "multitask")
+LEVELS = ("all", "few", "half")  # in the order in which they are fitted
+STARTS = ("scratch", "pre-trained")
+TARGET_EF_MAE = 2.0
+KNOWN = ("lv_ef=ef", "lv_edv_ml=edv_ml", "lv_esv_ml=esv_ml")
+AUGMENT = AugmentConfig(
+    zoom=(0.85, 1.15), rotation=30.0, rotation_share=0.5, translation=3.0, translation_share=0.5,
+    gamma=(0.7, 1.4), gamma_share=0.5, noise=0.05, noise_share=0.5,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """Hearts, shares of them for test and validation, few: labelled hearts of the lowest level; steps and batches."""
+
+    studies: int = 120
+    test: float = 0.25
+    val: float = 0.15
+    few: int = 10
+    pretraining: tuple[int, int] = (600, 16)
+    segmentation: tuple[int, int] = (500, 2)
+    multitask: tuple[int, int] = (150, 8)
+    validations: int = 5
+    seeds: tuple[int, ...] = (0, 1, 2)
+    resamples: int = 2000
+
+
+SMOKE = Size(30, 0.2, 0.2, 8, (4, 4), (2, 2), (2, 2), 1, (0,), 50)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One fit, and its judgement."""
+
+    task: str
+    level: str
+    start: str
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        return out / "cells" / f"{self.task}-{self.level}-{self.start}-{self.seed}"
+
+
+def cells(size: Size) -> list[Cell]:
+    """All cells, in the order of the fits: seed by seed, the two starts of a comparison side by side."""
+    order = product(size.seeds, LEVELS, TASKS, STARTS)
+    return [Cell(task, level, start, seed) for seed, level, task, start in order]
+
+
+def make_store(out: Path, size: Size) -> Path:
+    """The cohort and its store with label maps; kept once made."""
+    cohort, store = out / "cohort", out / "store"
+    if not (cohort / "truth.json").exists():
+        shutil.rmtree(cohort, ignore_errors=True)  # of a run that was stopped
+        write_cohort(cohort, size.studies, 1, workers=2, in_plane_mm=3.0, n_frames=10, n_slices=20)
+    report = prepare(
+        PrepareConfig(
+            src=cohort, dst=store, labels="labels/{id}_{view}.nii.gz", sax_size=(32, 32, 20), lax_size=(40, 40),
+            sax_spacing=(3.0, 3.0, 6.0), lax_spacing=(3.0, 3.0),
+        ),
+        progress=False,
+    )  # fmt: skip
+    if report.exit_code:
+        raise SystemExit(str(report))
+    return store
+
+
+def make_start(out: Path, size: Size) -> None:
+    """The one pre-training run, which never sees the test hearts."""
+    run, (steps, batch) = out / "pretraining", size.pretraining
+    if (run / "report" / "loss.png").exists():
+        return
+    with spent_on(run):
+        outcome = pretrain(
+            PretrainConfig(
+                data=out / "store", out=run, steps=steps, preset=PRESET, batch_size=batch, lr=2e-3, warmup=0.05,
+                holdout=size.test, precision="fp32", device="cpu", workers=1, log_every=max(steps // 20, 1),
+                checkpoint_every=max(steps // 5, 1), resume=(run / "config.yaml").exists(),
+            )
+        )  # fmt: skip
+    if outcome.exit_code:
+        raise SystemExit(outcome.exit_code)
+
+
+def few_keys(training: Sequence[str], disease: Mapping[str, str], few: int) -> Iterator[int]:
+    """Keys of subsets whose `few` studies hold a heart of every disease of the training studies, ascending.
+
+    A smaller subset is in a larger one of the same key, so that both tasks and all levels of a key share hearts.
+    """
+    kinds = {disease[study] for study in training}
+    for at in count():
+        chosen = fewer(training, fraction=few / len(training), shots=None, seed=at)
+        if {disease[study] for study in chosen} == kinds:
+            yield at
+        if at > 10_000:
+            raise SystemExit(f"no {few} training studies hold all of {', '.join(sorted(kinds))}")
+
+
+def labelled(size: Size, level: str, n_training: int) -> int:
+    """Hearts whose labels are used."""
+    return {"all": n_training, "half": n_training // 2, "few": size.few}[level]
+
+
+def options(out: Path, cell: Cell, size: Size, subset_seed: int, n_training: int) -> FinetuneConfig:
+    """The options of a fit: alike for both starts and for all numbers of labels."""
+    task = {
+        "segmentation": {"views": ("sax",), "decoder_channels": (16, 32, 64), "lr": 3e-3, "dropout": 0.0},
+        "multitask": {"table": out / "cohort/truth.csv", "targets": ("ef", "disease"), "n_frames": 5, "lr": 2e-3},
+    }[cell.task]
+    (steps, batch), run = getattr(size, cell.task), cell.folder(out) / "run"
+    return FinetuneConfig(
+        data=out / "store", out=run, task=cell.task, steps=steps, batch_size=batch, preset=PRESET,
+        init_from=out / "pretraining" if cell.start == "pre-trained" else None, seed=cell.seed, val=size.val,
+        test=size.test, label_fraction=labelled(size, cell.level, n_training) / n_training, subset_seed=subset_seed,
+        augment=AUGMENT, blank=0.0, layer_decay=1.0, warmup=0.05, drop_path=0.0, patience=0,
+        validate_every=max(steps // size.validations, 1), device="cpu", precision="fp32", workers=1,
+        log_every=max(steps // 10, 1), resume=(run / "config.yaml").exists(), **task,
+    )  # fmt: skip
+
+
+def fit(job: tuple[Path, Cell, Size]) -> Cell | None:
+    """One cell, gone on with where it was stopped; None where it was stopped again."""
+    out, cell, size = job
+    torch.set_num_threads(1)
+    folder = cell.folder(out)
+    if is_evaluation(folder / "evaluation"):
+        return cell
+    truth, store = out / "cohort/truth.csv", CineStore(out / "store")
+    training = split_studies(store.ids, val=size.val, test=size.test).train
+    keys = few_keys(training, read_table(truth).values("disease"), size.few)
+    subset_seed = next(islice(keys, size.seeds.index(cell.seed), None))
+    with spent_on(folder):
+        if finetune(options(out, cell, size, subset_seed, len(training))).signum:
+            return None
+        shutil.rmtree(folder / "evaluation", ignore_errors=True)  # of a run that was stopped
+        evaluate_run(
+            EvaluateConfig(
+                run=folder / "run", out=folder / "evaluation", table=truth, device="cpu", resamples=size.resamples,
+                known=KNOWN if cell.task == "segmentation" else (),
+            )
+        )  # fmt: skip
+    shutil.rmtree(folder / "run" / "checkpoints")  # best/ holds the weights that were judged
+    return cell
+
+
+@contextmanager
+def spent_on(folder: Path) -> Iterator[None]:
+    """Adds the processor seconds of what is done within to FOLDER/seconds.json, also where that is stopped."""
+    path, began = folder / "seconds.json", time.process_time()
+    try:
+        yield
+    finally:
+        before = json.loads(path.read_text()) if path.exists() else 0.0
+        conditions.write_json(path, before + time.process_time() - began)
+
+
+class Sum(Measure):
+    """Weighted sum of measures of the same rows in the same order: the mean over seeds, or what two starts differ by.
+
+    So that one draw of the studies is the same for all of them.
+    """
+
+    def __init__(self, parts: Sequence[tuple[float, Measure]]):
+        self.parts, self.n, self.notes, self.used = parts, parts[0][1].n, {}, {}
+
+    def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        found = [(factor, measure(weights)) for factor, measure in self.parts]
+        return {name: sum(factor * one[name] for factor, one in found) for name in found[0][1]}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number of the tables: of which rows of an evaluation, which of their metrics."""
+
+    title: str
+    task: str
+    rows: tuple[str, str, str]
+    metric: str
+    form: str = ".2f"
+
+
+FIGURES = (
+    Figure("Dice, mean of RV, MYO, LV", "segmentation", ("segmentation", "sax", "all classes"), "dice", ".3f"),
+    Figure("EF measured by segmentation, MAE [points]", "segmentation", ("cycle", "sax", "lv_ef"), "mae"),
+    Figure("EDV measured by segmentation, MAE [ml]", "segmentation", ("cycle", "sax", "lv_edv_ml"), "mae", ".1f"),
+    Figure("EF by regression, MAE [points]", "multitask", ("regression", "", "ef"), "mae"),
+    Figure("disease, AUROC (one against the rest)", "multitask", ("classification", "", "disease"), "auroc", ".3f"),
+    Figure("disease, balanced accuracy", "multitask", ("classification", "", "disease"), "balanced_accuracy", ".3f"),
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A figure at a level: by start over the seeds that are complete for it, and pre-trained - scratch over those that
+    are complete for both."""
+
+    of_start: dict[str, Estimate]
+    seeds: dict[str, int]
+    difference: Estimate | None
+
+
+def compare(out: Path, size: Size, figure: Figure, level: str) -> Comparison:
+    """Judge a figure at a level by the rows of its complete cells."""
+    measures: dict[str, dict[int, Measure]] = {start: {} for start in STARTS}
+    studies: list[str] = []
+    for start, seed in product(STARTS, size.seeds):
+        folder = Cell(figure.task, level, start, seed).folder(out) / "evaluation"
+        if is_evaluation(folder):
+            rows, target = rows_of(folder, figure)
+            of = [row["study"] for row in rows]
+            if studies and of != studies:
+                raise SystemExit(f"{folder} judges other studies than the cells before: begin with another --out")
+            studies, measures[start][seed] = of, measure_of(figure.rows[0], rows, target)
+
+    def judged(parts: list[tuple[float, Measure]]) -> Estimate:
+        return estimate(Sum(parts), studies, resamples=size.resamples)[figure.metric]
+
+    scratch, pretrained = (measures[start] for start in STARTS)
+    both = sorted(scratch.keys() & pretrained.keys())
+    parts = [(sign / len(both), found[seed]) for seed in both for sign, found in ((-1, scratch), (1, pretrained))]
+    done = {start: [(1 / len(found), one) for one in found.values()] for start, found in measures.items() if found}
+    return Comparison(
+        {start: judged(mean) for start, mean in done.items()},
+        {start: len(found) for start, found in measures.items()},
+        judged(parts) if parts else None,
+    )
+
+
+def rows_of(evaluation: Path, figure: Figure) -> tuple[list[Row], Target]:
+    """The rows a figure is made of, in the same order for all evaluations."""
+    read = read_evaluation(evaluation)
+    sets = dict(row_sets(list(read.rows.values())))
+    return sorted(sets[figure.rows], key=key), read.targets.get(figure.rows[2], Target())
+
+
+def label_floor(out: Path, studies: Sequence[str]) -> np.ndarray:
+    """(n,) EF [points] of the stored label maps minus the known one: what a perfect segmenter would miss it by."""
+    store, known = CineStore(out / "store"), read_table(out / "cohort/truth.csv").numeric("ef")
+    errors = []
+    for study in studies:
+        info = store.info(study, "sax")
+        maps = np.stack([store.read_labels(study, "sax", t) for t in info.labels.frames])
+        curves = volume_curves(maps, info.spacing_mm, CLASSES)
+        errors.append(cardiac_function(curves, *ed_es(curves["LV"]))["lv_ef"] - known[study])
+    return np.array(errors)
+
+
+def shown(found: Estimate | None, form: str) -> str:
+    if found is None or found.value is None:
+        return "not done"
+    interval = "no interval" if found.low is None else f"{found.low:{form}} to {found.high:{form}}"
+    return f"{found.value:{form}} ({interval})"
+
+
+def document(out: Path, size: Size, results: Mapping[tuple[str, str], Comparison]) -> str:
+    """The experiment as Markdown; every number from the cells."""
+    store, truth = CineStore(out / "store"), read_table(out / "cohort/truth.csv")
+    split = split_studies(store.ids, val=size.val, test=size.test)
+    n_training, disease = len(split.train), truth.values("disease")
+    missed = label_floor(out, split.test)
+    counts = Counter(disease[study] for study in split.test)
+    kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
+    head = ["labelled hearts", "scratch", "seeds", "pre-trained", "seeds", "pre-trained - scratch"]
+    tables = []
+    for figure in FIGURES:
+        lines = []
+        for level in ("all", "half", "few"):
+            one = results[figure.title, level]
+            row = [str(labelled(size, level, n_training))]
+            for start in STARTS:
+                row += [shown(one.of_start.get(start), figure.form), str(one.seeds[start])]
+            lines.append([*row, shown(one.difference, "+" + figure.form)])
+        tables += [f"### {figure.title}", "", markdown_table(head, lines), ""]
+    todo = [cell for cell in cells(size) if not is_evaluation(cell.folder(out) / "evaluation")]
+    said = "All cells are complete." if not todo else (
+        f"**{len(cells(size)) - len(todo)} of {len(cells(size))} cells are complete.** Missing: "
+        + ", ".join(f"{c.task} {c.level} {c.start} seed {c.seed}" for c in todo) + "."
+    )  # fmt: skip
+    spent = sum(json.loads(path.read_text()) for path in out.rglob("seconds.json"))
+    pretraining, segmentation, multitask = (
+        f"{steps} steps of {batch}" for steps, batch in (size.pretraining, size.segmentation, size.multitask)
+    )
+    return "\n".join([
+        "# What pre-training is worth when labels are few",
+        "",
+        f"`python benchmarks/label_efficiency.py --out DIR`, then with `--write`; {spent / 60:.0f} minutes of one core "
+        f"for pre-training, fits and evaluations; {conditions.cpu_model()}, PyTorch {torch.__version__}; "
+        f"{conditions.now()[:10]}, {conditions.commit()}",
+        "",
+        said,
+        "",
+        f"{size.studies} synthetic hearts of {len(set(disease.values()))} disease classes, 10 frames; SAX stored as "
+        "32 x 32 pixels of 3 mm, which hold the left ventricle and cut the right one, and 20 slices of 6 mm. "
+        f"{len(split.test)} test hearts ({kinds}) are seen by no training, {len(split.val)} choose the best weights, "
+        f"{n_training} are to train on: labels of all, of half, or of {size.few} are used. The few hold every disease; "
+        "which they are differs between seeds and is the same for both tasks and both starts.",
+        "",
+        f"Pre-training: one run of CineMA (`{PRESET}`) on the images of all but the test hearts, all views, "
+        f"{pretraining}, without labels. Every pre-trained cell begins with it, so what another "
+        "pre-training run would do is not in the intervals. Segmentation: ConvUNetR on SAX frames, "
+        f"{segmentation}. EF and disease: one ConvViT for both (multitask), 5 frames of all four "
+        f"views, {multitask}. Steps are the same for any number of labels, and all other "
+        "options for both starts: they were chosen by validation from scratch on another cohort, and layer-wise decay "
+        "of the learning rate is off.",
+        "",
+        "## Results on the test hearts",
+        "",
+        f"Means over seeds, and 95 % intervals by {size.resamples} draws of the {len(split.test)} test hearts: how far "
+        "they would move with other test hearts, given these fits. Differences are paired: the same hearts, seeds and "
+        "labels. Dice of all frames; EF and EDV over the predicted cycle, against the phantom's own, which are not "
+        "those of its label maps.",
+        "",
+        *tables,
+        "![figure](labels.png)",
+        "",
+        "## Is EF measured to within 2 points?",
+        "",
+        f"The stored label maps themselves miss the known EF of the test hearts by {np.abs(missed).mean():.2f} points "
+        f"on average (bias {missed.mean():+.2f}, at most {np.abs(missed).max():.2f}), at slices of 6 mm and 10 frames: "
+        f"a perfect segmenter would too. {verdict(results)}",
+        "",
+    ])  # fmt: skip
+
+
+def verdict(results: Mapping[tuple[str, str], Comparison]) -> str:
+    """Whether EF is measured to within TARGET_EF_MAE with all labels."""
+    parts = []
+    for start, found in results[FIGURES[1].title, "all"].of_start.items():
+        holds = "within" if found.value <= TARGET_EF_MAE else "not within"
+        parts.append(f"{start} {found.value:.2f} points (95 % interval {found.low:.2f} to {found.high:.2f}), {holds} "
+                     f"{TARGET_EF_MAE:g}")  # fmt: skip
+    return f"The segmenter trained on all labels, mean absolute error: {'; '.join(parts) or 'not done'}."
+
+
+def draw(path: Path, size: Size, n_training: int, results: Mapping[tuple[str, str], Comparison]) -> None:
+    """Each figure over the number of labelled hearts, with its intervals."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(10, 5.6), layout="constrained")
+    for axes, figure in zip(canvas.subplots(2, 3).flat, FIGURES):
+        for start, shift, colour in zip(STARTS, (0.97, 1.03), ("tab:gray", "tab:blue")):
+            found = {labelled(size, level, n_training): results[figure.title, level].of_start.get(start)
+                     for level in LEVELS}  # fmt: skip
+            points = [(n, e) for n, e in sorted(found.items()) if e and e.low is not None]
+            ends = [[e.value - e.low for _, e in points], [e.high - e.value for _, e in points]]
+            axes.errorbar([n * shift for n, _ in points], [e.value for _, e in points], ends, fmt="o-", color=colour,
+                          capsize=3, label=start)  # fmt: skip
+        if figure is FIGURES[1]:
+            axes.axhline(TARGET_EF_MAE, color="tab:red", lw=1, ls="--")
+        axes.set(xlabel="labelled hearts", xscale="log", xticks=list(found), xticklabels=list(found))
+        axes.set_title(figure.title, fontsize=9)
+        axes.minorticks_off()
+    canvas.axes[0].legend(frameon=False)
+    canvas.savefig(path, dpi=110)
+
+
+def write(out: Path, size: Size, page: Path) -> None:
+    """The page and its figure, from the cells that are complete."""
+    results = {(figure.title, level): compare(out, size, figure, level) for figure in FIGURES for level in LEVELS}
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(document(out, size, results))
+    n_training = len(split_studies(CineStore(out / "store").ids, val=size.val, test=size.test).train)
+    draw(page.with_suffix(".png"), size, n_training, results)
+    print(page.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for cohort, store, runs and evaluations")
+    parser.add_argument("--write", action="store_true", help="fit nothing: write the page of the cells that are done")
+    parser.add_argument("--document", type=Path, default=checkout.ROOT / "docs/experiments/labels.md")
+    parser.add_argument("--smoke", action="store_true", help="toy size: whether it runs, not what it says")
+    given = parser.parse_args()
+    size, out = SMOKE if given.smoke else Size(), given.out
+    settled = out / "size.json"
+    if settled.exists() and json.loads(settled.read_text()) != json.loads(json.dumps(asdict(size))):
+        parser.error(f"--out {out} holds an experiment of another size: {settled.read_text()}; choose another folder")
+    if given.write:
+        if not settled.exists():
+            parser.error(f"--out {out} holds no experiment: run it first without --write")
+        write(out, size, given.document)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    settled.write_text(json.dumps(asdict(size)))
+    began = time.perf_counter()
+    make_store(out, size)
+    make_start(out, size)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for cell, done in zip(cells(size), pool.map(fit, [(out, cell, size) for cell in cells(size)])):
+            state = "done" if done else "stopped"
+            print(f"[{time.perf_counter() - began:5.0f} s] {cell} {state}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
