@@ -121,6 +121,22 @@ def test_few_labels_are_those_that_are_used(discs, tmp_path):  # noqa: F811
     assert metrics(tmp_path / "shot")[-1]["epoch"] == 3 * 3 / 2
 
 
+def test_losses_of_several_targets_are_weighed(discs, tmp_path):  # noqa: F811
+    """The loss of the first step is linear in fixed weights; without uncertainty nothing is learnt of them."""
+    loss = {}
+    for weights in ((), (2.0, 1.0, 1.0), (1.0, 3.0, 1.0), (2.0, 3.0, 1.0)):
+        out = tmp_path / str(weights)
+        fixed = {"steps": 1, "balance": "fixed", "weights": weights, "drop_path": 0.0}
+        finetune(discs.config(out, "multitask", **FEW | fixed))
+        (line,) = metrics(out)
+        loss[weights] = line["loss"]
+        assert "log_variance" not in last_weights(out)
+    first, second, both = (loss[w] - loss[()] for w in ((2.0, 1.0, 1.0), (1.0, 3.0, 1.0), (2.0, 3.0, 1.0)))
+    assert first > 0 and second > 0 and both == pytest.approx(first + second, rel=1e-5)
+    finetune(discs.config(tmp_path / "learnt", "multitask", **FEW))
+    assert last_weights(tmp_path / "learnt")["log_variance"].abs().min() > 0
+
+
 @pytest.mark.parametrize("task", ["segmentation", "regression"])
 def test_the_baseline(discs, tmp_path, task):  # noqa: F811
     pytest.importorskip("monai")

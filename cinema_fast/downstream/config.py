@@ -61,8 +61,10 @@ class FinetuneConfig:
     decoder_channels: tuple[int, ...] = (32, 64, 128, 256, 512)
     # what a prediction is made of: the mean over the heads of views and class token, or one kind of them
     reduce: Literal["all", "patch", "cls"] = "all"
-    # how the losses of several targets are balanced: by learned uncertainty (Kendall et al. 2018), or alike
-    balance: Literal["uncertainty", "equal"] = "uncertainty"
+    # how the losses of several targets are balanced: by learned uncertainty (Kendall et al. 2018), or by --weights
+    balance: Literal["uncertainty", "fixed"] = "uncertainty"
+    # weight of each target's loss, in their order; 1 where none is given
+    weights: tuple[float, ...] = ()
     # studies a step takes at once
     batch_size: int = 4
     # batches whose gradients are averaged into one step
@@ -172,6 +174,13 @@ class FinetuneConfig:
             raise ValueError(f"--classes {unknown[0]}: not among --targets")
         if len(set(self.targets)) < len(self.targets):
             raise ValueError("--targets names a column twice")
+        if self.weights and (self.balance != "fixed" or len(self.weights) != len(self.targets)):
+            raise ValueError(
+                f"--weights are of --balance fixed, one for each of --targets; got {len(self.weights)} with --balance "
+                f"{self.balance} and {len(self.targets)} targets"
+            )
+        if any(not 0 < weight < float("inf") for weight in self.weights):
+            raise ValueError(f"--weights must be above 0, got {' '.join(map(str, self.weights))}")
         if self.network == "baseline" and (self.init_from or self.frozen):
             raise ValueError("--network baseline starts from random weights: it takes no --init-from and no --frozen")
         if self.network == "baseline" and (self.reduce == "cls" or self.recompute != "none"):

@@ -42,16 +42,13 @@ def target_loss(output: Tensor, values: Tensor, *, classified: bool) -> Tensor:
     return F.cross_entropy(output, values.long()) if classified else F.mse_loss(output[:, 0], values)
 
 
-def balanced(losses: list[Tensor], log_variance: Tensor | None, classified: list[bool], known: Tensor) -> Tensor:
-    """One loss of several: their sum, or weighed by the uncertainty s = log variance that is learnt of each target.
+def balanced(losses: Tensor, log_variance: Tensor, classified: list[bool], known: Tensor) -> Tensor:
+    """One loss of several (targets,), weighed by the uncertainty s = log variance (targets,) that is learnt of each.
 
     exp(-s) L + s / 2 for a class, half of the first term for a number (Kendall et al., "Multi-task learning using
     uncertainty to weigh losses", CVPR 2018).
 
     known (targets,) bool: which of them some study of the batch has a value of; nothing is learnt of the others.
     """
-    each = torch.stack(losses)
-    if log_variance is None:
-        return each.sum()
-    half = torch.tensor([1.0 if is_class else 0.5 for is_class in classified], device=each.device)
-    return (half * torch.exp(-log_variance) * each + known * log_variance / 2).sum()
+    half = torch.tensor([1.0 if is_class else 0.5 for is_class in classified], device=losses.device)
+    return (half * torch.exp(-log_variance) * losses + known * log_variance / 2).sum()

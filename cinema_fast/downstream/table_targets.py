@@ -72,7 +72,8 @@ class TableLabels:
 class TableTask:
     """kind: regression, classification or multitask. n_frames: read together, 1 for clips. reduce: of ConvViT.
 
-    balance: of several losses. labels_sha256: of the values, so that a run is not resumed with others.
+    balance, weights: of several losses; no weights where uncertainties are learnt.
+    labels_sha256: of the values, so that a run is not resumed with others.
     """
 
     kind: str
@@ -81,6 +82,7 @@ class TableTask:
     n_frames: int
     reduce: str
     balance: str
+    weights: tuple[float, ...]
     labels_sha256: str
 
     @classmethod
@@ -108,7 +110,8 @@ class TableTask:
         )
         n_frames = 1 if CLIP in views else config.n_frames
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-        task = cls(config.task, targets, views, n_frames, config.reduce, config.balance, digest)
+        weights = () if config.balance == "uncertainty" else config.weights or (1.0,) * len(targets)
+        task = cls(config.task, targets, views, n_frames, config.reduce, config.balance, weights, digest)
         return task, TableLabels(store, views, targets, values, n_frames), used
 
     def to_dict(self) -> dict:
@@ -116,7 +119,8 @@ class TableTask:
         targets = [asdict(target) | {"classes": list(target.classes)} for target in self.targets]
         return {
             "kind": self.kind, "targets": targets, "views": list(self.views), "n_frames": self.n_frames,
-            "reduce": self.reduce, "balance": self.balance, "labels_sha256": self.labels_sha256,
+            "reduce": self.reduce, "balance": self.balance, "weights": list(self.weights),
+            "labels_sha256": self.labels_sha256,
         }  # fmt: skip
 
     def build(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
@@ -142,8 +146,11 @@ class TableTask:
             target_loss(out, known, classified=bool(target.classes))
             for target, out, known in zip(self.targets, self.outputs(model, images), values)
         ]
-        known = torch.stack([~value.isnan().all() for value in values])
-        return balanced(losses, getattr(model, "log_variance", None), [bool(t.classes) for t in self.targets], known)
+        losses = torch.stack(losses)
+        if hasattr(model, "log_variance"):
+            known = torch.stack([~value.isnan().all() for value in values])
+            return balanced(losses, model.log_variance, [bool(t.classes) for t in self.targets], known)
+        return (losses * losses.new_tensor(self.weights)).sum() if self.weights else losses.sum()
 
     def predict(self, model: nn.Module, images: dict[str, Tensor]) -> dict[str, Tensor]:
         """{target: (B,) float32 in the column's own unit, or (B, classes) probabilities}."""
