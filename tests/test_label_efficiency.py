@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import label_cells
 import label_efficiency as experiment
 
 from cinema_fast.data.tables import read_table
@@ -18,14 +19,14 @@ from cinema_fast.downstream.assessment import Assessment
 from cinema_fast.downstream.metrics_regression import Agreement
 from cinema_fast.downstream.split import fewer
 
-SIZE = experiment.Size(studies=2, seeds=(0, 1), resamples=400)
+SIZE = label_cells.Size(studies=2, seeds=(0, 1), resamples=400)
 EF = next(figure for figure in experiment.FIGURES if figure.rows == ("regression", "", "ef"))
 
 
 def test_the_few_hold_every_disease_and_are_among_the_half():
     training = [f"heart-{i:03}" for i in range(40)]
     disease = {study: "abcd"[i % 7 % 4] for i, study in enumerate(training)}
-    keys = list(islice(experiment.few_keys(training, disease, 5), 4))
+    keys = list(islice(label_cells.few_keys(training, disease, 5), 4))
     assert keys == sorted(set(keys))
     for at in range(keys[-1] + 1):
         few, half = (set(fewer(training, fraction=share, shots=None, seed=at)) for share in (5 / 40, 0.5))
@@ -35,11 +36,11 @@ def test_the_few_hold_every_disease_and_are_among_the_half():
 
 def test_no_few_can_hold_more_diseases_than_hearts():
     with pytest.raises(SystemExit, match="no 2 training studies hold all of a, b, c"):
-        next(experiment.few_keys(["1", "2", "3"], {"1": "a", "2": "b", "3": "c"}, 2))
+        next(label_cells.few_keys(["1", "2", "3"], {"1": "a", "2": "b", "3": "c"}, 2))
 
 
 def test_cells_of_a_seed_come_before_those_of_the_next():
-    cells = experiment.cells(experiment.Size())
+    cells = label_cells.cells(label_cells.Size())
     assert len(set(cells)) == 36 and [cell.seed for cell in cells] == [0] * 12 + [1] * 12 + [2] * 12
     assert all((a.task, a.level, a.seed) == (b.task, b.level, b.seed) for a, b in zip(cells[::2], cells[1::2]))
 
@@ -62,7 +63,7 @@ def judge(out: Path, start: str, seed: int, errors: dict[str, float]) -> None:
     made = Assessment(resamples=20)
     for i, (study, error) in enumerate(errors.items()):
         made.add_regression(study, "ef", 40.0 + i + error, 40.0 + i)
-    made.write(experiment.Cell("multitask", "few", start, seed).folder(out) / "evaluation", about={}, table={})
+    made.write(label_cells.Cell("multitask", "few", start, seed).folder(out) / "evaluation", about={}, table={})
 
 
 def test_starts_are_compared_heart_by_heart_over_the_seeds_of_both(tmp_path):
@@ -90,7 +91,7 @@ def test_cells_of_other_hearts_are_not_compared(tmp_path):
 
 def test_the_floor_is_that_of_the_stored_labels(tmp_path):
     """EF of voxels counted in the store's own files."""
-    store = experiment.make_store(tmp_path, SIZE)
+    store = label_cells.make_store(tmp_path, SIZE)
     truth = read_table(tmp_path / "cohort/truth.csv").numeric("ef")
     missed = experiment.label_floor(tmp_path, sorted(truth))
     for study, error in zip(sorted(truth), missed):
