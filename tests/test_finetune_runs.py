@@ -86,3 +86,25 @@ def _reader(config):
         )  # fmt: skip
 
     return read
+
+
+def _line(discs, out, **options) -> dict:  # noqa: F811
+    finetune(discs.config(out, "regression", steps=2, validate_every=2, views=("lax_4c",), **options))
+    return metrics(out)[-1]
+
+
+def test_recomputing_changes_no_bit(discs, tmp_path):  # noqa: F811
+    lines = [_line(discs, tmp_path / how, recompute=how) for how in ("none", "selective", "full")]
+    assert lines[0] == lines[1] == lines[2]
+
+
+@pytest.mark.slow
+def test_compiled_steps_agree(discs, tmp_path):  # noqa: F811
+    eager, compiled = (_line(discs, tmp_path / mode, mode=mode) for mode in ("eager", "compile"))
+    for name in ("loss", "grad_norm", "score"):
+        assert compiled[name] == pytest.approx(eager[name], rel=1e-4)
+
+
+def test_bf16_agrees_to_its_precision(discs, tmp_path):  # noqa: F811
+    whole, half = (_line(discs, tmp_path / name, precision=name) for name in ("fp32", "bf16"))
+    assert half["loss"] == pytest.approx(whole["loss"], rel=0.05) and half["loss"] != whole["loss"]

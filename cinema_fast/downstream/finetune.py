@@ -259,7 +259,8 @@ def _load(model: nn.Module, config: FinetuneConfig, say: Callable[[str], None]) 
     checkpoint = newest_checkpoint(best if best.exists() else config.init_from / "checkpoints", say)
     if checkpoint is None:
         raise ValueError(f"--init-from {config.init_from}: this run has no checkpoint yet")
-    return f"{config.init_from}, step {checkpoint.step}: {load_cinema_weights(model, checkpoint.weights)}"
+    taken = load_cinema_weights(model, checkpoint.weights).removeprefix("weights of the mapping given: ")
+    return f"weights of {config.init_from}, step {checkpoint.step}: {taken}"
 
 
 def _seen_before(config: FinetuneConfig, settled: Settled, saved: dict) -> Iterator[str]:
