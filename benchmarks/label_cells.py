@@ -50,7 +50,7 @@ class Size:
     few: int = 10
     pretraining: tuple[int, int] = (3600, 8)
     segmentation: tuple[int, int] = (500, 2)
-    multitask: tuple[int, int] = (150, 8)
+    multitask: tuple[int, int] = (500, 8)
     validations: int = 5
     seeds: tuple[int, ...] = (0, 1, 2)
     resamples: int = 2000
@@ -137,8 +137,11 @@ def options(out: Path, cell: Cell, size: Size, subset_seed: int, n_training: int
     """The options of a fit: alike for both starts and for all numbers of labels."""
     task = {
         "segmentation": {"views": ("sax",), "decoder_channels": (16, 32, 64), "lr": 3e-3, "dropout": 0.0},
-        "multitask": {"table": out / "cohort/truth.csv", "targets": ("ef", "disease"), "n_frames": 5, "lr": 2e-3},
-    }[cell.task]
+        "multitask": {
+            "table": out / "cohort/truth.csv", "targets": ("ef", "disease"), "n_frames": 5, "lr": 5e-3,
+            "views": ("lax_2c", "lax_3c", "lax_4c"),
+        },
+    }[cell.task]  # fmt: skip
     (steps, batch), run = getattr(size, cell.task), cell.folder(out) / "run"
     return FinetuneConfig(
         data=out / "store", out=run, task=cell.task, steps=steps, batch_size=batch, preset=PRESET,
