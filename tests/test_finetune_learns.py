@@ -35,7 +35,7 @@ def learnt(discs, tmp_path):  # noqa: F811
 
 
 def test_segmentation(learnt, discs, tmp_path):  # noqa: F811
-    figures = learnt("segmentation", steps=60, lr=1e-2)
+    figures = learnt("segmentation", steps=45, lr=1e-2)
     assert figures["val_dice"] > 0.9
     run, store = load_run(tmp_path / "run", device="cpu"), CineStore(discs.store)
     dice = []
@@ -55,11 +55,11 @@ def spread_mm() -> float:
     return float(np.linalg.norm(middles - middles.mean(0), axis=1).mean())
 
 
+@pytest.mark.slow
 def test_landmarks_as_heatmaps(learnt):
     assert learnt("landmarks", steps=90, lr=1e-2)["val_distance_mm"] < 0.6 * spread_mm()
 
 
-@pytest.mark.slow
 def test_landmarks_as_coordinates(learnt):
     figures = learnt("landmarks", landmarks="coordinates", steps=200, lr=5e-3)
     assert figures["val_distance_mm"] < 0.5 * spread_mm()
