@@ -189,10 +189,10 @@ def document(out: Path, size: Size, results: Mapping[tuple[str, str], Comparison
         f"Pre-training: one run of CineMA (`{PRESET}`) on the images of all but the test hearts, all views, "
         f"{pretraining}, without labels; its error on hidden patches of test hearts is {ratio:.2f} of the mean "
         "patch's. Every pre-trained cell begins with it, so what another run would do is not in the intervals. "
-        f"Segmentation: ConvUNetR on SAX frames, {segmentation}. EF and disease: one ConvViT for both (multitask), 5 "
-        f"frames of the three long axes, {multitask}. Steps are the same for any number of labels, and all other "
-        "options for both starts: they were chosen by validation from scratch on another cohort, and layer-wise decay "
-        "of the learning rate is off.",
+        f"Segmentation: ConvUNetR on SAX frames, {segmentation}, images not augmented. EF and disease: one ConvViT for "
+        f"both (multitask), 5 frames of the three long axes, {multitask}, augmented. Steps are the same for any number "
+        "of labels, and all other options for both starts: they were chosen by validation from scratch on another "
+        "cohort, and layer-wise decay of the learning rate is off.",
         "",
         "## Results on the test hearts",
         "",
