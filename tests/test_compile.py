@@ -1,11 +1,15 @@
 """torch.compile of a whole step: no graph break, and what eager gives."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from small_models import make_images, make_plan, small_model
 from tolerances import assert_close
+from torch._dynamo.utils import counters
 
 import cinema_fast as cf
+from cinema_fast.train.step import compile_model, source_digest
 
 
 @pytest.mark.parametrize(
@@ -35,3 +39,36 @@ def test_forward_and_backward_in_one_graph(compiler):
     with torch.compiler.set_stance("fail_on_recompile"):
         fresh = compiled(images, other)
     assert_close(fresh.loss, model(images, other).loss)
+
+
+@pytest.mark.slow
+def test_a_later_process_finds_the_compiled_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    model = small_model(enc_depth=1, dec_depth=1, views=("lax_4c",))
+    images = make_images(model.config)
+    plan = make_plan(model.config, images)
+    losses, grads = [], []
+    for found in ("autograd_cache_miss", "autograd_cache_hit"):
+        torch.compiler.reset()
+        counters.clear()
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = compile_model(model)(images, plan).loss
+        loss.backward()
+        assert counters["aot_autograd"][found] == 1 and not counters["aot_autograd"]["autograd_cache_bypass"]
+        losses.append(loss.detach())
+        grads.append(cf.cinema_state_dict(model, grad=True))
+    assert torch.equal(*losses)
+    assert all(torch.equal(grad, grads[1][name]) for name, grad in grads[0].items())
+
+
+def test_the_cache_is_keyed_by_the_sources_of_the_kernels(tmp_path):
+    (tmp_path / "op.py").write_text("def backward(): return 1")
+    before = source_digest(tmp_path)
+    assert source_digest(tmp_path) == before
+    (tmp_path / "op.py").write_text("def backward(): return 2")
+    assert source_digest(tmp_path) != before
+    compile_model(torch.nn.Identity())
+    compile_model(torch.nn.Identity())
+    sources = source_digest(Path(cf.kernels.__file__).parent)
+    assert torch.compiler.config.cache_key_tag.count(sources) == 1
