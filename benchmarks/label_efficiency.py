@@ -50,7 +50,8 @@ class Sum(Measure):
     """
 
     def __init__(self, parts: Sequence[tuple[float, Measure]]):
-        self.parts, self.n, self.notes, self.used = parts, parts[0][1].n, {}, {}
+        self.parts, self.n, self.used = parts, parts[0][1].n, {}
+        self.notes = {name: note for _, measure in parts for name, note in measure.notes.items()}
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         found = [(factor, measure(weights)) for factor, measure in self.parts]
@@ -136,7 +137,7 @@ def label_floor(out: Path, studies: Sequence[str]) -> np.ndarray:
 
 def shown(found: Estimate | None, form: str) -> str:
     if found is None or found.value is None:
-        return "not done"
+        return "undefined" if found else "not done"
     interval = "no interval" if found.low is None else f"{found.low:{form}} to {found.high:{form}}"
     return f"{found.value:{form}} ({interval})"
 
@@ -152,14 +153,21 @@ def document(out: Path, size: Size, results: Mapping[tuple[str, str], Comparison
     head = ["labelled hearts", "scratch", "seeds", "pre-trained", "seeds", "pre-trained - scratch"]
     tables = []
     for figure in FIGURES:
-        lines = []
+        lines, notes = [], []
         for level in ("all", "half", "few"):
             one = results[figure.title, level]
+            notes += [f"{start}, {level}: {e.note}." for start, e in one.of_start.items() if e.note]
             row = [str(labelled(size, level, n_training))]
             for start in STARTS:
                 row += [shown(one.of_start.get(start), figure.form), str(one.seeds[start])]
             lines.append([*row, shown(one.difference, "+" + figure.form)])
-        tables += [f"### {figure.title}", "", markdown_table(head, lines), ""]
+        tables += [
+            f"### {figure.title}",
+            "",
+            markdown_table(head, lines),
+            "",
+            *(part for note in notes for part in (note, "")),
+        ]
     todo = [cell for cell in cells(size) if not is_evaluation(cell.folder(out) / "evaluation")]
     runs = [out / "pretraining", *(cell.folder(out) / "run" for cell in cells(size) if cell not in todo)]
     commits = sorted({str(read_config(run)["versions"]["commit"]) for run in runs})
@@ -217,10 +225,9 @@ def verdict(results: Mapping[tuple[str, str], Comparison]) -> str:
     """Whether EF is measured to within TARGET_EF_MAE with all labels."""
     parts = []
     for start, found in results[FIGURES[1].title, "all"].of_start.items():
-        holds = "within" if found.value <= TARGET_EF_MAE else "not within"
-        parts.append(f"{start} {found.value:.2f} points (95 % interval {found.low:.2f} to {found.high:.2f}), {holds} "
-                     f"{TARGET_EF_MAE:g}")  # fmt: skip
-    return f"The segmenter trained on all labels, mean absolute error: {'; '.join(parts) or 'not done'}."
+        holds = found.value is not None and found.value <= TARGET_EF_MAE
+        parts.append(f"{start} {shown(found, '.2f')}, {'within' if holds else 'not within'} {TARGET_EF_MAE:g} points")
+    return f"Of segmenters trained on all labels the mean absolute error is: {'; '.join(parts) or 'not done'}."
 
 
 def draw(path: Path, size: Size, n_training: int, results: Mapping[tuple[str, str], Comparison]) -> None:
@@ -238,7 +245,8 @@ def draw(path: Path, size: Size, n_training: int, results: Mapping[tuple[str, st
                           capsize=3, label=start)  # fmt: skip
         if figure is FIGURES[1]:
             axes.axhline(TARGET_EF_MAE, color="tab:red", lw=1, ls="--")
-        axes.set(xlabel="labelled hearts", xscale="log", xticks=list(found), xticklabels=list(found))
+        axes.set(xlabel="labelled hearts", xscale="log", xticks=list(found), xticklabels=list(found),
+                 xlim=(0.8 * min(found), 1.25 * max(found)))  # fmt: skip
         axes.set_title(figure.title, fontsize=9)
         axes.minorticks_off()
     canvas.axes[0].legend(frameon=False)
