@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from small_models import make_images, small_model
 
 import cinema_fast as cf
+from cinema_fast.models.weights import load_starting_weights
 
 
 def same(a, b):
@@ -113,3 +114,46 @@ def test_what_does_not_fit_is_listed_and_nothing_loaded(tmp_path):
 def test_fine_tuned_weights_do_not_go_into_a_model_that_pretrains():
     with pytest.raises(ValueError, match=r"missing dec_linear\.weight"):
         cf.load_cinema_weights(small_model(), small_vit().state_dict())
+
+
+def test_training_starts_from_another_task():
+    """What a fine-tuned model does not share with the new one is fresh; frames are averaged back to one."""
+    source, model = small_vit(0, n_frames=4), small_unetr(1)
+    own = copy.deepcopy(model.state_dict())
+    said, absent = load_starting_weights(model, {**source.state_dict(), "log_variance": torch.zeros(3)})
+    assert "first convolutions averaged over 4 frames" in said and "fresh: dec_" in said and "left: " in said
+    assert absent == ()
+    for name, tensor in model.state_dict().items():
+        theirs = source.state_dict().get(name)
+        if name.endswith("conv_blocks.0.patch_embed.conv.weight"):
+            torch.testing.assert_close(tensor, theirs.unflatten(1, (4, -1)).mean(1))
+        elif name.partition(".")[0] in ("enc_down_dict", "encoder") and not name.endswith("pos_embed"):
+            assert torch.equal(tensor, theirs), name
+        else:
+            assert torch.equal(tensor, own[name]), name
+
+
+def test_a_unetr_has_no_fusion_to_start_from():
+    source, model = small_unetr(0), small_vit(1)
+    fusion = by_part(copy.deepcopy(model), "enc_fusion_dict")
+    said, absent = load_starting_weights(model, source.state_dict())
+    assert absent == ("enc_fusion_dict",) and "fresh: enc_fusion_dict, pred_head_dict" in said
+    assert same(fusion, by_part(model, "enc_fusion_dict"))
+    assert torch.equal(model.encoder.cls_token, source.encoder.cls_token)
+
+
+@pytest.mark.parametrize(("have", "want"), [(1, 3), (3, 1), (2, 3)])
+def test_starting_from_other_numbers_of_frames_and_targets(have, want):
+    """Repeated and averaged weights see a heart that stands still as those they are made of do, but for the scale."""
+    source, model = small_vit(0, n_frames=have, out_dim=2), small_vit(1, n_frames=want, out_dim=5)
+    load_starting_weights(model, source.state_dict())
+    for view in model.config.views:
+        theirs, ours = (m.enc_down_dict[view].conv_blocks[0].patch_embed.conv.weight for m in (source, model))
+        torch.testing.assert_close(ours.mean(1), theirs.mean(1))
+
+
+def test_the_same_task_starts_whole():
+    source, model = small_vit(0), small_vit(1)
+    said, _ = load_starting_weights(model, {**source.state_dict(), "log_variance": torch.zeros(3)})
+    assert said.endswith(f"all {len(source.state_dict())} tensors; left: log_variance")
+    assert same(source.state_dict(), model.state_dict())

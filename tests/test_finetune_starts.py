@@ -64,6 +64,28 @@ def test_from_a_run_a_file_and_a_published_file(discs, pretrained, tmp_path, tas
     assert trained and not torch.equal(moved[stem], found[0][stem])  # not frozen: the stem moves too
 
 
+def test_from_a_fine_tuned_run(discs, tmp_path):  # noqa: F811
+    """The same task goes on from all its weights; another takes stem and encoder, of all frames the mean."""
+    finetune(discs.config(tmp_path / "many", "multitask", **FEW))
+    many = load_file(next((tmp_path / "many/best").glob("*.safetensors")))
+    finetune(discs.config(tmp_path / "same", "multitask", init_from=tmp_path / "many", frozen=True, **FEW))
+    log = (tmp_path / "same/run.log").read_text()
+    assert f"weights of {tmp_path / 'many'}, step 3: all {len(many) - 1} tensors; left: log_variance" in log
+    finetune(discs.config(tmp_path / "seg", "segmentation", init_from=tmp_path / "many", frozen=True, **FEW))
+    assert "first convolutions averaged over 2 frames" in (tmp_path / "seg/run.log").read_text()
+    for run in ("same", "seg"):
+        for name, tensor in last_weights(tmp_path / run).items():
+            if name in many and name.startswith(("enc_", "encoder.")):
+                theirs = many[name]
+                if theirs.shape != tensor.shape:
+                    theirs = theirs.mean(1, keepdim=True)
+                assert torch.equal(theirs, tensor), name
+    with pytest.raises(ValueError, match=r"--frozen: .*seg has no enc_fusion_dict to leave as it is"):
+        finetune(discs.config(tmp_path / "no", "regression", init_from=tmp_path / "seg", frozen=True, **FEW))
+    finetune(discs.config(tmp_path / "back", "regression", init_from=tmp_path / "seg", **FEW))
+    assert "fresh: enc_fusion_dict, pred_head_dict" in (tmp_path / "back/run.log").read_text()
+
+
 def test_test_studies_that_pretraining_has_seen_are_told_of(discs, pretrained, tmp_path):  # noqa: F811
     finetune(discs.config(tmp_path / "run", "regression", init_from=pretrained, **FEW | {"test": 0.5}))
     log = (tmp_path / "run" / "run.log").read_text()

@@ -18,7 +18,7 @@ from ..data.sampler import Sampler, held_out
 from ..data.store import CineStore
 from ..models.config import CineMAConfig, config_from_dict, preset
 from ..models.conv_vit import layer_of
-from ..models.weights import cinema_state_dict, load_cinema_weights
+from ..models.weights import cinema_state_dict, load_starting_weights
 from ..train.checkpoint import WholeCheckpoints, newest_checkpoint, save_checkpoint
 from ..train.log import RunLog
 from ..train.memory import memory_advice
@@ -253,14 +253,20 @@ def _base_shape(config: FinetuneConfig) -> CineMAConfig:
 
 def _load(model: nn.Module, config: FinetuneConfig, say: Callable[[str], None]) -> str:
     """Put the weights of --init-from into the model; says what was taken and what not."""
-    if not config.init_from.is_dir():
-        return load_cinema_weights(model, config.init_from)
-    best = config.init_from / "best"  # of a fine-tuning run
-    checkpoint = newest_checkpoint(best if best.exists() else config.init_from / "checkpoints", say)
-    if checkpoint is None:
-        raise ValueError(f"--init-from {config.init_from}: this run has no checkpoint yet")
-    taken = load_cinema_weights(model, checkpoint.weights).removeprefix("weights of the mapping given: ")
-    return f"weights of {config.init_from}, step {checkpoint.step}: {taken}"
+    source, where = config.init_from, str(config.init_from)
+    if source.is_dir():
+        best = source / "best"  # of a fine-tuning run
+        checkpoint = newest_checkpoint(best if best.exists() else source / "checkpoints", say)
+        if checkpoint is None:
+            raise ValueError(f"--init-from {source}: this run has no checkpoint yet")
+        source, where = checkpoint.weights, f"{where}, step {checkpoint.step}"
+    said, absent = load_starting_weights(model, source)
+    if config.frozen and absent:
+        raise ValueError(
+            f"--frozen: {config.init_from} has no {', '.join(absent)} to leave as it is: start without --frozen, or "
+            "from other weights"
+        )
+    return said.replace("the mapping given", where, 1) if source is not config.init_from else said
 
 
 def _seen_before(config: FinetuneConfig, settled: Settled, saved: dict) -> Iterator[str]:

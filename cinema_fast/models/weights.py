@@ -1,5 +1,6 @@
 """Weights in and out under the names and shapes of the published checkpoints, which are the models' own."""
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -82,21 +83,47 @@ def load_cinema_weights(model: nn.Module, source: str | Path | Mapping[str, Tens
     return f"weights of {'the mapping given' if given else source}: " + _load_encoder(model, state, where)
 
 
+def load_starting_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> tuple[str, tuple[str, ...]]:
+    """Load what a ConvViT or ConvUNetR begins its training from; what was loaded, left and kept, and which parts of
+    stem, encoder and fusion are not in the source.
+
+    As `load_cinema_weights`, and fine-tuned weights that do not fit as a whole, such as those of another task, give
+    what pre-trained ones do. How the losses of several targets were balanced (`log_variance`) is left.
+
+    Raises as `load_cinema_weights`.
+    """
+    given = isinstance(source, Mapping)
+    state, where = _published(_read(source)), "" if given else f" in {source}"
+    balance = state.pop("log_variance", None)
+    if not _is_pretrained(state) and not _misfits(cinema_state_dict(model), state):
+        _load(model, state, where)
+        said, absent = f"all {len(state)} tensors" + "; left: log_variance" * (balance is not None), ()
+    else:
+        said = _load_encoder(model, state, where)
+        absent = tuple(part for part in _parts(cinema_state_dict(model)) if part not in _parts(state))
+    return f"weights of {'the mapping given' if given else source}: {said}", absent
+
+
+def _parts(state: Mapping[str, Tensor]) -> list[str]:
+    """Which of the parts that tasks share a state dict has."""
+    return [part for part in ENCODER_PARTS if any(name.startswith(f"{part}.") for name in state)]
+
+
 def _is_pretrained(state: Mapping[str, Tensor]) -> bool:
     """Whether these are names of a CineMA, with the decoder of its pre-training."""
     return any(name.startswith(("dec_linear.", "dec_embed_dict.", "decoder.")) for name in state)
 
 
 def _load_encoder(model: nn.Module, state: Mapping[str, Tensor], where: str) -> str:
-    """Load what a model shares with a pre-trained one, as `load_cinema_weights` says, and say what that was."""
+    """Load what a model shares with one of another task, as `load_cinema_weights` says, and say what that was."""
     own = cinema_state_dict(model)
-    parts = [part for part in ENCODER_PARTS if any(name.startswith(f"{part}.") for name in own)]
+    parts = [part for part in _parts(own) if part in _parts(state)]
     views, stored = _stem_views(own), _stem_views(state)
     if missing := [view for view in views if view not in stored]:
         raise ValueError(
             f"the weights{where} have no view {missing[0]!r}, which the model wants (views: {', '.join(stored)})"
         )
-    taken, repeated, other_tables = {}, 0, []
+    taken, repeated, other_tables = {}, "", []
     for name, tensor in state.items():
         if name.partition(".")[0] not in parts or _view_of(name) not in (None, *views):
             continue
@@ -105,18 +132,35 @@ def _load_encoder(model: nn.Module, state: Mapping[str, Tensor], where: str) -> 
             if want != tensor.shape or not torch.allclose(tensor.to(own[name]), own[name]):
                 other_tables.append(_view_of(name))
             continue
-        if name.endswith(FIRST_CONVOLUTION) and want[1] != tensor.shape[1] and want[1] % tensor.shape[1] == 0:
-            repeated = want[1] // tensor.shape[1]
-            tensor = tensor.repeat(1, repeated, *[1] * (tensor.ndim - 2))
+        if name.endswith(FIRST_CONVOLUTION) and want[1] != tensor.shape[1]:
+            channels = tensor.shape[1] if _is_pretrained(state) else math.gcd(tensor.shape[1], want[1])
+            tensor, repeated = _over_frames(tensor, channels, want[1])
         taken[name] = tensor
     kept = {n: t for n, t in own.items() if n.partition(".")[0] not in parts or n.endswith(".pos_embed")}
     _load(model, {**kept, **taken}, where)
     fresh = sorted({name.partition(".")[0] for name in kept} - set(parts))
     left = sorted({name.partition(".")[0] for name in state} - set(parts))
     said = [f"{len(taken)} tensors of {', '.join(parts)}, views {', '.join(views)}"]
-    said += [f"first convolutions repeated {repeated} times"] * bool(repeated)
+    said += [f"first convolutions {repeated}"] * bool(repeated)
     said += [f"position tables of another grid not taken: {', '.join(other_tables)}"] * bool(other_tables)
     return "; ".join([*said, f"fresh: {', '.join(fresh)}", f"left: {', '.join(left)}"])
+
+
+def _over_frames(weight: Tensor, channels: int, want: int) -> tuple[Tensor, str]:
+    """A first convolution (out, in, *kernel) of frames of so many channels for `want` in all, and how it was made.
+
+    The mean over frames undoes their repetition: one frame is then seen as it was before there were several.
+    """
+    said, frames, times = [], weight.shape[1] // channels, want // channels
+    if want % channels:
+        return weight, ""
+    if frames > 1:
+        weight = weight.unflatten(1, (frames, channels)).mean(1)
+        said.append(f"averaged over {frames} frames")
+    if times > 1:
+        weight = weight.repeat(1, times, *[1] * (weight.ndim - 2))
+        said.append(f"repeated {times} times")
+    return weight, " and ".join(said)
 
 
 def _stem_views(state: Mapping[str, Tensor]) -> list[str]:
@@ -179,8 +223,14 @@ def _view_of(name: str) -> str | None:
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Load tensors that all fit by their published names; else ValueError, as in `load_cinema_weights`."""
+    if problems := _misfits(cinema_state_dict(model), state):
+        raise ValueError(f"{len(problems)} tensors{where} do not fit this model:\n  " + "\n  ".join(problems))
     names = {_plain(name): name for name in model.state_dict()}  # published -> the model's own
-    own = cinema_state_dict(model)
+    model.load_state_dict({names[name]: tensor for name, tensor in state.items()})
+
+
+def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """The tensors of `state` that a model with the tensors `own` lacks or has in another shape, or finds missing."""
     problems = [f"missing {name} {tuple(t.shape)}" for name, t in own.items() if name not in state]
     problems += [f"unexpected {name} {tuple(t.shape)}" for name, t in state.items() if name not in own]
     problems += [
@@ -188,6 +238,4 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
         for name, t in state.items()
         if name in own and own[name].shape != t.shape
     ]
-    if problems:
-        raise ValueError(f"{len(problems)} tensors{where} do not fit this model:\n  " + "\n  ".join(problems))
-    model.load_state_dict({names[name]: tensor for name, tensor in state.items()})
+    return problems
