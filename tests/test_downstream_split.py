@@ -53,7 +53,8 @@ def test_what_a_file_says(tmp_path):
 @pytest.mark.parametrize(("text", "told"), [
     ("study,split\np0,train\np1,training\n", r"split\.csv: study p1 has the split 'training', want one of train, val"),
     ("study,part\np0,train\n", r"no column 'split'"),
-    ("study,split\np0,val\np1,test\n", r"no study of the store has the split train"),
+    ("study,split\np000,val\np001,test\n", r"no study of the store has the split train; they have: test 1, val 1"),
+    ("study,split\np0,train\n", r"names no study of the store \(its first study is 'p0', the store's 'p000'\)"),
     ("study,split\np0,train\np0,val\n", r"line 3: the study 'p0' is on line 2 already"),
 ])  # fmt: skip
 def test_files_that_do_not_fit(tmp_path, text, told):
@@ -61,6 +62,11 @@ def test_files_that_do_not_fit(tmp_path, text, told):
     file.write_text(text)
     with pytest.raises(ValueError, match=told):
         split_studies(IDS[:2], val=0.1, test=0.1, path=file)
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(ValueError, match="^--split .*: Is a directory$"):
+        split_studies(IDS, val=0.1, test=0.1, path=tmp_path)
 
 
 @given(names, st.floats(0.01, 1), st.floats(0.01, 1), st.integers(0, 3))

@@ -119,19 +119,66 @@ def test_landmarks(discs, runs, tmp_path):  # noqa: F811
         assert row["distance_mm"] == pytest.approx(mm, abs=1e-4)
 
 
-def test_another_store(runs, tmp_path):
-    other = write_discs(tmp_path / "other", 3, views=("sax",))
-    results, rows = evaluated(runs / "segmentation", tmp_path / "eval", data=other)
-    assert {row["study"] for row in rows} == {"s00", "s01", "s02"}
-    assert results["about"]["studies"] == "all of another store"
-    table = write_table(tmp_path / "few.csv", 2)
-    results, rows = evaluated(runs / "multitask", tmp_path / "eval2", data=other, table=table)
-    assert {row["study"] for row in rows} == {"s00", "s01"}
-    assert {"study": "s02", "why": "no value of radius in few.csv"} in results["left_out"]
-    strange = tmp_path / "strange.csv"
-    strange.write_text("study,radius,size,some\ns00,5,huge,\n")
-    results, _ = evaluated(runs / "multitask", tmp_path / "eval3", data=other, table=strange)
-    assert {"study": "s00", "why": "size 'huge', which training did not know"} in results["left_out"]
+@pytest.mark.parametrize("part", ["test", "val"])
+def test_another_store(runs, tmp_path, part):
+    """Of 14 studies the run knew 12 by their names, most of them from training."""
+    other = write_discs(tmp_path / "other", 14, views=("sax",))
+    results, rows = evaluated(runs / "segmentation", tmp_path / "eval", data=other, part=part)
+    split = load_run(runs / "segmentation", device="cpu").split._asdict()
+    mine = set(split.pop(part))
+    assert {row["study"] for row in rows} == mine | {"s12", "s13"}
+    assert results["about"]["studies"] == f"of another store: 2 that the run did not know, 3 {part} of the run"
+    why = {study: f"by its name one of the run's {name} studies, which --part {name} judges"
+           for name, studies in split.items() for study in studies}  # fmt: skip
+    assert {line["study"]: line["why"] for line in results["left_out"]} == why and len(why) == 9
+
+
+def test_labels_of_another_store(runs, tmp_path):
+    other, table = write_discs(tmp_path / "other", 15, views=("sax",)), write_table(tmp_path / "few.csv", 14)
+    table.write_text(table.read_text().replace("s12,5,small", "s12,5,huge"))
+    results, rows = evaluated(runs / "multitask", tmp_path / "eval", data=other, table=table)
+    test = set(load_run(runs / "multitask", device="cpu").split.test)
+    assert {row["study"] for row in rows} == test | {"s12", "s13"}
+    for line in (("s14", "no value of radius in few.csv"), ("s12", "size 'huge', which training did not know")):
+        assert dict(zip(("study", "why"), line)) in results["left_out"]
+
+
+def test_the_run_s_own_store_has_gained_a_study_or_only_kept_what_was_learnt(discs, tmp_path):  # noqa: F811
+    store = write_discs(tmp_path / "store", 12, views=("sax",))
+    finetune(discs.config(tmp_path / "run", "segmentation", data=store, **FEW))
+    write_discs(store, 13, views=("sax",))
+    with pytest.raises(ValueError, match="changed since the run: --data .*store judges its --part test studies and th"):
+        evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval", device="cpu"))
+    results, rows = evaluated(tmp_path / "run", tmp_path / "eval", data=store)
+    assert {row["study"] for row in rows} == {*load_run(tmp_path / "run", device="cpu").split.test, "s12"}
+    assert len(results["left_out"]) == 9
+    shutil.rmtree(store)
+    with pytest.raises(ValueError, match="store, the store of .*run, is not here .*: name it by --data"):
+        evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval2", device="cpu"))
+    learnt = write_discs(tmp_path / "learnt", 1)  # s00, which is no test study
+    with pytest.raises(ValueError, match="learnt: by their names all its 1 studies are (train|val) studies of the run"):
+        evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval2", device="cpu", data=learnt))
+
+
+def test_tables_that_are_not_there(runs, discs, tmp_path):  # noqa: F811
+    for name, options, told in (
+        ("multitask", {"table": tmp_path / "no.csv"}, r"^--table .*no\.csv: No such file or directory$"),
+        ("landmarks", {"table": tmp_path}, r"^--table .*: Is a directory$"),
+        ("landmarks", {"about": tmp_path}, r"^--about .*: Is a directory$"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            evaluate_run(EvaluateConfig(runs / name, tmp_path / "eval", device="cpu", **options))
+    moved = shutil.copytree(runs / "multitask", tmp_path / "moved")
+    saved = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(saved.replace(str(discs.table), "elsewhere.csv"))
+    with pytest.raises(ValueError, match=r"^elsewhere\.csv, the table of .*moved, is not here .*: name it by --table$"):
+        evaluate_run(EvaluateConfig(moved, tmp_path / "eval", device="cpu"))
+
+
+def test_a_run_without_test_studies(discs, tmp_path):  # noqa: F811
+    finetune(discs.config(tmp_path / "run", "landmarks", test=0, **FEW))
+    with pytest.raises(ValueError, match="no labelled studies for --part test: judge another --part, or .* by --data"):
+        evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval", device="cpu"))
 
 
 def test_clips_are_judged_by_the_mean_of_their_planes(discs, tmp_path):  # noqa: F811
@@ -171,7 +218,7 @@ def test_what_does_not_fit_is_named_first(runs, tmp_path, name, options, told):
 def test_folders(discs, runs, tmp_path):  # noqa: F811
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is a file or not empty: choose another"):
+    with pytest.raises(ValueError, match="^(?!--).*full is a file or not empty: choose another folder"):
         evaluate_run(EvaluateConfig(runs / "landmarks", tmp_path / "full", device="cpu"))
     with pytest.raises(ValueError, match=r"holds no run \(no config.yaml\)"):
         evaluate_run(EvaluateConfig(tmp_path / "none", tmp_path / "eval", device="cpu"))

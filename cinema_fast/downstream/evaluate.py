@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from ..data.clips import CLIP, ClipStore, clip_frames
 from ..data.loader import LoaderError
 from ..data.progress import progress_bar
 from ..data.store import CineStore, StoreError
-from ..data.tables import Table, landmark_voxels, read_landmarks, read_table
+from ..data.tables import Table, landmark_voxels, read_landmarks
 from ..train.setup import store_fingerprint
 from .assessment import Assessment
 from .cases import SegmentationCase
@@ -21,6 +22,7 @@ from .evaluate_config import EvaluateConfig
 from .landmarks import Landmarks
 from .metrics_function import QUANTITIES, cardiac_function, ed_es, volume_curves
 from .metrics_segmentation import stability_score
+from .named_files import read_named
 from .run import FinetunedRun, load_run
 from .segmentation import Segmentation
 from .table_targets import TableTask
@@ -32,26 +34,27 @@ def evaluate_run(config: EvaluateConfig) -> dict:
     """Judge a run; returns what results.json holds.
 
     Raises:
-        ValueError: no run, another run's store, labels that do not fit, nothing that can be judged.
-        OSError: a table cannot be read, or OUT cannot be written.
+        ValueError: no run, its store or a table that is not there, labels that do not fit, nothing that can be judged.
+        OSError: OUT cannot be written.
     """
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-        raise ValueError(f"--out {config.out} is a file or not empty: choose another")
+        raise ValueError(f"{config.out} is a file or not empty: choose another folder to write")
     run = load_run(config.run, device=config.device, precision=config.precision)
-    cines = CineStore(config.data or Path(run.settled["run"]["data"]))
+    cines = CineStore(config.data or _of_run(run, "data"))
     own = store_fingerprint(cines) == run.settled["store"]["sha256"]
     if config.data is None and not own:
-        raise ValueError(f"{cines.path} has changed since the run: name the store to judge on by --data")
-    studies = getattr(run.split, config.part) if own else tuple(cines.ids)
-    if not studies:
-        raise ValueError(f"the run has no studies for --part {config.part}")
+        raise ValueError(
+            f"{cines.path} has changed since the run: --data {cines.path} judges its --part {config.part} studies and "
+            "those that the run did not know"
+        )
     structures = getattr(run.task, "structures", ())
     named = {"classes": dict(enumerate(structures, start=1))} if structures else {}
     sums = Assessment(resamples=config.resamples, seed=config.seed, **named)
-    of_labels = config.table or (Path(run.settled["run"]["table"]) if run.settled["run"]["table"] else None)
+    studies, chosen = _chosen(run, cines, config.part, sums, own=own)
+    of_labels = config.table or _of_run(run, "table")
     landmarks = isinstance(run.task, Landmarks)
-    table = read_table(of_labels) if of_labels and not landmarks else None
-    about = read_table(config.about) if config.about else table
+    table = read_named("--table", of_labels) if of_labels and not landmarks else None
+    about = read_named("--about", config.about) if config.about else table
     groups = {column: _about(about, "--subgroups").values(column) for column in config.subgroups}
     scans = _scans(config, about, studies, landmarks)
     if landmarks:
@@ -63,10 +66,45 @@ def evaluate_run(config: EvaluateConfig) -> dict:
     told = {
         "run": str(config.run), "step": run.step, "task": run.task.kind, "model": type(run.model).__name__,
         "init_from": run.settled["run"]["init_from"], "training studies": len(run.settled["used"]),
-        "store": str(cines.path), "studies": f"{config.part} of the run" if own else "all of another store",
+        "store": str(cines.path), "studies": chosen,
         "precision": str(run.precision)[6:],
     }  # fmt: skip
     return sums.write(config.out, about=told, table=groups)
+
+
+def _of_run(run: FinetunedRun, option: Literal["data", "table"]) -> Path | None:
+    """The store or the table of a run. Raises ValueError where it is not there."""
+    said = run.settled["run"][option]
+    if said and not Path(said).exists():
+        what = {"data": "store", "table": "table"}[option]
+        raise ValueError(f"{said}, the {what} of {run.folder}, is not here (the run was made in another folder or on "
+                         f"another machine, or it has been moved): name it by --{option}")  # fmt: skip
+    return Path(said) if said else None
+
+
+def _chosen(
+    run: FinetunedRun, cines: CineStore, part: str, sums: Assessment, *, own: bool
+) -> tuple[tuple[str, ...], str]:
+    """The studies to judge, and what they are: of the run's own store a part, of another that and what is new to it.
+
+    What the run was trained on or validated by is left out by its name, whatever store it is in.
+    """
+    if own:
+        if not (studies := getattr(run.split, part)):
+            raise ValueError(f"the run has no labelled studies for --part {part}: judge another --part, or a store of "
+                             "others by --data")  # fmt: skip
+        return studies, f"{part} of the run"
+    part_of = {study: name for name, studies in run.split._asdict().items() for study in studies}
+    for study in cines.ids:
+        if (other := part_of.get(study, part)) != part:
+            sums.leave_out(study, f"by its name one of the run's {other} studies, which --part {other} judges")
+    studies = tuple(study for study in cines.ids if part_of.get(study, part) == part)
+    if not studies:
+        others = ", ".join(dict.fromkeys(part_of[study] for study in cines.ids))
+        raise ValueError(f"{cines.path}: by their names all its {len(cines.ids)} studies are {others} studies of the "
+                         f"run, none is new to it or for --part {part}: judge another --part")  # fmt: skip
+    new = sum(study not in part_of for study in studies)
+    return studies, f"of another store: {new} that the run did not know, {len(studies) - new} {part} of the run"
 
 
 def _about(table: Table | None, option: str) -> Table:
@@ -187,7 +225,7 @@ def predict_study(
 def _judge_landmarks(
     run: FinetunedRun, store: CineStore, studies: Sequence[str], path: Path, sums: Assessment
 ) -> None:
-    points = read_landmarks(path)
+    points = read_named("--table", path, read_landmarks)
     for study in _told(studies, "finding landmarks"):
         for view in (v for v in store.views(study) if v in run.task.views and v in points.get(study, {})):
             info, known = store.info(study, view), points[study][view]

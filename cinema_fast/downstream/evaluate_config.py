@@ -15,7 +15,7 @@ class EvaluateConfig:
     out: Path
     # store to judge on; the run's own where none is named
     data: Path | None = None
-    # which studies of the run's own store; of another store all that have labels are judged
+    # which studies of the run; of another store those that the run did not know are judged too
     part: Literal["train", "val", "test"] = "test"
     # CSV with a line per study: labels of classes and numbers (the run's own where none is named), what is known of
     # hearts, and columns for subgroups; for landmarks a line per point

@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.tables import read_table
+from .named_files import read_named
 
 PARTS = ("train", "val", "test")
 
@@ -44,13 +44,18 @@ def split_studies(studies: Collection[str], *, val: float, test: float, path: Pa
         ValueError: a part that would be empty although its share is above 0; names the line of a split that is none.
     """
     if path is not None:
-        said = read_table(path).values("split")
+        said = read_named("--split", path).values("split")
         for study, part in said.items():
             if part not in PARTS:
                 raise ValueError(f"{path}: study {study} has the split {part!r}, want one of {', '.join(PARTS)}")
         split = Split(*(tuple(sorted(s for s in studies if said.get(s) == part)) for part in PARTS))
         if not split.train:
-            raise ValueError(f"{path}: no study of the store has the split train")
+            if not said.keys() & set(studies):
+                raise ValueError(f"{path}: names no study of the store (its first study is {next(iter(said), '')!r}, the "
+                                 f"store's {min(studies)!r})")  # fmt: skip
+            here = Counter(said.get(study, "none") for study in studies)
+            counted = ", ".join(f"{part} {n}" for part, n in sorted(here.items()))
+            raise ValueError(f"{path}: no study of the store has the split train; they have: {counted}")
         return split
     order = sorted(studies, key=lambda study: _digest(study))
     n_test, n_val = (max(round(share * len(order)), 1) if share else 0 for share in (test, val))

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from ..data.clips import CLIP, ClipStore, clip_frames
 from ..data.store import CineStore
-from ..data.tables import Table, read_table
+from ..data.tables import Table
 from ..models.config import CineMAConfig
 from .augment import blank_boxes
 from .config import FinetuneConfig
 from .examples import Examples
 from .losses import balanced, target_loss
+from .named_files import read_named
 from .split import Split, fewer
 
 VALIDATION_PHASES = (0.0,)
@@ -91,7 +92,7 @@ class TableTask:
     ) -> tuple["TableTask", TableLabels, tuple[str, ...]]:
         """The task, its labels, and the training studies whose labels are used: classes, means and standard deviations
         are those of these alone. Raises ValueError naming a column, a study or a class that does not fit."""
-        table = read_table(config.table)
+        table = read_named("--table", config.table)
         values = {name: _of_studies(table, name, store) for name in config.targets}
         shown = {study for study in store.ids if set(views).intersection(store.views(study))}
         split = split.labelled(shown & set().union(*values.values()), config.task)

@@ -1,0 +1,17 @@
+"""Tables that an option names, so that what is wrong with the file is said of the option."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from ..data.tables import read_table
+
+T = TypeVar("T")
+
+
+def read_named(option: str, path: Path, read: Callable[[Path], T] = read_table) -> T:
+    """What `read` makes of a file. Raises ValueError naming the option where the file cannot be read."""
+    try:
+        return read(path)
+    except OSError as error:
+        raise ValueError(f"{option} {path}: {error.strerror or error}") from None
