@@ -1,13 +1,20 @@
 """What does not fit is named before training starts, with what to do."""
 
+import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 from labelled_discs import HEAD, discs, write_discs, write_points, write_table  # noqa: F401
 
 from cinema_fast.cli import main
+from cinema_fast.data.store import CineStore, read_index, write_index, write_study
 from cinema_fast.downstream.config import FinetuneConfig
 from cinema_fast.downstream.finetune import finetune
+from cinema_fast.downstream.split import split_studies
+from cinema_fast.downstream.tasks import settle
+from cinema_fast.models.config import preset
 
 TABLE = "study,ef,kind,odd\n"
 
@@ -34,7 +41,8 @@ def test_segmentation(refused, tmp_path):
     refused(r"bare holds no label maps: .*prepare SRC STORE --labels", "segmentation", data=bare)
     refused(r"study s\d\d: its sax label maps hold the label 3, and --structures names 2: RV, MYO \(1 to 2\)",
             "segmentation", structures=("RV", "MYO"))  # fmt: skip
-    refused(r"no study has the label 4 \(atrium\)", "segmentation", structures=("RV", "MYO", "LV", "atrium"))
+    refused(r"none of the 6 training studies whose labels are used has the label 4 \(atrium\)", "segmentation",
+            structures=("RV", "MYO", "LV", "atrium"))  # fmt: skip
     refused(r"has no label maps of lax_2c", "segmentation", views=("lax_2c",))
     refused(r"--shots 7: only 6 labelled training studies$", "segmentation", shots=7)
     split = tmp_path / "split.csv"
@@ -42,6 +50,45 @@ def test_segmentation(refused, tmp_path):
     some = write_discs(tmp_path / "some", 12, views=("sax", "lax_4c"), last_view_of=11)
     refused(r"none of the 1 validation studies has images and labels for --task segmentation", "segmentation",
             data=some, views=("lax_4c",), split=split)  # fmt: skip
+
+
+def test_labels_of_few_maps(refused, discs, tmp_path):  # noqa: F811
+    """A label in the last map of one study, and one that no study used for training has, are named by the index."""
+    store = shutil.copytree(discs.store, tmp_path / "store")
+    used = settle_of(discs, store).used
+    rewrite(store, "s11", "lax_4c", lambda maps: np.where((maps == 3) & (np.arange(len(maps)) == 1)[:, None, None], 9,
+                                                          maps))  # fmt: skip
+    refused(r"study s11: its lax_4c label maps hold the label 9", "segmentation", data=store)
+    shutil.rmtree(store)
+    shutil.copytree(discs.store, store)
+    for study in used:
+        for view in ("sax", "lax_4c"):
+            rewrite(store, study, view, lambda maps: np.where(maps == 1, 0, maps))
+    refused(r"none of the 6 training studies .* has the label 1 \(RV\)", "segmentation", data=store)
+    index = store / "index.json"
+    older = re.sub(r', "values": \[[0-9, ]*\]', "", index.read_text())  # as it was before labels were recorded
+    assert older != index.read_text()
+    index.write_text(older)
+    refused(r"none of the 6 training studies .* has the label 1 \(RV\)", "segmentation", data=store)
+
+
+def settle_of(discs, store):  # noqa: F811
+    config = discs.config(store, "segmentation", data=store)
+    cines = CineStore(store)
+    return settle(config, cines, preset(config.preset), split_studies(cines.ids, val=config.val, test=config.test))
+
+
+def rewrite(store, study: str, view: str, change) -> None:
+    """Store a study with other label maps of one view."""
+    cines, labels = {}, {}
+    folder = store / "studies" / study
+    for name, record in json.loads((folder / "study.json").read_text()).items():
+        maps, kept = np.load(folder / f"{name}.labels.npy"), record.pop("labels")
+        labels[name] = (change(maps) if name == view else maps).astype(np.uint8), {"frames": kept["frames"]}
+        cines[name] = np.load(folder / f"{name}.npy"), {k: v for k, v in record.items() if k != "sha256"}
+    write_study(folder, study, cines, labels)
+    records = {s.name: json.loads((s / "study.json").read_text()) for s in (store / "studies").iterdir()}
+    write_index(store, read_index(store)["prepare"], records)
 
 
 def test_a_changed_geometry_is_found_by_prepare(tmp_path):

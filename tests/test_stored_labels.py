@@ -67,7 +67,8 @@ def test_reading(whole):
     with pytest.raises(IndexError, match="frame 4 of 4"):
         store.read_labels("p1", "sax", 4)
     record = json.loads((whole / "store/index.json").read_text())["studies"]["p1"]["sax"]["labels"]
-    assert record == {"file": FILE, "sha256": info.labels.sha256, "frames": [0, 2]}
+    assert record == {"file": FILE, "sha256": info.labels.sha256, "frames": [0, 2], "values": [2, 3]}
+    assert info.labels.values == (2, 3)
 
 
 def test_the_index_is_the_same_without_labels(whole, tmp_path):

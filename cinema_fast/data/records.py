@@ -27,11 +27,12 @@ class MotionInfo(NamedTuple):
 
 class LabelInfo(NamedTuple):
     """The label maps of one view. path: the .npy file, (len(frames), X, Y[, Z]). sha256: of it. frames: the labelled
-    frames of the cine, ascending."""
+    frames of the cine, ascending. values: the labels in any of the maps but 0, ascending; None in older stores."""
 
     path: str
     sha256: str
     frames: tuple[int, ...]
+    values: tuple[int, ...] | None = None
 
 
 class CineInfo(NamedTuple):
@@ -94,7 +95,9 @@ def make_info(root: str, record: dict) -> CineInfo:
         motion = MotionInfo(f"{root}/{found['file']}", found["sha256"], float(found["max_px"]))
     if "labels" in record:
         found = record["labels"]
-        labels = LabelInfo(f"{root}/{found['file']}", found["sha256"], _frames(tuple(found["frames"]), shape[0]))
+        values = _values(tuple(found["values"])) if "values" in found else None
+        frames = _frames(tuple(found["frames"]), shape[0])
+        labels = LabelInfo(f"{root}/{found['file']}", found["sha256"], frames, values)
     return CineInfo(
         path=f"{root}/{record['file']}",
         shape=shape,
@@ -123,6 +126,14 @@ def _frames(values: tuple, n_frames: int) -> tuple[int, ...]:
     if not frames or list(frames) != sorted(set(frames)) or not 0 <= frames[0] <= frames[-1] < n_frames:
         raise ValueError(f"the labelled frames {frames} of {n_frames}, expected some of them, ascending")
     return frames
+
+
+@lru_cache
+def _values(values: tuple) -> tuple[int, ...]:
+    labels = tuple(int(label) for label in values)
+    if list(labels) != sorted(set(labels)) or not all(0 < label < 256 for label in labels):
+        raise ValueError(f"the labels {labels}, expected numbers from 1 to 255, ascending")
+    return labels
 
 
 @lru_cache

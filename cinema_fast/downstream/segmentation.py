@@ -41,12 +41,15 @@ class SegmentationLabels:
         """{view: (*size) uint8} of the frame that is shown. Raises StoreError for a label that has no name."""
         found = {view: self._store.read_labels(study, view, frames[0]) for view, frames in shown.items()}
         for view, labels in found.items():
-            if labels.max() > len(self._structures):
-                raise StoreError(
-                    f"its {view} label maps hold the label {labels.max()}, and --structures names "
-                    f"{len(self._structures)}: {', '.join(self._structures)} (1 to {len(self._structures)})"
-                )
+            self._check_named(view, int(labels.max()))
         return found
+
+    def _check_named(self, view: str, label: int) -> None:
+        if label > len(self._structures):
+            raise StoreError(
+                f"its {view} label maps hold the label {label}, and --structures names "
+                f"{len(self._structures)}: {', '.join(self._structures)} (1 to {len(self._structures)})"
+            )
 
     def sha256(self) -> str:
         """SHA-256 of which frames are labelled, and how."""
@@ -58,30 +61,40 @@ class SegmentationLabels:
         ]
         return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
-    def check(self, workers: int) -> None:
-        """Look at two label maps of every study and view: the first, and the middle one.
+    def values_of(self, workers: int) -> dict[str, set[int]]:
+        """{study: the labels in its maps}, from the index.
 
-        Raises ValueError for a label that has no name, and for a structure that none of them has.
+        An older store does not tell them: there two maps of every view are looked at, the first and the middle one.
+        Raises ValueError for a label that has no name.
         """
-        seen = np.zeros(256, bool)
-        views = [(study, view) for study, has in self.views_of.items() for view in has]
 
-        def look(place: tuple[str, str]) -> np.ndarray:
-            study, view = place
+        def look(study: str) -> set[int]:
+            found = set()
             try:
-                maps = [self.target_of(study, {view: self.frames_of(study, view, at)})[view] for at in (0.0, 0.5)]
+                for view in self.views_of[study]:
+                    values = self._store.info(study, view).labels.values
+                    if values is None:
+                        maps = [self.target_of(study, {view: self.frames_of(study, view, at)}) for at in (0.0, 0.5)]
+                        values = np.unique(np.stack([one[view] for one in maps])).tolist()
+                    self._check_named(view, max(values, default=0))
+                    found.update(values)
             except StoreError as error:
                 raise ValueError(f"study {study}: {error}") from error
-            return np.unique(np.stack(maps))
+            return found
 
         with ThreadPoolExecutor(workers) as pool:
-            for found in pool.map(look, views):
-                seen[found] = True
+            return dict(zip(self.views_of, pool.map(look, self.views_of)))
+
+    def check(self, used: Sequence[str], workers: int) -> None:
+        """Raise ValueError for a label that has no name, and for a structure that none of the studies `used` has."""
+        values_of = self.values_of(workers)
+        seen = set().union(*(values_of[study] for study in used))
         for label, name in enumerate(self._structures, start=1):
-            if not seen[label]:
+            if label not in seen:
                 raise ValueError(
-                    f"no study has the label {label} ({name}) in the label maps looked at: name by --structures what "
-                    "there is to learn"
+                    f"none of the {len(used)} training studies whose labels are used has the label {label} ({name}) in "
+                    "its label maps: name by --structures what there is to learn, or take other studies (--split, "
+                    "--label-fraction, --shots)"
                 )
 
 
@@ -101,7 +114,7 @@ class Segmentation:
 
     @classmethod
     def settle(cls, config: FinetuneConfig, store: CineStore) -> tuple["Segmentation", SegmentationLabels]:
-        """The task, and its labels. Raises ValueError where labels are missing or do not fit."""
+        """The task, and its labels. Raises ValueError where a view has none."""
         views = tuple(dict.fromkeys(view for study in store.ids for view in store.views(study)))
         labels = SegmentationLabels(store, config.views or views, config.structures)
         found = {view for has in labels.views_of.values() for view in has}
@@ -109,7 +122,6 @@ class Segmentation:
             raise ValueError(f"--task segmentation: {store.path} has no label maps of {missing[0]}: {_PREPARE}")
         if not found:
             raise ValueError(f"--task segmentation: {store.path} holds no label maps: {_PREPARE}")
-        labels.check(config.workers)
         return cls(config.structures, tuple(v for v in views if v in found), labels.sha256()), labels
 
     def to_dict(self) -> dict:

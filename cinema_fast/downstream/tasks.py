@@ -66,6 +66,8 @@ def settle(config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: 
             shots=config.shots,
             seed=config.subset_seed,
         )
+        if config.task == "segmentation":
+            labels.check(used, config.workers)
     else:
         shape = model_config(config, cines, base)
         store = ClipStore(cines, config.views) if clips else cines
