@@ -134,6 +134,19 @@ def test_a_case_that_does_not_fit_is_named(change, words):
         Assessment().add_segmentation(dataclasses.replace(case("a"), **change))
 
 
+def test_structures_that_nothing_is_measured_from():
+    """Without an LV there are no ED and ES: no word of function is wanted, and known values do not fit."""
+    made = Assessment(classes={1: "RV", 2: "MYO", 3: "pool"})
+    for name, absent in (("lv_ef", "LV"), ("lv_mass_g", "LV"), ("rv_edv_ml", "LV")):
+        told = f"study a, view sax: {name} is known, and the structures lack {absent}. Volumes and EF want"
+        with pytest.raises(ValueError, match=told):
+            made.add_segmentation(case("a", known={name: 50.0}))
+    with pytest.raises(ValueError, match=r"rv_sv_ml is known, and the structures lack RV\."):
+        Assessment(classes={1: "outlet", 2: "MYO", 3: "LV"}).add_segmentation(case("a", known={"rv_sv_ml": 50.0}))
+    made.add_segmentation(case("a"))
+    assert made.left_out == [] and {row["kind"] for row in made.rows} == {"segmentation"}
+
+
 def test_what_is_no_prediction_is_named(tmp_path):
     made = Assessment()
     with pytest.raises(ValueError, match="study a, age: the prediction is nan"):

@@ -65,7 +65,7 @@ def test_files_that_do_not_fit(tmp_path, text, told):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(ValueError, match="^--split .*: Is a directory$"):
+    with pytest.raises(ValueError, match=r"^--split .*: Is a directory$"):
         split_studies(IDS, val=0.1, test=0.1, path=tmp_path)
 
 

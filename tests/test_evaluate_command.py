@@ -147,16 +147,16 @@ def test_the_run_s_own_store_has_gained_a_study_or_only_kept_what_was_learnt(dis
     store = write_discs(tmp_path / "store", 12, views=("sax",))
     finetune(discs.config(tmp_path / "run", "segmentation", data=store, **FEW))
     write_discs(store, 13, views=("sax",))
-    with pytest.raises(ValueError, match="changed since the run: --data .*store judges its --part test studies and th"):
+    with pytest.raises(ValueError, match=r"changed since the run: --data .*store judges its --part test studies and"):
         evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval", device="cpu"))
     results, rows = evaluated(tmp_path / "run", tmp_path / "eval", data=store)
     assert {row["study"] for row in rows} == {*load_run(tmp_path / "run", device="cpu").split.test, "s12"}
     assert len(results["left_out"]) == 9
     shutil.rmtree(store)
-    with pytest.raises(ValueError, match="store, the store of .*run, is not here .*: name it by --data"):
+    with pytest.raises(ValueError, match=r"store, the store of .*run, is not here .*: name it by --data"):
         evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval2", device="cpu"))
     learnt = write_discs(tmp_path / "learnt", 1)  # s00, which is no test study
-    with pytest.raises(ValueError, match="learnt: by their names all its 1 studies are (train|val) studies of the run"):
+    with pytest.raises(ValueError, match=r"learnt: by their names all its 1 studies are (train|val) studies of"):
         evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval2", device="cpu", data=learnt))
 
 
@@ -177,7 +177,7 @@ def test_tables_that_are_not_there(runs, discs, tmp_path):  # noqa: F811
 
 def test_a_run_without_test_studies(discs, tmp_path):  # noqa: F811
     finetune(discs.config(tmp_path / "run", "landmarks", test=0, **FEW))
-    with pytest.raises(ValueError, match="no labelled studies for --part test: judge another --part, or .* by --data"):
+    with pytest.raises(ValueError, match=r"no labelled studies for --part test: judge another --part, or .*--data"):
         evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval", device="cpu"))
 
 
@@ -198,8 +198,15 @@ def test_two_evaluations_are_compared_in_pairs(runs, tmp_path, capsys):
     words = ["--resamples", "20", "--device", "cpu"]
     for run, out in ((runs / "multitask", first), (other, second)):
         assert main(["evaluate", str(run), str(out), *words]) == 0
-    assert main(["compare", str(first), str(second)]) == 0
+    assert main(["compare", str(first), str(second), "--out", str(tmp_path / "both")]) == 0
     assert "radius" in capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "both" / "comparison.json").read_text())
+    named = {(one["name"], one["metric"]) for one in found["differences"]}
+    assert {("radius", "mae"), ("size", "accuracy"), ("some", "mae")} <= named
+    for one in found["differences"]:
+        assert one["difference"] in (0, None) and one["p"] in (1, None), one
+    (radius,) = [one for one in found["differences"] if (one["name"], one["metric"]) == ("radius", "mae")]
+    assert (radius["difference"], radius["p"]) == (0, 1)
 
 
 @pytest.mark.parametrize(("name", "options", "told"), [
@@ -218,7 +225,7 @@ def test_what_does_not_fit_is_named_first(runs, tmp_path, name, options, told):
 def test_folders(discs, runs, tmp_path):  # noqa: F811
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="^(?!--).*full is a file or not empty: choose another folder"):
+    with pytest.raises(ValueError, match=r"^(?!--).*full is a file or not empty: choose another folder"):
         evaluate_run(EvaluateConfig(runs / "landmarks", tmp_path / "full", device="cpu"))
     with pytest.raises(ValueError, match=r"holds no run \(no config.yaml\)"):
         evaluate_run(EvaluateConfig(tmp_path / "none", tmp_path / "eval", device="cpu"))

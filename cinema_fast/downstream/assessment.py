@@ -52,7 +52,10 @@ class Assessment:
         rows = case_rows(case, self.classes)
         if not case.truth and not case.known:
             self.leave_out(case.study, f"view {case.view}: no frame is labelled, so nothing to compare label maps with")
-        elif case.truth and case.pred.ndim == 4 and not any(row["kind"] == "function" for row in rows):
+        elif (
+            case.truth and case.pred.ndim == 4 and "LV" in self.classes.values()
+            and not any(row["kind"] == "function" for row in rows)
+        ):  # fmt: skip
             why = "want two labelled frames that hold the LV for volumes at ED and ES"
             self.leave_out(case.study, f"view {case.view}, function: {why}, got {len(case.truth)} labelled")
         self.rows += rows

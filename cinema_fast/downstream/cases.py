@@ -3,7 +3,7 @@
 import heapq
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ STILLS = 2  # labelled frames shown: at ED and ES where there are more
 SLICES = 3  # of a stack shown
 SIDE = 112  # voxels of a picture's longer side at most, cut out around the heart
 MARGIN = 10  # voxels left around it
+NEEDED = "Volumes and EF want structures named LV and, of the right ventricle, RV; mass wants LV and MYO"
 _CANDIDATES = 8  # exhibits that the middle one is chosen from
 
 
@@ -86,12 +87,21 @@ def check_case(case: SegmentationCase, classes: Mapping[int, str]) -> None:
         raise ValueError(f"{where}: known holds {', '.join(strange)}; want {', '.join(QUANTITIES)}")
     if case.known and case.pred.ndim == 3:
         raise ValueError(f"{where}: known values are compared with volumes, which single slices {case.pred.shape} lack")
+    for name in case.known:
+        if absent := missing_structures(name, classes.values()):
+            raise ValueError(f"{where}: {name} is known, and the structures lack {', '.join(absent)}. {NEEDED}")
     try:
         check_labels("pred", case.pred, classes)
         for t, truth in case.truth.items() or [(frames[0], case.pred[0])]:
             check_label_maps(case.pred[frames.index(t)], truth, case.spacing_mm, classes)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def missing_structures(quantity: str, structures: Collection[str]) -> list[str]:
+    """What a quantity of QUANTITIES is measured from and is not among the structures; ED and ES are found by the LV."""
+    own = {"lv_mass_g": "MYO"}.get(quantity, quantity[:2].upper())
+    return [name for name in dict.fromkeys(("LV", own)) if name not in structures]
 
 
 def case_rows(case: SegmentationCase, classes: Mapping[int, str]) -> list[Row]:
@@ -132,7 +142,7 @@ def over_cycle(case: SegmentationCase, classes: Mapping[int, str]) -> dict[str, 
         return {}
     curves = volume_curves(case.pred, case.spacing_mm, classes)
     measured = cardiac_function(curves, *ed_es(curves["LV"]))
-    return {name: (measured[name], float(value)) for name, value in case.known.items() if name in measured}
+    return {name: (measured[name], float(value)) for name, value in case.known.items()}
 
 
 def exhibit_of(case: SegmentationCase, rows: list[Row], classes: Mapping[int, str]) -> Exhibit:

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from ..data.store import CineStore, StoreError
 from ..data.tables import Table, landmark_voxels, read_landmarks
 from ..train.setup import store_fingerprint
 from .assessment import Assessment
-from .cases import SegmentationCase
+from .cases import NEEDED, SegmentationCase, missing_structures
 from .evaluate_config import EvaluateConfig
 from .landmarks import Landmarks
 from .metrics_function import QUANTITIES, cardiac_function, ed_es, volume_curves
@@ -26,6 +26,7 @@ from .named_files import read_named
 from .run import FinetunedRun, load_run
 from .segmentation import Segmentation
 from .table_targets import TableTask
+from .tasks import Task
 
 BATCH = 8
 
@@ -52,17 +53,19 @@ def evaluate_run(config: EvaluateConfig) -> dict:
     sums = Assessment(resamples=config.resamples, seed=config.seed, **named)
     studies, chosen = _chosen(run, cines, config.part, sums, own=own)
     of_labels = config.table or _of_run(run, "table")
-    landmarks = isinstance(run.task, Landmarks)
+    landmarks, table_task = isinstance(run.task, Landmarks), isinstance(run.task, TableTask)
     table = read_named("--table", of_labels) if of_labels and not landmarks else None
     about = read_named("--about", config.about) if config.about else table
     groups = {column: _about(about, "--subgroups").values(column) for column in config.subgroups}
     scans = _scans(config, about, studies, landmarks)
+    known = {} if table_task or landmarks else _known(config, about, structures)
+    _check_decisions(config, run.task)
     if landmarks:
         _judge_landmarks(run, cines, studies, of_labels, sums)
-    elif isinstance(run.task, TableTask):
-        _compare_scans(scans, _judge_table(run, cines, studies, table, sums, config.threshold), sums)
+    elif table_task:
+        _compare_scans(scans, _judge_table(run, cines, studies, table, sums, config), sums)
     else:
-        _compare_scans(scans, _judge_segmentation(run, cines, studies, _known(config, about), sums), sums)
+        _compare_scans(scans, _judge_segmentation(run, cines, studies, known, sums), sums)
     told = {
         "run": str(config.run), "step": run.step, "task": run.task.kind, "model": type(run.model).__name__,
         "init_from": run.settled["run"]["init_from"], "training studies": len(run.settled["used"]),
@@ -113,17 +116,37 @@ def _about(table: Table | None, option: str) -> Table:
     return table
 
 
-def _known(config: EvaluateConfig, table: Table | None) -> dict[str, dict[str, float]]:
-    """{study: {quantity: value}}: of columns named by --known, or as the quantities are."""
+def _known(
+    config: EvaluateConfig, table: Table | None, structures: Collection[str]
+) -> dict[str, dict[str, float]]:
+    """{study: {quantity: value}}: of columns named by --known, or as the quantities are that the structures give."""
     columns = dict(pair.split("=", 1) for pair in config.known)
     if columns:
         table = _about(table, "--known")
-    columns = {name: name for name in QUANTITIES if table and name in table.columns} | columns
+    for name in columns:
+        if absent := missing_structures(name, structures):
+            raise ValueError(f"--known {name}: the run segments {', '.join(structures)}, not {', '.join(absent)}. "
+                             f"{NEEDED}")  # fmt: skip
+    measured = [name for name in QUANTITIES if not missing_structures(name, structures)]
+    columns = {name: name for name in measured if table and name in table.columns} | columns
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for quantity, column in columns.items():
         for study, value in table.numeric(column).items():
             found[study][quantity] = value
     return found
+
+
+def _check_decisions(config: EvaluateConfig, task: Task) -> None:
+    """Raise ValueError where --threshold or --positive is given, and no target has two classes that it is about."""
+    targets = getattr(task, "targets", ())
+    two = [target for target in targets if len(target.classes) == 2]
+    for option, given in (("--threshold", config.threshold), ("--positive", config.positive)):
+        if given is not None and not two:
+            found = "; ".join(f"{t.name}: {', '.join(t.classes) or 'a number'}" for t in targets) or task.kind
+            raise ValueError(f"{option} {given} is for targets of two classes, and the run predicts {found}")
+    classes = [name for target in two for name in target.classes]
+    if config.positive is not None and config.positive not in classes:
+        raise ValueError(f"--positive {config.positive!r} is no class of two: want one of {', '.join(classes)}")
 
 
 def _judge_segmentation(
@@ -171,7 +194,8 @@ def _stability(probability: Tensor, task: Segmentation, truth: Mapping[int, np.n
 
 
 def _judge_table(
-    run: FinetunedRun, cines: CineStore, studies: Sequence[str], table: Table, sums: Assessment, threshold: float
+    run: FinetunedRun, cines: CineStore, studies: Sequence[str], table: Table, sums: Assessment,
+    config: EvaluateConfig,
 ) -> dict[str, dict[str, float]]:
     """Judge every target of every study that has a value; returns {study: {target: predicted number}}."""
     clips = CLIP in run.shape.views
@@ -199,8 +223,11 @@ def _judge_table(
                 if right not in target.classes:
                     sums.leave_out(study, f"{target.name} {right!r}, which training did not know")
                     continue
-                shares = (value.double() / value.double().sum()).tolist()
-                sums.add_classification(study, target.name, shares, right, target.classes, threshold)
+                shares, classes = (value.double() / value.double().sum()).tolist(), target.classes
+                if len(classes) == 2 and classes[0] == config.positive:
+                    shares, classes = shares[::-1], classes[::-1]  # the second is the positive one
+                threshold = 0.5 if config.threshold is None else config.threshold
+                sums.add_classification(study, target.name, shares, right, classes, threshold)
             else:
                 sums.add_regression(study, target.name, float(value), right)
     return predicted

@@ -28,8 +28,10 @@ class EvaluateConfig:
     about: Path | None = None
     # column that is the same for scans of one heart: the repeated measurements of which are compared
     retest: str | None = None
-    # from which probability of the second of two classes it is decided for
-    threshold: float = 0.5
+    # which of two classes is the positive one, of sensitivity and --threshold; the second by name where none is named
+    positive: str | None = None
+    # from which probability of the positive one of two classes it is decided for; 0.5 where none is named
+    threshold: float | None = None
     # resamples of the studies for the intervals
     resamples: int = 1000
     # key of the resampling
@@ -40,7 +42,7 @@ class EvaluateConfig:
     precision: Literal["fp32", "bf16"] | None = None
 
     def __post_init__(self):
-        if not 0 <= self.threshold <= 1:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"--threshold is a probability, between 0 and 1, got {self.threshold}")
         if self.resamples < 1:
             raise ValueError(f"--resamples must be at least 1, got {self.resamples}")

@@ -51,8 +51,8 @@ def split_studies(studies: Collection[str], *, val: float, test: float, path: Pa
         split = Split(*(tuple(sorted(s for s in studies if said.get(s) == part)) for part in PARTS))
         if not split.train:
             if not said.keys() & set(studies):
-                raise ValueError(f"{path}: names no study of the store (its first study is {next(iter(said), '')!r}, the "
-                                 f"store's {min(studies)!r})")  # fmt: skip
+                raise ValueError(f"{path}: names no study of the store (its first study is {next(iter(said), '')!r}, "
+                                 f"the store's {min(studies)!r})")  # fmt: skip
             here = Counter(said.get(study, "none") for study in studies)
             counted = ", ".join(f"{part} {n}" for part, n in sorted(here.items()))
             raise ValueError(f"{path}: no study of the store has the split train; they have: {counted}")
