@@ -77,6 +77,48 @@ def test_a_small_shift_of_the_header_is_rounding(tmp_path):
 def test_labels_without_the_left_ventricle_are_stored(tmp_path):
     write_study(tmp_path / "src", "p0", views=("sax",))
     write_cine(tmp_path / "src/labels/p0_sax.nii.gz", *drawn(tmp_path / "src", "p0"))
-    report = again(tmp_path / "src", tmp_path / "store", lv_label=7)
+    report = again(tmp_path / "src", tmp_path / "store", lv_label=7, sax_size=(64, 64, 6))
     (failure,) = report.failures
     assert failure.reason == "no voxel with the label 7 (the view was centred without it)" and report.labelled == 1
+
+
+def test_labels_that_the_crop_cuts_off(tmp_path):
+    """The share is that of the voxels whose middle the window leaves out; frames left empty are no longer labelled."""
+    src, store = tmp_path / "src", tmp_path / "store"
+    write_study(src, "p0", views=("sax",))
+    labels, affine = drawn(src, "p0")
+    labels[..., 2] = 0
+    labels[0:2, :, :, 2] = 1  # far from the left ventricle that the crop is about
+    labels[..., 3] = labels[..., 0]
+    write_cine(src / "labels/p0_sax.nii.gz", labels, affine)
+    same = {"sax_spacing": (1.5, 1.5, 8.0), "labels": "labels/{id}_{view}.nii.gz"}
+    report = run(src, store, sax_size=(20, 20, 5), **same)
+    info = CineStore(store).info("p0", "sax")
+    kept = sum(np.count_nonzero(CineStore(store).read_labels("p0", "sax", t)) for t in (0, 3))
+    (failure,) = report.failures
+    percent = 100 * (1 - kept / np.count_nonzero(labels))
+    assert failure.reason == (
+        f"the crop to 20 x 20 x 5 voxels cuts off {percent:.3g} % of the labelled volume; 1 of its 3 labelled frames "
+        "have no label left and count as unlabelled (the first is frame 2) (labels)"
+    )
+    assert info.labels.frames == (0, 3) and info.labels.values == (2, 3) and report.exit_code == 1
+    assert "1 of these studies have labels that reach over the crop" in str(report)
+    second = run(src, store, sax_size=(20, 20, 5), **same)
+    assert second.unchanged == 1 and second.cut == 1  # told of the next time, too
+    whole = run(src, tmp_path / "whole", sax_size=(60, 60, 5), **same)
+    assert whole.failures == [] and whole.cut == 0 and "crop" not in str(whole)
+
+
+def test_labels_of_which_the_crop_leaves_none(tmp_path):
+    src, store = tmp_path / "src", tmp_path / "store"
+    write_study(src, "p0", views=("sax",))
+    labels, affine = drawn(src, "p0")
+    labels[:] = 0
+    labels[0, 0], labels[-1, -1] = 3, 3  # the middle of both has none
+    write_cine(src / "labels/p0_sax.nii.gz", labels, affine)
+    for _ in range(2):
+        report = run(src, store, sax_size=(20, 20, 5), labels="labels/{id}_{view}.nii.gz")
+        assert [f.reason.partition(";")[0] for f in report.failures] == [
+            "the crop to 20 x 20 x 4 voxels cuts off 100 % of the labelled volume"
+        ]
+    assert report.labelled == 0 and CineStore(store).read_frame("p0", "sax", 0).any()

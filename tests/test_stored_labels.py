@@ -26,8 +26,8 @@ def drawn(src, study: str, low: int = 8):
     """(label maps (X, Y, Z, T) of frames 0 and 2, affine) of a study's SAX."""
     cine = read_cine(src / f"{study}_sax.nii.gz", stack=True)
     labels = np.zeros((*cine.shape, cine.n_frames), np.uint8)
-    labels[low:24, 12:30, :, ::2] = 3
-    labels[low:24, 30:33, :, ::2] = 2
+    labels[low:24, 12:28, :, ::2] = 3
+    labels[low:24, 28:30, :, ::2] = 2
     return labels, cine.affine
 
 

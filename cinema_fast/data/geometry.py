@@ -154,6 +154,16 @@ class Resampling:
         return out
 
 
+    def cut(self, labels: np.ndarray) -> tuple[int, int]:
+        """(labelled voxels of a map (X, Y, Z), those of them whose middle lies off the window)."""
+        inside = []
+        for n, axis in zip(labels.shape, self.axes):
+            at = np.round((np.arange(n) - axis.start) / axis.scale, 4)  # in voxels of the window
+            inside.append((at >= -0.5) & (at <= len(axis.low) - 0.5))
+        labelled = int(np.count_nonzero(labels))
+        return labelled, labelled - int(np.count_nonzero(labels[np.ix_(*inside)]))
+
+
 def plan_resampling(
     shape: Sequence[int], affine: np.ndarray, centre_mm: np.ndarray, *, spacing: Sequence[float], size: Sequence[int]
 ) -> Resampling:

@@ -131,8 +131,9 @@ class PrepareConfig:
 class PrepareReport:
     """What `prepare` did. prepared and unchanged count studies; n_studies is what the store now holds, of a shard its
     part of that; unmatched counts NIfTI files that the pattern does not describe, series DICOM series by (description,
-    view or None, why left out); labelled studies of the store that have label maps, None where none were asked for;
-    motion_maps those made, None likewise; without_motion studies that lack one, in a store that has some."""
+    view or None, why left out); labelled studies of the store that have label maps, None where none were asked for, cut
+    those whose label maps reach over the crop; motion_maps those made, None likewise; without_motion studies that lack
+    one, in a store that has some."""
 
     prepared: int = 0
     unchanged: int = 0
@@ -141,6 +142,7 @@ class PrepareReport:
     series: Counter[tuple[str, str | None, str]] = field(default_factory=Counter)
     shard: Shard | None = None
     labelled: int | None = None
+    cut: int = 0
     motion_maps: int | None = None
     without_motion: int = 0
     failures: list[Failure] = field(default_factory=list)
@@ -162,6 +164,8 @@ class PrepareReport:
             lines[0] += f", {self.labelled or 'none'} of them labelled"
         if self.motion_maps is not None:
             lines[0] += f"; {self.motion_maps} motion maps made"
+        if self.cut:
+            lines.append(f"{self.cut} of these studies have labels that reach over the crop, which cuts them off")
         if self.without_motion:
             lines.append(f"{self.without_motion} of these studies have no motion map, or not of every view: the same "
                          f"command with --motion adds them")
@@ -265,6 +269,7 @@ def _fill(
     report.n_studies = len(done)
     if config.labels is not None:
         report.labelled = sum(any("labels" in record for record in views.values()) for views in done.values())
+        report.cut = sum(any("cut" in record.get("labels", {}) for record in views.values()) for views in done.values())
     _write_outcome(store, config, done, report)
     if config.motion:
         report.motion_maps, failures = add_motion_maps(

@@ -18,6 +18,8 @@ from .store import write_study
 if TYPE_CHECKING:
     from .prepare import PrepareConfig
 
+TOLD = 0.01  # share of the labelled volume of a view, from which on it is told of that the crop cuts it off
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -79,8 +81,13 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
         }  # fmt: skip
         if view in labels:
             maps, label_source = labels[view]
-            stored = np.stack([resample.labels(one) for one in maps.values()]).reshape(-1, *frames.shape[1:])
-            prepared_labels[view] = stored, {"frames": list(maps), "source": label_source}
+            stored, cut, told = _cropped(maps, resample)
+            if told:
+                failures.append(task.failure(view, source.labels[0], told))
+            if stored:
+                stacked = np.stack(list(stored.values())).reshape(-1, *frames.shape[1:])
+                record = {"frames": list(stored), "source": label_source} | ({"cut": cut} if cut else {})
+                prepared_labels[view] = stacked, record
     return write_study(task.folder, task.study, prepared, prepared_labels) if prepared else {}, failures
 
 
@@ -140,6 +147,23 @@ def _centres(
         else:
             centres[view] = geometry.image_centre(cine.shape, cine.affine), "image"
     return centres, failures
+
+
+def _cropped(
+    maps: dict[int, np.ndarray], resample: geometry.Resampling
+) -> tuple[dict[int, np.ndarray], float, str]:
+    """The label maps as they are stored, but those that are left empty; the share of the labelled volume that the crop
+    cuts off; and what is to be told of it, "" where that is little and no map is left empty."""
+    stored = {t: small for t, one in maps.items() if (small := resample.labels(one)).any()}
+    labelled, lost = np.sum([resample.cut(one) for one in maps.values()], axis=0).tolist()
+    said = []
+    if lost > TOLD * labelled:
+        size = " x ".join(map(str, resample.shape))
+        said.append(f"the crop to {size} voxels cuts off {100 * lost / labelled:.3g} % of the labelled volume")
+    if emptied := [t for t in maps if t not in stored]:
+        said.append(f"{len(emptied)} of its {len(maps)} labelled frames have no label left and count as unlabelled "
+                    f"(the first is frame {emptied[0]})")
+    return stored, lost / labelled, "; ".join(said) + " (labels)" * bool(said)
 
 
 def _frames(cine: Cine, resample: geometry.Resampling, stack: bool) -> tuple[np.ndarray, list[tuple[float, float]]]:
