@@ -13,6 +13,7 @@ from PIL import Image
 from prediction_cases import (
     CAVITY_MM,
     CAVITY_RADII_MM,
+    OBLIQUE,
     Brightest,
     lines_of,
     oblique,
@@ -27,6 +28,7 @@ from test_pretrain_real import PREPARE
 from cinema_fast.data.prepare import PrepareConfig, prepare
 from cinema_fast.data.store import CineStore
 from cinema_fast.data.tables import landmark_voxels, read_landmarks
+from cinema_fast.downstream import predict
 from cinema_fast.downstream.landmarks import Landmarks
 from cinema_fast.downstream.predict_config import PredictConfig
 
@@ -126,6 +128,29 @@ def test_what_cannot_be_read_is_named_and_the_rest_predicted(monkeypatch, tmp_pa
     assert not (out / ".preparing").exists()
 
 
+@pytest.mark.parametrize("kind", ["segmentation", "landmarks"])
+def test_the_order_in_which_studies_are_ready_does_not_show(monkeypatch, tmp_path, kind):
+    names, src = ("a, \"b\"\n", "b", "c", "d", os.fsdecode(b"e\xff")), tmp_path / "src"
+    run, view, shape = segmenter(), "sax", OBLIQUE[0]
+    if kind == "landmarks":
+        view, shape, grid = "lax_4c", (60, 60, 1), {"lax_size": (64, 64), "lax_spacing": (1.5, 1.5)}
+        task = Landmarks(("annulus_1", "annulus_2", "apex"), "coordinates", (view,), "0")
+        run = stand_in(task, Brightest(), grid, {view: (64, 64)})
+    for name in names:
+        write_heart(src, oblique((), shape, (1.5, 1.5, 8.0)), shape, f"{name}_{view}.nii.gz")
+    for name in "bd":
+        (src / f"{name}_{view}.nii.gz").write_bytes(b"no scan")
+    assert predict_as(monkeypatch, run, src, tmp_path / "usual").studies == 3
+    prepared = predict.prepared_studies
+    monkeypatch.setattr(predict, "prepared_studies", lambda *how: (one for one in list(prepared(*how))[::-1]))
+    assert predict_as(monkeypatch, run, src, tmp_path / "backwards").studies == 3
+    files = [path for path in tree(tmp_path / "usual") if path.endswith((".csv", ".json"))]
+    assert len(files) == 3 and tree(tmp_path / "usual") == tree(tmp_path / "backwards")
+    for file in files:
+        assert (tmp_path / "usual" / file).read_bytes() == (tmp_path / "backwards" / file).read_bytes(), file
+    assert [line["study"] for line in lines_of(tmp_path / "backwards" / "studies.csv")] == [names[n] for n in (0, 2, 4)]
+
+
 def test_names_cannot_lead_out(monkeypatch, tmp_path):
     write_heart(tmp_path / "src", oblique(), name="x.._sax.nii.gz")
     write_heart(tmp_path / "src", oblique(), name="..nii.gz")
@@ -157,7 +182,7 @@ def test_one_file(monkeypatch, tmp_path):
 def test_real_scans_pass_through(shared, monkeypatch, tmp_path, name):
     run = segmenter((48, 48, 8), (3.0, 3.0, 10.0), (64, 64), (3.0, 3.0))
     src = shared / "data" / ("cine/dicom_Se11_slim" if name == "dicom" else name)
-    given = dict.fromkeys(PREPARE.get(name, ())) and PREPARE[name]
+    given = PREPARE.get(name)
     options = {"pattern": given[1], "aliases": tuple(given[3:])} if given else {}
     report = predict_as(monkeypatch, run, src, tmp_path / "out", **options)
     assert report.exit_code == 0, report

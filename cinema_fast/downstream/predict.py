@@ -1,13 +1,16 @@
 """`cinema-fast predict`: studies as they come from the scanner, prepared, predicted, and brought back to their grid.
 
 Each study is prepared by the code of `prepare`, with the options of the run's store, into OUT/.preparing, and goes from
-there when it has been predicted. Its files go to OUT/studies/ID/; its lines are in the tables before the next begins.
+there when it has been predicted. Its files go to OUT/studies/ID/; its lines are in the tables before the next begins,
+in the order in which studies were ready, and at the end in that of their names.
 """
 
 import csv
 import json
 import math
+import os
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +27,8 @@ from .predicted_studies import StudyPrediction, predict_prepared, tables_of
 from .run import FinetunedRun, load_run
 
 _GRID = ("sax_size", "lax_size", "sax_spacing", "lax_spacing")
+# names of files may hold bytes that are no text: they come back as they were
+_TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 
 @dataclass
@@ -115,7 +120,10 @@ def _predict_all(
             if cut := _cut_off(made.summary["views"]):
                 report.cut_off[task.study] = cut
             report.studies += 1
+    order = {task.study: n for n, task in enumerate(tasks)}
+    report.failures.sort(key=lambda failure: order.get(failure.study, -1))  # those of no task first
     if studies:
+        _sort_tables(run, config.out, order)
         told = {
             "format": 1, "version": __version__, "run": str(config.run), "step": run.step, "task": run.task.kind,
             "model": type(run.model).__name__, "precision": str(run.precision)[6:], "source": str(config.src),
@@ -192,19 +200,32 @@ def _check_views(config: PredictConfig, run: FinetunedRun, sources: Sources) -> 
         raise ValueError(f"{what}: the model of {config.run} reads {', '.join(reads)}")
 
 
-def _begin_tables(run: FinetunedRun, out: Path, files: ExitStack) -> list[csv.DictWriter]:
-    """Writers of studies.csv and of the table with more lines a study, where the task has one."""
+def _columns_of(run: FinetunedRun) -> dict[str, tuple[str, ...]]:
+    """{file: columns} of studies.csv and of the table with more lines a study, where the task has one."""
     tables = tables_of(run)
-    wanted = {"studies.csv": ("study", *tables.columns)}
-    if tables.other:
-        wanted[tables.other] = tables.other_columns
+    files = {"studies.csv": ("study", *tables.columns)}
+    return files | {tables.other: tables.other_columns} if tables.other else files
+
+
+def _begin_tables(run: FinetunedRun, out: Path, files: ExitStack) -> list[csv.DictWriter]:
     writers = []
-    for name, columns in wanted.items():
-        # names of files may hold bytes that are no text: they come back as they were
-        file = (out / name).open("w", encoding="utf-8", errors="surrogateescape", newline="", buffering=1)
+    for name, columns in _columns_of(run).items():
+        file = (out / name).open("w", buffering=1, **_TEXT)
         writers.append(csv.DictWriter(files.enter_context(file), columns, restval=""))
         writers[-1].writeheader()
     return writers
+
+
+def _sort_tables(run: FinetunedRun, out: Path, order: Mapping[str, int]) -> None:
+    """Put the lines of the studies in order; those of one study stay as they are."""
+    for name in _columns_of(run):
+        with (out / name).open(**_TEXT) as file:
+            head, *lines = csv.reader(file)
+        lines.sort(key=lambda line: order[line[0]])
+        temporary = out / f"{name}.tmp"
+        with temporary.open("w", **_TEXT) as file:
+            csv.writer(file).writerows([head, *lines])
+        os.replace(temporary, out / name)
 
 
 def _write_study(out: Path, study: str, made: StudyPrediction, writers: list[csv.DictWriter]) -> None:
