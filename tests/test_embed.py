@@ -234,3 +234,10 @@ def test_mistakes(tiny_store, runs, tmp_path, monkeypatch):  # noqa: F811
     with pytest.raises(ValueError, match=r"pip install 'cinema-fast\[embed\]'"):
         embed(config_of(runs, tiny_store, tmp_path / "out"))
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_fine_tuned_run(tmp_path, tiny_store):  # noqa: F811
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text("run: {}\nmodel: {}\nstore: {}\ntask: {kind: segmentation}\n")
+    with pytest.raises(ValueError, match=r"^\S+run is a run of finetune, and embed takes one of pretrain; [^\n]*$"):
+        embed(EmbedConfig(tmp_path / "run", tiny_store, tmp_path / "out.parquet"))

@@ -168,13 +168,21 @@ def test_landmarks(refused, tmp_path):
     refused(r"frame 9 of lax_4c of s00, which has 4 frames", "landmarks", table=write_points(file, frames=(1, 9)))
     refused(r"some\.csv: no landmarks of lax_2c of a study of", "landmarks", table=file, views=("lax_2c",))
     file.write_text(f"{HEAD}\nx1,lax_4c,0,apex,1,2,3\n")
-    refused(r"no landmarks of any view of a study", "landmarks", table=file)
+    refused(r"no landmarks of any view of a study of .* \(the table's first study is 'x1', the store's 's00'\)",
+            "landmarks", table=file)  # fmt: skip
     lines = write_points(file).read_text().splitlines()
     turned = [line.split(",") for line in lines[1:]]
     far = [",".join([*cells[:4], f"{-float(cells[4])}", cells[5], cells[6]]) for cells in turned]
     file.write_text("\n".join([HEAD, *far]))
     refused(r"no landmark lies on its image; middle in frame 0 of lax_4c of s00 is at voxel -.* of 32 x 28\. Positions "
             r"are scanner mm, RAS\+", "landmarks", table=file)  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ["segmentation", "landmarks"])
+def test_a_decoder_that_does_not_fit(refused, task):
+    refused(r"--decoder-channels 8 8 8 8 8 8: (sax|lax_4c) images of 32 x 32( x 4)? voxels do not divide into "
+            r"positions of 64 x 64", task, decoder_channels=(8,) * 6)  # fmt: skip
+    refused(r"--decoder-channels 8: ConvUNetR: .* are no levels in a row", task, decoder_channels=(8,))
 
 
 def test_clips_are_not_for_maps(refused):

@@ -1,5 +1,8 @@
 """Where weights start from, which of them move, how fast, and on whose labels."""
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -86,10 +89,28 @@ def test_from_a_fine_tuned_run(discs, tmp_path):  # noqa: F811
     assert "fresh: enc_fusion_dict, pred_head_dict" in (tmp_path / "back/run.log").read_text()
 
 
-def test_test_studies_that_pretraining_has_seen_are_told_of(discs, pretrained, tmp_path):  # noqa: F811
-    finetune(discs.config(tmp_path / "run", "regression", init_from=pretrained, **FEW | {"test": 0.5}))
-    log = (tmp_path / "run" / "run.log").read_text()
-    assert "3 of the 6 test studies were seen by" in log and "pretrain --holdout 0.5" in log
+def test_resuming_without_where_it_started(discs, pretrained, tmp_path, monkeypatch):  # noqa: F811
+    """The shape comes from the run itself, wherever its pre-training has gone, and paths are those of any folder."""
+    start, out = shutil.copytree(pretrained, tmp_path / "start"), tmp_path / "run"
+    monkeypatch.chdir(discs.folder)
+    options = FEW | {"steps": 2, "validate_every": 1, "preset": "cinema-base", "data": Path("store")}
+    config = discs.config(out, "segmentation", init_from=start, **options)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        saved, save = [], module.WholeCheckpoints.save
+        patch.setattr(module.WholeCheckpoints, "save", lambda *a: save(*a) if not saved.append(1) else None)
+        patch.setattr(module.RunLog, "advance", lambda log, done: killed() if done == 2 else None)
+        finetune(config)
+    run = read_config(out)["run"]
+    assert (run["data"], run["init_from"]) == (str(discs.store), str(start)) and run["preset"] == "cinema-base"
+    seen = read_config(out)["seen"]
+    start.rename(tmp_path / "moved")
+    assert finetune(replace(config, init_from=None, resume=True)).step == 2
+    assert read_config(out)["run"]["init_from"] == str(start) and read_config(out)["seen"] == seen
+    assert "going on from step 1" in (out / "run.log").read_text()
 
 
 @pytest.mark.parametrize(("source", "told"), [

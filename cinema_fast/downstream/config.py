@@ -51,7 +51,7 @@ class FinetuneConfig:
     n_frames: int = 4
     # size of a model that starts from random weights, or from a file of weights
     preset: str = "cinema-base"
-    # weights to start from: the folder of a pre-training run, or a .safetensors or torch file
+    # weights to start from: the folder of a run, pre-training or fine-tuned, or a .safetensors or torch file
     init_from: Path | None = None
     # leave stem and encoder as they are, and train what is on top
     frozen: bool = False
@@ -185,7 +185,7 @@ class FinetuneConfig:
             raise ValueError("--network baseline starts from random weights: it takes no --init-from and no --frozen")
         if self.network == "baseline" and (self.reduce == "cls" or self.recompute != "none"):
             raise ValueError("--network baseline takes no --reduce cls and no --recompute: it has neither")
-        if self.frozen and not self.init_from:
+        if self.frozen and not self.init_from and not self.resume:
             raise ValueError("--frozen wants --init-from: random weights are of no use as they are")
         if not self.structures or len(set(self.structures)) < len(self.structures):
             raise ValueError(f"--structures wants different names of the labels 1, 2, ..., got {self.structures}")
@@ -196,6 +196,8 @@ class FinetuneConfig:
         del values["resume"]  # how this process was called, not what the run is
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
         values["augment"] = self.augment.to_dict()
+        for name in ("data", "table", "split", "init_from"):  # what is read again from another folder
+            values[name] = values[name] and values[name].absolute()
         return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
 
     def differences(self, before: dict, ranks: int = 1) -> list[str]:

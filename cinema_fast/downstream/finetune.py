@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from ..data.clips import CLIP
 from ..data.loader import read_ahead
-from ..data.sampler import Sampler, held_out
+from ..data.sampler import Sampler
 from ..data.store import CineStore
 from ..models.config import CineMAConfig, config_from_dict, preset
 from ..models.conv_vit import layer_of
@@ -32,6 +33,7 @@ from ..train.step import BETAS, compile_model, update
 from ..train.stop import StopRequest
 from .config import FinetuneConfig
 from .examples import Examples, fixed_draws, read_examples
+from .seen import seen_by, seen_remarks
 from .split import split_studies
 from .tasks import VALIDATION_PHASES, Settled, TableTask, settle
 
@@ -49,9 +51,12 @@ def finetune(config: FinetuneConfig) -> Outcome:
             LoaderError, CheckpointError, NonFiniteError and OutOfMemory).
         OSError: a table cannot be read, or the run folder not written.
     """
+    before = read_config(config.out) if config.resume else None
+    if before and "task" in before and not config.init_from and (start := before["run"].get("init_from")):
+        config = dataclasses.replace(config, init_from=Path(start))
     cines = CineStore(config.data)
     split = split_studies(cines.ids, val=config.val, test=config.test, path=config.split)
-    settled = settle(config, cines, _base_shape(config), split)
+    settled = settle(config, cines, _base_shape(config, before), split)
     device = pick_device(config.device)
     saved = {
         "run": config.to_dict() | {"ranks": 1},
@@ -62,6 +67,7 @@ def finetune(config: FinetuneConfig) -> Outcome:
         "task": settled.task.to_dict(),
         "split": {part: list(studies) for part, studies in settled.split._asdict().items()},
         "used": list(settled.used),
+        "seen": (before or {}).get("seen") or _seen(config, settled, cines),
         "versions": versions(),
     }
     check_run_folder(config, saved)
@@ -78,7 +84,10 @@ def _finetune(
     checkpoints = WholeCheckpoints(folder, behind=device.type == "cuda", keep=config.keep, ranks=ALONE)
     if config.init_from and not (config.resume and checkpoints.any()):
         remarks.append(_load(model, config, remarks.append))
-        remarks += _seen_before(config, settled, saved)
+        if config.init_from.is_dir():
+            remarks.append(f"the model's shape is that of {config.init_from} ({_start(config)['run']['preset']}); "
+                           "--preset is for random weights and files")
+        remarks += seen_remarks(config.init_from, **saved["seen"], test=settled.split.test, share=config.test)
     if isinstance(task, TableTask):
         task.extend(model)
     for block in model.encoder.blocks if hasattr(model, "encoder") else ():
@@ -241,14 +250,21 @@ def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
 
 
-def _base_shape(config: FinetuneConfig) -> CineMAConfig:
-    """The shape of the run that weights come from, or of the preset."""
+def _base_shape(config: FinetuneConfig, before: dict | None) -> CineMAConfig:
+    """The shape of this run where it goes on, of the run that its weights come from, or of the preset."""
+    if before:
+        return config_from_dict(before["model"])
     if config.init_from and config.init_from.is_dir():
-        settled = read_config(config.init_from)
-        if settled is None:
-            raise ValueError(f"--init-from {config.init_from}: no run in this folder (no config.yaml)")
-        return config_from_dict(settled["model"])
+        return config_from_dict(_start(config)["model"])
     return preset(config.preset)
+
+
+def _start(config: FinetuneConfig) -> dict:
+    """The config.yaml of the run that weights come from."""
+    settled = read_config(config.init_from)
+    if settled is None:
+        raise ValueError(f"--init-from {config.init_from}: no run in this folder (no config.yaml)")
+    return settled
 
 
 def _load(model: nn.Module, config: FinetuneConfig, say: Callable[[str], None]) -> str:
@@ -269,22 +285,10 @@ def _load(model: nn.Module, config: FinetuneConfig, say: Callable[[str], None]) 
     return said.replace("the mapping given", where, 1) if source is not config.init_from else said
 
 
-def _seen_before(config: FinetuneConfig, settled: Settled, saved: dict) -> Iterator[str]:
-    """A remark where the run that the weights come from has seen studies of the test."""
-    before = read_config(config.init_from) if config.init_from.is_dir() else None
-    if before is None or before["store"]["sha256"] != saved["store"]["sha256"]:
-        return
-    if "used" in before:
-        seen = set(before["used"])
-    else:
-        views = set(before["model"]["views"])
-        usable = {study for study in settled.store.ids if views.intersection(settled.store.views(study))}
-        seen = usable - held_out(usable, before["run"]["holdout"])
-    if both := seen.intersection(settled.split.test):
-        yield (
-            f"{len(both)} of the {len(settled.split.test)} test studies were seen by {config.init_from} in training; "
-            f"`pretrain --holdout {config.test:g}` keeps them away"
-        )
+def _seen(config: FinetuneConfig, settled: Settled, cines: CineStore) -> dict:
+    """The studies that the run and those it starts from learn from, for config.yaml, and why there may be others."""
+    seen, unknown = seen_by(config.init_from, cines) if config.init_from else (set(), [])
+    return {"studies": sorted(seen.union(settled.used, settled.split.val)), "unknown": unknown}
 
 
 def _told_of(config: FinetuneConfig, settled: Settled) -> dict:

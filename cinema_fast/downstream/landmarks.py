@@ -104,7 +104,10 @@ class Landmarks:
         missing = [view for view in config.views if view not in found]
         if missing or not found:
             which = missing[0] if missing else "any view"
-            raise ValueError(f"{config.table}: no landmarks of {which} of a study of {store.path}")
+            raise ValueError(
+                f"{config.table}: no landmarks of {which} of a study of {store.path} (the table's first study is "
+                f"{next(iter(points), None)!r}, the store's {store.ids[0]!r})"
+            )
         chosen = [(study, view) for study, view in every if view in views]
         for study, view in chosen:
             info = store.info(study, view)

@@ -168,18 +168,29 @@ _PREPARE = "store them by `cinema-fast prepare SRC STORE --labels PATTERN`"
 
 
 def unet_of(shape: CineMAConfig, out_channels: int, config: FinetuneConfig) -> nn.Module:
-    """ConvUNetR, or the baseline's U-Net."""
+    """ConvUNetR, or the baseline's U-Net. Raises ValueError for a decoder that does not fit the images."""
     if config.network == "baseline":
         from ..models.baselines import unet
 
         return unet(shape, out_channels)
     from ..models.conv_unetr import ConvUNetR
 
-    return ConvUNetR(
-        shape,
-        out_channels,
-        dec_channels=config.decoder_channels,
-        dropout=config.dropout,
-        drop_path=0.0 if config.frozen else config.drop_path,
-    )
-
+    channels = f"--decoder-channels {' '.join(map(str, config.decoder_channels))}"
+    try:
+        model = ConvUNetR(
+            shape,
+            out_channels,
+            dec_channels=config.decoder_channels,
+            dropout=config.dropout,
+            drop_path=0.0 if config.frozen else config.drop_path,
+        )
+    except ValueError as error:
+        raise ValueError(f"{channels}: {error}") from error
+    for view, size in shape.image_size.items():
+        if any(n % pixels for n, pixels in zip(size, model.coarsest[view])):
+            image, position = (" x ".join(map(str, pixels)) for pixels in (size, model.coarsest[view]))
+            raise ValueError(
+                f"{channels}: {view} images of {image} voxels do not divide into positions of {position}, those of the "
+                f"coarsest of {len(config.decoder_channels)} levels: name fewer, or prepare the store at another size"
+            )
+    return model

@@ -103,6 +103,9 @@ def embed(config: EmbedConfig) -> EmbedReport:
     settled = read_config(config.run)
     if settled is None:
         raise ValueError(f"{config.run} holds no run (no config.yaml there); make one with `cinema-fast pretrain`")
+    if "task" in settled:
+        raise ValueError(f"{config.run} is a run of finetune, and embed takes one of pretrain; fine-tuned models are "
+                         "asked by `cinema-fast predict` and `cinema-fast evaluate`")
     checkpoints = config.run / "checkpoints"
     checkpoint = newest_checkpoint(checkpoints, lambda note: print(note, file=sys.stderr))
     if checkpoint is None:

@@ -1,0 +1,64 @@
+"""Which studies a model has learnt from, through all the runs that its weights come from."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from ..data.clips import CLIP, ClipStore
+from ..data.sampler import held_out
+from ..data.store import CineStore, StoreError
+from ..train.run_folder import read_config
+from ..train.setup import store_fingerprint
+
+
+def seen_by(source: Path, cines: CineStore) -> tuple[set[str], list[str]]:
+    """Ids of the studies that weights have been trained or validated on, and why there may be others, a line a reason.
+
+    Args:
+        source: folder of a run of `pretrain` or `finetune`, or a file of weights.
+        cines: where the studies of a run of `pretrain` are looked up if it was on the same store, or its own is gone.
+    """
+    before = read_config(source) if source.is_dir() else None
+    if before is None:
+        return set(), [f"{source} does not say which studies it has learnt from"]
+    if "seen" in before:
+        return set(before["seen"]["studies"]), list(before["seen"]["unknown"])
+    if "used" in before:  # fine-tuned by a version that kept no `seen`
+        seen, unknown = {*before["used"], *before["split"]["val"]}, []
+    else:
+        seen, unknown = _pretrained_on(source, before, cines)
+    if start := before["run"].get("init_from"):
+        earlier, more = seen_by(Path(start), cines)
+        seen, unknown = seen | earlier, unknown + more
+    return seen, unknown
+
+
+def _pretrained_on(source: Path, before: dict, cines: CineStore) -> tuple[set[str], list[str]]:
+    """The training studies of a run of `pretrain`, which its store and --holdout tell."""
+    if store_fingerprint(cines) != before["store"]["sha256"]:
+        try:
+            cines = CineStore(before["run"]["data"])
+        except StoreError:
+            return set(), [f"the store of {source}, {before['run']['data']}, is not here"]
+        if store_fingerprint(cines) != before["store"]["sha256"]:
+            return set(), [f"the store of {source}, {before['run']['data']}, has changed since"]
+    views = before["model"]["views"]
+    store = ClipStore(cines, before["run"]["views"]) if CLIP in views else cines
+    usable = {study for study in store.ids if set(views).intersection(store.views(study))}
+    return usable - held_out(usable, before["run"]["holdout"]), []
+
+
+def seen_remarks(
+    source: Path, *, studies: Collection[str], unknown: Sequence[str], test: Sequence[str], share: float
+) -> list[str]:
+    """What run.log is to say of `test` studies that the weights of `source` have learnt from, or may have.
+
+    Args:
+        studies, unknown: as `seen_by` gives them, also with the run's own training studies. share: --test.
+    """
+    said = [f"whether {source} has learnt from test studies is not known in full: {why}" for why in unknown]
+    if both := set(studies).intersection(test):
+        said.append(
+            f"{len(both)} of the {len(test)} test studies were seen by {source} or what it started from, in training "
+            f"or validation; `pretrain --holdout {share:g}` keeps them away"
+        )
+    return said
