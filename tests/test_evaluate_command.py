@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from labelled_discs import LABELLED, SPACING, discs, heart, write_discs, write_table  # noqa: F401
+from labelled_discs import LABELLED, SPACING, discs, heart, write_discs, write_points, write_table  # noqa: F401
 
 from cinema_fast.cli import main
 from cinema_fast.data.clips import ClipStore, clip_frames
@@ -176,7 +176,12 @@ def test_tables_that_are_not_there(runs, discs, tmp_path):  # noqa: F811
 
 
 def test_a_run_without_test_studies(discs, tmp_path):  # noqa: F811
-    finetune(discs.config(tmp_path / "run", "landmarks", test=0, **FEW))
+    split = tmp_path / "split.csv"  # the test studies are none of the table's
+    split.write_text("study,split\n" + "".join(f"s{n:02d},{'train' if n < 8 else 'test'}\n" for n in range(12)))
+    points = write_points(tmp_path / "points.csv", 8)
+    finetune(discs.config(tmp_path / "run", "landmarks", split=split, **FEW | {"table": points}))
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert "no labelled studies for the test: evaluate wants others by --data, or another --part" in log
     with pytest.raises(ValueError, match=r"no labelled studies for --part test: judge another --part, or .*--data"):
         evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval", device="cpu"))
 

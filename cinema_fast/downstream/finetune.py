@@ -376,3 +376,5 @@ def _described(config: FinetuneConfig, settled: Settled, model: nn.Module, devic
             )
     if not split.val:
         yield "no studies of validation: the last weights are kept as the best"
+    if not split.test:
+        yield "no labelled studies for the test: evaluate wants others by --data, or another --part"
