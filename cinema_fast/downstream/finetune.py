@@ -250,7 +250,7 @@ def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
 
 
-def _base_shape(config: FinetuneConfig, before: dict | None) -> CineMAConfig:
+def _base_shape(config: FinetuneConfig, before: dict | None = None) -> CineMAConfig:
     """The shape of this run where it goes on, of the run that its weights come from, or of the preset."""
     if before:
         return config_from_dict(before["model"])
