@@ -142,6 +142,14 @@ def shown(found: Estimate | None, form: str) -> str:
     return f"{found.value:{form}} ({interval})"
 
 
+def missing(size: Size, seed: int, todo: Sequence[Cell]) -> str:
+    """Which cells of a seed are not complete."""
+    of_seed = [cell for cell in todo if cell.seed == seed]
+    if len(of_seed) == len(cells(size)) / len(size.seeds):
+        return f"seed {seed}, all of them"
+    return f"seed {seed}, " + ", ".join(f"{cell.task} {cell.level} {cell.start}" for cell in of_seed)
+
+
 def document(out: Path, size: Size, results: Mapping[tuple[str, str], Comparison]) -> str:
     """The experiment as Markdown; every number from the cells."""
     store, truth = CineStore(out / "store"), read_table(out / "cohort/truth.csv")
@@ -173,7 +181,7 @@ def document(out: Path, size: Size, results: Mapping[tuple[str, str], Comparison
     commits = sorted({str(read_config(run)["versions"]["commit"]) for run in runs})
     said = "All cells are complete." if not todo else (
         f"**{len(cells(size)) - len(todo)} of {len(cells(size))} cells are complete.** Missing: "
-        + ", ".join(f"{c.task} {c.level} {c.start} seed {c.seed}" for c in todo) + "."
+        + "; ".join(missing(size, seed, todo) for seed in size.seeds if any(c.seed == seed for c in todo)) + "."
     )  # fmt: skip
     spent = sum(json.loads(path.read_text()) for path in out.rglob("seconds.json"))
     sizes = (size.pretraining, size.segmentation, size.multitask)
@@ -206,8 +214,9 @@ def document(out: Path, size: Size, results: Mapping[tuple[str, str], Comparison
         "",
         f"Means over seeds, and 95 % intervals by {size.resamples} draws of the {len(split.test)} test hearts: how far "
         "they would move with other test hearts, given these fits. Differences are paired: the same hearts, seeds and "
-        "labels. Dice of all frames; EF and EDV over the predicted cycle, against the phantom's own, which are not "
-        "those of its label maps.",
+        "labels. What other seeds would change is not in the intervals. Dice of all frames; EF and EDV "
+        "over the predicted cycle, against the phantom's own, which are not those of its label maps. Balanced accuracy "
+        "gives a disease that few test hearts have as much weight as the others.",
         "",
         *tables,
         "![figure](labels.png)",

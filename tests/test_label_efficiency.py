@@ -114,7 +114,7 @@ def test_the_script_runs_goes_on_and_writes_what_is_done(tmp_path):
     assert "were seen by" not in log  # the test hearts are those that pre-training was kept from
     shutil.rmtree(out / "cells/multitask-half-scratch-0")
     subprocess.run([*command, "--write"], check=True, capture_output=True, timeout=600)
-    assert "**11 of 12 cells are complete.** Missing: multitask half scratch seed 0." in page.read_text()
+    assert "**11 of 12 cells are complete.** Missing: seed 0, multitask half scratch." in page.read_text()
     subprocess.run(command, check=True, capture_output=True, timeout=600)  # that one alone
     subprocess.run([*command, "--write"], check=True, capture_output=True, timeout=600)
     drop = lambda page: [line for line in page.splitlines() if "minutes of one core" not in line]  # noqa: E731
