@@ -48,6 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _print_options(config) -> int:
+    import yaml
+
+    print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
+    return 0
+
+
 def _commands() -> dict[str, Callable[..., int]]:
     import tyro
 
@@ -127,10 +134,7 @@ def _commands() -> dict[str, Callable[..., int]]:
             print_config: print the options as YAML and do nothing else.
         """
         if print_config:
-            import yaml
-
-            print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
-            return 0
+            return _print_options(config)
         from .train.pretrain import pretrain
 
         return pretrain(config).exit_code
@@ -143,10 +147,7 @@ def _commands() -> dict[str, Callable[..., int]]:
             print_config: print the options as YAML and do nothing else.
         """
         if print_config:
-            import yaml
-
-            print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
-            return 0
+            return _print_options(config)
         from .downstream.finetune import finetune
 
         return finetune(config).exit_code

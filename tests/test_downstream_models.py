@@ -89,7 +89,7 @@ def test_gradients_are_those_of_differences_and_float32_keeps_them(kind):
         below = outputs(model, images) @ upstream
         moved(step)
         slope = sum(float((exact[n] * d).sum()) for n, d in direction.items())
-        assert float(above - below) / (2 * step) == pytest.approx(slope, rel=1e-5, abs=1e-7 * scale), part
+        assert (above - below).item() / (2 * step) == pytest.approx(slope, rel=1e-5, abs=1e-7 * scale), part
 
 
 def test_any_views_and_the_mean_of_their_heads():

@@ -66,7 +66,8 @@ def test_known_values_scans_and_subgroups(discs, runs, tmp_path):  # noqa: F811
     lines = [f"s{n:02d},{50 + n},{n},h{n // 4},{'ab'[n % 2]}" for n in range(12)]
     table.write_text("\n".join(["study,my_ef,lv_mass_g,heart,site", *lines]))
     results, rows = evaluated(runs / "segmentation", tmp_path / "eval", data=discs.store, part="train", table=table,
-                              known=("lv_ef=my_ef",), retest="heart", subgroups=("site",))  # fmt: skip
+                              known=("lv_ef=my_ef", "lv_mass_g=lv_mass_g"), retest="heart",
+                              subgroups=("site",))  # fmt: skip
     train = load_run(runs / "segmentation", device="cpu").split.train
     cycle = {(row["study"], row["name"]): row["truth"] for row in rows if row["kind"] == "cycle"}
     for study in train:

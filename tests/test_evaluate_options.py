@@ -66,6 +66,8 @@ def test_structures_without_an_lv(runs, tmp_path):
     """Their maps are judged; volumes known of the heart are asked for in vain, and said so before the work."""
     table = tmp_path / "known.csv"
     table.write_text("study,my_ef,rv_ef,site\n" + "".join(f"s{n:02d},50,50,{'ab'[n % 2]}\n" for n in range(12)))
+    with pytest.raises(ValueError, match=r"--retest: the run segments RV, MYO, pool\. Volumes and EF want .* named LV"):
+        judge(runs / "maps", tmp_path / "eval", table=table, retest="site")
     for known in ("lv_ef=my_ef", "lv_mass_g=my_ef", "rv_ef=rv_ef"):
         told = f"--known {known.split('=')[0]}: the run segments RV, MYO, pool, not LV. Volumes and EF want .* named LV"
         with pytest.raises(ValueError, match=told):

@@ -163,6 +163,7 @@ def test_classes(refused, tmp_path):
 
 def test_landmarks(refused, tmp_path):
     file = tmp_path / "some.csv"
+    refused(r"--table \S+none\.csv: No such file", "landmarks", table=tmp_path / "none.csv")
     refused(r"landmarks are of long-axis views, and sax of s00 is a stack", "landmarks",
             table=write_points(file, views=("sax",)))  # fmt: skip
     refused(r"frame 9 of lax_4c of s00, which has 4 frames", "landmarks", table=write_points(file, frames=(1, 9)))

@@ -13,7 +13,6 @@ from cinema_fast.data.clips import ClipStore
 from cinema_fast.data.prepare import PrepareConfig, prepare
 from cinema_fast.data.store import CineStore
 from cinema_fast.data.tables import read_table
-from cinema_fast.downstream.evaluate import predict_study
 from cinema_fast.downstream.run import load_run
 
 
@@ -44,7 +43,7 @@ def test_values_are_those_of_a_prepared_store(fitted, tmp_path, capsys):
     store, table = CineStore(tmp_path / "store"), read_table(out / "studies.csv")
     results = json.loads((out / "results.json").read_text())["studies"]
     for study in store.ids:
-        right = predict_study(run, store, study, store.views(study))
+        right = run.predict_study(store, study, store.views(study))
         assert table.numeric("ef")[study] == pytest.approx(float(right["ef"]), rel=1e-6)
         shares = [table.numeric(f"disease: {name}")[study] for name in ("DCM", "NOR")]
         assert shares == pytest.approx(right["disease"].tolist(), abs=1e-6)
@@ -70,7 +69,7 @@ def test_clips_are_of_cines(tiny_store, tmp_path, capsys):  # noqa: F811
     run = load_run(tmp_path / "run")
     prepare(PrepareConfig(tmp_path / "src", tmp_path / "store", workers=1, sax_size=(32, 32, 4), lax_size=(32, 32)),
             progress=False)  # fmt: skip
-    right = predict_study(run, ClipStore(CineStore(tmp_path / "store"), ["sax"]), "p", ("clip",))["ef"]
+    right = run.predict_study(ClipStore(CineStore(tmp_path / "store"), ["sax"]), "p", ("clip",))["ef"]
     assert line["views"] == "sax" and float(line["ef"]) == pytest.approx(float(right), rel=1e-6)
     assert "the model reads clips, and no sax has more than one frame" in capsys.readouterr().out
 

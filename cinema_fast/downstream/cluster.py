@@ -13,8 +13,9 @@ from tyro.conf import Positional
 from ..data.tables import Table
 from .characteristics import Characteristic, describe
 from .clustering import CRITERION, SHARE_DRAWN, VARIANCE_KEPT, Clustering, check_cohort, find_clusters, lay_out
-from .embeddings import Embeddings, check_out, read_beside, read_embeddings
+from .embeddings import Embeddings, read_beside, read_embeddings
 from .extras import need
+from .named_files import check_out
 
 METHODS = {"kmeans": "k-means", "gaussian": "Gaussian mixture"}
 

@@ -76,9 +76,3 @@ def read_beside(path: Path, embeddings: Embeddings) -> Table:
             f"it has {next(iter(table.rows))!r}, the embeddings have {embeddings.studies[0]!r}"
         )
     return table
-
-
-def check_out(out: Path) -> None:
-    """ValueError unless `out` can be a folder of its own."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"{out} is a file or not empty: choose another --out")

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from ..data.clips import CLIP, ClipStore, clip_frames
+from ..data.clips import CLIP, ClipStore
 from ..data.loader import LoaderError
 from ..data.progress import progress_bar
 from ..data.store import CineStore, StoreError
@@ -20,15 +19,13 @@ from .assessment import Assessment
 from .cases import NEEDED, SegmentationCase, missing_structures
 from .evaluate_config import EvaluateConfig
 from .landmarks import Landmarks
-from .metrics_function import QUANTITIES, cardiac_function, ed_es, volume_curves
+from .metrics_function import cardiac_function, ed_es, volume_curves
 from .metrics_segmentation import stability_score
-from .named_files import read_named
+from .named_files import check_out, read_named
 from .run import FinetunedRun, load_run
 from .segmentation import Segmentation
 from .table_targets import TableTask
 from .tasks import Task
-
-BATCH = 8
 
 
 def evaluate_run(config: EvaluateConfig) -> dict:
@@ -38,8 +35,7 @@ def evaluate_run(config: EvaluateConfig) -> dict:
         ValueError: no run, its store or a table that is not there, labels that do not fit, nothing that can be judged.
         OSError: OUT cannot be written.
     """
-    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-        raise ValueError(f"{config.out} is a file or not empty: choose another folder to write")
+    check_out(config.out)
     run = load_run(config.run, device=config.device, precision=config.precision)
     cines = CineStore(config.data or _of_run(run, "data"))
     own = store_fingerprint(cines) == run.settled["store"]["sha256"]
@@ -57,7 +53,7 @@ def evaluate_run(config: EvaluateConfig) -> dict:
     table = read_named("--table", of_labels) if of_labels and not landmarks else None
     about = read_named("--about", config.about) if config.about else table
     groups = {column: _about(about, "--subgroups").values(column) for column in config.subgroups}
-    scans = _scans(config, about, studies, landmarks)
+    scans = _scans(config, about, studies, landmarks, structures)
     known = {} if table_task or landmarks else _known(config, about, structures)
     _check_decisions(config, run.task)
     if landmarks:
@@ -119,7 +115,7 @@ def _about(table: Table | None, option: str) -> Table:
 def _known(
     config: EvaluateConfig, table: Table | None, structures: Collection[str]
 ) -> dict[str, dict[str, float]]:
-    """{study: {quantity: value}}: of columns named by --known, or as the quantities are that the structures give."""
+    """{study: {quantity: value}} of the columns that --known names."""
     columns = dict(pair.split("=", 1) for pair in config.known)
     if columns:
         table = _about(table, "--known")
@@ -127,8 +123,6 @@ def _known(
         if absent := missing_structures(name, structures):
             raise ValueError(f"--known {name}: the run segments {', '.join(structures)}, not {', '.join(absent)}. "
                              f"{NEEDED}")  # fmt: skip
-    measured = [name for name in QUANTITIES if not missing_structures(name, structures)]
-    columns = {name: name for name in measured if table and name in table.columns} | columns
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for quantity, column in columns.items():
         for study, value in table.numeric(column).items():
@@ -209,7 +203,7 @@ def _judge_table(
             sums.leave_out(study, f"none of the views {', '.join(run.shape.views)}")
             continue
         try:
-            found = predict_study(run, store, study, views)
+            found = run.predict_study(store, study, views)
         except (StoreError, LoaderError, OSError) as error:
             sums.leave_out(study, str(error))
             continue
@@ -231,22 +225,6 @@ def _judge_table(
             else:
                 sums.add_regression(study, target.name, float(value), right)
     return predicted
-
-
-def predict_study(
-    run: FinetunedRun, store: CineStore | ClipStore, study: str, views: Sequence[str]
-) -> dict[str, Tensor]:
-    """{target: number, or probabilities (classes,)} of a study; of clips the mean over its planes."""
-    if CLIP in views:
-        size = run.shape.image_size[CLIP]
-        clips = np.stack([store.read_clip(study, plane, 0.0, size) for plane in range(len(store.planes(study)))])
-        parts = [run.predict({CLIP: clips[i : i + BATCH, None]}) for i in range(0, len(clips), BATCH)]
-        return {name: torch.cat([part[name] for part in parts]).mean(0) for name in parts[0]}
-    frames = {}
-    for view in views:
-        chosen = clip_frames(0.0, run.task.n_frames, store.n_frames(study, view))
-        frames[view] = store.read_frames(study, view, chosen.tolist())[None]
-    return {name: values[0] for name, values in run.predict(frames).items()}
 
 
 def _judge_landmarks(
@@ -274,13 +252,16 @@ def _judge_landmarks(
 
 
 def _scans(
-    config: EvaluateConfig, about: Table | None, studies: Sequence[str], landmarks: bool
+    config: EvaluateConfig, about: Table | None, studies: Sequence[str], landmarks: bool,
+    structures: Sequence[str],
 ) -> dict[str, list[str]]:
     """{heart: its scans among the studies, at least two}; empty where no --retest is asked for."""
     if not config.retest:
         return {}
     if landmarks:
         raise ValueError("--retest compares numbers of two scans of a heart, and the run finds landmarks")
+    if structures and "LV" not in structures:
+        raise ValueError(f"--retest: the run segments {', '.join(structures)}. {NEEDED}")
     heart_of = _about(about, "--retest").values(config.retest)
     scans: dict[str, list[str]] = defaultdict(list)
     for study in studies:

@@ -35,7 +35,7 @@ from .config import FinetuneConfig
 from .examples import Examples, fixed_draws, read_examples
 from .seen import seen_by, seen_remarks
 from .split import split_studies
-from .tasks import VALIDATION_PHASES, Settled, TableTask, settle
+from .tasks import Settled, TableTask, settle
 
 
 def finetune(config: FinetuneConfig) -> Outcome:
@@ -152,9 +152,10 @@ def _finetune(
             if reporting or stopped:
                 for note in meter.read():
                     log.say(note)
+            if validating or stopped:
+                check_weights(model, done, checkpoints.newest, ALONE)
             figures = {}
             if validating:
-                check_weights(model, done, checkpoints.newest, ALONE)
                 figures = validate(settled, model, read, config.batch_size, device, precision)
                 best = _better(best, figures, done)
                 if best["step"] == done:
@@ -168,7 +169,6 @@ def _finetune(
                     log.say(f"validation at step {done}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items())
                             + f"; best {best['score']:.4g} at step {best['step']}")
             if validating or stopped:
-                check_weights(model, done, checkpoints.newest, ALONE)
                 log.sync()
                 state = {"meter": meter.state(), "rng": rng_state(), "best": best, **saved}
                 checkpoints.save(done, model, optimizer, state)
@@ -237,7 +237,7 @@ def validate(
     views_of = {study: settled.labels.views_of[study] for study in settled.split.val}
     draws = fixed_draws(
         views_of,
-        VALIDATION_PHASES[settled.task.kind],
+        settled.task.validation_phases,
         batch_size=batch_size,
         frames_of=settled.labels.frames_of,
         planes=settled.planes,
@@ -282,7 +282,7 @@ def _load(model: nn.Module, config: FinetuneConfig, say: Callable[[str], None]) 
             f"--frozen: {config.init_from} has no {', '.join(absent)} to leave as it is: start without --frozen, or "
             "from other weights"
         )
-    return said.replace("the mapping given", where, 1) if source is not config.init_from else said
+    return f"weights of {where}: {said}"
 
 
 def _seen(config: FinetuneConfig, settled: Settled, cines: CineStore) -> dict:

@@ -20,10 +20,9 @@ from .config import FinetuneConfig
 from .examples import Examples
 from .heatmaps import gaussian_maps, peaks
 from .losses import heatmap_loss
+from .named_files import read_named
 from .segmentation import unet_of
 from .table_targets import vit_of
-
-VALIDATION_PHASES = (0.0, 0.25, 0.5, 0.75)
 
 
 class LandmarkLabels:
@@ -93,11 +92,12 @@ class Landmarks:
 
     kind = "landmarks"
     n_frames = 1
+    validation_phases = (0.0, 0.25, 0.5, 0.75)  # among the frames with landmarks
 
     @classmethod
     def settle(cls, config: FinetuneConfig, store: CineStore) -> tuple["Landmarks", LandmarkLabels]:
         """The task, and its labels. Raises ValueError naming the view, study or frame that does not fit."""
-        points = read_landmarks(config.table)
+        points = read_named("--table", config.table, read_landmarks)
         every = [(study, view) for study in store.ids for view in points.get(study, {}) if view in store.views(study)]
         found = dict.fromkeys(view for _, view in every)
         views = tuple(view for view in config.views or found if view in found)

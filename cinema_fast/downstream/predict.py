@@ -22,6 +22,7 @@ from ..data.prepare import PrepareConfig, prepared_studies, sources_of
 from ..data.sources import NO_STUDY, Source, Sources, compile_pattern, parse_aliases
 from ..data.store import CineStore, publish_study, write_index
 from ..data.study import Failure, StudyTask
+from .named_files import check_out
 from .predict_config import PredictConfig
 from .predicted_studies import StudyPrediction, predict_prepared, tables_of
 from .run import FinetunedRun, load_run
@@ -74,8 +75,7 @@ def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
         OSError: OUT cannot be written.
     """
     out = config.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is a file or not empty: choose another folder to write")
+    check_out(out)
     run = load_run(config.run, device=config.device, precision=config.precision)
     made_as = run.settled["store"]["prepare"]
     grid = {name: tuple(made_as[name]) for name in _GRID if name in made_as}

@@ -12,7 +12,6 @@ from ..data.sources import Source
 from ..data.store import CineStore
 from ..data.study import read_source
 from ..data.tables import LANDMARK_COLUMNS
-from .evaluate import predict_study
 from .landmarks import Landmarks
 from .metrics_function import QUANTITIES, cardiac_function, ed_es, volume_curves
 from .original_geometry import label_files, label_map, original_points, plan_return, reaching_edge, voxel_size
@@ -169,7 +168,7 @@ def _values(
     run: FinetunedRun, store: CineStore | ClipStore, study: str, views: tuple[str, ...], shown: tuple[str, ...]
 ) -> StudyPrediction:
     """shown: the views of the scan that go in, which for clips are not the model's."""
-    found = predict_study(run, store, study, views)
+    found = run.predict_study(store, study, views)
     made = StudyPrediction({"views": list(shown), "predictions": {}}, {"views": " ".join(shown)})
     for target in run.task.targets:
         value = found[target.name].double()

@@ -11,8 +11,9 @@ from tyro.conf import Positional
 
 from ..data.tables import Table
 from .bootstrap import RESAMPLES, Estimate, Measure, estimate
-from .embeddings import Embeddings, check_out, read_beside, read_embeddings
+from .embeddings import Embeddings, read_beside, read_embeddings
 from .extras import need
+from .named_files import check_out
 from .probes import SCORES, Probe, probes
 
 LEAST = 10  # studies with a label; fewer, and no interval means anything

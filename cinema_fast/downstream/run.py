@@ -1,6 +1,7 @@
 """A fine-tuning run read back: its task, its model with the best weights, and how its studies were prepared."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.clips import CLIP, ClipStore, clip_frames
+from ..data.store import CineStore
 from ..models.config import CineMAConfig, config_from_dict
 from ..models.weights import load_cinema_weights
 from ..train.checkpoint import newest_checkpoint
@@ -68,6 +71,24 @@ class FinetunedRun:
         or (T, landmarks, 2) float64 pixels."""
         parts = [self.predict({view: frames[i : i + BATCH, None]})[view] for i in range(0, len(frames), BATCH)]
         return torch.cat(parts)
+
+    def predict_study(
+        self, store: CineStore | ClipStore, study: str, views: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """{target: number, or probabilities (classes,)} of a study by its `views`; of clips the mean over its planes.
+
+        Raises StoreError or OSError where it cannot be read.
+        """
+        if CLIP in views:
+            size = self.shape.image_size[CLIP]
+            clips = np.stack([store.read_clip(study, plane, 0.0, size) for plane in range(len(store.planes(study)))])
+            parts = [self.predict({CLIP: clips[i : i + BATCH, None]}) for i in range(0, len(clips), BATCH)]
+            return {name: torch.cat([part[name] for part in parts]).mean(0) for name in parts[0]}
+        frames = {}
+        for view in views:
+            chosen = clip_frames(0.0, self.task.n_frames, store.n_frames(study, view))
+            frames[view] = store.read_frames(study, view, chosen.tolist())[None]
+        return {name: values[0] for name, values in self.predict(frames).items()}
 
 
 def load_run(folder: Path, *, device: str = "auto", precision: str | None = None) -> FinetunedRun:

@@ -18,8 +18,6 @@ from .config import FinetuneConfig
 from .examples import Examples
 from .losses import segmentation_loss
 
-VALIDATION_PHASES = (0.0, 0.25, 0.5, 0.75)  # among the labelled frames of a study: the first and the middle of two
-
 
 class SegmentationLabels:
     """The label maps of a store. views_of: {study: views that have any}."""
@@ -111,6 +109,7 @@ class Segmentation:
 
     kind = "segmentation"
     n_frames = 1
+    validation_phases = (0.0, 0.25, 0.5, 0.75)  # among the labelled frames of a study: the first and the middle of two
 
     @classmethod
     def settle(cls, config: FinetuneConfig, store: CineStore) -> tuple["Segmentation", SegmentationLabels]:

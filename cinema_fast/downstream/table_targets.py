@@ -22,8 +22,6 @@ from .losses import balanced, target_loss
 from .named_files import read_named
 from .split import Split, fewer
 
-VALIDATION_PHASES = (0.0,)
-
 
 @dataclass(frozen=True)
 class Target:
@@ -85,6 +83,8 @@ class TableTask:
     balance: str
     weights: tuple[float, ...]
     labels_sha256: str
+
+    validation_phases = (0.0,)  # the frames of a study are spread over the cycle from its first one on
 
     @classmethod
     def settle(

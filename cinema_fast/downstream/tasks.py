@@ -6,7 +6,6 @@ from ..data.clips import CLIP, ClipStore
 from ..data.store import CineStore
 from ..models.config import CineMAConfig
 from ..train.setup import model_config
-from . import landmarks, segmentation, table_targets
 from .config import FinetuneConfig
 from .landmarks import LandmarkLabels, Landmarks
 from .segmentation import Segmentation, SegmentationLabels
@@ -15,12 +14,6 @@ from .table_targets import TableLabels, TableTask, Target
 
 Task = Segmentation | Landmarks | TableTask
 Labels = SegmentationLabels | LandmarkLabels | TableLabels
-
-VALIDATION_PHASES = {
-    "segmentation": segmentation.VALIDATION_PHASES,
-    "landmarks": landmarks.VALIDATION_PHASES,
-    **dict.fromkeys(("regression", "classification", "multitask"), table_targets.VALIDATION_PHASES),
-}
 
 
 @dataclasses.dataclass(frozen=True)

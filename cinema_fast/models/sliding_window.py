@@ -76,8 +76,10 @@ def _padded(image: Tensor, window: tuple[int, ...], intensity: Tensor | None) ->
     size = [max(extent, width) for extent, width in zip(image.shape[2:], window)]
     if not window or size == list(image.shape[2:]):
         return image
+    if intensity is not None:  # in whose arithmetic an offset need not be whole
+        image = image.float()
     padded = image.new_zeros(*image.shape[:2], *size)
     if intensity is not None:
-        padded += intensity[:, :1].to(image.dtype).view(-1, *[1] * (image.ndim - 1))
+        padded += intensity[:, :1].view(-1, *[1] * (image.ndim - 1))
     padded[_box([0] * len(size), image.shape[2:])] = image
     return padded

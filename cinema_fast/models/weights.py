@@ -92,8 +92,7 @@ def load_starting_weights(model: nn.Module, source: str | Path | Mapping[str, Te
 
     Raises as `load_cinema_weights`.
     """
-    given = isinstance(source, Mapping)
-    state, where = _published(_read(source)), "" if given else f" in {source}"
+    state, where = _published(_read(source)), "" if isinstance(source, Mapping) else f" in {source}"
     balance = state.pop("log_variance", None)
     if not _is_pretrained(state) and not _misfits(cinema_state_dict(model), state):
         _load(model, state, where)
@@ -101,7 +100,7 @@ def load_starting_weights(model: nn.Module, source: str | Path | Mapping[str, Te
     else:
         said = _load_encoder(model, state, where)
         absent = tuple(part for part in _parts(cinema_state_dict(model)) if part not in _parts(state))
-    return f"weights of {'the mapping given' if given else source}: {said}", absent
+    return said, absent
 
 
 def _parts(state: Mapping[str, Tensor]) -> list[str]:

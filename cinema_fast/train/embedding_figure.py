@@ -1,12 +1,12 @@
 """A cohort in two dimensions: the principal components of its embeddings, coloured by a quantity of each study."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from ..data.tables import read_table
 from .figure import new_figure
 
 
@@ -27,19 +27,9 @@ def principal_components(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def read_labels(path: Path, column: str, studies: Sequence[str]) -> np.ndarray:
     """(n,) float64: a column of numbers of a CSV table with a column `study`, NaN where a study has none.
 
-    Raises ValueError naming the file and what it lacks, OSError where it cannot be read.
+    Raises ValueError naming the file and what it lacks, OSError where it cannot be read (see `read_table`).
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        missing = [name for name in ("study", column) if name not in (table.fieldnames or ())]
-        if missing:
-            raise ValueError(f"{path}: no column {missing[0]!r} (it has {', '.join(table.fieldnames or ['nothing'])})")
-        found = {}
-        for row in table:
-            try:
-                found[row["study"]] = float(row[column] or "nan")
-            except ValueError:
-                raise ValueError(f"{path}, line {table.line_num}: {column} is {row[column]!r}, not a number") from None
+    found = read_table(path).numeric(column)
     values = np.array([found.get(study, math.nan) for study in studies])
     if not np.isfinite(values).any():
         raise ValueError(f"{path}: no {column} of any of the {len(studies)} studies (the first is {studies[0]!r})")
