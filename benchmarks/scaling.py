@@ -32,6 +32,9 @@ NVLINK, ADAPTER = 370e9, 46e9
 # seconds a hop, and the hops of trees and rings, as NCCL estimates them (src/graph/tuning.cc at 01afd20, LL128)
 TREE_LINK, TREE_NET, RING_LINK, RING_NET = 1.2e-6, 8.5e-6, 1.9e-6, 4.0e-6
 BUCKET = 25 * 2**20  # bytes that DDP sums at a time
+# of an H100: FLOP/s of one large bf16 GEMM (750-770 by T. Dao in Dao-AILab/flash-attention, issue 1172), bytes/s of its
+# memory (data sheet, as that float8 has twice the FLOP/s of bf16)
+GEMM_BF16, MEMORY = 760e12, 3.35e12
 STEM_BYTES = 60e6  # activations of stem, embedding and heads of a study of four views, counted on a CPU in bf16
 
 
@@ -254,8 +257,26 @@ def plan_table() -> str:
     return table([*heads, "GB/s read, base"], rows)
 
 
+def float8_table() -> str:
+    """A block's linear layers, ns a token, forward and backward: what float8 GEMMs save and what the casts to it take.
+
+    Scaled by each tensor's maximum, a tensor is read for it, read again to be cast, and written by rows and by columns
+    (Hopper multiplies float8 along the inner axis of both operands only): 6 bytes a value of the input and of the
+    output's gradient. Weights are left out, being small beside tokens.
+    """
+    rows = []
+    for width in (512, *(cf.preset(name).enc_embed_dim for name in MODELS)):
+        layers = ((width, 3 * width), (width, width), (width, 4 * width), (4 * width, width))
+        bf16 = 6 * sum(n_in * n_out for n_in, n_out in layers) / GEMM_BF16
+        casts = 6 * sum(n_in + n_out for n_in, n_out in layers) / MEMORY
+        after = bf16 / 2 + casts
+        rows.append([width, *(f"{value * 1e9:.1f}" for value in (bf16, bf16 / 2, casts)), f"{100 * after / bf16:.0f}"])
+    return table(["width", "bf16", "saved", "casts", "float8, % of bf16"], rows)
+
+
 TABLES = {
-    "work": work_table, "memory": memory_table, "traffic": traffic_table, "strong": strong_table, "plan": plan_table
+    "work": work_table, "memory": memory_table, "traffic": traffic_table, "strong": strong_table, "plan": plan_table,
+    "float8": float8_table,
 }  # fmt: skip
 
 
