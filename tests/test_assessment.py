@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from evaluation_cases import HOSTILE, SHAPE, assessment, case, heart
 
 from cinema_fast.downstream.assessment import Assessment
 from cinema_fast.downstream.cases import Gallery, SegmentationCase, exhibit_of
+from cinema_fast.downstream.characteristics import WORDS
 from cinema_fast.downstream.metrics_segmentation import CLASSES
 from cinema_fast.downstream.rows import read_rows, write_rows
-from cinema_fast.downstream.summary import subgroups
+from cinema_fast.downstream.summary import check_groups, subgroups
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,23 @@ def test_numbers_are_cut_into_thirds_and_words_are_groups():
     assert list(thirds.values()) == ["up to 3.667"] * 3 + ["3.667 to 6.333"] * 3 + ["above 6.333"] * 3
     assert thirds["s8"] == "up to 3.667" and thirds["s0"] == "above 6.333"
     assert subgroups({"a": "2", "b": "10", "c": "", "d": "2"}) == {"a": "2", "d": "2", "b": "10"}
-    assert subgroups({"a": "siemens", "b": "GE", "c": "1"}) == {"c": "1", "b": "GE", "a": "siemens"}
+    assert subgroups({"a": "siemens", "b": "GE", "c": "siemens"}) == {"b": "GE", "a": "siemens", "c": "siemens"}
+
+
+def test_a_column_that_is_a_group_per_study_is_refused():
+    studies = [f"s{i:02d}" for i in range(60)]
+    ages = {study: str(20 + i) for i, study in enumerate(studies)}
+    for odd in ("NA", "nan", "1_0"):
+        told = (f"--subgroups age: study 's00' has '20', study 's07' has '{odd}'; want numbers or words, not both "
+                "(59 of 60 are numbers). Leave the cell empty")  # fmt: skip
+        with pytest.raises(ValueError, match=re.escape(told)):
+            check_groups({"sex": dict.fromkeys(studies, "m"), "age": ages | {"s07": odd}}, studies)
+    words = {study: f"w{i % (WORDS + 1)}" for i, study in enumerate(studies)}
+    with pytest.raises(ValueError, match=r"--subgroups site: 13 different words, .* at most 12 words"):
+        check_groups({"site": words}, studies)
+    # of the studies that are judged only, whatever else the table holds
+    check_groups({"age": ages | {"s07": "", "s08": "NA"}, "site": words}, [*studies[:8], "not in the table"])
+    check_groups({"site": {study: f"w{i % WORDS}" for i, study in enumerate(studies)}, "none": {}}, studies)
 
 
 def test_function_is_measured_at_the_true_ed_and_es_and_its_absence_is_said():

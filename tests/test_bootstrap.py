@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -78,6 +79,19 @@ def test_one_study_has_no_interval_and_undefined_draws_are_said():
     # draws without b, (2/3)^3, or with nothing else, (1/3)^3
     undefined = float(found["auroc"].note.split("%")[0]) / 100
     assert undefined == pytest.approx(9 / 27, abs=0.03) and found["auroc"].low == found["auroc"].value == 1
+
+
+def test_a_number_without_an_interval_says_how_many_draws_left_it_undefined():
+    right = np.eye(3) * 0.7 + 0.1
+    first, second = (Classification([0, 1, 2], "abc", p) for p in (right, right[::-1]))
+    both = Classification([0, 1, 2] * 2, "abc", np.vstack([right, right[::-1]]))
+    one = estimate(first, named(3), resamples=4000)["auroc"]
+    two = difference(first, second, both, named(3), resamples=4000)["auroc"]
+    assert one.value == two.first == 1 and two.difference < 0
+    for found in (one, two):
+        assert (found.low, found.high) == (None, None)
+        share = re.fullmatch(r"no interval: ([0-9.]+)% of the draws left it undefined", found.note)[1]
+        assert float(share) / 100 == pytest.approx(1 - 6 / 27, abs=0.03)  # all but the draws that hold all three
 
 
 def test_p_of_a_mean_is_that_of_all_sign_flips():

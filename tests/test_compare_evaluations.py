@@ -59,7 +59,21 @@ def test_a_score_that_one_lacks_is_compared_in_neither(folders, tmp_path):
     row = r"(segmentation,heart-1,sax,0,RV,[^,]*,[^,]*),[^,]*"
     compare_evaluations([folders["good"], altered(folders, tmp_path / "lost", "rows.csv", row, r"\1,inf")], tmp_path)
     hd95 = found(tmp_path)["segmentation", "RV", "hd95_mm"]
-    assert hd95["n"] == 23 and hd95["difference"] == 0 and "1 without it left out" in hd95["note"]
+    assert hd95["n"] == 23 and hd95["difference"] == 0
+    assert hd95["note"] == "failed in 0 (first) and 1 (second); 1 without it left out"
+
+
+def test_what_failed_in_each_is_counted(folders, tmp_path):
+    row = r"(segmentation,heart-{},sax,0,RV,[^,]*,[^,]*),[^,]*"
+    first = altered(folders, tmp_path / "first", "rows.csv", row.format(1), r"\1,inf")
+    second = altered(folders, tmp_path / "second", "rows.csv", row.format("[1-3]"), r"\1,inf", count=3)
+    text = compare_evaluations([first, second], tmp_path / "out")
+    numbers = found(tmp_path / "out")
+    for name, left in (("RV", "; 3 without it left out"), ("all classes", "")):
+        one = numbers["segmentation", name, "hd95_mm"]
+        assert one["note"] == f"failed in 1 (first) and 3 (second){left}"
+        assert re.search(rf"^segmentation, sax, {name}, .*: {re.escape(one['note'])}$", text, re.MULTILINE)
+    assert numbers["segmentation", "LV", "hd95_mm"]["note"] == ""
 
 
 def test_by_the_command_line(folders, tmp_path, capsys):
@@ -73,12 +87,12 @@ def test_by_the_command_line(folders, tmp_path, capsys):
     assert not is_evaluation(tmp_path) and main(["compare", str(folders["good"])]) == 1
 
 
-def altered(folders, to, file: str, pattern: str, by: str):
-    """A copy of an evaluation in which a pattern is replaced once in a file."""
+def altered(folders, to, file: str, pattern: str, by: str, count: int = 1):
+    """A copy of an evaluation in which a pattern is replaced in a file, once or `count` times."""
     to.mkdir()
     for name in ("rows.csv", "results.json"):
         text = (folders["good"] / name).read_text("utf-8", "surrogateescape")
-        changed = re.sub(pattern, by, text, count=1) if name == file else text
+        changed = re.sub(pattern, by, text, count=count) if name == file else text
         assert (changed != text) == (name == file)
         (to / name).write_text(changed, "utf-8", "surrogateescape")
     return to

@@ -65,7 +65,10 @@ def test_no_two_classes(runs, tmp_path, name, options, told):
 def test_structures_without_an_lv(runs, tmp_path):
     """Their maps are judged; volumes known of the heart are asked for in vain, and said so before the work."""
     table = tmp_path / "known.csv"
-    table.write_text("study,my_ef,rv_ef,site\n" + "".join(f"s{n:02d},50,50,{'ab'[n % 2]}\n" for n in range(12)))
+    rows = [f"s{n:02d},50,50,{'ab'[n % 2]},{n if n % 3 else 'NA'}" for n in range(12)]
+    table.write_text("\n".join(["study,my_ef,rv_ef,site,age", *rows]))
+    with pytest.raises(ValueError, match="--subgroups age: study 's.*' has '.*'; want numbers or words, not both"):
+        judge(runs / "maps", tmp_path / "eval", table=table, part="train", subgroups=("age",))
     with pytest.raises(ValueError, match=r"--retest: the run segments RV, MYO, pool\. Volumes and EF want .* named LV"):
         judge(runs / "maps", tmp_path / "eval", table=table, retest="site")
     for known in ("lv_ef=my_ef", "lv_mass_g=my_ef", "rv_ef=rv_ef"):

@@ -83,13 +83,13 @@ def test_a_study_that_cannot_be_read_ends_the_run_with_its_name(discs, tmp_path,
 
 
 def test_a_label_that_has_no_name_in_a_map_not_looked_at(discs, tmp_path):  # noqa: F811
-    """Before training two maps of a cine are looked at; what the others hold is found when they are drawn."""
+    """The index says which labels there are; where a map holds another all the same, that is found when it is drawn."""
     store = write_discs(tmp_path / "store", 12, views=("lax_4c",), labels=(0, 1, 2, 3))
     for path in (store / "studies").glob("*/lax_4c.labels.npy"):
         maps = np.load(path)
         maps[1] = 9
         np.save(path, maps)
-    with pytest.raises(LoaderError, match=r"study s\d\d: its lax_4c label maps hold the label 9, and --structures"):
+    with pytest.raises(LoaderError, match=r"study s\d\d: its lax_4c label maps hold the label 9, and the structures are 3"):
         finetune(discs.config(tmp_path / "run", "segmentation", data=store, steps=10))
 
 

@@ -39,7 +39,7 @@ def table(path, rows) -> object:
 def test_segmentation(refused, tmp_path):
     bare = write_discs(tmp_path / "bare", 4, labels=())
     refused(r"bare holds no label maps: .*prepare SRC STORE --labels", "segmentation", data=bare)
-    refused(r"study s\d\d: its sax label maps hold the label 3, and --structures names 2: RV, MYO \(1 to 2\)",
+    refused(r"study s\d\d: its sax label maps hold the label 3, and the structures are 2: RV, MYO \(1 to 2\)",
             "segmentation", structures=("RV", "MYO"))  # fmt: skip
     refused(r"none of the 6 training studies whose labels are used has the label 4 \(atrium\)", "segmentation",
             structures=("RV", "MYO", "LV", "atrium"))  # fmt: skip
@@ -175,7 +175,7 @@ def test_landmarks(refused, tmp_path):
     turned = [line.split(",") for line in lines[1:]]
     far = [",".join([*cells[:4], f"{-float(cells[4])}", cells[5], cells[6]]) for cells in turned]
     file.write_text("\n".join([HEAD, *far]))
-    refused(r"no landmark lies on its image; middle in frame 0 of lax_4c of s00 is at voxel -.* of 32 x 28\. Positions "
+    refused(r"no landmark of lax_4c lies on its image; middle in frame 0 of s00 is at voxel -.* of 32 x 28\. Positions "
             r"are scanner mm, RAS\+", "landmarks", table=file)  # fmt: skip
 
 

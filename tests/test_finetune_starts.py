@@ -183,8 +183,12 @@ def test_losses_of_several_targets_are_weighed(discs, tmp_path):  # noqa: F811
 @pytest.mark.parametrize("task", ["segmentation", "regression"])
 def test_the_baseline(discs, tmp_path, task):  # noqa: F811
     pytest.importorskip("monai")
-    finetune(discs.config(tmp_path / "run", task, network="baseline", views=("lax_4c",), **FEW | {"steps": 1}))
+    config = discs.config(tmp_path / "run", task, network="baseline", views=("lax_4c",), **FEW | {"steps": 1})
+    finetune(config)
     run = load_run(tmp_path / "run", device="cpu")
+    torch.manual_seed(config.seed)
+    fresh = dict(run.task.build(run.shape, config).named_parameters())
+    assert fresh and not any(torch.equal(fresh[name], after) for name, after in run.model.named_parameters())
     assert type(run.model).__name__ == {"segmentation": "UNetBaseline", "regression": "ResNetBaseline"}[task]
 
 

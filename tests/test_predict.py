@@ -32,6 +32,8 @@ from cinema_fast.downstream import predict
 from cinema_fast.downstream.landmarks import Landmarks
 from cinema_fast.downstream.predict_config import PredictConfig
 
+AXIS = ("annulus_1", "annulus_2", "apex")
+
 
 def test_volumes_are_those_of_balls(monkeypatch, tmp_path):
     write_heart(tmp_path / "src", oblique())
@@ -78,16 +80,21 @@ def test_a_single_slice_has_no_volumes(monkeypatch, tmp_path, name, shape):
     assert not list(out.rglob("*.png"))
 
 
+def cine_info(src, grid):
+    """What the store of a scan says of its long axis."""
+    prepare(PrepareConfig(src, src.parent / "store", workers=1, **grid), progress=False)
+    return CineStore(src.parent / "store").info("p", "lax_4c")
+
+
 def test_landmarks_in_voxels_and_in_the_scanner(monkeypatch, tmp_path):
     """The ball lies in the plane, its middle is found as the first landmark; the others lie at known shares from it."""
     write_study(tmp_path / "src", "p", ("lax_4c",))
-    task = Landmarks(("annulus_1", "annulus_2", "apex"), "coordinates", ("lax_4c",), "0")
+    task = Landmarks(AXIS, "coordinates", ("lax_4c",), {"lax_4c": AXIS}, "0")
     grid = {"lax_size": (64, 64), "lax_spacing": (1.0, 1.0), "sax_size": (8, 8, 8), "sax_spacing": (1.0, 1.0, 8.0)}
     run, out = stand_in(task, Brightest(), grid, {"lax_4c": (64, 64)}), tmp_path / "out"
     assert predict_as(monkeypatch, run, tmp_path / "src", out).exit_code == 0
     known = read_landmarks(out / "landmarks.csv")["p"]["lax_4c"]  # as finetune and evaluate take them
-    prepare(PrepareConfig(tmp_path / "src", tmp_path / "store", workers=1, **grid), progress=False)
-    info = CineStore(tmp_path / "store").info("p", "lax_4c")
+    info = cine_info(tmp_path / "src", grid)
     source = nib.load(tmp_path / "src" / "p_lax_4c.nii.gz")
     for t in range(4):
         np.testing.assert_allclose(known[t]["annulus_1"], BALL, atol=0.3)
@@ -102,6 +109,42 @@ def test_landmarks_in_voxels_and_in_the_scanner(monkeypatch, tmp_path):
     assert float(row["lax_4c_shortening_mm"]) == pytest.approx(0, abs=1e-3) and row["landmarks"] == "12"
     with Image.open(out / "studies/p/lax_4c.gif") as moving:
         assert moving.n_frames == 4
+
+
+def test_what_no_view_was_trained_for_is_not_predicted(monkeypatch, tmp_path):
+    write_study(tmp_path / "src", "p", ("lax_4c",))
+    task = Landmarks(AXIS, "coordinates", ("lax_4c",), {"lax_4c": ("annulus_1", "apex")}, "0")
+    grid = {"lax_size": (64, 64), "lax_spacing": (1.0, 1.0), "sax_size": (8, 8, 8), "sax_spacing": (1.0, 1.0, 8.0)}
+    run, out = stand_in(task, Brightest(), grid, {"lax_4c": (64, 64)}), tmp_path / "out"
+    assert predict_as(monkeypatch, run, tmp_path / "src", out).exit_code == 0
+    known = read_landmarks(out / "landmarks.csv")["p"]["lax_4c"]
+    assert all(set(known[t]) == {"annulus_1", "apex"} for t in range(4))
+    info = cine_info(tmp_path / "src", grid)
+    at = {name: landmark_voxels(info, mm)[0] for name, mm in known[0].items()}
+    np.testing.assert_allclose(at["apex"] - at["annulus_1"], [-16, -16], atol=1e-3)
+    (row,) = lines_of(out / "studies.csv")
+    assert set(row) == {"study", "landmarks"} and row["landmarks"] == "8"
+
+
+def test_a_frame_without_a_cavity_has_no_function(monkeypatch, tmp_path):
+    """The smallest volume would be 0 ml, and the ejection fraction 100 %."""
+    write_heart(tmp_path / "src", oblique())
+    run, out, seen = segmenter(), tmp_path / "out", []
+    whole = type(run).predict_frames
+
+    def blind(self, view, frames):
+        found = whole(self, view, frames)
+        seen.append(view)
+        found[1] = 0.0
+        found[1, 0] = 1.0
+        return found
+
+    monkeypatch.setattr(type(run), "predict_frames", blind)
+    assert predict_as(monkeypatch, run, tmp_path / "src", out).exit_code == 0 and seen == ["sax"]
+    (row,) = lines_of(out / "studies.csv")
+    assert (row["empty_frames"], row["lv_ef"], row["es_frame"]) == ("1", "", "")
+    view = json.loads((out / "results.json").read_text())["studies"]["heart"]["views"]["sax"]
+    assert view["empty_frames"] == [1] and "function" not in view and view["volumes_ml"]["LV"][1] == 0
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_predicted(monkeypatch, tmp_path):
@@ -134,7 +177,7 @@ def test_the_order_in_which_studies_are_ready_does_not_show(monkeypatch, tmp_pat
     run, view, shape = segmenter(), "sax", OBLIQUE[0]
     if kind == "landmarks":
         view, shape, grid = "lax_4c", (60, 60, 1), {"lax_size": (64, 64), "lax_spacing": (1.5, 1.5)}
-        task = Landmarks(("annulus_1", "annulus_2", "apex"), "coordinates", (view,), "0")
+        task = Landmarks(AXIS, "coordinates", (view,), {view: AXIS}, "0")
         run = stand_in(task, Brightest(), grid, {view: (64, 64)})
     for name in names:
         write_heart(src, oblique((), shape, (1.5, 1.5, 8.0)), shape, f"{name}_{view}.nii.gz")

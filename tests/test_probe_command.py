@@ -33,6 +33,7 @@ def cohort(tmp_path_factory):
         "luck": luck,
         "same": ["x"] * N,
         "rare": ["a"] * (N - 1) + ["b"],
+        "mixed": ["n/a" if i == 3 else f"{x:.0f}" for i, x in enumerate(ef)],  # few enough to be classes
         "few": ["1", "2"] * 4 + [""] * (N - 8),
         "name": studies,
     }
@@ -111,12 +112,17 @@ def test_scores_are_means_over_seeds_under_any_weights(cohort):
 
 
 def test_numbers_that_are_classes_and_the_same_again(cohort, tmp_path):
-    folder, _, _ = cohort
+    folder, _, columns = cohort
     reports = [
         probe(config_of(folder, tmp_path / str(at), target, classes=classes, seeds=(1,)))
         for at, (target, classes) in enumerate((("disease", ()), ("grade", ("grade",)), ("disease", ())))
     ]
     assert reports[1].targets["grade"] == reports[0].targets["disease"]
+    stages = [cell + "b" if cell == "1" else cell for cell in map(str, columns["grade"])]  # 0 and 1b
+    write_table(tmp_path / "t.csv", columns["name"], {"stage": stages})
+    named = {"table": tmp_path / "t.csv", "classes": ("stage",), "seeds": (1,)}
+    found = probe(config_of(folder, tmp_path / "stage", "stage", **named))
+    assert found.targets["stage"] == reports[0].targets["disease"]
     assert (tmp_path / "0" / "results.json").read_bytes() == (tmp_path / "2" / "results.json").read_bytes()
 
 
@@ -127,6 +133,8 @@ def test_numbers_that_are_classes_and_the_same_again(cohort, tmp_path):
         (("--targets", "same"), "same is 'x' in all 80 studies: nothing to predict"),
         (("--targets", "rare"), "rare: class 'b' has 1 studies; want four or more"),
         (("--targets", "few"), "8 of the 80 studies of"),
+        (("--targets", "mixed"), "t.csv, line 5: mixed is 'n/a', not a number. Leave the cell empty where a number is "
+                                 "unknown; columns of classes are named by --classes"),
         (("--targets", "name"), "line 2: name is 's000', not a number; and too many different words for classes"),
         (("--targets", "ef", "ef"), "--targets wants different columns, one or more, got ef ef"),
         (("--classes", "disease"), "--classes disease: not among --targets"),

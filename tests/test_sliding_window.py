@@ -87,6 +87,16 @@ def test_a_view_of_one_window_is_averaged_over_the_runs_of_the_other():
     assert float(found["sax"][0, 0, 0, 0, 0]) == 1 and float(found["sax"][0, 0, -1, 0, 0]) == 2
 
 
+def test_every_window_of_a_view_weighs_the_same_however_many_runs_take_it():
+    images = {"sax": torch.zeros(1, 1, 16, 6, 3), "lax_2c": torch.zeros(1, 1, 20, 8)}
+    model = counted()
+    found = cf.sliding_window(model, images, average="value")
+    assert model.runs == 4  # windows of lax_2c from 0, 4, 8, 12; of sax from 0 (runs 1 and 4), 4 and 8
+    lax, sax = found["lax_2c"][0, 0, :, 0], found["sax"][0, 0, :, 0, 0]
+    torch.testing.assert_close(lax, torch.tensor([1, 1.5, 2.5, 3.5, 4]).repeat_interleave(4))
+    torch.testing.assert_close(sax, torch.tensor([2.5, (2.5 + 2) / 2, (2 + 3) / 2, 3]).repeat_interleave(4))
+
+
 def test_padding_reads_as_zero():
     seen = {}
 

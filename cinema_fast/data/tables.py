@@ -44,6 +44,14 @@ class Table:
                 for study, text in self.values(column).items()}
 
 
+def is_number(text: str) -> bool:
+    """Whether a cell is a finite number."""
+    try:
+        return "_" not in text and math.isfinite(float(text))  # Python's own 1_000
+    except ValueError:
+        return False
+
+
 def read_table(path: Path | str, column: str = "study") -> Table:
     """Read a CSV table with a line per study, and a first line of names.
 
@@ -155,10 +163,6 @@ def _no_column(path: Path, name: str, columns: tuple[str, ...]) -> str:
 
 
 def _number(path: Path, line: int, column: str, text: str) -> float:
-    try:
-        value = float(text if "_" not in text else "nan")  # Python's own 1_000
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
+    if not is_number(text):
         raise ValueError(f"{path}, line {line}: {column} is {text!r}, not a number")
-    return value
+    return float(text)

@@ -55,7 +55,8 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """second - first of a number over the same rows, with its 95 % interval and two-sided p (None: undefined)."""
+    """second - first of a number over the same rows, with its 95 % interval and two-sided p; None is undefined, and
+    `note` says why."""
 
     first: float | None
     second: float | None
@@ -146,11 +147,14 @@ def _swap(both: Measure, swap: np.ndarray) -> dict[str, np.ndarray]:
 def _interval(drawn: np.ndarray, n_studies: int) -> tuple[float | None, float | None, str]:
     """Percentiles of the draws (R,), and what is to be said of the undefined ones."""
     known = drawn[~np.isnan(drawn)]
-    if n_studies < 2 or len(known) < max(_LEAST * len(drawn), 1):
+    if n_studies < 2:
         return None, None, "no interval: one study" if n_studies == 1 else ""
-    low, high = np.quantile(known, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     left = 1 - len(known) / len(drawn)
-    return float(low), float(high), f"{left:.1%} of the draws left it undefined" if left else ""
+    note = f"{left:.1%} of the draws left it undefined" if left else ""
+    if len(known) < max(_LEAST * len(drawn), 1):
+        return None, None, f"no interval: {note}"
+    low, high = np.quantile(known, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return float(low), float(high), note
 
 
 def _numbered(studies: Sequence[str], n: int) -> tuple[np.ndarray, list[str]]:

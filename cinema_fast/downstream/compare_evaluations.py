@@ -117,7 +117,12 @@ def differences(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[tuple[str, str, str], dict[str, Difference]]:
-    """{(kind, view, name): {metric: Difference}} of rows of the same things in the same order."""
+    """{(kind, view, name): {metric: Difference}} of rows of the same things in the same order.
+
+    Compared is what both have; the note of a difference counts what failed in each: a model that misses the hard
+    hearts must not look as good as one that finds them.
+    """
+    before = [dict(_sets(rows)) for rows in (first, second)]  # what failed in which is no longer seen in `both`
     both = list(zip(*(_sets(rows) for rows in _where_both_are_defined(first, second))))
     found = {}
     for (where, ours), (_, theirs) in both:
@@ -129,6 +134,11 @@ def differences(
         measures = [measure_of(kind, part, targets.get(name, Target())) for part in (*rows, rows[0] + rows[1])]
         studies = [row["study"] for row in rows[0]]
         found[where] = difference(*measures, studies, resamples=resamples, seed=seed)
+        for metric, one in found[where].items():
+            failed = [sum(math.isinf(number(sets[where][of], metric)) for of in shared) for sets in before]
+            if any(failed):
+                told = f"failed in {failed[0]} (first) and {failed[1]} (second)"
+                found[where][metric] = dataclasses.replace(one, note="; ".join(filter(None, (told, one.note))))
     return found
 
 

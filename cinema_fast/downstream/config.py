@@ -185,6 +185,10 @@ class FinetuneConfig:
             raise ValueError("--network baseline starts from random weights: it takes no --init-from and no --frozen")
         if self.network == "baseline" and (self.reduce == "cls" or self.recompute != "none"):
             raise ValueError("--network baseline takes no --reduce cls and no --recompute: it has neither")
+        if self.network == "baseline" and tabled and self.batch_size == 1:
+            raise ValueError("--batch-size 1: --network baseline normalises over the studies of a step, and wants two")
+        if taken := {"study", "views"}.intersection(self.targets):
+            raise ValueError(f"--targets {taken.pop()}: `predict` writes a column of that name: rename yours")
         if self.frozen and not self.init_from and not self.resume:
             raise ValueError("--frozen wants --init-from: random weights are of no use as they are")
         if not self.structures or len(set(self.structures)) < len(self.structures):
@@ -206,7 +210,7 @@ class FinetuneConfig:
 
 
 _FREE = {
-    "data", "out", "table", "split", "init_from", "device", "precision", "mode", "recompute", "workers", "log_every",
+    "data", "out", "table", "split", "device", "precision", "mode", "recompute", "workers", "log_every",
     "keep", "max_skips",
 }  # fmt: skip
 

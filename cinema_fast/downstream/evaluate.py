@@ -2,11 +2,12 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..data.clips import CLIP, ClipStore
@@ -23,7 +24,9 @@ from .metrics_function import cardiac_function, ed_es, volume_curves
 from .metrics_segmentation import stability_score
 from .named_files import check_out, read_named
 from .run import FinetunedRun, load_run
-from .segmentation import Segmentation
+from .seen import seen_among, seen_of
+from .segmentation import Segmentation, SegmentationLabels
+from .summary import check_groups
 from .table_targets import TableTask
 from .tasks import Task
 
@@ -38,6 +41,7 @@ def evaluate_run(config: EvaluateConfig) -> dict:
     check_out(config.out)
     run = load_run(config.run, device=config.device, precision=config.precision)
     cines = CineStore(config.data or _of_run(run, "data"))
+    _check_prepared(run, cines)
     own = store_fingerprint(cines) == run.settled["store"]["sha256"]
     if config.data is None and not own:
         raise ValueError(
@@ -53,9 +57,13 @@ def evaluate_run(config: EvaluateConfig) -> dict:
     table = read_named("--table", of_labels) if of_labels and not landmarks else None
     about = read_named("--about", config.about) if config.about else table
     groups = {column: _about(about, "--subgroups").values(column) for column in config.subgroups}
+    check_groups(groups, studies)  # now, not after the studies are predicted
     scans = _scans(config, about, studies, landmarks, structures)
-    known = {} if table_task or landmarks else _known(config, about, structures)
+    known = _known(config, about, run.task)
     _check_decisions(config, run.task)
+    if structures:
+        maps = SegmentationLabels(cines, run.task.views, structures)
+        maps.values_of([study for study in studies if study in maps.views_of], workers=2)
     if landmarks:
         _judge_landmarks(run, cines, studies, of_labels, sums)
     elif table_task:
@@ -65,7 +73,7 @@ def evaluate_run(config: EvaluateConfig) -> dict:
     told = {
         "run": str(config.run), "step": run.step, "task": run.task.kind, "model": type(run.model).__name__,
         "init_from": run.settled["run"]["init_from"], "training studies": len(run.settled["used"]),
-        "store": str(cines.path), "studies": chosen,
+        "store": str(cines.path), "studies": chosen, "seen by the starting weights": seen_among(run.settled, studies),
         "precision": str(run.precision)[6:],
     }  # fmt: skip
     return sums.write(config.out, about=told, table=groups)
@@ -94,16 +102,31 @@ def _chosen(
                              "others by --data")  # fmt: skip
         return studies, f"{part} of the run"
     part_of = {study: name for name, studies in run.split._asdict().items() for study in studies}
+    earlier = set(seen_of(run.settled)["studies"]) - part_of.keys()
     for study in cines.ids:
         if (other := part_of.get(study, part)) != part:
             sums.leave_out(study, f"by its name one of the run's {other} studies, which --part {other} judges")
-    studies = tuple(study for study in cines.ids if part_of.get(study, part) == part)
+        elif study in earlier:
+            sums.leave_out(study, "by its name one that the run's starting weights have learnt from")
+    studies = tuple(study for study in cines.ids if part_of.get(study, part) == part and study not in earlier)
     if not studies:
-        others = ", ".join(dict.fromkeys(part_of[study] for study in cines.ids))
+        others = ", ".join(dict.fromkeys(part_of.get(study, "starting weights'") for study in cines.ids))
         raise ValueError(f"{cines.path}: by their names all its {len(cines.ids)} studies are {others} studies of the "
                          f"run, none is new to it or for --part {part}: judge another --part")  # fmt: skip
     new = sum(study not in part_of for study in studies)
     return studies, f"of another store: {new} that the run did not know, {len(studies) - new} {part} of the run"
+
+
+def _check_prepared(run: FinetunedRun, cines: CineStore) -> None:
+    """Raise ValueError where a store has pixels of another size than the run's, which its model does not know."""
+    options = {name for name in ("sax_spacing", "lax_spacing") if name in run.settled["store"]["prepare"]}
+    for name in sorted(options & cines.prepare.keys()):
+        here, there = (tuple(prepared[name]) for prepared in (cines.prepare, run.settled["store"]["prepare"]))
+        if here != there:
+            raise ValueError(
+                f"{cines.path} was prepared with --{name.replace('_', '-')} {' '.join(map(str, here))}, and the run's "
+                f"store with {' '.join(map(str, there))} (mm): prepare the studies as the run's store was"
+            )
 
 
 def _about(table: Table | None, option: str) -> Table:
@@ -113,13 +136,16 @@ def _about(table: Table | None, option: str) -> Table:
 
 
 def _known(
-    config: EvaluateConfig, table: Table | None, structures: Collection[str]
+    config: EvaluateConfig, table: Table | None, task: Task
 ) -> dict[str, dict[str, float]]:
     """{study: {quantity: value}} of the columns that --known names."""
     columns = dict(pair.split("=", 1) for pair in config.known)
     if columns:
         table = _about(table, "--known")
     for name in columns:
+        if not isinstance(task, Segmentation):
+            raise ValueError(f"--known {name} is for what segmentation measures, and the run is of {task.kind}")
+        structures = task.structures
         if absent := missing_structures(name, structures):
             raise ValueError(f"--known {name}: the run segments {', '.join(structures)}, not {', '.join(absent)}. "
                              f"{NEEDED}")  # fmt: skip
@@ -183,7 +209,7 @@ def _stability(probability: Tensor, task: Segmentation, truth: Mapping[int, np.n
     if not truth:
         return {}
     at = sorted(truth)
-    scores = stability_score(probability[at].clamp(min=1e-12).log())[:, 1:].tolist()
+    scores = stability_score(probability[at].clamp(min=torch.finfo(torch.float32).tiny).log())[:, 1:].tolist()
     return {t: dict(zip(task.structures, row)) for t, row in zip(at, scores)}
 
 
@@ -247,7 +273,10 @@ def _judge_landmarks(
             spacing = np.array(info.spacing_mm)
             for t, row in zip(frames, found.numpy()):
                 pred = {name: at * spacing for name, at in zip(run.task.names, row)}
-                right = {name: landmark_voxels(info, mm)[0] * spacing for name, mm in known[t].items()}
+                right = {name: landmark_voxels(info, mm)[0] * spacing for name, mm in known[t].items()
+                         if name in run.task.of_view[view]}  # fmt: skip
+                if unknown := sorted(set(known[t]) - set(right)):
+                    sums.leave_out(study, f"view {view}, frame {t}: {unknown[0]}, which training did not know there")
                 sums.add_landmarks(study, view, t, pred, right)
 
 

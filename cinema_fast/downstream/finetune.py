@@ -52,7 +52,7 @@ def finetune(config: FinetuneConfig) -> Outcome:
         OSError: a table cannot be read, or the run folder not written.
     """
     before = read_config(config.out) if config.resume else None
-    if before and "task" in before and not config.init_from and (start := before["run"].get("init_from")):
+    if before and "task" in before and not config.init_from and (start := before["run"]["init_from"]):
         config = dataclasses.replace(config, init_from=Path(start))
     cines = CineStore(config.data)
     split = split_studies(cines.ids, val=config.val, test=config.test, path=config.split)

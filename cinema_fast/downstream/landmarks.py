@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -41,20 +42,46 @@ class LandmarkLabels:
         frames = sorted(self._points[study][view])
         return (frames[frame_at(phase, len(frames))],)
 
-    def check(self, table: Path) -> None:
-        """Raise ValueError where no point lies on its image: then they are in another system of coordinates."""
+    def on_image(self) -> dict[str, set[tuple[str, str]]]:
+        """{study: (view, landmark) that lie on one of its images}."""
+        found: dict[str, set[tuple[str, str]]] = {}
         for study, views in self.views_of.items():
+            found[study] = set()
             for view in views:
                 for t in self._points[study][view]:
-                    if not np.isnan(self.target_of(study, {view: (t,)})[f"points {view}"]).all():
-                        return
-        study, (view, *_) = next(iter(self.views_of.items()))
+                    points = self.target_of(study, {view: (t,)})[f"points {view}"]
+                    found[study].update((view, name) for name, at in zip(self._names, points) if not np.isnan(at).any())
+        return found
+
+    def check(self, table: Path, used: Sequence[str], val: Sequence[str]) -> None:
+        """Raise ValueError for a landmark of a view that none of the studies `used` shows, and where those of
+        validation show none; or where no point of a view lies on its image: they are in another system of
+        coordinates."""
+        found = self.on_image()
+        everything = set().union(*found.values())
+        for view in dict.fromkeys(view for views in self.views_of.values() for view in views):
+            if view not in {view for view, _ in everything}:
+                self._tell_of_coordinates(table, view)
+        learnt = set().union(*(found[study] for study in used))
+        for view, name in sorted(everything - learnt):
+            raise ValueError(
+                f"{table}: {name} of {view} is on no image of the {len(used)} training studies whose labels are used: "
+                "take other studies (--split, --label-fraction, --shots), or leave out the view (--views) or landmark"
+            )
+        if val and not any(found[study] for study in val):
+            raise ValueError(
+                f"{table}: no landmark is on an image of the {len(val)} validation studies: take others by --val or "
+                "--split"
+            )
+
+    def _tell_of_coordinates(self, table: Path, view: str) -> NoReturn:
+        study = next(study for study, views in self.views_of.items() if view in views)
         t, known = next(iter(self._points[study][view].items()))
         name, mm = next(iter(known.items()))
         info = self._store.info(study, view)
         at = " ".join(f"{x:.0f}" for x in landmark_voxels(info, mm)[0])
         raise ValueError(
-            f"{table}: no landmark lies on its image; {name} in frame {t} of {view} of {study} is at voxel {at} of "
+            f"{table}: no landmark of {view} lies on its image; {name} in frame {t} of {study} is at voxel {at} of "
             f"{' x '.join(map(str, info.shape[1:]))}. Positions are scanner mm, RAS+: for those of DICOM (LPS+) change "
             "the signs of x and y"
         )
@@ -83,11 +110,15 @@ def sigma_of(maps: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Landmarks:
-    """names: in the order of the outputs. how: "heatmap" or "coordinates". labels_sha256: of the points."""
+    """names: in the order of the outputs. how: "heatmap" or "coordinates". labels_sha256: of the points.
+
+    of_view: {view: the names that are learnt in it}; what an output says of another name is worth nothing.
+    """
 
     names: tuple[str, ...]
     how: str
     views: tuple[str, ...]
+    of_view: dict[str, tuple[str, ...]]
     labels_sha256: str
 
     kind = "landmarks"
@@ -126,14 +157,15 @@ class Landmarks:
         digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
         order = tuple(v for v in dict.fromkeys(v for s in store.ids for v in store.views(s)) if v in views)
         labels = LandmarkLabels(store, points, names, views)
-        labels.check(config.table)
-        return cls(tuple(names), config.landmarks, order, digest), labels
+        there = set().union(*labels.on_image().values())
+        of_view = {view: tuple(name for name in names if (view, name) in there) for view in order}
+        return cls(tuple(names), config.landmarks, order, of_view, digest), labels
 
     def to_dict(self) -> dict:
         """Plain values."""
         return {
             "kind": self.kind, "names": list(self.names), "how": self.how, "views": list(self.views),
-            "labels_sha256": self.labels_sha256,
+            "of_view": {view: list(names) for view, names in self.of_view.items()}, "labels_sha256": self.labels_sha256,
         }  # fmt: skip
 
     def build(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:

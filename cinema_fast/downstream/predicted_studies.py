@@ -48,10 +48,11 @@ def tables_of(run: FinetunedRun) -> Tables:
     task = run.task
     if isinstance(task, Segmentation):
         volumes = tuple(f"{name}_ml" for name in task.structures)
-        return Tables(("frames", "cut_off", "ed_frame", "es_frame", *QUANTITIES), "frames.csv",
+        return Tables(("frames", "cut_off", "empty_frames", "ed_frame", "es_frame", *QUANTITIES), "frames.csv",
                       ("study", "view", "frame", "time_ms", *volumes))  # fmt: skip
     if isinstance(task, Landmarks):
-        lengths = tuple(f"{view}_{name}" for view in task.views for name in LENGTHS) if _has_axis(task.names) else ()
+        along = (view for view in task.views if _has_axis(task.of_view[view]))
+        lengths = tuple(f"{view}_{name}" for view in along for name in LENGTHS)
         return Tables(("landmarks", *lengths), "landmarks.csv", (*LANDMARK_COLUMNS, "x_voxel", "y_voxel", "z_voxel"))
     columns = []
     for target in task.targets:
@@ -119,12 +120,15 @@ def _segmented(
     ]
     function = {}
     guide = next((curves[name] for name in ("LV", "RV") if name in curves), None)
-    if guide is not None and cine.n_frames > 1 and guide.any():
+    empty = [] if guide is None else np.flatnonzero(guide == 0).tolist()
+    if guide is not None and cine.n_frames > 1 and not empty:  # else the smallest volume is that of a missed cavity
         ed, es = ed_es(guide)
         function = cardiac_function(curves, ed, es)
         summary |= {"ed_frame": ed, "es_frame": es, "function": function}
         made.row |= {"ed_frame": ed, "es_frame": es}
-    made.row |= {"frames": cine.n_frames, "cut_off": " ".join(summary["cut_off"]), **function}
+    summary["empty_frames"] = empty
+    made.row |= {"frames": cine.n_frames, "cut_off": " ".join(summary["cut_off"]),
+                 "empty_frames": " ".join(map(str, empty)), **function}  # fmt: skip
     made.files[f"{view}_volumes.png"] = volume_png(curves, function, cine.frame_time_ms, study)
 
 
@@ -133,8 +137,9 @@ def _landmarks(
     cine: Cine, source: Source,
 ) -> None:  # fmt: skip
     """pixels: (T, landmarks, 2) of the stored frames, whose affine is `stored`."""
+    names = run.task.of_view[view]
+    pixels = pixels[:, [run.task.names.index(name) for name in names]]
     voxels, mm = (np.round(found, 6) + 0.0 for found in original_points(pixels, stored, cine.affine))
-    names = run.task.names
     made.files[f"{view}.gif"] = landmarks_gif(cine, voxels[..., :2])
     summary = {
         "files": [path.name for path in source.files], "frames": cine.n_frames, "frame_time_ms": cine.frame_time_ms,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tyro.conf import Positional
 
-from ..data.tables import Table
+from ..data.tables import Table, is_number
 from .bootstrap import RESAMPLES, Estimate, Measure, estimate
 from .embeddings import Embeddings, read_beside, read_embeddings
 from .extras import need
@@ -23,8 +23,9 @@ LEAST = 10  # studies with a label; fewer, and no interval means anything
 class ProbeConfig:
     """Predict columns of a table from the embeddings of a cohort: by a linear probe, by k-NN, and without embeddings.
 
-    A column of numbers is regressed, one of words classified. Training and test studies are those that the column
-    `split` of the table says (train, val, test; val is left out), or drawn anew for each seed. Writes OUT/results.json.
+    A column of numbers is regressed, one of words classified; one of both is refused unless --classes names it.
+    Training and test studies are those that the column `split` of the table says (train, val, test; val is left out),
+    or drawn anew for each seed. Writes OUT/results.json.
     """
 
     # Parquet file of `cinema-fast embed`
@@ -35,7 +36,7 @@ class ProbeConfig:
     targets: tuple[str, ...]
     # folder to write
     out: Path
-    # columns of numbers that are classes, not quantities
+    # columns of classes that are numbers, some or all
     classes: tuple[str, ...] = ()
     # share of the studies to test on, where the table has no column `split`
     test: float = 0.3
@@ -144,26 +145,30 @@ def probe(config: ProbeConfig) -> ProbeReport:
 def read_target(table: Table, target: str, embeddings: Embeddings, classes: bool) -> np.ndarray:
     """(n,) a label of each study: float64 with NaN, or words with "" (where `classes`, of numbers too), for missing.
 
-    Raises ValueError: no such column, fewer than LEAST labels, or labels that are all alike.
+    Raises ValueError: no such column, fewer than LEAST labels, numbers among words, labels that are all alike.
     """
     words = table.values(target)
     known = {study: words[study] for study in embeddings.studies if study in words}
     if len(known) < LEAST:
         raise ValueError(f"{table.path}: {len(known)} of the {len(embeddings.studies)} studies of {embeddings.path} "
                          f"have a value of {target}; want {LEAST} or more")
-    numbers = None
-    if not classes:
+    n_numbers = sum(map(is_number, known.values()))
+    if not classes and n_numbers < len(known):
         try:
-            numbers = table.numeric(target)
+            table.numeric(target)
         except ValueError as error:
+            if n_numbers:
+                raise ValueError(f"{error}. Leave the cell empty where a number is unknown; columns of classes are "
+                                 "named by --classes") from None
             if len(set(known.values())) > len(known) / 2:
                 raise ValueError(f"{error}; and too many different words for classes") from None
-    if len(set((known if numbers is None else {study: numbers[study] for study in known}).values())) < 2:
+    classified = classes or not n_numbers
+    if len(set(known.values() if classified else map(float, known.values()))) < 2:
         raise ValueError(f"{table.path}: {target} is {next(iter(known.values()))!r} in all {len(known)} studies: "
                          "nothing to predict")
-    if numbers is None:
-        return np.array([words.get(study, "") for study in embeddings.studies])
-    return np.array([numbers.get(study, np.nan) for study in embeddings.studies])
+    if classified:
+        return np.array([known.get(study, "") for study in embeddings.studies])
+    return np.array([float(known.get(study, "nan")) for study in embeddings.studies])
 
 
 def read_split(table: Table, studies: list[str]) -> np.ndarray:

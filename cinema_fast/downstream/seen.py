@@ -20,16 +20,33 @@ def seen_by(source: Path, cines: CineStore) -> tuple[set[str], list[str]]:
     before = read_config(source) if source.is_dir() else None
     if before is None:
         return set(), [f"{source} does not say which studies it has learnt from"]
-    if "seen" in before:
-        return set(before["seen"]["studies"]), list(before["seen"]["unknown"])
-    if "used" in before:  # fine-tuned by a version that kept no `seen`
-        seen, unknown = {*before["used"], *before["split"]["val"]}, []
-    else:
-        seen, unknown = _pretrained_on(source, before, cines)
+    if "task" in before:
+        return set(seen_of(before)["studies"]), list(seen_of(before)["unknown"])
+    seen, unknown = _pretrained_on(source, before, cines)
     if start := before["run"].get("init_from"):
         earlier, more = seen_by(Path(start), cines)
         seen, unknown = seen | earlier, unknown + more
     return seen, unknown
+
+
+def seen_of(settled: dict) -> dict:
+    """`seen` of a fine-tuned run's config.yaml: the studies that it and what it started from have learnt from, and why
+    there may be others."""
+    own = {"studies": [*settled["used"], *settled["split"]["val"]], "unknown": ["the run is of an older version"]}
+    return settled.get("seen", own)
+
+
+def seen_among(settled: dict, studies: Sequence[str]) -> str:
+    """How many of the studies that a fine-tuned run is judged on its starting weights have learnt from, in words.
+
+    Args:
+        settled: config.yaml of the run; studies that it has itself trained on or chosen by are not counted.
+    """
+    if not settled["run"]["init_from"]:
+        return "none: the run began from random weights"
+    own = {*settled["used"], *settled["split"]["val"]}
+    seen = seen_of(settled)
+    return "; ".join([f"{len(set(studies).intersection(seen['studies']) - own)} of {len(studies)}", *seen["unknown"]])
 
 
 def _pretrained_on(source: Path, before: dict, cines: CineStore) -> tuple[set[str], list[str]]:

@@ -45,8 +45,8 @@ class SegmentationLabels:
     def _check_named(self, view: str, label: int) -> None:
         if label > len(self._structures):
             raise StoreError(
-                f"its {view} label maps hold the label {label}, and --structures names "
-                f"{len(self._structures)}: {', '.join(self._structures)} (1 to {len(self._structures)})"
+                f"its {view} label maps hold the label {label}, and the structures are {len(self._structures)}: "
+                f"{', '.join(self._structures)} (1 to {len(self._structures)})"
             )
 
     def sha256(self) -> str:
@@ -59,8 +59,8 @@ class SegmentationLabels:
         ]
         return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
-    def values_of(self, workers: int) -> dict[str, set[int]]:
-        """{study: the labels in its maps}, from the index.
+    def values_of(self, studies: Sequence[str], workers: int) -> dict[str, set[int]]:
+        """{study: the labels in its maps}, of labelled studies, from the index.
 
         An older store does not tell them: there two maps of every view are looked at, the first and the middle one.
         Raises ValueError for a label that has no name.
@@ -81,11 +81,11 @@ class SegmentationLabels:
             return found
 
         with ThreadPoolExecutor(workers) as pool:
-            return dict(zip(self.views_of, pool.map(look, self.views_of)))
+            return dict(zip(studies, pool.map(look, studies)))
 
     def check(self, used: Sequence[str], workers: int) -> None:
         """Raise ValueError for a label that has no name, and for a structure that none of the studies `used` has."""
-        values_of = self.values_of(workers)
+        values_of = self.values_of(tuple(self.views_of), workers)
         seen = set().union(*(values_of[study] for study in used))
         for label, name in enumerate(self._structures, start=1):
             if label not in seen:

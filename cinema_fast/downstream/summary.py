@@ -2,12 +2,14 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..data.tables import is_number
 from .bootstrap import RESAMPLES, Estimate, Measure, estimate
+from .characteristics import WORDS
 from .metrics_classification import Classification
 from .metrics_function import EF_CLASSES, ef_class
 from .metrics_means import Means
@@ -105,19 +107,35 @@ def measure_of(kind: str, rows: Sequence[Row], target: Target) -> Measure:
     return Classification(truth, classes, probabilities, decided, target.threshold)
 
 
+def check_groups(groups: Mapping[str, Mapping[str, str]], studies: Collection[str]) -> None:
+    """Raise ValueError where a column of groups {column: {study: cell}} would make a group of nearly every one of the
+    studies: some of its cells are numbers and others not, or it has more than WORDS different words."""
+    for column, values in groups.items():
+        cells = {study: values[study] for study in studies if values.get(study, "").strip()}
+        sides = {True: [], False: []}
+        for study, cell in cells.items():
+            sides[is_number(cell)].append(study)
+        if all(sides.values()):
+            some, other = (f"study {study!r} has {cells[study]!r}" for study in (sides[True][0], sides[False][0]))
+            raise ValueError(f"--subgroups {column}: {some}, {other}; want numbers or words, not both "
+                             f"({len(sides[True])} of {len(cells)} are numbers). Leave the cell empty where a number "
+                             "is unknown, or name every group by a word")  # fmt: skip
+        if not sides[True] and (different := len(set(cells.values()))) > WORDS:
+            raise ValueError(f"--subgroups {column}: {different} different words, each of which would be a group; want "
+                             f"a column of numbers, or of at most {WORDS} words")  # fmt: skip
+
+
 def subgroups(values: Mapping[str, str]) -> dict[str, str]:
     """{study: group} of a column of a table {study: cell}: numbers are cut into thirds, words are groups as they are.
 
     Numbers of up to FEW different values are groups as they are too. Empty cells are in no group. Groups come in order.
+    Whether a column is fit for groups is for `check_groups` to say, before the work.
     """
     cells = {study: cell for study, cell in values.items() if cell.strip()}
-    try:
-        numbers = {study: float(cell) for study, cell in cells.items()}
-        is_number = all(map(math.isfinite, numbers.values()))
-    except ValueError:
-        is_number = False
-    if not is_number or len(set(numbers.values())) <= FEW:
-        order = (lambda item: numbers[item[0]]) if is_number else (lambda item: item[1])
+    numeric = all(map(is_number, cells.values()))
+    numbers = {study: float(cell) for study, cell in cells.items()} if numeric else {}
+    if not numeric or len(set(numbers.values())) <= FEW:
+        order = (lambda item: numbers[item[0]]) if numeric else (lambda item: item[1])
         return dict(sorted(cells.items(), key=order))
     low, high = np.quantile(list(numbers.values()), (1 / 3, 2 / 3))
     names = (f"up to {low:.4g}", f"{low:.4g} to {high:.4g}", f"above {high:.4g}")

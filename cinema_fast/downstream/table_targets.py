@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..data.clips import CLIP, ClipStore, clip_frames
 from ..data.store import CineStore
-from ..data.tables import Table
+from ..data.tables import Table, is_number
 from ..models.config import CineMAConfig
 from .augment import blank_boxes
 from .config import FinetuneConfig
@@ -218,8 +218,8 @@ def _is_classified(config: FinetuneConfig, table: Table, name: str, values: dict
         if config.task == "regression":
             raise ValueError(f"--task regression: {name!r} is among --classes; use --task classification")
         return True
-    numbers = sum(map(_is_number, values.values()))
-    if config.task == "regression" or 0 < numbers < len(values):
+    numbers = sum(map(is_number, values.values()))
+    if config.task == "regression" or numbers:
         try:
             table.numeric(name)
         except ValueError as error:
@@ -240,7 +240,7 @@ def _check_parts(table: Table, name: str, values: dict[str, str], split: Split, 
                 "--test), or say by --split which studies are for what"
             )
     if classified and len(classes := set(values.values())) > max(len(values) // 2, 2):
-        hint = "; a number is learnt by --task regression or multitask" if all(map(_is_number, classes)) else ""
+        hint = "; a number is learnt by --task regression or multitask" if all(map(is_number, classes)) else ""
         raise ValueError(f"{table.path}: {name!r} has {len(classes)} classes in {len(values)} studies{hint}")
 
 
@@ -256,7 +256,7 @@ def _target(table: Table, name: str, values: dict[str, str], split: Split, *, cl
         if known.std() == 0:
             raise ValueError(f"{table.path}: {name!r} is {known[0]:g} for all of {few}")
         return Target(name, mean=float(known.mean()), sd=float(known.std()))
-    numbers = all(map(_is_number, train))
+    numbers = all(map(is_number, train))
     classes = sorted(set(train), key=lambda text: (float(text), text) if numbers else text)
     for part in ("val", "test"):
         if unknown := sorted(set(parts[part]) - set(classes)):
@@ -264,13 +264,6 @@ def _target(table: Table, name: str, values: dict[str, str], split: Split, *, cl
     if len(classes) < 2:
         raise ValueError(f"{table.path}: {name!r} is {classes[0]!r} for all of {few}")
     return Target(name, tuple(classes))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
 
 
 def _number_of(target: Target, text: str | None) -> float:

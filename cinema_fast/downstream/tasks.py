@@ -53,18 +53,28 @@ def settle(config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: 
     if config.task in ("segmentation", "landmarks"):
         shape = model_config(dataclasses.replace(config, views=task.views), cines, base)
         store = cines
+        labelled = split.labelled(labels.views_of, config.task)
         used = fewer(
-            split.labelled(labels.views_of, config.task).train,
+            labelled.train,
             fraction=config.label_fraction,
             shots=config.shots,
             seed=config.subset_seed,
         )
         if config.task == "segmentation":
             labels.check(used, config.workers)
+        else:
+            labels.check(config.table, used, labelled.val)
     else:
         shape = model_config(config, cines, base)
         store = ClipStore(cines, config.views) if clips else cines
         task, labels, used = TableTask.settle(config, store, shape.views, split)
+    shown = {view for study in used for view in labels.views_of[study]}
+    if absent := [view for view in shape.views if view not in shown]:
+        raise ValueError(
+            f"none of the {len(used)} training studies whose labels are used has {absent[0]} with a label: name the "
+            f"others by --views ({' '.join(v for v in shape.views if v in shown)}), or take other studies (--split, "
+            "--label-fraction, --shots)"
+        )
     return Settled(task, labels, shape, store, split.labelled(labels.views_of, config.task), used)
 
 
@@ -76,7 +86,8 @@ def task_from_dict(values: dict) -> Task:
         if kind == "segmentation":
             return Segmentation(**values)
         if kind == "landmarks":
-            return Landmarks(**values)
+            of_view = {view: tuple(names) for view, names in values["of_view"].items()}
+            return Landmarks(**values | {"of_view": of_view})
         values["targets"] = tuple(Target(**t | {"classes": tuple(t["classes"])}) for t in values["targets"])
         return TableTask(kind=kind, **values)
     except (TypeError, KeyError) as error:

@@ -30,10 +30,12 @@ def sliding_window(
     *,
     average: str = "softmax",
 ) -> dict[str, Tensor]:
-    """{view: (B, out_channels, *size) float32}: what the windows say of each pixel, averaged. Without gradients.
+    """{view: (B, out_channels, *size) float32}: the mean, with equal weights, of what the windows that hold a pixel say
+    of it. Without gradients.
 
     Images smaller than the window are padded at the end with what reads as 0, and the padding is cut off again. Where
-    several views are given, a run takes a window of each, and views with fewer windows begin anew.
+    several views are given, a run takes a window of each, and views with fewer windows begin anew; what a window says
+    is then the mean over the runs that take it.
 
     Args:
         model: ConvUNetR, or another whose `config.image_size` tells the windows; its training mode is left alone.
@@ -53,17 +55,20 @@ def sliding_window(
             )
     whole = {v: _padded(x, windows.get(v, ()), None if intensity is None else intensity[v]) for v, x in images.items()}
     starts = {v: window_starts(x.shape[2:], windows.get(v, x.shape[2:])) for v, x in whole.items()}
-    sums, counts = {}, {v: x.new_zeros(x.shape[2:], dtype=torch.float32) for v, x in whole.items()}
-    for i in range(max((len(s) for s in starts.values()), default=1)):
+    sums, weights = {}, {v: x.new_zeros(x.shape[2:], dtype=torch.float32) for v, x in whole.items()}
+    runs = max((len(s) for s in starts.values()), default=1)
+    for i in range(runs):
         here = {v: _box(s[i % len(s)], windows.get(v, ())) for v, s in starts.items()}
         logits = model({v: x[here[v]].contiguous() for v, x in whole.items()}, intensity=intensity)
         for view, found in logits.items():
             values = VALUES[average](found.float())
             if view not in sums:
                 sums[view] = values.new_zeros(*values.shape[:2], *whole[view].shape[2:])
-            sums[view][here[view]] += values
-            counts[view][here[view][2:]] += 1
-    return {v: (total / counts[v])[_box([0] * (images[v].ndim - 2), images[v].shape[2:])] for v, total in sums.items()}
+            n = len(starts[view])
+            weight = 1 / len(range(i % n, runs, n))  # of the runs that take this window
+            sums[view][here[view]].add_(values, alpha=weight)
+            weights[view][here[view][2:]] += weight
+    return {v: (total / weights[v])[_box([0] * (images[v].ndim - 2), images[v].shape[2:])] for v, total in sums.items()}
 
 
 def _box(start, extent) -> tuple[slice, ...]:

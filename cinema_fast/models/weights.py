@@ -1,6 +1,5 @@
 """Weights in and out under the names and shapes of the published checkpoints, which are the models' own."""
 
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -115,7 +114,7 @@ def _is_pretrained(state: Mapping[str, Tensor]) -> bool:
 
 def _load_encoder(model: nn.Module, state: Mapping[str, Tensor], where: str) -> str:
     """Load what a model shares with one of another task, as `load_cinema_weights` says, and say what that was."""
-    own = cinema_state_dict(model)
+    own, config = cinema_state_dict(model), _inner(model).config
     parts = [part for part in _parts(own) if part in _parts(state)]
     views, stored = _stem_views(own), _stem_views(state)
     if missing := [view for view in views if view not in stored]:
@@ -132,7 +131,7 @@ def _load_encoder(model: nn.Module, state: Mapping[str, Tensor], where: str) -> 
                 other_tables.append(_view_of(name))
             continue
         if name.endswith(FIRST_CONVOLUTION) and want[1] != tensor.shape[1]:
-            channels = tensor.shape[1] if _is_pretrained(state) else math.gcd(tensor.shape[1], want[1])
+            channels = tensor.shape[1] if _is_pretrained(state) else config.in_chans[_view_of(name)]
             tensor, repeated = _over_frames(tensor, channels, want[1])
         taken[name] = tensor
     kept = {n: t for n, t in own.items() if n.partition(".")[0] not in parts or n.endswith(".pos_embed")}
@@ -151,7 +150,7 @@ def _over_frames(weight: Tensor, channels: int, want: int) -> tuple[Tensor, str]
     The mean over frames undoes their repetition: one frame is then seen as it was before there were several.
     """
     said, frames, times = [], weight.shape[1] // channels, want // channels
-    if want % channels:
+    if want % channels or weight.shape[1] % channels:
         return weight, ""
     if frames > 1:
         weight = weight.unflatten(1, (frames, channels)).mean(1)
@@ -186,6 +185,13 @@ def load_shared_views(model: CineMA, source: str | Path) -> str:
     _load(model, state, f" in {source}")
     more = f"; fresh: {', '.join(fresh)}" * bool(fresh) + f"; left: {', '.join(left)}" * bool(left)
     return f"weights of {source}: views taken: {', '.join(taken)}{more}"
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """The model itself, of one that is compiled or wrapped for several devices."""
+    while not hasattr(model, "config"):
+        model = model.module
+    return model
 
 
 def cinema_state_dict(model: nn.Module, grad: bool = False) -> dict[str, Tensor]:
