@@ -67,7 +67,7 @@ def test_structures_without_an_lv(runs, tmp_path):
     table = tmp_path / "known.csv"
     rows = [f"s{n:02d},50,50,{'ab'[n % 2]},{n if n % 3 else 'NA'}" for n in range(12)]
     table.write_text("\n".join(["study,my_ef,rv_ef,site,age", *rows]))
-    with pytest.raises(ValueError, match="--subgroups age: study 's.*' has '.*'; want numbers or words, not both"):
+    with pytest.raises(ValueError, match=r"--subgroups age: study 's.*' has '.*'; want numbers or words, not both"):
         judge(runs / "maps", tmp_path / "eval", table=table, part="train", subgroups=("age",))
     with pytest.raises(ValueError, match=r"--retest: the run segments RV, MYO, pool\. Volumes and EF want .* named LV"):
         judge(runs / "maps", tmp_path / "eval", table=table, retest="site")

@@ -89,7 +89,7 @@ def test_a_label_that_has_no_name_in_a_map_not_looked_at(discs, tmp_path):  # no
         maps = np.load(path)
         maps[1] = 9
         np.save(path, maps)
-    with pytest.raises(LoaderError, match=r"study s\d\d: its lax_4c label maps hold the label 9, and the structures are 3"):
+    with pytest.raises(LoaderError, match=r"study s\d\d: its lax_4c label maps hold the label 9, and the struct"):
         finetune(discs.config(tmp_path / "run", "segmentation", data=store, steps=10))
 
 
