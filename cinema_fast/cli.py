@@ -183,6 +183,8 @@ def _commands() -> dict[str, Callable[..., int]]:
         evaluations = [path for path in runs if is_evaluation(path)]
         if evaluations and len(evaluations) < len(runs):
             other = next(path for path in runs if path not in evaluations)
+            if not other.exists():
+                raise ValueError(f"compare: there is no folder {other}")
             raise ValueError(f"compare: {evaluations[0]} is an evaluation, {other} is not: it lacks results.json or "
                              "rows.csv; want run folders alone, or evaluation folders alone")
         print((compare_evaluations if evaluations else compare)(runs, out))

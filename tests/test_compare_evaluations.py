@@ -76,6 +76,14 @@ def test_what_failed_in_each_is_counted(folders, tmp_path):
     assert numbers["segmentation", "LV", "hd95_mm"]["note"] == ""
 
 
+def test_a_target_that_only_one_was_asked_for_is_no_difference(folders, tmp_path):
+    """With --retest what segmentation measures is a target of numbers; without it, nothing is said of it."""
+    other = altered(folders, tmp_path / "other", "results.json", r',\s*"lv_ef": \{\s*"classes"[^{}]*\}', "")
+    assert "lv_ef" not in json.loads((other / "results.json").read_text())["targets"]
+    compare_evaluations([folders["good"], other], tmp_path / "out")
+    assert found(tmp_path / "out")["function", "lv_ef", "mae"]["difference"] == 0
+
+
 def test_by_the_command_line(folders, tmp_path, capsys):
     assert main(["compare", str(folders["good"]), str(folders["bad"]), str(folders["fewer"])]) == 0
     assert capsys.readouterr().out.count("studies that both have, paired") == 2

@@ -43,7 +43,12 @@ def test_segmentation(refused, tmp_path):
             "segmentation", structures=("RV", "MYO"))  # fmt: skip
     refused(r"none of the 6 training studies whose labels are used has the label 4 \(atrium\)", "segmentation",
             structures=("RV", "MYO", "LV", "atrium"))  # fmt: skip
-    refused(r"has no label maps of lax_2c", "segmentation", views=("lax_2c",))
+    some = write_discs(tmp_path / "part", 12)
+    index = json.loads((some / "index.json").read_text())
+    for views in index["studies"].values():
+        del views["lax_4c"]["labels"]
+    (some / "index.json").write_text(json.dumps(index))
+    refused(r"has no label maps of lax_4c: store them by", "segmentation", data=some, views=("lax_4c",))
     refused(r"--shots 7: only 6 labelled training studies$", "segmentation", shots=7)
     split = tmp_path / "split.csv"
     split.write_text("study,split\ns00,train\ns11,val\n")
@@ -157,8 +162,8 @@ def test_classes(refused, tmp_path):
     of("ynynyn---yny", r"none of the 3 validation studies has images and labels for --task classification")
     of("------ynynyn", r"none of the 6 training studies has images and labels")
     of("ynnnnnynnnyn", r"--shots 2: only 1 labelled training studies of class 'y'", shots=2)
-    of("ynnnnnynnnyn", r"'big' 'y' is in the val studies and in none of the 2 training .* used",
-       label_fraction=0.3, subset_seed=1)  # fmt: skip
+    of("ynnnnnynnnyn", r"'big' 'y' is in the val studies and in none of the 2 training .* used: "
+       "take other studies .*--subset-seed", label_fraction=0.3, subset_seed=1)  # fmt: skip
 
 
 def test_landmarks(refused, tmp_path):

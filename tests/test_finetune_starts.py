@@ -105,7 +105,7 @@ def test_resuming_without_where_it_started(discs, pretrained, tmp_path, monkeypa
         patch.setattr(module.RunLog, "advance", lambda log, done: killed() if done == 2 else None)
         finetune(config)
     run = read_config(out)["run"]
-    assert (run["data"], run["init_from"]) == (str(discs.store), str(start)) and run["preset"] == "cinema-base"
+    assert (run["data"], run["init_from"]) == (str(discs.store), str(start)) and run["preset"] == "cinema-demo"
     seen = read_config(out)["seen"]
     start.rename(tmp_path / "moved")
     assert finetune(replace(config, init_from=None, resume=True)).step == 2
@@ -114,7 +114,7 @@ def test_resuming_without_where_it_started(discs, pretrained, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(("source", "told"), [
-    ("nothing.pt", "no weights at .*nothing.pt"), ("folder", r"no run in this folder \(no config.yaml\)"),
+    ("nothing.pt", "--init-from: no weights at .*nothing.pt"), ("folder", r"no run in this folder \(no config.yaml\)"),
     ("text.safetensors", "cannot be read as weights"),
 ])  # fmt: skip
 def test_sources_that_are_none(discs, tmp_path, source, told):  # noqa: F811

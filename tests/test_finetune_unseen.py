@@ -45,6 +45,19 @@ def test_a_view_that_only_others_have(discs, tmp_path, task):  # noqa: F811
     assert not config.out.exists() and finetune(replace(config, views=("sax",))).step == 2
 
 
+def test_a_decoder_that_does_not_meet_the_stem_says_how_long_it_should_be(discs, tmp_path):  # noqa: F811
+    config = discs.config(tmp_path / "run", "segmentation", preset="cinema-tiny", views=("sax",), **FEW)
+    with pytest.raises(ValueError, match=r"--decoder-channels 8 16 32: .*; this model takes 4 channels or more"):
+        finetune(config)
+    assert not config.out.exists() and finetune(replace(config, decoder_channels=(8, 8, 8, 8))).step == 2
+
+
+def test_views_and_tables_of_another_kind(refused, discs, tmp_path):  # noqa: F811
+    refused(r"--views saxx: .*store has no such view; it has sax, lax_4c", "segmentation", views=("saxx",))
+    refused(r"no column 'view' .*; want a line for each thing, with study, view, frame, landmark, x_mm, y_mm, z_mm",
+            "landmarks", table=discs.table)  # fmt: skip
+
+
 def moved(path, which) -> object:
     """A table of landmarks in which those that `which(study, landmark)` picks lie far off their images."""
     head, *lines = path.read_text().splitlines()

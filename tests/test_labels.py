@@ -220,5 +220,9 @@ def test_patterns_that_cannot_be_meant(src, tmp_path, pattern, message):
     assert not (tmp_path / "store").exists()
 
 
-def test_a_pattern_that_nothing_matches_is_said(src, tmp_path):
-    assert "none of them labelled" in str(run(src, tmp_path / "store", labels="labels/{id}.nii.gz"))
+def test_a_pattern_that_nothing_matches_is_refused(src, tmp_path):
+    """Before hours of preparing a store that nobody can learn from."""
+    with pytest.raises(ValueError, match=r"--labels 'lables/\{id\}\.nii\.gz': .* has no such file of any of the \d+ "
+                       r"studies \(the last looked for was lables/\w+\.nii\.gz\)"):  # fmt: skip
+        run(src, tmp_path / "store", labels="lables/{id}.nii.gz")
+    assert not (tmp_path / "store").exists()

@@ -28,8 +28,8 @@ def find_labels(sources: Sources, src: Path, pattern: str) -> None:
         pattern: as `PrepareConfig.labels`.
 
     Raises:
-        ValueError: an absolute path, a placeholder other than {id}, {view} and {frame}, or {frame} in the name of a
-            folder.
+        ValueError: an absolute path, a placeholder other than {id}, {view} and {frame}, {frame} in the name of a
+            folder, or no such file of any cine.
     """
     if Path(pattern).is_absolute():
         raise ValueError(f"--labels {pattern!r}: give the files relative to {src} (../ leads out of it)")
@@ -38,7 +38,7 @@ def find_labels(sources: Sources, src: Path, pattern: str) -> None:
         what = f"{min(unknown)} is not understood there" if unknown else "{frame} belongs in the name of the file"
         raise ValueError(f"--labels {pattern!r}: {what}; it may hold {{id}}, {{view}}, and {{frame}} after the last /")
     listings: dict[Path, list[str]] = {}
-    found = set()
+    found, named = set(), ""
     for study, views in sources.studies.items():
         for view, source in views.items():
             named = pattern.replace("{id}", study).replace("{view}", source.spelling)
@@ -47,6 +47,9 @@ def find_labels(sources: Sources, src: Path, pattern: str) -> None:
                 frames, paths = zip(*files)
                 views[view] = replace(source, labels=paths, label_frames=frames if "{frame}" in pattern else ())
                 found.update(paths)
+    if named and not found:
+        raise ValueError(f"--labels {pattern!r}: {src} has no such file of any of the {len(sources.studies)} studies "
+                         f"(the last looked for was {named})")  # fmt: skip
     sources.unmatched = [path for path in sources.unmatched if path not in found]
 
 

@@ -42,6 +42,7 @@ from .view_rules import read_rules
 
 _SHAPING = ("sax_size", "lax_size", "sax_spacing", "lax_spacing", "labels", "lv_label")
 _TEMPORARY = ".preparing"
+MOST_CUT = 6  # views named of those whose labels the crop cuts off
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ class PrepareReport:
     """What `prepare` did. prepared and unchanged count studies; n_studies is what the store now holds, of a shard its
     part of that; unmatched counts NIfTI files that the pattern does not describe, series DICOM series by (description,
     view or None, why left out); labelled studies of the store that have label maps, None where none were asked for, cut
-    those whose label maps reach over the crop; motion_maps those made, None likewise; without_motion studies that lack
+    (share of the labelled volume, study, view) of those whose label maps reach over the crop, from the largest share
+    on; motion_maps those made, None likewise; without_motion studies that lack
     one, in a store that has some."""
 
     prepared: int = 0
@@ -142,7 +144,7 @@ class PrepareReport:
     series: Counter[tuple[str, str | None, str]] = field(default_factory=Counter)
     shard: Shard | None = None
     labelled: int | None = None
-    cut: int = 0
+    cut: list[tuple[float, str, str]] = field(default_factory=list)
     motion_maps: int | None = None
     without_motion: int = 0
     failures: list[Failure] = field(default_factory=list)
@@ -165,7 +167,11 @@ class PrepareReport:
         if self.motion_maps is not None:
             lines[0] += f"; {self.motion_maps} motion maps made"
         if self.cut:
-            lines.append(f"{self.cut} of these studies have labels that reach over the crop, which cuts them off")
+            n = len({study for _, study, _ in self.cut})
+            most = ", ".join(f"{study} {view} {100 * share:.3g} %" for share, study, view in self.cut[:MOST_CUT])
+            more = ", ..." * (len(self.cut) > MOST_CUT)
+            lines.append(f"{n} of these studies have labels that reach over the crop, which cuts them off (share of "
+                         f"the labelled volume: {most}{more}): a larger size keeps them")
         if self.without_motion:
             lines.append(f"{self.without_motion} of these studies have no motion map, or not of every view: the same "
                          f"command with --motion adds them")
@@ -269,7 +275,8 @@ def _fill(
     report.n_studies = len(done)
     if config.labels is not None:
         report.labelled = sum(any("labels" in record for record in views.values()) for views in done.values())
-        report.cut = sum(any("cut" in record.get("labels", {}) for record in views.values()) for views in done.values())
+        report.cut = sorted(((record["labels"]["cut"], study, view) for study, views in done.items()
+                             for view, record in views.items() if "cut" in record.get("labels", {})), reverse=True)
     _write_outcome(store, config, done, report)
     if config.motion:
         report.motion_maps, failures = add_motion_maps(

@@ -133,7 +133,7 @@ def find_sources(src: Path, pattern: str, aliases: tuple[str, ...] = ()) -> Sour
     if not found:
         there = ", ".join(path.name for path in sources.unmatched[:3]) or "no .nii or .nii.gz at that depth"
         raise ValueError(f"no file in {src} matches the pattern {pattern!r} (found there: {there}); "
-                         f"set the pattern and the aliases of the views")
+                         f"set --pattern, and --aliases where views have other names")
     return sources
 
 

@@ -18,7 +18,6 @@ from .store import write_study
 if TYPE_CHECKING:
     from .prepare import PrepareConfig
 
-TOLD = 0.01  # share of the labelled volume of a view, from which on it is told of that the crop cuts it off
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,17 +152,16 @@ def _cropped(
     maps: dict[int, np.ndarray], resample: geometry.Resampling
 ) -> tuple[dict[int, np.ndarray], float, str]:
     """The label maps as they are stored, but those that are left empty; the share of the labelled volume that the crop
-    cuts off; and what is to be told of it, "" where that is little and no map is left empty."""
+    cuts off; and what is to be told, "" where no map is left empty."""
     stored = {t: small for t, one in maps.items() if (small := resample.labels(one)).any()}
     labelled, lost = np.sum([resample.cut(one) for one in maps.values()], axis=0).tolist()
-    said = []
-    if lost > TOLD * labelled:
-        size = " x ".join(map(str, resample.shape))
-        said.append(f"the crop to {size} voxels cuts off {100 * lost / labelled:.3g} % of the labelled volume")
+    told = ""
     if emptied := [t for t in maps if t not in stored]:
-        said.append(f"{len(emptied)} of its {len(maps)} labelled frames have no label left and count as unlabelled "
-                    f"(the first is frame {emptied[0]})")
-    return stored, lost / labelled, "; ".join(said) + " (labels)" * bool(said)
+        size = " x ".join(map(str, resample.shape))
+        told = (f"the crop to {size} voxels cuts off {100 * lost / labelled:.3g} % of the labelled volume; "
+                f"{len(emptied)} of its {len(maps)} labelled frames have no label left and count as unlabelled (the "
+                f"first is frame {emptied[0]}) (labels)")  # fmt: skip
+    return stored, lost / labelled, told
 
 
 def _frames(cine: Cine, resample: geometry.Resampling, stack: bool) -> tuple[np.ndarray, list[tuple[float, float]]]:

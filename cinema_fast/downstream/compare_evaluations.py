@@ -96,7 +96,7 @@ def pair(first: EvaluationFolder, second: EvaluationFolder) -> tuple[list[Row], 
         raise ValueError(f"{first.path} ({kinds[0]}) and {second.path} ({kinds[1]}) have no study with the same "
                          "view and target in common; want two evaluations of one task on the same studies")  # fmt: skip
     for name in dict.fromkeys(of[-1] for of in shared):
-        targets = [one.targets.get(name) for one in (first, second)]
+        targets = [one.targets.get(name, Target()) for one in (first, second)]
         if targets[0] != targets[1]:
             raise ValueError(f"{name}: {first.path} has {targets[0]}, {second.path} has {targets[1]}; want the same")
     for of in shared:

@@ -52,8 +52,7 @@ def finetune(config: FinetuneConfig) -> Outcome:
         OSError: a table cannot be read, or the run folder not written.
     """
     before = read_config(config.out) if config.resume else None
-    if before and "task" in before and not config.init_from and (start := before["run"]["init_from"]):
-        config = dataclasses.replace(config, init_from=Path(start))
+    config = _with_start(config, before)
     cines = CineStore(config.data)
     split = split_studies(cines.ids, val=config.val, test=config.test, path=config.split)
     settled = settle(config, cines, _base_shape(config, before), split)
@@ -85,8 +84,8 @@ def _finetune(
     if config.init_from and not (config.resume and checkpoints.any()):
         remarks.append(_load(model, config, remarks.append))
         if config.init_from.is_dir():
-            remarks.append(f"the model's shape is that of {config.init_from} ({_start(config)['run']['preset']}); "
-                           "--preset is for random weights and files")
+            remarks.append(f"the model's shape is that of {config.init_from} ({config.preset}); --preset is for random "
+                           "weights and files")
         remarks += seen_remarks(config.init_from, **saved["seen"], test=settled.split.test, share=config.test)
     if isinstance(task, TableTask):
         task.extend(model)
@@ -250,6 +249,17 @@ def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
 
 
+def _with_start(config: FinetuneConfig, before: dict | None) -> FinetuneConfig:
+    """The options with where a run that goes on began, and the preset of the run that weights come from."""
+    if before and "task" in before and (start := before["run"]["init_from"]):
+        config = dataclasses.replace(config, init_from=config.init_from or Path(start))
+        if config.to_dict()["init_from"] == start:
+            return dataclasses.replace(config, preset=before["run"]["preset"])
+    if config.init_from and config.init_from.is_dir():
+        return dataclasses.replace(config, preset=_start(config)["run"]["preset"])
+    return config
+
+
 def _base_shape(config: FinetuneConfig, before: dict | None = None) -> CineMAConfig:
     """The shape of this run where it goes on, of the run that its weights come from, or of the preset."""
     if before:
@@ -276,7 +286,10 @@ def _load(model: nn.Module, config: FinetuneConfig, say: Callable[[str], None]) 
         if checkpoint is None:
             raise ValueError(f"--init-from {source}: this run has no checkpoint yet")
         source, where = checkpoint.weights, f"{where}, step {checkpoint.step}"
-    said, absent = load_starting_weights(model, source)
+    try:
+        said, absent = load_starting_weights(model, source)
+    except FileNotFoundError as error:
+        raise ValueError(f"--init-from: {error}") from None
     if config.frozen and absent:
         raise ValueError(
             f"--frozen: {config.init_from} has no {', '.join(absent)} to leave as it is: start without --frozen, or "

@@ -118,6 +118,8 @@ class Segmentation:
         labels = SegmentationLabels(store, config.views or views, config.structures)
         found = {view for has in labels.views_of.values() for view in has}
         if missing := [view for view in config.views if view not in found]:
+            if missing[0] not in views:
+                raise ValueError(f"--views {missing[0]}: {store.path} has no such view; it has {', '.join(views)}")
             raise ValueError(f"--task segmentation: {store.path} has no label maps of {missing[0]}: {_PREPARE}")
         if not found:
             raise ValueError(f"--task segmentation: {store.path} holds no label maps: {_PREPARE}")
@@ -184,7 +186,9 @@ def unet_of(shape: CineMAConfig, out_channels: int, config: FinetuneConfig) -> n
             drop_path=0.0 if config.frozen else config.drop_path,
         )
     except ValueError as error:
-        raise ValueError(f"{channels}: {error}") from error
+        fewest = next((n for n in range(1, 9) if _has_levels(shape, n)), None)
+        hint = f"; this model takes {fewest} channels or more, one a level" if fewest else ""
+        raise ValueError(f"{channels}: {error}{hint}") from error
     for view, size in shape.image_size.items():
         if any(n % pixels for n, pixels in zip(size, model.coarsest[view])):
             image, position = (" x ".join(map(str, pixels)) for pixels in (size, model.coarsest[view]))
@@ -193,3 +197,15 @@ def unet_of(shape: CineMAConfig, out_channels: int, config: FinetuneConfig) -> n
                 f"coarsest of {len(config.decoder_channels)} levels: name fewer, or prepare the store at another size"
             )
     return model
+
+
+def _has_levels(shape: CineMAConfig, n: int) -> bool:
+    """Whether a decoder of n levels meets the stem's."""
+    from ..models.conv_unetr import ConvUNetR
+
+    try:
+        with torch.device("meta"):
+            ConvUNetR(shape, 1, dec_channels=(8,) * n)
+    except ValueError:
+        return False
+    return True

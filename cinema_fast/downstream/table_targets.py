@@ -260,7 +260,8 @@ def _target(table: Table, name: str, values: dict[str, str], split: Split, *, cl
     classes = sorted(set(train), key=lambda text: (float(text), text) if numbers else text)
     for part in ("val", "test"):
         if unknown := sorted(set(parts[part]) - set(classes)):
-            raise ValueError(f"{table.path}: {name!r} {unknown[0]!r} is in the {part} studies and in none of {few}")
+            raise ValueError(f"{table.path}: {name!r} {unknown[0]!r} is in the {part} studies and in none of {few}: "
+                             "take other studies (--label-fraction, --shots, --subset-seed, --split)")  # fmt: skip
     if len(classes) < 2:
         raise ValueError(f"{table.path}: {name!r} is {classes[0]!r} for all of {few}")
     return Target(name, tuple(classes))
