@@ -161,10 +161,11 @@ def document(out: Path, size: Size, results: Mapping[tuple[str, str], Comparison
     head = ["labelled hearts", "scratch", "seeds", "pre-trained", "seeds", "pre-trained - scratch"]
     tables = []
     for figure in FIGURES:
-        lines, notes = [], []
+        lines, notes = [], {}
         for level in ("all", "half", "few"):
             one = results[figure.title, level]
-            notes += [f"{start}, {level}: {e.note}." for start, e in one.of_start.items() if e.note]
+            for start, found in one.of_start.items():
+                notes.setdefault(found.note, []).append(f"{start}, {level}")
             row = [str(labelled(size, level, n_training))]
             for start in STARTS:
                 row += [shown(one.of_start.get(start), figure.form), str(one.seeds[start])]
@@ -174,7 +175,7 @@ def document(out: Path, size: Size, results: Mapping[tuple[str, str], Comparison
             "",
             markdown_table(head, lines),
             "",
-            *(part for note in notes for part in (note, "")),
+            *(part for note, of in notes.items() if note for part in (f"{'; '.join(of)}: {note}.", "")),
         ]
     todo = [cell for cell in cells(size) if not is_evaluation(cell.folder(out) / "evaluation")]
     runs = [out / "pretraining", *(cell.folder(out) / "run" for cell in cells(size) if cell not in todo)]
