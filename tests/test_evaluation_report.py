@@ -13,7 +13,7 @@ from PIL import Image
 from cinema_fast.downstream.cases import exhibit_of
 from cinema_fast.downstream.metrics_classification import Classification
 from cinema_fast.downstream.metrics_segmentation import CLASSES
-from cinema_fast.downstream.overlays import COLOURS, cycle_gif, outline, stills_png
+from cinema_fast.downstream.overlays import COLOURS, PANEL, STILL, cycle_gif, outline, stills_png, under_words
 from cinema_fast.downstream.report_figures import classification_png
 
 
@@ -80,6 +80,9 @@ def test_every_part_is_there_with_its_pictures(html):
     for what in ("Dice of every", "prediction over the cycle", "truth above", "volume over time", "confusion, ROC",
                  "LV ejection fraction (%), agreement", "age (years), agreement", "within a distance"):  # fmt: skip
         assert what in alts
+    assert "prediction over the cycle, slice " in alts and "Outlines: " in page.text
+    for k, (name, colour) in enumerate(zip(CLASSES.values(), COLOURS)):
+        assert f'<strong class="c{k}">{name}</strong>' in html and f".c{k} {{ color: rgb{colour}; }}" in html
     assert "worst of 6: " in page.text and "middle of 6: " in page.text and "best of 6: " in page.text
     assert "disease: DCM from 0.5" in page.text and "of 6 studies" in page.text and "Worst cases" in page.text
     assert len(html) < 3_000_000
@@ -96,6 +99,16 @@ def test_an_outline_is_the_rim_of_its_class():
     assert drawn[4, 4] == 31 and drawn[5, 6] == 34  # a class of three pixels has two rims and what is between
 
 
+def test_words_are_written_in_the_palette_alone():
+    """Greys of smoothed letters would be other classes' colours."""
+    picture = np.full((200, 50), 7, np.uint8)
+    drawn = under_words(picture, [("frame 3 of 25", 31), ("LV", 34)])
+    assert drawn.shape[0] == 200 and (drawn[:, -50:] == 7).all()
+    strip = drawn[:, :-50]
+    assert set(np.unique(strip)) == {0, 31, 34} and (strip == 34).any(1).argmax() > (strip == 31).any(1).argmax()
+    assert under_words(picture[:20], [("a name that is longer than the picture", 31)]).shape == (20, drawn.shape[1])
+
+
 def test_the_moving_picture_is_the_cycle_at_the_hearts_pace():
     exhibit = exhibit_of(case("a", frame_time_ms=100.0), [], CLASSES)
     moving = Image.open(io.BytesIO(cycle_gif(exhibit)))
@@ -104,7 +117,9 @@ def test_the_moving_picture_is_the_cycle_at_the_hearts_pace():
     assert lv[0] == max(lv) and lv[3] == min(lv) > 0  # the rim of the LV shortens from ED to ES
     still = Image.open(io.BytesIO(stills_png(exhibit)))
     x, y = exhibit.cycle.shape[1:]
-    assert still.size == (6 * (2 * x + 4), 2 * (2 * y + 4))  # two frames of three slices, truth and prediction
+    zoom = -(-STILL // max(x, y))
+    assert still.size == (6 * (zoom * x + 4), 2 * (zoom * y + 4))  # two frames of three slices, truth and prediction
+    assert min(max(moving.size) - PANEL, zoom * max(x, y) - STILL) >= 0  # large enough to see a wall
 
 
 @pytest.mark.parametrize("truth", [[0, 0, 0], [1, 1, 1], [0, 1, 0]])

@@ -53,9 +53,9 @@ class Exhibit:
     """What the report shows of a case: uint8 cut out around the heart, and curves.
 
     score: mean Dice over frames and classes. cycle, cycle_pred (F, x, y): images and predictions of frames spread over
-    the cycle, of a stack the middle slice. stills: (caption, image, pred, truth), each (x, y). curves, truth_ml:
-    {class: volumes [ml]} at `frames`, and {frame: {class: ml}} where labelled; empty for single slices. values:
-    {quantity: (pred, truth)} at the labelled frames.
+    the cycle, of a stack the middle slice, which `slice` names ("" otherwise). stills: (caption, image, pred, truth),
+    each (x, y). curves, truth_ml: {class: volumes [ml]} at `frames`, and {frame: {class: ml}} where labelled; empty for
+    single slices. values: {quantity: (pred, truth)} at the labelled frames.
     """
 
     study: str
@@ -63,6 +63,7 @@ class Exhibit:
     score: float
     cycle: np.ndarray
     cycle_pred: np.ndarray
+    slice: str
     stills: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]
     frames: tuple[int, ...]
     curves: dict[str, np.ndarray]
@@ -168,7 +169,8 @@ def exhibit_of(case: SegmentationCase, rows: list[Row], classes: Mapping[int, st
     return Exhibit(
         case.study, case.view, sum(dice) / len(dice) if dice else math.nan,
         np.stack([cut(case.image[i], middle) for i in shown]), np.stack([cut(case.pred[i], middle) for i in shown]),
-        stills, frames, volume_curves(case.pred, case.spacing_mm, classes) if stack else {}, volumes,
+        f"slice {middle} of 0 to {case.pred.shape[3] - 1}" if stack else "", stills, frames,
+        volume_curves(case.pred, case.spacing_mm, classes) if stack else {}, volumes,
         {row["name"]: (row["pred"], row["truth"]) for row in rows if row["kind"] == "function"}, case.frame_time_ms,
     )  # fmt: skip
 

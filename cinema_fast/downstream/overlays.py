@@ -11,12 +11,24 @@ import numpy as np
 from .cases import Exhibit
 
 COLOURS = ((66, 135, 245), (70, 200, 90), (240, 70, 70), (240, 190, 40), (180, 90, 230), (60, 200, 210))
-ZOOM = 2
+WHITE = 31  # palette number of the lightest grey
+PANEL, STILL = 320, 200  # pixels that the larger side of a picture has at least: of one that moves, of many in a row
 _GREYS = 32
 _BORDER = 4  # pixels between pictures
+_STRIP = 14  # pixels high: the words above a picture
 
 
-def outline(image: np.ndarray, labels: np.ndarray, zoom: int = ZOOM) -> np.ndarray:
+def colour_of(k):
+    """Palette number of the k-th class, from 0; or of an array of them."""
+    return _GREYS + k % len(COLOURS)
+
+
+def zoom_to(size: int, shape: Sequence[int]) -> int:
+    """By which whole number an image is enlarged to `size` pixels on its larger side, at least."""
+    return max(-(-size // max(shape)), 1)
+
+
+def outline(image: np.ndarray, labels: np.ndarray, zoom: int) -> np.ndarray:
     """Palette numbers (X * zoom, Y * zoom) uint8 of an image with the outlines of its labels, both (X, Y) uint8.
 
     An outline is the pixels of a class, after enlargement, that touch another class or none.
@@ -27,13 +39,14 @@ def outline(image: np.ndarray, labels: np.ndarray, zoom: int = ZOOM) -> np.ndarr
     for x, y in ((0, 1), (2, 1), (1, 0), (1, 2)):
         inside &= padded[x : x + big.shape[0], y : y + big.shape[1]] == big
     drawn = (big > 0) & ~inside
-    grey[drawn] = _GREYS + (big[drawn] - 1) % len(COLOURS)
+    grey[drawn] = colour_of(big[drawn] - 1)
     return grey
 
 
 def cycle_gif(exhibit: Exhibit) -> bytes:
     """An animated GIF of one heartbeat: a slice with the predicted outlines, at the heart's own pace where known."""
-    frames = [outline(image, pred) for image, pred in zip(exhibit.cycle, exhibit.cycle_pred)]
+    zoom = zoom_to(PANEL, exhibit.cycle.shape[1:])
+    frames = [outline(image, pred, zoom) for image, pred in zip(exhibit.cycle, exhibit.cycle_pred)]
     span = (exhibit.frames[-1] - exhibit.frames[0] + 1) * (exhibit.frame_time_ms or 40.0)
     return moving(frames, span / len(frames))
 
@@ -49,10 +62,25 @@ def moving(frames: Sequence[np.ndarray], step_ms: float) -> bytes:
 
 def stills_png(exhibit: Exhibit) -> bytes:
     """A PNG of the labelled frames and slices: above the truth, below the prediction."""
-    rows = [[outline(image, (truth, pred)[row]) for _, image, pred, truth in exhibit.stills] for row in range(2)]
+    zoom = zoom_to(STILL, exhibit.cycle.shape[1:])
+    rows = [[outline(image, (truth, pred)[row], zoom) for _, image, pred, truth in exhibit.stills] for row in range(2)]
     file = io.BytesIO()
     _picture(np.concatenate([_row(row) for row in rows], axis=1)).save(file, "PNG")
     return file.getvalue()
+
+
+def under_words(picture: np.ndarray, words: Sequence[tuple[str, int]]) -> np.ndarray:
+    """A picture below a strip of words, each (text, palette number); words that are too long for it are cut."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    strip = Image.new("L", (picture.shape[0], _STRIP))
+    draw = ImageDraw.Draw(strip)
+    draw.fontmode = "1"  # greys between would be other colours of the palette
+    at, font = 2, ImageFont.load_default()
+    for text, colour in words:
+        draw.text((at, 1), text, fill=colour, font=font)
+        at += draw.textlength(text, font=font) + 10
+    return np.concatenate([np.asarray(strip).T, picture], axis=1)
 
 
 def _row(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -102,7 +102,7 @@ def _segmented(
     names = dict(enumerate(run.task.structures, start=1))
     files = label_files(view, labels, source, cine)
     made.files |= files
-    made.files[f"{view}.gif"] = outlines_gif(cine, labels, voxel_size(cine.affine))
+    made.files[f"{view}.gif"] = outlines_gif(cine, labels, voxel_size(cine.affine), run.task.structures)
     summary = {
         "label_maps": list(files), "frames": cine.n_frames, "frame_time_ms": cine.frame_time_ms,
         "slices": cine.shape[2], "voxel_mm": list(voxel_size(cine.affine)),
@@ -140,7 +140,7 @@ def _landmarks(
     names = run.task.of_view[view]
     pixels = pixels[:, [run.task.names.index(name) for name in names]]
     voxels, mm = (np.round(found, 6) + 0.0 for found in original_points(pixels, stored, cine.affine))
-    made.files[f"{view}.gif"] = landmarks_gif(cine, voxels[..., :2])
+    made.files[f"{view}.gif"] = landmarks_gif(cine, voxels[..., :2], names)
     summary = {
         "files": [path.name for path in source.files], "frames": cine.n_frames, "frame_time_ms": cine.frame_time_ms,
         "pixel_mm": spacing_of(cine.affine)[:2].tolist(),

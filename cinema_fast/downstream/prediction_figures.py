@@ -2,49 +2,53 @@
 
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ..data.geometry import to_uint8
 from ..data.nifti import Cine
 from ..train.figure import new_figure, printable
-from .overlays import COLOURS, moving, outline
+from .overlays import COLOURS, PANEL, WHITE, colour_of, moving, outline, under_words, zoom_to
 
 MARGIN_MM = 25.0  # left around what is drawn
 WIDTH, LARGE = 960, 160  # pixels: of a row of slices at most; of an image that is no longer enlarged
 _BORDER, _ARM = 4, 4  # pixels: between slices, of the cross at a landmark
-_FIRST_COLOUR = 32  # of the palette: after the greys
 STEP_MS = 40.0  # from frame to frame where that is not known
 
 
-def outlines_gif(cine: Cine, labels: np.ndarray, spacing_mm: tuple[float, ...]) -> bytes:
+def outlines_gif(cine: Cine, labels: np.ndarray, spacing_mm: tuple[float, ...], names: Sequence[str]) -> bytes:
     """A GIF of one heartbeat with the outlines of label maps (T, X, Y, Z) uint8 on the grid of the scan.
 
-    All slices side by side, cut out around what is labelled in any frame.
+    All slices side by side, cut out around what is labelled in any frame. names: of the labels 1, 2, ..., shown in
+    their colours.
     """
     x, y = (
         _around(labels.any(axis=tuple({0, 1, 2, 3} - {k + 1})), MARGIN_MM / spacing_mm[k]) for k in range(2)
     )
-    zoom = _zoom(x, y)
+    shape = x.stop - x.start, y.stop - y.start
+    zoom = zoom_to(PANEL, shape) if labels.shape[3] == 1 else 1 + (max(shape) <= LARGE)
     frames = []
     for t, frame in enumerate(labels):
         image = to_uint8(cine.frame(t))[0][x, y]
-        frames.append(_tiles([outline(image[..., z], frame[x, y, z], zoom) for z in range(image.shape[2])]))
+        sheet = _tiles([outline(image[..., z], frame[x, y, z], zoom) for z in range(image.shape[2])])
+        frames.append(under_words(sheet, _words(t, len(labels), names)))
     return moving(frames, cine.frame_time_ms or STEP_MS)
 
 
-def landmarks_gif(cine: Cine, points: np.ndarray) -> bytes:
-    """A GIF of one heartbeat of a single slice with crosses at points (T, landmarks, 2), voxels of the scan."""
-    everything = [slice(0, n) for n in cine.shape[:2]]
-    zoom = _zoom(*everything)
+def landmarks_gif(cine: Cine, points: np.ndarray, names: Sequence[str]) -> bytes:
+    """A GIF of one heartbeat of a single slice with crosses at points (T, landmarks, 2), voxels of the scan.
+
+    names: of the landmarks, shown in their colours.
+    """
+    zoom = zoom_to(PANEL, cine.shape[:2])
     frames = []
     for t, places in enumerate(points):
         image = to_uint8(cine.frame(t))[0][..., 0]
         picture = outline(image, np.zeros_like(image), zoom)
         for k, place in enumerate(places):
-            _draw_cross(picture, (place + 0.5) * zoom, _FIRST_COLOUR + k % len(COLOURS))
-        frames.append(picture)
+            _draw_cross(picture, (place + 0.5) * zoom, colour_of(k))
+        frames.append(under_words(picture, _words(t, len(points), names)))
     return moving(frames, cine.frame_time_ms or STEP_MS)
 
 
@@ -81,8 +85,9 @@ def _around(holds: np.ndarray, margin: float) -> slice:
     return slice(max(0, found[0] - round(margin)), min(len(holds), found[-1] + 1 + round(margin)))
 
 
-def _zoom(x: slice, y: slice) -> int:
-    return 2 if max(x.stop - x.start, y.stop - y.start) <= LARGE else 1
+def _words(t: int, n_frames: int, names: Sequence[str]) -> list[tuple[str, int]]:
+    """What is written above frame t of n_frames: its number, and the names in their colours."""
+    return [(f"frame {t} of {n_frames}", WHITE), *((name, colour_of(k)) for k, name in enumerate(names))]
 
 
 def _tiles(pictures: list[np.ndarray]) -> np.ndarray:

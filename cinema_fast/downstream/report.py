@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ..train.figure import printable
 from .metrics_classification import Classification
 from .metrics_function import QUANTITIES
-from .overlays import cycle_gif, stills_png
+from .overlays import COLOURS, cycle_gif, stills_png
 from .report_figures import agreement_png, classification_png, dice_png, distances_png, volume_png
 from .rows import Row, number
 from .summary import ALL_CLASSES, Table, Target, measure_of, row_sets
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 TITLES = {
     "segmentation": ("Label maps", "Means over labelled frames. Distances are between surfaces. A class that is in "
-                     "neither map is left out; one that is in one of them alone is a failure, with Dice 0."),
+                     "neither map is left out; one that is in one of them alone is a failure, with Dice 0. Stability: "
+                     "the IoU of a class's masks cut at +1 and at -1 of its logits, their mean over classes taken off "
+                     "(Segment Anything, 2023)."),
     "function": ("Cardiac function at the labelled frames", "Predicted against true label maps, both at the frames "
                  "where the true LV is largest (ED) and smallest (ES). Differences are prediction - truth."),
     "cycle": ("Cardiac function of the whole cycle", "ED and ES are where the predicted LV is largest and smallest; "
@@ -69,6 +71,7 @@ def write_report(path: Path, results: Mapping, tables: Sequence[Table], assessme
         sections=[_section(kind, tables, sets, assessment) for kind in kinds],
         subgroups=list(_subgroups(results["without_group"], tables)),
         most=MOST,
+        colours=COLOURS,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(html, encoding="utf-8")
@@ -95,6 +98,7 @@ def _section(kind: str, tables: Sequence[Table], sets: Sequence, assessment: "As
         "pictures": pictures,
         "worst": _worst(kind, own),
         "cases": list(_cases(assessment)) if kind == "segmentation" else [],
+        "legend": [(name, (label - 1) % len(COLOURS)) for label, name in assessment.classes.items()],
     }
 
 
@@ -171,7 +175,8 @@ def _cases(assessment: "Assessment") -> Iterator[dict]:
             captions = "; ".join(caption for caption, *_ in exhibit.stills)
             pictures = []
             if len(exhibit.cycle) > 1:
-                pictures.append(_embed("gif", cycle_gif(exhibit), "prediction over the cycle"))
+                alt = ", ".join(filter(None, ("prediction over the cycle", exhibit.slice)))
+                pictures.append(_embed("gif", cycle_gif(exhibit), alt))
             pictures.append(_embed("png", stills_png(exhibit), f"truth above, prediction below: {captions}"))
             if exhibit.curves:
                 pictures.append(_embed("png", volume_png(exhibit), "volume over time"))

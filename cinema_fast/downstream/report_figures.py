@@ -105,7 +105,7 @@ def distances_png(title: str, distances: Mapping[str, Sequence[float]]) -> bytes
         share = np.arange(1, len(known) + 1) / len(ordered)
         axes.step([0, *known], [0, *share], where="post", label=f" {printable(name)}, n = {len(ordered)}")
     axes.set(xlabel="distance (mm)", ylabel="share within", ylim=(0, 1.02), xlim=(0, None))
-    _legend(axes)
+    _legend(axes, "lower right")
     return _png(figure, title)
 
 
@@ -119,7 +119,7 @@ def _draw_confusion(axes, measure: Classification) -> None:
             share = table[i, j] / max(table[i].sum(), 1)
             axes.text(j, i, str(table[i, j]), ha="center", va="center", color="w" if share > 0.5 else "k", fontsize=9)
     names = [printable(name)[:14] for name in measure.classes]
-    axes.set_xticks(range(k), names, rotation=30 if k > 2 else 0)
+    axes.set_xticks(range(k), names, rotation=40 if k > 2 else 0, ha="right" if k > 2 else "center")
     axes.set_yticks(range(k), names)
     axes.set(xlabel="predicted", ylabel="true")
 
@@ -141,7 +141,7 @@ def _draw_roc(axes, measure: Classification, threshold: float) -> None:
     if not shown or left:
         axes.set_title(f"{left} classes not drawn" if shown else "undefined: one class only", fontsize=9)
     if shown:
-        _legend(axes)
+        _legend(axes, "lower right")  # where the curves of a model that knows anything are not
 
 
 def _draw_reliability(axes, measure: Classification) -> None:
@@ -151,12 +151,12 @@ def _draw_reliability(axes, measure: Classification) -> None:
     for x, y, n in zip(curve["predicted"], curve["observed"], curve["n"]):
         axes.annotate(str(n), (x, y), textcoords="offset points", xytext=(4, -9), fontsize=7)
     what = f"probability of {printable(measure.classes[1])}" if measure.binary else "probability of the likeliest class"
-    axes.set(xlabel=what, ylabel="share in which it came true; n beside", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set(xlabel=what, ylabel="share that came true (n beside)", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
 
 
-def _legend(axes) -> None:
+def _legend(axes, loc: str = "best") -> None:
     """Names are of files and tables: $ in them is no formula."""
-    for text in axes.legend(fontsize=8).get_texts():
+    for text in axes.legend(fontsize=8, loc=loc).get_texts():
         text.set_parse_math(False)
 
 
