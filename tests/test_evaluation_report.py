@@ -4,17 +4,20 @@ import base64
 import io
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from evaluation_cases import HOSTILE, assessment, case
 from PIL import Image
 
+from cinema_fast.downstream import report_figures
 from cinema_fast.downstream.cases import exhibit_of
 from cinema_fast.downstream.metrics_classification import Classification
 from cinema_fast.downstream.metrics_segmentation import CLASSES
 from cinema_fast.downstream.overlays import COLOURS, PANEL, STILL, cycle_gif, outline, stills_png, under_words
-from cinema_fast.downstream.report_figures import classification_png
+from cinema_fast.downstream.prediction_figures import landmarks_gif
+from cinema_fast.downstream.report_figures import classification_png, distances_png
 
 
 class Page(HTMLParser):
@@ -115,11 +118,52 @@ def test_the_moving_picture_is_the_cycle_at_the_hearts_pace():
     assert moving.n_frames == 6 and moving.info["duration"] == 100 and moving.info["loop"] == 0
     lv = [int((np.asarray(moving.convert("RGB")) == COLOURS[2]).all(-1).sum()) for t in range(6) if not moving.seek(t)]
     assert lv[0] == max(lv) and lv[3] == min(lv) > 0  # the rim of the LV shortens from ED to ES
-    still = Image.open(io.BytesIO(stills_png(exhibit)))
+    still = Image.open(io.BytesIO(stills_png(exhibit.stills[:3])))
     x, y = exhibit.cycle.shape[1:]
     zoom = -(-STILL // max(x, y))
-    assert still.size == (6 * (zoom * x + 4), 2 * (zoom * y + 4))  # two frames of three slices, truth and prediction
+    assert still.size == (3 * (zoom * x + 4), 2 * (zoom * y + 4))  # three slices of a frame, truth and prediction
     assert min(max(moving.size) - PANEL, zoom * max(x, y) - STILL) >= 0  # large enough to see a wall
+
+
+def test_the_slice_named_is_the_slice_drawn():
+    study = case("a")
+    exhibit = exhibit_of(study, [], CLASSES)
+    z = int(re.fullmatch(r"slice (\d) of 0 to 4", exhibit.slice)[1])
+    x, y = exhibit.cycle.shape[1:]
+    drawn = [k for k in range(5) if any((exhibit.cycle[0] == study.image[0, i : i + x, j : j + y, k]).all()
+                                        for i in range(25 - x) for j in range(21 - y))]  # fmt: skip
+    assert drawn == [z]
+
+
+def test_every_landmark_has_its_colour_and_its_name_in_it():
+    image = np.eye(80, dtype=np.float32)[..., None]
+    cine = SimpleNamespace(shape=image.shape, frame_time_ms=None, frame=lambda t: image)
+    points = np.array([[[20.0, 50], [60, 20], [40, 65]]] * 2)
+
+    def coloured(names):
+        moving = Image.open(io.BytesIO(landmarks_gif(cine, points, names))).convert("RGB")
+        assert max(moving.size) >= PANEL
+        return [np.argwhere((np.asarray(moving) == colour).all(-1)) for colour in COLOURS[:3]]
+
+    for k, (bare, named) in enumerate(zip(coloured(["", "", ""]), coloured(["left\nend", "apex", "base"]))):
+        strip = named[named[:, 0] < 14]
+        assert len(bare) and len(named) - len(strip) == len(bare) and len(strip) > 10, k
+
+
+@pytest.mark.parametrize("draw", [
+    lambda: distances_png("far", {f"mark {k}": [1.0, 20.0, np.inf] for k in range(3)}),
+    lambda: classification_png("poor", Classification([0, 1, 2] * 4, ("a", "b", "c"), np.full((12, 3), 1 / 3)), 0.5),
+])  # fmt: skip
+def test_legends_cover_no_panel(monkeypatch, draw):
+    seen = []
+    monkeypatch.setattr(report_figures, "_png", lambda figure, title: seen.append(figure) or b"")
+    draw()
+    (figure,) = seen
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+    assert not any(box.overlaps(axes.get_tightbbox()) or axes.get_legend() for axes in figure.axes)
 
 
 @pytest.mark.parametrize("truth", [[0, 0, 0], [1, 1, 1], [0, 1, 0]])

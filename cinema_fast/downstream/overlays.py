@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..train.figure import printable
 from .cases import Exhibit
 
 COLOURS = ((66, 135, 245), (70, 200, 90), (240, 70, 70), (240, 190, 40), (180, 90, 230), (60, 200, 210))
 WHITE = 31  # palette number of the lightest grey
-PANEL, STILL = 320, 200  # pixels that the larger side of a picture has at least: of one that moves, of many in a row
+PANEL, STILL = 320, 240  # pixels that the larger side of a picture has at least: of one that moves, of three in a row
 _GREYS = 32
 _BORDER = 4  # pixels between pictures
 _STRIP = 14  # pixels high: the words above a picture
@@ -60,10 +61,10 @@ def moving(frames: Sequence[np.ndarray], step_ms: float) -> bytes:
     return file.getvalue()
 
 
-def stills_png(exhibit: Exhibit) -> bytes:
-    """A PNG of the labelled frames and slices: above the truth, below the prediction."""
-    zoom = zoom_to(STILL, exhibit.cycle.shape[1:])
-    rows = [[outline(image, (truth, pred)[row], zoom) for _, image, pred, truth in exhibit.stills] for row in range(2)]
+def stills_png(stills: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]) -> bytes:
+    """A PNG of stills of an exhibit side by side: above the truth, below the prediction."""
+    zoom = zoom_to(STILL, stills[0][1].shape)
+    rows = [[outline(image, (truth, pred)[row], zoom) for _, image, pred, truth in stills] for row in range(2)]
     file = io.BytesIO()
     _picture(np.concatenate([_row(row) for row in rows], axis=1)).save(file, "PNG")
     return file.getvalue()
@@ -77,7 +78,8 @@ def under_words(picture: np.ndarray, words: Sequence[tuple[str, int]]) -> np.nda
     draw = ImageDraw.Draw(strip)
     draw.fontmode = "1"  # greys between would be other colours of the palette
     at, font = 2, ImageFont.load_default()
-    for text, colour in words:
+    for name, colour in words:
+        text = " ".join(printable(name).split())  # of a table, which may hold line breaks: Pillow measures none
         draw.text((at, 1), text, fill=colour, font=font)
         at += draw.textlength(text, font=font) + 10
     return np.concatenate([np.asarray(strip).T, picture], axis=1)

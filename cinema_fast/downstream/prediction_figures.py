@@ -13,7 +13,7 @@ from .overlays import COLOURS, PANEL, WHITE, colour_of, moving, outline, under_w
 
 MARGIN_MM = 25.0  # left around what is drawn
 WIDTH, LARGE = 960, 160  # pixels: of a row of slices at most; of an image that is no longer enlarged
-_BORDER, _ARM = 4, 4  # pixels: between slices, of the cross at a landmark
+_BORDER, _ARM = 4, 8  # pixels: between slices, of the cross at a landmark
 STEP_MS = 40.0  # from frame to frame where that is not known
 
 

@@ -3,6 +3,7 @@
 import base64
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -172,14 +173,17 @@ def _wrong(row: Row) -> float:
 def _cases(assessment: "Assessment") -> Iterator[dict]:
     for view, gallery in assessment.galleries.items():
         for why, exhibit in gallery.chosen():
-            captions = "; ".join(caption for caption, *_ in exhibit.stills)
             pictures = []
             if len(exhibit.cycle) > 1:
                 alt = ", ".join(filter(None, ("prediction over the cycle", exhibit.slice)))
                 pictures.append(_embed("gif", cycle_gif(exhibit), alt))
-            pictures.append(_embed("png", stills_png(exhibit), f"truth above, prediction below: {captions}"))
+            # a picture for each frame: all in one row would be shrunk to the page's width
+            for _, of_frame in groupby(exhibit.stills, lambda still: still[0].partition(",")[0]):
+                stills = list(of_frame)
+                captions = "; ".join(caption for caption, *_ in stills)
+                pictures.append(_embed("png", stills_png(stills), f"truth above, prediction below: {captions}"))
             if exhibit.curves:
-                pictures.append(_embed("png", volume_png(exhibit), "volume over time"))
+                pictures.append(_embed("png", volume_png(exhibit, assessment.classes), "volume over time"))
             title = f"{view}, {why} of {len(gallery.scores)}: {exhibit.study}, mean Dice {exhibit.score:.3f}"
             yield {"title": title, "pictures": pictures}
 

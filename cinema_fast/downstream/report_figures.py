@@ -12,12 +12,10 @@ from .extras import need
 from .metrics_classification import Classification
 from .metrics_function import ed_es, ejection_fraction
 from .metrics_regression import Agreement
-from .metrics_segmentation import CLASSES
 from .overlays import COLOURS
 from .rows import Row, number
 
 SHOWN_CLASSES = 8
-_CLASS_COLOURS = dict(zip(CLASSES.values(), (tuple(value / 255 for value in colour) for colour in COLOURS)))
 
 
 def agreement_png(title: str, first: Sequence[float], second: Sequence[float], names: tuple[str, str]) -> bytes | None:
@@ -59,12 +57,18 @@ def classification_png(title: str, measure: Classification, threshold: float) ->
     return _png(figure, f"{title}, n = {measure.n}")
 
 
-def volume_png(exhibit: Exhibit) -> bytes:
-    """Volumes over the cycle as predicted, those of the labels as crosses, and the ejection fraction of both."""
+def volume_png(exhibit: Exhibit, classes: Mapping[int, str]) -> bytes:
+    """Volumes over the cycle as predicted, those of the labels as crosses, and the ejection fraction of both.
+
+    classes: label -> name; a curve has the colour of its outline.
+    """
     figure = new_figure(5.2, 3.2)
     axes = figure.subplots()
-    for i, (name, curve) in enumerate(exhibit.curves.items()):
-        colour = _CLASS_COLOURS.get(name, f"C{i}")
+    for label, name in classes.items():
+        if name not in exhibit.curves:
+            continue
+        curve = exhibit.curves[name]
+        colour = tuple(value / 255 for value in COLOURS[(label - 1) % len(COLOURS)])
         axes.plot(exhibit.frames, curve, "-" if len(curve) > 2 else "o", color=colour, label=f" {name}")
         labelled = [(t, ml[name]) for t, ml in exhibit.truth_ml.items() if name in ml]
         axes.plot(*zip(*labelled) if labelled else ([], []), "x", color=colour, markersize=9)
@@ -105,7 +109,7 @@ def distances_png(title: str, distances: Mapping[str, Sequence[float]]) -> bytes
         share = np.arange(1, len(known) + 1) / len(ordered)
         axes.step([0, *known], [0, *share], where="post", label=f" {printable(name)}, n = {len(ordered)}")
     axes.set(xlabel="distance (mm)", ylabel="share within", ylim=(0, 1.02), xlim=(0, None))
-    _legend(axes, "lower right")
+    _legend(axes)
     return _png(figure, title)
 
 
@@ -141,23 +145,28 @@ def _draw_roc(axes, measure: Classification, threshold: float) -> None:
     if not shown or left:
         axes.set_title(f"{left} classes not drawn" if shown else "undefined: one class only", fontsize=9)
     if shown:
-        _legend(axes, "lower right")  # where the curves of a model that knows anything are not
+        _legend(axes, "ROC")
 
 
 def _draw_reliability(axes, measure: Classification) -> None:
     curve = measure.reliability()
     axes.plot((0, 1), (0, 1), color="0.7", linewidth=1)
-    axes.plot(curve["predicted"], curve["observed"], "o-", color="C0")
+    axes.plot(curve["predicted"], curve["observed"], "o-", color="0.2")  # of no class in the legend
     for x, y, n in zip(curve["predicted"], curve["observed"], curve["n"]):
         axes.annotate(str(n), (x, y), textcoords="offset points", xytext=(4, -9), fontsize=7)
     what = f"probability of {printable(measure.classes[1])}" if measure.binary else "probability of the likeliest class"
-    axes.set(xlabel=what, ylabel="share that came true (n beside)", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set(xlabel=what, ylabel="share that came true\n(n beside)", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
 
 
-def _legend(axes, loc: str = "best") -> None:
-    """Names are of files and tables: $ in them is no formula."""
-    for text in axes.legend(fontsize=8, loc=loc).get_texts():
-        text.set_parse_math(False)
+def _legend(axes, title: str = "") -> None:
+    """Below all panels of the figure, which grows by it: there it covers no curve."""
+    figure, (handles, names) = axes.figure, axes.get_legend_handles_labels()
+    width, height = figure.get_size_inches()
+    columns = min(len(names), max(1, int(16 * width / (max(map(len, names)) + 6))))  # 16 letters an inch
+    figure.set_size_inches(width, height + 0.17 * (-(-len(names) // columns) + bool(title)))
+    how = {"loc": "outside lower center", "ncols": columns, "fontsize": 8, "title_fontsize": 8, "frameon": False}
+    for text in figure.legend(handles, names, title=title, **how).get_texts():
+        text.set_parse_math(False)  # names are of files and tables: $ in them is no formula
 
 
 def _png(figure, title: str) -> bytes:
