@@ -133,9 +133,8 @@ class PrepareReport:
     """What `prepare` did. prepared and unchanged count studies; n_studies is what the store now holds, of a shard its
     part of that; unmatched counts NIfTI files that the pattern does not describe, series DICOM series by (description,
     view or None, why left out); labelled studies of the store that have label maps, None where none were asked for, cut
-    (share of the labelled volume, study, view) of those whose label maps reach over the crop, from the largest share
-    on; motion_maps those made, None likewise; without_motion studies that lack
-    one, in a store that has some."""
+    (share of the labelled volume, study, view) of maps that reach over the crop, largest first; motion_maps
+    those made, None likewise; without_motion studies that lack one, in a store that has some."""
 
     prepared: int = 0
     unchanged: int = 0
@@ -167,11 +166,10 @@ class PrepareReport:
         if self.motion_maps is not None:
             lines[0] += f"; {self.motion_maps} motion maps made"
         if self.cut:
-            n = len({study for _, study, _ in self.cut})
-            most = ", ".join(f"{study} {view} {100 * share:.3g} %" for share, study, view in self.cut[:MOST_CUT])
-            more = ", ..." * (len(self.cut) > MOST_CUT)
-            lines.append(f"{n} of these studies have labels that reach over the crop, which cuts them off (share of "
-                         f"the labelled volume: {most}{more}): a larger size keeps them")
+            most = [f"{study} {view} {100 * share:.3g} %" for share, study, view in self.cut[:MOST_CUT]]
+            lines.append(f"{len({study for _, study, _ in self.cut})} of these studies have labels that reach over the "
+                         f"crop, which cuts them off (share of the labelled volume: "
+                         f"{', '.join(most + ['...'] * (len(self.cut) > MOST_CUT))}): a larger size keeps them")
         if self.without_motion:
             lines.append(f"{self.without_motion} of these studies have no motion map, or not of every view: the same "
                          f"command with --motion adds them")
@@ -197,7 +195,7 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: SRC is no folder, nothing in it matches the pattern and nothing is DICOM, or pydicom is not there.
+        ValueError: SRC is no folder, nothing matches the pattern (or that of labels) or is DICOM, or pydicom is absent.
         StoreError: DST is in use by another run, is no store, was prepared with other options, or the disk is full
             (what was finished stays; the same command goes on from there).
     """
