@@ -164,8 +164,9 @@ def stored_frames(src, store, **options) -> tuple[int, ...]:
     assert report.failures == []
     info = CineStore(store).info("p0", "sax")
     opened = CineStore(store)
-    middles = [np.argwhere(opened.read_labels("p0", "sax", t))[:, 0].mean() for t in info.labels.frames]
-    steps = np.diff(middles) / np.diff(info.labels.frames)
+    middles = np.array([np.argwhere(opened.read_labels("p0", "sax", t)).mean(0) for t in info.labels.frames])
+    middles = middles @ info.affine[:3, :3].T
+    steps = np.linalg.norm(np.diff(middles, axis=0), axis=1) / np.diff(info.labels.frames)
     np.testing.assert_allclose(steps, 1.5, atol=0.6)  # a voxel of 1.5 mm each frame: every map is at its own frame
     return info.labels.frames
 

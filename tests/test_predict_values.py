@@ -39,7 +39,8 @@ def test_values_are_those_of_a_prepared_store(fitted, tmp_path, capsys):
     assert "2 studies predicted, 0 failures" in capsys.readouterr().out
     run = load_run(fitted)
     shaping = {name: tuple(run.settled["store"]["prepare"][name]) for name in ("sax_size", "lax_size")}
-    prepare(PrepareConfig(tmp_path / "src", tmp_path / "store", workers=1, **shaping), progress=False)
+    options = {"workers": 1, "orientation": "stored"}  # as the store of the run says, by having no word of it
+    prepare(PrepareConfig(tmp_path / "src", tmp_path / "store", **options, **shaping), progress=False)
     store, table = CineStore(tmp_path / "store"), read_table(out / "studies.csv")
     results = json.loads((out / "results.json").read_text())["studies"]
     for study in store.ids:
@@ -67,8 +68,8 @@ def test_clips_are_of_cines(tiny_store, tmp_path, capsys):  # noqa: F811
         nib.save(still.slicer[..., 0], tmp_path / "src" / "p_sax_ed.nii.gz")
     (line,) = lines_of(tmp_path / "out0" / "studies.csv")
     run = load_run(tmp_path / "run")
-    prepare(PrepareConfig(tmp_path / "src", tmp_path / "store", workers=1, sax_size=(32, 32, 4), lax_size=(32, 32)),
-            progress=False)  # fmt: skip
+    prepare(PrepareConfig(tmp_path / "src", tmp_path / "store", workers=1, sax_size=(32, 32, 4), lax_size=(32, 32),
+                          orientation="stored"), progress=False)  # fmt: skip
     right = run.predict_study(ClipStore(CineStore(tmp_path / "store"), ["sax"]), "p", ("clip",))["ef"]
     assert line["views"] == "sax" and float(line["ef"]) == pytest.approx(float(right), rel=1e-6)
     assert "the model reads clips, and no sax has more than one frame" in capsys.readouterr().out

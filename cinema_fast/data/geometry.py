@@ -92,7 +92,8 @@ def _axis(n: int, spacing: float, target: float, size: int, centre: float, *, pa
     first = 0.5 * scale - 0.5 if n_resampled > 1 else (n - 1) / 2  # input index of the grid's voxel 0
     if not pad:
         size = min(size, n_resampled)
-    start = int(np.floor((centre - first) / scale - (size - 1) / 2 + 0.5))
+    # Rounded, because centres in the middle of a voxel or between two are usual, and an affine's noise would decide.
+    start = int(np.floor(np.round((centre - first) / scale - (size - 1) / 2 + 0.5, 3)))
     if not pad:
         start = min(max(start, 0), n_resampled - size)
     out = start + np.arange(size)

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from .nifti import Cine, CineError, Volume, joined_sha256, read_nifti
+from .orientation import like
 from .sources import Source, Sources
 
 
@@ -77,6 +78,9 @@ def _label_files(
 def read_label_maps(source: Source, cine: Cine) -> tuple[dict[int, np.ndarray], str]:
     """The label maps in the label files of a cine, uint8 (X, Y, Z) by frame, ascending; and `file_sha256` of the files.
 
+    A file may hold its axes mirrored, exchanged in plane or with the slices in reverse, as its affine tells: the maps
+    have those of the cine.
+
     Raises:
         CineError: what `read_nifti` raises; a map of another shape, or whose affine puts a voxel half a pixel or more
             from where the cine has it; a number of maps that is not that of the frames, or frames the cine has not;
@@ -85,7 +89,7 @@ def read_label_maps(source: Source, cine: Cine) -> tuple[dict[int, np.ndarray], 
     maps: dict[int, np.ndarray] = {}
     digests = []
     for n, path in enumerate(source.labels):
-        volume = read_nifti(path)
+        volume = like(read_nifti(path), cine)
         digests.append(volume.sha256)
         _check_grid(path, volume, cine)
         n_maps = int(np.prod(volume.data.shape[3:]))

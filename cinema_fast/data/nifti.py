@@ -15,6 +15,7 @@ import stat
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,16 @@ MAX_TIME_CHANGE = 2.0
 MANY_FRAMES = 32
 # No cine has an axis of so few pixels in plane and twice as many frames; a time axis in the place of X or Y has.
 FEW_PIXELS = 64
+
+# Change from slice to slice grows with the distance between slices up to about this many mm, so that thinner ones are
+# more alike; it is allowed for where there are few frames, ED and ES above all, which differ most from each other.
+THICK_SLICES_MM = 10.0
+FEW_FRAMES = 4
+# The axes of a scan stand at right angles. Rounded headers are off by 0.01 degrees in plane; slices may be shifted a
+# little from breath-hold to breath-hold, at 10 degrees by 1.8 mm from one to the next.
+MAX_SHEAR_IN_PLANE, MAX_SHEAR_OF_SLICES = 1.0, 10.0
+# Between the voxel sizes of a header's affine and of its pixdim, relative: both are float32 of the same numbers.
+MAX_SIZE_DIFFERENCE = 0.01
 
 # The codes of the header's xyzt_units: metre, mm, micron; second, ms, microsecond.
 _MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}
@@ -55,7 +66,8 @@ class Volume:
 
     data: array as in the file, axes (X, Y[, Z[, T ...]]), Fortran order, read-only use; values are
     `data * slope + inter`. affine: (4, 4) float64, voxel index -> scanner mm (RAS+). frame_time_ms: ms, or None
-    where the header does not say. sha256: of the file's bytes.
+    where the header does not say. sha256: of the file's bytes. oriented: whether the header's codes say that the
+    affine leads into the patient. remark: what the header contradicts itself in, "" if in nothing.
     """
 
     data: np.ndarray
@@ -64,6 +76,8 @@ class Volume:
     affine: np.ndarray
     frame_time_ms: float | None
     sha256: str
+    oriented: bool = True
+    remark: str = ""
 
     def values(self, t: int | None = None) -> np.ndarray:
         """float32 values of frame `t` of the last axis, or of everything."""
@@ -81,6 +95,7 @@ class Cine:
 
     volumes: one 4D volume, or one volume per frame. affine: (4, 4) float64, voxel index -> scanner mm (RAS+).
     frame_time_ms: ms or None. sha256: of the file; of several, the SHA-256 of their hexadecimal digests joined.
+    oriented, remark: as those of the (first) volume.
     """
 
     volumes: tuple[Volume, ...]
@@ -89,6 +104,8 @@ class Cine:
     affine: np.ndarray
     frame_time_ms: float | None
     sha256: str
+    oriented: bool = True
+    remark: str = ""
 
     def frame(self, t: int) -> np.ndarray:
         """Frame `t` as float32 (X, Y, Z)."""
@@ -120,7 +137,7 @@ def _read_up_to(stream: io.BufferedIOBase, n: int) -> bytearray:
 
 
 def _parse_header(path: Path, stream: io.BufferedIOBase):
-    """Shape, dtype, (size of the header, offset of the pixels), (slope, inter), affine and frame time."""
+    """Shape, dtype, (size of the header, offset of the pixels), and what a Volume has before and after its sha256."""
     import nibabel as nib
     from nibabel.spatialimages import HeaderDataError
 
@@ -145,19 +162,53 @@ def _parse_header(path: Path, stream: io.BufferedIOBase):
         slope, inter = header.get_slope_inter()
         with np.errstate(all="ignore"):
             affine = np.array(header.get_best_affine(), np.float64)
-    except (HeaderDataError, KeyError, ValueError, OverflowError) as err:
+    except KeyError:
+        raise CineError(path, f"unreadable NIfTI header: pixels of the unknown datatype {int(header['datatype'])}") \
+            from None
+    except (HeaderDataError, ValueError, OverflowError) as err:
         raise CineError(path, f"unreadable NIfTI header: {err}") from err
     if dtype.fields or dtype.kind not in "iuf":
         raise CineError(path, f"pixels of type {dtype} (a cine has one real number a pixel)")
     if offset < len(start):
         raise CineError(path, f"the header puts the data at byte {offset}, inside the header")
+    _check_sizes(path, shape, affine, header)
+    remark = _sform_against_qform(header, shape)
     units = int(header["xyzt_units"])
     affine[:3] *= _MM_PER_UNIT.get(units & 0x07, 1.0)
     step = float(header["pixdim"][4]) * _MS_PER_UNIT.get(units & 0x38, math.nan)
     # Writers that do not know the frame time leave "1 second": no cine has such frames, so it means unknown.
     frame_time_ms = float(f"{step:.6g}") if 1.0 <= step <= 500.0 else None
     scaling = (1.0, 0.0) if slope is None else (float(slope), float(inter))
-    return shape, dtype, (len(start), offset), scaling, affine, frame_time_ms
+    oriented = bool(header["sform_code"] > 0 or header["qform_code"] > 0)
+    return shape, dtype, (len(start), offset), (*scaling, affine, frame_time_ms), (oriented, remark)
+
+
+def _check_sizes(path: Path, shape: tuple[int, ...], affine: np.ndarray, header) -> None:
+    """Refuse a header whose affine has voxels of another size than its pixdim, of axes with more than one voxel: one of
+    the two is wrong, and volumes would be off by their ratio. A pixdim that is not set (0) says nothing."""
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    said = np.abs(np.array(header["pixdim"][1:4], np.float64))
+    compared = np.array([n > 1 for n in (*shape, 1, 1)[:3]]) & np.isfinite(said) & (said > 0) & (sizes > 0)
+    if (np.abs(sizes - said) > MAX_SIZE_DIFFERENCE * np.maximum(sizes, said))[compared].any():
+        here, there = (" x ".join(f"{size:.4g}" for size in one) for one in (sizes, said))
+        which = "sform" if header["sform_code"] > 0 else "qform"
+        raise CineError(path, f"the header contradicts itself: voxels of {here} by its {which}, of {there} by its "
+                              f"pixdim; write the file anew with the right one of the two")
+
+
+def _sform_against_qform(header, shape: tuple[int, ...]) -> str:
+    """Which of the two is taken where both lead into the patient and put a corner half a pixel apart or more."""
+    if header["sform_code"] <= 0 or header["qform_code"] <= 0:
+        return ""
+    try:
+        with np.errstate(all="ignore"):
+            sform, qform = header.get_sform(), header.get_qform()
+            corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in (*shape, 1, 1)[:3]))])
+            apart = float(np.linalg.norm(corners @ (sform - qform).T, axis=1).max())
+            pixel = float(np.linalg.norm(sform[:3, :2], axis=0).min())
+    except ValueError:  # no unit quaternion
+        return "its qform cannot be read: its sform is taken"
+    return "" if apart < pixel / 2 else f"its sform and qform differ, by up to {apart:.3g} mm: its sform is taken"
 
 
 def read_nifti(path: Path | str) -> Volume:
@@ -177,7 +228,7 @@ def read_nifti(path: Path | str) -> Volume:
             compressed = stream.peek(2)[:2] == b"\x1f\x8b"
             if compressed:
                 stream = gzip.GzipFile(fileobj=stream)
-            shape, dtype, (start, offset), (slope, inter), affine, frame_time_ms = _parse_header(path, stream)
+            shape, dtype, (start, offset), geometry, about = _parse_header(path, stream)
             n_bytes = math.prod(shape) * dtype.itemsize
             limit = min(MAX_BYTES, info.st_size * (MAX_DEFLATE_RATIO if compressed else 1))
             if offset + n_bytes > limit:
@@ -194,12 +245,17 @@ def read_nifti(path: Path | str) -> Volume:
                 raise CineError(path, f"{surplus} bytes more than the header's shape {shape} accounts for")
     except EOFError as err:
         raise CineError(path, "truncated: the compressed data ends early") from err
-    except (gzip.BadGzipFile, zlib.error) as err:
+    except gzip.BadGzipFile as err:
+        if str(err).startswith("Not a gzipped file"):  # its own beginning was: what follows the compressed data is not
+            raise CineError(path, "something that is no gzip follows the compressed data: a file that was joined or "
+                                  "written over; decompress and compress it again") from err
+        raise CineError(path, f"corrupt: {err}") from err
+    except zlib.error as err:
         raise CineError(path, f"corrupt: {err}") from err
     except OSError as err:
         raise CineError(path, f"cannot be read: {err.strerror or err}") from err
     pixels = np.frombuffer(data, dtype).reshape(shape, order="F")
-    return Volume(pixels, slope, inter, affine, frame_time_ms, hashed.sha256.hexdigest())
+    return Volume(pixels, *geometry, hashed.sha256.hexdigest(), *about)
 
 
 def read_cine(paths: Path | str | Sequence[Path], *, stack: bool) -> Cine:
@@ -213,8 +269,8 @@ def read_cine(paths: Path | str | Sequence[Path], *, stack: bool) -> Cine:
     Raises:
         CineError: what `read_nifti` raises; not 4D; time or slice axis in the wrong place (by shape, spacing and
             smoothness: a cine that is mostly noise does not show that time lies where slices belong, nor any that X
-            and Y are exchanged); a singular or non-finite affine; spacing that no scanner makes; non-finite values;
-            constant frames.
+            and Y are exchanged); a singular, sheared or non-finite affine; spacing that no scanner makes; non-finite
+            values; constant frames.
     """
     single = isinstance(paths, (str, Path))
     paths = [Path(paths)] if single else [Path(p) for p in paths]
@@ -233,7 +289,8 @@ def read_cine(paths: Path | str | Sequence[Path], *, stack: bool) -> Cine:
                 raise CineError(path, f"shape {shape} or affine differs from the first frame {paths[0].name}")
     sha256 = joined_sha256([volume.sha256 for volume in volumes])
     n_frames = shapes[0][3] if single else len(paths)
-    cine = Cine(volumes, shapes[0][:3], n_frames, first.affine, first.frame_time_ms, sha256)
+    about = first.oriented, next((volume.remark for volume in volumes if volume.remark), "")
+    cine = Cine(volumes, shapes[0][:3], n_frames, first.affine, first.frame_time_ms, sha256, *about)
     check_cine(cine, paths[0], stack=stack)
     if single:
         try:
@@ -274,6 +331,7 @@ def _check_geometry(cine: Cine, stack: bool) -> None:
     # Volume of the unit cell against that of a box: 1 for a rectangular grid, 0 for axes in one plane.
     if spacing.min() == 0 or abs(np.linalg.det(linear / spacing)) < 0.1:
         raise ValueError(f"the affine is singular: voxel axes {linear.T.round(3).tolist()} do not span space")
+    _check_angles(linear / spacing, z)
     if not stack and z != 1:
         raise ValueError(f"a long-axis view has one slice, (X, Y, 1, T) with time last; this one has {z} "
                          f"(shape {(*cine.shape, cine.n_frames)})")
@@ -287,6 +345,21 @@ def _check_geometry(cine: Cine, stack: bool) -> None:
         raise ValueError(f"axes in the wrong order: voxels of {text} mm; expected (X, Y, Z, T), slices third")
     if spacing.min() < 0.05 or spacing.max() > 200:
         raise ValueError(f"voxels of {text} mm are not those of a cine (units of the header?)")
+
+
+def _check_angles(directions: np.ndarray, n_slices: int) -> None:
+    """Raise ValueError where the axes, columns of `directions` (3, 3), do not stand at right angles."""
+    x, y, z = directions.T
+    shear = np.degrees(np.arcsin(min(abs(x @ y), 1.0)))
+    if shear > MAX_SHEAR_IN_PLANE:
+        raise ValueError(f"the affine is sheared: X and Y stand at {90 - shear:.3g} degrees to each other, not at 90; "
+                         f"resample the file to a rectangular grid, or mend its header")
+    normal = np.cross(x, y)
+    tilt = np.degrees(np.arccos(min(abs(normal @ z) / np.linalg.norm(normal), 1.0)))
+    if n_slices > 1 and tilt > MAX_SHEAR_OF_SLICES:
+        raise ValueError(f"the affine is sheared: its slices follow each other at {tilt:.3g} degrees to their normal, "
+                         f"expected {MAX_SHEAR_OF_SLICES:g} at most; resample the file to a rectangular grid, or mend "
+                         f"its header")
 
 
 def _check_values(cine: Cine) -> None:
@@ -309,9 +382,10 @@ def _check_time_axis(cine: Cine) -> None:
     """Refuse a file whose last axis is not the time, because another one is smoother."""
     n_frames, shape = cine.n_frames, (*cine.shape, cine.n_frames)
     *over_space, over_time = _mean_changes(cine)
+    thinness = max(1.0, THICK_SLICES_MM / float(np.linalg.norm(cine.affine[:3, 2]))) if n_frames <= FEW_FRAMES else 1.0
     for axis, n, change in zip(("first", "second", "third"), cine.shape, over_space):
         if axis == "third":
-            swapped = 0 < MAX_TIME_CHANGE * change < over_time  # slices that are all alike are no time axis
+            swapped = 0 < MAX_TIME_CHANGE * thinness * change < over_time  # slices that are all alike are no time axis
         elif n_frames > n:  # as likely swapped as not: the smoother axis is the time
             swapped = change < over_time
         else:

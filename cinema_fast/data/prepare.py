@@ -14,7 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ from .dicom_sources import find_dicom_sources, holds_dicom
 from .labels import find_labels
 from .motion import add_motion_maps
 from .nifti import file_sha256
+from .orientation import AS_STORED_STORE, gather_remarks, orientation_of, told_remarks
 from .pool import available_cores, run_in_processes
 from .progress import progress_bar
 from .shards import (
@@ -84,6 +85,10 @@ class PrepareConfig:
     """Spacing of short-axis frames in mm."""
     lax_spacing: tuple[float, float] = (1.0, 1.0)
     """Spacing of long-axis frames in mm."""
+    orientation: Literal["auto", "patient", "stored"] = "auto"
+    """How the axes of the images lie. patient: alike in every study, found from each header, however a file stores
+    them; stored: as in the files, as stores of earlier versions are and published weights have seen them. auto: as the
+    store was begun; a new one by the patient."""
     workers: int = 0
     """Studies prepared at a time, each in a process of its own; 0: one per core."""
     overwrite: bool = False
@@ -125,7 +130,8 @@ class PrepareConfig:
 
     def shaping(self) -> dict:
         """The options that shape the stored frames, as they read back from JSON."""
-        return json.loads(json.dumps({name: getattr(self, name) for name in _SHAPING}))
+        options = json.loads(json.dumps({name: getattr(self, name) for name in _SHAPING}))
+        return options | ({} if self.orientation == "stored" else {"orientation": "patient"})
 
 
 @dataclass(slots=True)
@@ -133,7 +139,8 @@ class PrepareReport:
     """What `prepare` did. prepared and unchanged count studies; n_studies is what the store now holds, of a shard its
     part of that; unmatched counts NIfTI files that the pattern does not describe, series DICOM series by (description,
     view or None, why left out); labelled studies of the store that have label maps, None where none were asked for, cut
-    (share of the labelled volume, study, view) of maps that reach over the crop, largest first; motion_maps
+    (share of the labelled volume, study, view) of maps that reach over the crop, largest first; remarks about headers,
+    each with the "study view" it is about; as_stored: the axes of the store's images lie as in their files; motion_maps
     those made, None likewise; without_motion studies that lack one, in a store that has some."""
 
     prepared: int = 0
@@ -144,6 +151,8 @@ class PrepareReport:
     shard: Shard | None = None
     labelled: int | None = None
     cut: list[tuple[float, str, str]] = field(default_factory=list)
+    remarks: dict[str, list[str]] = field(default_factory=dict)
+    as_stored: bool = False
     motion_maps: int | None = None
     without_motion: int = 0
     failures: list[Failure] = field(default_factory=list)
@@ -170,6 +179,9 @@ class PrepareReport:
             lines.append(f"{len({study for _, study, _ in self.cut})} of these studies have labels that reach over the "
                          f"crop, which cuts them off (share of the labelled volume: "
                          f"{', '.join(most + ['...'] * (len(self.cut) > MOST_CUT))}): a larger size keeps them")
+        lines += told_remarks(self.remarks)
+        if self.as_stored:
+            lines.append(AS_STORED_STORE)
         if self.without_motion:
             lines.append(f"{self.without_motion} of these studies have no motion map, or not of every view: the same "
                          f"command with --motion adds them")
@@ -204,9 +216,11 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
     if config.labels is not None:
         find_labels(sources, config.src, config.labels)
     store = config.dst
+    if config.orientation == "auto":
+        config = replace(config, orientation=_orientation_begun(config))
     if store.exists() and not store.is_dir():
         raise StoreError(f"{store} is a file; a store is a folder")
-    report = PrepareReport(shard=part)
+    report = PrepareReport(shard=part, as_stored=config.orientation == "stored")
     if part:
         sources.studies = {study: views for study, views in sources.studies.items() if part.holds(study)}
         sources.refused = [refusal for refusal in sources.refused if part.holds(refusal.study)]
@@ -271,6 +285,7 @@ def _fill(
             for task, result in results:
                 _take_in(store, task, result, done, report)
     report.n_studies = len(done)
+    gather_remarks(report.remarks, done)
     if config.labels is not None:
         report.labelled = sum(any("labels" in record for record in views.values()) for views in done.values())
         report.cut = sorted(((record["labels"]["cut"], study, view) for study, views in done.items()
@@ -357,8 +372,25 @@ def _survey(
 def _difference(before: dict | None, options: dict) -> str:
     if before is None:
         return "unknown options"
+    before, options = ({"orientation": "stored"} | one for one in (before, options))
     differ = [f"{k}={before.get(k)!r} (asked for {v!r})" for k, v in options.items() if before.get(k) != v]
     return ", ".join(differ) or "other options"
+
+
+def _orientation_begun(config: PrepareConfig) -> Literal["patient", "stored"]:
+    """How the axes lie in the store that is there, by its index or, without one, by its first study; else by the
+    patient."""
+    begun: dict | None = None
+    if not config.overwrite:
+        try:
+            begun = read_index(config.dst)["prepare"]
+        except IndexLost:
+            if (config.dst / "studies").is_dir():
+                records = next((found for _, found in read_studies(config.dst) if isinstance(found, dict)), {})
+                begun = next(iter(records.values()), {}).get("prepare")
+        except StoreError:
+            pass  # no store of ours: refused in its place
+    return "patient" if begun is None else orientation_of(begun)
 
 
 def _open_for_writing(store: Path, config: PrepareConfig) -> bool:

@@ -73,14 +73,20 @@ class CineInfo(NamedTuple):
         """float64 (4, 4), stored voxel index -> scanner mm (RAS+); read from study.json. Raises StoreError."""
         return self._detail("affine", np.float64, (4, 4))
 
-    def _detail(self, key: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+    @property
+    def arrangement(self) -> tuple[int, int, int]:
+        """Which axis of its file each axis was made of, as in `orientation.py`; (1, 2, 3): as stored, which all stores
+        of earlier versions are. Read from study.json. Raises StoreError."""
+        return tuple(self._detail("arrangement", np.int64, (3,), default=(1, 2, 3)).tolist())
+
+    def _detail(self, key: str, dtype: type, shape: tuple[int, ...], default: tuple | None = None) -> np.ndarray:
         path = Path(self.path)
         file = path.with_name("study.json")
         try:
             record = json.loads(read_regular(file))[path.stem]
             if record["sha256"] != self.sha256:
                 raise ValueError("it belongs to another preparation than the index")
-            return np.array(record[key], dtype).reshape(shape)
+            return np.array(record[key] if default is None else record.get(key, default), dtype).reshape(shape)
         except (OSError, ValueError, TypeError, KeyError) as err:
             raise StoreError(f"{file}: no {key} of {path.name} ({type(err).__name__}: {err}); "
                              f"run prepare again") from err

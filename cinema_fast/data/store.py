@@ -12,11 +12,13 @@ null), `sha256` of the .npy, `source` (file and its sha256) and, where there are
 `motion.py`: file, sha256 and `max_px`, the pixels that 255 stands for) and `labels` (the label maps, `labels.py`: file,
 sha256, `frames`, those of the cine that are labelled, `values`, the labels in them but 0, both ascending, and where the
 crop has cut labels off `cut`, the share of their volume; older stores have no `values` and `cut`); 0.4 kB a view, 0.5
-with either map, so that a store of 70,000 studies opens in seconds. The record in study.json holds besides: `window`
+with either map, so that a store of 70,000 studies opens in seconds; and `remarks` about the headers of its files, where
+there are any. The record in study.json holds besides: `window`
 (raw intensities that became 0 and 255), `affine` (stored voxel index -> scanner mm, RAS+), `centred_on`, `prepare` (the
-options), and of `source` and `labels` name, size and modification time of every file that went in. In version 1 the
-index held all of them but the options; both versions are read, version 2 is written. Programs from before the label
-maps read a store that has some as one without, so they came with no new version.
+options), `arrangement` (which axis of its file each axis was made of, `orientation.py`; in older stores absent), and of
+`source` and `labels` name, size and modification time of every file that went in. In version 1 the index held all of
+them but the options; both versions are read, version 2 is written. Programs from before the label maps read a store
+that has some as one without, so they came with no new version.
 
 What is noticed of damage, and when, is in `check.py`.
 
@@ -304,6 +306,7 @@ def index_records(records: dict[str, dict]) -> dict[str, dict]:
     """What the index keeps of the records of a study."""
     keys = ("file", "shape", "spacing_mm", "frame_time_ms", "sha256")
     return {view: {**{key: record[key] for key in keys},
+                   **({"remarks": record["remarks"]} if "remarks" in record else {}),
                    "source": {key: record["source"][key] for key in ("file", "sha256")},
                    **({"motion": record["motion"]} if "motion" in record else {}),
                    **({"labels": {key: record["labels"][key] for key in ("file", "sha256", "frames", "values", "cut")

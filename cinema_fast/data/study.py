@@ -12,6 +12,15 @@ from . import geometry
 from .dicom_cine import read_dicom_cine
 from .labels import read_label_maps
 from .nifti import Cine, CineError, read_cine
+from .orientation import (
+    AS_STORED,
+    NO_ORIENTATION,
+    Arrangement,
+    arrange,
+    arranged,
+    has_orientation,
+    patient_arrangement,
+)
 from .sources import Source
 from .store import write_study
 
@@ -49,17 +58,19 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
     Where no view can be prepared there is no folder. Raises OSError where the folder cannot be written.
     """
     failures: list[Failure] = []
-    cines: dict[str, Cine] = {}
+    scans: dict[str, Cine] = {}
     stats: dict[str, list] = {}
     for view, source in task.sources.items():
         try:
             stats[view] = file_stats(source.files, task.config.src)
-            cines[view] = read_source(source, stack=view == "sax")
+            scans[view] = read_source(source, stack=view == "sax")
         except CineError as err:
             failures.append(task.failure(view, err.path, err.reason))
         except (OSError, MemoryError) as err:
             failures.append(task.failure(view, source.files[0], f"cannot be read: {err or type(err).__name__}"))
-    labels, label_failures = _read_labels(task, cines)
+    arrangements = {view: _arrangement(scan, view, task.config.orientation) for view, scan in scans.items()}
+    cines = {view: arrange(scan, arrangements[view]) for view, scan in scans.items()}
+    labels, label_failures = _read_labels(task, scans, arrangements)
     centres, centre_failures = _centres(task, cines, labels)
     failures += label_failures + centre_failures
     prepared, prepared_labels = {}, {}
@@ -75,7 +86,8 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
             continue
         prepared[view] = frames, {
             "spacing_mm": list(spacing), "frame_time_ms": cine.frame_time_ms, "window": window,
-            "affine": resample.affine.tolist(), "centred_on": centred_on, "prepare": config.shaping(),
+            "affine": resample.affine.tolist(), "arrangement": list(arrangements[view]),
+            **_remarks(scans[view], config.orientation), "centred_on": centred_on, "prepare": config.shaping(),
             "source": {"file": stats[view][0][0], "sha256": cine.sha256, "files": stats[view]},
         }  # fmt: skip
         if view in labels:
@@ -88,6 +100,20 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
                 record = {"frames": list(stored), "source": label_source} | ({"cut": cut} if cut else {})
                 prepared_labels[view] = stacked, record
     return write_study(task.folder, task.study, prepared, prepared_labels) if prepared else {}, failures
+
+
+def _arrangement(scan: Cine, view: str, orientation: str) -> Arrangement:
+    if orientation == "stored" or not has_orientation(scan):
+        return AS_STORED
+    return patient_arrangement(scan.affine, view)
+
+
+def _remarks(scan: Cine, orientation: str) -> dict[str, list[str]]:
+    """{"remarks": what is remarkable about the header of a scan}, {} where nothing is."""
+    remarks = [scan.remark] if scan.remark else []
+    if orientation != "stored" and not has_orientation(scan):
+        remarks.append(NO_ORIENTATION)
+    return {"remarks": remarks} if remarks else {}
 
 
 def read_source(source: Source, *, stack: bool) -> Cine:
@@ -103,18 +129,20 @@ def file_stats(files: tuple[Path, ...], src: Path) -> list[list]:
 
 
 def _read_labels(
-    task: StudyTask, cines: dict[str, Cine]
+    task: StudyTask, scans: dict[str, Cine], arrangements: dict[str, Arrangement]
 ) -> tuple[dict[str, tuple[dict[int, np.ndarray], dict]], list[Failure]]:
-    """View -> (label maps (X, Y, Z) by frame, what is recorded of their files), where there are any that fit."""
+    """View -> (label maps (X, Y, Z) by frame, with the axes of the store; what is recorded of their files), where there
+    are any that fit."""
     labels, failures = {}, []
-    for view, cine in cines.items():
+    for view, scan in scans.items():
         source = task.sources[view]
         if not source.labels:
             continue
         without = "(labels; the view was prepared without them)"
         try:
             stats = file_stats(source.labels, task.config.src)
-            maps, sha256 = read_label_maps(source, cine)
+            maps, sha256 = read_label_maps(source, scan)
+            maps = {t: arranged(one, arrangements[view]) for t, one in maps.items()}
             labels[view] = maps, {"file": stats[0][0], "sha256": sha256, "files": stats}
         except CineError as err:
             failures.append(task.failure(view, err.path, f"{err.reason} {without}"))

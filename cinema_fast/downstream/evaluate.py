@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data.clips import CLIP, ClipStore
 from ..data.loader import LoaderError
+from ..data.orientation import check_orientation
 from ..data.progress import progress_bar
 from ..data.store import CineStore, StoreError
 from ..data.tables import Table, landmark_voxels, read_landmarks
@@ -118,7 +119,9 @@ def _chosen(
 
 
 def _check_prepared(run: FinetunedRun, cines: CineStore) -> None:
-    """Raise ValueError where a store has pixels of another size than the run's, which its model does not know."""
+    """Raise ValueError where a store has pixels of another size than the run's, or other axes, which its model does not
+    know."""
+    check_orientation(cines, run.folder, run.settled["store"])
     options = {name for name in ("sax_spacing", "lax_spacing") if name in run.settled["store"]["prepare"]}
     for name in sorted(options & cines.prepare.keys()):
         here, there = (tuple(prepared[name]) for prepared in (cines.prepare, run.settled["store"]["prepare"]))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..data.clips import CLIP
 from ..data.loader import read_ahead
+from ..data.orientation import AS_STORED_STORE, orientation_of
 from ..data.sampler import Sampler
 from ..data.store import CineStore
 from ..models.config import CineMAConfig, config_from_dict, preset
@@ -62,6 +63,7 @@ def finetune(config: FinetuneConfig) -> Outcome:
         "model": json.loads(json.dumps(dataclasses.asdict(settled.shape))),
         "store": {
             "studies": len(cines.ids), "sha256": store_fingerprint(cines), "prepare": dict(cines.prepare),
+            "orientation": orientation_of(cines.prepare),
         },
         "task": settled.task.to_dict(),
         "split": {part: list(studies) for part, studies in settled.split._asdict().items()},
@@ -86,7 +88,13 @@ def _finetune(
         if config.init_from.is_dir():
             remarks.append(f"the model's shape is that of {config.init_from} ({config.preset}); --preset is for random "
                            "weights and files")
+            learnt_on, here = (orientation_of(one["store"]) for one in (read_config(config.init_from), saved))
+            if learnt_on != here:
+                remarks.append(f"{config.init_from} learnt on images whose axes lie otherwise (--orientation "
+                               f"{learnt_on} of prepare; this store: {here}): its features may serve less well")
         remarks += seen_remarks(config.init_from, **saved["seen"], test=settled.split.test, share=config.test)
+    if saved["store"]["orientation"] == "stored":
+        remarks.append(AS_STORED_STORE)
     if isinstance(task, TableTask):
         task.extend(model)
     for block in model.encoder.blocks if hasattr(model, "encoder") else ():

@@ -24,8 +24,8 @@ def plan_return(
 ) -> Resampling:
     """Resampling of maps (X, Y, Z) on the stored grid to the voxel centres of the grid they were prepared from.
 
-    Linear. What lies outside of the stored voxels, the crop, becomes 0. Both grids have the same axes, as `prepare`
-    leaves them.
+    Linear. What lies outside of the stored voxels, the crop, becomes 0. Both grids have the same axes: those of a scan
+    are arranged as the store has them before.
 
     Args:
         stored_affine, affine: (4, 4), voxel index -> scanner mm.

@@ -18,6 +18,7 @@ from pathlib import Path
 from .. import __version__
 from ..data.clips import CLIP
 from ..data.nifti import CineError
+from ..data.orientation import AS_STORED_RUN, gather_remarks, orientation_of, told_remarks
 from ..data.prepare import PrepareConfig, prepared_studies, sources_of
 from ..data.sources import NO_STUDY, Source, Sources, compile_pattern, parse_aliases
 from ..data.store import CineStore, publish_study, write_index
@@ -36,7 +37,9 @@ _TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 class PredictReport:
     """What is in OUT: number of studies, what could not be predicted, and how many NIfTI files had no place.
 
-    cut_off: {study: structures at the edge of what the model sees, whose volumes are therefore too small}.
+    cut_off: {study: structures at the edge of what the model sees, whose volumes are therefore too small}. remarks:
+    {what a header is remarkable for: ["study view"]}. as_stored: the run was trained on images with the axes of their
+    files, and so are these predicted.
     """
 
     out: Path
@@ -44,6 +47,8 @@ class PredictReport:
     unmatched: int = 0
     failures: list[Failure] = field(default_factory=list)
     cut_off: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, list[str]] = field(default_factory=dict)
+    as_stored: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -56,6 +61,9 @@ class PredictReport:
         lines = [f"{self.studies} studies predicted, {len(self.failures)} failures"]
         if self.unmatched:
             lines.append(f"{self.unmatched} NIfTI files do not match the pattern and were left alone")
+        if self.as_stored:
+            lines.append(AS_STORED_RUN)
+        lines += told_remarks(self.remarks)
         lines += [f"study {study}: {what} cut off at the edge of what the model sees" for study, what in
                   self.cut_off.items()]
         lines += [f"failed: {failure.file}: {failure.reason}" for failure in self.failures]
@@ -79,13 +87,15 @@ def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
     run = load_run(config.run, device=config.device, precision=config.precision)
     made_as = run.settled["store"]["prepare"]
     grid = {name: tuple(made_as[name]) for name in _GRID if name in made_as}
+    grid["orientation"] = orientation_of(made_as)
     preparing = PrepareConfig(
         config.src.parent if config.src.is_file() else config.src, out / ".preparing", format=config.format,
         views_rules=config.views_rules, pattern=config.pattern, aliases=config.aliases, workers=config.workers, **grid,
     )  # fmt: skip
     sources = _one_file(config) if config.src.is_file() else sources_of(preparing, progress)
     _check_views(config, run, sources)
-    report = PredictReport(out, unmatched=len(sources.unmatched), failures=[Failure(*r) for r in sources.refused])
+    report = PredictReport(out, unmatched=len(sources.unmatched), failures=[Failure(*r) for r in sources.refused],
+                           as_stored=preparing.orientation == "stored")  # fmt: skip
     tasks = [
         StudyTask(study, views, preparing, preparing.dst / str(n))
         for n, (study, views) in enumerate(sources.studies.items())
@@ -157,6 +167,7 @@ def _one_study(
     report.failures += failures
     if not records:
         return None
+    gather_remarks(report.remarks, {task.study: records})
     root = task.config.dst / "store"
     publish_study(root, task.folder, task.study)
     write_index(root, task.config.shaping(), {task.study: records})

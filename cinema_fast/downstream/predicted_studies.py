@@ -8,6 +8,8 @@ import numpy as np
 from ..data.clips import CLIP, ClipStore
 from ..data.geometry import spacing_of
 from ..data.nifti import Cine
+from ..data.orientation import arrange, arranged, inverse
+from ..data.records import CineInfo
 from ..data.sources import Source
 from ..data.store import CineStore
 from ..data.study import read_source
@@ -83,24 +85,25 @@ def predict_prepared(
         made, one = StudyPrediction(), _segmented if isinstance(run.task, Segmentation) else _landmarks
         made.summary["views"] = {}
         for view in views:
-            cine = read_source(sources[view], stack=view == "sax")
+            scan = read_source(sources[view], stack=view == "sax")
             info = store.info(study, view)
             found = run.predict_frames(view, store.read_frames(study, view, range(info.shape[0]))).numpy()
-            one(run, made, study, view, found, info.affine, cine, sources[view])
+            one(run, made, study, view, found, info, scan, sources[view])
         return made
     return _values(run, store, study, views, views)
 
 
 def _segmented(
-    run: FinetunedRun, made: StudyPrediction, study: str, view: str, probability: np.ndarray, stored: np.ndarray,
-    cine: Cine, source: Source,
+    run: FinetunedRun, made: StudyPrediction, study: str, view: str, probability: np.ndarray, stored: CineInfo,
+    scan: Cine, source: Source,
 ) -> None:  # fmt: skip
-    """probability: (T, classes, X, Y[, Z]) on the stored grid, whose affine is `stored`."""
+    """probability: (T, classes, X, Y[, Z]) on the stored grid. scan: with the axes of its files."""
     probability = probability.reshape(*probability.shape[:4], -1)
-    back = plan_return(probability.shape[2:], stored, cine.shape, cine.affine)
+    cine = arrange(scan, stored.arrangement)
+    back = plan_return(probability.shape[2:], stored.affine, cine.shape, cine.affine)
     labels = np.stack([label_map(frame, back) for frame in probability])
     names = dict(enumerate(run.task.structures, start=1))
-    files = label_files(view, labels, source, cine)
+    files = label_files(view, arranged(labels, inverse(stored.arrangement), first=1), source, scan)
     made.files |= files
     made.files[f"{view}.gif"] = outlines_gif(cine, labels, voxel_size(cine.affine), run.task.structures)
     summary = {
@@ -133,17 +136,19 @@ def _segmented(
 
 
 def _landmarks(
-    run: FinetunedRun, made: StudyPrediction, study: str, view: str, pixels: np.ndarray, stored: np.ndarray,
-    cine: Cine, source: Source,
+    run: FinetunedRun, made: StudyPrediction, study: str, view: str, pixels: np.ndarray, stored: CineInfo,
+    scan: Cine, source: Source,
 ) -> None:  # fmt: skip
-    """pixels: (T, landmarks, 2) of the stored frames, whose affine is `stored`."""
+    """pixels: (T, landmarks, 2) of the stored frames. scan: with the axes of its files."""
     names = run.task.of_view[view]
     pixels = pixels[:, [run.task.names.index(name) for name in names]]
-    voxels, mm = (np.round(found, 6) + 0.0 for found in original_points(pixels, stored, cine.affine))
-    made.files[f"{view}.gif"] = landmarks_gif(cine, voxels[..., :2], names)
+    voxels, mm = (np.round(found, 6) + 0.0 for found in original_points(pixels, stored.affine, scan.affine))
+    cine = arrange(scan, stored.arrangement)
+    made.files[f"{view}.gif"] = landmarks_gif(cine, original_points(pixels, stored.affine, cine.affine)[0][..., :2],
+                                              names)  # fmt: skip
     summary = {
         "files": [path.name for path in source.files], "frames": cine.n_frames, "frame_time_ms": cine.frame_time_ms,
-        "pixel_mm": spacing_of(cine.affine)[:2].tolist(),
+        "pixel_mm": spacing_of(scan.affine)[:2].tolist(),
         "landmarks": {name: {"mm": mm[:, k].tolist(), "voxel": voxels[:, k].tolist()} for k, name in enumerate(names)},
     }  # fmt: skip
     made.summary["views"][view] = summary

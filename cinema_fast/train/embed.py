@@ -88,6 +88,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
     """
     _require_pyarrow()
     from ..data.clips import CLIP, ClipStore
+    from ..data.orientation import check_orientation
     from ..data.progress import progress_bar
     from ..data.store import CineStore
     from ..models.cinema import CineMA
@@ -114,6 +115,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
     if config.labels and config.out.suffix == ".png":
         raise ValueError(f"{config.out}: the picture has this name; give the Parquet file another")
     cines = CineStore(config.store)
+    check_orientation(cines, config.run, settled["store"])
     store = ClipStore(cines, settled["run"]["views"]) if CLIP in shape.views else cines
     if config.labels:
         names = [printable(study) for study in store.ids]

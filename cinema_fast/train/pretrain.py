@@ -12,6 +12,7 @@ import torch
 from ..data.clips import ClipStore
 from ..data.dali import make_loader, pick_loader
 from ..data.loader import LoaderError
+from ..data.orientation import AS_STORED_STORE, orientation_of
 from ..data.sampler import Sampler, held_out
 from ..data.store import CineStore
 from ..models.cinema import CineMA
@@ -120,7 +121,9 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
     settled = {
         "run": config.to_dict() | {"ranks": ranks.world},
         "model": json.loads(json.dumps(dataclasses.asdict(shape))),
-        "store": {"studies": len(cines.ids), "sha256": store_fingerprint(cines)},
+        "store": {
+            "studies": len(cines.ids), "sha256": store_fingerprint(cines), "orientation": orientation_of(cines.prepare),
+        },
         "versions": versions(),
     }
     if ranks.main:
@@ -175,6 +178,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
         if ranks.hosts:
             remarks.append(f"{ranks.world} ranks, {config.parallel}")
         remarks.append(f"loader {reader} ({why}), {config.workers} workers")
+        if orientation_of(cines.prepare) == "stored":
+            remarks.append(AS_STORED_STORE)
         if unseen:
             remarks.append(f"no training study has {', '.join(unseen)}: held-out studies are judged without")
         for remark in remarks:
