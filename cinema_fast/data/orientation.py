@@ -30,13 +30,14 @@ from .nifti import Cine, Volume
 if TYPE_CHECKING:
     from .store import CineStore
 
-# Where X and Y lead, as shares of (left, back, feet). Means of scanners' own rows and columns, rounded: SAX of three
-# public studies of three sites, LAX of one study and of M&Ms-2; all of them lie within 40 degrees of these.
+# Where X and Y lead, as shares of (left, back, feet): rounded means of rows and columns as scanners of three sites had
+# them (M&Ms, M&Ms-2 and a Siemens study). So the anterior wall is up in SAX, 2C and 3C, the apex on the left in 2C and
+# 3C, and up in 4C, with the left ventricle on the right: as these views are usually shown.
 _TOWARDS = {
     "sax": ((0.65, 0.50, -0.25), (0.15, 0.30, 0.75)),
-    "lax_2c": ((-0.50, 0.85, 0.00), (0.10, 0.10, 1.00)),
-    "lax_3c": ((0.20, 0.95, -0.15), (0.60, 0.05, 0.80)),
-    "lax_4c": ((1.00, 0.10, 0.00), (0.05, 0.40, 0.90)),
+    "lax_2c": ((-0.70, 0.70, 0.00), (0.00, -0.10, 1.00)),
+    "lax_3c": ((0.10, 0.95, -0.10), (0.55, 0.05, 0.80)),
+    "lax_4c": ((1.00, 0.00, 0.10), (0.10, 0.85, -0.30)),
 }
 _TO_APEX = (0.65, -0.60, 0.45)  # from the base of the heart, likewise
 _LEFT_BACK_FEET = np.diag((-1.0, -1.0, -1.0))  # of RAS+
@@ -49,8 +50,8 @@ AS_STORED_STORE = ("the store keeps the axes of its images as their files store 
                    "do: what a model makes of them depends on the program that wrote the files. prepare --overwrite "
                    "arranges them alike in all studies")
 AS_STORED_RUN = ("the run was trained on images with the axes that their files had (a store of an earlier "
-                 "version), and these were predicted likewise: the same scan written by another program may give another result. A "
-                 "run trained on a new store does not depend on it")
+                 "version), and these were predicted likewise: the same scan written by another program may give "
+                 "another result. A run trained on a new store does not depend on it")
 MOST_NAMED = 5  # cines named of those that a remark is about
 
 Arrangement = tuple[int, int, int]
@@ -161,8 +162,8 @@ def check_orientation(store: CineStore, run: Path, learnt_on: dict) -> None:
     here, there = orientation_of(store.prepare), orientation_of(learnt_on)
     if here != there:
         raise ValueError(f"{store.path} was prepared with --orientation {here}, and the store that {run} learnt on "
-                         f"with {there}: its images would look mirrored or turned to the model; prepare the studies with "
-                         f"--orientation {there}")
+                         f"with {there}: its images would look mirrored or turned to the model; prepare the studies "
+                         f"with --orientation {there}")
 
 
 def gather_remarks(remarks: dict[str, list[str]], studies: dict[str, dict[str, dict]]) -> None:
