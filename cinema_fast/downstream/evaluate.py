@@ -20,6 +20,7 @@ from ..train.setup import store_fingerprint
 from .assessment import Assessment
 from .cases import NEEDED, SegmentationCase, missing_structures
 from .evaluate_config import EvaluateConfig
+from .landmark_positions import check_positions
 from .landmarks import Landmarks
 from .metrics_function import cardiac_function, ed_es, volume_curves
 from .metrics_segmentation import stability_score
@@ -260,6 +261,9 @@ def _judge_landmarks(
     run: FinetunedRun, store: CineStore, studies: Sequence[str], path: Path, sums: Assessment
 ) -> None:
     points = read_named("--table", path, read_landmarks)
+    judged = [(study, view) for study in studies for view in store.views(study)
+              if view in run.task.views and view in points.get(study, {})]  # fmt: skip
+    check_positions(path, store, points, judged)
     for study in _told(studies, "finding landmarks"):
         for view in (v for v in store.views(study) if v in run.task.views and v in points.get(study, {})):
             info, known = store.info(study, view), points[study][view]

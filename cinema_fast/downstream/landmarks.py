@@ -20,6 +20,7 @@ from .augment import blank_boxes, move_points
 from .config import FinetuneConfig
 from .examples import Examples
 from .heatmaps import gaussian_maps, peaks
+from .landmark_positions import check_positions
 from .losses import heatmap_loss
 from .named_files import read_named
 from .segmentation import unet_of
@@ -146,6 +147,7 @@ class Landmarks:
                 raise ValueError(f"{config.table}: landmarks are of long-axis views, and {view} of {study} is a stack")
             if (last := max(points[study][view])) >= info.shape[0]:
                 raise ValueError(f"{config.table}: frame {last} of {view} of {study}, which has {info.shape[0]} frames")
+        check_positions(config.table, store, points, chosen)
         if config.landmarks == "coordinates" and len(views) > 1:
             raise ValueError(
                 f"--landmarks coordinates is for one view, and there are landmarks of {', '.join(views)}: name one by "
