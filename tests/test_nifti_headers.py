@@ -1,4 +1,4 @@
-"""Headers that contradict themselves or describe no right-angled grid: refused, or a stated rule decides and is said."""
+"""Headers that contradict themselves, or that describe no right-angled grid: refused, or resolved by a stated rule."""
 
 import gzip
 
