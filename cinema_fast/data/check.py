@@ -10,7 +10,6 @@ modification tell nothing: copies have their own.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,9 +18,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .parsed_file import read_json
 from .pool import available_cores
 from .progress import progress_bar
-from .regular_file import open_regular, read_regular
+from .regular_file import open_regular
 from .store import (
     NPY_HEADER_BYTES,
     CineInfo,
@@ -159,7 +159,7 @@ def read_studies(
 def _records(store: Path, study: str) -> dict[str, dict]:
     file = store / "studies" / study / "study.json"
     try:
-        records = json.loads(read_regular(file))
+        records = read_json(file)
         if not isinstance(records, dict) or not records:
             raise ValueError("no records in it")
         return records

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from .parsed_file import parse_json
 from .regular_file import read_regular
 from .store import VIEWS, CineInfo, CineStore
 
@@ -93,7 +93,7 @@ def _range(values: list[float]) -> str:
 
 def _failures(path: Path) -> list[str]:
     try:
-        failures = [json.loads(line) for line in read_regular(path / "failures.jsonl").decode().splitlines()]
+        failures = [parse_json(line) for line in read_regular(path / "failures.jsonl").decode().splitlines()]
         lines = [f"  {failure['file']}: {failure['reason']}" for failure in failures[:LISTED]]
     except FileNotFoundError:
         return ["failures: no failures.jsonl"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from .regular_file import read_regular
+from .parsed_file import read_json
 
 
 class StoreError(ValueError):
@@ -77,7 +76,7 @@ class CineInfo(NamedTuple):
         path = Path(self.path)
         file = path.with_name("study.json")
         try:
-            record = json.loads(read_regular(file))[path.stem]
+            record = read_json(file)[path.stem]
             if record["sha256"] != self.sha256:
                 raise ValueError("it belongs to another preparation than the index")
             return np.array(record[key], dtype).reshape(shape)

@@ -47,6 +47,7 @@ import numpy as np
 
 from .lock import hold_folder
 from .npy import NPY_HEADER_BYTES, header_fault, npy_header
+from .parsed_file import parse_json
 from .records import CineInfo, StoreError, make_info
 from .regular_file import read_regular
 
@@ -263,7 +264,7 @@ def read_index(path: Path) -> dict:
     collecting = gc.isenabled()
     gc.disable()  # nothing parsed is garbage: to search it again and again costs a fifth of the time
     try:
-        index = json.loads(read_regular(file).decode(), object_pairs_hook=shrunk)
+        index = parse_json(read_regular(file).decode(), object_pairs_hook=shrunk)
     except FileNotFoundError:
         what = "is not a cine store (no index.json there)" if path.is_dir() else "does not exist"
         merge = " --merge" if (path / ".shards").is_dir() else ""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.parsed_file import read_json
 from ..train.compare import UNKNOWN, markdown_table
 from ..train.figure import printable
 from .bootstrap import LEVEL, RESAMPLES, Difference, difference
@@ -75,7 +76,7 @@ def read_evaluation(path: Path) -> EvaluationFolder:
     """Read an evaluation folder. Raises ValueError naming the file that is damaged."""
     file = path / RESULTS
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))["targets"]
+        found = read_json(file)["targets"]
         targets = {name: Target(tuple(t["classes"]), float(t["threshold"]), t["unit"]) for name, t in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); evaluate again") from None

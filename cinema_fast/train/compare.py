@@ -1,6 +1,5 @@
 """Several runs side by side: their loss curves, their figures, and the options in which they differ."""
 
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 
+from ..data.parsed_file import parse_json, read_json
 from ..data.regular_file import read_regular
 from .figure import new_figure, printable
 from .run_folder import read_config
@@ -160,7 +160,7 @@ def _lines(path: Path, unread: list[str]) -> list[dict]:
     found, bad = [], []
     for number, text in enumerate(whole, start=1):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             if not isinstance(line["step"], int) or not isinstance(line["loss"], float | int | None):
                 raise TypeError("want a step, and a loss or null")
             found.append(line)
@@ -176,7 +176,7 @@ def _evaluation(path: Path, unread: list[str]) -> dict | None:
     if not file.exists():
         return None
     try:
-        found = json.loads(read_regular(file))
+        found = read_json(file)
         return {name: float(found[name]) for name in ("loss", "ratio")}
     except (ValueError, KeyError, TypeError) as error:
         unread.append(f"report/{file.name} cannot be read ({type(error).__name__}: {error})")

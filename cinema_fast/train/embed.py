@@ -88,6 +88,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
     """
     _require_pyarrow()
     from ..data.clips import CLIP, ClipStore
+    from ..data.parsed_file import read_json
     from ..data.progress import progress_bar
     from ..data.store import CineStore
     from ..models.cinema import CineMA
@@ -123,7 +124,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
     name = f"step-{checkpoint.step:08d}"
     metadata = {
         "preset": settled["run"]["preset"],
-        "checkpoint": f"{name} {json.loads((checkpoints / f'{name}.json').read_text())['sha256']}",
+        "checkpoint": f"{name} {read_json(checkpoints / f'{name}.json')['sha256']}",
         "step": str(checkpoint.step),
         "store": store_fingerprint(cines),
         "batch_size": str(config.batch_size),
