@@ -205,7 +205,8 @@ def test_when_no_study_has_what_the_model_takes(runs, tmp_path, capfd):
     with pytest.raises(ValueError, match="more than one frame"):
         embed(config_of(runs, large, tmp_path / "none"))
     index = json.loads((path / "index.json").read_text())
-    index["studies"]["a"] = {"rvot": index["studies"]["a"]["sax"]}
+    (path / "studies/a/sax.npy").rename(path / "studies/a/rvot.npy")
+    index["studies"]["a"] = {"rvot": {**index["studies"]["a"]["sax"], "file": "studies/a/rvot.npy"}}
     del index["studies"]["b"]
     (path / "index.json").write_text(json.dumps(index))
     assert main(["embed", str(runs["cinema-tiny"]), str(path), str(tmp_path / "none"), "--device", "cpu"]) == 3

@@ -53,6 +53,11 @@ class CineInfo(NamedTuple):
     labels: LabelInfo | None = None
 
     @property
+    def paths(self) -> tuple[str, str | None, str | None]:
+        """Of the cine, the motion map and the label maps, None for what there is not."""
+        return self.path, self.motion and self.motion.path, self.labels and self.labels.path
+
+    @property
     def files(self) -> list[tuple[str, tuple[int, ...]]]:
         """(path, shape of the array in it) of the cine and, where there are any, of its motion and label maps."""
         files = [(self.path, self.shape)]
