@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data.clips import CLIP, ClipStore
 from ..data.loader import LoaderError
+from ..data.output import new_folder
 from ..data.progress import progress_bar
 from ..data.store import CineStore, StoreError
 from ..data.tables import Table, landmark_voxels, read_landmarks
@@ -22,7 +23,7 @@ from .evaluate_config import EvaluateConfig
 from .landmarks import Landmarks
 from .metrics_function import cardiac_function, ed_es, volume_curves
 from .metrics_segmentation import stability_score
-from .named_files import check_out, read_named
+from .named_files import read_named
 from .run import FinetunedRun, load_run
 from .seen import seen_among, seen_of
 from .segmentation import Segmentation, SegmentationLabels
@@ -36,9 +37,13 @@ def evaluate_run(config: EvaluateConfig) -> dict:
 
     Raises:
         ValueError: no run, its store or a table that is not there, labels that do not fit, nothing that can be judged.
-        OSError: OUT cannot be written.
+        OutputError: OUT cannot be written; nothing of it stays.
     """
-    check_out(config.out)
+    with new_folder(config.out, "evaluate", vars(config), ("rows.csv", "report", "results.json", "results.json.tmp")):
+        return _evaluate(config)
+
+
+def _evaluate(config: EvaluateConfig) -> dict:
     run = load_run(config.run, device=config.device, precision=config.precision)
     cines = CineStore(config.data or _of_run(run, "data"))
     _check_prepared(run, cines)

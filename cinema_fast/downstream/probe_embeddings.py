@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from tyro.conf import Positional
 
+from ..data.output import new_folder
 from ..data.tables import Table, is_number
 from .bootstrap import RESAMPLES, Estimate, Measure, estimate
 from .embeddings import Embeddings, read_beside, read_embeddings
@@ -117,8 +118,13 @@ def probe(config: ProbeConfig) -> ProbeReport:
     Raises:
         ValueError: no scikit-learn or pyarrow; OUT is a file or not empty; embeddings that cannot be read; a table
             without the studies or a target; a target with too few labels, one class or one value, in a part too.
-        OSError: a file cannot be read, or OUT not written.
+        OSError: a file cannot be read; OutputError, one of them: OUT cannot be written; nothing of it stays.
     """
+    with new_folder(config.out, "probe", vars(config), ("results.json",)):
+        return _probe(config)
+
+
+def _probe(config: ProbeConfig) -> ProbeReport:
     need("sklearn", "probes are fitted")
     from threadpoolctl import threadpool_limits
 
@@ -136,7 +142,6 @@ def probe(config: ProbeConfig) -> ProbeReport:
                 raise ValueError(f"{config.table}: {target}: {error}") from None
     drawn = "the column split" if parts is not None else f"{config.test:.0%} drawn for the test by seed"
     report = ProbeReport(config, drawn, targets)
-    config.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_results(report, embeddings), indent=1)
     (config.out / "results.json").write_text(text + "\n", encoding="utf-8")
     return report
@@ -153,7 +158,7 @@ def read_target(table: Table, target: str, embeddings: Embeddings, classes: bool
         raise ValueError(f"{table.path}: {len(known)} of the {len(embeddings.studies)} studies of {embeddings.path} "
                          f"have a value of {target}; want {LEAST} or more")
     n_numbers = sum(map(is_number, known.values()))
-    if not classes and n_numbers < len(known):
+    if not classes and n_numbers < len(known):  # as decimal commas are not, nor shares in %
         try:
             table.numeric(target)
         except ValueError as error:

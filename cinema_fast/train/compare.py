@@ -3,10 +3,12 @@
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 
+from ..data.output import folder_for, whole_file
 from ..data.parsed_file import parse_json, read_json
 from ..data.regular_file import read_regular
 from .figure import new_figure, printable
@@ -50,14 +52,17 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> str:
     """The tables as Markdown; with `out` also written there, as comparison.md, with the curves, as comparison.png.
 
     A run may be under way, and its last line cut short. Raises ValueError naming what is no run folder, has a damaged
-    config.yaml, or is given twice; OSError where `out` cannot be written.
+    config.yaml, or is given twice; OutputError where `out` cannot be written.
     """
     if len(paths) < 2:
         raise ValueError(f"compare takes two run folders or more, got {len(paths)}")
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"compare: a run folder is given twice among {', '.join(map(str, paths))}")
-    if out and out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; want a folder, which may be new")
+    with folder_for(out) if out else nullcontext():
+        return _compare(paths, out)
+
+
+def _compare(paths: Sequence[Path], out: Path | None) -> str:
     names = [path.resolve().name for path in paths]
     runs = [
         read_run(path, name if names.count(name) == 1 else os.path.normpath(path)) for path, name in zip(paths, names)
@@ -68,10 +73,11 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> str:
                          "different things; want runs of one kind")
     text = tables(runs)
     if out:
-        out.mkdir(parents=True, exist_ok=True)
-        draw_losses(out / "comparison.png", runs)
-        whole = f"{text}\n\n![Loss curves](comparison.png)\n"
-        (out / "comparison.md").write_text(whole, encoding="utf-8", errors="backslashreplace")
+        with whole_file(out / "comparison.png") as file:
+            draw_losses(file, runs)
+        with whole_file(out / "comparison.md") as file:
+            whole = f"{text}\n\n![Loss curves](comparison.png)\n"
+            file.write_text(whole, encoding="utf-8", errors="backslashreplace")
     return text
 
 
