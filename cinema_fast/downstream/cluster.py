@@ -11,7 +11,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from ..data.output import new_folder
-from ..data.tables import Table
+from ..data.tables import Table, is_number, means_number
 from .characteristics import Characteristic, describe
 from .clustering import CRITERION, SHARE_DRAWN, VARIANCE_KEPT, Clustering, check_cohort, find_clusters, lay_out
 from .embeddings import Embeddings, read_beside, read_embeddings
@@ -136,6 +136,7 @@ def _cluster(config: ClusterConfig) -> ClusterReport:
     lines, left_out = describe(columns, embeddings.studies, found.clusters)
     left_out = {column: f"{why} ({no_numbers[column]})" if column in no_numbers else why
                 for column, why in left_out.items()}
+    left_out |= {column: why for column, why in no_numbers.items() if column not in columns}
     report = ClusterReport(config, embeddings, found, lines, left_out, without_row)
     _write(report, lay_out(found.points, config.map, config.seed), columns)
     return report
@@ -153,7 +154,15 @@ def read_columns(table: Table, names: tuple[str, ...]) -> tuple[dict[str, dict],
         try:
             columns[name] = table.numeric(name)
         except ValueError as error:
-            columns[name], no_numbers[name] = words, str(error)
+            no_numbers[name] = str(error)
+            if any(means_number(word) and not is_number(word) for word in words.values()):
+                continue
+            try:
+                table.check_classes(name, words)
+            except ValueError as unlike:
+                no_numbers[name] = str(unlike)
+            else:
+                columns[name] = words
     return columns, no_numbers
 
 

@@ -15,7 +15,7 @@ from ..data.loader import LoaderError
 from ..data.output import new_folder
 from ..data.progress import progress_bar
 from ..data.store import CineStore, StoreError
-from ..data.tables import Table, landmark_voxels, read_landmarks
+from ..data.tables import Table, check_landmarks, check_matches, is_number, landmark_voxels, read_landmarks
 from ..train.setup import store_fingerprint
 from .assessment import Assessment
 from .cases import NEEDED, SegmentationCase, missing_structures
@@ -61,7 +61,13 @@ def _evaluate(config: EvaluateConfig) -> dict:
     landmarks, table_task = isinstance(run.task, Landmarks), isinstance(run.task, TableTask)
     table = read_named("--table", of_labels) if of_labels and not landmarks else None
     about = read_named("--about", config.about) if config.about else table
+    for one in (table, about if about is not table else None):
+        if one:
+            check_matches(one.path, one.rows, studies, cines.path, cines.ids)
     groups = {column: _about(about, "--subgroups").values(column) for column in config.subgroups}
+    for column in config.subgroups:
+        if not all(map(is_number, groups[column].values())):  # numbers make groups by their size
+            about.check_classes(column, studies)
     check_groups(groups, studies)  # now, not after the studies are predicted
     scans = _scans(config, about, studies, landmarks, structures)
     known = _known(config, about, run.task)
@@ -225,6 +231,8 @@ def _judge_table(
     """Judge every target of every study that has a value; returns {study: {target: predicted number}}."""
     clips = CLIP in run.shape.views
     store = ClipStore(cines, run.settled["run"]["views"]) if clips else cines
+    for target in (target for target in run.task.targets if target.classes):
+        table.check_classes(target.name, studies)
     truth = {target.name: table.values(target.name) if target.classes else table.numeric(target.name)
              for target in run.task.targets}  # fmt: skip
     predicted: dict[str, dict[str, float]] = defaultdict(dict)
@@ -262,6 +270,7 @@ def _judge_landmarks(
     run: FinetunedRun, store: CineStore, studies: Sequence[str], path: Path, sums: Assessment
 ) -> None:
     points = read_named("--table", path, read_landmarks)
+    check_landmarks(path, points, {study: store.views(study) for study in store.ids}, studies, store.path)
     for study in _told(studies, "finding landmarks"):
         for view in (v for v in store.views(study) if v in run.task.views and v in points.get(study, {})):
             info, known = store.info(study, view), points[study][view]
