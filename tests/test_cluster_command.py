@@ -139,7 +139,7 @@ def test_without_a_table_and_one_cluster(tmp_path, capsys):
         (("--clusters", "1"), "--clusters must be at least 2, got 1"),
         (("--resamples", "3"), "--resamples must be at least 20, got 3"),
         (("--seed", "-1"), "--seed must lie in 0..2**32 - 1, got -1"),
-        (("--out", __file__), "is a file or not empty: choose another folder to write"),
+        (("--out", __file__), "is a file; want a folder to write, which may be new"),
         (("--table", "nothing.csv"), "nothing.csv"),
     ],
 )

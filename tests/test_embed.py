@@ -13,6 +13,7 @@ from training_fixtures import FOUR, run, tiny_store, write_store  # noqa: F401
 
 import cinema_fast as cf
 from cinema_fast.cli import main
+from cinema_fast.data.lock import hold_folder
 from cinema_fast.data.sampler import frame_at
 from cinema_fast.data.store import CineStore
 from cinema_fast.train import embed as module
@@ -144,14 +145,16 @@ def test_a_killed_run_goes_on(tiny_store, runs, tmp_path, monkeypatch, name, lef
     arguments = ("embed", runs["heartmae-tiny"], tiny_store, out, "--device", "cpu")
     assert run(*arguments, code=KILL.format(name=name)).returncode == -signal.SIGKILL
     assert not out.exists() and (tmp_path / "out.parquet.parts" / "part-000000.parquet").exists()
-    with pytest.raises(ValueError, match=r"out\.parquet\.parts is there already: go on with --resume"):
-        embed(config_of(runs, tiny_store, out))
     with pytest.raises(ValueError, match=r"part-000000.*made otherwise.*\n  batch_size: was 32, now 7"):
-        embed(config_of(runs, tiny_store, out, resume=True, batch_size=7))
+        embed(config_of(runs, tiny_store, out, batch_size=7))
     made = []
     compute = embedding.embed_studies
     monkeypatch.setattr(embedding, "embed_studies", lambda *a, **k: (made.append(a[2]), compute(*a, **k))[1])
-    assert embed(config_of(runs, tiny_store, out, resume=True)).exit_code == 0
+    with hold_folder(tmp_path / "out.parquet.parts", "written", "wait", ValueError, print), pytest.raises(
+        ValueError, match=r"is being written by another process \(pid \d+ on .*\): wait for it"
+    ):
+        embed(config_of(runs, tiny_store, out))
+    assert embed(config_of(runs, tiny_store, out)).exit_code == 0
     assert len(made) == left
     embed(config_of(runs, tiny_store, tmp_path / "undisturbed"))
     assert pq.read_table(out).equals(pq.read_table(tmp_path / "undisturbed"), check_metadata=True)
@@ -205,7 +208,8 @@ def test_when_no_study_has_what_the_model_takes(runs, tmp_path, capfd):
     with pytest.raises(ValueError, match="more than one frame"):
         embed(config_of(runs, large, tmp_path / "none"))
     index = json.loads((path / "index.json").read_text())
-    index["studies"]["a"] = {"rvot": index["studies"]["a"]["sax"]}
+    (path / "studies/a/sax.npy").rename(path / "studies/a/rvot.npy")
+    index["studies"]["a"] = {"rvot": {**index["studies"]["a"]["sax"], "file": "studies/a/rvot.npy"}}
     del index["studies"]["b"]
     (path / "index.json").write_text(json.dumps(index))
     assert main(["embed", str(runs["cinema-tiny"]), str(path), str(tmp_path / "none"), "--device", "cpu"]) == 3

@@ -9,6 +9,7 @@ from labelled_discs import LABELLED, SPACING, discs, heart, write_discs, write_p
 
 from cinema_fast.cli import main
 from cinema_fast.data.clips import ClipStore, clip_frames
+from cinema_fast.data.output import OutputError
 from cinema_fast.data.store import CineStore
 from cinema_fast.downstream.evaluate import evaluate_run
 from cinema_fast.downstream.evaluate_config import EvaluateConfig
@@ -228,10 +229,10 @@ def test_what_does_not_fit_is_named_first(runs, tmp_path, name, options, told):
     assert not (tmp_path / "eval").exists()
 
 
-def test_folders(discs, runs, tmp_path):  # noqa: F811
+def test_folders(discs, runs, tmp_path, monkeypatch):  # noqa: F811
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"^(?!--).*full is a file or not empty: choose another folder"):
+    with pytest.raises(ValueError, match=r"^(?!--).*full is not empty: choose another folder"):
         evaluate_run(EvaluateConfig(runs / "landmarks", tmp_path / "full", device="cpu"))
     with pytest.raises(ValueError, match=r"holds no run \(no config.yaml\)"):
         evaluate_run(EvaluateConfig(tmp_path / "none", tmp_path / "eval", device="cpu"))
@@ -239,6 +240,14 @@ def test_folders(discs, runs, tmp_path):  # noqa: F811
     shutil.rmtree(new / "best")
     with pytest.raises(ValueError, match="has no weights yet: its first validation is at step 6"):
         evaluate_run(EvaluateConfig(new, tmp_path / "eval", device="cpu"))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)  # with the last of its files
+    with pytest.raises(OutputError, match="eval: the disk is full; nothing half-written stays: free some space"):
+        evaluate_run(EvaluateConfig(runs / "landmarks", tmp_path / "eval", device="cpu", resamples=20))
+    assert not (tmp_path / "eval").exists()
 
 
 @pytest.mark.parametrize(("options", "told"), [

@@ -120,6 +120,16 @@ def test_tables(refused, discs, tmp_path):  # noqa: F811
     refused(r"line 13: radius is 'unknown'.*--classes", "multitask", table=file, targets=("radius",))
     table(file, ["radius", *(f"s{n:02d},5" for n in range(12))])
     refused(r"'radius' is 5 for all of the 6 training studies whose labels are used", "regression", table=file)
+    for huge in ("1e300", "-1e39"):
+        table(file, ["radius", *rows[:11], f"s11,{huge}"])
+        refused(rf"other\.csv, line 13: radius is '{huge}', beyond 3\.4e\+38, the most", "regression", table=file)
+    table(file, ["radius", *(f"s{n:02d},0.1" for n in range(12))])  # whose standard deviation is computed as 1e-17
+    refused(r"'radius' is 0\.1 for all of the 6 training studies", "regression", table=file)
+    for text, plain in (("51,31", "51.31"), ("51%", "51"), ("1,051.5 %", "1051.5")):
+        table(file, ["radius", *(f's{n:02d},"{text}"' for n in range(12))])
+        for task in ("regression", "multitask"):
+            refused(rf"other\.csv, line 2: radius is '{text}', not a number: write {plain}, with a decimal point and "
+                    r"no other signs\. Leave the cell empty", task, table=file, targets=("radius",))  # fmt: skip
     refused(r"'radius' is among --classes; use --task classification", "regression", classes=("radius",))
     refused(r"'heart' has 5 classes in 9 studies$", "classification", targets=("heart",), table=_but(discs, file, 3))
     refused(r"'radius' has 6 classes in 8 studies; a number is learnt by --task regression", "classification",
@@ -161,6 +171,11 @@ def test_classes(refused, tmp_path):
     of("ynynynynnzyn", r"'big' 'z' is in the test studies and in none of")
     of("ynynyn---yny", r"none of the 3 validation studies has images and labels for --task classification")
     of("------ynynyn", r"none of the 6 training studies has images and labels")
+    table(file, ["big", *(f"s{n:02d},{name}" for n, name in enumerate(["male", "female", " Male ", "Fe male"] * 3))])
+    refused(r"classes\.csv: big is 'male' on line 2 and 'Male' on line 4, which would be two classes: spell it in one",
+            "classification", table=file, split=split)  # fmt: skip
+    table(file, ["big", *(f"s{n:02d},{name}" for n, name in enumerate(["0", "1", "1.0"] * 4))])
+    refused(r"big is '1' on line 3 and '1\.0' on line 4", "classification", table=file, split=split)
     of("ynnnnnynnnyn", r"--shots 2: only 1 labelled training studies of class 'y'", shots=2)
     of("ynnnnnynnnyn", r"'big' 'y' is in the val studies and in none of the 2 training .* used: "
        "take other studies .*--subset-seed", label_fraction=0.3, subset_seed=1)  # fmt: skip
@@ -174,8 +189,12 @@ def test_landmarks(refused, tmp_path):
     refused(r"frame 9 of lax_4c of s00, which has 4 frames", "landmarks", table=write_points(file, frames=(1, 9)))
     refused(r"some\.csv: no landmarks of lax_2c of a study of", "landmarks", table=file, views=("lax_2c",))
     file.write_text(f"{HEAD}\nx1,lax_4c,0,apex,1,2,3\n")
-    refused(r"no landmarks of any view of a study of .* \(the table's first study is 'x1', the store's 's00'\)",
+    refused(r"some\.csv: none of the 12 studies of .* is in it: they are 's00', 's01', .*, \.\.\.; it has 'x1'$",
             "landmarks", table=file)  # fmt: skip
+    lines = write_points(file).read_text().replace(",lax_4c,", ",LAX-4c,")
+    file.write_text(lines)
+    refused(r"some\.csv: \d+ lines are of the view 'LAX-4c', which .* spells 'lax_4c': correct the table", "landmarks",
+            table=file)  # fmt: skip
     lines = write_points(file).read_text().splitlines()
     turned = [line.split(",") for line in lines[1:]]
     far = [",".join([*cells[:4], f"{-float(cells[4])}", cells[5], cells[6]]) for cells in turned]

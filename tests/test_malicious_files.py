@@ -13,6 +13,7 @@ import pytest
 import yaml
 from training_fixtures import FOUR, write_store
 
+from cinema_fast.data.check import check_store
 from cinema_fast.data.motion import MotionTask, map_study
 from cinema_fast.data.store import CineStore, StoreError
 from cinema_fast.data.view_rules import read_rules
@@ -101,6 +102,25 @@ def test_names_in_an_index_cannot_leave_the_store(store, tmp_path, name, of):
     with pytest.raises(StoreError, match=r"index\.json: study .* no names of a folder and a file"):
         CineStore(store)
     assert not list((tmp_path / "victim").iterdir())
+
+
+@pytest.mark.parametrize("file", ["{outside}/sax.npy", "../victim/sax.npy", "studies/../../victim/sax.npy",
+                                  "studies/s1/sax.npy", "studies/s0/./sax.npy"])  # fmt: skip
+@pytest.mark.parametrize("of", ["cine", "motion", "labels"])
+def test_files_in_an_index_cannot_lie_elsewhere(store, tmp_path, file, of):
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim/sax.npy").write_bytes((store / "studies/s0/sax.npy").read_bytes())
+    index = json.loads((store / "index.json").read_text())
+    record = index["studies"]["s0"]["sax"]
+    named = file.format(outside=tmp_path / "victim")
+    if of == "cine":
+        record["file"] = named
+    else:
+        record[of] = {"file": named, "sha256": "0", "max_px": 1.0, "frames": [0]}
+    (store / "index.json").write_text(json.dumps(index))
+    for use in (CineStore, check_store):
+        with pytest.raises(StoreError, match=r"index\.json: study 's0', view 'sax': its file is .*, want studies"):
+            use(store)
 
 
 def test_vectors_with_a_type_of_their_own(tmp_path):

@@ -82,7 +82,7 @@ def test_a_study_depends_on_its_number_only(cohort, tmp_path):
 def test_refuses_a_folder_that_is_not_empty(cohort):
     folder, _ = cohort
     before = (folder / "truth.json").read_bytes()
-    with pytest.raises(FileExistsError, match="not an empty folder"):
+    with pytest.raises(FileExistsError, match="is not empty: choose another folder"):
         write_cohort(folder, 1, 0, **SMALL)
     with pytest.raises(FileExistsError, match=r"truth\.json"):
         write_cohort(folder / "truth.json", 1, 0, **SMALL)

@@ -82,7 +82,7 @@ def test_mistakes(fitted, tmp_path, capsys):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for run, src, out, options, expected in (
-        (fitted, "src", "full", (), "full is a file or not empty"),
+        (fitted, "src", "full", (), "full is not empty: choose another folder to write"),
         (tmp_path / "pre", "src", "out", (), "is a run of pretrain: fine-tune it"),
         (tmp_path / "none", "src", "out", (), "holds no run"),
         (fitted, "none", "out", (), "none is not a folder"),

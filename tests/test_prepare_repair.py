@@ -175,6 +175,59 @@ def test_everything_else_that_is_wrong_is_found_too(prepared):
         check_store(store / "studies", progress=False)
 
 
+ALTERED = {
+    "a spacing": lambda index: index["studies"]["p1"]["sax"].update(spacing_mm=[2.0, 2.0, 10.0]),
+    "a shape of the same size": lambda index: index["studies"]["p1"]["lax_2c"].update(shape=[2, 80, 40]),
+    "a frame time": lambda index: index["studies"]["p1"]["lax_2c"].update(frame_time_ms=1.0),
+    "the source": lambda index: index["studies"]["p1"]["sax"]["source"].update(file="other.nii.gz"),
+    "a key that no program knows": lambda index: index["studies"]["p1"]["sax"].update(later=1),
+    "an option": lambda index: index["prepare"].update(sax_spacing=[2.0, 2.0, 10.0]),
+    "a study gone": lambda index: index["studies"].pop("p2"),
+}
+
+
+@pytest.mark.parametrize("kind", ALTERED)
+@pytest.mark.parametrize("summed", [True, False], ids=["", "of a store from before"])
+def test_an_altered_index_is_found(prepared, kind, summed):
+    """By its own checksum; in a store from before, which has none, by the studies' records, as far as they tell."""
+    store = prepared[1]
+    index = json.loads((store / "index.json").read_text())
+    if not summed:
+        del index["sha256"]
+        (store / "index.json").write_text(json.dumps(index))
+        report = check_store(store, progress=False)
+        assert report.exit_code == 0 and "the index itself has no checksum: the next `cinema-fast prep" in str(report)
+    ALTERED[kind](index)
+    (store / "index.json").write_text(json.dumps(index))
+    of_study = kind in ("a spacing", "a shape of the same size", "a frame time", "the source")
+    files = ["index.json"] * summed + ["studies/p1/study.json"] * of_study
+    report = check_store(store, progress=False)
+    assert [fault.file for fault in report.faults] == files and report.exit_code == bool(files)
+    if kind == "a spacing":
+        assert "spacing_mm of sax is (1.0, 1.0, 10.0) here, (2.0, 2.0, 10.0) in the index" in str(report)
+    if summed:
+        assert "makes the index anew" in str(report) or of_study
+
+
+def test_an_altered_index_is_made_anew(prepared):
+    src, store = prepared
+    before = content(store)
+    index = json.loads((store / "index.json").read_text())
+    for change in (ALTERED["a spacing"], lambda index: index["studies"]["p1"]["sax"].update(file="../x.npy")):
+        changed = json.loads(json.dumps(index))
+        change(changed)
+        (store / "index.json").write_text(json.dumps(changed))
+        assert run(src, store).unchanged == 3 and content(store) == before
+
+
+@pytest.mark.parametrize("tail", ['{before}, "prepare": {{}}}}\n', "{whole} ", '{whole}\n'])
+def test_what_is_appended_to_an_index_is_found(prepared, tail):
+    file = prepared[1] / "index.json"
+    whole = file.read_text()
+    file.write_text(tail.format(whole=whole, before=whole.rstrip()[:-1]))
+    assert [fault.file for fault in check_store(prepared[1], progress=False).faults] == ["index.json"]
+
+
 def test_altered_pixels_without_sources_are_reported(prepared):
     src, store = prepared
     overwrite(store / "studies/p1/sax.npy", 4000, b"\1\2\3\4")

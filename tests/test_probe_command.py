@@ -142,7 +142,7 @@ def test_numbers_that_are_classes_and_the_same_again(cohort, tmp_path):
         (("--test", "0.999"), "ef: --test 0.999: "),
         (("--seeds", "1", "1"), "--seeds wants different numbers"),
         (("--neighbours", "0"), "--neighbours must be at least 1, got 0"),
-        (("--out", __file__), "is a file or not empty: choose another folder to write"),
+        (("--out", __file__), "is a file; want a folder to write, which may be new"),
     ],
 )
 def test_mistakes(cohort, tmp_path, capsys, change, expected):

@@ -39,6 +39,13 @@ def folder(tmp_path):
     return path
 
 
+def linked(folder, study: str, names: list[str]) -> list[str]:
+    """The names, each then that of a link to the study's folder."""
+    for name in names:
+        (folder / "studies" / name).symlink_to(study)
+    return names
+
+
 def test_reads_what_was_written(folder):
     store = pickle.loads(pickle.dumps(CineStore(folder)))
     assert store.ids == ["p1", "p2"] and store.prepare == {"lax_size": [14, 12]}
@@ -63,7 +70,9 @@ def test_index_holds_little_and_opens_with_little(folder):
     assert len((folder / "index.json").read_text().splitlines()) == 4
     record = index["studies"]["p2"]["sax"]
     assert set(record) == {"file", "shape", "spacing_mm", "frame_time_ms", "sha256", "source"}
-    studies = {f"{n:07}": {"sax": {**record, "sha256": f"{n:064x}", "frame_time_ms": n / 7}} for n in range(4000)}
+    names = linked(folder, "p2", [f"{n:07}" for n in range(4000)])
+    studies = {name: {"sax": {**record, "file": f"studies/{name}/sax.npy", "sha256": f"{int(name):064x}",
+                              "frame_time_ms": int(name) / 7}} for name in names}
     write_index(folder, {}, studies)
     tracemalloc.start()
     assert len(CineStore(folder).ids) == 4000
@@ -98,14 +107,15 @@ def test_version_1_is_read(folder):
 
 def test_files_on_a_slow_disk_are_looked_for_many_at_a_time(folder, monkeypatch):
     record = json.loads((folder / "index.json").read_text())["studies"]["p1"]["lax_4c"]
-    studies = {f"{n:03}": {"lax_4c": record} for n in range(2500)}
-    studies["777"] = {"lax_4c": {**record, "file": "studies/777.npy"}}
+    names = linked(folder, "p1", [f"{n:04}" for n in range(2500)])
+    studies = {name: {"lax_4c": {**record, "file": f"studies/{name}/lax_4c.npy"}} for name in names}
+    (folder / "studies/0777").unlink()
     write_index(folder, {}, studies)
     threads, seconds = set(), iter(range(9))
     wrong_sizes = store_module.wrong_sizes
     monkeypatch.setattr(store_module, "wrong_sizes", lambda i: threads.add(get_ident()) or wrong_sizes(i))
     monkeypatch.setattr(store_module.time, "perf_counter", lambda: next(seconds))
-    with pytest.raises(StoreError, match=r"1 files do not fit the index:\n.*777\.npy: No such file"):
+    with pytest.raises(StoreError, match=r"1 files do not fit the index:\n.*0777/lax_4c\.npy: No such file"):
         CineStore(folder)
     assert len(threads) > 2
 

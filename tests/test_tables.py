@@ -13,7 +13,14 @@ from test_prepare import run
 from cinema_fast.data.phantom import LANDMARKS, make_study, write_cohort
 from cinema_fast.data.prepare import PrepareConfig, prepare
 from cinema_fast.data.store import CineStore
-from cinema_fast.data.tables import landmark_voxels, read_landmarks, read_table
+from cinema_fast.data.tables import (
+    MOST,
+    check_landmarks,
+    check_matches,
+    landmark_voxels,
+    read_landmarks,
+    read_table,
+)
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=8).map(str.strip)
 NAMES = st.lists(WORDS.filter(bool), min_size=1, max_size=3, unique=True)
@@ -39,7 +46,7 @@ def test_what_is_written_is_read(tmp_path_factory, studies, columns, data, ends,
         assert table.values(name) == {study: row[name] for study, row in rows.items() if row[name]}
 
 
-@given(values=st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=9))
+@given(values=st.lists(st.none() | st.floats(-MOST, MOST), min_size=1, max_size=9))
 def test_numbers_are_read_exactly(tmp_path_factory, values):
     path = tmp_path_factory.getbasetemp() / "numbers.csv"
     path.write_text("study,ef\n" + "".join(f"s{n}, {'' if v is None else repr(v)} \n" for n, v in enumerate(values)))
@@ -81,6 +88,33 @@ def test_values_that_are_no_numbers(tmp_path, value):
     assert table.values("ef") == {"b": value}
     with pytest.raises(ValueError, match="no column 'EF'; did you mean 'ef'"):
         table.numeric("EF")
+
+
+def test_what_matches_in_part_is_said(tmp_path, capsys):
+    path, listed = tmp_path / "t.csv", [f"s{n}" for n in range(3, 12)]
+    check_matches(path, listed, listed[::-1], "store")
+    assert capsys.readouterr().err == ""
+    check_matches(path, listed, [f"s{n}" for n in range(10)], "store")
+    assert capsys.readouterr().err == (
+        f"{path}: 7 of the 10 studies of store are in it; 3 are not: 's0', 's1', 's2'; 2 of its 9 are not there: "
+        "'s10', 's11'\n")
+    check_matches(path, listed, ["s3"], "store", whole=[f"s{n}" for n in range(20)])
+    assert capsys.readouterr().err == ""
+    check_matches(path, listed, ["s3"], "store")
+    assert "8 of its 9 are not there: 's4', 's5', 's6', 's7', 's8', ...\n" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"none of the 2 studies of store is in it: they are 'a', 'b'; it has 's3', '"):
+        check_matches(path, listed, ["a", "b"], "store")
+
+
+def test_views_that_a_store_has_not_are_said(tmp_path, capsys):
+    points = read_landmarks(written(tmp_path, HEADER + "".join(
+        f"a,{view},{t},apex,1,2,3\n" for view in ("lax_4c", "lax_3c", "4ch") for t in (0, 1))))  # fmt: skip
+    check_landmarks(tmp_path / "t.csv", points, {"a": ("sax", "lax_4c")}, ["a"], tmp_path / "store")
+    assert capsys.readouterr().err == (
+        f"{tmp_path}/t.csv: no study of {tmp_path}/store has the view 'lax_3c' (2 lines), '4ch' (2 lines): left out; "
+        "its views are sax, lax_4c\n")
+    with pytest.raises(ValueError, match=r"2 lines are of the view '4ch', which .*store spells '4_CH': correct the t"):
+        check_landmarks(tmp_path / "t.csv", points, {"a": ("4_CH",)}, ["a"], tmp_path / "store")
 
 
 HEADER = "study,view,frame,landmark,x_mm,y_mm,z_mm\n"

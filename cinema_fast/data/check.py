@@ -10,7 +10,6 @@ modification tell nothing: copies have their own.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,14 +18,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .parsed_file import read_json
 from .pool import available_cores
 from .progress import progress_bar
-from .regular_file import open_regular, read_regular
+from .regular_file import open_regular
 from .store import (
     NPY_HEADER_BYTES,
     CineInfo,
     StoreError,
     check_npy_header,
+    files_of,
+    index_is_as_written,
     labels_file,
     make_info,
     motion_file,
@@ -34,9 +36,11 @@ from .store import (
     wrong_sizes,
 )
 
+INDEX = "index.json"
+
 
 class Fault(NamedTuple):
-    """A file of a store that is not what was prepared; file: relative to the store."""
+    """A file of a store that is not what was prepared; file: relative to the store. study: "" where it is the index."""
 
     study: str
     file: str
@@ -51,10 +55,14 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What `check_store` found in a store of `n_studies`; faults are sorted by study and file."""
+    """What `check_store` found in a store of `n_studies`; faults are sorted by study and file.
+
+    index_summed: the index has a checksum of its own, which stores of before have not.
+    """
 
     n_studies: int
     faults: list[Fault]
+    index_summed: bool = True
 
     @property
     def exit_code(self) -> int:
@@ -63,15 +71,16 @@ class CheckReport:
 
     def __str__(self) -> str:
         if not self.faults:
-            return f"{self.n_studies} studies, every file as it was prepared"
-        spoilt = len({fault.study for fault in self.faults})
+            unsummed = "; the index itself has no checksum: the next `cinema-fast prepare` of this store gives it one"
+            return f"{self.n_studies} studies, every file as it was prepared" + unsummed * (not self.index_summed)
+        spoilt = len({fault.study for fault in self.faults if fault.file != INDEX})
         maps = [fault.motion is not None for fault in self.faults]
         what = "motion maps" if all(maps) else "studies and motion maps" if any(maps) else "studies"
         return "\n".join([
             f"{len(self.faults)} files, of {spoilt} of {self.n_studies} studies, are not what was prepared:",
             *(f"{fault.file}: {fault.reason}" for fault in self.faults),
             f"`cinema-fast prepare SRC STORE --check{' --motion' if any(maps) else ''}`, with the options of before, "
-            f"makes these {what} anew",
+            f"makes {f'these {what}' if spoilt else 'the index'} anew",
         ])
 
 
@@ -86,21 +95,35 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
         StoreError: no store, or its index cannot be read.
     """
     path = Path(path)
-    index = read_index(path)["studies"]
+    index = read_index(path)
     faults, sums = [], {}
-    for study, views in index.items():
+    if "sha256" in index and not index_is_as_written(path, index["sha256"]):
+        faults.append(Fault("", INDEX, "altered: its SHA-256 is not the one that is written at its end"))
+    for study, views in index["studies"].items():
         sums[study] = {f"studies/{study}/{view}.npy": info.sha256 for view, info in views.items()}
         sums[study] |= {motion_file(study, view): info.motion.sha256 for view, info in views.items() if info.motion}
         sums[study] |= {labels_file(study, view): info.labels.sha256 for view, info in views.items() if info.labels}
         file = f"studies/{study}/study.json"
         try:
-            found = _infos(path, study, _records(path, study))
-            if {view: info.sha256 for view, info in found.items()} != {v: info.sha256 for v, info in views.items()}:
-                faults.append(Fault(study, file, "belongs to another preparation than the index"))
+            if differs := _difference(_infos(path, study, _records(path, study)), views):
+                faults.append(Fault(study, file, differs))
         except StoreError as err:
             faults.append(Fault(study, file, str(err).removeprefix(f"{path / file}: ")))
     faults += find_altered(path, sums, workers=workers, progress=progress)
-    return CheckReport(len(sums), sorted(faults))
+    return CheckReport(len(sums), sorted(faults), index_summed="sha256" in index)
+
+
+def _difference(found: dict[str, CineInfo], index: dict[str, CineInfo]) -> str | None:
+    """What study.json says otherwise than the index."""
+    if {view: info.sha256 for view, info in found.items()} != {view: info.sha256 for view, info in index.items()}:
+        return "belongs to another preparation than the index"
+    for view, info in found.items():
+        if index[view].motion is None:  # a map whose preparation was killed before it came into the index
+            info = info._replace(motion=None)
+        for name, here, there in zip(info._fields, info, index[view]):
+            if here != there:
+                return f"{name} of {view} is {here} here, {there} in the index"
+    return None
 
 
 def find_altered(
@@ -159,7 +182,7 @@ def read_studies(
 def _records(store: Path, study: str) -> dict[str, dict]:
     file = store / "studies" / study / "study.json"
     try:
-        records = json.loads(read_regular(file))
+        records = read_json(file)
         if not isinstance(records, dict) or not records:
             raise ValueError("no records in it")
         return records
@@ -173,12 +196,9 @@ def _infos(store: Path, study: str, records: dict[str, dict]) -> dict[str, CineI
     for view, record in records.items():
         try:
             infos[view] = info = make_info(str(store), record)
-            if record["file"] != f"studies/{study}/{view}.npy":
-                raise ValueError(f"the file {record['file']}")
-            if info.motion and record["motion"]["file"] != motion_file(study, view):
-                raise ValueError(f"the motion map {record['motion']['file']}")
-            if info.labels and record["labels"]["file"] != labels_file(study, view):
-                raise ValueError(f"the label maps {record['labels']['file']}")
+            for path, expected in zip(info.paths, files_of(study, view)):
+                if path not in (None, f"{store}/{expected}"):
+                    raise ValueError(f"its file is {path.removeprefix(f'{store}/')}, want {expected}")
             found = np.shape(record["window"]), np.shape(record["affine"])
             if found != ((info.shape[0], 2), (4, 4)):
                 raise ValueError(f"a window and an affine of the shapes {found}")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from .output import folder_for, whole_file
+from .parsed_file import parse_json
 from .regular_file import read_regular
 from .store import VIEWS, CineInfo, CineStore
 
@@ -21,20 +22,26 @@ MAX_STUDIES, MAX_GIF_FRAMES, LISTED = 12, 60, 5
 def inspect_store(path: Path | str, out: Path | None = None) -> str:
     """Describe a store in a page of text, and with `out` draw OUT/contact_sheet.png and OUT/study.gif.
 
-    Raises StoreError for what is no store or damaged, OSError where OUT cannot be written.
+    Raises StoreError for what is no store or damaged, OutputError where OUT cannot be written.
     """
     store = CineStore(path)
-    text = describe(store)
     if out is None:
-        return text
-    out.mkdir(parents=True, exist_ok=True)
+        return describe(store)
+    with folder_for(out):
+        return f"{describe(store)}\n{_draw(store, out)}"
+
+
+def _draw(store: CineStore, out: Path) -> str:
+    """The pictures, and a line about each."""
     shown = store.ids[:: -(-len(store.ids) // MAX_STUDIES)]
-    contact_sheet(store, shown).save(out / "contact_sheet.png")
+    with whole_file(out / "contact_sheet.png") as file:
+        contact_sheet(store, shown).save(file)
     study = max(store.ids, key=lambda study: len(store.views(study)))  # of those with most views the first
     first, *others = moving_study(store, study)
-    first.save(out / "study.gif", save_all=True, append_images=others, duration=_gif_step(store, study), loop=0)
+    with whole_file(out / "study.gif") as file:
+        first.save(file, save_all=True, append_images=others, duration=_gif_step(store, study), loop=0)
     outlines = ", labels outlined at the first frame that has them" if _labelled(store) else ""
-    return (f"{text}\n{out / 'contact_sheet.png'}: {len(shown)} studies at their first frame, SAX in its middle slice"
+    return (f"{out / 'contact_sheet.png'}: {len(shown)} studies at their first frame, SAX in its middle slice"
             f"{outlines}\n{out / 'study.gif'}: {study}")
 
 
@@ -93,7 +100,7 @@ def _range(values: list[float]) -> str:
 
 def _failures(path: Path) -> list[str]:
     try:
-        failures = [json.loads(line) for line in read_regular(path / "failures.jsonl").decode().splitlines()]
+        failures = [parse_json(line) for line in read_regular(path / "failures.jsonl").decode().splitlines()]
         lines = [f"  {failure['file']}: {failure['reason']}" for failure in failures[:LISTED]]
     except FileNotFoundError:
         return ["failures: no failures.jsonl"]

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .parsed_file import read_json
 from .pool import available_cores, run_in_processes
 from .progress import progress_bar
 from .store import StoreError, motion_file, sync_folder, write_array, write_atomic
@@ -128,7 +129,7 @@ def _publish(task: MotionTask, maps: dict[str, dict]) -> None:
     for record in maps.values():
         os.replace(task.folder / Path(record["file"]).name, task.store / record["file"])
     sync_folder(target)
-    records = json.loads((target / "study.json").read_bytes())
+    records = read_json(target / "study.json")
     for view, record in maps.items():
         records[view]["motion"] = record
     write_atomic(target / "study.json", [json.dumps(records)])

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .output import new_folder
 from .phantom_heart import BeatingHeart
 from .phantom_patient import DISEASES, Patient, draw_patient
 from .phantom_render import HeartRenderer
@@ -295,7 +296,7 @@ def write_cohort(dst: str | Path, n: int, seed: int, *, workers: int = 1, **opti
         options: keyword arguments of `make_study`.
 
     Raises:
-        FileExistsError: `dst` is not empty.
+        FileExistsError: `dst` is not empty. OutputError: it cannot be written; nothing of it stays.
         ValueError, TypeError: an argument out of range, or one that `make_study` does not know.
     """
     dst = Path(dst)
@@ -303,8 +304,12 @@ def write_cohort(dst: str | Path, n: int, seed: int, *, workers: int = 1, **opti
     _check_options(**options)
     if n < 1 or workers < 1:
         raise ValueError(f"n and workers must be at least 1, got {n} and {workers}")
-    if dst.exists() and (not dst.is_dir() or any(dst.iterdir())):
-        raise FileExistsError(f"{dst} is not an empty folder: remove it, or name a new one, to write a cohort")
+    written = ("heart-*.nii.gz", "labels", "truth.json", "truth.csv", "landmarks.csv")
+    with new_folder(dst, "phantom", {"n": n, "seed": seed, **options}, written):
+        return _write_cohort(dst, n, seed, workers, options)
+
+
+def _write_cohort(dst: Path, n: int, seed: int, workers: int, options: dict[str, Any]) -> list[str]:
     (dst / "labels").mkdir(parents=True, exist_ok=True)
     write = partial(_write_study, dst, seed, options)
     if workers == 1:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from .regular_file import read_regular
+from .parsed_file import read_json
 
 
 class StoreError(ValueError):
@@ -54,6 +53,11 @@ class CineInfo(NamedTuple):
     labels: LabelInfo | None = None
 
     @property
+    def paths(self) -> tuple[str, str | None, str | None]:
+        """Of the cine, the motion map and the label maps, None for what there is not."""
+        return self.path, self.motion and self.motion.path, self.labels and self.labels.path
+
+    @property
     def files(self) -> list[tuple[str, tuple[int, ...]]]:
         """(path, shape of the array in it) of the cine and, where there are any, of its motion and label maps."""
         files = [(self.path, self.shape)]
@@ -83,7 +87,7 @@ class CineInfo(NamedTuple):
         path = Path(self.path)
         file = path.with_name("study.json")
         try:
-            record = json.loads(read_regular(file))[path.stem]
+            record = read_json(file)[path.stem]
             if record["sha256"] != self.sha256:
                 raise ValueError("it belongs to another preparation than the index")
             return np.array(record[key] if default is None else record.get(key, default), dtype).reshape(shape)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .lock import hold_folder, is_held
+from .parsed_file import parse_json
 from .store import StoreError, lock_store, write_atomic
 from .study import Failure
 
@@ -120,7 +121,7 @@ def read_outcomes(store: Path) -> list[Failure]:
             except FileNotFoundError:
                 failures.append(Failure("", None, f"shard {shard}", "has not run to its end"))
             else:
-                failures += [Failure(**json.loads(line)) for line in lines]
+                failures += [Failure(**parse_json(line)) for line in lines]
     return failures
 
 

@@ -13,12 +13,12 @@ null), `sha256` of the .npy, `source` (file and its sha256) and, where there are
 sha256, `frames`, those of the cine that are labelled, `values`, the labels in them but 0, both ascending, and where the
 crop has cut labels off `cut`, the share of their volume; older stores have no `values` and `cut`); 0.4 kB a view, 0.5
 with either map, so that a store of 70,000 studies opens in seconds; and `remarks` about the headers of its files, where
-there are any. The record in study.json holds besides: `window`
-(raw intensities that became 0 and 255), `affine` (stored voxel index -> scanner mm, RAS+), `centred_on`, `prepare` (the
-options), `arrangement` (which axis of its file each axis was made of, `orientation.py`; in older stores absent), and of
+there are any. The record in study.json holds besides: `window` (raw intensities that became 0 and 255), `affine`
+(stored voxel index -> scanner mm, RAS+), `centred_on`, `prepare` (the options), `arrangement` (which axis of its file each axis was made of, `orientation.py`; in older stores absent), and of
 `source` and `labels` name, size and modification time of every file that went in. In version 1 the index held all of
 them but the options; both versions are read, version 2 is written. Programs from before the label maps read a store
-that has some as one without, so they came with no new version.
+that has some as one without, so they came with no new version. The index ends with its own `sha256`, of the bytes
+before that key, which `cinema-fast verify` compares; older stores have none, older programs pass over it.
 
 What is noticed of damage, and when, is in `check.py`.
 
@@ -37,7 +37,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
@@ -49,11 +49,13 @@ import numpy as np
 
 from .lock import hold_folder
 from .npy import NPY_HEADER_BYTES, header_fault, npy_header
+from .parsed_file import parse_json
 from .records import CineInfo, StoreError, make_info
 from .regular_file import read_regular
 
 FORMAT, VERSION = "cinema-fast store", 2
 VIEWS = ("sax", "lax_2c", "lax_3c", "lax_4c")
+_SUM = ', "sha256": "'  # the last key of an index
 
 
 class IndexLost(StoreError):
@@ -208,6 +210,11 @@ class CineStore:
         return {**self.__dict__, "_checked": {}}  # another process checks for itself
 
 
+def files_of(study: str, view: str) -> tuple[str, str, str]:
+    """Where the cine, the motion map and the label maps of a view lie, relative to the store."""
+    return f"studies/{study}/{view}.npy", motion_file(study, view), labels_file(study, view)
+
+
 def motion_file(study: str, view: str) -> str:
     """Where the motion map of a view lies, relative to the store."""
     return f"studies/{study}/{view}.motion.npy"
@@ -265,7 +272,7 @@ def read_index(path: Path) -> dict:
     collecting = gc.isenabled()
     gc.disable()  # nothing parsed is garbage: to search it again and again costs a fifth of the time
     try:
-        index = json.loads(read_regular(file).decode(), object_pairs_hook=shrunk)
+        index = parse_json(read_regular(file).decode(), object_pairs_hook=shrunk)
     except FileNotFoundError:
         what = "is not a cine store (no index.json there)" if path.is_dir() else "does not exist"
         merge = " --merge" if (path / ".shards").is_dir() else ""
@@ -291,7 +298,18 @@ def read_index(path: Path) -> dict:
             if "/" in study + view or {study, view} & {"", ".", ".."}:  # prepare writes to places of these names
                 raise StoreError(f"{file}: study {study!r}, view {view!r} are no names of a folder and a file in it; "
                                  f"this store was not written by prepare")
+            for path, expected in zip(info.paths, files_of(study, view)):  # elsewhere may be anything of this machine
+                if path not in (None, f"{root}/{expected}"):
+                    raise IndexLost(f"{file}: study {study!r}, view {view!r}: its file is "
+                                    f"{path.removeprefix(f'{root}/')}, want {expected}: the index was altered; run "
+                                    f"prepare again")
     return index
+
+
+def index_is_as_written(path: Path, sha256: object) -> bool:
+    """Whether the bytes of a store's index are those that `write_index` wrote under this checksum. Raises OSError."""
+    before, _, end = read_regular(path / "index.json").rpartition(_SUM.encode())
+    return end.decode(errors="replace") == f'{sha256}"}}\n' and hashlib.sha256(before).hexdigest() == sha256
 
 
 def write_index(path: Path, options: dict, studies: dict[str, dict[str, dict]]) -> None:
@@ -299,7 +317,15 @@ def write_index(path: Path, options: dict, studies: dict[str, dict[str, dict]]) 
     head = json.dumps({"format": FORMAT, "version": VERSION, "prepare": options})
     lines = (f"{json.dumps(study)}: {json.dumps(index_records(studies[study]))}" for study in sorted(studies))
     parts = (f"{',' if n else ''}\n{line}" for n, line in enumerate(lines))
-    write_atomic(path / "index.json", chain([f'{head[:-1]}, "studies": {{'], parts, ["\n}}\n"]))
+    write_atomic(path / "index.json", _summed(chain([f'{head[:-1]}, "studies": {{'], parts, ["\n}"])))
+
+
+def _summed(parts: Iterable[str]) -> Iterator[str]:
+    sha256 = hashlib.sha256()
+    for part in parts:
+        sha256.update(part.encode())
+        yield part
+    yield f'{_SUM}{sha256.hexdigest()}"}}\n'
 
 
 def index_records(records: dict[str, dict]) -> dict[str, dict]:

@@ -7,7 +7,9 @@ import difflib
 import io
 import math
 import re
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,10 @@ import numpy as np
 from .records import CineInfo
 
 LANDMARK_COLUMNS = ("study", "view", "frame", "landmark", "x_mm", "y_mm", "z_mm")
+
+
+MOST = float(np.finfo(np.float32).max)  # what models compute in
+NAMED = 5  # studies of a table that are named on either side
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +44,25 @@ class Table:
         """study -> finite number of a column, where there is one.
 
         Raises:
-            ValueError: no such column, or a value that is no number (also nan and inf: leave unknown values out).
+            ValueError: no such column, a value that is no number (also nan and inf: leave unknown values out), or one
+                beyond MOST.
         """
         return {study: _number(self.path, self.lines[study], column, text)
                 for study, text in self.values(column).items()}
+
+    def check_classes(self, column: str, studies: Collection[str]) -> None:
+        """Raise ValueError where two classes of a column, over `studies`, must be one: they differ by no more than case
+        or spaces, or they are the same number."""
+        studies, first = set(studies), {}
+        for study, text in self.values(column).items():
+            if study not in studies:
+                continue
+            one = first.setdefault(float(text) if is_number(text) else "".join(text.casefold().split()), study)
+            if (other := self.rows[one][column]) != text:
+                raise ValueError(
+                    f"{self.path}: {column} is {other!r} on line {self.lines[one]} and {text!r} on line "
+                    f"{self.lines[study]}, which would be two classes: spell it in one way"
+                )
 
 
 def is_number(text: str) -> bool:
@@ -50,6 +71,70 @@ def is_number(text: str) -> bool:
         return "_" not in text and math.isfinite(float(text))  # Python's own 1_000
     except ValueError:
         return False
+
+
+def means_number(text: str) -> bool:
+    """Whether a cell is a number, or would be one without a decimal comma, commas between thousands or a sign %."""
+    return is_number(text) or _as_number(text) is not None
+
+
+def _as_number(text: str) -> str | None:
+    bare = text.removesuffix("%").strip()
+    found = bare.replace(",", "") if "." in bare or bare.count(",") > 1 else bare.replace(",", ".")
+    return found if found != text and is_number(found) else None
+
+
+def check_matches(
+    path: Path, listed: Collection[str], studies: Collection[str], where: Path | str, whole: Collection[str] = ()
+) -> None:
+    """Say on stderr how many of the `studies` of `where` a table lists and how many it does not, and how many others,
+    with some of each; nothing where they are the same. whole: what else it may list, as others of a store.
+
+    Raises ValueError where it lists none of the studies.
+    """
+    there, known = set(listed), {*studies, *whole}
+    lacking, other = [one for one in studies if one not in there], [one for one in listed if one not in known]
+    if len(lacking) == len(studies):
+        raise ValueError(f"{path}: none of the {len(studies)} studies of {where} is in it: they are {_named(lacking)}; "
+                         f"it has {_named(list(listed))}")
+    parts = [f"{len(studies) - len(lacking)} of the {len(studies)} studies of {where} are in it"]
+    parts += [f"{len(lacking)} are not: {_named(lacking)}"] if lacking else []
+    parts += [f"{len(other)} of its {len(listed)} are not there: {_named(other)}"] if other else []
+    if len(parts) > 1:
+        print(f"{path}: {'; '.join(parts)}", file=sys.stderr)
+
+
+def _named(studies: Sequence[str]) -> str:
+    return ", ".join(map(repr, studies[:NAMED])) + (", ..." if len(studies) > NAMED else "")
+
+
+def check_landmarks(
+    path: Path, points: Mapping[str, Mapping[str, Mapping]], views_of: Mapping[str, Sequence[str]],
+    studies: Collection[str], where: Path,
+) -> None:  # fmt: skip
+    """Say on stderr which views of a table of `read_landmarks` a store has not, and which studies, as `check_matches`.
+    views_of: {study of the store `where`: its views}. studies: those of it that are wanted.
+
+    Raises ValueError where a view is one of the store's but for case and signs, or none of the studies is in the table.
+    """
+    check_matches(path, points, studies, where, views_of)
+    lines = Counter(view for views in points.values() for view, frames in views.items()
+                    for known in frames.values() for _ in known)  # fmt: skip
+    here = dict.fromkeys(view for views in views_of.values() for view in views)
+    spelt = {_plain(view): view for view in here}
+    absent = [view for view in lines if view not in here]
+    for view in absent:
+        if _plain(view) in spelt:
+            raise ValueError(f"{path}: {lines[view]} lines are of the view {view!r}, which {where} spells "
+                             f"{spelt[_plain(view)]!r}: correct the table")
+    if absent:
+        counted = ", ".join(f"{view!r} ({lines[view]} lines)" for view in absent)
+        print(f"{path}: no study of {where} has the view {counted}: left out; its views are {', '.join(here)}",
+              file=sys.stderr)
+
+
+def _plain(view: str) -> str:
+    return re.sub("[^a-z0-9]", "", view.lower())
 
 
 def read_table(path: Path | str, column: str = "study") -> Table:
@@ -165,5 +250,11 @@ def _no_column(path: Path, name: str, columns: tuple[str, ...]) -> str:
 
 def _number(path: Path, line: int, column: str, text: str) -> float:
     if not is_number(text):
-        raise ValueError(f"{path}, line {line}: {column} is {text!r}, not a number")
-    return float(text)
+        plain = _as_number(text)
+        hint = f": write {plain}, with a decimal point and no other signs" if plain else ""
+        raise ValueError(f"{path}, line {line}: {column} is {text!r}, not a number{hint}")
+    value = float(text)
+    if abs(value) > MOST:
+        raise ValueError(f"{path}, line {line}: {column} is {text!r}, beyond {MOST:.2g}, the most that can be computed "
+                         "with: correct it, or leave it out")
+    return value

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from .parsed_file import parse_yaml
+
 DEFAULT_RULES = Path(__file__).with_name("view_rules.yaml")
 REPEATED = ("refuse", "last")
 
@@ -48,8 +50,8 @@ def read_rules(path: Path | None = None) -> ViewRules:
 
     path = path or DEFAULT_RULES
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as err:
+        content = parse_yaml(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as err:
         raise ValueError(f"{path}: no rules of views can be read ({' '.join(str(err).split())})") from err
     if not isinstance(content, dict) or not isinstance(content.get("rules"), list) or content.keys() - {
             "rules", "repeated"}:

@@ -10,12 +10,12 @@ from typing import Literal
 import numpy as np
 from tyro.conf import Positional
 
-from ..data.tables import Table
+from ..data.output import new_folder
+from ..data.tables import Table, is_number, means_number
 from .characteristics import Characteristic, describe
 from .clustering import CRITERION, SHARE_DRAWN, VARIANCE_KEPT, Clustering, check_cohort, find_clusters, lay_out
 from .embeddings import Embeddings, read_beside, read_embeddings
 from .extras import need
-from .named_files import check_out
 
 METHODS = {"kmeans": "k-means", "gaussian": "Gaussian mixture"}
 
@@ -109,11 +109,16 @@ def cluster(config: ClusterConfig) -> ClusterReport:
     Raises:
         ValueError: no scikit-learn or pyarrow; OUT is a file or not empty; embeddings that cannot be read, are too few
             or all alike; a table without the studies or a column.
-        OSError: a file cannot be read, or OUT not written.
+        OSError: a file cannot be read; OutputError, one of them: OUT cannot be written; nothing of it stays.
     """
     need("sklearn", "embeddings are clustered")
     need("jinja2", "the report is written")
-    check_out(config.out)
+    written = ("clusters.csv", "characteristics.csv", "results.json", "report")
+    with new_folder(config.out, "cluster", vars(config), written):
+        return _cluster(config)
+
+
+def _cluster(config: ClusterConfig) -> ClusterReport:
     embeddings = read_embeddings(config.embeddings)
     try:
         check_cohort(embeddings.vectors, config.clusters)
@@ -131,13 +136,15 @@ def cluster(config: ClusterConfig) -> ClusterReport:
     lines, left_out = describe(columns, embeddings.studies, found.clusters)
     left_out = {column: f"{why} ({no_numbers[column]})" if column in no_numbers else why
                 for column, why in left_out.items()}
+    left_out |= {column: why for column, why in no_numbers.items() if column not in columns}
     report = ClusterReport(config, embeddings, found, lines, left_out, without_row)
     _write(report, lay_out(found.points, config.map, config.seed), columns)
     return report
 
 
 def read_columns(table: Table, names: tuple[str, ...]) -> tuple[dict[str, dict], dict[str, str]]:
-    """{column: {study: number, or word}}; and {column of words: why it holds no numbers}.
+    """{column: {study: number, or word}}; and {column of words: why it holds no numbers}, which alone has the columns
+    with words that are meant as numbers, or are spelt in several ways.
 
     Raises ValueError where there is no such column.
     """
@@ -147,7 +154,15 @@ def read_columns(table: Table, names: tuple[str, ...]) -> tuple[dict[str, dict],
         try:
             columns[name] = table.numeric(name)
         except ValueError as error:
-            columns[name], no_numbers[name] = words, str(error)
+            no_numbers[name] = str(error)
+            if any(means_number(word) and not is_number(word) for word in words.values()):
+                continue
+            try:
+                table.check_classes(name, words)
+            except ValueError as unlike:
+                no_numbers[name] = str(unlike)
+            else:
+                columns[name] = words
     return columns, no_numbers
 
 
@@ -155,7 +170,6 @@ def _write(report: ClusterReport, places: np.ndarray, columns: dict[str, dict]) 
     from .cluster_report import write_cluster_report
 
     out, found = report.config.out, report.found
-    out.mkdir(parents=True, exist_ok=True)
     rows = zip(report.embeddings.studies, found.clusters.tolist(), *np.round(places, 6).T.tolist())
     _write_csv(out / "clusters.csv", ("study", "cluster", "x", "y"), rows)
     names = [field.name for field in fields(Characteristic)]

@@ -4,9 +4,12 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.output import folder_for, whole_file
+from ..data.parsed_file import read_json
 from ..train.compare import UNKNOWN, markdown_table
 from ..train.figure import printable
 from .bootstrap import LEVEL, RESAMPLES, Difference, difference
@@ -42,14 +45,17 @@ def compare_evaluations(paths: Sequence[Path], out: Path | None = None) -> str:
 
     What both have is compared, row by row; studies that one alone has are counted and named. Raises ValueError where a
     folder is damaged or given twice, where the two have nothing in common, or where truths, classes or thresholds
-    differ; OSError where `out` cannot be written.
+    differ; OutputError where `out` cannot be written.
     """
     if len(paths) < 2:
         raise ValueError(f"compare takes two evaluation folders or more, got {len(paths)}")
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"compare: an evaluation folder is given twice among {', '.join(map(str, paths))}")
-    if out and out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; want a folder, which may be new")
+    with folder_for(out) if out else nullcontext():
+        return _compare(paths, out)
+
+
+def _compare(paths: Sequence[Path], out: Path | None) -> str:
     first, *others = [read_evaluation(path) for path in paths]
     texts, numbers = [], []
     for second in others:
@@ -65,9 +71,10 @@ def compare_evaluations(paths: Sequence[Path], out: Path | None = None) -> str:
         })  # fmt: skip
     text = "\n\n".join(texts)
     if out:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "comparison.md").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-        (out / "comparison.json").write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        with whole_file(out / "comparison.md") as file:
+            file.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        with whole_file(out / "comparison.json") as file:
+            file.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     return text
 
 
@@ -75,7 +82,7 @@ def read_evaluation(path: Path) -> EvaluationFolder:
     """Read an evaluation folder. Raises ValueError naming the file that is damaged."""
     file = path / RESULTS
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))["targets"]
+        found = read_json(file)["targets"]
         targets = {name: Target(tuple(t["classes"]), float(t["threshold"]), t["unit"]) for name, t in found.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); evaluate again") from None

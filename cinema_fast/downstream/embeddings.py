@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.tables import Table, read_table
+from ..data.tables import Table, check_matches, read_table
 
 
 @dataclass(frozen=True)
@@ -75,4 +75,5 @@ def read_beside(path: Path, embeddings: Embeddings) -> Table:
             f"{path}: none of the {len(embeddings.studies)} studies of {embeddings.path} is in it: "
             f"it has {next(iter(table.rows))!r}, the embeddings have {embeddings.studies[0]!r}"
         )
+    check_matches(path, table.rows, embeddings.studies, embeddings.path)
     return table

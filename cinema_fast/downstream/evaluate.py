@@ -13,9 +13,10 @@ from torch import Tensor
 from ..data.clips import CLIP, ClipStore
 from ..data.loader import LoaderError
 from ..data.orientation import check_orientation
+from ..data.output import new_folder
 from ..data.progress import progress_bar
 from ..data.store import CineStore, StoreError
-from ..data.tables import Table, landmark_voxels, read_landmarks
+from ..data.tables import Table, check_landmarks, check_matches, is_number, landmark_voxels, read_landmarks
 from ..train.setup import store_fingerprint
 from .assessment import Assessment
 from .cases import NEEDED, SegmentationCase, missing_structures
@@ -24,7 +25,7 @@ from .landmark_positions import check_positions
 from .landmarks import Landmarks
 from .metrics_function import cardiac_function, ed_es, volume_curves
 from .metrics_segmentation import stability_score
-from .named_files import check_out, read_named
+from .named_files import read_named
 from .run import FinetunedRun, load_run
 from .seen import seen_among, seen_of
 from .segmentation import Segmentation, SegmentationLabels
@@ -38,9 +39,13 @@ def evaluate_run(config: EvaluateConfig) -> dict:
 
     Raises:
         ValueError: no run, its store or a table that is not there, labels that do not fit, nothing that can be judged.
-        OSError: OUT cannot be written.
+        OutputError: OUT cannot be written; nothing of it stays.
     """
-    check_out(config.out)
+    with new_folder(config.out, "evaluate", vars(config), ("rows.csv", "report", "results.json", "results.json.tmp")):
+        return _evaluate(config)
+
+
+def _evaluate(config: EvaluateConfig) -> dict:
     run = load_run(config.run, device=config.device, precision=config.precision)
     cines = CineStore(config.data or _of_run(run, "data"))
     _check_prepared(run, cines)
@@ -58,7 +63,13 @@ def evaluate_run(config: EvaluateConfig) -> dict:
     landmarks, table_task = isinstance(run.task, Landmarks), isinstance(run.task, TableTask)
     table = read_named("--table", of_labels) if of_labels and not landmarks else None
     about = read_named("--about", config.about) if config.about else table
+    for one in (table, about if about is not table else None):
+        if one:
+            check_matches(one.path, one.rows, studies, cines.path, cines.ids)
     groups = {column: _about(about, "--subgroups").values(column) for column in config.subgroups}
+    for column in config.subgroups:
+        if not all(map(is_number, groups[column].values())):  # numbers make groups by their size
+            about.check_classes(column, studies)
     check_groups(groups, studies)  # now, not after the studies are predicted
     scans = _scans(config, about, studies, landmarks, structures)
     known = _known(config, about, run.task)
@@ -224,6 +235,8 @@ def _judge_table(
     """Judge every target of every study that has a value; returns {study: {target: predicted number}}."""
     clips = CLIP in run.shape.views
     store = ClipStore(cines, run.settled["run"]["views"]) if clips else cines
+    for target in (target for target in run.task.targets if target.classes):
+        table.check_classes(target.name, studies)
     truth = {target.name: table.values(target.name) if target.classes else table.numeric(target.name)
              for target in run.task.targets}  # fmt: skip
     predicted: dict[str, dict[str, float]] = defaultdict(dict)
@@ -264,6 +277,7 @@ def _judge_landmarks(
     judged = [(study, view) for study in studies for view in store.views(study)
               if view in run.task.views and view in points.get(study, {})]  # fmt: skip
     check_positions(path, store, points, judged)
+    check_landmarks(path, points, {study: store.views(study) for study in store.ids}, studies, store.path)
     for study in _told(studies, "finding landmarks"):
         for view in (v for v in store.views(study) if v in run.task.views and v in points.get(study, {})):
             info, known = store.info(study, view), points[study][view]

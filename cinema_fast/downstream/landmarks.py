@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..data.sampler import frame_at
 from ..data.store import CineStore
-from ..data.tables import landmark_voxels, read_landmarks
+from ..data.tables import check_landmarks, landmark_voxels, read_landmarks
 from ..models.config import CineMAConfig
 from .augment import blank_boxes, move_points
 from .config import FinetuneConfig
@@ -130,6 +130,7 @@ class Landmarks:
     def settle(cls, config: FinetuneConfig, store: CineStore) -> tuple["Landmarks", LandmarkLabels]:
         """The task, and its labels. Raises ValueError naming the view, study or frame that does not fit."""
         points = read_named("--table", config.table, read_landmarks)
+        check_landmarks(config.table, points, {s: store.views(s) for s in store.ids}, store.ids, store.path)
         every = [(study, view) for study in store.ids for view in points.get(study, {}) if view in store.views(study)]
         found = dict.fromkeys(view for _, view in every)
         views = tuple(view for view in config.views or found if view in found)

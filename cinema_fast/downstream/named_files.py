@@ -1,4 +1,4 @@
-"""Files and folders that a command names: what is wrong with them is said before the work."""
+"""Files that a command names: what is wrong with them is said before the work."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +15,3 @@ def read_named(option: str, path: Path, read: Callable[[Path], T] = read_table) 
         return read(path)
     except OSError as error:
         raise ValueError(f"{option} {path}: {error.strerror or error}") from None
-
-
-def check_out(out: Path) -> None:
-    """ValueError unless `out` can be a folder of its own."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} is a file or not empty: choose another folder to write")

@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,16 +19,17 @@ from .. import __version__
 from ..data.clips import CLIP
 from ..data.nifti import CineError
 from ..data.orientation import AS_STORED_RUN, gather_remarks, orientation_of, told_remarks
+from ..data.output import new_folder
 from ..data.prepare import PrepareConfig, prepared_studies, sources_of
 from ..data.sources import NO_STUDY, Source, Sources, compile_pattern, parse_aliases
 from ..data.store import CineStore, publish_study, write_index
 from ..data.study import Failure, StudyTask
-from .named_files import check_out
 from .predict_config import PredictConfig
 from .predicted_studies import StudyPrediction, predict_prepared, tables_of
 from .run import FinetunedRun, load_run
 
 _GRID = ("sax_size", "lax_size", "sax_spacing", "lax_spacing")
+_WRITTEN = ("studies", "*.csv", "*.csv.tmp", "results.json", ".preparing")
 # names of files may hold bytes that are no text: they come back as they were
 _TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
@@ -80,10 +81,14 @@ def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
 
     Raises:
         ValueError: no fine-tuned run, OUT is not empty, no file that matches, none of a view that the model reads.
-        OSError: OUT cannot be written.
+        OutputError: OUT cannot be written; nothing of it stays.
     """
+    with new_folder(config.out, "predict", vars(config), _WRITTEN):
+        return _predict(config, progress)
+
+
+def _predict(config: PredictConfig, progress: bool) -> PredictReport:
     out = config.out
-    check_out(out)
     run = load_run(config.run, device=config.device, precision=config.precision)
     made_as = run.settled["store"]["prepare"]
     grid = {name: tuple(made_as[name]) for name in _GRID if name in made_as}
@@ -100,15 +105,11 @@ def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
         StudyTask(study, views, preparing, preparing.dst / str(n))
         for n, (study, views) in enumerate(sources.studies.items())
     ]
-    there_before = out.exists()
     try:
         (preparing.dst / "store" / "studies").mkdir(parents=True)
         _predict_all(run, config, tasks, report, progress)
     finally:
         shutil.rmtree(preparing.dst, ignore_errors=True)
-        if not report.studies and not there_before:
-            with suppress(OSError):
-                out.rmdir()
     return report
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from tyro.conf import Positional
 
-from ..data.tables import Table, is_number
+from ..data.output import new_folder
+from ..data.tables import Table, is_number, means_number
 from .bootstrap import RESAMPLES, Estimate, Measure, estimate
 from .embeddings import Embeddings, read_beside, read_embeddings
 from .extras import need
-from .named_files import check_out
 from .probes import SCORES, Probe, probes
 
 LEAST = 10  # studies with a label; fewer, and no interval means anything
@@ -117,12 +117,16 @@ def probe(config: ProbeConfig) -> ProbeReport:
     Raises:
         ValueError: no scikit-learn or pyarrow; OUT is a file or not empty; embeddings that cannot be read; a table
             without the studies or a target; a target with too few labels, one class or one value, in a part too.
-        OSError: a file cannot be read, or OUT not written.
+        OSError: a file cannot be read; OutputError, one of them: OUT cannot be written; nothing of it stays.
     """
     need("sklearn", "probes are fitted")
+    with new_folder(config.out, "probe", vars(config), ("results.json",)):
+        return _probe(config)
+
+
+def _probe(config: ProbeConfig) -> ProbeReport:
     from threadpoolctl import threadpool_limits
 
-    check_out(config.out)
     embeddings = read_embeddings(config.embeddings)
     table = read_beside(config.table, embeddings)
     labels = {target: read_target(table, target, embeddings, target in config.classes) for target in config.targets}
@@ -136,7 +140,6 @@ def probe(config: ProbeConfig) -> ProbeReport:
                 raise ValueError(f"{config.table}: {target}: {error}") from None
     drawn = "the column split" if parts is not None else f"{config.test:.0%} drawn for the test by seed"
     report = ProbeReport(config, drawn, targets)
-    config.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(_results(report, embeddings), indent=1)
     (config.out / "results.json").write_text(text + "\n", encoding="utf-8")
     return report
@@ -153,16 +156,18 @@ def read_target(table: Table, target: str, embeddings: Embeddings, classes: bool
         raise ValueError(f"{table.path}: {len(known)} of the {len(embeddings.studies)} studies of {embeddings.path} "
                          f"have a value of {target}; want {LEAST} or more")
     n_numbers = sum(map(is_number, known.values()))
-    if not classes and n_numbers < len(known):
+    if not classes and n_numbers < len(known):  # as decimal commas are not, nor shares in %
         try:
             table.numeric(target)
         except ValueError as error:
-            if n_numbers:
+            if any(map(means_number, known.values())):
                 raise ValueError(f"{error}. Leave the cell empty where a number is unknown; columns of classes are "
                                  "named by --classes") from None
             if len(set(known.values())) > len(known) / 2:
                 raise ValueError(f"{error}; and too many different words for classes") from None
     classified = classes or not n_numbers
+    if classified:
+        table.check_classes(target, known)
     if len(set(known.values() if classified else map(float, known.values()))) < 2:
         raise ValueError(f"{table.path}: {target} is {next(iter(known.values()))!r} in all {len(known)} studies: "
                          "nothing to predict")

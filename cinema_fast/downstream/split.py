@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
+from ..data.tables import check_matches
 from .named_files import read_named
 
 PARTS = ("train", "val", "test")
@@ -56,6 +57,7 @@ def split_studies(studies: Collection[str], *, val: float, test: float, path: Pa
             here = Counter(said.get(study, "none") for study in studies)
             counted = ", ".join(f"{part} {n}" for part, n in sorted(here.items()))
             raise ValueError(f"{path}: no study of the store has the split train; they have: {counted}")
+        check_matches(path, said, studies, "the store")
         return split
     order = sorted(studies, key=lambda study: _digest(study))
     n_test, n_val = (max(round(share * len(order)), 1) if share else 0 for share in (test, val))

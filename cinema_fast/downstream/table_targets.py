@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..data.clips import CLIP, ClipStore, clip_frames
 from ..data.store import CineStore
-from ..data.tables import Table, is_number
+from ..data.tables import Table, check_matches, is_number, means_number
 from ..models.config import CineMAConfig
 from .augment import blank_boxes
 from .config import FinetuneConfig
@@ -96,7 +96,10 @@ class TableTask:
         values = {name: _of_studies(table, name, store) for name in config.targets}
         shown = {study for study in store.ids if set(views).intersection(store.views(study))}
         split = split.labelled(shown & set().union(*values.values()), config.task)
+        check_matches(table.path, table.rows, store.ids, store.path)
         classified = {name: _is_classified(config, table, name, values[name]) for name in config.targets}
+        for name in (name for name in config.targets if classified[name]):
+            table.check_classes(name, values[name])
         (first, *others), class_of = config.targets, None
         if classified[first] and not others:
             class_of = {study: values[first][study] for study in split.train}
@@ -218,7 +221,7 @@ def _is_classified(config: FinetuneConfig, table: Table, name: str, values: dict
         if config.task == "regression":
             raise ValueError(f"--task regression: {name!r} is among --classes; use --task classification")
         return True
-    numbers = sum(map(is_number, values.values()))
+    numbers = sum(map(means_number, values.values()))
     if config.task == "regression" or numbers:
         try:
             table.numeric(name)
@@ -253,7 +256,7 @@ def _target(table: Table, name: str, values: dict[str, str], split: Split, *, cl
         raise ValueError(f"{table.path}: none of {few} has a value in the column {name!r}")
     if not classified:
         known = np.array([float(text) for text in train])
-        if known.std() == 0:
+        if known.min() == known.max():  # their standard deviation may be rounding
             raise ValueError(f"{table.path}: {name!r} is {known[0]:g} for all of {few}")
         return Target(name, mean=float(known.mean()), sd=float(known.std()))
     numbers = all(map(is_number, train))

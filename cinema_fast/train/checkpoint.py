@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ..data.parsed_file import read_json
 from ..data.regular_file import open_regular, read_regular
 from ..models.weights import cinema_state_dict, load_cinema_weights, load_safetensors
 from .memory import ran_out
@@ -165,7 +166,7 @@ def not_written(step: int, folder: Path, error: BaseException) -> CheckpointErro
 
 def read_manifest(path: Path, form: str) -> dict:
     """A manifest of this form, version 1. Raises CheckpointError where it is another or was altered."""
-    manifest = json.loads(read_regular(path))
+    manifest = read_json(path)
     if manifest["sha256"] != manifest_sum(manifest):
         raise CheckpointError(f"{path.name} was altered: its own SHA-256 is not what it says")
     if (manifest["format"], manifest["version"]) != (form, VERSION):

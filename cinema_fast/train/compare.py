@@ -1,13 +1,15 @@
 """Several runs side by side: their loss curves, their figures, and the options in which they differ."""
 
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 
+from ..data.output import folder_for, whole_file
+from ..data.parsed_file import parse_json, read_json
 from ..data.regular_file import read_regular
 from .figure import new_figure, printable
 from .run_folder import read_config
@@ -50,14 +52,17 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> str:
     """The tables as Markdown; with `out` also written there, as comparison.md, with the curves, as comparison.png.
 
     A run may be under way, and its last line cut short. Raises ValueError naming what is no run folder, has a damaged
-    config.yaml, or is given twice; OSError where `out` cannot be written.
+    config.yaml, or is given twice; OutputError where `out` cannot be written.
     """
     if len(paths) < 2:
         raise ValueError(f"compare takes two run folders or more, got {len(paths)}")
     if len({path.resolve() for path in paths}) < len(paths):
         raise ValueError(f"compare: a run folder is given twice among {', '.join(map(str, paths))}")
-    if out and out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file; want a folder, which may be new")
+    with folder_for(out) if out else nullcontext():
+        return _compare(paths, out)
+
+
+def _compare(paths: Sequence[Path], out: Path | None) -> str:
     names = [path.resolve().name for path in paths]
     runs = [
         read_run(path, name if names.count(name) == 1 else os.path.normpath(path)) for path, name in zip(paths, names)
@@ -68,10 +73,11 @@ def compare(paths: Sequence[Path], out: Path | None = None) -> str:
                          "different things; want runs of one kind")
     text = tables(runs)
     if out:
-        out.mkdir(parents=True, exist_ok=True)
-        draw_losses(out / "comparison.png", runs)
-        whole = f"{text}\n\n![Loss curves](comparison.png)\n"
-        (out / "comparison.md").write_text(whole, encoding="utf-8", errors="backslashreplace")
+        with whole_file(out / "comparison.png") as file:
+            draw_losses(file, runs)
+        with whole_file(out / "comparison.md") as file:
+            whole = f"{text}\n\n![Loss curves](comparison.png)\n"
+            file.write_text(whole, encoding="utf-8", errors="backslashreplace")
     return text
 
 
@@ -160,7 +166,7 @@ def _lines(path: Path, unread: list[str]) -> list[dict]:
     found, bad = [], []
     for number, text in enumerate(whole, start=1):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             if not isinstance(line["step"], int) or not isinstance(line["loss"], float | int | None):
                 raise TypeError("want a step, and a loss or null")
             found.append(line)
@@ -176,7 +182,7 @@ def _evaluation(path: Path, unread: list[str]) -> dict | None:
     if not file.exists():
         return None
     try:
-        found = json.loads(read_regular(file))
+        found = read_json(file)
         return {name: float(found[name]) for name in ("loss", "ratio")}
     except (ValueError, KeyError, TypeError) as error:
         unread.append(f"report/{file.name} cannot be read ({type(error).__name__}: {error})")

@@ -1,8 +1,8 @@
 """`cinema-fast embed`: the vectors of a whole store as one Parquet file, in parts that outlive a kill.
 
 Parts of STUDIES_PER_PART studies are written to OUT.parts/, each whole or not at all, then joined to OUT; the parts go
-when no study is missing. Batches never run over the end of a part, so a run that was killed and gone on with
-(`resume`) writes what an undisturbed one would have.
+when no study is missing. Batches never run over the end of a part, so a run that was killed and gone on with, by the
+same command, writes what an undisturbed one would have.
 """
 
 import json
@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from ..data.output import UNFINISHED, parts_folder, whole_file
 
 STUDIES_PER_PART = 128
 _SKIPPED = "skipped"  # metadata of a part or of the whole: {study: why it has no vector} as JSON
@@ -46,7 +48,8 @@ class EmbedConfig:
     workers: int = 2
     """Threads that read the store."""
     resume: bool = False
-    """Go on with what an earlier run of the same command has written; try again what it could not read."""
+    """Go on with what an earlier run of the same command has written, and try again what it could not read. A run that
+    was killed is gone on with by the same command, without this."""
 
     def __post_init__(self):
         for name in ("batch_size", "workers"):
@@ -84,11 +87,12 @@ def embed(config: EmbedConfig) -> EmbedReport:
     Raises:
         ValueError: no pyarrow; no run, store or checkpoint; OUT is there already or was begun otherwise; labels that
             do not fit.
-        OSError: OUT cannot be written.
+        OutputError: OUT cannot be written; whole parts stay, and the same command goes on with them.
     """
     _require_pyarrow()
     from ..data.clips import CLIP, ClipStore
     from ..data.orientation import check_orientation
+    from ..data.parsed_file import read_json
     from ..data.progress import progress_bar
     from ..data.store import CineStore
     from ..models.cinema import CineMA
@@ -125,7 +129,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
     name = f"step-{checkpoint.step:08d}"
     metadata = {
         "preset": settled["run"]["preset"],
-        "checkpoint": f"{name} {json.loads((checkpoints / f'{name}.json').read_text())['sha256']}",
+        "checkpoint": f"{name} {read_json(checkpoints / f'{name}.json')['sha256']}",
         "step": str(checkpoint.step),
         "store": store_fingerprint(cines),
         "batch_size": str(config.batch_size),
@@ -138,29 +142,30 @@ def embed(config: EmbedConfig) -> EmbedReport:
     if finished := _begin(config, folder, metadata):
         return _drawn(config, finished)
 
-    model = CineMA(shape).to(device).eval()
-    load_cinema_weights(model, checkpoint.weights)
-    with progress_bar("embedding studies", len(store.ids)) as advance:
-        for start, part in zip(starts, parts):
-            studies = store.ids[start : start + STUDIES_PER_PART]
-            if _read_skipped(part, metadata) == {}:
-                advance(len(studies))
-                continue
-            vectors, skipped = embed_studies(
-                model,
-                store,
-                studies,
-                batch_size=config.batch_size,
-                device=device,
-                precision=precision,
-                workers=config.workers,
-                advance=advance,
-            )
-            _write_part(part, vectors, shape.enc_embed_dim, metadata | {_SKIPPED: json.dumps(skipped)})
-    report = _join(config.out, parts, metadata)
+    with parts_folder(folder):
+        model = CineMA(shape).to(device).eval()
+        load_cinema_weights(model, checkpoint.weights)
+        with progress_bar("embedding studies", len(store.ids)) as advance:
+            for start, part in zip(starts, parts):
+                studies = store.ids[start : start + STUDIES_PER_PART]
+                if _read_skipped(part, metadata) == {}:
+                    advance(len(studies))
+                    continue
+                vectors, skipped = embed_studies(
+                    model,
+                    store,
+                    studies,
+                    batch_size=config.batch_size,
+                    device=device,
+                    precision=precision,
+                    workers=config.workers,
+                    advance=advance,
+                )
+                _write_part(part, vectors, shape.enc_embed_dim, metadata | {_SKIPPED: json.dumps(skipped)})
+        report = _drawn(config, _join(config.out, parts, metadata))
     if not report.skipped:
         shutil.rmtree(folder)
-    return _drawn(config, report)
+    return report
 
 
 def _drawn(config: EmbedConfig, report: EmbedReport) -> EmbedReport:
@@ -173,7 +178,8 @@ def _drawn(config: EmbedConfig, report: EmbedReport) -> EmbedReport:
         table = _read_table(config.out, ["study", "embedding"])
         vectors = np.stack(table["embedding"].to_numpy())
         values = read_labels(config.labels, config.colour, table["study"].to_pylist())
-        draw_embeddings(config.out.with_suffix(".png"), {f"{report.studies} studies": vectors}, values, config.colour)
+        with whole_file(config.out.with_suffix(".png")) as file:
+            draw_embeddings(file, {f"{report.studies} studies": vectors}, values, config.colour)
     return report
 
 
@@ -185,18 +191,18 @@ def _require_pyarrow() -> None:
 
 
 def _begin(config: EmbedConfig, folder: Path, metadata: dict[str, str]) -> EmbedReport | None:
-    """Make room for the parts; the report where nothing is left to do. Raises ValueError as `embed` says."""
+    """See what is there of OUT; the report where nothing is left to do. Raises ValueError as `embed` says."""
     out = config.out
     if out.is_dir():
         raise ValueError(f"{out} is a folder; want a file to write")
     made = [out, folder, *([out.with_suffix(".png")] if config.labels else [])]
-    if not config.resume and (there := next((path for path in made if path.exists()), None)):
+    killed = (folder / UNFINISHED).exists()
+    if not (config.resume or killed) and (there := next((path for path in made if path.exists()), None)):
         raise ValueError(f"{there} is there already: go on with --resume, or choose another file")
     if out.exists() and not folder.exists():
         if _read_skipped(out, metadata) is None:
             raise ValueError(f"{out} is no Parquet file; choose another")
         return EmbedReport(out, _read_metadata(out).num_rows)
-    folder.mkdir(parents=True, exist_ok=True)
     return None
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from ..data.parsed_file import parse_json
 from .sinks import SinkName, Sinks
 
 
@@ -88,7 +89,7 @@ class RunLog:
         kept, lines = [], []
         for text in self._metrics_path.read_text(encoding="utf-8").splitlines():
             try:
-                line = json.loads(text)
+                line = parse_json(text)
                 if line["step"] <= done:
                     kept.append(text + "\n")
                     lines.append(line)

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ..data.lock import hold_folder
+from ..data.parsed_file import parse_yaml
 from ..data.regular_file import read_regular
 from .config import PretrainConfig
 
@@ -56,11 +57,11 @@ def read_config(out: Path) -> dict | None:
     if not path.exists():
         return None
     try:
-        values = yaml.safe_load(read_regular(path).decode())
+        values = parse_yaml(read_regular(path).decode())
         if all(isinstance(values[part], dict) for part in ("run", "model", "store")):
             return values
         reason = "want run, model and store in it"
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
     raise ValueError(f"{path} is damaged ({reason}); begin another run, or put the file back")
 

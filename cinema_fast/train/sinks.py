@@ -18,6 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal, Protocol
 
+from ..data.parsed_file import read_json
+
 SinkName = Literal["tensorboard", "wandb"]
 
 NETWORK_S = 5  # to see whether there is a way to the server of Weights & Biases
@@ -82,7 +84,7 @@ class WeightsAndBiases:
         import wandb
 
         self._path = out / "wandb.json"
-        state = json.loads(self._path.read_text()) if self._path.exists() else {"id": secrets.token_hex(8), "step": 0}
+        state = read_json(self._path) if self._path.exists() else {"id": secrets.token_hex(8), "step": 0}
         self._id, self._on_disk = state["id"], state["step"]
         self._unsure: deque[tuple[float, int]] = deque()  # when which later step was given
         mode, why = _mode(wandb)

@@ -1,0 +1,175 @@
+"""What a command writes: that it cannot is said before the work, and nothing half-written stays or is in the way."""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from .lock import hold_folder
+from .parsed_file import read_json
+
+UNFINISHED, LOCK = ".unfinished", ".lock"  # in a folder that a command is writing, or was when it was killed
+ANYWHERE = ("workers", "device")  # options that may differ when a killed command is given again
+
+
+class OutputError(OSError, ValueError):
+    """What cannot be written; the message names the file or folder and what to do."""
+
+
+class OutputTaken(FileExistsError, OutputError):
+    """There is something in the place of what is to be written."""
+
+
+@contextmanager
+def told_of(out: Path, stays: str = "nothing half-written stays") -> Iterator[None]:
+    """OutputError, with what `stays`, in the place of an OSError by which `out` or a file in it cannot be written.
+
+    Other errors pass: it may be an input that cannot be read.
+    """
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | os.PathLike) else None
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OutputError(f"{named or out}: the disk is full; {stays}: free some space and run the same command "
+                              f"again") from error
+        if error.errno == errno.EFBIG or (named and out in (named, *named.parents)):
+            raise OutputError(f"{named or out} cannot be written ({error.strerror}); {stays}: mend that, or choose "
+                              f"another folder to write") from error
+        raise
+
+
+@contextmanager
+def folder_for(out: Path, stays: str = "nothing half-written stays") -> Iterator[None]:
+    """A folder to write files into, which may be new; removed again if it is, and nothing has been written.
+
+    Raises OutputTaken where a file is in the way, OutputError where nothing can be written into it: before the block,
+    or, as `told_of`, in it.
+    """
+    there = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise OutputTaken(f"{there} is a file; want a folder to write, which may be new")
+    new = not out.exists()
+    try:
+        with told_of(out, "nothing was written"):
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                with TemporaryFile(dir=out) as trial:
+                    trial.write(bytes(4096))
+            except OSError as error:  # also of a folder above it
+                raise OSError(error.errno, error.strerror, str(out)) from error
+        with told_of(out, stays):
+            yield
+    finally:
+        if new:
+            with suppress(OSError):
+                out.rmdir()
+
+
+@contextmanager
+def new_folder(out: Path, command: str, options: Mapping[str, object], written: Sequence[str]) -> Iterator[None]:
+    """A folder that is new or empty, for one `command` alone; after an error in the block nothing of it stays.
+
+    A command that was killed leaves what it has written, and `.unfinished`, which says what it was: given again with
+    the same options (but those ANYWHERE), it begins anew.
+
+    Args:
+        written: names of what the command writes there, as patterns; nothing else is ever removed.
+
+    Raises:
+        OutputTaken: a file, a folder with anything else in it, or what was left of another command.
+        OutputError: a folder that cannot be written, as `folder_for`; or another process is writing it.
+    """
+    told = {"command": command} | {name: str(value) for name, value in options.items() if name not in ANYWHERE}
+    with folder_for(out):
+        if _others(out) and not (out / UNFINISHED).exists():
+            raise OutputTaken(f"{out} is not empty: choose another folder to write")
+        say = partial(print, file=sys.stderr)
+        with hold_folder(out, "written", "wait for it, or choose another folder to write", OutputError, say, name=LOCK):
+            if left := _others(out):
+                _check_left(out, left, told, written)
+                say(f"{out}: what is left of a `cinema-fast {command}` that did not end is removed")
+                _remove(out, written)
+            (out / UNFINISHED).write_text(json.dumps(told), encoding="utf-8")
+            try:
+                yield
+            except Exception:
+                _remove(out, (*written, UNFINISHED, LOCK))
+                raise
+            _remove(out, (UNFINISHED, LOCK))
+
+
+@contextmanager
+def parts_folder(folder: Path) -> Iterator[None]:
+    """A folder of parts, each whole or not there, for one process alone: those that are whole stay where the block does
+    not end, and so does `.unfinished`. Raises as `folder_for`, and OutputError where another process is writing it."""
+    say = partial(print, file=sys.stderr)
+    with folder_for(folder, "parts that are whole stay"), hold_folder(
+        folder, "written", "wait for it, or choose another file to write", OutputError, say, name=LOCK
+    ):
+        (folder / UNFINISHED).touch()
+        try:
+            yield
+        except Exception:
+            if not _others(folder):
+                _remove(folder, (UNFINISHED, LOCK))
+            raise
+        _remove(folder, (UNFINISHED, LOCK))
+
+
+def _others(out: Path) -> list[str]:
+    """What is in a folder besides the marks of being written."""
+    return sorted(path.name for path in out.iterdir() if path.name not in (UNFINISHED, LOCK))
+
+
+def _check_left(out: Path, left: list[str], told: dict[str, str], written: Sequence[str]) -> None:
+    """Raise OutputTaken unless what is `left` in a folder is of the same command."""
+    try:
+        before = read_json(out / UNFINISHED)
+        differs = [f"{name}: was {before.get(name)}, now {now}" for name, now in told.items()
+                   if before.get(name) != now]
+    except (OSError, ValueError, AttributeError):
+        raise OutputTaken(f"{out} is not empty: choose another folder to write") from None
+    if differs:
+        raise OutputTaken(f"{out} holds what is left of a command that did not end, and was begun otherwise:\n  "
+                          + "\n  ".join(differs) + "\ngive the old values, remove the folder, or choose another")
+    if strange := [name for name in left if not _matches(name, written)]:
+        raise OutputTaken(f"{out} holds what is left of a `cinema-fast {told['command']}` that did not end, and "
+                          f"{strange[0]!r}, which is not of it: move that away, or choose another folder to write")
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _remove(out: Path, patterns: Sequence[str]) -> None:
+    for path in out.iterdir():
+        if _matches(path.name, patterns):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name beside `path`, with its suffix, to write under: the file gets its own when the block ends without an
+    error, and is gone otherwise."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
