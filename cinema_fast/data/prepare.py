@@ -198,7 +198,29 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
         ValueError: SRC is no folder, nothing matches the pattern (or that of labels) or is DICOM, or pydicom is absent.
         StoreError: DST is in use by another run, is no store, was prepared with other options, or the disk is full
             (what was finished stays; the same command goes on from there).
+        KeyboardInterrupt: with what stays, in words.
     """
+    report = PrepareReport(shard=config.part)
+    again = "the same command without --overwrite" if config.overwrite else "the same command"
+    try:
+        _prepare(config, report, progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; {_kept(report)}: {again} goes on from there") from None
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreError(f"{config.dst}: the disk is full; {_kept(report)}: free some space and run {again} again"
+                         ) from err
+    return report
+
+
+def _kept(report: PrepareReport) -> str:
+    kept = report.prepared + report.unchanged
+    return f"{kept} studies are complete and stay" if kept else "nothing was prepared, what was there stays"
+
+
+def _prepare(config: PrepareConfig, report: PrepareReport, progress: bool) -> None:
+    """`prepare`, into `report`."""
     part = config.part
     sources = sources_of(config, progress)
     if config.labels is not None:
@@ -206,30 +228,21 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
     store = config.dst
     if store.exists() and not store.is_dir():
         raise StoreError(f"{store} is a file; a store is a folder")
-    report = PrepareReport(shard=part)
     if part:
         sources.studies = {study: views for study, views in sources.studies.items() if part.holds(study)}
         sources.refused = [refusal for refusal in sources.refused if part.holds(refusal.study)]
     else:
         report.unmatched, report.series = len(sources.unmatched), sources.series
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        with hold_store(store, part):
-            temporary = store / SHARDS / f"{part.name}.preparing" if part else store / _TEMPORARY
+    store.mkdir(parents=True, exist_ok=True)
+    with hold_store(store, part):
+        temporary = store / SHARDS / f"{part.name}.preparing" if part else store / _TEMPORARY
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            _fill(store, temporary, config, sources, report, progress)
+            if not part:
+                forget_shards(store, outcomes=not config.merge)
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            try:
-                _fill(store, temporary, config, sources, report, progress)
-                if not part:
-                    forget_shards(store, outcomes=not config.merge)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as err:
-        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        kept = report.prepared + report.unchanged
-        stay = f"{kept} studies are complete and stay" if kept else "nothing was prepared, what was there stays"
-        raise StoreError(f"{store}: the disk is full; {stay}: free some space and run the same command again") from err
-    return report
 
 
 def sources_of(config: PrepareConfig, progress: bool) -> Sources:
