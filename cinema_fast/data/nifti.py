@@ -49,6 +49,10 @@ class CineError(ValueError):
         return f"{self.path}: {self.reason}"
 
 
+class IncompleteCine(CineError):
+    """Images are missing, or there are more of one slice than of others. `path` is a file beside them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Volume:
     """The content of one NIfTI file, in its own dtype.
@@ -81,6 +85,7 @@ class Cine:
 
     volumes: one 4D volume, or one volume per frame. affine: (4, 4) float64, voxel index -> scanner mm (RAS+).
     frame_time_ms: ms or None. sha256: of the file; of several, the SHA-256 of their hexadecimal digests joined.
+    note: what was made of its headers that is to be told, or empty.
     """
 
     volumes: tuple[Volume, ...]
@@ -89,6 +94,7 @@ class Cine:
     affine: np.ndarray
     frame_time_ms: float | None
     sha256: str
+    note: str = ""
 
     def frame(self, t: int) -> np.ndarray:
         """Frame `t` as float32 (X, Y, Z)."""

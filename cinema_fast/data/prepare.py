@@ -35,9 +35,9 @@ from .shards import (
     read_outcomes,
     write_failures,
 )
-from .sources import Source, Sources, find_sources, holds_nifti
+from .sources import MOST_NAMED, Source, Sources, find_sources, holds_nifti, unmatched_line
 from .store import IndexLost, StoreError, index_records, publish_study, read_index, write_index
-from .study import Failure, StudyTask, file_stats, prepare_study
+from .study import Failure, StudyTask, failure_lines, file_stats, prepare_study
 from .view_rules import read_rules
 
 _SHAPING = ("sax_size", "lax_size", "sax_spacing", "lax_spacing", "labels", "lv_label")
@@ -131,22 +131,31 @@ class PrepareConfig:
 @dataclass(slots=True)
 class PrepareReport:
     """What `prepare` did. prepared and unchanged count studies; n_studies is what the store now holds, of a shard its
-    part of that; unmatched counts NIfTI files that the pattern does not describe, series DICOM series by (description,
-    view or None, why left out); labelled studies of the store that have label maps, None where none were asked for, cut
-    (share of the labelled volume, study, view) of maps that reach over the crop, largest first; motion_maps
+    part of that; files counts (studies, files) of NIfTI by (view, how the files spell it), unmatched_files are those
+    that the pattern does not describe; series counts DICOM series by (description, view or None, why left out);
+    labelled studies of the store that have label maps, None where none were asked for, cut
+    (share of the labelled volume, study, view) of maps that reach over the crop, largest first; notes (note, study,
+    view) what was made of the headers of views; motion_maps
     those made, None likewise; without_motion studies that lack one, in a store that has some."""
 
     prepared: int = 0
     unchanged: int = 0
     n_studies: int = 0
-    unmatched: int = 0
+    files: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    unmatched_files: list[str] = field(default_factory=list)
     series: Counter[tuple[str, str | None, str]] = field(default_factory=Counter)
     shard: Shard | None = None
     labelled: int | None = None
     cut: list[tuple[float, str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str, str]] = field(default_factory=list)
     motion_maps: int | None = None
     without_motion: int = 0
     failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def unmatched(self) -> int:
+        """Number of NIfTI files that the pattern does not describe."""
+        return len(self.unmatched_files)
 
     @property
     def exit_code(self) -> int:
@@ -173,15 +182,22 @@ class PrepareReport:
         if self.without_motion:
             lines.append(f"{self.without_motion} of these studies have no motion map, or not of every view: the same "
                          f"command with --motion adds them")
+        noted: dict[str, list[str]] = {}
+        for note, study, view in self.notes:
+            noted.setdefault(note, []).append(f"{study} {view}")
+        lines += [f"{note}: {', '.join(of[:MOST_NAMED])}" + f" and {len(of) - MOST_NAMED} more" * (len(of) > MOST_NAMED)
+                  for note, of in sorted(noted.items())]
+        lines += [f"{view}: {files} files {spelling!r} of {studies} studies"
+                  for (view, spelling), (studies, files) in sorted(self.files.items())]
         kinds = sorted(self.series, key=lambda kind: (kind[1] is None, kind[1] or "", kind[2], kind[0]))
         for description, view, reason in kinds:
             became = f"{view}:" if view else f"left out ({reason}):"
             lines.append(f"{became} {self.series[description, view, reason]} series {description!r}")
-        if self.unmatched:
-            lines.append(f"{self.unmatched} NIfTI files do not match the pattern and were left alone")
+        if self.unmatched_files:
+            lines.append(unmatched_line(self.unmatched_files))
         if self.shard:
             lines.append("when all shards have ended, --merge in the place of --shard makes the index")
-        return "\n".join(lines + [f"failed: {failure.file}: {failure.reason}" for failure in self.failures])
+        return "\n".join(lines + failure_lines(self.failures, "failures.jsonl"))
 
 
 def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
@@ -232,7 +248,8 @@ def _prepare(config: PrepareConfig, report: PrepareReport, progress: bool) -> No
         sources.studies = {study: views for study, views in sources.studies.items() if part.holds(study)}
         sources.refused = [refusal for refusal in sources.refused if part.holds(refusal.study)]
     else:
-        report.unmatched, report.series = len(sources.unmatched), sources.series
+        report.unmatched_files, report.series = sources.unmatched_names(config.src), sources.series
+        report.files = sources.found()
     store.mkdir(parents=True, exist_ok=True)
     with hold_store(store, part):
         temporary = store / SHARDS / f"{part.name}.preparing" if part else store / _TEMPORARY
@@ -288,6 +305,8 @@ def _fill(
         report.labelled = sum(any("labels" in record for record in views.values()) for views in done.values())
         report.cut = sorted(((record["labels"]["cut"], study, view) for study, views in done.items()
                              for view, record in views.items() if "cut" in record.get("labels", {})), reverse=True)
+    report.notes = sorted((record["note"], study, view) for study, views in done.items()
+                          for view, record in views.items() if "note" in record)
     _write_outcome(store, config, done, report)
     if config.motion:
         report.motion_maps, failures = add_motion_maps(

@@ -305,6 +305,7 @@ def index_records(records: dict[str, dict]) -> dict[str, dict]:
     keys = ("file", "shape", "spacing_mm", "frame_time_ms", "sha256")
     return {view: {**{key: record[key] for key in keys},
                    "source": {key: record["source"][key] for key in ("file", "sha256")},
+                   **({"note": record["note"]} if "note" in record else {}),
                    **({"motion": record["motion"]} if "motion" in record else {}),
                    **({"labels": {key: record["labels"][key] for key in ("file", "sha256", "frames", "values", "cut")
                                   if key in record["labels"]}}
