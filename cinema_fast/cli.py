@@ -44,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:  # what was asked for cannot be done; anything else is a bug, with its trace
         print(f"cinema-fast: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if str(stop):  # what is kept, and how to go on
+            print(f"cinema-fast: {stop}", file=sys.stderr)
         return 130
 
 
@@ -90,7 +92,9 @@ def _commands() -> dict[str, Callable[..., int]]:
         """
         from .data.phantom import write_cohort
 
-        write_cohort(dst, n, seed, workers=workers)
+        written = write_cohort(dst, n, seed, workers=workers, progress=True)
+        print(f"{dst}: {len(written)} studies, {written[0]} to {written[-1]}; label maps in labels/, what is known of "
+              f"them in truth.json, truth.csv and landmarks.csv")
         return 0
 
     def prepare(config: Annotated[PrepareConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:

@@ -121,7 +121,9 @@ def test_installed_command_and_its_status(tmp_path):
 
 def test_phantom_prepare_pretrain(capfd, tmp_path):
     """The three commands one after the other, on two synthetic studies at a small size."""
-    assert called(capfd, "phantom", tmp_path / "cohort", "--n", 2)[0] == 0
+    status, out, err = called(capfd, "phantom", tmp_path / "cohort", "--n", 2)
+    assert status == 0 and err.startswith("making studies: 0 of 2, 0:00\n")
+    assert out.startswith(f"{tmp_path / 'cohort'}: 2 studies, heart-000000 to heart-000001;")
     sizes = ("--sax-size", 32, 32, 2, "--lax-size", 32, 32, "--sax-spacing", 6, 6, 40, "--lax-spacing", 6, 6)
     status, out, err = called(capfd, "prepare", tmp_path / "cohort", tmp_path / "store", *sizes)
     assert status == 0, out + err

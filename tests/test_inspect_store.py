@@ -55,25 +55,48 @@ def test_times_that_are_unknown_and_failures_that_are_many(store, tmp_path):
     assert inspect_store(tmp_path).endswith("failures: no failures.jsonl")
 
 
-def tile(image: Image.Image, row: int, column: int, frame: np.ndarray) -> np.ndarray:
-    """What the picture shows where a frame smaller than a tile belongs, as (X, Y)."""
-    left = column * module.TILE + (module.TILE - frame.shape[0]) // 2
-    top = row * (module.TILE + module.MARGIN) + module.MARGIN
-    return np.asarray(image)[top : top + frame.shape[1], left : left + frame.shape[0]].T
+def places(image: Image.Image, frame: np.ndarray) -> list[tuple[int, int]]:
+    """(left, top) of every place where a picture shows exactly a frame (X, Y)."""
+    windows = np.lib.stride_tricks.sliding_window_view(np.asarray(image), frame.shape[::-1])
+    return [(int(x), int(y)) for y, x in np.argwhere((windows == frame.T).all(axis=(2, 3)))]
 
 
 def test_pictures_show_the_stored_frames(store):
     cines = CineStore(store)
     sheet = contact_sheet(cines, ["p0", "p2"])
-    assert sheet.size == (3 * module.TILE, 2 * (module.TILE + module.MARGIN))
     sax, lax = cines.read_frame("p2", "sax", 0)[..., 2], cines.read_frame("p0", "lax_4c", 0)
-    np.testing.assert_array_equal(tile(sheet, 1, 0, sax), sax)
-    np.testing.assert_array_equal(tile(sheet, 0, 2, lax), lax)
-    assert not tile(sheet, 1, 2, lax).any(), "p2 has no lax_4c"
+    ((sax_left, sax_top),), ((lax_left, lax_top),) = places(sheet, sax), places(sheet, lax)
+    assert sax_left == module.GAP and sax_top >= lax_top + lax.shape[1] + module.GAP + module.LINE
+    # no larger than its images, two gaps and the lines of text: views are 32 and 40 pixels wide, their names less
+    assert sheet.size == (4 * module.GAP + 32 + 40 + 40, 3 * module.LINE + 2 * module.GAP + 40 + 32)
+    assert np.asarray(sheet)[sax_top + 20 :, lax_left:].max() == 0, "p2 has no lax_4c"
     pictures = moving_study(cines, "p0")
     assert len(pictures) == 4
-    frame = cines.read_frame("p0", "lax_2c", 3)
-    np.testing.assert_array_equal(tile(pictures[3], 0, 1, frame), frame)
+    assert len(places(pictures[3], cines.read_frame("p0", "lax_2c", 3))) == 1
+
+
+def test_titles_touch_no_image_and_no_other_title(tmp_path):
+    """Of long names and small images; and cells are as large as the images, which may differ."""
+    def image(*size):
+        return np.full(size, 100, np.uint8)
+
+    names = ["a" * 30 + "_1", "x" * 200 + "_end", "short"]
+    rows = [(names[0], [image(20, 30), None]), (names[1], [image(12, 10), image(50, 8)]),
+            (names[2], [None, image(9, 9)])]
+    sheet = np.asarray(module._grid(["sax", "another_view"], rows))
+    blank = np.asarray(module._grid(["sax", "another_view"], [("", row) for _, row in rows]))
+    assert sheet.shape[1] <= module.MAX_TITLE + 2 * module.GAP and (sheet == 100).sum() >= (blank == 100).sum()
+    top = module.LINE  # below the names of the columns
+    for (_, frames), height in zip(rows, (30, 10, 9)):
+        line, images = sheet[top : top + module.LINE], sheet[top + module.LINE : top + module.LINE + height]
+        assert line[1:].any() and not line[0].any() and not line[:, -module.GAP :].any()
+        shown = [frame for frame in frames if frame is not None]
+        assert (images == 100).sum() >= sum(frame.size for frame in shown)
+        top += module.LINE + height + module.GAP
+    assert sheet.shape[0] == top
+    measure = len
+    assert module._shortened("abcdefgh_1", 10, measure) == "abcdefgh_1"
+    assert module._shortened("abcdefgh_12", 10, measure) == "abc...h_12"
 
 
 def test_views_of_unlike_length_beat_together(store, monkeypatch):
@@ -83,7 +106,7 @@ def test_views_of_unlike_length_beat_together(store, monkeypatch):
     pictures = moving_study(cines, "p0")
     for t, at in enumerate((0, 0, 1, 1)):
         frame = cines.read_frame("p0", "sax", at)[..., 2]
-        np.testing.assert_array_equal(tile(pictures[t], 0, 0, frame), frame)
+        assert len(places(pictures[t], frame)) == 1
 
 
 def test_on_the_command_line(store, tmp_path, capfd):
@@ -91,7 +114,7 @@ def test_on_the_command_line(store, tmp_path, capfd):
     out = capfd.readouterr().out
     assert "3 studies, 7 cines" in out and "study.gif: p0" in out
     with Image.open(tmp_path / "new folder/é/contact_sheet.png") as sheet:
-        assert sheet.size == (3 * module.TILE, 3 * (module.TILE + module.MARGIN))
+        assert sheet.width == 4 * module.GAP + 32 + 40 + 40
     with Image.open(tmp_path / "new folder/é/study.gif") as moving:
         assert moving.n_frames == 4 and moving.info["duration"] == 30 and moving.info["loop"] == 0
     assert main(["inspect", str(tmp_path)]) == 1

@@ -46,10 +46,36 @@ def test_leaving_early_ends_the_workers():
     assert not multiprocessing.active_children()
 
 
+def test_ctrl_c_ends_the_workers_at_once_and_only_the_parent_hears_of_it():
+    code = ("from test_pool import *\nif __name__ == '__main__':\n try: list(run_in_processes(sleep, [1, 2], 2))\n"
+            " except KeyboardInterrupt: sys.exit(130)")
+    for starting in (True, False):
+        parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                  text=True, start_new_session=True, env=with_tests())
+        deadline = time.monotonic() + 20
+        while starting and not children(parent.pid) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert starting or parent.stdout.readline()
+        os.killpg(parent.pid, signal.SIGINT)
+        _, err = parent.communicate(timeout=20)
+        assert (parent.returncode, err) == (130, "")
+
+
+def children(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children") as file:
+            return file.read()
+    except FileNotFoundError:
+        return "unknown"
+
+
+def with_tests() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
+
+
 def test_workers_end_with_their_parent():
     code = "from test_pool import *\nif __name__ == '__main__': list(run_in_processes(sleep, [1, 2], 2))"
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
-                              env={**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])})
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=with_tests())
     workers = [int(parent.stdout.readline()) for _ in range(2)]
     parent.kill()
     parent.wait()

@@ -13,7 +13,9 @@ import pytest
 from cine_files import write_study
 from test_prepare import SIZES, assert_intensities_are_the_scans, content, run
 
+from cinema_fast.cli import main
 from cinema_fast.data import geometry
+from cinema_fast.data import prepare as prepare_module
 from cinema_fast.data import store as store_module
 from cinema_fast.data.nifti import read_cine
 from cinema_fast.data.orientation import arranged
@@ -149,6 +151,30 @@ def test_full_disk_while_the_index_is_written_keeps_the_old_one(tmp_path, monkey
     assert CineStore(tmp_path / "store").ids == ["p0", "p1"]
 
 
+def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, monkeypatch, capfd):
+    for n in range(3):
+        write_study(tmp_path / "src", f"p{n}")
+    command = ["prepare", str(tmp_path / "src"), str(tmp_path / "store"), "--workers", "1"]
+    publish = prepare_module.publish_study
+    for kept, studies, options, words in ((0, [], [], "nothing was prepared, what was there stays: the same command"),
+                                          (2, ["p0", "p1"], [], "2 studies are complete and stay: the same command"),
+                                          (1, ["p0"], ["--overwrite"], "the same command without --overwrite")):
+        def stopped(store, folder, study, studies=studies):
+            if study not in studies:
+                raise KeyboardInterrupt
+            publish(store, folder, study)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare_module, "publish_study", stopped)
+            assert main(command + options) == 130
+        said = capfd.readouterr().err.splitlines()[-1]
+        assert said.startswith("cinema-fast: stopped; ") and said.endswith(f"{words} goes on from there")
+        assert len(list((tmp_path / "store/studies").iterdir())) == kept
+        assert not (tmp_path / "store/.preparing").exists()
+    assert main(command) == 0
+    assert "2 studies prepared, 1 unchanged" in capfd.readouterr().out
+
+
 def test_store_in_the_place_of_a_file(tmp_path):
     write_study(tmp_path / "src", "p0")
     with pytest.raises(StoreError, match="is a file; a store is a folder"):
@@ -160,6 +186,8 @@ def test_real_study_of_every_view(shared, tmp_path):
     config = PrepareConfig(shared / "data/cine", tmp_path, pattern="{view}.nii.gz", aliases=aliases, workers=1)
     report = prepare(config, progress=False)
     assert (report.prepared, report.unmatched, report.exit_code) == (1, 2, 0)
+    assert "sax: 1 files 'sax_4d_6slices' of 1 studies" in str(report) and all(
+        name in str(report) for name in report.unmatched_files)
     store = CineStore(tmp_path)
     records = json.loads((tmp_path / "studies/cine/study.json").read_text())
     assert store.views("cine") == ("sax", "lax_2c", "lax_3c", "lax_4c")

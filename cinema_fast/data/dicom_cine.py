@@ -1,7 +1,8 @@
 """One cine from DICOM files: images of one view become slices and frames, by what their headers say.
 
-Slices are told apart and ordered by where they lie along the normal, frames by trigger time. The voxel axes are those
-of the pixels, X along a row and Y down a column (as SimpleITK keeps them; dcm2niix mirrors Y), the third is along
+Slices are told apart and ordered by where they lie along the normal, frames by trigger time: the first is the one at
+the R wave, and frames from before it end the cycle. Phase, real and imaginary images are left out. The voxel axes are
+those of the pixels, X along a row and Y down a column (as SimpleITK keeps them; dcm2niix mirrors Y), the third is along
 row x column; the affine leads to the scanner's coordinates of NIfTI (mm, RAS+).
 """
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from .dicom_file import ImageHeader, image_headers, read_dataset
 from .dicom_pixels import read_pixels
-from .nifti import MAX_BYTES, Cine, CineError, Volume, check_cine, joined_sha256
+from .nifti import MAX_BYTES, Cine, CineError, IncompleteCine, Volume, check_cine, joined_sha256
 
 # Slices of a cine are 4 mm apart or more; the same slice has the same position to a hundredth of a millimetre.
 SAME_PLACE_MM = 0.5
@@ -25,6 +26,8 @@ SAME_PLACE_MM = 0.5
 MAX_UNEVENNESS = 0.1
 # A step in time so much longer than the middle one means that a frame is missing.
 LONG_STEP = 1.6
+# Between the heart's cycle and the time of all frames where they fill it, relative to the cycle.
+MAX_UNFILLED = 0.1
 
 
 class Image(NamedTuple):
@@ -51,17 +54,21 @@ def read_dicom_cine(paths: Sequence[Path], *, stack: bool) -> Cine:
         found, digest = _read_file(Path(path))
         images += found
         digests.append(digest)
+    images = [image for image in images if image.header.magnitude]
+    if not images:
+        raise CineError(paths[0], "no magnitudes: all of its images show phases, or real or imaginary parts")
     first = images[0]
     for image in images:
         _check_alike(first, image)
-    slices = _by_time(_by_place(images))
+    slices, remark = _by_time(_by_place(images))
     if len(slices[0]) < 2:
-        raise CineError(first.path, f"not a cine: one image of each of {len(slices)} slices, expected 2 frames or more")
+        raise IncompleteCine(first.path, f"not a cine: one image of each of {len(slices)} slices, expected 2 frames or "
+                                         f"more")
     affine = _affine(slices)
     _check_places(slices, affine)
     volumes = tuple(_volume([images[t] for images in slices], affine, digests[0]) for t in range(len(slices[0])))
     shape = (*first.pixels.shape[::-1], len(slices))
-    cine = Cine(volumes, shape, len(volumes), affine, _frame_time(slices), joined_sha256(digests))
+    cine = Cine(volumes, shape, len(volumes), affine, _frame_time(slices), joined_sha256(digests), remark=remark)
     check_cine(cine, first.path, stack=stack)
     return cine
 
@@ -104,18 +111,19 @@ def _by_place(images: list[Image]) -> list[list[Image]]:
         usual = max(set(counts), key=counts.count)
         k = next(k for k, count in enumerate(counts) if count != usual)
         what = "frames are missing" if counts[k] < usual else "one slice was taken more than once"
-        raise CineError(slices[k][0].path, f"{what}: slice {k + 1} of {len(slices)} has {counts[k]} images, "
-                                           f"most have {usual}")
+        raise IncompleteCine(slices[k][0].path, f"{what}: slice {k + 1} of {len(slices)} has {counts[k]} images, "
+                                                f"most have {usual}")
     return slices
 
 
-def _by_time(slices: list[list[Image]]) -> list[list[Image]]:
-    """Each slice's images in the order of time, by the first of the headers' clocks that all of them have."""
+def _by_time(slices: list[list[Image]]) -> tuple[list[list[Image]], str]:
+    """Each slice's images in the order of time, by the first of the headers' clocks that all of them have; and what is
+    to be told of it."""
     n = len(slices[0])
     phases = {image.header.n_phases for images in slices for image in images} - {None}
     if len(phases) == 1 and n < max(phases):
-        raise CineError(slices[0][0].path, f"frames are missing: {n} images a slice, the header says "
-                                           f"{max(phases):g} (CardiacNumberOfImages)")
+        raise IncompleteCine(slices[0][0].path, f"frames are missing: {n} images a slice, the header says "
+                                                f"{max(phases):g} (CardiacNumberOfImages)")
     for clock in ("trigger_ms", "temporal", "instance", "acquisition"):
         times = [[getattr(image.header, clock) for image in images] for images in slices]
         known = [time for one in times for time in one if time is not None]
@@ -129,7 +137,8 @@ def _by_time(slices: list[list[Image]]) -> list[list[Image]]:
         slices = [sorted(images, key=lambda image: getattr(image.header, clock)) for images in slices]
         if clock == "trigger_ms":
             _check_steps(slices)
-        return slices
+            return _from_r_wave(slices)
+        return slices, ""
     raise CineError(slices[0][0].path, "the order of the frames is unknown: no trigger times, and no numbers that "
                                        "differ")
 
@@ -139,8 +148,46 @@ def _check_steps(slices: list[list[Image]]) -> None:
         steps = np.diff([image.header.trigger_ms for image in images])
         if len(steps) > 2 and steps.max() > LONG_STEP * np.median(steps):
             after = images[int(steps.argmax())]
-            raise CineError(after.path, f"frames are missing: {steps.max():g} ms pass after trigger time "
-                                        f"{after.header.trigger_ms:g} ms, {np.median(steps):g} between others")
+            raise IncompleteCine(after.path, f"frames are missing: {steps.max():g} ms pass after trigger time "
+                                             f"{after.header.trigger_ms:g} ms, {np.median(steps):g} between others")
+
+
+def _from_r_wave(slices: list[list[Image]]) -> tuple[list[list[Image]], str]:
+    """Frames in the order of trigger times, from the one at the R wave on; and what is to be told of it.
+
+    A time below zero is one before the R wave. Less than half a step is no more than rounding. Frames from further
+    before it are the end of the cycle, where the frames fill it; they are moved there in all slices alike, by the
+    median of their times, so that slices stay together.
+
+    Raises:
+        CineError: the times are a count backwards, or need not be of one cycle.
+    """
+    times = np.array([[image.header.trigger_ms for image in images] for images in slices])  # (Z, T)
+    if times.min() >= 0:
+        return slices, ""
+    first, n = slices[int(times.min(axis=1).argmin())][0], times.shape[1]
+    if times.max(axis=1).min() <= 0:
+        raise CineError(first.path, f"trigger times from {times.min():g} ms and none above 0: no frame of a slice "
+                                    f"after its R wave, so it is unknown what they count")
+    for clock in ("temporal", "instance"):
+        numbers = np.array([[getattr(image.header, clock) for image in images] for images in slices], float)
+        if not np.isnan(numbers).any() and all(len(set(one)) == n for one in numbers):
+            turns = (numbers > np.roll(numbers, -1, axis=1)).sum(axis=1)  # one, where the last is followed by the first
+            if turns.max() > 1:
+                raise CineError(first.path, f"the trigger times begin at {times.min():g} ms and do not run as the "
+                                            f"{clock} numbers do: the order of the frames is unknown")
+            break
+    step = np.median(np.diff(times, axis=1))
+    before = int((np.median(times, axis=0) < -step / 2).sum())
+    if not before:
+        return slices, ""
+    cycles = [image.header.rr_ms for images in slices for image in images if image.header.rr_ms]
+    if not cycles or abs(n * step - np.median(cycles)) > MAX_UNFILLED * np.median(cycles):
+        raise CineError(first.path, f"{before} of {n} frames lie before the R wave (trigger times from "
+                                    f"{times.min():g} ms), and the header does not say that the frames fill the "
+                                    f"heart's cycle (NominalInterval): they may not be of one beat")
+    remark = f"{before} of {n} frames lie before the R wave and were moved to the end of the cycle"
+    return [images[before:] + images[:before] for images in slices], remark
 
 
 def _affine(slices: list[list[Image]]) -> np.ndarray:
@@ -163,8 +210,9 @@ def _check_places(slices: list[list[Image]], affine: np.ndarray) -> None:
     steps = np.diff(along)
     if len(steps) and np.ptp(steps) > MAX_UNEVENNESS * np.median(steps):
         k = int(steps.argmax())
-        raise CineError(slices[k][0].path, f"slices are missing or lie unevenly: steps of {steps.min():.2f} to "
-                                           f"{steps.max():.2f} mm, the longest after slice {k + 1} of {len(slices)}")
+        raise IncompleteCine(slices[k][0].path, f"slices are missing or lie unevenly: steps of {steps.min():.2f} to "
+                                                f"{steps.max():.2f} mm, the longest after slice {k + 1} of "
+                                                f"{len(slices)}")
     expected = places[0, 0] + np.arange(len(slices))[:, None] * (affine[:3, 2] * (-1, -1, 1))
     off = places - expected[:, None]
     shift = np.linalg.norm(off - (off @ normal)[..., None] * normal, axis=-1)
@@ -193,7 +241,7 @@ def _frame_time(slices: list[list[Image]]) -> float | None:
     n = len(slices[0])
     triggers = [[image.header.trigger_ms for image in images] for images in slices]
     if n > 1 and all(time is not None for one in triggers for time in one):
-        steps = np.median([np.median(np.diff(one)) for one in triggers])
+        steps = np.median([np.median(np.diff(sorted(one))) for one in triggers])
         if steps > 0:
             return _plausible(steps)
     headers = [image.header for images in slices for image in images]

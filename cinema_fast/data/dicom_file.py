@@ -40,10 +40,10 @@ MAX_VALUE_BYTES = 4096
 MAX_IMAGES = 10_000
 
 _TAGS = (
-    "SpecificCharacterSet", "ImageType", "SOPInstanceUID", "Modality", "SeriesDescription", "ProtocolName", "PatientID",
-    "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber", "InstanceNumber",
-    "TriggerTime", "NominalInterval", "FrameTime", "CardiacNumberOfImages", "TemporalPositionIdentifier",
-    "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
+    "SpecificCharacterSet", "ImageType", "ComplexImageComponent", "SOPInstanceUID", "Modality", "SeriesDescription",
+    "ProtocolName", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber",
+    "InstanceNumber", "TriggerTime", "NominalInterval", "FrameTime", "CardiacNumberOfImages",
+    "TemporalPositionIdentifier", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
     "RescaleSlope", "RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
     "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored",
     "HighBit", "PixelRepresentation", "PixelData",
@@ -65,6 +65,14 @@ _GROUPS = {
 }
 
 
+# What pixels show other than magnitudes, by ComplexImageComponent, or by ImageType from its third value on.
+_NO_MAGNITUDE = {
+    "P", "PHASE", "PHASE MAP", "PHASE_MAP", "VELOCITY", "VELOCITY MAP", "VELOCITY_MAP", "R", "REAL", "I", "IMAGINARY",
+}
+# Storage classes of images of MR: single-frame, enhanced, and enhanced of older files.
+_MR_IMAGES = {f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("4", "4.1", "4.4")}
+
+
 class ImageHeader(NamedTuple):
     """One image of a file.
 
@@ -72,7 +80,8 @@ class ImageHeader(NamedTuple):
     both in the patient's coordinates of DICOM (LPS+). spacing: (2,) mm between rows and between columns. thickness: mm,
     None if unknown. Time, each None where the file does not say: trigger_ms after the R wave, temporal (index),
     instance and acquisition (numbers), rr_ms (length of the heart's cycle), frame_ms, n_phases (images in a cycle).
-    Values are `pixel * slope + inter`.
+    Values are `pixel * slope + inter`; magnitude: whether they are magnitudes, as they are taken to be where the file
+    does not say.
     """
 
     position: tuple[float, ...]
@@ -88,6 +97,7 @@ class ImageHeader(NamedTuple):
     n_phases: float | None
     slope: float
     inter: float
+    magnitude: bool
 
     @property
     def normal(self) -> np.ndarray:
@@ -134,7 +144,10 @@ def malformed(path: Path) -> Iterator[None]:
 
 
 def read_header(path: Path) -> Dataset:
-    """The header of a file, of the attributes that this package uses. Raises CineError."""
+    """The header of a file, of the attributes that this package uses.
+
+    Raises CineError, also for an image of MR that is cut short before it has said which series it is of.
+    """
     with malformed(path):
         info = path.stat()
         if not stat.S_ISREG(info.st_mode):
@@ -153,6 +166,8 @@ def read_header(path: Path) -> Dataset:
                         continue
                     raise
                 if not part or len(content) >= info.st_size:
+                    if is_mr_image(dataset) and not any(element.tag > _series_tag() for element in dataset):
+                        raise CineError(path, "truncated: the file ends in its header")
                     return dataset
 
 
@@ -193,6 +208,18 @@ def _parse(path: Path, content: bytes, *, pixels: bool) -> tuple[Dataset, bool]:
     )
     dataset.file_meta = meta
     return dataset, ended
+
+
+def is_mr_image(dataset: Dataset) -> bool:
+    """Whether a file says before all else that it is an image of MR, which has pixels."""
+    return dataset.file_meta.get("MediaStorageSOPClassUID") in _MR_IMAGES
+
+
+@lru_cache
+def _series_tag() -> int:
+    from pydicom.tag import Tag
+
+    return Tag("SeriesInstanceUID")
 
 
 @lru_cache
@@ -254,11 +281,22 @@ def image_headers(path: Path, dataset: Dataset) -> list[ImageHeader]:
         return [_image_header(path, dataset, groups, k, len(images)) for k, groups in enumerate(images)]
 
 
+def magnitudes(path: Path, dataset: Dataset) -> list[bool]:
+    """Of each image of a file whether it shows magnitudes, or does not say. Raises CineError."""
+    with malformed(path):
+        return [_is_magnitude(dataset, groups) for groups in _groups(path, dataset)]
+
+
 def image_places(path: Path, dataset: Dataset) -> list[tuple[tuple[float, ...], float]]:
-    """Of each image of a file the normal (3,), LPS+, and the place along it in mm. Raises CineError."""
+    """Of each image of a file the normal (3,), LPS+, and the place along it in mm, but of what is no magnitude.
+
+    Raises CineError.
+    """
     places = []
     with malformed(path):
         for groups in _groups(path, dataset):
+            if not _is_magnitude(dataset, groups):
+                continue
             position = _numbers(path, dataset, groups, "ImagePositionPatient", 3)
             orientation = _numbers(path, dataset, groups, "ImageOrientationPatient", 6)
             if position is None or orientation is None:
@@ -279,6 +317,19 @@ def _groups(path: Path, dataset: Dataset) -> list[list[Dataset]]:
         raise CineError(path, f"the header claims {n} images (NumberOfFrames) and describes {len(per_image)}")
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
     return [[*per_image[k : k + 1], *shared[:1]] for k in range(n)]
+
+
+def _is_magnitude(dataset: Dataset, groups: list[Dataset]) -> bool:
+    frame_type = [group["MRImageFrameTypeSequence"][0] for group in groups if group.get("MRImageFrameTypeSequence")]
+    for level in (*frame_type, dataset):
+        component = text(level, "ComplexImageComponent").upper()
+        if component in _NO_MAGNITUDE or component == "MAGNITUDE":
+            return component == "MAGNITUDE"
+        for keyword in ("FrameType", "ImageType"):
+            values = value_of(level, keyword)
+            if values and not isinstance(values, str):
+                return not any(str(value).strip().upper() in _NO_MAGNITUDE for value in values[2:])
+    return True
 
 
 def _numbers(path: Path, dataset: Dataset, groups: list[Dataset], keyword: str, n: int) -> tuple[float, ...] | None:
@@ -318,5 +369,5 @@ def _image_header(path: Path, dataset: Dataset, groups: list[Dataset], k: int, n
     return ImageHeader(
         *where, number("SliceThickness"), number("TriggerTime"), number("TemporalPositionIdentifier"), instance,
         number("AcquisitionNumber"), number("NominalInterval"), number("FrameTime"), number("CardiacNumberOfImages"),
-        1.0 if slope is None else slope, inter or 0.0,
+        1.0 if slope is None else slope, inter or 0.0, _is_magnitude(dataset, groups),
     )  # fmt: skip

@@ -1,8 +1,9 @@
 """Which DICOM files of a folder are which view of which study.
 
 Headers decide, never names or folders: files belong to a study by StudyInstanceUID, to a series by SeriesInstanceUID;
-the series' description says the view (`view_rules.py`). A study is named after the patient's ID and a digest of its
-UID, in letters, digits, - and _, so that no header can name a place outside the store.
+the series' description says the view (`view_rules.py`), and of a series only the magnitudes are taken. A study is named
+after the patient's ID and a digest of its UID, in letters, digits, - and _, so that no header can name a place outside
+the store; one of several patients is refused.
 """
 
 from __future__ import annotations
@@ -12,13 +13,24 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from .dicom_cine import SAME_PLACE_MM
-from .dicom_file import image_places, is_dicom, malformed, read_header, require_pydicom, text, whole_number
+from .dicom_file import (
+    image_places,
+    is_dicom,
+    is_mr_image,
+    magnitudes,
+    malformed,
+    read_header,
+    require_pydicom,
+    text,
+    whole_number,
+)
 from .nifti import CineError
 from .pool import available_cores, run_in_processes
 from .progress import progress_bar
@@ -28,11 +40,14 @@ from .view_rules import ViewRules
 FILES_PER_TASK = 250
 # |cosine| between the normals of two images of the same plane
 SAME_NORMAL = 0.999
+NO_MAGNITUDES = "phase, real or imaginary images"
+SEVERAL_PATIENTS = "several patients in its study"
 
 
 class File(NamedTuple):
     """What is known of a DICOM file from its header. places: (normal (3,), mm along it) of each slice in it, with the
-    number of its images; empty where the header does not say. excluded: why it holds no cine, empty where it may."""
+    number of its images; empty where the header does not say. mixed: whether images that are no magnitudes lie beside
+    others in it. excluded: why it holds no cine, empty where it may."""
 
     path: Path
     study: str
@@ -43,6 +58,7 @@ class File(NamedTuple):
     description: str
     protocol: str
     places: tuple[tuple[tuple[float, ...], float, int], ...]
+    mixed: bool
     excluded: str
 
 
@@ -75,14 +91,54 @@ def find_dicom_sources(src: Path, rules: ViewRules, *, workers: int = 0, progres
     if not paths:
         refused = "".join(f"; {file} {reason}" for *_, file, reason in sources.refused[:1])
         raise ValueError(f"no DICOM file in {src} (named .dcm or .ima, or with DICM at byte 128{refused})")
-    files = sorted(_read_all(src, paths, sources, workers, progress))
+    broken: list[CineError] = []
+    files = sorted(_read_all(paths, broken, workers, progress))
     studies: dict[str, list[File]] = defaultdict(list)
     for file in files:
         studies[file.study].append(file)
+    homes: dict[Path, set[str]] = defaultdict(set)  # the studies that have files in a folder
     for uid, members in sorted(studies.items()):
-        _sort_study(src, study_id(uid, min((file.patient for file in members if file.patient), default="")), members,
-                    rules, sources)
+        study = study_id(uid, min((file.patient for file in members if file.patient), default=""))
+        if refusal := _several_patients(src, study, members):
+            sources.refused.append(refusal)
+            for description in {file.series: file.description or file.protocol for file in members}.values():
+                sources.series[description, None, SEVERAL_PATIENTS] += 1
+        else:
+            _sort_study(src, study, members, rules, sources)
+        for folder in {file.path.parent for file in members if uid}:
+            homes[folder].add(study)
+    _place_broken(src, broken, homes, sources)
     return sources
+
+
+def _several_patients(src: Path, study: str, files: list[File]) -> Refusal | None:
+    """Why a study is refused whose files name more than one patient; None for any other."""
+    first = {file.patient: file.path for file in reversed(files) if file.patient and not file.excluded}
+    if len(first) < 2:
+        return None
+    counts = Counter(file.patient for file in files if file.patient in first and not file.excluded).most_common()
+    named = ", ".join(f"{patient!r} in {n} files" for patient, n in counts[:3]) + ", ..." * (len(counts) > 3)
+    return Refusal(study, None, first[counts[-1][0]].relative_to(src).as_posix(),
+                   f"one StudyInstanceUID for {len(counts)} patients (PatientID {named}): whose heart it shows is "
+                   f"unknown; prepare the files of one of them alone, or give each a StudyInstanceUID")
+
+
+def _place_broken(src: Path, broken: list[CineError], homes: dict[Path, set[str]], sources: Sources) -> None:
+    """Refuse the files whose headers cannot be read, as of the only study that has others in the same folder, and let
+    the views that lie beside them know."""
+    beside: dict[Path, list[Path]] = defaultdict(list)
+    for error in broken:
+        file, home = error.path.relative_to(src).as_posix(), homes.get(error.path.parent, set())
+        if len(home) == 1:
+            reason = f"{error.reason} (views of this study may lack its images)"
+            sources.refused.append(Refusal(*home, None, file, reason))
+        else:
+            sources.refused.append(Refusal("", None, file, error.reason))
+        beside[error.path.parent].append(error.path)
+    for views in sources.studies.values() if broken else ():
+        for view, source in views.items():
+            folders = sorted({path.parent for path in source.files})
+            views[view] = replace(source, broken=tuple(path for folder in folders for path in beside.get(folder, ())))
 
 
 def holds_dicom(src: Path) -> bool:
@@ -136,15 +192,17 @@ def _read_file(path: Path) -> File:
     dataset = read_header(path)
     with malformed(path):
         study, series = text(dataset, "StudyInstanceUID"), text(dataset, "SeriesInstanceUID")
-        excluded, places = "", Counter()
+        excluded, places, mixed = "", Counter(), False
         if text(dataset, "Modality") != "MR":
             excluded = f"modality {text(dataset, 'Modality') or 'unknown'}"
-        elif "Rows" not in dataset:
+        elif "Rows" not in dataset and not is_mr_image(dataset):
             excluded = "no images"
         elif not study or not series:
             raise CineError(path, "the header names no study or no series (StudyInstanceUID, SeriesInstanceUID)")
         else:
             try:
+                shown = magnitudes(path, dataset)
+                excluded, mixed = "" if any(shown) else NO_MAGNITUDES, len(set(shown)) > 1
                 for normal, along in image_places(path, dataset):
                     places[tuple(round(x, 4) for x in normal), round(along, 2)] += 1
             except CineError:
@@ -152,10 +210,11 @@ def _read_file(path: Path) -> File:
         number = whole_number(dataset, "SeriesNumber", 0)
         return File(path, study, text(dataset, "PatientID"), series, number, text(dataset, "SOPInstanceUID"),
                     text(dataset, "SeriesDescription"), text(dataset, "ProtocolName"),
-                    tuple((*place, n) for place, n in places.items()), excluded)
+                    tuple((*place, n) for place, n in places.items()), mixed, excluded)
 
 
-def _read_all(src: Path, paths: list[Path], sources: Sources, workers: int, progress: bool) -> Iterator[File]:
+def _read_all(paths: list[Path], broken: list[CineError], workers: int, progress: bool) -> Iterator[File]:
+    """What is known of each file, in any order; those whose header cannot be read are appended to `broken`."""
     tasks = [paths[n : n + FILES_PER_TASK] for n in range(0, len(paths), FILES_PER_TASK)]
     workers = 1 if len(tasks) < 4 else min(workers or available_cores(), len(tasks))
     with (progress_bar("reading headers", len(paths), show=progress and len(tasks) >= 4) as advance,
@@ -166,7 +225,7 @@ def _read_all(src: Path, paths: list[Path], sources: Sources, workers: int, prog
                                              f"{type(result).__name__}: {result}")]
             for file in result:
                 if isinstance(file, CineError):
-                    sources.refused.append(Refusal("", None, file.path.relative_to(src).as_posix(), file.reason))
+                    broken.append(file)
                 else:
                     yield file
             advance(len(task))
@@ -179,7 +238,12 @@ def _sort_study(src: Path, study: str, files: list[File], rules: ViewRules, sour
     views: dict[str, list[Series]] = defaultdict(list)
     for copies in by_uid.values():
         members = tuple(copies.values())
-        series = Series(members[0].number, members[0].description, members[0].protocol, members)
+        series = Series(members[0].number, members[0].description, members[0].protocol,
+                        tuple(file for file in members if file.excluded != NO_MAGNITUDES))
+        if len(series.files) < len(members) or any(file.mixed for file in members):
+            sources.series[series.description or series.protocol, None, NO_MAGNITUDES] += 1
+        if not series.files:
+            continue
         view, reason = _view(series, rules)
         sources.series[series.description or series.protocol, view, reason] += 1
         if view:

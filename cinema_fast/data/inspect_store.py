@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from .regular_file import read_regular
 from .store import VIEWS, CineInfo, CineStore
 
 TILE = 192  # pixels of an image in a picture, at most, on its longer side
-MARGIN = 14  # pixels of the line of text above it
+LINE, GAP = 14, 4  # pixels of a line of text, and between images
+MAX_TITLE = 360  # pixels of a study's name that widen a sheet of narrower images
 COLOURS = ((0, 114, 255), (0, 220, 90), (255, 60, 60), (255, 200, 0), (220, 80, 255), (0, 220, 220))  # of classes
 MAX_STUDIES, MAX_GIF_FRAMES, LISTED = 12, 60, 5
 
@@ -120,9 +122,8 @@ def contact_sheet(store: CineStore, studies: list[str]):
     rows = []
     for study in studies:
         images = {view: _still(store, study, view) for view in store.views(study)}
-        names = [f"{study[:20]} {columns[0]}", *columns[1:]]
-        rows.append([(name, images.get(view)) for name, view in zip(names, columns)])
-    return _grid(rows)
+        rows.append((study, [images.get(view) for view in columns]))
+    return _grid(columns, rows)
 
 
 def _still(store: CineStore, study: str, view: str) -> np.ndarray:
@@ -153,11 +154,8 @@ def moving_study(store: CineStore, study: str) -> list:
     n = min(max(store.n_frames(study, view) for view in views), MAX_GIF_FRAMES)
     pictures = []
     for t in range(n):
-        row = []
-        for view in views:
-            at = t * store.n_frames(study, view) // n
-            row.append((view, _middle(store.read_frame(study, view, at))))
-        pictures.append(_grid([row]))
+        row = [_middle(store.read_frame(study, view, t * store.n_frames(study, view) // n)) for view in views]
+        pictures.append(_grid(views, [(study, row)]))
     return pictures
 
 
@@ -173,20 +171,55 @@ def _middle(frame: np.ndarray) -> np.ndarray:
     return frame[..., frame.shape[2] // 2] if frame.ndim == 3 else frame
 
 
-def _grid(rows: list[list[tuple[str, np.ndarray | None]]]):
-    """PIL image of (caption, image uint8 (X, Y) or (X, Y, 3), or None) in rows; in colour where an image is."""
+def _grid(columns: Sequence[str], rows: list[tuple[str, list[np.ndarray | None]]]):
+    """PIL image: the columns' names, and of each row its title and its images, uint8 (X, Y) or (X, Y, 3), or None.
+
+    A column is as wide as its widest image or its name, a row as high as its highest image. In colour where an image
+    is.
+    """
     from PIL import Image, ImageDraw
 
-    coloured = any(frame is not None and frame.ndim == 3 for row in rows for _, frame in row)
-    sheet = Image.new("RGB" if coloured else "L", (len(rows[0]) * TILE, len(rows) * (TILE + MARGIN)))
+    tiles = [[None if frame is None else _tile(frame) for frame in frames] for _, frames in rows]
+    coloured = any(tile.mode == "RGB" for row in tiles for tile in row if tile)
+    measure = ImageDraw.Draw(Image.new("L", (1, 1))).textlength
+    columns, titles = [_plain(name) for name in columns], [_plain(title) for title, _ in rows]
+    widths = [max([math.ceil(measure(name)), *(tile.width for tile in column if tile)])
+              for name, column in zip(columns, zip(*tiles))]
+    lefts = [GAP + sum(widths[:n]) + n * GAP for n in range(len(widths) + 1)]
+    heights = [max(tile.height for tile in row if tile) for row in tiles]
+    across = max(lefts[-1], 2 * GAP + math.ceil(min(max(map(measure, titles)), MAX_TITLE)))
+    sheet = Image.new("RGB" if coloured else "L", (across, LINE + sum(LINE + height + GAP for height in heights)))
     draw = ImageDraw.Draw(sheet)
-    for i, row in enumerate(rows):
-        for j, (caption, frame) in enumerate(row):
-            corner = j * TILE, i * (TILE + MARGIN)
-            if frame is not None:
-                tile = Image.fromarray(np.ascontiguousarray(frame.swapaxes(0, 1)))
-                tile.thumbnail((TILE, TILE))
-                sheet.paste(tile, (corner[0] + (TILE - tile.width) // 2, corner[1] + MARGIN))
-            plain = "".join(c if " " <= c <= "~" else "?" for c in caption)  # what the built-in letters know
-            draw.text((corner[0] + 2, corner[1] + 1), plain if frame is not None else f"{plain}: none", fill="white")
+    for left, name in zip(lefts, columns):
+        draw.text((left, 1), name, fill="white")
+    top = LINE
+    for title, row, height in zip(titles, tiles, heights):
+        draw.text((GAP, top + 1), _shortened(title, across - 2 * GAP, measure), fill="white")
+        for left, tile in zip(lefts, row):
+            if tile:
+                sheet.paste(tile, (left, top + LINE))
+            else:
+                draw.text((left, top + LINE), "none", fill="white")
+        top += LINE + height + GAP
     return sheet
+
+
+def _tile(frame: np.ndarray):
+    from PIL import Image
+
+    tile = Image.fromarray(np.ascontiguousarray(frame.swapaxes(0, 1)))
+    tile.thumbnail((TILE, TILE))
+    return tile
+
+
+def _plain(text: str) -> str:
+    return "".join(c if " " <= c <= "~" else "?" for c in text)  # what the built-in letters know
+
+
+def _shortened(text: str, width: int, measure: Callable[[str], float]) -> str:
+    """The text, without its middle where it is wider than `width` pixels: names often differ at their ends."""
+    short = text
+    while measure(short) > width and len(text) > 2:
+        text = text[: (len(text) - 1) // 2] + text[(len(text) + 1) // 2 :]
+        short = f"{text[: len(text) // 2]}...{text[len(text) // 2 :]}"
+    return short

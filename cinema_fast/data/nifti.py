@@ -60,6 +60,10 @@ class CineError(ValueError):
         return f"{self.path}: {self.reason}"
 
 
+class IncompleteCine(CineError):
+    """Images are missing, or there are more of one slice than of others. `path` is a file beside them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Volume:
     """The content of one NIfTI file, in its own dtype.
@@ -95,7 +99,7 @@ class Cine:
 
     volumes: one 4D volume, or one volume per frame. affine: (4, 4) float64, voxel index -> scanner mm (RAS+).
     frame_time_ms: ms or None. sha256: of the file; of several, the SHA-256 of their hexadecimal digests joined.
-    oriented, remark: as those of the (first) volume.
+    oriented: as that of the (first) volume. remark: what was made of its headers that is to be said, "" if nothing.
     """
 
     volumes: tuple[Volume, ...]

@@ -10,10 +10,9 @@ import inspect
 import json
 import math
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,8 @@ from .phantom_patient import DISEASES, Patient, draw_patient
 from .phantom_render import HeartRenderer
 from .phantom_scan import LAX_ANGLE, VIEWS, ViewGrid, acquire, view_grids
 from .phantom_thorax import Thorax
+from .pool import run_in_processes
+from .progress import progress_bar
 from .tables import LANDMARK_COLUMNS
 
 LANDMARKS = ("annulus_1", "annulus_2", "apex")
@@ -278,7 +279,9 @@ def _check_options(
             raise ValueError(f"{name} must be {'a whole' if kind is int else 'a'} number >= {low}, got {value}")
 
 
-def write_cohort(dst: str | Path, n: int, seed: int, *, workers: int = 1, **options: Any) -> list[str]:
+def write_cohort(
+    dst: str | Path, n: int, seed: int, *, workers: int = 1, progress: bool = False, **options: Any
+) -> list[str]:
     """Write `n` studies as NIfTI with their truth, and return their ids, `heart-000000` onwards.
 
     Study i is `make_study((seed, i), **options)`, whatever `n` and `workers` are. DST gets `{id}_{view}.nii.gz`, 4D
@@ -293,6 +296,7 @@ def write_cohort(dst: str | Path, n: int, seed: int, *, workers: int = 1, **opti
         n: number of studies.
         seed: of the cohort, a non-negative integer.
         workers: processes.
+        progress: show a progress bar on stderr.
         options: keyword arguments of `make_study`.
 
     Raises:
@@ -306,19 +310,23 @@ def write_cohort(dst: str | Path, n: int, seed: int, *, workers: int = 1, **opti
         raise ValueError(f"n and workers must be at least 1, got {n} and {workers}")
     written = ("heart-*.nii.gz", "labels", "truth.json", "truth.csv", "landmarks.csv")
     with new_folder(dst, "phantom", {"n": n, "seed": seed, **options}, written):
-        return _write_cohort(dst, n, seed, workers, options)
+        return _write_cohort(dst, n, seed, workers, progress, options)
 
 
-def _write_cohort(dst: Path, n: int, seed: int, workers: int, options: dict[str, Any]) -> list[str]:
+def _write_cohort(
+    dst: Path, n: int, seed: int, workers: int, progress: bool, options: dict[str, Any]
+) -> list[str]:
     (dst / "labels").mkdir(parents=True, exist_ok=True)
     write = partial(_write_study, dst, seed, options)
-    if workers == 1:
-        truths = [write(i) for i in range(n)]
-    else:
-        # Spawned, not forked: the parent may hold the threads of another library.
-        with ProcessPoolExecutor(min(workers, n), mp_context=get_context("spawn")) as pool:
-            truths = list(pool.map(write, range(n)))
-    studies = {_study_id(i): truth for i, truth in enumerate(truths)}
+    truths = {}
+    with (progress_bar("making studies", n, show=progress) as advance,
+          closing(run_in_processes(write, range(n), min(workers, n))) as results):
+        for i, truth in results:
+            if isinstance(truth, Exception):
+                raise truth
+            truths[i] = truth
+            advance()
+    studies = {_study_id(i): truths[i] for i in range(n)}
     document = {"format": "cinema-fast phantom", "seed": seed, "options": options, "studies": studies}
     (dst / "truth.json").write_text(json.dumps(document, indent=1))
     with (dst / "truth.csv").open("w", newline="", encoding="utf-8") as file:

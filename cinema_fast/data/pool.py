@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def run_in_processes(
             while not broken and (waiting or under_way):
                 try:
                     while waiting and len(under_way) < workers:
-                        under_way[pool.submit(function, waiting[0])] = waiting[0]
+                        under_way[_submit(pool, function, waiting[0])] = waiting[0]
                         waiting.popleft()
                 except BrokenProcessPool:
                     broken = True  # a worker died between two tasks
@@ -52,7 +53,7 @@ def run_in_processes(
                         yield under_way.pop(future), future.exception() or future.result()
         for task in under_way.values():
             with _pool(1) as alone:
-                future = alone.submit(function, task)
+                future = _submit(alone, function, task)
                 yield task, future.exception() or future.result()
 
 
@@ -61,8 +62,25 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=begin_worker)
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """A pool that waits for its tasks where all is well, and ends its workers at once where it is left early."""
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=begin_worker) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for process in list((pool._processes or {}).values()):  # from Python 3.14 on: pool.terminate_workers()
+                process.terminate()
+            raise
+
+
+def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], task: T) -> Future[R]:
+    """Give a pool a task. The worker that may begin for it never sees a Ctrl-C, not while it starts either."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(function, task)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def begin_worker() -> None:

@@ -36,9 +36,9 @@ from .shards import (
     read_outcomes,
     write_failures,
 )
-from .sources import Source, Sources, find_sources, holds_nifti
+from .sources import Source, Sources, find_sources, holds_nifti, unmatched_line
 from .store import IndexLost, StoreError, index_records, publish_study, read_index, write_index
-from .study import Failure, StudyTask, file_stats, prepare_study
+from .study import Failure, StudyTask, failure_lines, file_stats, prepare_study
 from .view_rules import read_rules
 
 _SHAPING = ("sax_size", "lax_size", "sax_spacing", "lax_spacing", "labels", "lv_label")
@@ -137,8 +137,9 @@ class PrepareConfig:
 @dataclass(slots=True)
 class PrepareReport:
     """What `prepare` did. prepared and unchanged count studies; n_studies is what the store now holds, of a shard its
-    part of that; unmatched counts NIfTI files that the pattern does not describe, series DICOM series by (description,
-    view or None, why left out); labelled studies of the store that have label maps, None where none were asked for, cut
+    part of that; files counts (studies, files) of NIfTI by (view, how the files spell it), unmatched_files are those
+    that the pattern does not describe; series counts DICOM series by (description, view or None, why left out);
+    labelled studies of the store that have label maps, None where none were asked for, cut
     (share of the labelled volume, study, view) of maps that reach over the crop, largest first; remarks about headers,
     each with the "study view" it is about; as_stored: the axes of the store's images lie as in their files; motion_maps
     those made, None likewise; without_motion studies that lack one, in a store that has some."""
@@ -146,7 +147,8 @@ class PrepareReport:
     prepared: int = 0
     unchanged: int = 0
     n_studies: int = 0
-    unmatched: int = 0
+    files: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    unmatched_files: list[str] = field(default_factory=list)
     series: Counter[tuple[str, str | None, str]] = field(default_factory=Counter)
     shard: Shard | None = None
     labelled: int | None = None
@@ -156,6 +158,11 @@ class PrepareReport:
     motion_maps: int | None = None
     without_motion: int = 0
     failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def unmatched(self) -> int:
+        """Number of NIfTI files that the pattern does not describe."""
+        return len(self.unmatched_files)
 
     @property
     def exit_code(self) -> int:
@@ -185,15 +192,17 @@ class PrepareReport:
         if self.without_motion:
             lines.append(f"{self.without_motion} of these studies have no motion map, or not of every view: the same "
                          f"command with --motion adds them")
+        lines += [f"{view}: {files} files {spelling!r} of {studies} studies"
+                  for (view, spelling), (studies, files) in sorted(self.files.items())]
         kinds = sorted(self.series, key=lambda kind: (kind[1] is None, kind[1] or "", kind[2], kind[0]))
         for description, view, reason in kinds:
             became = f"{view}:" if view else f"left out ({reason}):"
             lines.append(f"{became} {self.series[description, view, reason]} series {description!r}")
-        if self.unmatched:
-            lines.append(f"{self.unmatched} NIfTI files do not match the pattern and were left alone")
+        if self.unmatched_files:
+            lines.append(unmatched_line(self.unmatched_files))
         if self.shard:
             lines.append("when all shards have ended, --merge in the place of --shard makes the index")
-        return "\n".join(lines + [f"failed: {failure.file}: {failure.reason}" for failure in self.failures])
+        return "\n".join(lines + failure_lines(self.failures, "failures.jsonl"))
 
 
 def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
@@ -210,7 +219,29 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
         ValueError: SRC is no folder, nothing matches the pattern (or that of labels) or is DICOM, or pydicom is absent.
         StoreError: DST is in use by another run, is no store, was prepared with other options, or the disk is full
             (what was finished stays; the same command goes on from there).
+        KeyboardInterrupt: with what stays, in words.
     """
+    report = PrepareReport(shard=config.part)
+    again = "the same command without --overwrite" if config.overwrite else "the same command"
+    try:
+        _prepare(config, report, progress)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; {_kept(report)}: {again} goes on from there") from None
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StoreError(f"{config.dst}: the disk is full; {_kept(report)}: free some space and run {again} again"
+                         ) from err
+    return report
+
+
+def _kept(report: PrepareReport) -> str:
+    kept = report.prepared + report.unchanged
+    return f"{kept} studies are complete and stay" if kept else "nothing was prepared, what was there stays"
+
+
+def _prepare(config: PrepareConfig, report: PrepareReport, progress: bool) -> None:
+    """`prepare`, into `report`."""
     part = config.part
     sources = sources_of(config, progress)
     if config.labels is not None:
@@ -220,30 +251,23 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
         config = replace(config, orientation=_orientation_begun(config))
     if store.exists() and not store.is_dir():
         raise StoreError(f"{store} is a file; a store is a folder")
-    report = PrepareReport(shard=part, as_stored=config.orientation == "stored")
+    report.as_stored = config.orientation == "stored"
     if part:
         sources.studies = {study: views for study, views in sources.studies.items() if part.holds(study)}
         sources.refused = [refusal for refusal in sources.refused if part.holds(refusal.study)]
     else:
-        report.unmatched, report.series = len(sources.unmatched), sources.series
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        with hold_store(store, part):
-            temporary = store / SHARDS / f"{part.name}.preparing" if part else store / _TEMPORARY
+        report.unmatched_files, report.series = sources.unmatched_names(config.src), sources.series
+        report.files = sources.found()
+    store.mkdir(parents=True, exist_ok=True)
+    with hold_store(store, part):
+        temporary = store / SHARDS / f"{part.name}.preparing" if part else store / _TEMPORARY
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            _fill(store, temporary, config, sources, report, progress)
+            if not part:
+                forget_shards(store, outcomes=not config.merge)
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            try:
-                _fill(store, temporary, config, sources, report, progress)
-                if not part:
-                    forget_shards(store, outcomes=not config.merge)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as err:
-        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        kept = report.prepared + report.unchanged
-        stay = f"{kept} studies are complete and stay" if kept else "nothing was prepared, what was there stays"
-        raise StoreError(f"{store}: the disk is full; {stay}: free some space and run the same command again") from err
-    return report
 
 
 def sources_of(config: PrepareConfig, progress: bool) -> Sources:

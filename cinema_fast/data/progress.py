@@ -1,21 +1,64 @@
-"""A progress bar on stderr."""
+"""How far a long piece of work is, on stderr: a bar that moves on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+LINE_EVERY_S = 30.0
 
 
 @contextmanager
 def progress_bar(description: str, total: int, *, show: bool = True) -> Iterator[Callable[..., None]]:
-    """Yields what moves the bar on: by one of `total`, or by as many as it is called with."""
+    """Yields what moves the bar on: by one of `total`, or by as many as it is called with.
+
+    Also while nothing of `total` has ended yet the bar is seen to work: a wheel turns, and the time passes.
+    """
     if not show:
         yield lambda n=1: None
         return
     from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    with _bar(console, description, total) if console.is_terminal else _lines(description, total) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(console, description: str, total: int) -> Iterator[Callable[..., None]]:
+    from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(SpinnerColumn(), *columns, console=console) as bar:
         row = bar.add_task(description, total=total)
         yield lambda n=1: bar.advance(row, n)
+
+
+@contextmanager
+def _lines(description: str, total: int) -> Iterator[Callable[..., None]]:
+    began, done, ended = time.monotonic(), 0, threading.Event()
+
+    def say() -> None:
+        minutes, seconds = divmod(int(time.monotonic() - began), 60)
+        print(f"{description}: {done} of {total}, {minutes}:{seconds:02}", file=sys.stderr, flush=True)
+
+    def say_now_and_then() -> None:
+        while not ended.wait(LINE_EVERY_S):
+            say()
+
+    def advance(n: int = 1) -> None:
+        nonlocal done
+        done += n
+
+    say()
+    now_and_then = threading.Thread(target=say_now_and_then, daemon=True)
+    now_and_then.start()
+    try:
+        yield advance
+    finally:
+        ended.set()
+        now_and_then.join()
+        say()

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from .store import VIEWS
 
+MOST_NAMED = 5  # of the files that have no place
 NO_STUDY = ("", ".", "..")  # they would name other folders than that of a study
 
 
@@ -21,7 +22,8 @@ class Source:
     DICOM in that of their names.
 
     spelling: the view's name as the files spell it. frames: the {frame} of each file, where there is one. labels: the
-    files of its label maps; label_frames: the {frame} of each, where there is one.
+    files of its label maps; label_frames: the {frame} of each, where there is one. broken: DICOM files in the same
+    folders whose headers cannot be read, any of which may be of this view.
     """
 
     files: tuple[Path, ...]
@@ -30,6 +32,7 @@ class Source:
     format: Literal["nifti", "dicom"] = "nifti"
     labels: tuple[Path, ...] = ()
     label_frames: tuple[str, ...] = ()
+    broken: tuple[Path, ...] = ()
 
 
 class Refusal(NamedTuple):
@@ -53,6 +56,26 @@ class Sources:
     refused: list[Refusal] = field(default_factory=list)
     unmatched: list[Path] = field(default_factory=list)
     series: Counter[tuple[str, str | None, str]] = field(default_factory=Counter)
+
+    def unmatched_names(self, src: Path) -> list[str]:
+        """The files that the pattern does not describe, relative to `src`."""
+        return [path.relative_to(src).as_posix() for path in self.unmatched]
+
+    def found(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """(view, how the NIfTI files spell it) -> numbers of studies and files."""
+        counts: dict[tuple[str, str], tuple[int, int]] = {}
+        for views in self.studies.values():
+            for view, source in views.items():
+                if source.format == "nifti":
+                    studies, files = counts.get((view, source.spelling), (0, 0))
+                    counts[view, source.spelling] = studies + 1, files + len(source.files)
+        return counts
+
+
+def unmatched_line(names: list[str]) -> str:
+    """What is told of NIfTI files that the pattern does not describe, by their names relative to the sources."""
+    named = ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
+    return f"{len(names)} NIfTI files do not match the pattern and were left alone: {named}"
 
 
 def parse_aliases(aliases: tuple[str, ...]) -> dict[str, str]:

@@ -14,11 +14,12 @@ sha256, `frames`, those of the cine that are labelled, `values`, the labels in t
 crop has cut labels off `cut`, the share of their volume; older stores have no `values` and `cut`); 0.4 kB a view, 0.5
 with either map, so that a store of 70,000 studies opens in seconds; and `remarks` about the headers of its files, where
 there are any. The record in study.json holds besides: `window` (raw intensities that became 0 and 255), `affine`
-(stored voxel index -> scanner mm, RAS+), `centred_on`, `prepare` (the options), `arrangement` (which axis of its file each axis was made of, `orientation.py`; in older stores absent), and of
-`source` and `labels` name, size and modification time of every file that went in. In version 1 the index held all of
-them but the options; both versions are read, version 2 is written. Programs from before the label maps read a store
-that has some as one without, so they came with no new version. The index ends with its own `sha256`, of the bytes
-before that key, which `cinema-fast verify` compares; older stores have none, older programs pass over it.
+(stored voxel index -> scanner mm, RAS+), `centred_on`, `prepare` (the options), `arrangement` (which axis of its file
+each axis was made of, `orientation.py`; in older stores absent), and of `source` and `labels` name, size and
+modification time of every file that went in. In version 1 the index held all of them but the options; both versions are
+read, version 2 is written. Programs from before the label maps read a store that has some as one without, so they came
+with no new version. The index ends with its own `sha256`, of the bytes before that key, which `cinema-fast verify`
+compares; older stores have none, older programs ignore it.
 
 What is noticed of damage, and when, is in `check.py`.
 

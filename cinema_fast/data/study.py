@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import numpy as np
 from . import geometry
 from .dicom_cine import read_dicom_cine
 from .labels import read_label_maps
-from .nifti import Cine, CineError, read_cine
+from .nifti import Cine, CineError, IncompleteCine, read_cine
 from .orientation import (
     AS_STORED,
     NO_ORIENTATION,
@@ -37,6 +38,25 @@ class Failure:
     view: str | None
     file: str
     reason: str
+
+
+def failure_lines(failures: list[Failure], listed_in: str) -> list[str]:
+    """What failed, for a reader: a line each, but one for all files of a study, or where that is not known of a folder,
+    that are of no known view; `listed_in` then names the file that has them all."""
+    groups: dict[tuple, list[Failure]] = {}
+    for n, failure in enumerate(failures):
+        whose = f"study {failure.study}" if failure.study else f"folder {Path(failure.file).parent.as_posix()}"
+        groups.setdefault((n,) if failure.view else (whose,), []).append(failure)
+    lines = []
+    for (whose, *_), (first, *others) in groups.items():
+        reason = first.reason
+        if others:
+            kinds = Counter(failure.reason.split(" (")[0] for failure in (first, *others)).most_common()
+            if len(kinds) > 1:
+                reason = "; ".join([f"{n} {kind}" for kind, n in kinds[:3]] + ["..."] * (len(kinds) > 3))
+            reason = f"and {len(others)} more files of {whose}: {reason} (all in {listed_in})"
+        lines.append(f"failed: {first.file}{' ' if others else ': '}{reason}")
+    return lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +85,12 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
             stats[view] = file_stats(source.files, task.config.src)
             scans[view] = read_source(source, stack=view == "sax")
         except CineError as err:
-            failures.append(task.failure(view, err.path, err.reason))
+            path, reason = err.path, err.reason
+            if isinstance(err, IncompleteCine) and source.broken:
+                path, more = source.broken[0], len(source.broken) - 1
+                reason = (f"its header cannot be read{f', nor those of {more} files beside it' * bool(more)}, and "
+                          f"without it {view} is incomplete: {reason} ({err.path.name})")
+            failures.append(task.failure(view, path, reason))
         except (OSError, MemoryError) as err:
             failures.append(task.failure(view, source.files[0], f"cannot be read: {err or type(err).__name__}"))
     arrangements = {view: _arrangement(scan, view, task.config.orientation) for view, scan in scans.items()}

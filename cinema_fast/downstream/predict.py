@@ -21,9 +21,9 @@ from ..data.nifti import CineError
 from ..data.orientation import AS_STORED_RUN, gather_remarks, orientation_of, told_remarks
 from ..data.output import new_folder
 from ..data.prepare import PrepareConfig, prepared_studies, sources_of
-from ..data.sources import NO_STUDY, Source, Sources, compile_pattern, parse_aliases
+from ..data.sources import NO_STUDY, Source, Sources, compile_pattern, parse_aliases, unmatched_line
 from ..data.store import CineStore, publish_study, write_index
-from ..data.study import Failure, StudyTask
+from ..data.study import Failure, StudyTask, failure_lines
 from .predict_config import PredictConfig
 from .predicted_studies import StudyPrediction, predict_prepared, tables_of
 from .run import FinetunedRun, load_run
@@ -36,7 +36,7 @@ _TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 @dataclass
 class PredictReport:
-    """What is in OUT: number of studies, what could not be predicted, and how many NIfTI files had no place.
+    """What is in OUT: number of studies, what could not be predicted, and which NIfTI files had no place.
 
     cut_off: {study: structures at the edge of what the model sees, whose volumes are therefore too small}. remarks:
     {what a header is remarkable for: ["study view"]}. as_stored: the run was trained on images with the axes of their
@@ -45,11 +45,16 @@ class PredictReport:
 
     out: Path
     studies: int = 0
-    unmatched: int = 0
+    unmatched_files: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     cut_off: dict[str, str] = field(default_factory=dict)
     remarks: dict[str, list[str]] = field(default_factory=dict)
     as_stored: bool = False
+
+    @property
+    def unmatched(self) -> int:
+        """Number of NIfTI files that the pattern does not describe."""
+        return len(self.unmatched_files)
 
     @property
     def exit_code(self) -> int:
@@ -60,14 +65,14 @@ class PredictReport:
 
     def __str__(self) -> str:
         lines = [f"{self.studies} studies predicted, {len(self.failures)} failures"]
-        if self.unmatched:
-            lines.append(f"{self.unmatched} NIfTI files do not match the pattern and were left alone")
+        if self.unmatched_files:
+            lines.append(unmatched_line(self.unmatched_files))
         if self.as_stored:
             lines.append(AS_STORED_RUN)
         lines += told_remarks(self.remarks)
         lines += [f"study {study}: {what} cut off at the edge of what the model sees" for study, what in
                   self.cut_off.items()]
-        lines += [f"failed: {failure.file}: {failure.reason}" for failure in self.failures]
+        lines += failure_lines(self.failures, "results.json")
         return "\n".join(lines + [f"written: {self.out}"] * bool(self.studies))
 
 
@@ -99,7 +104,8 @@ def _predict(config: PredictConfig, progress: bool) -> PredictReport:
     )  # fmt: skip
     sources = _one_file(config) if config.src.is_file() else sources_of(preparing, progress)
     _check_views(config, run, sources)
-    report = PredictReport(out, unmatched=len(sources.unmatched), failures=[Failure(*r) for r in sources.refused],
+    report = PredictReport(out, unmatched_files=sources.unmatched_names(preparing.src),
+                           failures=[Failure(*r) for r in sources.refused],
                            as_stored=preparing.orientation == "stored")  # fmt: skip
     tasks = [
         StudyTask(study, views, preparing, preparing.dst / str(n))

@@ -48,7 +48,8 @@ def demo(config: DemoConfig) -> int:
 
     cohort, store, run = (config.out / name for name in ("cohort", "store", "run"))
     heading(f"{config.studies} synthetic studies into {cohort}")
-    write_cohort(cohort, config.studies, config.seed, workers=2, in_plane_mm=3.0, n_frames=12, n_slices=8)
+    small = {"in_plane_mm": 3.0, "n_frames": 12, "n_slices": 8}
+    write_cohort(cohort, config.studies, config.seed, workers=2, progress=True, **small)
     heading(f"prepare the store {store}")
     report = prepare(
         PrepareConfig(
