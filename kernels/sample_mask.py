@@ -8,10 +8,11 @@ position. The decoded subset is the top `decode` of a second random word among t
 Random words: Philox4x32-10 with key = seed and counter = (token, sample id, step, stream); word 0 draws the mask,
 word 1 the decoded subset. Two views, steps or samples never share a mask, and any split of a batch draws the same.
 
-The kernel is one launch with one program a sample: words, selection and the three lists stay in registers, and what is
-written is the plan (4 (K + M + N) bytes a sample). Nothing is sorted: the M-th largest priority is found bit by bit (32
-counts over the row), ties are ranked by a running sum, and so are the ascending lists. Integer arithmetic throughout
-when uniform, hence bit-equal to the PyTorch form on every backend; with weights, equal up to the rounding of two logs.
+The kernel is one launch with one program a sample, of up to 8192 tokens: words, selection and the three lists stay in
+registers, and what is written is the plan (4 (K + M + N) bytes a sample). Nothing is sorted: the M-th largest priority
+is found bit by bit (32 counts over the row), ties are ranked by a running sum, and so are the ascending lists. Integer
+arithmetic throughout when uniform, hence bit-equal to the PyTorch form on every backend; with weights, equal up to the
+rounding of two logs. Rows of more tokens would spill registers, and are drawn by the PyTorch form.
 """
 
 import operator
@@ -23,7 +24,7 @@ from .backend import choose, launching, tl, triton, triton_unsupported
 from .philox import philox4x32
 from .token_plan import TokenPlan
 
-MAX_TOKENS = 8192
+KERNEL_TOKENS = 8192  # a row that the registers of one program hold; longer ones are the PyTorch form's
 WEIGHT_FLOOR = 1e-6
 
 
@@ -40,7 +41,7 @@ def sample_mask_ref(scores, batch, n, n_keep, n_decode, seed, step, stream, samp
     mask_word, decode_word, _, _ = philox4x32(seed, token.view(1, n), sample_ids.view(batch, 1), step, stream)
     if scores is None:
         # position in the low bits: no two priorities are equal, and of equal words the lower position comes first
-        priority = mask_word * MAX_TOKENS + (MAX_TOKENS - 1 - token)
+        priority = mask_word * n + (n - 1 - token)
     else:
         weights = torch.where(scores > WEIGHT_FLOOR, scores.float(), WEIGHT_FLOOR)  # NaN counts as no weight
         priority = torch.log(weights) + _gumbel(mask_word)
@@ -48,7 +49,7 @@ def sample_mask_ref(scores, batch, n, n_keep, n_decode, seed, step, stream, samp
     n_masked = n - n_keep
     masked, keep = order[:, :n_masked], order[:, n_masked:].sort(dim=1).values
     if n_decode < n_masked:
-        second = decode_word.expand(batch, n).gather(1, masked) * MAX_TOKENS + (MAX_TOKENS - 1 - masked)
+        second = decode_word.expand(batch, n).gather(1, masked) * n + (n - 1 - masked)
         masked = masked.gather(1, second.topk(n_decode, dim=1).indices)
     return TokenPlan.from_ids(keep.int(), masked.sort(dim=1).values.int(), n)
 
@@ -116,9 +117,10 @@ def sample_mask_config(n: int) -> dict[str, int]:
     return {"BLOCK": block, "num_warps": 4 if block <= 1024 else 8}
 
 
-def unsupported(*tensors: Tensor | None) -> list[str]:
-    """Why the kernel cannot run for these arguments' device; empty where it can."""
-    return triton_unsupported(*tensors)
+def unsupported(n: int, *tensors: Tensor | None) -> list[str]:
+    """Why the kernel cannot draw from n tokens on these arguments' device; empty where it can."""
+    long = [f"a row of n {n} tokens, it holds {KERNEL_TOKENS}"] if n > KERNEL_TOKENS else []
+    return triton_unsupported(*tensors) + long
 
 
 @torch.library.custom_op("cinema_fast::sample_mask", mutates_args=())
@@ -195,8 +197,8 @@ def sample_mask(
     seed, stream = _integer("seed", seed), _integer("stream", stream)
     decode = None if decode is None else _integer("decode", decode)
     step = step if isinstance(step, Tensor) else _integer("step", step)
-    if not (0 < n <= MAX_TOKENS and batch > 0):
-        raise ValueError(f"sample_mask: want batch >= 1 and 1 <= n <= {MAX_TOKENS}, got batch {batch}, n {n}")
+    if not (n > 0 and batch > 0):
+        raise ValueError(f"sample_mask: want batch >= 1 and n >= 1, got batch {batch}, n {n}")
     if not 0 <= keep <= n:
         raise ValueError(f"sample_mask: keep must lie in 0..{n} (n), got {keep}")
     n_decode = n - keep if decode is None else decode
@@ -219,7 +221,7 @@ def sample_mask(
     ids = None if sample_ids is None else sample_ids.to(device, torch.int64).contiguous()
     step_tensor = step.to(device, torch.int64).reshape(1) if isinstance(step, Tensor) else None
     probe = torch.empty(0, device=device)
-    if choose("sample_mask", backend, {"triton": lambda: unsupported(probe)}) == "torch":
+    if choose("sample_mask", backend, {"triton": lambda: unsupported(n, probe)}) == "torch":
         ids = torch.arange(batch, device=device) if ids is None else ids
         step = step if step_tensor is None else step_tensor.view(1, 1)
         return sample_mask_ref(scores, batch, n, keep, n_decode, seed, step, stream, ids)

@@ -1,6 +1,7 @@
 """`cinema-fast bench data`: what it writes adds up, and the limit that it names follows from it. No time is judged."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -67,7 +68,8 @@ def test_limit(wait, ms, expected):
 def test_bad_arguments(tmp_path):
     with pytest.raises(ValueError, match=r"--batch-size must be at least 1, got 0"):
         BenchDataConfig("data", tmp_path, batch_size=0)
-    with pytest.raises(ValueError, match=r"--step-ms must not be negative, got -1"):
-        BenchDataConfig("data", tmp_path, step_ms=-1)
+    for value in (-1, math.inf):
+        with pytest.raises(ValueError, match=rf"--step-ms must be finite and not negative, got {value}"):
+            BenchDataConfig("data", tmp_path, step_ms=value)
     done = run("bench", "data", tmp_path / "none")
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "does not exist" in done.stderr

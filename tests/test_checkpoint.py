@@ -129,7 +129,8 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError):
         newest_checkpoint(tmp_path / "c", said.append)
     assert not (tmp_path / "executed").exists()
-    assert "passed over" in said[0]
+    held = f"{os.mkdir.__module__}.mkdir"  # of PyTorch's advice to load it all the same nothing is passed on
+    assert said[0].endswith(f"is damaged and is passed over: it holds {held}, and only tensors are taken")
 
 
 @pytest.mark.parametrize("at", [".safetensors", ".pt", ".json"])

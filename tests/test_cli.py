@@ -41,6 +41,11 @@ def test_print_config_is_yaml_and_touches_nothing(capfd, tmp_path):
         (("--batchsize", "4"), 2, "--batch-size"),
         (("--batch-size", "four"), 2, "four"),
         (("--batch-size", "0"), 1, "--batch-size must be at least 1, got 0"),
+        (("--lr", "inf"), 1, "--lr must be above 0 and finite, got inf"),
+        (("--min-lr", "nan"), 1, "--min-lr must be finite and not negative, got nan"),
+        (("--weight-decay", "inf"), 1, "--weight-decay must be finite and not negative, got inf"),
+        (("--clip", "inf"), 1, "--clip must be above 0 and finite, got inf"),
+        (("--warmup", "nan"), 1, "--warmup is a share of the steps, between 0 and 1, got nan"),
         (("--device", "gpu"), 2, "cuda"),
         (("--views", "sax", "lax_2"), 1, "did you mean 'lax_2c'"),
         (("--out", __file__), 1, "test_cli.py is a file; want a folder"),
@@ -56,6 +61,12 @@ def test_mistakes_in_options(capfd, tiny_store, tmp_path, monkeypatch, change, s
     assert not (tmp_path / "run").exists()
     if status == 1:
         assert err.startswith("cinema-fast: ") and err.count("\n") == 1
+
+
+def test_the_demonstration_refuses_its_options_before_the_work(capfd, tmp_path):
+    for option, told in (("--studies", "at least 2, got 0"), ("--steps", "at least 1, got 0")):
+        status, _, err = called(capfd, "demo", "--out", tmp_path / "demo", option, 0)
+        assert status == 1 and f"{option} must be {told}" in err and not (tmp_path / "demo").exists()
 
 
 def test_the_demonstration_writes_into_no_file(capfd):

@@ -1,6 +1,7 @@
 """What does not fit is named before training starts, with what to do."""
 
 import json
+import math
 import re
 import shutil
 
@@ -217,6 +218,13 @@ def test_clips_are_not_for_maps(refused):
 @pytest.mark.parametrize(("changes", "told"), [
     ({"steps": 0}, "--steps must be at least 1, got 0"),
     ({"lr": 0.0}, r"--lr must be above 0"),
+    ({"lr": math.inf}, "--lr must be above 0 and finite, got inf"),
+    ({"clip": math.nan}, "--clip must be above 0 and finite, got nan"),
+    ({"weight_decay": math.inf}, "--weight-decay must be finite and not negative, got inf"),
+    ({"drop_path": math.nan}, "--drop-path is a share, at least 0 and below 1, got nan"),
+    ({"decoder_channels": (0, 8, 16)}, "--decoder-channels wants one number or more, each at least 1, got 0 8 16"),
+    ({"decoder_channels": (-8,)}, "--decoder-channels .* got -8"),
+    ({"decoder_channels": ()}, "--decoder-channels .* got none"),
     ({"patience": -1}, "--patience must not be negative"),
     ({"val": 0.6, "test": 0.4}, "leave no study to train on"),
     ({"blank": 1.0}, "--blank is a share"),

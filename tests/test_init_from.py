@@ -8,6 +8,7 @@ from training_fixtures import FOUR, tiny_store  # noqa: F401
 import cinema_fast as cf
 from cinema_fast.train.config import PretrainConfig
 from cinema_fast.train.pretrain import pretrain
+from cinema_fast.train.run_folder import write_config
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +88,31 @@ def test_what_is_shared_has_to_fit(tiny_store, tmp_path):  # noqa: F811
         weights_of(**run)
     save_file({"step": torch.zeros(1)}, start)
     with pytest.raises(ValueError, match="has weights of the views of no model known"):
+        weights_of(**run)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_folder_of_a_run_gives_its_newest_weights(tiny_store, tmp_path):  # noqa: F811
+    start, _ = weights_of(tiny_store, tmp_path / "start", seed=1)
+    fresh, _ = weights_of(tiny_store, tmp_path / "fresh", seed=2)
+    found, said = weights_of(tiny_store, tmp_path / "run", seed=2, init_from=tmp_path / "start")
+    check(start, found, fresh, FOUR, FOUR)
+    assert said[0].endswith(f"weights of {start}: views taken: {', '.join(FOUR)}")
+
+
+def test_folders_that_give_none(tiny_store, tmp_path):  # noqa: F811
+    run = {"store": tiny_store, "out": tmp_path / "run", "init_from": tmp_path / "start"}
+    (tmp_path / "start").mkdir()
+    with pytest.raises(ValueError, match=r"--init-from .*start: no run in this folder \(no config\.yaml\)"):
+        weights_of(**run)
+    parts = {"run": {"preset": "cinema-tiny"}, "model": {}, "store": {}}
+    write_config(tmp_path / "start", parts)
+    with pytest.raises(ValueError, match=r"--init-from .*start: this run has no checkpoint yet"):
+        weights_of(**run)
+    with pytest.raises(ValueError, match="--preset cinema-tiny, this one is to be of cinema-demo: give --preset"):
+        weights_of(**run, preset="cinema-demo")
+    write_config(tmp_path / "start", parts | {"task": {}})
+    with pytest.raises(ValueError, match=r"start: a run of finetune, .* no decoder .*; want one of pretrain"):
         weights_of(**run)
     assert not (tmp_path / "run").exists()
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -168,3 +170,16 @@ def test_a_store_is_embedded_clustered_and_probed(tiny_store, tmp_path, capfd): 
     arguments = ("--table", str(table), "--targets", "edv", "--out", str(tmp_path / "p"))
     assert main(["probe", file, *arguments]) == 0
     assert json.loads((tmp_path / "p" / "results.json").read_text())["targets"]["edv"]["n"] == 12
+
+
+def test_reading_embeddings_starts_no_thread(cohort):
+    """One of pyarrow's that still holds the file when Python ends would end the process by SIGABRT, now and then."""
+    code = (
+        "import os, sys; from pathlib import Path; import pyarrow.parquet\n"
+        "from cinema_fast.downstream.embeddings import read_embeddings\n"
+        "before = os.listdir('/proc/self/task')\n"
+        "read_embeddings(Path(sys.argv[1]))\n"
+        "print(len(os.listdir('/proc/self/task')) - len(before))"
+    )
+    found = subprocess.run([sys.executable, "-c", code, cohort[0] / "e.parquet"], capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (0, "0\n"), found.stderr

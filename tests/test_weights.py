@@ -8,6 +8,7 @@ import torch
 from small_models import make_images, make_plan, small_config, small_model
 
 import cinema_fast as cf
+from cinema_fast.models.weights import load_shared_views
 
 
 def files(model, folder):
@@ -76,6 +77,26 @@ def test_every_misfit_is_listed_and_nothing_loaded():
     assert "missing dec_linear.bias (24,)" in message
     assert "unexpected more.weight (2,)" in message
     assert "dec_linear.weight: want (24, 16), got (24, 17)" in message
+    assert same(before, model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda t: t.fill_(torch.nan), r"1 of \d+ tensors in .*w\.pt hold numbers that are not finite, encoder\.cls"),
+        (lambda t: t.double().fill_(1e300), r"not finite, encoder\.cls_token among them"),  # in float32 it is infinite
+        (lambda t: t.to(torch.int8), r"1 tensors in .*\n  encoder\.cls_token: want floating-.*, got torch\.int8"),
+        (lambda t: t.bool(), r"encoder\.cls_token: want floating-point numbers, got torch\.bool"),
+    ],
+    ids=["NaN", "too large", "int8", "bool"],
+)
+def test_weights_that_nothing_can_be_learnt_from(tmp_path, spoil, told):
+    model, state = small_model(0), dict(small_model(1).state_dict())
+    before = copy.deepcopy(model.state_dict())
+    torch.save(state | {"encoder.cls_token": spoil(state["encoder.cls_token"].clone())}, tmp_path / "w.pt")
+    for load in (cf.load_cinema_weights, load_shared_views):
+        with pytest.raises(ValueError, match=told):
+            load(model, tmp_path / "w.pt")
     assert same(before, model.state_dict())
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from ..data.augmentation import AugmentConfig
 from ..models.config import preset
-from ..train.config import option_differences
+from ..train.config import check_optimiser, option_differences
 
 TaskName = Literal["segmentation", "regression", "classification", "landmarks", "multitask"]
 
@@ -131,19 +131,18 @@ class FinetuneConfig:
         for name in least:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{_flag(name)} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{_flag(name)} must be above 0, got {getattr(self, name)}")
-        for name in ("min_lr", "weight_decay", "max_skips", "patience"):
-            if not getattr(self, name) >= 0:
+        check_optimiser(self)
+        for name in ("max_skips", "patience"):
+            if getattr(self, name) < 0:
                 raise ValueError(f"--{_flag(name)} must not be negative, got {getattr(self, name)}")
+        if min(self.decoder_channels, default=0) < 1:
+            given = " ".join(map(str, self.decoder_channels)) or "none"
+            raise ValueError(f"--decoder-channels wants one number or more, each at least 1, got {given}")
         for name in ("val", "test", "blank", "dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{_flag(name)} is a share, at least 0 and below 1, got {getattr(self, name)}")
         if self.val + self.test >= 1:
             raise ValueError(f"--val {self.val:g} and --test {self.test:g} leave no study to train on")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"--warmup is a share of the steps, between 0 and 1, got {self.warmup}")
         for name in ("label_fraction", "layer_decay"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"--{_flag(name)} must be above 0 and at most 1, got {getattr(self, name)}")

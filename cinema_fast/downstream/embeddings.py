@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.parquet import read_parquet
 from ..data.tables import Table, check_matches, read_table
 
 
@@ -34,16 +35,15 @@ def read_embeddings(path: Path) -> Embeddings:
     """
     try:
         import pyarrow as pa
-        import pyarrow.parquet as pq
     except ImportError as error:
         raise ValueError(f"embeddings are read by pyarrow: pip install 'cinema-fast[embed]' ({error})") from None
 
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        try:
-            table = pq.read_table(file)
-        except pa.ArrowException as error:
-            raise ValueError(f"{path} is no Parquet file, or a damaged one; want one of `embed` ({error})") from None
+    try:
+        table = read_parquet(path)
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} is no Parquet file, or a damaged one; want one of `embed` ({error})") from None
     for column in ("study", "embedding"):
         if column not in table.column_names:
             raise ValueError(f"{path} has no column {column!r} (it has {', '.join(table.column_names)}); "

@@ -21,7 +21,7 @@ from ..data.store import CineStore
 from ..models.config import CineMAConfig, config_from_dict, preset
 from ..models.conv_vit import layer_of
 from ..models.weights import cinema_state_dict, load_starting_weights
-from ..train.checkpoint import WholeCheckpoints, newest_checkpoint, save_checkpoint
+from ..train.checkpoint import WholeCheckpoints, newest_weights, save_checkpoint
 from ..train.log import RunLog
 from ..train.memory import memory_advice
 from ..train.meter import Meter, check_weights
@@ -287,13 +287,7 @@ def _start(config: FinetuneConfig) -> dict:
 
 def _load(model: nn.Module, config: FinetuneConfig, say: Callable[[str], None]) -> str:
     """Put the weights of --init-from into the model; says what was taken and what not."""
-    source, where = config.init_from, str(config.init_from)
-    if source.is_dir():
-        best = source / "best"  # of a fine-tuning run
-        checkpoint = newest_checkpoint(best if best.exists() else source / "checkpoints", say)
-        if checkpoint is None:
-            raise ValueError(f"--init-from {source}: this run has no checkpoint yet")
-        source, where = checkpoint.weights, f"{where}, step {checkpoint.step}"
+    source = newest_weights(config.init_from, say) if config.init_from.is_dir() else config.init_from
     try:
         said, absent = load_starting_weights(model, source)
     except FileNotFoundError as error:
@@ -303,7 +297,7 @@ def _load(model: nn.Module, config: FinetuneConfig, say: Callable[[str], None]) 
             f"--frozen: {config.init_from} has no {', '.join(absent)} to leave as it is: start without --frozen, or "
             "from other weights"
         )
-    return f"weights of {where}: {said}"
+    return f"weights of {source}: {said}"
 
 
 def _seen(config: FinetuneConfig, settled: Settled, cines: CineStore) -> dict:

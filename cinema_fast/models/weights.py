@@ -25,10 +25,31 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_safetensors(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_torch(path)
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as weights: {_why(error, path)}") from error
+        told = path.suffix == ".safetensors" or isinstance(error, OSError | UnsafeError)
+        why = str(error) if told else "no torch file, or a damaged one"
+        raise ValueError(f"{path} cannot be read as weights: {why}") from error
     return _checked(state, str(path))
+
+
+class UnsafeError(ValueError):
+    """A torch file holds something other than tensors and plain values, which could run code."""
+
+
+def load_torch(path: Path):
+    """What a torch file holds, read without executing anything in it.
+
+    Raises as torch.load, but UnsafeError, in one line, where PyTorch would advise to let the file run code.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        if "weights_only" not in str(error):
+            raise
+        held = re.search(r"\bGLOBAL ([\w.]+)", str(error))
+        why = f"it holds {held[1]}, and only tensors are taken" if held else "no torch file, or a damaged one"
+        raise UnsafeError(why) from None
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
@@ -40,14 +61,6 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
     except UnicodeEncodeError:
         return load(path.read_bytes())
     return load_file(path)
-
-
-def _why(error: Exception, path: Path) -> str:
-    """One line. PyTorch's own paragraph advises to let the file run code."""
-    if isinstance(error, OSError) or path.suffix == ".safetensors":
-        return str(error)
-    held = re.search(r"\bGLOBAL ([\w.]+)", str(error))
-    return f"it holds {held[1]}, and only tensors are taken" if held else "no torch file, or a damaged one"
 
 
 def _checked(state, source: str) -> dict[str, Tensor]:
@@ -70,8 +83,8 @@ def load_cinema_weights(model: nn.Module, source: str | Path | Mapping[str, Tens
         source: path (.safetensors, or a torch file) or state dict, of such a model too.
 
     Raises:
-        ValueError: names views that the checkpoint lacks, or lists every missing, unexpected and differently shaped
-            tensor; nothing has been loaded then.
+        ValueError: names views that the checkpoint lacks, lists every missing, unexpected and differently shaped
+            tensor and those of integers, or names one that is not finite; nothing has been loaded then.
         FileNotFoundError: no file at the path.
     """
     given = isinstance(source, Mapping)
@@ -228,19 +241,29 @@ def _view_of(name: str) -> str | None:
 
 def _load(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Load tensors that all fit by their published names; else ValueError, as in `load_cinema_weights`."""
-    if problems := _misfits(cinema_state_dict(model), state):
+    own = cinema_state_dict(model)
+    if problems := _misfits(own, state):
         raise ValueError(f"{len(problems)} tensors{where} do not fit this model:\n  " + "\n  ".join(problems))
+    if bad := [name for name, tensor in state.items() if not tensor.to(own[name].dtype).isfinite().all()]:
+        raise ValueError(f"{len(bad)} of {len(state)} tensors{where} hold numbers that are not finite, {bad[0]} among "
+                         "them: nothing can be learnt from these weights, start from others")
     names = {_plain(name): name for name in model.state_dict()}  # published -> the model's own
     model.load_state_dict({names[name]: tensor for name, tensor in state.items()})
 
 
 def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """The tensors of `state` that a model with the tensors `own` lacks or has in another shape, or finds missing."""
+    """The tensors of `state` that a model with the tensors `own` lacks, has in another shape or not as integers, or
+    finds missing."""
     problems = [f"missing {name} {tuple(t.shape)}" for name, t in own.items() if name not in state]
     problems += [f"unexpected {name} {tuple(t.shape)}" for name, t in state.items() if name not in own]
     problems += [
         f"{name}: want {tuple(own[name].shape)}, got {tuple(t.shape)}"
         for name, t in state.items()
         if name in own and own[name].shape != t.shape
+    ]
+    problems += [
+        f"{name}: want floating-point numbers, got {t.dtype}"
+        for name, t in state.items()
+        if name in own and own[name].is_floating_point() and not t.is_floating_point()
     ]
     return problems

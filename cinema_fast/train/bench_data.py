@@ -47,8 +47,8 @@ class BenchDataConfig:
         for name in ("batch_size", "workers", "batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if not self.step_ms >= 0:
-            raise ValueError(f"--step-ms must not be negative, got {self.step_ms}")
+        if not 0 <= self.step_ms < float("inf"):
+            raise ValueError(f"--step-ms must be finite and not negative, got {self.step_ms}")
         self.augment.validate()
 
 

@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..data.parsed_file import read_json
 from ..data.regular_file import open_regular, read_regular
-from ..models.weights import cinema_state_dict, load_cinema_weights, load_safetensors
+from ..models.weights import cinema_state_dict, load_cinema_weights, load_safetensors, load_torch
 from .memory import ran_out
 from .ranks import Ranks
 
@@ -97,6 +97,20 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | 
     Raises CheckpointError where there are checkpoints and all are damaged.
     """
     return _newest_sound(_manifests(folder), _read, say)
+
+
+def newest_weights(run: Path, say: Callable[[str], None]) -> Path:
+    """The file of the newest sound weights of a run's folder, of a run of `finetune` of the best; says which damaged
+    ones it passes over.
+
+    Raises ValueError where the run has none yet, CheckpointError where all are damaged.
+    """
+    best = run / "best"
+    folder = best if best.exists() else run / "checkpoints"
+    checkpoint = newest_checkpoint(folder, say)
+    if checkpoint is None:
+        raise ValueError(f"--init-from {run}: this run has no checkpoint yet")
+    return folder / f"step-{checkpoint.step:08d}{_SUFFIX['weights']}"
 
 
 def newest_of_all(
@@ -316,5 +330,5 @@ def _read(path: Path, sums: bool = True) -> Checkpoint:
                 f"{file.name} was cut or altered: {file.stat().st_size} bytes, written {expected['bytes']}, "
                 "or another SHA-256"
             )
-    state = torch.load(path.with_suffix(_SUFFIX["state"]), map_location="cpu", weights_only=True)
+    state = load_torch(path.with_suffix(_SUFFIX["state"]))
     return Checkpoint(manifest["step"], load_safetensors(path.with_suffix(_SUFFIX["weights"])), state)

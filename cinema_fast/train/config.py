@@ -90,7 +90,7 @@ class PretrainConfig:
     clip: float = 5.0
     # share of the studies kept away from training and evaluated at the end
     holdout: float = 0.0
-    # weights to start from, a .safetensors or torch file; of views it lacks the weights start fresh
+    # weights to start from, the folder of a run or a .safetensors or torch file; of views it lacks they start fresh
     init_from: Path | None = None
     # go on from the newest sound checkpoint in `out`
     resume: bool = False
@@ -127,11 +127,9 @@ class PretrainConfig:
         for name in ("steps", "batch_size", "accumulate", "workers", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{_flag(name)} must be at least 1, got {getattr(self, name)}")
-        for name in ("lr", "clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{_flag(name)} must be above 0, got {getattr(self, name)}")
-        for name in ("min_lr", "weight_decay", "max_skips", "profile"):
-            if not getattr(self, name) >= 0:
+        check_optimiser(self)
+        for name in ("max_skips", "profile"):
+            if getattr(self, name) < 0:
                 raise ValueError(f"--{_flag(name)} must not be negative, got {getattr(self, name)}")
         if self.profile and self.steps < self.profile + SETTLING_STEPS:
             raise ValueError(
@@ -142,8 +140,6 @@ class PretrainConfig:
             raise ValueError(f"--mask-ratio must lie between 0 and 1, got {self.mask_ratio}")
         if not 0 < self.decode_ratio <= 1:
             raise ValueError(f"--decode-ratio must be above 0 and at most 1, got {self.decode_ratio}")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"--warmup is a share of the steps, between 0 and 1, got {self.warmup}")
         if not 0 <= self.holdout < 1:
             raise ValueError(f"--holdout is a share of the studies, at least 0 and below 1, got {self.holdout}")
         if not 0 <= self.seed < 2**64:
@@ -173,6 +169,19 @@ class PretrainConfig:
         spread over ranks, otherwise.
         """
         return option_differences(self.to_dict() | {"ranks": ranks}, before, free=_FREE, later=_LATER)
+
+
+def check_optimiser(config) -> None:
+    """Raise ValueError naming the option of the updates, of `pretrain` or `finetune`, that is out of range or no finite
+    number."""
+    for name in ("lr", "clip"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"--{_flag(name)} must be above 0 and finite, got {getattr(config, name)}")
+    for name in ("min_lr", "weight_decay"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise ValueError(f"--{_flag(name)} must be finite and not negative, got {getattr(config, name)}")
+    if not 0 <= config.warmup <= 1:
+        raise ValueError(f"--warmup is a share of the steps, between 0 and 1, got {config.warmup}")
 
 
 def option_differences(now: dict, before: dict, *, free: set[str], later: dict) -> list[str]:

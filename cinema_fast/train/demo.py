@@ -26,6 +26,11 @@ class DemoConfig:
     # key of everything random
     seed: int = 0
 
+    def __post_init__(self):
+        for name, least in (("studies", 2), ("steps", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+
 
 def demo(config: DemoConfig) -> int:
     """Run it and print both losses and where the pictures are; 0 if the target is met, else 1.

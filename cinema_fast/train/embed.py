@@ -173,9 +173,10 @@ def _drawn(config: EmbedConfig, report: EmbedReport) -> EmbedReport:
     if config.labels and report.studies:
         import numpy as np
 
+        from ..data.parquet import read_parquet
         from .embedding_figure import draw_embeddings, read_labels
 
-        table = _read_table(config.out, ["study", "embedding"])
+        table = read_parquet(config.out, ["study", "embedding"])
         vectors = np.stack(table["embedding"].to_numpy())
         values = read_labels(config.labels, config.colour, table["study"].to_pylist())
         with whole_file(config.out.with_suffix(".png")) as file:
@@ -245,6 +246,8 @@ def _write_part(path: Path, vectors: list, width: int, metadata: dict[str, str])
 
 def _join(out: Path, parts: list[Path], metadata: dict[str, str]) -> EmbedReport:
     """One file of all parts. No file where they hold no study."""
+    from ..data.parquet import read_parquet
+
     skipped = {study: why for part in parts for study, why in _read_skipped(part, metadata).items()}
     metadata = metadata | {_SKIPPED: json.dumps(skipped)}
     report = EmbedReport(out, sum(_read_metadata(part).num_rows for part in parts), skipped)
@@ -252,7 +255,7 @@ def _join(out: Path, parts: list[Path], metadata: dict[str, str]) -> EmbedReport
         schema = _read_metadata(parts[0]).schema.to_arrow_schema()
         with _whole_or_not(out, schema.with_metadata(metadata)) as writer:
             for part in parts:
-                writer.write_table(_read_table(part).replace_schema_metadata(metadata))
+                writer.write_table(read_parquet(part).replace_schema_metadata(metadata))
     return report
 
 
@@ -262,13 +265,6 @@ def _read_metadata(path: Path):
 
     with path.open("rb") as file:
         return pq.read_metadata(file)
-
-
-def _read_table(path: Path, columns: list[str] | None = None):
-    import pyarrow.parquet as pq
-
-    with path.open("rb") as file:
-        return pq.read_table(file, columns=columns)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..data.store import CineStore
 from ..models.cinema import CineMA
 from ..models.config import CLIP
 from ..models.weights import load_cinema_weights, load_shared_views
-from .checkpoint import WholeCheckpoints, save_checkpoint
+from .checkpoint import WholeCheckpoints, newest_weights, save_checkpoint
 from .config import PretrainConfig
 from .evaluate import Evaluation, evaluate, mean_patches
 from .graph import CudaCapture
@@ -29,7 +29,7 @@ from .meter import Meter, check_weights
 from .profile import profile_steps
 from .ranks import Agreement, Ranks, joined_ranks, shard_model
 from .report import write_report
-from .run_folder import check_run_folder, lock_run_folder, write_config
+from .run_folder import check_run_folder, lock_run_folder, read_config, write_config
 from .schedule import cosine_schedule
 from .setup import (
     check_mode,
@@ -137,7 +137,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
     behind = device.type == "cuda"
     checkpoints = ShardedCheckpoints(folder, **how) if sharded else WholeCheckpoints(folder, behind=behind, **how)
     if config.init_from and not (config.resume and checkpoints.any()):
-        remarks.append(load_shared_views(model, config.init_from))
+        remarks.append(load_shared_views(model, _starting_weights(config, remarks.append)))
     if sharded:
         shard_model(model, ranks, device)
     optimizer = adamw(model, lr=config.lr, weight_decay=config.weight_decay)
@@ -262,6 +262,23 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
         how = {"device": device, "precision": precision, "guidance": guidance}
         evaluation = _judge(config, log, model, store, list(training), away, **how)
     return Outcome(config.out, done, evaluation=evaluation)
+
+
+def _starting_weights(config: PretrainConfig, say: Callable[[str], None]) -> Path:
+    """The file of the weights of --init-from, which may be the folder of a run of `pretrain`."""
+    start = config.init_from
+    if not start.is_dir():
+        return start
+    settled = read_config(start)
+    if settled is None:
+        raise ValueError(f"--init-from {start}: no run in this folder (no config.yaml)")
+    if "task" in settled:
+        raise ValueError(f"--init-from {start}: a run of finetune, whose weights have no decoder to go on with; want "
+                         "one of pretrain")
+    if (size := settled["run"]["preset"]) != config.preset:
+        raise ValueError(f"--init-from {start}: a run of --preset {size}, this one is to be of {config.preset}: give "
+                         f"--preset {size}, or start from another run")
+    return newest_weights(start, say)
 
 
 def _split(

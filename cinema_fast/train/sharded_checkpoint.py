@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..models.weights import load_torch
 from .checkpoint import (
     VERSION,
     CheckpointError,
@@ -140,7 +141,7 @@ class ShardedCheckpoints:
         if sums:
             self._check(path)
         folder = path.with_suffix("")
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        state = load_torch(folder / "state.pt")
         reader = HuggingFaceStorageReader(str(folder))
         return state, reader, reader.read_metadata().state_dict_metadata
 
