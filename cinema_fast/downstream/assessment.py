@@ -41,6 +41,7 @@ class Assessment:
         self.classes, self.within_mm, self.resamples, self.seed = dict(classes), tuple(within_mm), resamples, seed
         self.rows: list[Row] = []
         self.left_out: list[tuple[str, str]] = []
+        self.flags: list[tuple[str, str, str]] = []  # study, view, code
         self.targets: dict[str, Target] = {}
         self.galleries: dict[str, Gallery] = {}
         self._seen: set[tuple] = set()
@@ -59,7 +60,10 @@ class Assessment:
             why = "want two labelled frames that hold the LV for volumes at ED and ES"
             self.leave_out(case.study, f"view {case.view}, function: {why}, got {len(case.truth)} labelled")
         self.rows += rows
-        self.galleries.setdefault(case.view, Gallery()).offer(exhibit_of(case, rows, self.classes))
+        exhibit = exhibit_of(case, rows, self.classes)
+        for code in exhibit.flags:
+            self.flag(case.study, code, case.view)
+        self.galleries.setdefault(case.view, Gallery()).offer(exhibit)
 
     def add_regression(self, study: str, target: str, pred: float, truth: float, unit: str = "") -> None:
         """A predicted number and the true one, of a unit."""
@@ -115,6 +119,11 @@ class Assessment:
                 raise ValueError(f"study {study}, view {view}, frame {frame}, {name}: {error}") from None
             self.rows.append(new_row("landmarks", study, name, view, frame, **scores))
 
+    def flag(self, study: str, code: str, view: str = "") -> None:
+        """Mark a study as one to look at again: a code of `flags`, and the views that it is about. It is judged all the
+        same."""
+        self.flags.append((study, view, code))
+
     def leave_out(self, study: str, why: str) -> None:
         """Note what could not be judged; the report and results.json say it."""
         self.left_out.append((study, why))
@@ -146,6 +155,7 @@ class Assessment:
             "bootstrap": {"resamples": self.resamples, "seed": self.seed, "level": LEVEL, "drawn": "studies"},
             "tables": [dataclasses.asdict(one) for one in tables],
             "without_group": {column: len(judged) - len(of) for column, of in groups.items()},
+            "flags": [{"study": study, "view": view, "flag": code} for study, view, code in self.flags],
             "left_out": [{"study": study, "why": why} for study, why in self.left_out],
         }
         text = json.dumps(results, indent=1, allow_nan=False)

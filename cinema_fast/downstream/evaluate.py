@@ -20,7 +20,7 @@ from .assessment import Assessment
 from .cases import NEEDED, SegmentationCase, missing_structures
 from .evaluate_config import EvaluateConfig
 from .landmarks import Landmarks
-from .metrics_function import cardiac_function, ed_es, volume_curves
+from .metrics_function import QUANTITIES, cycle_function, volume_curves
 from .metrics_segmentation import stability_score
 from .named_files import check_out, read_named
 from .run import FinetunedRun, load_run
@@ -74,7 +74,7 @@ def evaluate_run(config: EvaluateConfig) -> dict:
         "run": str(config.run), "step": run.step, "task": run.task.kind, "model": type(run.model).__name__,
         "init_from": run.settled["run"]["init_from"], "training studies": len(run.settled["used"]),
         "store": str(cines.path), "studies": chosen, "seen by the starting weights": seen_among(run.settled, studies),
-        "precision": str(run.precision)[6:],
+        "precision": str(run.precision)[6:], "training": run.trained_views(),
     }  # fmt: skip
     return sums.write(config.out, about=told, table=groups)
 
@@ -200,7 +200,9 @@ def _judge_segmentation(
             sums.add_segmentation(case)
             if stack and "LV" in sums.classes.values():
                 curves = volume_curves(pred, info.spacing_mm, sums.classes)
-                measured[study] = cardiac_function(curves, *ed_es(curves["LV"]))
+                function = cycle_function(curves).function
+                measured[study] = {name: function.get(name, math.nan) for name in QUANTITIES
+                                   if not missing_structures(name, run.task.structures)}  # fmt: skip
     return measured
 
 
@@ -233,6 +235,8 @@ def _judge_table(
         except (StoreError, LoaderError, OSError) as error:
             sums.leave_out(study, str(error))
             continue
+        if not clips and len(views) < len(run.shape.views):
+            sums.flag(study, "missing_views", " ".join(v for v in run.shape.views if v not in views))
         for target in run.task.targets:
             value, right = found[target.name], truth[target.name].get(study)
             if not target.classes:

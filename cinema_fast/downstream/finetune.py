@@ -66,6 +66,7 @@ def finetune(config: FinetuneConfig) -> Outcome:
         "task": settled.task.to_dict(),
         "split": {part: list(studies) for part, studies in settled.split._asdict().items()},
         "used": list(settled.used),
+        "view_sets": [{"views": list(views), "studies": n} for views, n in settled.view_sets.items()],
         "seen": (before or {}).get("seen") or _seen(config, settled, cines),
         "versions": versions(),
     }

@@ -22,11 +22,13 @@ from ..data.prepare import PrepareConfig, prepared_studies, sources_of
 from ..data.sources import NO_STUDY, Source, Sources, compile_pattern, parse_aliases
 from ..data.store import CineStore, publish_study, write_index
 from ..data.study import Failure, StudyTask
+from .flags import CODES, in_order
 from .named_files import check_out
 from .predict_config import PredictConfig
 from .predicted_studies import StudyPrediction, predict_prepared, tables_of
 from .run import FinetunedRun, load_run
 
+NAMED = 5  # studies that are named of those of one kind
 _GRID = ("sax_size", "lax_size", "sax_spacing", "lax_spacing")
 # names of files may hold bytes that are no text: they come back as they were
 _TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
@@ -37,6 +39,8 @@ class PredictReport:
     """What is in OUT: number of studies, what could not be predicted, and how many NIfTI files had no place.
 
     cut_off: {study: structures at the edge of what the model sees, whose volumes are therefore too small}.
+    flags: {study: codes of what is to be looked at again}. missing: {study: views that the model reads and it has not}.
+    trained: which views the training studies had, in words.
     """
 
     out: Path
@@ -44,6 +48,9 @@ class PredictReport:
     unmatched: int = 0
     failures: list[Failure] = field(default_factory=list)
     cut_off: dict[str, str] = field(default_factory=dict)
+    flags: dict[str, list[str]] = field(default_factory=dict)
+    missing: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    trained: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -53,13 +60,29 @@ class PredictReport:
         return 1 if self.failures else 0
 
     def __str__(self) -> str:
-        lines = [f"{self.studies} studies predicted, {len(self.failures)} failures"]
+        nothing = sum("nothing_found" in codes for codes in self.flags.values())
+        lines = [f"{self.studies} studies predicted, {len(self.failures)} failures"
+                 + f", nothing found in {nothing}" * bool(nothing)]  # fmt: skip
         if self.unmatched:
             lines.append(f"{self.unmatched} NIfTI files do not match the pattern and were left alone")
         lines += [f"study {study}: {what} cut off at the edge of what the model sees" for study, what in
                   self.cut_off.items()]
+        for views in dict.fromkeys(self.missing.values()):
+            have = [study for study, missing in self.missing.items() if missing == views]
+            lines.append(f"without {', '.join(views)}, which the model reads: {_named(have)}")
+        if self.missing:
+            lines.append(self.trained)
+        for code in in_order(code for codes in self.flags.values() for code in codes):
+            having = [study for study, codes in self.flags.items() if code in codes]
+            lines.append(f"flag {code}: {_named(having)}: {CODES[code]}")
         lines += [f"failed: {failure.file}: {failure.reason}" for failure in self.failures]
         return "\n".join(lines + [f"written: {self.out}"] * bool(self.studies))
+
+
+def _named(studies: list[str]) -> str:
+    """How many studies, and the first of them by name."""
+    shown = ", ".join(studies[:NAMED]) + ", ..." * (len(studies) > NAMED)
+    return f"{len(studies)} {'study' if len(studies) == 1 else 'studies'} ({shown})"
 
 
 def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
@@ -86,6 +109,7 @@ def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
     sources = _one_file(config) if config.src.is_file() else sources_of(preparing, progress)
     _check_views(config, run, sources)
     report = PredictReport(out, unmatched=len(sources.unmatched), failures=[Failure(*r) for r in sources.refused])
+    report.trained = run.trained_views()
     tasks = [
         StudyTask(study, views, preparing, preparing.dst / str(n))
         for n, (study, views) in enumerate(sources.studies.items())
@@ -119,8 +143,15 @@ def _predict_all(
             studies[task.study] = made.summary
             if cut := _cut_off(made.summary["views"]):
                 report.cut_off[task.study] = cut
+            if made.summary["flags"]:
+                report.flags[task.study] = made.summary["flags"]
+            if made.missing:
+                report.missing[task.study] = made.missing
             report.studies += 1
     order = {task.study: n for n, task in enumerate(tasks)}
+    report.flags, report.missing = (
+        {study: found[study] for study in order if study in found} for found in (report.flags, report.missing)
+    )
     report.failures.sort(key=lambda failure: order.get(failure.study, -1))  # those of no task first
     if studies:
         _sort_tables(run, config.out, order)
@@ -128,6 +159,8 @@ def _predict_all(
             "format": 1, "version": __version__, "run": str(config.run), "step": run.step, "task": run.task.kind,
             "model": type(run.model).__name__, "precision": str(run.precision)[6:], "source": str(config.src),
             "studies": dict(sorted(studies.items())),
+            "trained": report.trained,
+            "flags": {code: sum(code in codes for codes in report.flags.values()) for code in CODES},
             "failures": [{"study": f.study, "view": f.view, "file": f.file, "reason": f.reason}
                          for f in report.failures],
         }  # fmt: skip

@@ -43,6 +43,17 @@ class FinetunedRun:
         """The run's labelled studies, by what they were for."""
         return Split(**{part: tuple(self.settled["split"][part]) for part in Split._fields})
 
+    def trained_views(self) -> str:
+        """In words, how many of the training studies had which of the views that the model reads."""
+        sets = self.settled.get("view_sets")
+        if sets is None:
+            return "how many training studies had which views is not known: the run is of an older version"
+        every = sum(one["studies"] for one in sets if set(one["views"]) == set(self.shape.views))
+        fewer = [f"{one['studies']} with {', '.join(one['views'])} alone" for one in sets
+                 if set(one["views"]) != set(self.shape.views)]  # fmt: skip
+        never = "; it has never seen a study without one of them" * (not fewer)
+        return f"the model was trained on {'; '.join([f'{every} studies with all of its views', *fewer])}{never}"
+
     @torch.no_grad()
     def predict(self, frames: dict[str, np.ndarray]) -> dict[str, Tensor]:
         """What the task makes of examples {view: (B, n, *size) uint8}, stored frames no larger than the model's.

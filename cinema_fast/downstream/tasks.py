@@ -1,6 +1,7 @@
 """The tasks by name: what is learnt, settled from the labels before training, or read back from a run."""
 
 import dataclasses
+from collections import Counter
 
 from ..data.clips import CLIP, ClipStore
 from ..data.store import CineStore
@@ -29,6 +30,11 @@ class Settled:
     store: CineStore | ClipStore
     split: Split
     used: tuple[str, ...]
+
+    @property
+    def view_sets(self) -> dict[tuple[str, ...], int]:
+        """{views: how many of the studies used show these and no others of the model's}, the most frequent first."""
+        return dict(Counter(self.labels.views_of[study] for study in self.used).most_common())
 
     @property
     def planes(self) -> dict[str, int] | None:
