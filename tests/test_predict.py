@@ -16,6 +16,7 @@ from prediction_cases import (
     CAVITY_RADII_MM,
     OBLIQUE,
     Brightest,
+    Brightness,
     lines_of,
     oblique,
     predict_as,
@@ -78,7 +79,8 @@ def test_a_single_slice_has_no_volumes(monkeypatch, tmp_path, name, shape):
     out = tmp_path / "out"
     assert predict_as(monkeypatch, segmenter(), tmp_path, out).exit_code == 0
     (line,) = lines_of(out / "studies.csv")
-    assert set(line.values()) == {"a", "", "missing_views"} and lines_of(out / "frames.csv") == []
+    assert set(line.values()) == {"a", "", "missing_views" + " few_slices" * ("sax" in name)}
+    assert lines_of(out / "frames.csv") == []
     assert "ml" not in json.dumps(json.loads((out / "results.json").read_text())["studies"])
     assert not list(out.rglob("*.png"))
 
@@ -172,6 +174,28 @@ def test_each_ventricle_has_its_own_cycle(monkeypatch, tmp_path):
     said = str(report)
     assert "flag phases_disagree: 1 study (heart): ED or ES of the RV" in said
     assert "without lax_4c, which the model reads: 1 study (heart)" in said and "is of an older version" in said
+
+
+@pytest.mark.parametrize(("n", "continued"), [(1, True), (3, True), (4, False)])
+def test_a_stack_with_few_slices_is_continued_and_not_filled_with_zeros(n, continued):
+    """A model that finds nothing next to zeros, as one that was trained on whole stacks."""
+    seen = []
+
+    class Whole(Brightness):
+        def forward(self, images):
+            seen.append(images["sax"][0, 0, 0, 0])
+            return super().forward(images)
+
+    run = segmenter(sax=(8, 8, 10))
+    run = replace(run, model=Whole(), settled=run.settled | {"fewest_slices": {"sax": 4}})
+    frames = np.broadcast_to(np.arange(n, dtype=np.uint8) + 10, (2, 8, 8, n)).copy()
+    frames[:, 1] = 0
+    found = run.predict_frames("sax", frames)
+    assert found.shape == (2, 3, 8, 8, n) and run.has_few_slices("sax", frames.shape) == continued
+    levels = (seen[0] * frames.max()).round().int().tolist()
+    before = (10 - n) // 2 if continued else 0
+    edges = (10, 9 + n) if continued else (0, 0)
+    assert levels == [edges[0]] * before + list(range(10, 10 + n)) + [edges[1]] * (10 - n - before)
 
 
 def test_an_empty_label_map_is_said(monkeypatch, tmp_path):

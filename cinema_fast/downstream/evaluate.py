@@ -198,6 +198,8 @@ def _judge_segmentation(
                 frame_time_ms=info.frame_time_ms,
             )
             sums.add_segmentation(case)
+            if run.has_few_slices(view, info.shape):
+                sums.flag(study, "few_slices", view)
             if stack and "LV" in sums.classes.values():
                 curves = volume_curves(pred, info.spacing_mm, sums.classes)
                 function = cycle_function(curves).function

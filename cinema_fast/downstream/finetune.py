@@ -67,6 +67,7 @@ def finetune(config: FinetuneConfig) -> Outcome:
         "split": {part: list(studies) for part, studies in settled.split._asdict().items()},
         "used": list(settled.used),
         "view_sets": [{"views": list(views), "studies": n} for views, n in settled.view_sets.items()],
+        "fewest_slices": settled.fewest_slices,
         "seen": (before or {}).get("seen") or _seen(config, settled, cines),
         "versions": versions(),
     }

@@ -28,6 +28,7 @@ LIMITS = {
 CODES = {
     "nothing_found": "no structure was found in any frame of a view",
     "missing_views": "views that the model reads are not there",
+    "few_slices": "a stack has fewer slices than any that the model was trained on",
     "lv_empty_frames": "the LV was found in some frames and not in others, so there is no LV function",
     "rv_empty_frames": "the RV was found in some frames and not in others, so there is no RV function",
     "cut_off": "a structure reaches the edge of what the model sees; its volume is too small",

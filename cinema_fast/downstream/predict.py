@@ -72,7 +72,8 @@ class PredictReport:
             lines.append(f"without {', '.join(views)}, which the model reads: {_named(have)}")
         if self.missing:
             lines.append(self.trained)
-        for code in in_order(code for codes in self.flags.values() for code in codes):
+        told = {"cut_off", "missing_views"}  # above, with what is cut off and missing
+        for code in in_order(code for codes in self.flags.values() for code in codes if code not in told):
             having = [study for study, codes in self.flags.items() if code in codes]
             lines.append(f"flag {code}: {_named(having)}: {CODES[code]}")
         lines += [f"failed: {failure.file}: {failure.reason}" for failure in self.failures]

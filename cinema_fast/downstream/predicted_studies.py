@@ -80,6 +80,8 @@ def predict_prepared(
     made = _predicted(run, store, study, sources)
     if CLIP not in run.shape.views:
         made.missing = tuple(view for view in run.shape.views if view not in store.views(study))
+        shapes = {view: store.info(study, view).shape for view in store.views(study) if view in run.shape.views}
+        made.flags += ["few_slices"] * any(run.has_few_slices(view, shape) for view, shape in shapes.items())
     flags = in_order([*made.flags, *["missing_views"] * bool(made.missing)])
     made.summary |= {"flags": flags, "missing_views": list(made.missing)}
     made.row["flags"] = " ".join(flags)

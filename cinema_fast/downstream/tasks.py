@@ -37,6 +37,17 @@ class Settled:
         return dict(Counter(self.labels.views_of[study] for study in self.used).most_common())
 
     @property
+    def fewest_slices(self) -> dict[str, int]:
+        """{view of stacks: slices of the smallest one among the studies used}; none for a model over clips."""
+        found: dict[str, int] = {}
+        for study in self.used if isinstance(self.store, CineStore) else ():
+            for view in self.labels.views_of[study]:
+                shape = self.store.info(study, view).shape
+                if len(shape) == 4:
+                    found[view] = min(shape[3], found.get(view, shape[3]))
+        return found
+
+    @property
     def planes(self) -> dict[str, int] | None:
         """{labelled study: the image planes that its clips are of}, None for a model over frames."""
         if CLIP not in self.shape.views:
