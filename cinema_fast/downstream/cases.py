@@ -76,6 +76,21 @@ class Exhibit:
     flags: list[str]
 
 
+@dataclass(frozen=True)
+class LandmarkExhibit:
+    """A frame whose landmarks the report shows. image (X, Y) uint8. points: {landmark: (predicted, true)}, (2,) pixels.
+
+    score: minus the mean distance [mm]; what was not found counts as far off.
+    """
+
+    study: str
+    view: str
+    frame: int
+    score: float
+    image: np.ndarray
+    points: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
 def check_case(case: SegmentationCase, classes: Mapping[int, str]) -> None:
     """Raises ValueError naming study and view where the parts of a case do not fit each other."""
     where, frames = f"study {case.study}, view {case.view}", case.frame_numbers
@@ -208,7 +223,7 @@ class Gallery:
         self.scores: list[float] = []
         self._kept: dict[str, list] = {"worst": [], "best": [], "any": []}
 
-    def offer(self, exhibit: Exhibit) -> None:
+    def offer(self, exhibit: Exhibit | LandmarkExhibit) -> None:
         """Keep the exhibit if it is among the few; one without a score (nothing was labelled) is not."""
         if math.isnan(exhibit.score):
             return
@@ -220,7 +235,7 @@ class Gallery:
             item = (rank, -len(self.scores), exhibit)  # of equal ones the first stays; exhibits are never compared
             (heapq.heappush if len(self._kept[name]) < most else heapq.heappushpop)(self._kept[name], item)
 
-    def chosen(self) -> list[tuple[str, Exhibit]]:
+    def chosen(self) -> list[tuple[str, Exhibit | LandmarkExhibit]]:
         """(why it is shown, exhibit), each study once: the worst, the middle, the best."""
         if not self.scores:
             return []

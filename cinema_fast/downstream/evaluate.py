@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.clips import CLIP, ClipStore
+from ..data.clips import CLIP, MIN_FRAMES, ClipStore
 from ..data.loader import LoaderError
 from ..data.progress import progress_bar
 from ..data.store import CineStore, StoreError
@@ -230,7 +230,8 @@ def _judge_table(
     for study in _told(studies, "reading studies"):
         views = tuple(v for v in store.views(study) if v in run.shape.views)
         if not views:
-            sums.leave_out(study, f"none of the views {', '.join(run.shape.views)}")
+            reads = f"views {', '.join(run.shape.views)}"
+            sums.leave_out(study, f"no cine of {MIN_FRAMES} frames or more" if clips else f"none of the {reads}")
             continue
         try:
             found = run.predict_study(store, study, views)
@@ -272,18 +273,19 @@ def _judge_landmarks(
             if not frames:
                 continue
             try:
-                found = run.predict_frames(view, store.read_frames(study, view, frames))
+                images = store.read_frames(study, view, frames)
+                found = run.predict_frames(view, images)
             except (StoreError, OSError) as error:
                 sums.leave_out(study, f"view {view}: {error}")
                 continue
             spacing = np.array(info.spacing_mm)
-            for t, row in zip(frames, found.numpy()):
+            for t, image, row in zip(frames, images, found.numpy()):
                 pred = {name: at * spacing for name, at in zip(run.task.names, row)}
                 right = {name: landmark_voxels(info, mm)[0] * spacing for name, mm in known[t].items()
                          if name in run.task.of_view[view]}  # fmt: skip
                 if unknown := sorted(set(known[t]) - set(right)):
                     sums.leave_out(study, f"view {view}, frame {t}: {unknown[0]}, which training did not know there")
-                sums.add_landmarks(study, view, t, pred, right)
+                sums.add_landmarks(study, view, t, pred, right, image=image, spacing_mm=spacing)
 
 
 def _scans(

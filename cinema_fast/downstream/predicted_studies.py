@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..data.clips import CLIP, ClipStore
+from ..data.clips import CLIP, MIN_FRAMES, ClipStore
 from ..data.geometry import spacing_of
 from ..data.nifti import Cine
 from ..data.sources import Source
@@ -93,9 +93,10 @@ def _predicted(
 ) -> StudyPrediction:
     if CLIP in run.shape.views:
         reads = run.settled["run"]["views"]
-        moving = tuple(v for v in store.views(study) if v in (reads or [v]) and store.n_frames(study, v) > 1)
+        moving = tuple(v for v in store.views(study) if v in (reads or [v]) and store.n_frames(study, v) >= MIN_FRAMES)
         if not moving:
-            raise ValueError(f"the model reads clips, and no {' or '.join(reads) or 'view'} has more than one frame")
+            raise ValueError(f"the model reads clips of the cycle, and no {' or '.join(reads) or 'view'} has "
+                             f"{MIN_FRAMES} frames or more: give cines, not ED and ES alone")  # fmt: skip
         return _values(run, ClipStore(store, moving), study, (CLIP,), moving)
     views = tuple(view for view in store.views(study) if view in run.shape.views)
     if not views:

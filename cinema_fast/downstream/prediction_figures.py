@@ -9,11 +9,11 @@ from ..data.geometry import to_uint8
 from ..data.nifti import Cine
 from ..train.figure import new_figure, printable
 from .metrics_function import CycleFunction
-from .overlays import COLOURS, PANEL, WHITE, colour_of, moving, outline, under_words, zoom_to
+from .overlays import COLOURS, PANEL, WHITE, colour_of, draw_cross, moving, outline, under_words, zoom_to
 
 MARGIN_MM = 25.0  # left around what is drawn
 WIDTH, LARGE = 960, 160  # pixels: of a row of slices at most; of an image that is no longer enlarged
-_BORDER, _ARM = 4, 8  # pixels: between slices, of the cross at a landmark
+_BORDER = 4  # pixels between slices
 STEP_MS = 40.0  # from frame to frame where that is not known
 
 
@@ -57,7 +57,7 @@ def landmarks_gif(cine: Cine, points: np.ndarray, names: Sequence[str]) -> bytes
         image = to_uint8(cine.frame(t))[0][..., 0]
         picture = outline(image, np.zeros_like(image), zoom)
         for k, place in enumerate(places):
-            _draw_cross(picture, (place + 0.5) * zoom, colour_of(k))
+            draw_cross(picture, (place + 0.5) * zoom, colour_of(k))
         frames.append(under_words(picture, _words(t, len(points), names)))
     return moving(frames, cine.frame_time_ms or STEP_MS)
 
@@ -113,13 +113,3 @@ def _tiles(pictures: list[np.ndarray]) -> np.ndarray:
         x, y = k % columns * width, k // columns * height
         sheet[x : x + picture.shape[0], y : y + picture.shape[1]] = picture
     return sheet
-
-
-def _draw_cross(picture: np.ndarray, at: np.ndarray, colour: int) -> None:
-    if not np.isfinite(at).all():
-        return
-    x, y = (int(value) for value in np.floor(np.clip(at, -1e6, 1e6)))
-    for k in range(-_ARM, _ARM + 1):
-        for i, j in ((x + k, y), (x, y + k)):
-            if 0 <= i < picture.shape[0] and 0 <= j < picture.shape[1]:
-                picture[i, j] = colour

@@ -12,7 +12,7 @@ from ..train.figure import printable
 from .flags import CODES, in_order
 from .metrics_classification import Classification
 from .metrics_function import QUANTITIES
-from .overlays import COLOURS, cycle_gif, stills_png
+from .overlays import COLOURS, cycle_gif, landmarks_png, stills_png
 from .report_figures import agreement_png, classification_png, dice_png, distances_png, volume_png
 from .rows import Row, number
 from .summary import ALL_CLASSES, Table, Target, measure_of, row_sets
@@ -101,8 +101,8 @@ def _section(kind: str, tables: Sequence[Table], sets: Sequence, assessment: "As
         "block": _block([table for table in tables if table.kind == kind and not table.column], assessment.targets),
         "pictures": pictures,
         "worst": _worst(kind, own),
-        "cases": list(_cases(assessment)) if kind == "segmentation" else [],
-        "legend": [(name, (label - 1) % len(COLOURS)) for label, name in assessment.classes.items()],
+        "cases": list(_CASES[kind](assessment)) if kind in _CASES else [],
+        "legend": list(_legend(assessment)) if kind == "segmentation" else [],
     }
 
 
@@ -200,6 +200,24 @@ def _cases(assessment: "Assessment") -> Iterator[dict]:
                 pictures.append(_embed("png", volume_png(exhibit, assessment.classes), "volume over time"))
             title = f"{view}, {why} of {len(gallery.scores)}: {exhibit.study}, mean Dice {exhibit.score:.3f}"
             yield {"title": title, "pictures": pictures}
+
+
+def _legend(assessment: "Assessment") -> Iterator[tuple[str, int]]:
+    """Names of the classes, and which of COLOURS they have."""
+    for value, name in assessment.classes.items():
+        yield name, (value - 1) % len(COLOURS)
+
+
+def _landmark_cases(assessment: "Assessment") -> Iterator[dict]:
+    for view, gallery in assessment.landmark_galleries.items():
+        for why, exhibit in gallery.chosen():
+            what = f"{view}, {why} of {len(gallery.scores)} frames: {exhibit.study}, frame {exhibit.frame}"
+            far = f"mean distance {-exhibit.score:.1f} mm"
+            alt = f"landmarks of frame {exhibit.frame}: {', '.join(exhibit.points)}"
+            yield {"title": f"{what}, {far}", "pictures": [_embed("png", landmarks_png(exhibit), alt)]}
+
+
+_CASES = {"segmentation": _cases, "landmarks": _landmark_cases}
 
 
 def _of_segmentation(own: Sequence, targets: Mapping) -> Iterator[Picture]:

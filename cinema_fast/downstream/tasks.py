@@ -3,7 +3,7 @@
 import dataclasses
 from collections import Counter
 
-from ..data.clips import CLIP, ClipStore
+from ..data.clips import CLIP, MIN_FRAMES, ClipStore
 from ..data.store import CineStore
 from ..models.config import CineMAConfig
 from ..train.setup import model_config
@@ -55,8 +55,11 @@ class Settled:
         return {study: len(self.store.planes(study)) for study in self.labels.views_of}
 
 
-def settle(config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: Split) -> Settled:
+def settle(
+    config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int = MIN_FRAMES
+) -> Settled:
     """What a run is about. base: the model's shape, before it is fitted to the store. split: of all studies.
+    min_frames: of a cine that clips are drawn from.
 
     Raises ValueError naming what does not fit: a view, a column, a label, a part of the split that has no labels.
     """
@@ -83,7 +86,7 @@ def settle(config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: 
             labels.check(config.table, used, labelled.val)
     else:
         shape = model_config(config, cines, base)
-        store = ClipStore(cines, config.views) if clips else cines
+        store = ClipStore(cines, config.views, min_frames=min_frames) if clips else cines
         task, labels, used = TableTask.settle(config, store, shape.views, split)
     shown = {view for study in used for view in labels.views_of[study]}
     if absent := [view for view in shape.views if view not in shown]:
