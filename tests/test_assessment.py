@@ -122,6 +122,24 @@ def test_function_is_measured_at_the_true_ed_and_es_and_its_absence_is_said():
     assert values["lv_ef"] == pytest.approx(300 / 7) and values["lv_edv_ml"] == pytest.approx(7 * 8 * 5 * 0.03)
 
 
+def test_a_missed_frame_and_doubtful_values_are_flagged(tmp_path):
+    """An LV that is missing in a frame of the cycle has no EF, where its smallest volume would make it 100 %."""
+    made, one = Assessment(), case("a", known={"lv_ef": 50.0})
+    missed, backwards = one.pred.copy(), one.pred.copy()
+    missed[2][missed[2] == 3] = 0
+    backwards[0][:, :9][backwards[0][:, :9] == 1] = 0  # the RV is small where the true LV is large
+    made.add_segmentation(dataclasses.replace(one, pred=missed))
+    assert made.rows[-1]["kind"] == "cycle" and math.isnan(made.rows[-1]["pred"])
+    made.add_segmentation(dataclasses.replace(one, study="b", pred=backwards))
+    made.add_segmentation(dataclasses.replace(one, study="c", pred=0 * one.pred, known={}))
+    codes = {study: {code for of, _, code in made.flags if of == study} for study in "abc"}
+    assert "lv_empty_frames" in codes["a"] and "nothing_found" in codes["c"] and "lv_empty_frames" not in codes["c"]
+    (ef,) = [row for row in made.rows if (row["study"], row["kind"], row["name"]) == ("b", "function", "rv_ef")]
+    assert ef["pred"] < 0 and ef["flags"] == "rv_ef_negative" and "rv_ef_negative" in codes["b"]
+    write_rows(tmp_path / "rows.csv", made.rows)
+    assert [row.get("flags") for row in read_rows(tmp_path / "rows.csv")] == [row.get("flags") for row in made.rows]
+
+
 def test_the_gallery_keeps_the_worst_the_middle_and_the_best_and_no_whole_arrays():
     gallery = Gallery()
     template = exhibit_of(case("x"), [], CLASSES)

@@ -13,11 +13,12 @@ from training_fixtures import FOUR, tiny_store, write_store  # noqa: F401
 
 from cinema_fast.data.augment import model_input
 from cinema_fast.data.augmentation import Augmentation
-from cinema_fast.data.clips import ClipStore, Plane, clip_frames
+from cinema_fast.data.clips import MIN_FRAMES, ClipStore, Plane, clip_frames
 from cinema_fast.data.loader import Loader
 from cinema_fast.data.sampler import Sampler, frame_at
 from cinema_fast.data.store import CineStore
 from cinema_fast.kernels.augment_torch import zoom_images
+from cinema_fast.train.run_folder import min_frames_of
 
 SIZE = {"clip": (6, 24, 40)}  # of frames of 32 x 32: cropped along one axis, padded along the other
 
@@ -53,7 +54,7 @@ def test_frames_of_whole_cycles():
 def test_planes_are_the_slices_and_the_long_axis_views_of_what_beats(tmp_path):
     path = write_store(tmp_path / "store", {"a": FOUR, "b": ("lax_2c",), "c": ("sax", "lax_2c")})
     index = json.loads((path / "index.json").read_text())
-    for view, shape in (("sax", (1, 32, 32, 3)), ("lax_2c", (2, 32, 32))):  # c's stack becomes a single frame
+    for view, shape in (("sax", (1, 32, 32, 3)), ("lax_2c", (4, 32, 32))):  # c's stack becomes a single frame
         record = index["studies"]["c"][view]
         np.save(path / record["file"], np.zeros(shape, np.uint8))
         record |= {"shape": list(shape), "window": [[0, 1]] * shape[0]}
@@ -64,6 +65,9 @@ def test_planes_are_the_slices_and_the_long_axis_views_of_what_beats(tmp_path):
     assert store.planes("b") == store.planes("c") == (Plane("lax_2c", None),)
     chosen = ClipStore(CineStore(path), ("sax",))
     assert chosen.planes("a") == stack and chosen.planes("b") == () == chosen.views("b")
+    (remark,) = chosen.remarks()
+    assert "fewer than 4 frames, in 1 of 3 studies, 1 of which are left out: c (sax: 1)" in remark
+    assert "0 of which are left out" in store.remarks()[0]
     assert chosen.ids == ["a", "b", "c"] and chosen.views("a") == ("clip",)
 
 
@@ -169,7 +173,12 @@ def test_all_frames_of_a_clip_are_zoomed_alike_in_plane_and_scaled_together():
 
 def test_a_store_without_a_beating_heart(tmp_path):
     path = write_store(tmp_path / "store", {"a": FOUR}, frames=1)
-    with pytest.raises(ValueError, match=r"no cine of any view there has more than one frame; .*cinema preset"):
+    with pytest.raises(ValueError, match=r"no cine of any view there has 4 frames .*the longest has 1.*cinema preset"):
         ClipStore(CineStore(path))
+    pairs = write_store(tmp_path / "pairs", {"a": FOUR}, frames=2)  # ED and ES
+    with pytest.raises(ValueError, match=r"4 frames or more \(the longest has 2\): prepare cines of the whole cycle"):
+        ClipStore(CineStore(pairs))
+    assert min_frames_of(None) == MIN_FRAMES and min_frames_of({}) == 2  # a run of an older version goes on as it began
+    assert ClipStore(CineStore(pairs), min_frames=2).remarks() == []
     with pytest.raises(ValueError, match="no cine of sax, lax_2c there"):
         ClipStore(CineStore(path), ("sax", "lax_2c"))

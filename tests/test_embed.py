@@ -205,7 +205,7 @@ def test_when_no_study_has_what_the_model_takes(runs, tmp_path, capfd):
     with pytest.raises(ValueError, match="do not fit this model"):  # position tables of another size
         embed(EmbedConfig(run=narrow, store=path, out=tmp_path / "out", device="cpu"))
     large = write_store(tmp_path / "large", {"c": ("sax",)}, frames=1)
-    with pytest.raises(ValueError, match="more than one frame"):
+    with pytest.raises(ValueError, match="4 frames or more"):
         embed(config_of(runs, large, tmp_path / "none"))
     index = json.loads((path / "index.json").read_text())
     (path / "studies/a/sax.npy").rename(path / "studies/a/rvot.npy")

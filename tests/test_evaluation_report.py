@@ -12,10 +12,20 @@ from evaluation_cases import HOSTILE, assessment, case
 from PIL import Image
 
 from cinema_fast.downstream import report_figures
+from cinema_fast.downstream.assessment import Assessment
 from cinema_fast.downstream.cases import exhibit_of
 from cinema_fast.downstream.metrics_classification import Classification
 from cinema_fast.downstream.metrics_segmentation import CLASSES
-from cinema_fast.downstream.overlays import COLOURS, PANEL, STILL, cycle_gif, outline, stills_png, under_words
+from cinema_fast.downstream.overlays import (
+    COLOURS,
+    PANEL,
+    STILL,
+    cycle_gif,
+    landmarks_png,
+    outline,
+    stills_png,
+    under_words,
+)
 from cinema_fast.downstream.prediction_figures import landmarks_gif
 from cinema_fast.downstream.report_figures import classification_png, distances_png
 
@@ -72,7 +82,7 @@ def test_every_part_is_there_with_its_pictures(html):
     assert headings == [
         "Label maps", "Cardiac function at the labelled frames", "Classes of the ejection fraction",
         "Cardiac function of the whole cycle", "Numbers", "Repeated measurements", "Classes", "Landmarks", "By sex",
-        "Left out",
+        "Flags", "Left out",
     ]  # fmt: skip
     pictures = [a for tag, a in page.tags if tag == "img"]
     for one in pictures:
@@ -86,6 +96,7 @@ def test_every_part_is_there_with_its_pictures(html):
     assert "prediction over the cycle, slice " in alts and "Outlines: " in page.text
     for k, (name, colour) in enumerate(zip(CLASSES.values(), COLOURS)):
         assert f'<strong class="c{k}">{name}</strong>' in html and f".c{k} {{ color: rgb{colour}; }}" in html
+    assert "lv_edv_implausible" in page.text and "lv_edv_ml is not within 40 to 500" in page.text  # of small boxes
     assert "worst of 6: " in page.text and "middle of 6: " in page.text and "best of 6: " in page.text
     assert "disease: DCM from 0.5" in page.text and "of 6 studies" in page.text and "Worst cases" in page.text
     assert len(html) < 3_000_000
@@ -148,6 +159,26 @@ def test_every_landmark_has_its_colour_and_its_name_in_it():
     for k, (bare, named) in enumerate(zip(coloured(["", "", ""]), coloured(["left\nend", "apex", "base"]))):
         strip = named[named[:, 0] < 14]
         assert len(bare) and len(named) - len(strip) == len(bare) and len(strip) > 10, k
+
+
+def test_landmarks_are_drawn_where_they_are():
+    """A ring around the true one and a cross at the predicted one, each landmark in its colour; the worst first."""
+    made, how = Assessment(), {"image": np.zeros((80, 60), np.uint8), "spacing_mm": (2.0, 2.0)}
+    truth = {"apex": (40.0, 20.0), "base": (20.0, 80.0)}
+    for frame, off in enumerate((0.0, 40.0, 8.0)):
+        made.add_landmarks("a" * (1 + frame), "lax_4c", frame, truth | {"apex": (40.0, 20 + off)}, truth, **how)
+    made.add_landmarks("d", "lax_4c", 0, {}, truth, **how)
+    chosen = made.landmark_galleries["lax_4c"].chosen()
+    assert [(why, exhibit.study) for why, exhibit in chosen][:2] == [("worst", "d"), ("worst", "aa")]
+    picture = np.asarray(Image.open(io.BytesIO(landmarks_png(chosen[1][1]))).convert("RGB")).swapaxes(0, 1)[:, 28:]
+    zoom = picture.shape[0] // 80
+    where = np.argwhere((picture == COLOURS[0]).all(-1))
+    ring, cross = (np.array(at) * zoom + zoom // 2 for at in ((20, 10), (20, 30)))
+    for middle in (ring, cross):
+        near = where[np.abs(where - middle).max(1) <= 9]
+        assert len(near) > 20 and np.abs(near.mean(0) - middle).max() < 1, middle
+    assert (picture[tuple(cross)] == COLOURS[0]).all() and not picture[tuple(ring)].any()
+    assert len(np.argwhere((picture == COLOURS[1]).all(-1))) > 40
 
 
 @pytest.mark.parametrize("draw", [

@@ -1,16 +1,19 @@
 """How a run of fine-tuning ends: early, at a study that cannot be read; and into which folders it may go on."""
 
+import dataclasses
 import math
 import shutil
 
 import numpy as np
 import pytest
-from labelled_discs import discs, write_discs  # noqa: F401
+from labelled_discs import QUICK, discs, write_discs, write_table  # noqa: F401
 from training_fixtures import metrics
 
 from cinema_fast.cli import main
 from cinema_fast.data.loader import LoaderError
+from cinema_fast.data.store import CineStore
 from cinema_fast.downstream import finetune as module
+from cinema_fast.downstream.config import FinetuneConfig
 from cinema_fast.downstream.finetune import finetune
 from cinema_fast.downstream.run import load_run
 from cinema_fast.train.compare import compare
@@ -98,6 +101,23 @@ def finished(discs, tmp_path_factory):  # noqa: F811
     out = tmp_path_factory.mktemp("finished") / "run"
     finetune(discs.config(out, "regression", **FEW))
     return out
+
+
+def test_a_run_says_what_its_training_studies_had(tmp_path):
+    """Views of the training studies, and the slices of their smallest stack, for what is predicted later."""
+    store = write_discs(tmp_path / "store", last_view_of=6)
+    write_table(tmp_path / "table.csv")
+    config = FinetuneConfig(store, tmp_path / "run", "regression", table=tmp_path / "table.csv", targets=("radius",),
+                            **QUICK | FEW | {"val": 0.0, "test": 0.0})  # fmt: skip
+    finetune(config)
+    run = load_run(tmp_path / "run", device="cpu")
+    every, fewer = run.shape.views, run.shape.views[:-1]
+    assert run.settled["view_sets"] == [{"views": list(views), "studies": 6} for views in (every, fewer)]
+    assert run.trained_views() == (
+        f"the model was trained on 6 studies with all of its views; 6 with {', '.join(fewer)} alone")
+    assert run.settled["fewest_slices"] == {"sax": CineStore(store).info("s00", "sax").shape[3]}
+    one = dataclasses.replace(run, settled=run.settled | {"view_sets": run.settled["view_sets"][:1]})
+    assert one.trained_views().endswith("; it has never seen a study without one of them")
 
 
 def test_folders_of_others(discs, finished, tmp_path):  # noqa: F811

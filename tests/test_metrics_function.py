@@ -7,9 +7,11 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
+from cinema_fast.downstream.flags import LIMITS, cycle_flags, in_order, value_flags
 from cinema_fast.downstream.metrics_function import (
     QUANTITIES,
     cardiac_function,
+    cycle_function,
     ed_es,
     ef_class,
     ejection_fraction,
@@ -36,6 +38,34 @@ def test_function_of_boxes_is_known():
     assert found["lv_sv_ml"] == pytest.approx(7.2) and found["lv_ef"] == pytest.approx(60.0)
     assert found["lv_mass_g"] == pytest.approx(6 * 6 * 5 * voxel * 1.05)
     assert found["rv_ef"] == 0 and found["rv_edv_ml"] == pytest.approx(40 * 5 * voxel)
+
+
+def test_over_a_cycle_each_ventricle_has_its_own_ends():
+    curves = {"LV": [100.0, 60, 40, 90], "RV": [100.0, 120, 70, 60], "MYO": [80.0, 90, 95, 85]}
+    curves = {name: np.array(curve) for name, curve in curves.items()}
+    found = cycle_function(curves)
+    assert found.frames == {"LV": (0, 2), "RV": (1, 3)} and found.empty == {"LV": [], "RV": []}
+    assert found.function["lv_ef"] == 60 and found.function["rv_ef"] == 50
+    assert found.function["lv_mass_g"] == pytest.approx(84)
+    assert cardiac_function(curves, 0, 2)["rv_ef"] == 30  # at the LV's frames
+    missed = cycle_function(curves | {"LV": np.array([100.0, 0, 40, 90])})
+    assert set(missed.function) == {"rv_edv_ml", "rv_esv_ml", "rv_sv_ml", "rv_ef"} and missed.empty["LV"] == [1]
+    assert cycle_function({name: curve[:1] for name, curve in curves.items()}).function == {}
+
+
+def test_what_is_doubtful_is_flagged():
+    healthy = {"LV": [140.0, 90, 60, 110], "RV": [150.0, 100, 70, 120]}
+    dilated = {"LV": [420.0, 390, 360, 400], "RV": [250.0, 230, 200, 240]}  # LV EF 14 %
+    wrong = {"LV": [140.0, 100, 5, 110], "RV": [70.0, 100, 150, 120]}
+    for curves, flags in ((healthy, []), (dilated, []),
+                          (wrong, ["phases_disagree", "lv_esv_implausible", "lv_ef_implausible"])):  # fmt: skip
+        cycle = cycle_function({name: np.array(curve) for name, curve in curves.items()})
+        assert in_order(cycle_flags(cycle, 4)) == flags
+    assert value_flags({"rv_ef": -80.8, "lv_ef": 10.0, "lv_mass_g": math.nan, "rv_sv_ml": -20.0}) == [
+        "rv_ef_negative", "rv_sv_negative"]  # fmt: skip
+    assert set(LIMITS) == set(QUANTITIES)
+    late = cycle_function({"LV": np.r_[100.0, 50, [99] * 8], "RV": np.r_[99.0, 50, [98] * 7, 100]})
+    assert late.frames["RV"] == (9, 1) and cycle_flags(late, 10) == []  # the last frame is next to the first
 
 
 def test_a_sphere_has_its_volume():

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -15,6 +16,7 @@ from prediction_cases import (
     CAVITY_RADII_MM,
     OBLIQUE,
     Brightest,
+    Brightness,
     lines_of,
     oblique,
     predict_as,
@@ -31,6 +33,8 @@ from cinema_fast.data.tables import landmark_voxels, read_landmarks
 from cinema_fast.downstream import predict
 from cinema_fast.downstream.landmarks import Landmarks
 from cinema_fast.downstream.predict_config import PredictConfig
+from cinema_fast.downstream.run import FinetunedRun
+from cinema_fast.downstream.segmentation import Segmentation
 
 AXIS = ("annulus_1", "annulus_2", "apex")
 
@@ -75,7 +79,8 @@ def test_a_single_slice_has_no_volumes(monkeypatch, tmp_path, name, shape):
     out = tmp_path / "out"
     assert predict_as(monkeypatch, segmenter(), tmp_path, out).exit_code == 0
     (line,) = lines_of(out / "studies.csv")
-    assert set(line.values()) == {"a", ""} and lines_of(out / "frames.csv") == []
+    assert set(line.values()) == {"a", "", "missing_views" + " few_slices" * ("sax" in name)}
+    assert lines_of(out / "frames.csv") == []
     assert "ml" not in json.dumps(json.loads((out / "results.json").read_text())["studies"])
     assert not list(out.rglob("*.png"))
 
@@ -123,7 +128,7 @@ def test_what_no_view_was_trained_for_is_not_predicted(monkeypatch, tmp_path):
     at = {name: landmark_voxels(info, mm)[0] for name, mm in known[0].items()}
     np.testing.assert_allclose(at["apex"] - at["annulus_1"], [-16, -16], atol=1e-3)
     (row,) = lines_of(out / "studies.csv")
-    assert set(row) == {"study", "landmarks"} and row["landmarks"] == "8"
+    assert set(row) == {"study", "flags", "landmarks"} and row["landmarks"] == "8"
 
 
 def test_a_frame_without_a_cavity_has_no_function(monkeypatch, tmp_path):
@@ -145,6 +150,73 @@ def test_a_frame_without_a_cavity_has_no_function(monkeypatch, tmp_path):
     assert (row["empty_frames"], row["lv_ef"], row["es_frame"]) == ("1", "", "")
     view = json.loads((out / "results.json").read_text())["studies"]["heart"]["views"]["sax"]
     assert view["empty_frames"] == [1] and "function" not in view and view["volumes_ml"]["LV"][1] == 0
+    assert view["flags"] == ["lv_empty_frames"] and row["flags"] == "missing_views lv_empty_frames"
+
+
+def test_each_ventricle_has_its_own_cycle(monkeypatch, tmp_path):
+    """What lies around the cavity is largest where the cavity is smallest: at the LV's frames its EF would be < 0."""
+    write_heart(tmp_path / "src", oblique())
+    run, out = segmenter(), tmp_path / "out"
+    run = replace(run, task=Segmentation(("RV", "LV"), ("sax", "lax_4c"), "0"))
+    report = predict_as(monkeypatch, run, tmp_path / "src", out)
+    (row,) = lines_of(out / "studies.csv")
+    ends = [row[name] for name in ("ed_frame", "es_frame", "rv_ed_frame", "rv_es_frame")]
+    assert ends == ["0", "2", "2", "0"]
+    volumes = {name: [float(line[f"{name}_ml"]) for line in lines_of(out / "frames.csv")] for name in ("RV", "LV")}
+    for name, curve in volumes.items():
+        ef = 100 * (1 - min(curve) / max(curve))
+        assert float(row[f"{name.lower()}_ef"]) == pytest.approx(ef, rel=1e-5)
+        assert float(row[f"{name.lower()}_edv_ml"]) == pytest.approx(max(curve), rel=1e-5)
+    results = json.loads((out / "results.json").read_text())
+    assert "phases_disagree" in row["flags"].split() and report.flags == {"heart": row["flags"].split()}
+    assert results["studies"]["heart"]["flags"] == row["flags"].split() and results["flags"]["phases_disagree"] == 1
+    assert results["studies"]["heart"]["missing_views"] == ["lax_4c"]
+    said = str(report)
+    assert "flag phases_disagree: 1 study (heart): ED or ES of the RV" in said
+    assert "without lax_4c, which the model reads: 1 study (heart)" in said and "is of an older version" in said
+
+
+@pytest.mark.parametrize(("n", "continued"), [(1, True), (3, True), (4, False)])
+def test_a_stack_with_few_slices_is_continued_and_not_filled_with_zeros(n, continued):
+    """A model that finds nothing next to zeros, as one that was trained on whole stacks."""
+    seen = []
+
+    class Whole(Brightness):
+        def forward(self, images):
+            seen.append(images["sax"][0, 0, 0, 0])
+            return super().forward(images)
+
+    run = segmenter(sax=(8, 8, 10))
+    run = replace(run, model=Whole(), settled=run.settled | {"fewest_slices": {"sax": 4}})
+    frames = np.broadcast_to(np.arange(n, dtype=np.uint8) + 10, (2, 8, 8, n)).copy()
+    frames[:, 1] = 0
+    found = run.predict_frames("sax", frames)
+    assert found.shape == (2, 3, 8, 8, n) and run.has_few_slices("sax", frames.shape) == continued
+    levels = (seen[0] * frames.max()).round().int().tolist()
+    before = (10 - n) // 2 if continued else 0
+    edges = (10, 9 + n) if continued else (0, 0)
+    assert levels == [edges[0]] * before + list(range(10, 10 + n)) + [edges[1]] * (10 - n - before)
+
+
+def test_an_empty_label_map_is_said(monkeypatch, tmp_path):
+    for name in ("a_sax.nii.gz", "b_sax.nii.gz"):
+        write_heart(tmp_path / "src", oblique(), name=name)
+    run, out, whole = segmenter(), tmp_path / "out", FinetunedRun.predict_frames
+    blind = iter([True, False])
+
+    def predicted(self, view, frames):
+        found = whole(self, view, frames)
+        if next(blind):
+            found[:] = 0.0
+            found[:, 0] = 1.0
+        return found
+
+    monkeypatch.setattr(FinetunedRun, "predict_frames", predicted)
+    report = predict_as(monkeypatch, run, tmp_path / "src", out)
+    assert str(report).startswith("2 studies predicted, 0 failures, nothing found in 1\n")
+    empty, found = (line["flags"].split() for line in lines_of(out / "studies.csv"))
+    assert "nothing_found" in empty and not {"nothing_found", "lv_empty_frames"} & set(found)
+    assert json.loads((out / "results.json").read_text())["flags"]["nothing_found"] == 1
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_predicted(monkeypatch, tmp_path):

@@ -72,7 +72,7 @@ def test_clips_are_of_cines(tiny_store, tmp_path, capsys):  # noqa: F811
                           orientation="stored"), progress=False)  # fmt: skip
     right = run.predict_study(ClipStore(CineStore(tmp_path / "store"), ["sax"]), "p", ("clip",))["ef"]
     assert line["views"] == "sax" and float(line["ef"]) == pytest.approx(float(right), rel=1e-6)
-    assert "the model reads clips, and no sax has more than one frame" in capsys.readouterr().out
+    assert "the model reads clips of the cycle, and no sax has 4 frames or more" in capsys.readouterr().out
 
 
 def test_mistakes(fitted, tmp_path, capsys):

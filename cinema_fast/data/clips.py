@@ -12,6 +12,8 @@ import numpy as np
 from .store import CineStore
 
 CLIP = "clip"  # the one view of a model over clips
+NAMED = 5  # studies that are named of those with too few frames
+MIN_FRAMES = 4  # of a cine that clips are drawn from: two, ED and ES, or three do not tell how the heart moves
 
 
 class Plane(NamedTuple):
@@ -25,32 +27,49 @@ class ClipStore:
     """A cine store whose studies have one view, `clip`, of as many planes as they have slices and long-axis views.
 
     Every stored slice is an image of the scan (a stack is padded only when it is loaded), so each is a plane. A cine of
-    one frame shows no cycle and has none; of cines with fewer frames than a clip, frames are repeated.
+    fewer than `min_frames` frames shows no cycle and has none; of others with fewer frames than a clip, frames are
+    repeated.
 
     Args:
         store: where the frames are.
         views: the store's views that clips are drawn from; every one where none is named.
+        min_frames: of a cine; 2 in runs of older versions.
 
     Raises:
-        ValueError: no study has a cine of more than one frame in these views.
+        ValueError: no study has a cine of so many frames in these views.
     """
 
-    def __init__(self, store: CineStore, views: Sequence[str] = ()):
-        self.path, self._store = store.path, store
+    def __init__(self, store: CineStore, views: Sequence[str] = (), *, min_frames: int = MIN_FRAMES):
+        self.path, self._store, self.min_frames = store.path, store, min_frames
         self._planes: dict[str, tuple[Plane, ...]] = {}
+        self._short: dict[str, dict[str, int]] = {}  # {study: {view: its frames, too few}}
         for study in store.ids:
             shapes = {v: store.info(study, v).shape for v in store.views(study) if not views or v in views}
             self._planes[study] = tuple(
                 Plane(view, at)
                 for view, shape in shapes.items()
-                if shape[0] > 1
+                if shape[0] >= min_frames
                 for at in (range(shape[3]) if len(shape) == 4 else [None])
             )
+            if short := {view: shape[0] for view, shape in shapes.items() if shape[0] < min_frames}:
+                self._short[study] = short
         if not any(self._planes.values()):
+            most = max((n for short in self._short.values() for n in short.values()), default=0)
             raise ValueError(
                 f"{store.path}: clips show the cardiac cycle, but no cine of {', '.join(views) or 'any view'} there "
-                "has more than one frame; train on single frames with a cinema preset"
+                f"has {min_frames} frames or more (the longest has {most}): prepare cines of the whole cycle, not ED "
+                "and ES alone, or train on single frames with a cinema preset"
             )
+
+    def remarks(self) -> list[str]:
+        """A line on the cines that no clip is drawn from, as they have too few frames; none where there are none."""
+        if not self._short:
+            return []
+        named = [f"{study} ({', '.join(f'{v}: {n}' for v, n in short.items())})"
+                 for study, short in list(self._short.items())[:NAMED]]  # fmt: skip
+        without = sum(not self._planes[study] for study in self._short)
+        return [f"no clips of cines with fewer than {self.min_frames} frames, in {len(self._short)} of {len(self.ids)} "
+                f"studies, {without} of which are left out: {'; '.join(named)}{'; ...' * (len(self._short) > NAMED)}"]
 
     @property
     def ids(self) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import __version__
 from .bootstrap import LEVEL, RESAMPLES
-from .cases import Gallery, SegmentationCase, case_rows, check_case, exhibit_of
+from .cases import Gallery, LandmarkExhibit, SegmentationCase, case_rows, check_case, exhibit_of
 from .extras import need
 from .metrics_classification import checked, decide
 from .metrics_means import landmark_scores
@@ -20,6 +20,7 @@ from .rows import Row, new_row, write_rows
 from .summary import Target, subgroups, summarise
 
 WITHIN_MM = (5.0, 10.0)
+FAR_MM = 1000.0  # how far off a landmark that was not found counts where cases are chosen for pictures
 
 
 class Assessment:
@@ -41,8 +42,10 @@ class Assessment:
         self.classes, self.within_mm, self.resamples, self.seed = dict(classes), tuple(within_mm), resamples, seed
         self.rows: list[Row] = []
         self.left_out: list[tuple[str, str]] = []
+        self.flags: list[tuple[str, str, str]] = []  # study, view, code
         self.targets: dict[str, Target] = {}
         self.galleries: dict[str, Gallery] = {}
+        self.landmark_galleries: dict[str, Gallery] = {}
         self._seen: set[tuple] = set()
 
     def add_segmentation(self, case: SegmentationCase) -> None:
@@ -59,7 +62,10 @@ class Assessment:
             why = "want two labelled frames that hold the LV for volumes at ED and ES"
             self.leave_out(case.study, f"view {case.view}, function: {why}, got {len(case.truth)} labelled")
         self.rows += rows
-        self.galleries.setdefault(case.view, Gallery()).offer(exhibit_of(case, rows, self.classes))
+        exhibit = exhibit_of(case, rows, self.classes)
+        for code in exhibit.flags:
+            self.flag(case.study, code, case.view)
+        self.galleries.setdefault(case.view, Gallery()).offer(exhibit)
 
     def add_regression(self, study: str, target: str, pred: float, truth: float, unit: str = "") -> None:
         """A predicted number and the true one, of a unit."""
@@ -105,15 +111,36 @@ class Assessment:
         frame: int,
         pred_mm: Mapping[str, Sequence[float]],
         truth_mm: Mapping[str, Sequence[float]],
+        *,
+        image: np.ndarray | None = None,
+        spacing_mm: Sequence[float] = (),
     ) -> None:
-        """Positions {landmark: (2 or 3,) [mm]} of one frame; a landmark that was not found is nan, or is not there."""
+        """Positions {landmark: (2 or 3,) [mm]} of one frame; a landmark that was not found is nan, or is not there.
+
+        image: the frame (X, Y) uint8, for the pictures; its pixels are spacing_mm (2,) large and the positions (2,),
+        from the middle of the first one on.
+        """
         self._once("landmarks", study, view, frame)
+        rows = []
         for name, truth in truth_mm.items():
             try:
                 scores = landmark_scores(pred_mm.get(name, np.full(len(truth), math.nan)), truth, self.within_mm)
             except ValueError as error:
                 raise ValueError(f"study {study}, view {view}, frame {frame}, {name}: {error}") from None
-            self.rows.append(new_row("landmarks", study, name, view, frame, **scores))
+            rows.append(new_row("landmarks", study, name, view, frame, **scores))
+        self.rows += rows
+        if image is not None and rows:
+            nowhere, pixel = np.full(2, math.nan), np.asarray(spacing_mm, float)
+            points = {name: (np.asarray(pred_mm.get(name, nowhere)) / pixel, np.asarray(truth) / pixel)
+                      for name, truth in truth_mm.items()}  # fmt: skip
+            score = -sum(min(row["distance_mm"], FAR_MM) for row in rows) / len(rows)
+            gallery = self.landmark_galleries.setdefault(view, Gallery())
+            gallery.offer(LandmarkExhibit(study, view, frame, score, image.copy(), points))
+
+    def flag(self, study: str, code: str, view: str = "") -> None:
+        """Mark a study as one to look at again: a code of `flags`, and the views that it is about. It is judged all the
+        same."""
+        self.flags.append((study, view, code))
 
     def leave_out(self, study: str, why: str) -> None:
         """Note what could not be judged; the report and results.json say it."""
@@ -146,6 +173,7 @@ class Assessment:
             "bootstrap": {"resamples": self.resamples, "seed": self.seed, "level": LEVEL, "drawn": "studies"},
             "tables": [dataclasses.asdict(one) for one in tables],
             "without_group": {column: len(judged) - len(of) for column, of in groups.items()},
+            "flags": [{"study": study, "view": view, "flag": code} for study, view, code in self.flags],
             "left_out": [{"study": study, "why": why} for study, why in self.left_out],
         }
         text = json.dumps(results, indent=1, allow_nan=False)

@@ -3,12 +3,13 @@
 import heapq
 import math
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from .metrics_function import QUANTITIES, cardiac_function, ed_es, volume_curves
+from .flags import cycle_flags, in_order, value_flags
+from .metrics_function import QUANTITIES, VENTRICLES, cardiac_function, cycle_function, ed_es, volume_curves
 from .metrics_segmentation import check_label_maps, check_labels, segmentation_scores
 from .rows import Row, new_row
 
@@ -55,7 +56,8 @@ class Exhibit:
     score: mean Dice over frames and classes. cycle, cycle_pred (F, x, y): images and predictions of frames spread over
     the cycle, of a stack the middle slice, which `slice` names ("" otherwise). stills: (caption, image, pred, truth),
     each (x, y). curves, truth_ml: {class: volumes [ml]} at `frames`, and {frame: {class: ml}} where labelled; empty for
-    single slices. values: {quantity: (pred, truth)} at the labelled frames.
+    single slices. cycle_ef: {ventricle: EF of its own predicted curve}. values: {quantity: (pred, truth)} at the
+    labelled frames. flags: codes of what is to be looked at again.
     """
 
     study: str
@@ -68,8 +70,25 @@ class Exhibit:
     frames: tuple[int, ...]
     curves: dict[str, np.ndarray]
     truth_ml: dict[int, dict[str, float]]
+    cycle_ef: dict[str, float]
     values: dict[str, tuple[float, float]]
     frame_time_ms: float | None
+    flags: list[str]
+
+
+@dataclass(frozen=True)
+class LandmarkExhibit:
+    """A frame whose landmarks the report shows. image (X, Y) uint8. points: {landmark: (predicted, true)}, (2,) pixels.
+
+    score: minus the mean distance [mm]; what was not found counts as far off.
+    """
+
+    study: str
+    view: str
+    frame: int
+    score: float
+    image: np.ndarray
+    points: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def check_case(case: SegmentationCase, classes: Mapping[int, str]) -> None:
@@ -115,8 +134,22 @@ def case_rows(case: SegmentationCase, classes: Mapping[int, str]) -> list[Row]:
                 scores["stability"] = float(case.stability[frame][name])
             rows.append(new_row("segmentation", study, name, view, frame, **scores))
     for kind, pairs in (("function", at_labels(case, classes)), ("cycle", over_cycle(case, classes))):
-        rows += [new_row(kind, study, name, view, pred=pred, truth=truth) for name, (pred, truth) in pairs.items()]
+        for name, (pred, truth) in pairs.items():
+            rows.append(new_row(kind, study, name, view, pred=pred, truth=truth))
+            if flags := value_flags({name: pred}):
+                rows[-1]["flags"] = " ".join(flags)
     return rows
+
+
+def case_flags(case: SegmentationCase, rows: Sequence[Row], classes: Mapping[int, str]) -> list[str]:
+    """What of a predicted cine is to be looked at again, its rows among it: codes of `flags`."""
+    found = [code for row in rows if "flags" in row for code in row["flags"].split()]
+    if not case.pred.any():
+        found.append("nothing_found")
+    if case.pred.ndim == 4 and len(case.pred) > 1:
+        curves = volume_curves(case.pred, case.spacing_mm, classes)
+        found += cycle_flags(cycle_function(curves), len(case.pred))
+    return in_order(found)
 
 
 def at_labels(case: SegmentationCase, classes: Mapping[int, str]) -> dict[str, tuple[float, float]]:
@@ -138,12 +171,11 @@ def at_labels(case: SegmentationCase, classes: Mapping[int, str]) -> dict[str, t
 
 
 def over_cycle(case: SegmentationCase, classes: Mapping[int, str]) -> dict[str, tuple[float, float]]:
-    """{quantity: (pred, known value)}: ED and ES are where the predicted LV is largest and smallest."""
+    """{quantity: (pred, known value)}; nan for what cannot be measured, as a ventricle is missing in a frame."""
     if not case.known:
         return {}
-    curves = volume_curves(case.pred, case.spacing_mm, classes)
-    measured = cardiac_function(curves, *ed_es(curves["LV"]))
-    return {name: (measured[name], float(value)) for name, value in case.known.items()}
+    measured = cycle_function(volume_curves(case.pred, case.spacing_mm, classes)).function
+    return {name: (measured.get(name, math.nan), float(value)) for name, value in case.known.items()}
 
 
 def exhibit_of(case: SegmentationCase, rows: list[Row], classes: Mapping[int, str]) -> Exhibit:
@@ -166,12 +198,16 @@ def exhibit_of(case: SegmentationCase, rows: list[Row], classes: Mapping[int, st
     for row in rows:
         if row["kind"] == "segmentation" and stack:
             volumes.setdefault(int(row["frame"]), {})[row["name"]] = row["truth_ml"]
+    curves = volume_curves(case.pred, case.spacing_mm, classes) if stack else {}
+    measured = cycle_function(curves).function
+    cycle_ef = {name: measured[ef] for name in VENTRICLES if (ef := f"{name.lower()}_ef") in measured}
     return Exhibit(
         case.study, case.view, sum(dice) / len(dice) if dice else math.nan,
         np.stack([cut(case.image[i], middle) for i in shown]), np.stack([cut(case.pred[i], middle) for i in shown]),
         f"slice {middle} of 0 to {case.pred.shape[3] - 1}" if stack else "", stills, frames,
-        volume_curves(case.pred, case.spacing_mm, classes) if stack else {}, volumes,
+        curves, volumes, cycle_ef,
         {row["name"]: (row["pred"], row["truth"]) for row in rows if row["kind"] == "function"}, case.frame_time_ms,
+        case_flags(case, rows, classes),
     )  # fmt: skip
 
 
@@ -187,7 +223,7 @@ class Gallery:
         self.scores: list[float] = []
         self._kept: dict[str, list] = {"worst": [], "best": [], "any": []}
 
-    def offer(self, exhibit: Exhibit) -> None:
+    def offer(self, exhibit: Exhibit | LandmarkExhibit) -> None:
         """Keep the exhibit if it is among the few; one without a score (nothing was labelled) is not."""
         if math.isnan(exhibit.score):
             return
@@ -199,7 +235,7 @@ class Gallery:
             item = (rank, -len(self.scores), exhibit)  # of equal ones the first stays; exhibits are never compared
             (heapq.heappush if len(self._kept[name]) < most else heapq.heappushpop)(self._kept[name], item)
 
-    def chosen(self) -> list[tuple[str, Exhibit]]:
+    def chosen(self) -> list[tuple[str, Exhibit | LandmarkExhibit]]:
         """(why it is shown, exhibit), each study once: the worst, the middle, the best."""
         if not self.scores:
             return []

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.clips import CLIP, ClipStore
+from ..data.clips import CLIP, MIN_FRAMES, ClipStore
 from ..data.loader import LoaderError
 from ..data.orientation import check_orientation
 from ..data.output import new_folder
@@ -23,7 +23,7 @@ from .cases import NEEDED, SegmentationCase, missing_structures
 from .evaluate_config import EvaluateConfig
 from .landmark_positions import check_positions
 from .landmarks import Landmarks
-from .metrics_function import cardiac_function, ed_es, volume_curves
+from .metrics_function import QUANTITIES, cycle_function, volume_curves
 from .metrics_segmentation import stability_score
 from .named_files import read_named
 from .run import FinetunedRun, load_run
@@ -87,7 +87,7 @@ def _evaluate(config: EvaluateConfig) -> dict:
         "run": str(config.run), "step": run.step, "task": run.task.kind, "model": type(run.model).__name__,
         "init_from": run.settled["run"]["init_from"], "training studies": len(run.settled["used"]),
         "store": str(cines.path), "studies": chosen, "seen by the starting weights": seen_among(run.settled, studies),
-        "precision": str(run.precision)[6:],
+        "precision": str(run.precision)[6:], "training": run.trained_views(),
     }  # fmt: skip
     return sums.write(config.out, about=told, table=groups)
 
@@ -213,9 +213,13 @@ def _judge_segmentation(
                 frame_time_ms=info.frame_time_ms,
             )
             sums.add_segmentation(case)
+            if run.has_few_slices(view, info.shape):
+                sums.flag(study, "few_slices", view)
             if stack and "LV" in sums.classes.values():
                 curves = volume_curves(pred, info.spacing_mm, sums.classes)
-                measured[study] = cardiac_function(curves, *ed_es(curves["LV"]))
+                function = cycle_function(curves).function
+                measured[study] = {name: function.get(name, math.nan) for name in QUANTITIES
+                                   if not missing_structures(name, run.task.structures)}  # fmt: skip
     return measured
 
 
@@ -243,13 +247,16 @@ def _judge_table(
     for study in _told(studies, "reading studies"):
         views = tuple(v for v in store.views(study) if v in run.shape.views)
         if not views:
-            sums.leave_out(study, f"none of the views {', '.join(run.shape.views)}")
+            reads = f"views {', '.join(run.shape.views)}"
+            sums.leave_out(study, f"no cine of {MIN_FRAMES} frames or more" if clips else f"none of the {reads}")
             continue
         try:
             found = run.predict_study(store, study, views)
         except (StoreError, LoaderError, OSError) as error:
             sums.leave_out(study, str(error))
             continue
+        if not clips and len(views) < len(run.shape.views):
+            sums.flag(study, "missing_views", " ".join(v for v in run.shape.views if v not in views))
         for target in run.task.targets:
             value, right = found[target.name], truth[target.name].get(study)
             if not target.classes:
@@ -287,18 +294,19 @@ def _judge_landmarks(
             if not frames:
                 continue
             try:
-                found = run.predict_frames(view, store.read_frames(study, view, frames))
+                images = store.read_frames(study, view, frames)
+                found = run.predict_frames(view, images)
             except (StoreError, OSError) as error:
                 sums.leave_out(study, f"view {view}: {error}")
                 continue
             spacing = np.array(info.spacing_mm)
-            for t, row in zip(frames, found.numpy()):
+            for t, image, row in zip(frames, images, found.numpy()):
                 pred = {name: at * spacing for name, at in zip(run.task.names, row)}
                 right = {name: landmark_voxels(info, mm)[0] * spacing for name, mm in known[t].items()
                          if name in run.task.of_view[view]}  # fmt: skip
                 if unknown := sorted(set(known[t]) - set(right)):
                     sums.leave_out(study, f"view {view}, frame {t}: {unknown[0]}, which training did not know there")
-                sums.add_landmarks(study, view, t, pred, right)
+                sums.add_landmarks(study, view, t, pred, right, image=image, spacing_mm=spacing)
 
 
 def _scans(

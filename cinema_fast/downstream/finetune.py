@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.clips import CLIP
+from ..data.clips import CLIP, ClipStore
 from ..data.loader import read_ahead
 from ..data.orientation import AS_STORED_STORE, orientation_of
 from ..data.sampler import Sampler
@@ -27,7 +27,7 @@ from ..train.memory import memory_advice
 from ..train.meter import Meter, check_weights
 from ..train.pretrain import Outcome
 from ..train.ranks import ALONE
-from ..train.run_folder import check_run_folder, lock_run_folder, read_config, write_config
+from ..train.run_folder import check_run_folder, lock_run_folder, min_frames_of, read_config, write_config
 from ..train.schedule import cosine_schedule
 from ..train.setup import pick_device, pick_precision, restore_rng, rng_state, store_fingerprint, versions
 from ..train.step import BETAS, compile_model, update
@@ -56,7 +56,7 @@ def finetune(config: FinetuneConfig) -> Outcome:
     config = _with_start(config, before)
     cines = CineStore(config.data)
     split = split_studies(cines.ids, val=config.val, test=config.test, path=config.split)
-    settled = settle(config, cines, _base_shape(config, before), split)
+    settled = settle(config, cines, _base_shape(config, before), split, min_frames=min_frames_of(before))
     device = pick_device(config.device)
     saved = {
         "run": config.to_dict() | {"ranks": 1},
@@ -68,6 +68,9 @@ def finetune(config: FinetuneConfig) -> Outcome:
         "task": settled.task.to_dict(),
         "split": {part: list(studies) for part, studies in settled.split._asdict().items()},
         "used": list(settled.used),
+        "view_sets": [{"views": list(views), "studies": n} for views, n in settled.view_sets.items()],
+        "fewest_slices": settled.fewest_slices,
+        "min_frames": min_frames_of(before),
         "seen": (before or {}).get("seen") or _seen(config, settled, cines),
         "versions": versions(),
     }
@@ -79,7 +82,8 @@ def finetune(config: FinetuneConfig) -> Outcome:
 def _finetune(
     config: FinetuneConfig, settled: Settled, saved: dict, device: torch.device, precision: torch.dtype
 ) -> Outcome:
-    task, folder, remarks = settled.task, config.out / "checkpoints", []
+    task, folder = settled.task, config.out / "checkpoints"
+    remarks = settled.store.remarks() if isinstance(settled.store, ClipStore) else []
     torch.manual_seed(config.seed)
     model = task.build(settled.shape, config)
     checkpoints = WholeCheckpoints(folder, behind=device.type == "cuda", keep=config.keep, ranks=ALONE)

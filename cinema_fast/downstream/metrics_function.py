@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from .metrics_segmentation import ML_PER_MM3
 
 MYOCARDIUM_G_PER_ML = 1.05
+VENTRICLES = ("LV", "RV")
 EF_CLASSES = ("reduced", "borderline", "normal")
 EF_LIMITS = (40.0, 55.0)  # percent: up to the first reduced, above the second normal
 QUANTITIES = {
@@ -42,17 +44,58 @@ def ejection_fraction(edv_ml: float, esv_ml: float) -> float:
 def cardiac_function(curves: Mapping[str, np.ndarray], ed: int, es: int) -> dict[str, float]:
     """QUANTITIES of volume-time curves {RV, MYO, LV: (T,) ml} at two indices; mass is that of the myocardium at ED.
 
-    Both ventricles are measured at the same two frames, those of the left one. Curves that are absent are left out.
+    Both ventricles are measured at the same two frames. Curves that are absent are left out.
     """
     found = {}
-    for ventricle in ("LV", "RV"):
+    for ventricle in VENTRICLES:
         if ventricle in curves:
-            edv, esv = (float(curves[ventricle][t]) for t in (ed, es))
-            values = {"edv_ml": edv, "esv_ml": esv, "sv_ml": edv - esv, "ef": ejection_fraction(edv, esv)}
-            found |= {f"{ventricle.lower()}_{name}": value for name, value in values.items()}
+            found |= _of_ventricle(ventricle, curves[ventricle], ed, es)
     if "MYO" in curves:
-        found["lv_mass_g"] = float(curves["MYO"][ed]) * MYOCARDIUM_G_PER_ML
+        found["lv_mass_g"] = _mass(curves["MYO"], ed)
     return found
+
+
+@dataclass(frozen=True)
+class CycleFunction:
+    """function: QUANTITIES of a whole cycle, those that can be measured. frames: {ventricle: its (ED, ES)}.
+
+    empty: {ventricle that is segmented: frames in which nothing of it was found}.
+    """
+
+    function: dict[str, float] = field(default_factory=dict)
+    frames: dict[str, tuple[int, int]] = field(default_factory=dict)
+    empty: dict[str, list[int]] = field(default_factory=dict)
+
+
+def cycle_function(curves: Mapping[str, np.ndarray]) -> CycleFunction:
+    """Function over a whole cycle of volume-time curves {RV, MYO, LV: (T,) ml}, each ventricle at its own ED and ES.
+
+    A ventricle that is missing in a frame has none: its smallest volume would be that of the miss. Nor has a cine of
+    one frame. Mass is that of the myocardium at the ED of the LV, or of the RV where the LV is not segmented.
+    """
+    found = CycleFunction()
+    for ventricle in VENTRICLES:
+        if ventricle not in curves:
+            continue
+        curve = curves[ventricle]
+        found.empty[ventricle] = np.flatnonzero(curve == 0).tolist()
+        if len(curve) > 1 and not found.empty[ventricle]:
+            found.frames[ventricle] = ed, es = ed_es(curve)
+            found.function.update(_of_ventricle(ventricle, curve, ed, es))
+    guide = next(iter(found.empty), None)
+    if "MYO" in curves and guide in found.frames:
+        found.function["lv_mass_g"] = _mass(curves["MYO"], found.frames[guide][0])
+    return found
+
+
+def _of_ventricle(ventricle: str, curve: np.ndarray, ed: int, es: int) -> dict[str, float]:
+    edv, esv = float(curve[ed]), float(curve[es])
+    values = {"edv_ml": edv, "esv_ml": esv, "sv_ml": edv - esv, "ef": ejection_fraction(edv, esv)}
+    return {f"{ventricle.lower()}_{name}": value for name, value in values.items()}
+
+
+def _mass(myocardium_ml: np.ndarray, ed: int) -> float:
+    return float(myocardium_ml[ed]) * MYOCARDIUM_G_PER_ML
 
 
 def ef_class(ef: float) -> str:

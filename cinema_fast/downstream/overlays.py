@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..train.figure import printable
-from .cases import Exhibit
+from .cases import Exhibit, LandmarkExhibit
 
 COLOURS = ((66, 135, 245), (70, 200, 90), (240, 70, 70), (240, 190, 40), (180, 90, 230), (60, 200, 210))
 WHITE = 31  # palette number of the lightest grey
 PANEL, STILL = 320, 240  # pixels that the larger side of a picture has at least: of one that moves, of three in a row
 _GREYS = 32
-_BORDER = 4  # pixels between pictures
+_BORDER, _ARM = 4, 8  # pixels: between pictures, of the cross or ring at a landmark
 _STRIP = 14  # pixels high: the words above a picture
 
 
@@ -42,6 +42,40 @@ def outline(image: np.ndarray, labels: np.ndarray, zoom: int) -> np.ndarray:
     drawn = (big > 0) & ~inside
     grey[drawn] = colour_of(big[drawn] - 1)
     return grey
+
+
+def draw_cross(picture: np.ndarray, at: np.ndarray, colour: int) -> None:
+    """Draw an upright cross at (2,) pixels of a picture in palette numbers; nothing where that is not finite."""
+    reach = range(-_ARM, _ARM + 1)
+    _draw(picture, at, [(k, 0) for k in reach] + [(0, k) for k in reach], colour)
+
+
+def draw_ring(picture: np.ndarray, at: np.ndarray, colour: int) -> None:
+    """Draw a ring around (2,) pixels of a picture in palette numbers; nothing where that is not finite."""
+    reach = range(-_ARM, _ARM + 1)
+    _draw(picture, at, [(i, j) for i in reach for j in reach if _ARM - 1.5 < np.hypot(i, j) <= _ARM + 0.5], colour)
+
+
+def _draw(picture: np.ndarray, at: np.ndarray, shape: Sequence[tuple[int, int]], colour: int) -> None:
+    if not np.isfinite(at).all():
+        return
+    x, y = (int(value) for value in np.floor(np.clip(at, -1e6, 1e6)))
+    for i, j in shape:
+        if 0 <= x + i < picture.shape[0] and 0 <= y + j < picture.shape[1]:
+            picture[x + i, y + j] = colour
+
+
+def landmarks_png(exhibit: LandmarkExhibit) -> bytes:
+    """A PNG of a frame with its landmarks, true ones as rings and predicted ones as crosses, named in their colours."""
+    zoom = zoom_to(PANEL, exhibit.image.shape)
+    picture = outline(exhibit.image, np.zeros_like(exhibit.image), zoom)
+    for k, (pred, truth) in enumerate(exhibit.points.values()):
+        draw_ring(picture, (truth + 0.5) * zoom, colour_of(k))
+        draw_cross(picture, (pred + 0.5) * zoom, colour_of(k))
+    file = io.BytesIO()
+    words = [(name, colour_of(k)) for k, name in enumerate(exhibit.points)]
+    _picture(under_words(under_words(picture, words), [("ring: true, cross: predicted", WHITE)])).save(file, "PNG")
+    return file.getvalue()
 
 
 def cycle_gif(exhibit: Exhibit) -> bytes:

@@ -24,10 +24,12 @@ from ..data.prepare import PrepareConfig, prepared_studies, sources_of
 from ..data.sources import NO_STUDY, Source, Sources, compile_pattern, parse_aliases, unmatched_line
 from ..data.store import CineStore, publish_study, write_index
 from ..data.study import Failure, StudyTask, failure_lines
+from .flags import CODES, in_order
 from .predict_config import PredictConfig
 from .predicted_studies import StudyPrediction, predict_prepared, tables_of
 from .run import FinetunedRun, load_run
 
+NAMED = 5  # studies that are named of those of one kind
 _GRID = ("sax_size", "lax_size", "sax_spacing", "lax_spacing")
 _WRITTEN = ("studies", "*.csv", "*.csv.tmp", "results.json", ".preparing")
 # names of files may hold bytes that are no text: they come back as they were
@@ -38,9 +40,10 @@ _TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 class PredictReport:
     """What is in OUT: number of studies, what could not be predicted, and which NIfTI files had no place.
 
-    cut_off: {study: structures at the edge of what the model sees, whose volumes are therefore too small}. remarks:
-    {what a header is remarkable for: ["study view"]}. as_stored: the run was trained on images with the axes of their
-    files, and so are these predicted.
+    cut_off: {study: structures at the edge of what the model sees, whose volumes are therefore too small}. flags:
+    {study: codes of what is to be looked at again}. missing: {study: views that the model reads and it has not}.
+    trained: which views the training studies had, in words. remarks: {what was made of a header: ["study view"]}.
+    as_stored: the run was trained on images with the axes of their files, and so are these predicted.
     """
 
     out: Path
@@ -48,6 +51,9 @@ class PredictReport:
     unmatched_files: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     cut_off: dict[str, str] = field(default_factory=dict)
+    flags: dict[str, list[str]] = field(default_factory=dict)
+    missing: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    trained: str = ""
     remarks: dict[str, list[str]] = field(default_factory=dict)
     as_stored: bool = False
 
@@ -64,7 +70,9 @@ class PredictReport:
         return 1 if self.failures else 0
 
     def __str__(self) -> str:
-        lines = [f"{self.studies} studies predicted, {len(self.failures)} failures"]
+        nothing = sum("nothing_found" in codes for codes in self.flags.values())
+        lines = [f"{self.studies} studies predicted, {len(self.failures)} failures"
+                 + f", nothing found in {nothing}" * bool(nothing)]  # fmt: skip
         if self.unmatched_files:
             lines.append(unmatched_line(self.unmatched_files))
         if self.as_stored:
@@ -72,8 +80,23 @@ class PredictReport:
         lines += told_remarks(self.remarks)
         lines += [f"study {study}: {what} cut off at the edge of what the model sees" for study, what in
                   self.cut_off.items()]
+        for views in dict.fromkeys(self.missing.values()):
+            have = [study for study, missing in self.missing.items() if missing == views]
+            lines.append(f"without {', '.join(views)}, which the model reads: {_named(have)}")
+        if self.missing:
+            lines.append(self.trained)
+        told = {"cut_off", "missing_views"}  # above, with what is cut off and missing
+        for code in in_order(code for codes in self.flags.values() for code in codes if code not in told):
+            having = [study for study, codes in self.flags.items() if code in codes]
+            lines.append(f"flag {code}: {_named(having)}: {CODES[code]}")
         lines += failure_lines(self.failures, "results.json")
         return "\n".join(lines + [f"written: {self.out}"] * bool(self.studies))
+
+
+def _named(studies: list[str]) -> str:
+    """How many studies, and the first of them by name."""
+    shown = ", ".join(studies[:NAMED]) + ", ..." * (len(studies) > NAMED)
+    return f"{len(studies)} {'study' if len(studies) == 1 else 'studies'} ({shown})"
 
 
 def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
@@ -105,7 +128,7 @@ def _predict(config: PredictConfig, progress: bool) -> PredictReport:
     sources = _one_file(config) if config.src.is_file() else sources_of(preparing, progress)
     _check_views(config, run, sources)
     report = PredictReport(out, unmatched_files=sources.unmatched_names(preparing.src),
-                           failures=[Failure(*r) for r in sources.refused],
+                           failures=[Failure(*r) for r in sources.refused], trained=run.trained_views(),
                            as_stored=preparing.orientation == "stored")  # fmt: skip
     tasks = [
         StudyTask(study, views, preparing, preparing.dst / str(n))
@@ -136,8 +159,15 @@ def _predict_all(
             studies[task.study] = made.summary
             if cut := _cut_off(made.summary["views"]):
                 report.cut_off[task.study] = cut
+            if made.summary["flags"]:
+                report.flags[task.study] = made.summary["flags"]
+            if made.missing:
+                report.missing[task.study] = made.missing
             report.studies += 1
     order = {task.study: n for n, task in enumerate(tasks)}
+    report.flags, report.missing = (
+        {study: found[study] for study in order if study in found} for found in (report.flags, report.missing)
+    )
     report.failures.sort(key=lambda failure: order.get(failure.study, -1))  # those of no task first
     if studies:
         _sort_tables(run, config.out, order)
@@ -145,6 +175,8 @@ def _predict_all(
             "format": 1, "version": __version__, "run": str(config.run), "step": run.step, "task": run.task.kind,
             "model": type(run.model).__name__, "precision": str(run.precision)[6:], "source": str(config.src),
             "studies": dict(sorted(studies.items())),
+            "trained": report.trained,
+            "flags": {code: sum(code in codes for codes in report.flags.values()) for code in CODES},
             "failures": [{"study": f.study, "view": f.view, "file": f.file, "reason": f.reason}
                          for f in report.failures],
         }  # fmt: skip

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..data.clips import CLIP, ClipStore
+from ..data.clips import CLIP, MIN_FRAMES, ClipStore
 from ..data.geometry import spacing_of
 from ..data.nifti import Cine
 from ..data.orientation import arrange, arranged, inverse
@@ -14,13 +14,17 @@ from ..data.sources import Source
 from ..data.store import CineStore
 from ..data.study import read_source
 from ..data.tables import LANDMARK_COLUMNS
+from .flags import cycle_flags, in_order
 from .landmarks import Landmarks
-from .metrics_function import QUANTITIES, cardiac_function, ed_es, volume_curves
+from .metrics_function import QUANTITIES, CycleFunction, cycle_function, volume_curves
 from .original_geometry import label_files, label_map, original_points, plan_return, reaching_edge, voxel_size
 from .prediction_figures import landmarks_gif, outlines_gif, volume_png
 from .run import FinetunedRun
 from .segmentation import Segmentation
 
+# columns of ED and ES, and of frames without the ventricle; where the RV alone is segmented it has those of the LV
+ENDS = {"LV": ("ed_frame", "es_frame"), "RV": ("rv_ed_frame", "rv_es_frame")}
+EMPTY = {"LV": "empty_frames", "RV": "rv_empty_frames"}
 LENGTHS = ("longest_mm", "shortest_mm", "shortening_mm")
 Cell = str | int | float
 
@@ -28,12 +32,15 @@ Cell = str | int | float
 @dataclass
 class StudyPrediction:
     """summary: what results.json holds of the study. row: its line of studies.csv, by column. lines: those of the table
-    that has more than one line for a study. files: {name in the study's folder: content}."""
+    that has more than one line for a study. files: {name in the study's folder: content}. flags: what is to be looked
+    at again, codes of `flags`. missing: views that the model reads and the study has not."""
 
     summary: dict = field(default_factory=dict)
     row: dict[str, Cell] = field(default_factory=dict)
     lines: list[dict[str, Cell]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
+    flags: list[str] = field(default_factory=list)
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,32 +57,48 @@ def tables_of(run: FinetunedRun) -> Tables:
     task = run.task
     if isinstance(task, Segmentation):
         volumes = tuple(f"{name}_ml" for name in task.structures)
-        return Tables(("frames", "cut_off", "empty_frames", "ed_frame", "es_frame", *QUANTITIES), "frames.csv",
-                      ("study", "view", "frame", "time_ms", *volumes))  # fmt: skip
+        found = ("frames", "flags", "cut_off", *EMPTY.values(), *(column for pair in ENDS.values() for column in pair))
+        return Tables((*found, *QUANTITIES), "frames.csv", ("study", "view", "frame", "time_ms", *volumes))
     if isinstance(task, Landmarks):
         along = (view for view in task.views if _has_axis(task.of_view[view]))
         lengths = tuple(f"{view}_{name}" for view in along for name in LENGTHS)
-        return Tables(("landmarks", *lengths), "landmarks.csv", (*LANDMARK_COLUMNS, "x_voxel", "y_voxel", "z_voxel"))
+        points = (*LANDMARK_COLUMNS, "x_voxel", "y_voxel", "z_voxel")
+        return Tables(("flags", "landmarks", *lengths), "landmarks.csv", points)
     columns = []
     for target in task.targets:
         columns += [target.name, *(f"{target.name}: {name}" for name in target.classes)]
-    return Tables(("views", *columns))
+    return Tables(("views", "flags", *columns))
 
 
 def predict_prepared(
     run: FinetunedRun, store: CineStore, study: str, sources: Mapping[str, Source]
 ) -> StudyPrediction:
-    """Predict a study of a store, and bring it back to the files it was prepared from.
+    """Predict a study of a store, bring it back to the files it was prepared from, and flag what is doubtful in it.
 
     Raises:
         ValueError: none of its views is one that the model reads, or a file no longer is what was prepared.
         OSError: a file can no longer be read.
     """
+    made = _predicted(run, store, study, sources)
+    if CLIP not in run.shape.views:
+        made.missing = tuple(view for view in run.shape.views if view not in store.views(study))
+        shapes = {view: store.info(study, view).shape for view in store.views(study) if view in run.shape.views}
+        made.flags += ["few_slices"] * any(run.has_few_slices(view, shape) for view, shape in shapes.items())
+    flags = in_order([*made.flags, *["missing_views"] * bool(made.missing)])
+    made.summary |= {"flags": flags, "missing_views": list(made.missing)}
+    made.row["flags"] = " ".join(flags)
+    return made
+
+
+def _predicted(
+    run: FinetunedRun, store: CineStore, study: str, sources: Mapping[str, Source]
+) -> StudyPrediction:
     if CLIP in run.shape.views:
         reads = run.settled["run"]["views"]
-        moving = tuple(v for v in store.views(study) if v in (reads or [v]) and store.n_frames(study, v) > 1)
+        moving = tuple(v for v in store.views(study) if v in (reads or [v]) and store.n_frames(study, v) >= MIN_FRAMES)
         if not moving:
-            raise ValueError(f"the model reads clips, and no {' or '.join(reads) or 'view'} has more than one frame")
+            raise ValueError(f"the model reads clips of the cycle, and no {' or '.join(reads) or 'view'} has "
+                             f"{MIN_FRAMES} frames or more: give cines, not ED and ES alone")  # fmt: skip
         return _values(run, ClipStore(store, moving), study, (CLIP,), moving)
     views = tuple(view for view in store.views(study) if view in run.shape.views)
     if not views:
@@ -105,34 +128,61 @@ def _segmented(
     names = dict(enumerate(run.task.structures, start=1))
     files = label_files(view, arranged(labels, inverse(stored.arrangement), first=1), source, scan)
     made.files |= files
-    made.files[f"{view}.gif"] = outlines_gif(cine, labels, voxel_size(cine.affine), run.task.structures)
     summary = {
         "label_maps": list(files), "frames": cine.n_frames, "frame_time_ms": cine.frame_time_ms,
         "slices": cine.shape[2], "voxel_mm": list(voxel_size(cine.affine)),
         "cut_off": [names[label] for label in sorted(reaching_edge(labels, back))],
     }  # fmt: skip
     made.summary["views"][view] = summary
-    if cine.shape[2] == 1:
-        return  # of a single slice there are areas, no volumes
-    curves = volume_curves(labels, voxel_size(cine.affine), names)
+    flags = ["nothing_found"] * (not labels.any()) + ["cut_off"] * bool(summary["cut_off"])
+    marks: dict[int, list[str]] = {}  # frame: what it is called
+    if cine.shape[2] > 1:  # of a single slice there are areas, no volumes
+        curves = volume_curves(labels, voxel_size(cine.affine), names)
+        cycle = cycle_function(curves)
+        flags = in_order([*flags, *cycle_flags(cycle, cine.n_frames), *_named_otherwise(source, cycle)])
+        for ventricle, (ed, es) in cycle.frames.items():
+            marks.setdefault(ed, []).append(f"{ventricle} ED")
+            marks.setdefault(es, []).append(f"{ventricle} ES")
+        _tell_volumes(made, summary, study, view, curves, cycle, cine)
+        made.files[f"{view}_volumes.png"] = volume_png(curves, cycle, cine.frame_time_ms, study, flags)
+    summary["flags"] = flags
+    made.flags += flags
+    made.files[f"{view}.gif"] = outlines_gif(
+        cine, labels, voxel_size(cine.affine), run.task.structures, marks=marks, flags=flags
+    )
+
+
+def _tell_volumes(
+    made: StudyPrediction, summary: dict, study: str, view: str, curves: Mapping[str, np.ndarray],
+    cycle: CycleFunction, cine: Cine,
+) -> None:  # fmt: skip
+    """Put what was measured in a stack into its summary and into the tables."""
     summary["volumes_ml"] = {name: curve.tolist() for name, curve in curves.items()}
     made.lines += [
         {"study": study, "view": view, "frame": t, "time_ms": t * cine.frame_time_ms if cine.frame_time_ms else ""}
         | {f"{name}_ml": float(curve[t]) for name, curve in curves.items()}
         for t in range(cine.n_frames)
     ]
-    function = {}
-    guide = next((curves[name] for name in ("LV", "RV") if name in curves), None)
-    empty = [] if guide is None else np.flatnonzero(guide == 0).tolist()
-    if guide is not None and cine.n_frames > 1 and not empty:  # else the smallest volume is that of a missed cavity
-        ed, es = ed_es(guide)
-        function = cardiac_function(curves, ed, es)
-        summary |= {"ed_frame": ed, "es_frame": es, "function": function}
-        made.row |= {"ed_frame": ed, "es_frame": es}
-    summary["empty_frames"] = empty
-    made.row |= {"frames": cine.n_frames, "cut_off": " ".join(summary["cut_off"]),
-                 "empty_frames": " ".join(map(str, empty)), **function}  # fmt: skip
-    made.files[f"{view}_volumes.png"] = volume_png(curves, function, cine.frame_time_ms, study)
+    guide = next(iter(cycle.empty), None)
+    ends = {
+        column: t
+        for ventricle, frames in cycle.frames.items()
+        for column, t in zip(ENDS["LV" if ventricle == guide else ventricle], frames)
+    }
+    if cycle.function:
+        summary |= {**ends, "function": cycle.function}
+    empty = {EMPTY["LV" if ventricle == guide else ventricle]: frames for ventricle, frames in cycle.empty.items()}
+    summary |= empty
+    made.row |= {"frames": cine.n_frames, "cut_off": " ".join(summary["cut_off"]), **ends, **cycle.function}
+    made.row |= {column: " ".join(map(str, frames)) for column, frames in empty.items()}
+
+
+def _named_otherwise(source: Source, cycle: CycleFunction) -> list[str]:
+    """The flag of a cine of single files, two of which are named ed and es, whose LV is larger in that of es."""
+    names = [frame.lower() for frame in source.frames]
+    if "LV" not in cycle.frames or not {"ed", "es"} <= set(names):
+        return []
+    return ["ed_es_swapped"] * (cycle.frames["LV"] == (names.index("es"), names.index("ed")))
 
 
 def _landmarks(

@@ -2,15 +2,17 @@
 
 import base64
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..train.figure import printable
+from .flags import CODES, in_order
 from .metrics_classification import Classification
 from .metrics_function import QUANTITIES
-from .overlays import COLOURS, cycle_gif, stills_png
+from .overlays import COLOURS, cycle_gif, landmarks_png, stills_png
 from .report_figures import agreement_png, classification_png, dice_png, distances_png, volume_png
 from .rows import Row, number
 from .summary import ALL_CLASSES, Table, Target, measure_of, row_sets
@@ -25,8 +27,8 @@ TITLES = {
                      "(Segment Anything, 2023)."),
     "function": ("Cardiac function at the labelled frames", "Predicted against true label maps, both at the frames "
                  "where the true LV is largest (ED) and smallest (ES). Differences are prediction - truth."),
-    "cycle": ("Cardiac function of the whole cycle", "ED and ES are where the predicted LV is largest and smallest; "
-              "compared with values known from elsewhere."),
+    "cycle": ("Cardiac function of the whole cycle", "ED and ES of each ventricle are where it is predicted largest "
+              "and smallest; compared with values known from elsewhere. A ventricle missing in a frame has none."),
     "ef_class": ("Classes of the ejection fraction", "Reduced: up to 40 %; normal: above 55 %; borderline between."),
     "regression": ("Numbers", "Differences are prediction - truth."),
     "retest": ("Repeated measurements", "Of the same hearts. The coefficient of variation is a fraction; differences "
@@ -71,6 +73,7 @@ def write_report(path: Path, results: Mapping, tables: Sequence[Table], assessme
         about=[(name, _plain(value)) for name, value in results["about"].items()],
         sections=[_section(kind, tables, sets, assessment) for kind in kinds],
         subgroups=list(_subgroups(results["without_group"], tables)),
+        flags=list(_flagged(results["flags"])),
         most=MOST,
         colours=COLOURS,
     )
@@ -98,8 +101,8 @@ def _section(kind: str, tables: Sequence[Table], sets: Sequence, assessment: "As
         "block": _block([table for table in tables if table.kind == kind and not table.column], assessment.targets),
         "pictures": pictures,
         "worst": _worst(kind, own),
-        "cases": list(_cases(assessment)) if kind == "segmentation" else [],
-        "legend": [(name, (label - 1) % len(COLOURS)) for label, name in assessment.classes.items()],
+        "cases": list(_CASES[kind](assessment)) if kind in _CASES else [],
+        "legend": list(_legend(assessment)) if kind == "segmentation" else [],
     }
 
 
@@ -107,7 +110,7 @@ def _block(tables: Sequence[Table], targets: Mapping[str, Target], *, only: Sequ
     """Heads, metrics, rows and notes of tables of one kind. only: of which metrics, where not of all."""
     metrics = [m for m in dict.fromkeys(m for table in tables for m in table.numbers) if not only or m in only]
     grouped = any(table.column for table in tables)
-    rows, notes = [], []
+    rows, noted = [], defaultdict(list)  # note: what it is about
     for table in tables:
         name = _name(table.name, targets.get(table.name, Target()), table.kind)
         words = [table.group] if grouped else [table.view, name]
@@ -115,10 +118,21 @@ def _block(tables: Sequence[Table], targets: Mapping[str, Target], *, only: Sequ
         most = max((one for one in table.numbers.values()), key=lambda one: one.n)
         rows.append({"words": words, "cells": cells, "n": most.n, "studies": most.studies})
         where = table.group if grouped else table.title
-        notes += [f"{where}, {label(m)}: {one.note}" for m, one in zip(metrics, cells) if one and one.note]
+        for note in dict.fromkeys(one.note for one in cells if one and one.note):
+            of = [label(m) for m, one in zip(metrics, cells) if one and one.note == note]
+            noted[note].append(f"{where} ({', '.join(of)})")
+    notes = [f"{note}: {'; '.join(about)}" for note, about in noted.items()]
     if len(notes) > MOST_NOTES:
         notes = [*notes[:MOST_NOTES], f"and {len(notes) - MOST_NOTES} more notes in results.json"]
     return {"heads": [""] if grouped else ["view", "of"], "metrics": metrics, "rows": rows, "notes": notes}
+
+
+def _flagged(flags: Sequence[Mapping[str, str]]) -> Iterator[dict]:
+    """Of each code what it means, how many studies have it, and which."""
+    for code in in_order(one["flag"] for one in flags):
+        where = {(one["study"], one["view"]): None for one in flags if one["flag"] == code}
+        named = [" ".join(filter(None, (study, view and f"({view})"))) for study, view in where]
+        yield {"code": code, "meaning": CODES[code], "n": len({study for study, _ in where}), "studies": named}
 
 
 def _subgroups(without: Mapping[str, int], tables: Sequence[Table]) -> Iterator[dict]:
@@ -186,6 +200,24 @@ def _cases(assessment: "Assessment") -> Iterator[dict]:
                 pictures.append(_embed("png", volume_png(exhibit, assessment.classes), "volume over time"))
             title = f"{view}, {why} of {len(gallery.scores)}: {exhibit.study}, mean Dice {exhibit.score:.3f}"
             yield {"title": title, "pictures": pictures}
+
+
+def _legend(assessment: "Assessment") -> Iterator[tuple[str, int]]:
+    """Names of the classes, and which of COLOURS they have."""
+    for value, name in assessment.classes.items():
+        yield name, (value - 1) % len(COLOURS)
+
+
+def _landmark_cases(assessment: "Assessment") -> Iterator[dict]:
+    for view, gallery in assessment.landmark_galleries.items():
+        for why, exhibit in gallery.chosen():
+            what = f"{view}, {why} of {len(gallery.scores)} frames: {exhibit.study}, frame {exhibit.frame}"
+            far = f"mean distance {-exhibit.score:.1f} mm"
+            alt = f"landmarks of frame {exhibit.frame}: {', '.join(exhibit.points)}"
+            yield {"title": f"{what}, {far}", "pictures": [_embed("png", landmarks_png(exhibit), alt)]}
+
+
+_CASES = {"segmentation": _cases, "landmarks": _landmark_cases}
 
 
 def _of_segmentation(own: Sequence, targets: Mapping) -> Iterator[Picture]:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,7 +11,6 @@ from ..train.figure import new_figure, printable
 from .cases import Exhibit
 from .extras import need
 from .metrics_classification import Classification
-from .metrics_function import ed_es, ejection_fraction
 from .metrics_regression import Agreement
 from .overlays import COLOURS
 from .rows import Row, number
@@ -58,7 +58,7 @@ def classification_png(title: str, measure: Classification, threshold: float) ->
 
 
 def volume_png(exhibit: Exhibit, classes: Mapping[int, str]) -> bytes:
-    """Volumes over the cycle as predicted, those of the labels as crosses, and the ejection fraction of both.
+    """Volumes over the cycle as predicted, those of the labels as crosses, the ejection fraction of both, and flags.
 
     classes: label -> name; a curve has the colour of its outline.
     """
@@ -74,14 +74,13 @@ def volume_png(exhibit: Exhibit, classes: Mapping[int, str]) -> bytes:
         axes.plot(*zip(*labelled) if labelled else ([], []), "x", color=colour, markersize=9)
     axes.set(xlabel="frame", ylabel="volume (ml); x: label maps", ylim=(0, None))
     _legend(axes)
-    parts = []
-    if "LV" in exhibit.curves:
-        lv = exhibit.curves["LV"]
-        ed, es = ed_es(lv)
-        parts.append(f"predicted curve: EF {ejection_fraction(lv[ed], lv[es]):.1f} %")
+    parts = [f"{name} EF of the predicted curve {ef:.1f} %" for name, ef in exhibit.cycle_ef.items()]
     if "lv_ef" in exhibit.values:
-        parts.append("at labelled frames {:.1f} %, labels {:.1f} %".format(*exhibit.values["lv_ef"]))
-    return _png(figure, "; ".join(parts))
+        parts.append("LV EF at labelled frames {:.1f} %, labels {:.1f} %".format(*exhibit.values["lv_ef"]))
+    parts += [f"flag: {flag}" for flag in exhibit.flags]
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.17 * len(parts))
+    return _png(figure, "\n".join(parts))
 
 
 def dice_png(title: str, rows: Mapping[str, Sequence[Row]]) -> bytes:
@@ -122,7 +121,7 @@ def _draw_confusion(axes, measure: Classification) -> None:
         for j in range(k):
             share = table[i, j] / max(table[i].sum(), 1)
             axes.text(j, i, str(table[i, j]), ha="center", va="center", color="w" if share > 0.5 else "k", fontsize=9)
-    names = [printable(name)[:14] for name in measure.classes]
+    names = [textwrap.fill(printable(name), 14) for name in measure.classes]
     axes.set_xticks(range(k), names, rotation=40 if k > 2 else 0, ha="right" if k > 2 else "center")
     axes.set_yticks(range(k), names)
     axes.set(xlabel="predicted", ylabel="true")

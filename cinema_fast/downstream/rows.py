@@ -9,6 +9,8 @@ Columns: kind, study, view, frame, name, then the values that any kind has; a ce
     retest        name: target     first, second: two measurements of one heart
     classification name: target    truth, decided: classes; p0, p1, ...: their probabilities
     landmarks     name: landmark   distance_mm, within_5_mm, ...
+
+A value of kind function or cycle that is negative or implausible has its code in the column `flags` (see flags.py).
 """
 
 import csv
@@ -18,7 +20,8 @@ from pathlib import Path
 
 KINDS = ("segmentation", "function", "cycle", "regression", "retest", "classification", "landmarks")
 KEYS = ("kind", "study", "view", "frame", "name")
-WORDS = (*KEYS, "truth", "decided")  # columns that may be words; of regression and the like truth is a number
+WORDS = ("truth", "decided")  # columns that are words of a classification; of regression truth is a number
+FLAGS = "flags"  # words too, of any kind
 Row = dict[str, str | float]
 
 
@@ -33,7 +36,7 @@ def key(row: Row) -> tuple:
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write rows.csv. Numbers are written so that they are read as they were; nan is undefined, inf a failure."""
-    columns = list(dict.fromkeys([*KEYS, *(name for row in rows for name in row)]))
+    columns = list(dict.fromkeys([*KEYS, FLAGS, *(name for row in rows for name in row)]))
     # names of files may hold bytes that are no text: they come back as they were
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")
@@ -66,7 +69,7 @@ def _read(line: dict) -> Row:
         if column in KEYS:
             row[column] = cell
         elif cell != "":
-            word = column in WORDS and line["kind"] == "classification"
+            word = column == FLAGS or (column in WORDS and line["kind"] == "classification")
             try:
                 row[column] = cell if word else float(cell)
             except ValueError:

@@ -43,6 +43,17 @@ class FinetunedRun:
         """The run's labelled studies, by what they were for."""
         return Split(**{part: tuple(self.settled["split"][part]) for part in Split._fields})
 
+    def trained_views(self) -> str:
+        """In words, how many of the training studies had which of the views that the model reads."""
+        sets = self.settled.get("view_sets")
+        if sets is None:
+            return "how many training studies had which views is not known: the run is of an older version"
+        every = sum(one["studies"] for one in sets if set(one["views"]) == set(self.shape.views))
+        fewer = [f"{one['studies']} with {', '.join(one['views'])} alone" for one in sets
+                 if set(one["views"]) != set(self.shape.views)]  # fmt: skip
+        never = "; it has never seen a study without one of them" * (not fewer)
+        return f"the model was trained on {'; '.join([f'{every} studies with all of its views', *fewer])}{never}"
+
     @torch.no_grad()
     def predict(self, frames: dict[str, np.ndarray]) -> dict[str, Tensor]:
         """What the task makes of examples {view: (B, n, *size) uint8}, stored frames no larger than the model's.
@@ -66,11 +77,28 @@ class FinetunedRun:
             found = {view: maps[(slice(None), slice(None), *inside[view])] for view, maps in found.items()}
         return {name: values.cpu() for name, values in found.items()}
 
+    def has_few_slices(self, view: str, shape: Sequence[int]) -> bool:
+        """Whether cines of a shape (T, X, Y[, Z]) are stacks with fewer slices than any the run was trained on.
+
+        A run of an older version does not say how many those had: there it is a single slice alone.
+        """
+        return len(shape) == 4 and shape[3] < self.settled.get("fewest_slices", {}).get(view, 2)
+
     def predict_frames(self, view: str, frames: np.ndarray) -> Tensor:
         """Of each frame of a cine (T, *size) uint8, a few at a time: (T, 1 + structures, *size) float32 probabilities,
-        or (T, landmarks, 2) float64 pixels."""
+        or (T, landmarks, 2) float64 pixels.
+
+        A stack with few slices is continued on both sides by its outermost ones, to the model's depth. In training
+        zeros lie beyond whole stacks alone, so that a model takes what is next to them for a base or an apex.
+        """
+        before, n = 0, frames.shape[-1]
+        if self.has_few_slices(view, frames.shape):
+            before = (self.shape.image_size[view][2] - n) // 2
+            beyond = before, self.shape.image_size[view][2] - n - before
+            frames = np.pad(frames, ((0, 0), (0, 0), (0, 0), beyond), mode="edge")
         parts = [self.predict({view: frames[i : i + BATCH, None]})[view] for i in range(0, len(frames), BATCH)]
-        return torch.cat(parts)
+        found = torch.cat(parts)
+        return found[..., before : before + n] if frames.ndim == 4 else found
 
     def predict_study(
         self, store: CineStore | ClipStore, study: str, views: Sequence[str]

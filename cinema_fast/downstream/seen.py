@@ -6,7 +6,7 @@ from pathlib import Path
 from ..data.clips import CLIP, ClipStore
 from ..data.sampler import held_out
 from ..data.store import CineStore, StoreError
-from ..train.run_folder import read_config
+from ..train.run_folder import min_frames_of, read_config
 from ..train.setup import store_fingerprint
 
 
@@ -59,7 +59,8 @@ def _pretrained_on(source: Path, before: dict, cines: CineStore) -> tuple[set[st
         if store_fingerprint(cines) != before["store"]["sha256"]:
             return set(), [f"the store of {source}, {before['run']['data']}, has changed since"]
     views = before["model"]["views"]
-    store = ClipStore(cines, before["run"]["views"]) if CLIP in views else cines
+    clips = CLIP in views
+    store = ClipStore(cines, before["run"]["views"], min_frames=min_frames_of(before)) if clips else cines
     usable = {study for study in store.ids if set(views).intersection(store.views(study))}
     return usable - held_out(usable, before["run"]["holdout"]), []
 

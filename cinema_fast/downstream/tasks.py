@@ -1,8 +1,9 @@
 """The tasks by name: what is learnt, settled from the labels before training, or read back from a run."""
 
 import dataclasses
+from collections import Counter
 
-from ..data.clips import CLIP, ClipStore
+from ..data.clips import CLIP, MIN_FRAMES, ClipStore
 from ..data.store import CineStore
 from ..models.config import CineMAConfig
 from ..train.setup import model_config
@@ -31,6 +32,22 @@ class Settled:
     used: tuple[str, ...]
 
     @property
+    def view_sets(self) -> dict[tuple[str, ...], int]:
+        """{views: how many of the studies used show these and no others of the model's}, the most frequent first."""
+        return dict(Counter(self.labels.views_of[study] for study in self.used).most_common())
+
+    @property
+    def fewest_slices(self) -> dict[str, int]:
+        """{view of stacks: slices of the smallest one among the studies used}; none for a model over clips."""
+        found: dict[str, int] = {}
+        for study in self.used if isinstance(self.store, CineStore) else ():
+            for view in self.labels.views_of[study]:
+                shape = self.store.info(study, view).shape
+                if len(shape) == 4:
+                    found[view] = min(shape[3], found.get(view, shape[3]))
+        return found
+
+    @property
     def planes(self) -> dict[str, int] | None:
         """{labelled study: the image planes that its clips are of}, None for a model over frames."""
         if CLIP not in self.shape.views:
@@ -38,8 +55,11 @@ class Settled:
         return {study: len(self.store.planes(study)) for study in self.labels.views_of}
 
 
-def settle(config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: Split) -> Settled:
+def settle(
+    config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int = MIN_FRAMES
+) -> Settled:
     """What a run is about. base: the model's shape, before it is fitted to the store. split: of all studies.
+    min_frames: of a cine that clips are drawn from.
 
     Raises ValueError naming what does not fit: a view, a column, a label, a part of the split that has no labels.
     """
@@ -66,7 +86,7 @@ def settle(config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: 
             labels.check(config.table, used, labelled.val)
     else:
         shape = model_config(config, cines, base)
-        store = ClipStore(cines, config.views) if clips else cines
+        store = ClipStore(cines, config.views, min_frames=min_frames) if clips else cines
         task, labels, used = TableTask.settle(config, store, shape.views, split)
     shown = {view for study in used for view in labels.views_of[study]}
     if absent := [view for view in shape.views if view not in shown]:

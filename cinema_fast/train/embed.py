@@ -121,6 +121,8 @@ def embed(config: EmbedConfig) -> EmbedReport:
     cines = CineStore(config.store)
     check_orientation(cines, config.run, settled["store"])
     store = ClipStore(cines, settled["run"]["views"]) if CLIP in shape.views else cines
+    for remark in store.remarks() if CLIP in shape.views else ():
+        print(remark, file=sys.stderr)
     if config.labels:
         names = [printable(study) for study in store.ids]
         read_labels(config.labels, config.colour, names)  # a table that does not fit is known before the work

@@ -29,7 +29,7 @@ from .meter import Meter, check_weights
 from .profile import profile_steps
 from .ranks import Agreement, Ranks, joined_ranks, shard_model
 from .report import write_report
-from .run_folder import check_run_folder, lock_run_folder, read_config, write_config
+from .run_folder import check_run_folder, lock_run_folder, min_frames_of, read_config, write_config
 from .schedule import cosine_schedule
 from .setup import (
     check_mode,
@@ -94,7 +94,8 @@ def pretrain(config: PretrainConfig) -> Outcome:
 def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
     cines = CineStore(config.data)
     shape = model_config(config, cines)
-    store = ClipStore(cines, config.views) if CLIP in shape.views else cines
+    before = read_config(config.out) if config.resume else None
+    store = ClipStore(cines, config.views, min_frames=min_frames_of(before)) if CLIP in shape.views else cines
     training, away, unseen = _split(store, shape.views, config.holdout)
     sampler = Sampler(
         training,
@@ -126,10 +127,12 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
         },
         "versions": versions(),
     }
+    if isinstance(store, ClipStore):
+        settled["min_frames"] = store.min_frames
     if ranks.main:
         check_run_folder(config, settled)
 
-    remarks: list[str] = []
+    remarks = store.remarks() if isinstance(store, ClipStore) else []
     torch.manual_seed(config.seed)
     model = CineMA(shape).to(device)
     model.recompute(config.recompute)

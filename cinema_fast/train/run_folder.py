@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from ..data.clips import MIN_FRAMES
 from ..data.lock import hold_folder
 from ..data.parsed_file import parse_yaml
 from ..data.regular_file import read_regular
@@ -64,6 +65,14 @@ def read_config(out: Path) -> dict | None:
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
     raise ValueError(f"{path} is damaged ({reason}); begin another run, or put the file back")
+
+
+def min_frames_of(settled: dict | None) -> int:
+    """Least frames of the cines that a run draws its clips from: a new run (None), or one by its config.yaml.
+
+    Runs of older versions took cines of two frames too, and go on with them.
+    """
+    return MIN_FRAMES if settled is None else settled.get("min_frames", 2)
 
 
 def write_config(out: Path, settled: dict) -> None:
