@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .orientation import orientation_of
 from .output import folder_for, whole_file
 from .parsed_file import parse_json
 from .regular_file import read_regular
@@ -60,6 +61,8 @@ def describe(store: CineStore) -> str:
              f"{n_bytes / 1e6:.1f} MB"]
     for names, n in Counter(views.values()).most_common():
         lines.append(f"  {n} studies have {', '.join(names)}")
+    how = {"patient": "alike in every study", "stored": "as in the files, which programs write in different ways"}
+    lines.append(f"  axes {how[orientation_of(store.prepare)]}")
     if labelled := _labelled(store):
         lines.append(f"  {labelled} studies have labels")
     for view in sorted(infos, key=lambda view: (VIEWS.index(view) if view in VIEWS else len(VIEWS), view)):
