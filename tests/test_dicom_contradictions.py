@@ -167,8 +167,8 @@ def test_broken_headers_are_a_line_a_study_or_folder_and_all_in_the_file(tmp_pat
     failed = [line for line in str(report).splitlines() if line.startswith("failed: ")]
     assert len(failed) == 3 and len(report.failures) == 15
     first, (study,) = min(path.name for path in cut_files), {failure.study for failure in report.failures} - {""}
-    assert f"failed: one/{first} and 10 more files of study {study}: 7 truncated: the file ends in its header; 4 not " \
-           "DICOM: no DICM at byte 128 (all in failures.jsonl)" in failed
+    assert f"failed: one/{first} and 10 more files of study {study}: 7 truncated: the file ends in its header (views " \
+           "may lack it); 4 not DICOM: no DICM at byte 128 (views may lack it) (all in failures.jsonl)" in failed
     assert "failed: lost/0.dcm and 2 more files of folder lost: truncated: the file ends in its header (all in " \
            "failures.jsonl)" in failed
     assert failed[-1].startswith(f"failed: one/{first}: its header cannot be read, nor those of 10 files beside it, ")

@@ -135,7 +135,7 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", guarded)
     report = run(tmp_path / "src", tmp_path / "store")
     first, second = report.failures
-    assert first.file == "secret" and first.reason.startswith("cannot be read: Permission denied (views of this study")
+    assert first.file == "secret" and first.reason.startswith("cannot be read: Permission denied (views may lack it")
     assert second.file == "secret" and "frames are missing" in second.reason and report.exit_code == 3
 
 

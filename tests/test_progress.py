@@ -24,8 +24,9 @@ def test_lines_where_there_is_no_terminal(capfd, monkeypatch):
     with pytest.raises(KeyError), progress_bar("working", 5):
         raise KeyError
     capfd.readouterr()
-    with progress_bar("working", 5, show=False) as advance:
-        advance()
+    for total, show in ((5, False), (0, True)):
+        with progress_bar("working", total, show=show) as advance:
+            advance()
     assert capfd.readouterr().err == ""
 
 

@@ -130,7 +130,7 @@ def _place_broken(src: Path, broken: list[CineError], homes: dict[Path, set[str]
     for error in broken:
         file, home = error.path.relative_to(src).as_posix(), homes.get(error.path.parent, set())
         if len(home) == 1:
-            reason = f"{error.reason} (views of this study may lack its images)"
+            reason = f"{error.reason} (views may lack it)"
             sources.refused.append(Refusal(*home, None, file, reason))
         else:
             sources.refused.append(Refusal("", None, file, error.reason))

@@ -17,7 +17,7 @@ def progress_bar(description: str, total: int, *, show: bool = True) -> Iterator
 
     Also while nothing of `total` has ended yet the bar is seen to work: a wheel turns, and the time passes.
     """
-    if not show:
+    if not show or not total:
         yield lambda n=1: None
         return
     from rich.console import Console

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,9 +50,12 @@ def failure_lines(failures: list[Failure], listed_in: str) -> list[str]:
     for (whose, *_), (first, *others) in groups.items():
         reason = first.reason
         if others:
-            kinds = Counter(failure.reason.split(" (")[0] for failure in (first, *others)).most_common()
+            kinds: dict[str, list[str]] = {}  # numbers of bytes and names in brackets make no other kind
+            for failure in (first, *others):
+                kinds.setdefault(failure.reason.split(" (")[0], []).append(failure.reason)
             if len(kinds) > 1:
-                reason = "; ".join([f"{n} {kind}" for kind, n in kinds[:3]] + ["..."] * (len(kinds) > 3))
+                most = sorted(kinds.values(), key=len, reverse=True)
+                reason = "; ".join([f"{len(kind)} {kind[0]}" for kind in most[:3]] + ["..."] * (len(most) > 3))
             reason = f"and {len(others)} more files of {whose}: {reason} (all in {listed_in})"
         lines.append(f"failed: {first.file}{' ' if others else ': '}{reason}")
     return lines
