@@ -10,7 +10,7 @@ from training_fixtures import tiny_store  # noqa: F401
 
 from cinema_fast.cli import main
 from cinema_fast.train import compare as module
-from cinema_fast.train.compare import compare
+from cinema_fast.train.compare import WIDTH, compare
 
 
 def line(step: int, loss, **more) -> dict:
@@ -55,7 +55,7 @@ def test_the_figures(two):
     found = tables(compare(two))
     ending = range(92, 101, 2)  # the last tenth: steps above 90
     assert found == {
-        "": ["long", "short"],
+        "figure": ["long", "short"],
         "steps made": ["100 of 100", "50 of 100"],
         "loss, last": ["1.00000", "not finite"],
         "loss, mean of the last tenth": [f"{np.mean([100 / n for n in ending]):.5f}", "-"],
@@ -96,7 +96,7 @@ def test_runs_that_have_just_begun(tmp_path):
     begun, empty = folder(tmp_path / "_begun$x$_"), folder(tmp_path / "em|pty")
     (begun / "metrics.jsonl").unlink()
     text = compare([begun, empty], tmp_path / "out")
-    assert tables(text.replace(r"\|", "")) == {"": ["_begun$x$_", "empty"], "steps made": ["0 of 100"] * 2}
+    assert tables(text.replace(r"\|", "")) == {"figure": ["_begun$x$_", "empty"], "steps made": ["0 of 100"] * 2}
     assert text.endswith("They do not differ in any option.") and (tmp_path / "out" / "comparison.png").exists()
 
 
@@ -120,14 +120,25 @@ def test_what_cannot_be_read_is_left_out_and_said(tmp_path):
 def test_options_that_only_one_run_has_and_names_that_two_have(tmp_path):
     first = folder(tmp_path / "a" / "run", mode="graph", views=["sax"])
     second = folder(tmp_path / "b" / "run")
-    found = tables(compare([first, second]))
-    assert found["option"] == [str(first), str(second)]
+    text = compare([first, second])
+    found = tables(text)
+    assert found["option"] == ["run 1", "run 2"] and text.startswith(f"- run 1: {first}\n- run 2: {second}\n")
     assert found["mode"] == ["graph", "-"] and found["views"] == ["sax", "sax lax_2c"] and "out" not in found
     config = yaml.safe_load((second / "config.yaml").read_text())
     config["store"]["studies"], config["versions"]["torch"] = 9, "2.11.0"
     (second / "config.yaml").write_text(yaml.safe_dump(config))
     found = tables(compare([first, second]))
     assert (found["store.studies"], found["versions.torch"]) == (["8", "9"], ["2.13.0", "2.11.0"])
+
+
+def test_every_line_fits_a_screen(tmp_path):
+    """Twelve runs, and options as long as paths are: in several tables and in lines of their own, nothing is cut."""
+    data = [f"/data/{'x' * 60}{n}" for n in range(12)]
+    paths = [folder(tmp_path / f"a-run-with-a-name-{n}", [line(10, 1.0)], lr=n / 1000, data=data[n]) for n in range(12)]
+    text = compare(paths)
+    assert max(len(row) for row in text.splitlines() if row.startswith("|")) <= WIDTH
+    assert min(text.count("| figure"), text.count("| option")) > 1 and "| lr" in text
+    assert all(path.name in text for path in paths) and f"- a-run-with-a-name-7: {data[7]}" in text
 
 
 def test_mistakes(two, tmp_path, capfd):

@@ -42,6 +42,9 @@ def test_a_better_set_is_better_and_an_equal_one_equal(folders, tmp_path):
     values = [next(t["numbers"]["mae"]["value"] for t in one["tables"] if t["name"] == "age") for one in (good, bad)]
     assert [age["first"], age["second"]] == pytest.approx(values)
     assert age["difference"] == pytest.approx(values[1] - values[0]) and age["low"] > 0 and age["p"] < 0.01
+    heads = "metric first second difference its 95% interval p n (studies)"
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert " ".join(table[0].replace("|", " ").split()) == heads and max(map(len, table)) <= 120
     dice = numbers["segmentation", "RV", "dice"]
     assert (dice["difference"], dice["low"], dice["high"], dice["p"]) == (0, 0, 0, 1) and dice["n"] == 24
     assert numbers["classification", "disease", "auroc"]["difference"] < 0

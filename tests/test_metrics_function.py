@@ -1,13 +1,14 @@
 """Volumes, ejection fraction and agreement against closed forms and numpy, scipy and scikit-learn."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn import metrics
 
-from cinema_fast.downstream.flags import LIMITS, cycle_flags, in_order, value_flags
+from cinema_fast.downstream.flags import CODES, LIMITS, cycle_flags, in_order, value_flags
 from cinema_fast.downstream.metrics_function import (
     QUANTITIES,
     cardiac_function,
@@ -66,6 +67,16 @@ def test_what_is_doubtful_is_flagged():
     assert set(LIMITS) == set(QUANTITIES)
     late = cycle_function({"LV": np.r_[100.0, 50, [99] * 8], "RV": np.r_[99.0, 50, [98] * 7, 100]})
     assert late.frames["RV"] == (9, 1) and cycle_flags(late, 10) == []  # the last frame is next to the first
+
+
+def test_the_documents_say_which_flags_and_limits_there_are():
+    docs = Path(__file__).parents[1] / "docs"
+    predicting, downstream = ((docs / f"{name}.md").read_text() for name in ("predicting", "downstream"))
+    downstream = " ".join(downstream.split())
+    for code in CODES:
+        assert f"`{code}`" in predicting or code.endswith(("_negative", "_implausible")), code
+    for name, (low, high) in LIMITS.items():
+        assert f"{low:g} to {high:g}" in predicting and f"{low:g} to {high:g}" in downstream, name
 
 
 def test_a_sphere_has_its_volume():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -178,16 +179,19 @@ def _text(first: EvaluationFolder, second: EvaluationFolder, paired: Sequence[Ro
     rows, notes = [], []
     for (kind, view, name), metrics in found.items():
         where = printable(", ".join(part for part in (kind, view, name) if part))
+        rows.append([where, *[""] * 6])
+        noted = defaultdict(list)
         for metric, one in metrics.items():
             shown = [UNKNOWN if value is None else figure(value) for value in (one.first, one.second, one.difference)]
             interval = UNKNOWN if one.low is None else f"{figure(one.low)} to {figure(one.high)}"
             p = UNKNOWN if one.p is None else f"{one.p:.3g}"
-            rows.append([where, label(metric), *shown, interval, p, f"{one.n} of {one.studies}"])
+            rows.append([f"  {label(metric)}", *shown, interval, p, f"{one.n} ({one.studies})"])
             if one.note:
-                notes.append(f"{where}, {label(metric)}: {one.note}")
-    head = ["of", "", "first", "second", "second - first", f"{LEVEL:.0%} interval", "p", "n of studies"]
+                noted[one.note].append(label(metric))
+        notes += [f"{where}, {', '.join(of)}: {note}" for note, of in noted.items()]
+    head = ["metric", "first", "second", "difference", f"its {LEVEL:.0%} interval", "p", "n (studies)"]
     lines.append(markdown_table(head, rows))
     lines += notes
-    lines.append("Intervals: draws of studies, the same for both. p: permutation of the two within studies, two-sided, "
-                 "not corrected for the number of comparisons.")  # fmt: skip
+    lines.append("Difference: second - first. Intervals: draws of studies, the same for both. p: permutation of the "
+                 "two within studies, two-sided, not corrected for the number of comparisons.")  # fmt: skip
     return "\n\n".join(lines)

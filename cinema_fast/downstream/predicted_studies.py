@@ -82,8 +82,6 @@ def predict_prepared(
     made = _predicted(run, store, study, sources)
     if CLIP not in run.shape.views:
         made.missing = tuple(view for view in run.shape.views if view not in store.views(study))
-        shapes = {view: store.info(study, view).shape for view in store.views(study) if view in run.shape.views}
-        made.flags += ["few_slices"] * any(run.has_few_slices(view, shape) for view, shape in shapes.items())
     flags = in_order([*made.flags, *["missing_views"] * bool(made.missing)])
     made.summary |= {"flags": flags, "missing_views": list(made.missing)}
     made.row["flags"] = " ".join(flags)
@@ -121,6 +119,7 @@ def _segmented(
     scan: Cine, source: Source,
 ) -> None:  # fmt: skip
     """probability: (T, classes, X, Y[, Z]) on the stored grid. scan: with the axes of its files."""
+    few = run.has_few_slices(view, (len(probability), *probability.shape[2:]))
     probability = probability.reshape(*probability.shape[:4], -1)
     cine = arrange(scan, stored.arrangement)
     back = plan_return(probability.shape[2:], stored.affine, cine.shape, cine.affine)
@@ -134,7 +133,7 @@ def _segmented(
         "cut_off": [names[label] for label in sorted(reaching_edge(labels, back))],
     }  # fmt: skip
     made.summary["views"][view] = summary
-    flags = ["nothing_found"] * (not labels.any()) + ["cut_off"] * bool(summary["cut_off"])
+    flags = ["nothing_found"] * (not labels.any()) + ["few_slices"] * few + ["cut_off"] * bool(summary["cut_off"])
     marks: dict[int, list[str]] = {}  # frame: what it is called
     if cine.shape[2] > 1:  # of a single slice there are areas, no volumes
         curves = volume_curves(labels, voxel_size(cine.affine), names)
@@ -230,6 +229,9 @@ def _values(
     """shown: the views of the scan that go in, which for clips are not the model's."""
     found = run.predict_study(store, study, views)
     made = StudyPrediction({"views": list(shown), "predictions": {}}, {"views": " ".join(shown)})
+    if shown == views:  # else they are clips
+        few = any(run.has_few_slices(view, store.info(study, view).shape) for view in views)
+        made.flags += ["few_slices"] * few
     for target in run.task.targets:
         value = found[target.name].double()
         if not target.classes:

@@ -36,7 +36,7 @@ def key(row: Row) -> tuple:
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write rows.csv. Numbers are written so that they are read as they were; nan is undefined, inf a failure."""
-    columns = list(dict.fromkeys([*KEYS, FLAGS, *(name for row in rows for name in row)]))
+    columns = list(dict.fromkeys([*KEYS, *(name for row in rows for name in row if name != FLAGS), FLAGS]))
     # names of files may hold bytes that are no text: they come back as they were
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")

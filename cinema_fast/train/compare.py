@@ -15,6 +15,7 @@ from .figure import new_figure, printable
 from .run_folder import read_config
 
 UNKNOWN = "-"
+WIDTH, LONG = 110, 28  # letters of a line, and of a cell, at most
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,22 @@ def tables(runs: Sequence[Run]) -> str:
     shared = min(ends) if len(ends) > 1 else None
     figures = [_figures(run, shared) for run in runs]
     rows = [[label, *(of.get(label, UNKNOWN) for of in figures)] for label in _in_order(figures)]
-    names = [run.name for run in runs]
-    parts = [markdown_table(["", *names], rows)]
+    names, parts = [run.name for run in runs], []
+    if max(map(len, names)) > LONG:
+        numbers = [f"run {n}" for n in range(1, 1 + len(names))]
+        parts.append("\n".join(f"- {number}: {name}" for number, name in zip(numbers, names)))
+        names = numbers
+    parts.append(fitting_table(["figure", *names], rows))
     parts += [f"{run.name}: {what}" for run in runs for what in run.unread]
     options = [run.options for run in runs]
     differing = [[name, *(of.get(name, UNKNOWN) for of in options)] for name in _in_order(options)]
     differing = [row for row in differing if len(set(row[1:])) > 1]
-    parts.append(markdown_table(["option", *names], differing) if differing else "They do not differ in any option.")
+    if short := [row for row in differing if max(map(len, row)) <= LONG]:
+        parts.append(fitting_table(["option", *names], short))
+    for option, *values in (row for row in differing if max(map(len, row)) > LONG):  # paths and the like
+        parts.append("\n".join([f"option {option}:", "", *(f"- {n}: {value}" for n, value in zip(names, values))]))
+    if not differing:
+        parts.append("They do not differ in any option.")
     return "\n\n".join(parts)
 
 
@@ -203,6 +213,19 @@ def _flat(options: dict, before: str = "") -> dict[str, str]:
 def _in_order(dicts: Sequence[dict]) -> list[str]:
     """Every key once, in the order of the first dict that has it."""
     return list(dict.fromkeys(key for one in dicts for key in one))
+
+
+def fitting_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, or where its lines would be longer than WIDTH several, each with the first column."""
+    of_columns = [max(3, *(len(cell) for cell in column)) + 3 for column in zip(head, *rows)]
+    parts, room = [[0]], WIDTH - of_columns[0] - 1
+    for k, width in enumerate(of_columns[1:], start=1):
+        if width > room and len(parts[-1]) > 1:
+            parts.append([0])
+            room = WIDTH - of_columns[0] - 1
+        parts[-1].append(k)
+        room -= width
+    return "\n\n".join(markdown_table([head[k] for k in of], [[row[k] for k in of] for row in rows]) for of in parts)
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
