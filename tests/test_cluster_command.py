@@ -28,12 +28,13 @@ def cohort(tmp_path_factory):
     rng = np.random.default_rng(0)
     with (folder / "t.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["study", "ef", "disease", EVIL, "name", "empty"])
+        table.writerow(["study", "ef", "disease", EVIL, "name", "empty", "percent", "sex"])
         for i, (study, g) in enumerate(zip(studies, group)):
             if i not in (0, 1):  # two studies are not in the table
                 ef = "" if i == 2 else f"{60 - 10 * g + rng.standard_normal():.4f}"
-                table.writerow([study, ef, ("DCM", "<i>HCM</i>", "NOR")[g], rng.standard_normal(), f"n{i}", ""])
-        table.writerow(["other", 1, "DCM", 1, "x", ""])
+                table.writerow([study, ef, ("DCM", "<i>HCM</i>", "NOR")[g], rng.standard_normal(), f"n{i}", "",
+                                f"{40 + i % 3} %", ("male", "Male")[i % 2]])
+        table.writerow(["other", 1, "DCM", 1, "x", "", "", ""])
     return folder, group
 
 
@@ -51,6 +52,8 @@ def test_files_of_a_cohort(cohort, tmp_path, capsys):
     assert "60 studies, 3 clusters of 30, 20, 10 (k-means; number: highest mean silhouette of 2 to 4 clusters)" in said
     assert "2 studies are not in" in said and "column name left out: 58 different words" in said
     assert "column empty left out: no study has a value" in said
+    assert "column percent left out: " in said and "line 2: percent is '42 %', not a number: write 42, with" in said
+    assert "column sex left out: " in said and "sex is 'male' on line 2 and 'Male' on line 3, which would" in said
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.*")) == [
         "characteristics.csv", "clusters.csv", "report/index.html", "report/map.png", "report/number.png",
         "results.json",
@@ -147,8 +150,9 @@ def test_mistakes_in_options(cohort, tmp_path, capsys, change, expected):
     folder, _ = cohort
     arguments = ("--table", str(folder / "t.csv"), "--out", str(tmp_path / "out"))
     assert main(["cluster", str(folder / "e.parquet"), *arguments, *change]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("cinema-fast: ") and said.count("\n") == 1 and expected in said
+    *noted, said = capsys.readouterr().err.splitlines()
+    assert said.startswith("cinema-fast: ") and expected in said
+    assert all("t.csv: 58 of the 60 studies of " in note for note in noted) and len(noted) < 2
     assert not (tmp_path / "out").exists()
 
 

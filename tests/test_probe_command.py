@@ -36,6 +36,8 @@ def cohort(tmp_path_factory):
         "same": ["x"] * N,
         "rare": ["a"] * (N - 1) + ["b"],
         "mixed": ["n/a" if i == 3 else f"{x:.0f}" for i, x in enumerate(ef)],  # few enough to be classes
+        "comma": [f"{x:.2f}".replace(".", ",") for x in ef],
+        "case": ["sick", "Sick"] * (N // 2),
         "few": ["1", "2"] * 4 + [""] * (N - 8),
         "name": studies,
     }
@@ -137,6 +139,8 @@ def test_numbers_that_are_classes_and_the_same_again(cohort, tmp_path):
         (("--targets", "few"), "8 of the 80 studies of"),
         (("--targets", "mixed"), "t.csv, line 5: mixed is 'n/a', not a number. Leave the cell empty where a number is "
                                  "unknown; columns of classes are named by --classes"),
+        (("--targets", "comma"), ", with a decimal point and no other signs. Leave the cell empty where a number is"),
+        (("--targets", "case"), "t.csv: case is 'sick' on line 2 and 'Sick' on line 3, which would be two classes"),
         (("--targets", "name"), "line 2: name is 's000', not a number; and too many different words for classes"),
         (("--targets", "ef", "ef"), "--targets wants different columns, one or more, got ef ef"),
         (("--classes", "disease"), "--classes disease: not among --targets"),

@@ -96,12 +96,12 @@ def test_what_matches_in_part_is_said(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     check_matches(path, listed, [f"s{n}" for n in range(10)], "store")
     assert capsys.readouterr().err == (
-        f"{path}: 7 of the 10 studies of store are in it; 3 are not: 's0', 's1', 's2'; 2 of its 9 are not there: "
-        "'s10', 's11'\n")
+        f"{path}: 7 of the 10 studies of store are in it; not in it (3): 's0', 's1', 's2'; in it alone (2 of its "
+        "9): 's10', 's11'\n")
     check_matches(path, listed, ["s3"], "store", whole=[f"s{n}" for n in range(20)])
     assert capsys.readouterr().err == ""
     check_matches(path, listed, ["s3"], "store")
-    assert "8 of its 9 are not there: 's4', 's5', 's6', 's7', 's8', ...\n" in capsys.readouterr().err
+    assert "in it alone (8 of its 9): 's4', 's5', 's6', 's7', 's8', ...\n" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"none of the 2 studies of store is in it: they are 'a', 'b'; it has 's3', '"):
         check_matches(path, listed, ["a", "b"], "store")
 

@@ -98,8 +98,8 @@ def check_matches(
         raise ValueError(f"{path}: none of the {len(studies)} studies of {where} is in it: they are {_named(lacking)}; "
                          f"it has {_named(list(listed))}")
     parts = [f"{len(studies) - len(lacking)} of the {len(studies)} studies of {where} are in it"]
-    parts += [f"{len(lacking)} are not: {_named(lacking)}"] if lacking else []
-    parts += [f"{len(other)} of its {len(listed)} are not there: {_named(other)}"] if other else []
+    parts += [f"not in it ({len(lacking)}): {_named(lacking)}"] if lacking else []
+    parts += [f"in it alone ({len(other)} of its {len(listed)}): {_named(other)}"] if other else []
     if len(parts) > 1:
         print(f"{path}: {'; '.join(parts)}", file=sys.stderr)
 
@@ -256,5 +256,5 @@ def _number(path: Path, line: int, column: str, text: str) -> float:
     value = float(text)
     if abs(value) > MOST:
         raise ValueError(f"{path}, line {line}: {column} is {text!r}, beyond {MOST:.2g}, the most that can be computed "
-                         "with: correct it, or leave it out")
+                         "with: correct it")
     return value

@@ -95,6 +95,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
     from ..data.parsed_file import read_json
     from ..data.progress import progress_bar
     from ..data.store import CineStore
+    from ..data.tables import check_matches, read_table
     from ..models.cinema import CineMA
     from ..models.config import config_from_dict
     from ..models.weights import load_cinema_weights
@@ -126,6 +127,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
     if config.labels:
         names = [printable(study) for study in store.ids]
         read_labels(config.labels, config.colour, names)  # a table that does not fit is known before the work
+        check_matches(config.labels, read_table(config.labels).rows, names, config.store)
     device = pick_device(config.device)
     precision = pick_precision(settled["run"]["precision"], device)
     name = f"step-{checkpoint.step:08d}"
