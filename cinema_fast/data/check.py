@@ -76,11 +76,12 @@ class CheckReport:
         spoilt = len({fault.study for fault in self.faults if fault.file != INDEX})
         maps = [fault.motion is not None for fault in self.faults]
         what = "motion maps" if all(maps) else "studies and motion maps" if any(maps) else "studies"
+        check = f"`cinema-fast prepare SRC STORE{' --check' * bool(spoilt)}{' --motion' * any(maps)}`"
         return "\n".join([
             f"{len(self.faults)} files, of {spoilt} of {self.n_studies} studies, are not what was prepared:",
             *(f"{fault.file}: {fault.reason}" for fault in self.faults),
-            f"`cinema-fast prepare SRC STORE --check{' --motion' if any(maps) else ''}`, with the options of before, "
-            f"makes {f'these {what}' if spoilt else 'the index'} anew",
+            f"{check}, with the options of before, makes these {what} anew" if spoilt else
+            f"remove it, and {check}, with the options of before, makes the index anew from the studies",
         ])
 
 
