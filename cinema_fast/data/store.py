@@ -292,6 +292,16 @@ def read_index(path: Path) -> dict:
     return index
 
 
+def check_outside_store(out: Path) -> None:
+    """Raise ValueError where `out`, which need not be there yet, is a store or lies in one: what is there is
+    `prepare`'s alone."""
+    real = out.resolve()
+    for folder in (real, *real.parents):
+        if (folder / "index.json").is_file() and (folder / "studies").is_dir():
+            where = "is a cine store" if folder == real else f"lies in the cine store {folder}"
+            raise ValueError(f"{out} {where}: choose a place outside of it to write")
+
+
 def write_index(path: Path, options: dict, studies: dict[str, dict[str, dict]]) -> None:
     """Replace the index of the store by one of `studies`: id -> view -> record, one line per study."""
     head = json.dumps({"format": FORMAT, "version": VERSION, "prepare": options})

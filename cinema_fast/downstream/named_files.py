@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from ..data.store import check_outside_store
 from ..data.tables import read_table
 
 T = TypeVar("T")
@@ -18,6 +19,7 @@ def read_named(option: str, path: Path, read: Callable[[Path], T] = read_table) 
 
 
 def check_out(out: Path) -> None:
-    """ValueError unless `out` can be a folder of its own."""
+    """ValueError unless `out` can be a folder of its own, outside of any store."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is a file or not empty: choose another folder to write")
+    check_outside_store(out)

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from ..data.lock import hold_folder
 from ..data.regular_file import read_regular
+from ..data.store import check_outside_store
 from .config import PretrainConfig
 
 _MARKS = ("config.yaml", "metrics.jsonl", "checkpoints")
 
 
 def check_run_folder(config: PretrainConfig, settled: dict) -> None:
-    """Refuse what is no folder, or holds another run.
+    """Refuse what is no folder, is or lies in a store, or holds another run.
 
     settled: what the run is made of (`run`, `model`, `store`), compared with the folder's config.yaml on resume.
     Raises ValueError saying what differs and what to do.
@@ -23,6 +24,7 @@ def check_run_folder(config: PretrainConfig, settled: dict) -> None:
     if not there.is_dir():
         raise ValueError(f"--out {out}: {there} is a file; want a folder, which may be new")
     if not config.resume:
+        check_outside_store(out)
         if any((out / mark).exists() for mark in _MARKS):
             raise ValueError(f"{out} already holds a run: go on with it by --resume, or choose another --out")
         return
