@@ -1,6 +1,7 @@
 """Runs side by side, from folders written by hand, with figures that are known."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from training_fixtures import tiny_store  # noqa: F401
 from cinema_fast.cli import main
 from cinema_fast.train import compare as module
 from cinema_fast.train.compare import WIDTH, compare
+from cinema_fast.train.log import RunLog
 
 
 def line(step: int, loss, **more) -> dict:
@@ -115,6 +117,18 @@ def test_what_cannot_be_read_is_left_out_and_said(tmp_path):
     assert "damaged: left out of metrics.jsonl, as it cannot be read: line 2, 3, 4, 6\n" in text
     assert "damaged: report/evaluation.json cannot be read (JSONDecodeError" in text
     assert tables(text)["loss, last"] == ["0.50000", "1.00000"] and "held-out loss" not in tables(text)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    damaged = folder(tmp_path / "damaged", [])
+    for content in (b"\xff\xfe\x01", b"\0" * 40, b"\x80\n" * 9):
+        (damaged / "metrics.jsonl").write_bytes(content)
+        text = compare([damaged, folder(tmp_path / "sound", [line(20, 1.0)])])
+        assert f"damaged: {damaged / 'metrics.jsonl'} cannot be read: it is no text" in text and "left out" not in text
+        shutil.rmtree(tmp_path / "sound")
+    (damaged / "metrics.jsonl").write_bytes(b"\xff\xfe\x01")
+    with pytest.raises(ValueError, match=r"damaged/metrics\.jsonl is no text, .*: put it back .* or move it away"):
+        RunLog(damaged, steps=2, done=1, sinks=(), settled={})
 
 
 def test_options_that_only_one_run_has_and_names_that_two_have(tmp_path):

@@ -187,7 +187,8 @@ def test_labels_colour_a_picture_beside_the_table(tiny_store, runs, tmp_path):  
         embed(config_of(runs, tiny_store, out, labels=labels))
     assert not list(tmp_path.glob("out*"))
     embed(config_of(runs, tiny_store, out))
-    embed(config_of(runs, tiny_store, out, labels=labels, colour="edv", resume=True))
+    report = embed(config_of(runs, tiny_store, out, labels=labels, colour="edv", resume=True))
+    assert str(report).endswith(f"written: {out}\nwritten: {out.with_suffix('.png')}")
     assert (tmp_path / "out.png").stat().st_size > 5000
     with pytest.raises(ValueError, match=r"out\.png is there already"):
         out.unlink()

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from labelled_discs import QUICK, discs, write_discs, write_table  # noqa: F401
 from training_fixtures import metrics
 
@@ -42,6 +43,14 @@ def test_early_stopping(discs, tmp_path, scored):  # noqa: F811
     before = metrics(tmp_path / "run")  # resumed it is still over
     again = finetune(discs.config(tmp_path / "run", "regression", steps=12, validate_every=2, patience=3, resume=True))
     assert again.step == 10 and metrics(tmp_path / "run") == before
+
+
+def test_with_all_updates_skipped_it_fails(discs, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(module, "make_step", lambda *_: lambda *_: torch.tensor([math.nan, math.nan, 0.0]))
+    ended = finetune(discs.config(tmp_path / "run", "regression", **FEW))
+    assert (ended.step, ended.exit_code) == (2, 1)
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert "the last 2 updates were all skipped" in log and "weights are those of step 0" in log
 
 
 def test_patience_is_counted_over_a_stop(discs, tmp_path, scored, monkeypatch):  # noqa: F811

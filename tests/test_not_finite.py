@@ -1,6 +1,7 @@
 """Numbers that are not finite, wherever they come from: the step is skipped and named, and nothing of it is kept."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -117,6 +118,17 @@ def test_a_weight_ends_the_run_and_is_never_saved(tiny_store, tmp_path, monkeypa
             pretrain(config)
     pretrain(config_of(tiny_store, tmp_path / "run", resume=True, **options))  # as advised
     assert equal(saved(tmp_path / "run", STEPS)[0], saved(tmp_path / "undisturbed", STEPS)[0])
+
+
+@pytest.mark.parametrize(("log_every", "status"), [(1, 1), (2, 0)])
+def test_a_run_whose_last_updates_were_all_skipped_fails(tiny_store, tmp_path, monkeypatch, log_every, status):  # noqa: F811
+    in_the_batch(monkeypatch)  # of the last step, the only one of its line or not
+    outcome = pretrain(config_of(tiny_store, tmp_path / "run", steps=BAD, log_every=log_every))
+    assert (outcome.exit_code, outcome.step) == (status, BAD)
+    said = f"the last 1 updates were all skipped, .* weights are those of step {BAD - 1}.* a lower --lr"
+    assert bool(re.search(said, (tmp_path / "run" / "run.log").read_text())) == bool(status)
+    resumed = pretrain(config_of(tiny_store, tmp_path / "run", steps=BAD, log_every=log_every, resume=True))
+    assert resumed.exit_code == status  # nothing is left to do, and it is no better
 
 
 def test_a_weight_before_the_first_checkpoint(tiny_store, tmp_path, monkeypatch):  # noqa: F811

@@ -9,7 +9,7 @@ import cinema_fast as cf
 from cinema_fast.data.sampler import frame_at
 from cinema_fast.data.store import CineStore
 from cinema_fast.train.config import PretrainConfig
-from cinema_fast.train.evaluate import PHASES, evaluate, fixed_batches, fixed_plan, images_of, mean_patches
+from cinema_fast.train.evaluate import PHASES, Evaluation, evaluate, fixed_batches, fixed_plan, images_of, mean_patches
 from cinema_fast.train.report import draw_loss, draw_reconstruction, fill_in
 from cinema_fast.train.setup import model_config
 
@@ -35,6 +35,13 @@ def patches(image: np.ndarray, token) -> np.ndarray:
     grid = [n // t for n, t in zip(image.shape, token)]
     cut = [image[tuple(slice(i * t, (i + 1) * t) for i, t in zip(at, token))].ravel() for at in np.ndindex(*grid)]
     return np.stack(cut)
+
+
+def test_a_model_worse_than_the_mean_patch_is_called_bad():
+    good, bad = Evaluation(3, loss=0.02, blind_loss=0.04), Evaluation(3, loss=0.116, blind_loss=0.04)
+    assert str(good).endswith("ratio 0.500")
+    assert "ratio 2.900, which is bad: the model predicts no better than the mean patch" in str(bad)
+    assert "train longer (--steps)" in str(bad)
 
 
 @pytest.mark.parametrize("norm_target", [False, True])

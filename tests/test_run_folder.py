@@ -10,6 +10,7 @@ import pytest
 from test_resume import AT_STEP, last_line, pretrain, started
 from training_fixtures import command, metrics, tiny_store  # noqa: F401
 
+from cinema_fast.downstream.named_files import check_out
 from cinema_fast.train.config import PretrainConfig
 from cinema_fast.train.pretrain import pretrain as run_in_process
 from cinema_fast.train.run_folder import lock_run_folder
@@ -80,6 +81,17 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
     with lock_run_folder(tmp_path / "run", said.append):
         pass
     assert len(said) == 1 and "cannot be locked (No locks available)" in said[0]
+
+
+@pytest.mark.parametrize(("below", "told"), [((), "is a cine store"), (("a", "b"), "lies in the cine store")])
+def test_a_store_is_no_place_for_results(tiny_store, below, told):  # noqa: F811
+    out, before = tiny_store.joinpath(*below), sorted(tiny_store.rglob("*"))
+    with pytest.raises(ValueError, match=f"{out} {told}.*: choose a place outside"):
+        run_in_process(PretrainConfig(data=tiny_store, out=out, steps=1, preset="cinema-tiny", batch_size=2))
+    if below:  # of a folder that is there the others say that it is not empty
+        with pytest.raises(ValueError, match=f"{out} {told}.*: choose a place outside"):
+            check_out(out)
+    assert sorted(tiny_store.rglob("*")) == before
 
 
 @pytest.mark.parametrize("below", [(), ("run",), ("a", "b")])

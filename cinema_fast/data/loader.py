@@ -44,6 +44,7 @@ class Batch:
     notes: a line for each study that could not be read.
     motion: the stored motion maps where they were asked for, padded as the frames: {view: (B, *size) uint8}, for clips
         {"clip": (B, X, Y) uint8}.
+    replaced: the study of each note.
     """
 
     draw: Draw
@@ -53,6 +54,7 @@ class Batch:
     slot: Tensor
     notes: tuple[str, ...] = ()
     motion: dict[str, Tensor] = field(default_factory=dict)
+    replaced: tuple[str, ...] = ()
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with `change` of each of its tensors."""
@@ -107,7 +109,7 @@ def read_batch(
     extent = {view: torch.zeros((batch, len(sizes[view])), dtype=torch.int64, pin_memory=pin) for view in draw.views}
     spaces = {view: sizes[view][1:] if view == CLIP else sizes[view] for view in draw.views if motion}
     maps = {view: torch.zeros((batch, *size), dtype=torch.uint8, pin_memory=pin) for view, size in spaces.items()}
-    read, notes, lost = draw, [], {}
+    read, notes, replaced, lost = draw, [], [], {}
     for sample in range(batch):
         others = islice(sampler.replacements(draw, sample), REPLACEMENTS) if sampler else ()
         for attempt, one in enumerate(chain([None], others)):  # the drawn sample itself, then its replacements
@@ -122,6 +124,7 @@ def read_batch(
                 if sampler is None:
                     raise LoaderError(f"study {study}: {error}") from error
                 notes.append(f"step {draw.step + 1}: study {study} replaced: {error}")
+                replaced.append(study)
                 lost_with = f"{attempt} drawn in its place cannot be read; the last, {study}: {error}"
         else:
             lost[sample] = f"study {draw.ids[sample]} and {lost_with}"
@@ -135,7 +138,8 @@ def read_batch(
         for tensor in (*frames.values(), *extent.values(), *maps.values()):
             tensor[sample] = tensor[twin]
     slot = torch.tensor(draw.slot, pin_memory=pin)
-    return Batch(read, frames, extent, augmentation_tensors(read, pin=pin), slot, tuple(notes), maps)
+    augment = augmentation_tensors(read, pin=pin)
+    return Batch(read, frames, extent, augment, slot, tuple(notes), maps, tuple(replaced))
 
 
 def _read_study(store, study: str, phase: float, plane: int, frames, extent, maps, sample: int) -> None:

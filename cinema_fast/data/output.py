@@ -50,6 +50,16 @@ def told_of(out: Path, stays: str = "nothing half-written stays") -> Iterator[No
         raise
 
 
+def check_outside_store(out: Path) -> None:
+    """Raise OutputTaken where `out`, which need not be there yet, is a store or lies in one: what is there is
+    `prepare`'s alone."""
+    real = out.resolve()
+    for folder in (real, *real.parents):
+        if (folder / "index.json").is_file() and (folder / "studies").is_dir():
+            where = "is a cine store" if folder == real else f"lies in the cine store {folder}"
+            raise OutputTaken(f"{out} {where}: choose a place outside of it to write")
+
+
 @contextmanager
 def folder_for(out: Path, stays: str = "nothing half-written stays") -> Iterator[None]:
     """A folder to write files into, which may be new; removed again if it is, and nothing has been written.
@@ -57,6 +67,7 @@ def folder_for(out: Path, stays: str = "nothing half-written stays") -> Iterator
     Raises OutputTaken where a file is in the way, OutputError where nothing can be written into it: before the block,
     or, as `told_of`, in it.
     """
+    check_outside_store(out)
     there = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         raise OutputTaken(f"{there} is a file; want a folder to write, which may be new")

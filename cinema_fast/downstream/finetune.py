@@ -24,7 +24,7 @@ from ..models.weights import cinema_state_dict, load_starting_weights
 from ..train.checkpoint import WholeCheckpoints, newest_weights, save_checkpoint
 from ..train.log import RunLog
 from ..train.memory import memory_advice
-from ..train.meter import Meter, check_weights
+from ..train.meter import Meter, check_weights, ended_skipping
 from ..train.pretrain import Outcome
 from ..train.ranks import ALONE
 from ..train.run_folder import check_run_folder, lock_run_folder, min_frames_of, read_config, write_config
@@ -191,7 +191,9 @@ def _finetune(
         if _enough(best, config):
             log.say(f"stopped early: no better score in {best['since']} validations")
         log.say(f"best weights: step {best['step']}, in {config.out / 'best'}")
-    return Outcome(config.out, done)
+        if skipped := meter.skipped_at_end(done, config.log_every):
+            log.say(ended_skipping(skipped, done))
+    return Outcome(config.out, done, skipped=skipped)
 
 
 def layered_adamw(model: nn.Module, config: FinetuneConfig) -> torch.optim.AdamW:

@@ -172,7 +172,8 @@ def _lines(path: Path, unread: list[str]) -> list[dict]:
     """The lines of a metrics.jsonl, which need not be there yet; a last one without its end is still being written."""
     if not path.exists():
         return []
-    *whole, _ = read_regular(path).decode(errors="replace").split("\n")
+    content = read_regular(path)
+    *whole, _ = content.decode(errors="replace").split("\n")
     found, bad = [], []
     for number, text in enumerate(whole, start=1):
         try:
@@ -182,9 +183,18 @@ def _lines(path: Path, unread: list[str]) -> list[dict]:
             found.append(line)
         except (ValueError, KeyError, TypeError):
             bad.append(str(number))
-    if bad:
+    if not found and not _is_text(content):
+        unread.append(f"{path} cannot be read: it is no text, or a damaged one; put it back from a copy")
+    elif bad:
         unread.append(f"left out of {path.name}, as it cannot be read: line {', '.join(bad)}")
     return found
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        return "\0" not in content.decode()
+    except UnicodeDecodeError:
+        return False
 
 
 def _evaluation(path: Path, unread: list[str]) -> dict | None:

@@ -99,7 +99,7 @@ def demo(config: DemoConfig) -> int:
         f"{result.studies} studies the model has never seen, 75 % of their patches hidden:\n"
         f"  masked loss of the model                        {result.loss:.5f}\n"
         f"  best predictor that does not look (mean patch)  {result.blind_loss:.5f}\n"
-        f"  ratio {result.ratio:.3f}, {'below' if met else 'NOT below'} the target of {TARGET}\n"
+        f"  ratio {result.ratio:.3f}, {'below' if met else 'NOT below'} the target of {TARGET}{result.verdict}\n"
         f"pictures: {run / 'report' / 'reconstruction.png'}, {run / 'report' / 'loss.png'}"
     )
     return 0 if met else 1

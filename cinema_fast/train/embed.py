@@ -59,11 +59,12 @@ class EmbedConfig:
 
 @dataclass
 class EmbedReport:
-    """What is in OUT: number of studies, and {study: why it has no vector}."""
+    """What is in OUT: number of studies, {study: why it has no vector}, and the picture, where one was drawn."""
 
     out: Path
     studies: int
     skipped: dict[str, str] = field(default_factory=dict)
+    picture: Path | None = None
 
     @property
     def exit_code(self) -> int:
@@ -75,7 +76,8 @@ class EmbedReport:
     def __str__(self) -> str:
         lines = [f"{self.studies} studies embedded, {len(self.skipped)} skipped"]
         lines += [f"skipped: study {study}: {why}" for study, why in self.skipped.items()]
-        return "\n".join(lines + [f"written: {self.out}"] * bool(self.studies))
+        written = [self.out] * bool(self.studies) + [self.picture] * bool(self.picture)
+        return "\n".join(lines + [f"written: {path}" for path in written])
 
 
 def embed(config: EmbedConfig) -> EmbedReport:
@@ -183,7 +185,8 @@ def _drawn(config: EmbedConfig, report: EmbedReport) -> EmbedReport:
         table = read_parquet(config.out, ["study", "embedding"])
         vectors = np.stack(table["embedding"].to_numpy())
         values = read_labels(config.labels, config.colour, table["study"].to_pylist())
-        with whole_file(config.out.with_suffix(".png")) as file:
+        report.picture = config.out.with_suffix(".png")
+        with whole_file(report.picture) as file:
             draw_embeddings(file, {f"{report.studies} studies": vectors}, values, config.colour)
     return report
 
@@ -197,9 +200,12 @@ def _require_pyarrow() -> None:
 
 def _begin(config: EmbedConfig, folder: Path, metadata: dict[str, str]) -> EmbedReport | None:
     """See what is there of OUT; the report where nothing is left to do. Raises ValueError as `embed` says."""
+    from ..data.output import check_outside_store
+
     out = config.out
     if out.is_dir():
         raise ValueError(f"{out} is a folder; want a file to write")
+    check_outside_store(out)
     made = [out, folder, *([out.with_suffix(".png")] if config.labels else [])]
     killed = (folder / UNFINISHED).exists()
     if not (config.resume or killed) and (there := next((path for path in made if path.exists()), None)):

@@ -45,8 +45,16 @@ class Evaluation:
     def __str__(self) -> str:
         return (
             f"masked loss {self.loss:.5f}, that of the mean patch {self.blind_loss:.5f} (the best without looking); "
-            f"ratio {self.ratio:.3f}"
+            f"ratio {self.ratio:.3f}{self.verdict}"
         )
+
+    @property
+    def verdict(self) -> str:
+        """What a ratio of 1 or more means and what to do, in words; empty below."""
+        if self.ratio < 1:
+            return ""
+        return (", which is bad: the model predicts no better than the mean patch: it has learnt nothing of use "
+                "yet; train longer (--steps), and where the training loss does not fall, with a lower --lr")
 
 
 def fixed_batches(

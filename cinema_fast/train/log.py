@@ -87,7 +87,12 @@ class RunLog:
         if not self._metrics_path.exists():
             return []
         kept, lines = [], []
-        for text in self._metrics_path.read_text(encoding="utf-8").splitlines():
+        try:
+            written = self._metrics_path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self._metrics_path} is no text, or a damaged one ({error.reason} at byte {error.start})"
+                             ": put it back from a copy, or move it away to go on without its lines") from None
+        for text in written.splitlines():
             try:
                 line = parse_json(text)
                 if line["step"] <= done:

@@ -37,6 +37,15 @@ def _go_back(saved: int) -> str:
     return f"{back}. Where it happens again: --precision fp32, or another run (--out) with a lower --lr"
 
 
+def ended_skipping(skipped: int, done: int) -> str:
+    """What to do where the last `skipped` updates of a run of `done` steps were skipped."""
+    return (
+        f"the last {skipped} updates were all skipped, for a loss or gradient that is not finite: the run does not end "
+        f"as it should, its weights are those of step {done - skipped}. Look at the studies named above; begin another "
+        "run (--out) with --precision fp32 or a lower --lr"
+    )
+
+
 @dataclass
 class Meter:
     """Collects one (3,) tensor a step: loss, gradient norm, and 1 where the update was made.
@@ -117,6 +126,11 @@ class Meter:
         """Begin timing here, with so many seconds spent waiting for data, and weighing masks, before."""
         self._timed, self._flops, self._since = 0, 0.0, time.perf_counter()
         self._waited, self._guided = waited, guided
+
+    def skipped_at_end(self, done: int, log_every: int) -> int:
+        """Updates in a row that were skipped up to `done`, the last step, where these are all since a multiple of
+        `log_every`: then the run has not ended as it should. Else 0. Call `read` first."""
+        return self.skipped_in_a_row if self.skipped_in_a_row > (done - 1) % log_every else 0
 
     def state(self) -> dict:
         """Plain values that `restore` takes; call `read` first."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from .graph import CudaCapture
 from .guidance import Guidance, check_guidance, check_online, motion_views
 from .log import RankLog, RunLog
 from .memory import memory_advice
-from .meter import Meter, check_weights
+from .meter import Meter, check_weights, ended_skipping
 from .profile import profile_steps
 from .ranks import Agreement, Ranks, joined_ranks, shard_model
 from .report import write_report
@@ -55,18 +56,23 @@ class Outcome:
     """How a run ended.
 
     step: steps made. signum: the signal that stopped it early, or None. evaluation: what held-out studies say; None
-    where none were held out or, as run.log then says, none could be judged.
+    where none were held out or, as run.log then says, none could be judged. skipped: updates that were skipped at its
+    end (`Meter.skipped_at_end`).
     """
 
     out: Path
     step: int
     signum: int | None = None
     evaluation: Evaluation | None = None
+    skipped: int = 0
 
     @property
     def exit_code(self) -> int:
-        """0: all steps made; 128 + signal (143 SIGTERM, 130 Ctrl-C): stopped early, and saved."""
-        return 0 if self.signum is None else 128 + self.signum
+        """0: all steps made; 1: but the last updates were skipped; 128 + signal (143 SIGTERM, 130 Ctrl-C): stopped
+        early, and saved."""
+        if self.signum is not None:
+            return 128 + self.signum
+        return 1 if self.skipped else 0
 
 
 def pretrain(config: PretrainConfig) -> Outcome:
@@ -218,12 +224,14 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
             motion=guided and maps,
         )
         stopping = Agreement(ranks)
+        replaced: Counter[str] = Counter()
         meter.start_clock(loader.waited, 0.0)
         for step, batches in enumerate(loader, start=done):
             done = step + 1
             for note in (note for batch in batches for note in batch.notes):
                 meter.replaced += 1
                 log.say(note)
+            replaced.update(study for batch in batches for study in batch.replaced)
             ids = tuple(study for batch in batches for study in batch.draw.ids)
             meter.add(done, ids, train_step(batches, step, float(schedule[step])), usage.flops(batches))
             log.advance(done)
@@ -254,6 +262,10 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
                 log.say(f"stopped by signal {stopped} after step {done} and saved; go on with --resume")
                 return Outcome(config.out, done, stopped)
         checkpoints.finish()
+        if replaced:
+            log.say(_replaced(replaced))
+        if skipped := meter.skipped_at_end(done, config.log_every):
+            log.say(ended_skipping(skipped, done))
         if sharded:
             weights = whole_weights(model)  # of all ranks: from here on the main one works alone
             model = CineMA(shape).to(device)
@@ -261,10 +273,18 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
             if ranks.main:  # for all that reads a run's weights
                 save_checkpoint(folder, done, weights, {"meter": meter.state(), **settled}, keep=config.keep)
         if not ranks.main:
-            return Outcome(config.out, done)
+            return Outcome(config.out, done, skipped=skipped)
         how = {"device": device, "precision": precision, "guidance": guidance}
         evaluation = _judge(config, log, model, store, list(training), away, **how)
-    return Outcome(config.out, done, evaluation=evaluation)
+    return Outcome(config.out, done, evaluation=evaluation, skipped=skipped)
+
+
+def _replaced(times: Counter[str]) -> str:
+    """The studies that could not be read while training, and how often each was drawn, in words."""
+    named = [f"{study} ({n} times)" if n > 1 else study for study, n in times.most_common(NAMED)]
+    more = [f"and {len(times) - NAMED} more"] * (len(times) > NAMED)
+    return (f"could not be read while training, so others were taken in their place ({len(times)} studies): "
+            f"{', '.join([*named, *more])}; why is said above, and `cinema-fast verify` checks the whole store")
 
 
 def _starting_weights(config: PretrainConfig, say: Callable[[str], None]) -> Path:

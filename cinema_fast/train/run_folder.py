@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..data.clips import MIN_FRAMES
 from ..data.lock import hold_folder
+from ..data.output import check_outside_store
 from ..data.parsed_file import parse_yaml
 from ..data.regular_file import read_regular
 from .config import PretrainConfig
@@ -15,7 +16,7 @@ _MARKS = ("config.yaml", "metrics.jsonl", "checkpoints")
 
 
 def check_run_folder(config: PretrainConfig, settled: dict) -> None:
-    """Refuse what is no folder, or holds another run.
+    """Refuse what is no folder, is or lies in a store, or holds another run.
 
     settled: what the run is made of (`run`, `model`, `store`), compared with the folder's config.yaml on resume.
     Raises ValueError saying what differs and what to do.
@@ -25,6 +26,7 @@ def check_run_folder(config: PretrainConfig, settled: dict) -> None:
     if not there.is_dir():
         raise ValueError(f"--out {out}: {there} is a file; want a folder, which may be new")
     if not config.resume:
+        check_outside_store(out)
         if any((out / mark).exists() for mark in _MARKS):
             raise ValueError(f"{out} already holds a run: go on with it by --resume, or choose another --out")
         return
