@@ -95,7 +95,7 @@ def test_vectors_equal_their_definition(tiny_store, runs, tmp_path, capfd, prese
     out = tmp_path / "vectors.parquet"
     assert main(["embed", str(runs[preset]), str(tiny_store), str(out), "--batch-size", "4", "--device", "cpu"]) == 0
     shown = capfd.readouterr()
-    assert "12 studies embedded, 0 skipped" in shown.out and "12/12" in shown.err
+    assert "12 studies embedded, 0 skipped" in shown.out and "12 of 12" in shown.err
     store, model, table = CineStore(tiny_store), model_of(runs[preset]), pq.read_table(out)
     rows = table.to_pydict()
     assert rows["study"] == store.ids and [p.name for p in tmp_path.iterdir()] == ["vectors.parquet"]
