@@ -121,7 +121,7 @@ def _draw_confusion(axes, measure: Classification) -> None:
         for j in range(k):
             share = table[i, j] / max(table[i].sum(), 1)
             axes.text(j, i, str(table[i, j]), ha="center", va="center", color="w" if share > 0.5 else "k", fontsize=9)
-    names = [textwrap.fill(printable(name), 14) for name in measure.classes]
+    names = [textwrap.fill(printable(name), 16) for name in measure.classes]
     axes.set_xticks(range(k), names, rotation=40 if k > 2 else 0, ha="right" if k > 2 else "center")
     axes.set_yticks(range(k), names)
     axes.set(xlabel="predicted", ylabel="true")
