@@ -1,8 +1,8 @@
 """The `cinema-fast` command line: a name for each thing the package does, and the exit status.
 
-0 done; 1 an error, said in one line (verify: altered files, one a line); 2 options that cannot be understood; 3
-(prepare, embed, predict) no study could be done; 130 or 143 stopped by Ctrl-C or SIGTERM (pretrain has then saved a
-checkpoint).
+0 done; 1 an error, said in one line (verify: altered files, one a line; pretrain and finetune also where the last
+updates of a run were all skipped); 2 options that cannot be understood; 3 (prepare, embed, predict) no study could be
+done; 130 or 143 stopped by Ctrl-C or SIGTERM (pretrain has then saved a checkpoint).
 """
 
 import difflib

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import pickle
 
 import pytest
 import torch
@@ -141,7 +142,12 @@ def test_damaged_files_are_named(tmp_path, name):
         cf.load_cinema_weights(small_model(), path)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello world", b"\x93NUMPY\x01\x00v\x00{'descr'", b"\x80\x02garbage"])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello world", b"\x93NUMPY\x01\x00v\x00{'descr'", b"\x80\x02garbage", pickle.dumps([1], protocol=4)],
+    ids=["empty", "text", "NumPy", "cut pickle", "pickle"],
+)
 def test_files_of_another_kind_are_named_in_one_line(tmp_path, content):
     path = tmp_path / "w.pt"
     path.write_bytes(content)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -43,7 +44,9 @@ def load_torch(path: Path):
     Raises as torch.load, but UnsafeError, in one line, where PyTorch would advise to let the file run code.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # how PyTorch greets any pickle of another
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         if "weights_only" not in str(error):
             raise
