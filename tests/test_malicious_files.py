@@ -128,10 +128,10 @@ def test_vectors_with_a_type_of_their_own(tmp_path):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 
-    from cinema_fast.train.embed import _read_table
+    from cinema_fast.data.parquet import read_parquet
 
     hostile = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickle.dumps(Payload())}
     table = pa.table({"study": ["s0"]}, pa.schema([pa.field("study", pa.string(), metadata=hostile)]))
     pq.write_table(table, tmp_path / "vectors.parquet")
-    assert _read_table(tmp_path / "vectors.parquet")["study"].to_pylist() == ["s0"]
+    assert read_parquet(tmp_path / "vectors.parquet")["study"].to_pylist() == ["s0"]
     assert pq.read_schema(tmp_path / "vectors.parquet").field(0).metadata[b"ARROW:extension:name"]  # it was there
