@@ -72,7 +72,7 @@ def test_of_sform_and_qform_the_sform_is_taken_and_said(tmp_path):
     nib.save(image, tmp_path / "p_sax.nii.gz")
     cine = read_cine(tmp_path / "p_sax.nii.gz", stack=True)
     np.testing.assert_allclose(cine.affine, AFFINE, atol=1e-4)
-    assert cine.remark.startswith("its sform and qform differ, by up to 18") and cine.remark.endswith("sform is taken")
+    assert cine.remark == "its sform and qform differ, by up to 130 pixels: its sform is taken"  # 2 x 65, mirrored
     report = prepare(PrepareConfig(tmp_path, tmp_path / "store", workers=1), progress=False)
     assert report.exit_code == 0 and f"1 cines (p sax): {cine.remark}" in str(report)
 
@@ -104,3 +104,44 @@ def test_an_unknown_datatype_and_bytes_after_the_compressed_data_are_named(tmp_p
         read_cine(tmp_path / "c.nii", stack=True)
     with pytest.raises(CineError, match="something that is no gzip follows the compressed data"):
         read_cine(tmp_path / "c.nii.gz", stack=True)
+
+
+def test_a_qform_that_cannot_be_read_gives_way_to_the_sform(tmp_path):
+    """The standard takes a pixdim[0] of 0 for 1; another number than -1 and 1 says nothing of the third axis."""
+    for qfac, remark in ((0.0, ""), (0.5, "its qform cannot be read: its sform is taken")):
+        image = image_of()
+        image.set_qform(AFFINE, 1)
+        image.set_sform(AFFINE, 1)
+        image.header["pixdim"][0] = qfac
+        nib.save(image, tmp_path / "c.nii")
+        content = bytearray((tmp_path / "c.nii").read_bytes())
+        content[76:80] = np.float32(qfac).tobytes()
+        (tmp_path / "c.nii").write_bytes(content)
+        cine = read_cine(tmp_path / "c.nii", stack=True)
+        np.testing.assert_allclose(cine.affine, AFFINE, atol=1e-4)
+        assert cine.remark == remark
+
+
+def test_negative_voxel_sizes_without_an_sform_are_refused(tmp_path):
+    image = image_of()
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nib.save(image, tmp_path / "c.nii")
+    content = bytearray((tmp_path / "c.nii").read_bytes())
+    content[80:84] = np.float32(-1.4).tobytes()
+    (tmp_path / "c.nii").write_bytes(content)
+    with pytest.raises(CineError, match=r"voxels of -1\.4 x 1\.4 x 9 by its pixdim: sizes are above 0"):
+        read_cine(tmp_path / "c.nii", stack=True)
+
+
+def test_remarks_of_label_files_are_told(tmp_path):
+    cine = image_of()
+    nib.save(cine, tmp_path / "p_sax.nii.gz")
+    labels = image_of(data=np.full((*SHAPE, 4), 3, np.uint8))
+    labels.set_qform(AFFINE @ np.diag([1, -1, 1, 1]), 1)
+    labels.set_sform(AFFINE, 1)
+    (tmp_path / "labels").mkdir()
+    nib.save(labels, tmp_path / "labels/p_sax.nii.gz")
+    config = PrepareConfig(tmp_path, tmp_path / "store", workers=1, labels="labels/{id}_{view}.nii.gz",
+                           sax_size=(112, 112, 16))  # fmt: skip
+    assert "1 cines (p sax): label maps: its sform and qform differ" in str(prepare(config, progress=False))

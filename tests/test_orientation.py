@@ -17,10 +17,11 @@ from prediction_cases import STRUCTURES, Brightest, heart_cine, lines_of, obliqu
 from torch import nn
 
 from cinema_fast.data import orientation
+from cinema_fast.data.check import check_store
 from cinema_fast.data.inspect_store import describe
 from cinema_fast.data.nifti import read_nifti
 from cinema_fast.data.prepare import PrepareConfig, prepare
-from cinema_fast.data.store import CineStore
+from cinema_fast.data.store import CineStore, write_index
 from cinema_fast.downstream.landmarks import Landmarks
 from cinema_fast.downstream.segmentation import Segmentation
 
@@ -218,3 +219,43 @@ def test_two_chamber_planes_on_both_sides_of_45_degrees_are_not_mirrored(shared)
               for volume in (first, second)]  # fmt: skip
     assert across[0] @ across[1] > 0.9 * 1.40625**2
     assert first.affine[:3, 0] @ second.affine[:3, 0] < 0
+
+
+def test_an_overwrite_that_was_stopped_mixes_nothing(sixteen, tmp_path):
+    """Its index is of the new options already, its studies are still those of before."""
+    src = tmp_path / "src"
+    src.mkdir()
+    for study, storage in (("a", 3), ("b", 13), ("gone", 3)):
+        (src / f"{study}_sax.nii.gz").symlink_to(sixteen / f"{storage}/p_sax.nii.gz")
+    options = {"workers": 1, **GRID}
+    store = tmp_path / "store"
+    prepare(PrepareConfig(src, store, orientation="stored", **options), progress=False)
+    (src / "gone_sax.nii.gz").unlink()
+    new = PrepareConfig(src, store, orientation="patient", **options)
+    write_index(store, new.shaping(), {})
+    report = prepare(PrepareConfig(src, store, **options), progress=False)
+    assert (report.prepared, report.unchanged, CineStore(store).ids) == (2, 0, ["a", "b"])
+    (failure,) = report.failures
+    assert failure.study == "gone" and "orientation='stored' (asked for 'patient')" in failure.reason
+    opened = CineStore(store)
+    np.testing.assert_array_equal(opened.read_frames("a", "sax", range(4)), opened.read_frames("b", "sax", range(4)))
+    # and where it is not prepared again, it is found out
+    record = json.loads((store / "studies/a/study.json").read_text())
+    del record["sax"]["prepare"]["orientation"]
+    (store / "studies/a/study.json").write_text(json.dumps(record))
+    (fault,) = check_store(store, progress=False).faults
+    assert (fault.study, fault.reason) == ("a", "was prepared with other options than those of the index")
+
+
+def test_dicom_of_a_transverse_plane_says_how_it_lies(tmp_path):
+    """NIfTI of it does not: a program that knows no orientation would write the same."""
+    shape, affine = (64, 56, 6), np.diag([-1.4, -1.4, 9.0, 1.0])
+    affine[:3, 3] = BALL - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    data = ball_cine(shape, affine, n_frames=3)
+    dicom_files.write_series(tmp_path / "dicom/sax", data, affine, description="cine_sa")
+    write_cine(tmp_path / "nifti/p_sax.nii.gz", data, affine)
+    for kind, told in (("dicom", False), ("nifti", True)):
+        report = prepare(PrepareConfig(tmp_path / kind, tmp_path / f"of_{kind}", workers=1, **GRID), progress=False)
+        assert report.exit_code == 0 and (orientation.NO_ORIENTATION in str(report)) == told
+    (study,) = CineStore(tmp_path / "of_dicom").ids
+    assert CineStore(tmp_path / "of_dicom").info(study, "sax").arrangement != (1, 2, 3)

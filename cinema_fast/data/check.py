@@ -98,7 +98,8 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
     path = Path(path)
     index = read_index(path)
     faults, sums = [], {}
-    if "sha256" in index and not index_is_as_written(path, index["sha256"]):
+    as_written = "sha256" not in index or index_is_as_written(path, index["sha256"])
+    if not as_written:
         faults.append(Fault("", INDEX, "altered: its SHA-256 is not the one that is written at its end"))
     for study, views in index["studies"].items():
         sums[study] = {f"studies/{study}/{view}.npy": info.sha256 for view, info in views.items()}
@@ -106,7 +107,12 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
         sums[study] |= {labels_file(study, view): info.labels.sha256 for view, info in views.items() if info.labels}
         file = f"studies/{study}/study.json"
         try:
-            if differs := _difference(_infos(path, study, _records(path, study)), views):
+            records = _records(path, study)
+            differs = _difference(_infos(path, study, records), views)
+            options = [record.get("prepare", index["prepare"]) for record in records.values()]
+            if as_written and any(one != index["prepare"] for one in options):  # else it is the index that was altered
+                differs = "was prepared with other options than those of the index"
+            if differs:
                 faults.append(Fault(study, file, differs))
         except StoreError as err:
             faults.append(Fault(study, file, str(err).removeprefix(f"{path / file}: ")))

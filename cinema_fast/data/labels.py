@@ -75,8 +75,9 @@ def _label_files(
     return files
 
 
-def read_label_maps(source: Source, cine: Cine) -> tuple[dict[int, np.ndarray], str]:
-    """The label maps in the label files of a cine, uint8 (X, Y, Z) by frame, ascending; and `file_sha256` of the files.
+def read_label_maps(source: Source, cine: Cine) -> tuple[dict[int, np.ndarray], str, str]:
+    """The label maps in the label files of a cine, uint8 (X, Y, Z) by frame, ascending; `file_sha256` of the files; and
+    what the header of one of them contradicts itself in, "" if in nothing.
 
     A file may hold its axes mirrored, exchanged in plane or with the slices in reverse, as its affine tells: the maps
     have those of the cine.
@@ -87,10 +88,11 @@ def read_label_maps(source: Source, cine: Cine) -> tuple[dict[int, np.ndarray], 
             values that are no whole numbers from 0 to 255; no label at all.
     """
     maps: dict[int, np.ndarray] = {}
-    digests = []
+    digests, remark = [], ""
     for n, path in enumerate(source.labels):
         volume = like(read_nifti(path), cine)
         digests.append(volume.sha256)
+        remark = remark or volume.remark
         _check_grid(path, volume, cine)
         n_maps = int(np.prod(volume.data.shape[3:]))
         if source.label_frames:
@@ -108,7 +110,7 @@ def read_label_maps(source: Source, cine: Cine) -> tuple[dict[int, np.ndarray], 
     labelled = {t: maps[t] for t in sorted(maps) if maps[t].any()}
     if not labelled:
         raise CineError(source.labels[0], "no voxel is labelled")
-    return labelled, joined_sha256(digests)
+    return labelled, joined_sha256(digests), remark
 
 
 def _frame_index(path: Path, frame: str, source: Source, n_frames: int) -> int:

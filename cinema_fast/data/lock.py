@@ -28,6 +28,8 @@ def hold_folder(
             raise error(f"{path} is being {doing} by another process (pid {holder}): {advice}") from None
         except OSError as reason:
             say(f"{path} cannot be locked ({reason.strerror}): see that no other process writes there")
+        if not os.fstat(file.fileno()).st_nlink:  # whoever held it before has removed it since it was opened
+            raise error(f"{path} was being {doing} by another process until now: give the command again")
         file.truncate(0)
         if not shared:
             file.write(f"{os.getpid()} on {os.uname().nodename}\n")

@@ -41,6 +41,8 @@ FEW_FRAMES = 4
 # The axes of a scan stand at right angles. Rounded headers are off by 0.01 degrees in plane; slices may be shifted a
 # little from breath-hold to breath-hold, at 10 degrees by 1.8 mm from one to the next.
 MAX_SHEAR_IN_PLANE, MAX_SHEAR_OF_SLICES = 1.0, 10.0
+# Headers round directions to 1e-6 or so.
+ALONG_SCANNER = 1e-4
 # Between the voxel sizes of a header's affine and of its pixdim, relative: both are float32 of the same numbers.
 MAX_SIZE_DIFFERENCE = 0.01
 
@@ -70,8 +72,9 @@ class Volume:
 
     data: array as in the file, axes (X, Y[, Z[, T ...]]), Fortran order, read-only use; values are
     `data * slope + inter`. affine: (4, 4) float64, voxel index -> scanner mm (RAS+). frame_time_ms: ms, or None
-    where the header does not say. sha256: of the file's bytes. oriented: whether the header's codes say that the
-    affine leads into the patient. remark: what the header contradicts itself in, "" if in nothing.
+    where the header does not say. sha256: of the file's bytes. oriented: whether the header says how the axes lie in
+    the patient: a code is set, and they are not simply the scanner's. remark: what the header contradicts itself in, ""
+    if in nothing.
     """
 
     data: np.ndarray
@@ -154,6 +157,8 @@ def _parse_header(path: Path, stream: io.BufferedIOBase):
     if not sizes & {348, 540} or len(start) not in (348, 540):
         raise CineError(path, "not NIfTI: the header's own size is neither 348 (NIfTI-1) nor 540 (NIfTI-2)")
     header = (nib.Nifti2Header if len(start) == 540 else nib.Nifti1Header)(bytes(start), check=False)
+    if header["pixdim"][0] == 0:  # which the standard takes for 1
+        header["pixdim"][0] = 1
     ndim = int(header["dim"][0])
     shape = tuple(int(n) for n in header["dim"][1 : max(ndim, 0) + 1])
     if bytes(header["magic"])[:3] not in (b"n+1", b"n+2"):
@@ -183,13 +188,25 @@ def _parse_header(path: Path, stream: io.BufferedIOBase):
     # Writers that do not know the frame time leave "1 second": no cine has such frames, so it means unknown.
     frame_time_ms = float(f"{step:.6g}") if 1.0 <= step <= 500.0 else None
     scaling = (1.0, 0.0) if slope is None else (float(slope), float(inter))
-    oriented = bool(header["sform_code"] > 0 or header["qform_code"] > 0)
+    oriented = bool(header["sform_code"] > 0 or header["qform_code"] > 0) and not _along_scanner(affine)
     return shape, dtype, (len(start), offset), (*scaling, affine, frame_time_ms), (oriented, remark)
+
+
+def _along_scanner(affine: np.ndarray) -> bool:
+    """Whether the axes are those of the scanner, X and Y in any order: what a program writes that does not know how the
+    patient lay. A plan on a heart is never this close to them."""
+    with np.errstate(all="ignore"):
+        directions = np.abs(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
+    along = (np.eye(3), np.eye(3)[[1, 0, 2]])
+    return any(np.abs(directions - axes).max() < ALONG_SCANNER for axes in along)
 
 
 def _check_sizes(path: Path, shape: tuple[int, ...], affine: np.ndarray, header) -> None:
     """Refuse a header whose affine has voxels of another size than its pixdim, of axes with more than one voxel: one of
     the two is wrong, and volumes would be off by their ratio. A pixdim that is not set (0) says nothing."""
+    if header["sform_code"] <= 0 and (np.array(header["pixdim"][1:4]) < 0).any():
+        raise CineError(path, f"voxels of {' x '.join(f'{size:.4g}' for size in header['pixdim'][1:4])} by its pixdim: "
+                              f"sizes are above 0; write the file anew")
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     said = np.abs(np.array(header["pixdim"][1:4], np.float64))
     compared = np.array([n > 1 for n in (*shape, 1, 1)[:3]]) & np.isfinite(said) & (said > 0) & (sizes > 0)
@@ -204,15 +221,19 @@ def _sform_against_qform(header, shape: tuple[int, ...]) -> str:
     """Which of the two is taken where both lead into the patient and put a corner half a pixel apart or more."""
     if header["sform_code"] <= 0 or header["qform_code"] <= 0:
         return ""
+    from nibabel.spatialimages import HeaderDataError
+
     try:
         with np.errstate(all="ignore"):
             sform, qform = header.get_sform(), header.get_qform()
             corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in (*shape, 1, 1)[:3]))])
             apart = float(np.linalg.norm(corners @ (sform - qform).T, axis=1).max())
             pixel = float(np.linalg.norm(sform[:3, :2], axis=0).min())
-    except ValueError:  # no unit quaternion
+    except (HeaderDataError, ValueError):  # no unit quaternion, say
         return "its qform cannot be read: its sform is taken"
-    return "" if apart < pixel / 2 else f"its sform and qform differ, by up to {apart:.3g} mm: its sform is taken"
+    if apart < pixel / 2:
+        return ""
+    return f"its sform and qform differ, by up to {apart / pixel:.3g} pixels: its sform is taken"
 
 
 def read_nifti(path: Path | str) -> Volume:

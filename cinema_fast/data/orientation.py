@@ -11,8 +11,8 @@ DICOM, others do not); only its affine tells. `patient_arrangement` is one way p
 - another view than the four: X towards the left, or the back where the plane is nearer to sagittal; Y towards the feet,
   or the back where it is nearer to transverse.
 
-A header that says nothing of the patient (no code, or axes along the scanner's to the last digit, as ACDC's) cannot be
-arranged; its cine is kept as stored.
+A NIfTI header that says nothing of the patient (no code, or the scanner's own axes, as ACDC's) cannot be arranged; its
+cine is kept as stored. DICOM always says it.
 """
 
 from __future__ import annotations
@@ -41,28 +41,19 @@ _TOWARDS = {
 }
 _TO_APEX = (0.65, -0.60, 0.45)  # from the base of the heart, likewise
 _LEFT_BACK_FEET = np.diag((-1.0, -1.0, -1.0))  # of RAS+
-# Headers round directions to 1e-6 or so; a plan on a heart is never this close to all of the scanner's axes.
-_ALONG_SCANNER = 1e-4
-
-NO_ORIENTATION = ("the header does not say how the axes lie in the patient (no code, or axes along the scanner's, "
+NO_ORIENTATION = ("the header does not say how the axes lie in the patient (no code, or simply the scanner's axes, "
                   "as ACDC has them): kept as stored")
 AS_STORED_STORE = ("the store keeps the axes of its images as their files store them, as stores of earlier versions "
                    "do: what a model makes of them depends on the program that wrote the files. prepare --overwrite "
                    "arranges them alike in all studies")
-AS_STORED_RUN = ("the run was trained on images with the axes that their files had (a store of an earlier "
-                 "version), and these were predicted likewise: the same scan written by another program may give "
-                 "another result. A run trained on a new store does not depend on it")
+AS_STORED_RUN = ("the run was trained on images with the axes that their files had (a store of an earlier version, or "
+                 "--orientation stored), and these were predicted likewise: the same scan written by another program "
+                 "may give another result. A run trained on a new store does not depend on it")
 MOST_NAMED = 5  # cines named of those that a remark is about
 
 Arrangement = tuple[int, int, int]
 """Which axis of the file each axis becomes made of, from 1; minus: in reverse. (1, 2, 3) changes nothing."""
 AS_STORED: Arrangement = (1, 2, 3)
-
-
-def has_orientation(cine: Cine) -> bool:
-    """Whether the header of a cine says how its axes lie in the patient."""
-    directions = _directions(cine.affine)
-    return cine.oriented and np.abs(directions - np.diag(np.diag(directions))).max() > _ALONG_SCANNER
 
 
 def patient_arrangement(affine: np.ndarray, view: str) -> Arrangement:
@@ -76,7 +67,8 @@ def patient_arrangement(affine: np.ndarray, view: str) -> Arrangement:
         across = int(np.argmax(np.abs(np.cross(directions[:, 0], directions[:, 1])).round(3)))
         first, second = (axis for axis in range(3) if axis != across)
         towards[first, 0] = towards[second, 1] = 1.0
-        towards[:, :2] += 0.01  # between axes as near as each other: towards the left, the back and the feet
+        # in planes turned by 45 degrees, where two axes are as near: rather to the feet than to the back or the left
+        towards[:, :2] += np.array((0.01, 0.02, 0.03))[:, None]
     if view == "sax":
         towards[:, 2] = _TO_APEX
     return _nearest(affine, _LEFT_BACK_FEET @ towards)
@@ -153,7 +145,7 @@ def like(volume: Volume, cine: Cine) -> Volume:
 def orientation_of(record: dict) -> Literal["patient", "stored"]:
     """How the axes lie in a store, by the options of its preparation or by what a run keeps of it; earlier versions
     have written nothing."""
-    return record.get("orientation", "stored")
+    return record.get("orientation") or record.get("prepare", {}).get("orientation", "stored")
 
 
 def check_orientation(store: CineStore, run: Path, learnt_on: dict) -> None:
@@ -162,7 +154,7 @@ def check_orientation(store: CineStore, run: Path, learnt_on: dict) -> None:
     here, there = orientation_of(store.prepare), orientation_of(learnt_on)
     if here != there:
         raise ValueError(f"{store.path} was prepared with --orientation {here}, and the store that {run} learnt on "
-                         f"with {there}: its images would look mirrored or turned to the model; prepare the studies "
+                         f"with {there}: its images may look mirrored or turned to the model; prepare the studies "
                          f"with --orientation {there}")
 
 

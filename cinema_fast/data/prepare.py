@@ -226,18 +226,20 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
     try:
         _prepare(config, report, progress)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; {_kept(report)}: {again} goes on from there") from None
+        raise KeyboardInterrupt(f"stopped; {_kept(report, config)}: {again} goes on from there") from None
     except OSError as err:
         if err.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise StoreError(f"{config.dst}: the disk is full; {_kept(report)}: free some space and run {again} again"
-                         ) from err
+        raise StoreError(f"{config.dst}: the disk is full; {_kept(report, config)}: free some space and run {again} "
+                         "again") from err
     return report
 
 
-def _kept(report: PrepareReport) -> str:
+def _kept(report: PrepareReport, config: PrepareConfig) -> str:
     kept = report.prepared + report.unchanged
-    return f"{kept} studies are complete and stay" if kept else "nothing was prepared, what was there stays"
+    if kept:
+        return f"{kept} studies are complete and stay"
+    return "nothing was prepared" + ("" if config.overwrite else ", what was there stays")
 
 
 def _prepare(config: PrepareConfig, report: PrepareReport, progress: bool) -> None:
@@ -247,11 +249,8 @@ def _prepare(config: PrepareConfig, report: PrepareReport, progress: bool) -> No
     if config.labels is not None:
         find_labels(sources, config.src, config.labels)
     store = config.dst
-    if config.orientation == "auto":
-        config = replace(config, orientation=_orientation_begun(config))
     if store.exists() and not store.is_dir():
         raise StoreError(f"{store} is a file; a store is a folder")
-    report.as_stored = config.orientation == "stored"
     if part:
         sources.studies = {study: views for study, views in sources.studies.items() if part.holds(study)}
         sources.refused = [refusal for refusal in sources.refused if part.holds(refusal.study)]
@@ -288,7 +287,8 @@ def sources_of(config: PrepareConfig, progress: bool) -> Sources:
 def _fill(
     store: Path, temporary: Path, config: PrepareConfig, sources: Sources, report: PrepareReport, progress: bool
 ) -> None:
-    rebuild = _open_for_writing(store, config)
+    config, rebuild = _open_for_writing(store, config)
+    report.as_stored = config.orientation == "stored"
     done, unchanged, broken = _survey(store, config, sources, rebuild)
     if config.check:
         _check(store, config, done, broken, report, progress)
@@ -381,15 +381,20 @@ def _survey(
         if isinstance(records, StoreError):
             broken[study] = str(records)
             continue
-        done[study] = index_records(records)
         prepared_with = [record.get("prepare") for record in records.values()]
-        others += [before for before in prepared_with[:1] if before != options]
+        # records of version 1 do not say their options: those of the index, where there is one
+        if different := [before for before in prepared_with if before != options and (before is not None or rebuild)]:
+            others.append(different[0])
+            broken[study] = (f"it was prepared with {_difference(different[0], options)}, as before an --overwrite "
+                             f"that did not end")
+            continue
+        done[study] = index_records(records)
         if _unchanged(records, sources.studies.get(study, {}), config.src):
             unchanged.add(study)
     if rebuild and others:
-        raise StoreError(f"{store}: its index is lost, and {len(others)} of its {len(done)} studies were prepared with "
-                         f"{_difference(others[0], options)}: prepare with the options of these studies, which makes "
-                         f"the index again, or with --overwrite to begin the store anew")
+        raise StoreError(f"{store}: its index is lost, and {len(others)} of its {len(done) + len(broken)} studies were "
+                         f"prepared with {_difference(others[0], options)}: prepare with the options of these studies, "
+                         f"which makes the index again, or with --overwrite to begin the store anew")
     return done, unchanged, broken
 
 
@@ -401,34 +406,27 @@ def _difference(before: dict | None, options: dict) -> str:
     return ", ".join(differ) or "other options"
 
 
-def _orientation_begun(config: PrepareConfig) -> Literal["patient", "stored"]:
-    """How the axes lie in the store that is there, by its index or, without one, by its first study; else by the
-    patient."""
-    begun: dict | None = None
-    if not config.overwrite:
-        try:
-            begun = read_index(config.dst)["prepare"]
-        except IndexLost:
-            if (config.dst / "studies").is_dir():
-                records = next((found for _, found in read_studies(config.dst) if isinstance(found, dict)), {})
-                begun = next(iter(records.values()), {}).get("prepare")
-        except StoreError:
-            pass  # no store of ours: refused in its place
-    return "patient" if begun is None else orientation_of(begun)
+def _as_begun(config: PrepareConfig, begun: dict | None) -> PrepareConfig:
+    """The options with their orientation settled: `begun` are those of the store that is there, if any."""
+    if config.orientation != "auto":
+        return config
+    return replace(config, orientation="patient" if begun is None or config.overwrite else orientation_of(begun))
 
 
-def _open_for_writing(store: Path, config: PrepareConfig) -> bool:
-    """Make sure that the folder is an empty or a like-minded store; whether it is one that has lost its index.
+def _open_for_writing(store: Path, config: PrepareConfig) -> tuple[PrepareConfig, bool]:
+    """Make sure that the folder is an empty store or one of the same options; these, with the orientation settled, and
+    whether it is one that has lost its index.
 
     Raises:
         StoreError: neither.
     """
-    options = config.shaping()
     has_studies = any((store / "studies").glob("*/study.json"))
     rebuild = False
     try:
         before = read_index(store)["prepare"]
     except IndexLost:
+        first = next((found for _, found in read_studies(store) if isinstance(found, dict)), {}) if has_studies else {}
+        config = _as_begun(config, next(iter(first.values()), {}).get("prepare"))
         rebuild = has_studies and not config.overwrite
         ours = {".lock", SHARDS, _TEMPORARY, ".index.json.tmp", ".failures.jsonl.tmp"}
         if has_studies or (config.part and (store / "studies").is_dir()):
@@ -441,18 +439,21 @@ def _open_for_writing(store: Path, config: PrepareConfig) -> bool:
     except StoreError as err:
         if not config.overwrite or not (store / "studies").is_dir():
             raise StoreError(f"{err} (--overwrite begins the store anew)") from err
+        config = _as_begun(config, None)
     else:
+        config = _as_begun(config, before)
+        options = config.shaping()
         if before != options and not config.overwrite:
             raise StoreError(f"{store} was prepared with {_difference(before, options)}: choose another folder, the "
                              f"same options, or --overwrite to begin the store anew")
     (store / "studies").mkdir(exist_ok=True)
     if config.part:
-        return not (store / "index.json").exists()
+        return config, not (store / "index.json").exists()
     if config.overwrite or not (rebuild or (store / "index.json").exists()):
-        write_index(store, options, {})
+        write_index(store, config.shaping(), {})
         for study in (store / "studies").glob("*/study.json"):
             shutil.rmtree(study.parent)
-    return rebuild
+    return config, rebuild
 
 
 def prepared_studies(

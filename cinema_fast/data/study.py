@@ -18,7 +18,6 @@ from .orientation import (
     Arrangement,
     arrange,
     arranged,
-    has_orientation,
     patient_arrangement,
 )
 from .sources import Source
@@ -59,6 +58,11 @@ def failure_lines(failures: list[Failure], listed_in: str) -> list[str]:
             reason = f"and {len(others)} more files of {whose}: {reason} (all in {listed_in})"
         lines.append(f"failed: {first.file}{' ' if others else ': '}{reason}")
     return lines
+
+
+# Label maps (X, Y, Z) of a view by frame, with the axes of the store; what is recorded of their files; a remark about
+# their headers, or "".
+Labels = tuple[dict[int, np.ndarray], dict, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +118,12 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
         prepared[view] = frames, {
             "spacing_mm": list(spacing), "frame_time_ms": cine.frame_time_ms, "window": window,
             "affine": resample.affine.tolist(), "arrangement": list(arrangements[view]),
-            **_remarks(scans[view], config.orientation), "centred_on": centred_on, "prepare": config.shaping(),
+            **_remarks(scans[view], config.orientation, labels.get(view)), "centred_on": centred_on,
+            "prepare": config.shaping(),
             "source": {"file": stats[view][0][0], "sha256": cine.sha256, "files": stats[view]},
         }  # fmt: skip
         if view in labels:
-            maps, label_source = labels[view]
+            maps, label_source, _ = labels[view]
             stored, cut, told = _cropped(maps, resample)
             if told:
                 failures.append(task.failure(view, source.labels[0], told))
@@ -130,15 +135,17 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
 
 
 def _arrangement(scan: Cine, view: str, orientation: str) -> Arrangement:
-    if orientation == "stored" or not has_orientation(scan):
+    if orientation == "stored" or not scan.oriented:
         return AS_STORED
     return patient_arrangement(scan.affine, view)
 
 
-def _remarks(scan: Cine, orientation: str) -> dict[str, list[str]]:
-    """{"remarks": what is remarkable about the header of a scan}, {} where nothing is."""
+def _remarks(scan: Cine, orientation: str, labels: Labels | None) -> dict[str, list[str]]:
+    """{"remarks": what is remarkable about the headers of a scan and its label maps}, {} where nothing is."""
     remarks = [scan.remark] if scan.remark else []
-    if orientation != "stored" and not has_orientation(scan):
+    if labels and labels[2]:
+        remarks.append(f"label maps: {labels[2]}")
+    if orientation != "stored" and not scan.oriented:
         remarks.append(NO_ORIENTATION)
     return {"remarks": remarks} if remarks else {}
 
@@ -157,9 +164,8 @@ def file_stats(files: tuple[Path, ...], src: Path) -> list[list]:
 
 def _read_labels(
     task: StudyTask, scans: dict[str, Cine], arrangements: dict[str, Arrangement]
-) -> tuple[dict[str, tuple[dict[int, np.ndarray], dict]], list[Failure]]:
-    """View -> (label maps (X, Y, Z) by frame, with the axes of the store; what is recorded of their files), where there
-    are any that fit."""
+) -> tuple[dict[str, Labels], list[Failure]]:
+    """The label maps of each view, where there are any that fit."""
     labels, failures = {}, []
     for view, scan in scans.items():
         source = task.sources[view]
@@ -168,9 +174,9 @@ def _read_labels(
         without = "(labels; the view was prepared without them)"
         try:
             stats = file_stats(source.labels, task.config.src)
-            maps, sha256 = read_label_maps(source, scan)
+            maps, sha256, remark = read_label_maps(source, scan)
             maps = {t: arranged(one, arrangements[view]) for t, one in maps.items()}
-            labels[view] = maps, {"file": stats[0][0], "sha256": sha256, "files": stats}
+            labels[view] = maps, {"file": stats[0][0], "sha256": sha256, "files": stats}, remark
         except CineError as err:
             failures.append(task.failure(view, err.path, f"{err.reason} {without}"))
         except (OSError, MemoryError) as err:
@@ -180,7 +186,7 @@ def _read_labels(
 
 
 def _centres(
-    task: StudyTask, cines: dict[str, Cine], labels: dict[str, tuple[dict[int, np.ndarray], dict]]
+    task: StudyTask, cines: dict[str, Cine], labels: dict[str, Labels]
 ) -> tuple[dict[str, tuple[np.ndarray, str]], list[Failure]]:
     """View -> (centre in scanner mm, what it is): the middle of the labelled left ventricle over all its frames, where
     the planes meet, the image's."""

@@ -251,6 +251,8 @@ def _no_column(path: Path, name: str, columns: tuple[str, ...]) -> str:
 def _number(path: Path, line: int, column: str, text: str) -> float:
     if not is_number(text):
         plain = _as_number(text)
+        if re.fullmatch(r"-?\d{1,3},\d{3}", text):  # a decimal comma, or one between thousands
+            plain = f"{plain} or {text.replace(',', '')}"
         hint = f": write {plain}, with a decimal point and no other signs" if plain else ""
         raise ValueError(f"{path}, line {line}: {column} is {text!r}, not a number{hint}")
     value = float(text)

@@ -31,7 +31,8 @@ from .run import FinetunedRun, load_run
 
 NAMED = 5  # studies that are named of those of one kind
 _GRID = ("sax_size", "lax_size", "sax_spacing", "lax_spacing")
-_WRITTEN = ("studies", "*.csv", "*.csv.tmp", "results.json", ".preparing")
+_TABLES = ("studies.csv", "frames.csv", "landmarks.csv")
+_WRITTEN = ("studies", *_TABLES, *(f"{name}.tmp" for name in _TABLES), "results.json", ".preparing")
 # names of files may hold bytes that are no text: they come back as they were
 _TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
@@ -176,6 +177,7 @@ def _predict_all(
             "model": type(run.model).__name__, "precision": str(run.precision)[6:], "source": str(config.src),
             "studies": dict(sorted(studies.items())),
             "trained": report.trained,
+            "orientation": "stored" if report.as_stored else "patient", "remarks": report.remarks,
             "flags": {code: sum(code in codes for codes in report.flags.values()) for code in CODES},
             "failures": [{"study": f.study, "view": f.view, "file": f.file, "reason": f.reason}
                          for f in report.failures],

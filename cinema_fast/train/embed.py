@@ -206,7 +206,10 @@ def _begin(config: EmbedConfig, folder: Path, metadata: dict[str, str]) -> Embed
     if out.is_dir():
         raise ValueError(f"{out} is a folder; want a file to write")
     check_outside_store(out)
-    made = [out, folder, *([out.with_suffix(".png")] if config.labels else [])]
+    made = [out, folder]
+    picture = out.with_suffix(".png")
+    if config.labels and picture.exists() and not config.resume:  # a run that was killed had not come to it
+        raise ValueError(f"{picture} is there already: go on with --resume, or choose another file")
     killed = (folder / UNFINISHED).exists()
     if not (config.resume or killed) and (there := next((path for path in made if path.exists()), None)):
         raise ValueError(f"{there} is there already: go on with --resume, or choose another file")
