@@ -13,7 +13,7 @@ from test_ranks import two_ranks  # noqa: F401
 from test_sharded_checkpoint_damage import Trained, full_disk, group  # noqa: F401
 
 from cinema_fast.train import checkpoint
-from cinema_fast.train.checkpoint import CheckpointError, WholeCheckpoints
+from cinema_fast.train.checkpoint import CheckpointError, WholeCheckpoints, newest_weights
 from cinema_fast.train.meter import Meter, NonFiniteError, check_weights
 from cinema_fast.train.ranks import Ranks
 from cinema_fast.train.sharded_checkpoint import ShardedCheckpoints
@@ -60,6 +60,24 @@ def restored(ranks, *folders) -> tuple[list, list[list[str]]]:
     return [state["step"] if isinstance(state, dict) else state and str(state) for state in found], said
 
 
+def test_a_run_starts_from_the_same_weights_on_all_ranks(two_ranks, saved, tmp_path):  # noqa: F811
+    """Of a run that goes on writing, where the main rank's choice is gone from the other's folder."""
+    folders = []
+    for name in ("one", "two"):
+        shutil.copytree(saved, tmp_path / name / "checkpoints")
+        folders.append(tmp_path / name)
+
+    def start(rank: int):
+        return newest_weights(folders[rank], print, two_ranks[rank])
+
+    (one, called), (two, _) = both(start)
+    assert called == f"{folders[0]}, step 2" and all(torch.equal(one[name], two[name]) for name in one)
+    (folders[1] / "checkpoints" / "step-00000002.json").unlink()
+    main, other = both(start)
+    assert "rank 1 does not find what rank 0 does: make the folder" in str(other)
+    assert "rank 0 finds step-00000002" in str(main)
+
+
 def test_the_main_rank_checks_for_all(two_ranks, saved, monkeypatch):  # noqa: F811
     flip(saved / "step-00000002.pt")
     summed, file_sum = [], checkpoint.file_sum
@@ -100,8 +118,8 @@ def test_ranks_that_find_different_checkpoints_do_not_go_on(two_ranks, saved, tm
         trained.train(2)
         trained.save()
     (main, refused), _ = restored(two_ranks, saved, other)
-    assert re.search("different checkpoints, rank 0 finds step-00000002: make --out the same folder for all", main)
-    assert re.search("different checkpoints, rank 1 does not find what rank 0 does: make --out the same", refused)
+    assert re.search("different checkpoints, rank 0 finds step-00000002: make the folder .* the same one for all", main)
+    assert re.search("different checkpoints, rank 1 does not find what rank 0 does: make the folder", refused)
 
 
 def test_a_rank_that_cannot_read_what_the_main_one_did(two_ranks, saved, tmp_path):  # noqa: F811

@@ -133,6 +133,13 @@ def test_training_starts_from_another_task():
             assert torch.equal(tensor, own[name]), name
 
 
+def test_integers_are_refused_before_frames_are_averaged():
+    state = small_vit(0, n_frames=4).state_dict()
+    first = next(name for name in state if name.endswith("conv_blocks.0.patch_embed.conv.weight"))
+    with pytest.raises(ValueError, match=rf"1 tensors do not fit .*\n  {first}: want floating-.*, got torch\.int8$"):
+        load_starting_weights(small_unetr(1), state | {first: state[first].to(torch.int8)})
+
+
 def test_a_unetr_has_no_fusion_to_start_from():
     source, model = small_unetr(0), small_vit(1)
     fusion = by_part(copy.deepcopy(model), "enc_fusion_dict")

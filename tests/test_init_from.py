@@ -8,7 +8,7 @@ from training_fixtures import FOUR, tiny_store  # noqa: F401
 import cinema_fast as cf
 from cinema_fast.train.config import PretrainConfig
 from cinema_fast.train.pretrain import pretrain
-from cinema_fast.train.run_folder import write_config
+from cinema_fast.train.run_folder import read_config, write_config
 
 
 @pytest.fixture(autouse=True)
@@ -95,9 +95,14 @@ def test_what_is_shared_has_to_fit(tiny_store, tmp_path):  # noqa: F811
 def test_the_folder_of_a_run_gives_its_newest_weights(tiny_store, tmp_path):  # noqa: F811
     start, _ = weights_of(tiny_store, tmp_path / "start", seed=1)
     fresh, _ = weights_of(tiny_store, tmp_path / "fresh", seed=2)
+    settled = read_config(tmp_path / "start")
+    settled["store"]["orientation"] = "patient"
+    write_config(tmp_path / "start", settled)
     found, said = weights_of(tiny_store, tmp_path / "run", seed=2, init_from=tmp_path / "start")
     check(start, found, fresh, FOUR, FOUR)
-    assert said[0].endswith(f"weights of {start}: views taken: {', '.join(FOUR)}")
+    assert said[0].endswith(f"weights of {tmp_path / 'start'}, step 1: views taken: {', '.join(FOUR)}")
+    axes = "learnt on images whose axes lie otherwise (--orientation patient of prepare; this store: stored)"
+    assert f"{tmp_path / 'start'} {axes}" in (tmp_path / "run" / "run.log").read_text()
 
 
 def test_folders_that_give_none(tiny_store, tmp_path):  # noqa: F811

@@ -12,7 +12,7 @@ import cinema_fast as cf
 from cinema_fast.data.augmentation import AugmentConfig
 from cinema_fast.data.loader import Loader
 from cinema_fast.train.config import PretrainConfig
-from cinema_fast.train.meter import NonFiniteError
+from cinema_fast.train.meter import Meter, NonFiniteError
 from cinema_fast.train.pretrain import pretrain
 
 STEPS, BAD = 8, 4
@@ -33,13 +33,13 @@ def config_of(store, out, **changes) -> PretrainConfig:
     return PretrainConfig(**options | changes)
 
 
-def in_the_batch(monkeypatch) -> None:
-    """The brightness of one image of step BAD."""
+def in_the_batch(monkeypatch, last: int = BAD) -> None:
+    """The brightness of one image of the steps BAD to `last`."""
     read = Loader._read
 
     def poisoned(self, at):
         batch = read(self, at)
-        if at[0] + 1 == BAD:
+        if BAD <= at[0] + 1 <= last:
             batch.augment["lax_4c"].gamma[1] = torch.nan
         return batch
 
@@ -120,15 +120,32 @@ def test_a_weight_ends_the_run_and_is_never_saved(tiny_store, tmp_path, monkeypa
     assert equal(saved(tmp_path / "run", STEPS)[0], saved(tmp_path / "undisturbed", STEPS)[0])
 
 
-@pytest.mark.parametrize(("log_every", "status"), [(1, 1), (2, 0)])
-def test_a_run_whose_last_updates_were_all_skipped_fails(tiny_store, tmp_path, monkeypatch, log_every, status):  # noqa: F811
-    in_the_batch(monkeypatch)  # of the last step, the only one of its line or not
-    outcome = pretrain(config_of(tiny_store, tmp_path / "run", steps=BAD, log_every=log_every))
-    assert (outcome.exit_code, outcome.step) == (status, BAD)
-    said = f"the last 1 updates were all skipped, .* weights are those of step {BAD - 1}.* a lower --lr"
+@pytest.mark.parametrize("log_every", [1, 10])
+@pytest.mark.parametrize(("steps", "status"), [(STEPS - 1, 0), (STEPS, 1)])
+def test_a_run_whose_last_updates_were_all_skipped_fails(
+    tiny_store, tmp_path, monkeypatch, steps, status, log_every  # noqa: F811
+):
+    in_the_batch(monkeypatch, last=STEPS)  # four at the end, or five
+    options = {"steps": steps, "log_every": log_every, "checkpoint_every": BAD + 1}
+    outcome = pretrain(config_of(tiny_store, tmp_path / "run", **options))
+    assert (outcome.exit_code, outcome.step) == (status, steps)
+    said = f"the last 5 updates were all skipped, .* weights are those of step {BAD - 1}.* a lower --lr"
     assert bool(re.search(said, (tmp_path / "run" / "run.log").read_text())) == bool(status)
-    resumed = pretrain(config_of(tiny_store, tmp_path / "run", steps=BAD, log_every=log_every, resume=True))
-    assert resumed.exit_code == status  # nothing is left to do, and it is no better
+    again = config_of(tiny_store, tmp_path / "run", resume=True, **options)
+    assert pretrain(again).exit_code == status  # nothing is left to do, and it is no better
+    newest = tmp_path / "run" / "checkpoints" / f"step-{steps:08d}.json"
+    newest.unlink()
+    assert pretrain(again).exit_code == status  # in the middle of those that are skipped
+
+
+def test_of_a_short_run_all_updates_are_its_last():
+    skip, make = torch.tensor([math.nan, 1.0, 0.0]), torch.tensor([1.0, 1.0, 1.0])
+    for rows, found in (([skip], 1), ([skip] * 4, 4), ([make], 0), ([make, *[skip] * 4], 0), ([make, *[skip] * 9], 9)):
+        meter = Meter(max_skips=10, newest=lambda: 0)
+        for step, row in enumerate(rows, start=1):
+            meter.add(step, ("s",), row, 0.0)
+        meter.read()
+        assert meter.skipped_at_end(len(rows)) == found
 
 
 def test_a_weight_before_the_first_checkpoint(tiny_store, tmp_path, monkeypatch):  # noqa: F811

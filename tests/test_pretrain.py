@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from cinema_fast.data.loader import read_batch
 from cinema_fast.data.sampler import Sampler
 from cinema_fast.data.store import CineStore
 from cinema_fast.train.config import PretrainConfig
-from cinema_fast.train.pretrain import pretrain
+from cinema_fast.train.pretrain import _replaced, pretrain
 from cinema_fast.train.setup import model_config
 
 
@@ -185,7 +186,13 @@ def test_a_lost_study_is_replaced_or_ends_a_strict_run(tmp_path, monkeypatch, ca
     assert pretrain(config_of(store, tmp_path / "run", steps=3, batch_size=5)).exit_code == 0
     told, times = capfd.readouterr().err, metrics(tmp_path / "run")[-1]["replaced"]
     assert told.count("study s3 replaced") == times >= 3
-    assert f"could not be read while training, so others were taken in their place (1 studies): s3 ({times} " in told
+    said = f"{times} times a study could not be read while training, and another took its place: "
+    assert f"{said}s3 ({times} times). " in told
+    pretrain(config_of(store, tmp_path / "run", steps=3, batch_size=5, resume=True))  # which meets none itself
+    assert f"{said}{times} times on other ranks or before the run was resumed. " in capfd.readouterr().err
+    assert _replaced(1, Counter(s=1)).startswith("once a study could not be read while training, and another took its "
+                                                 "place: s (once). ")  # fmt: skip
+    assert "place: b (2 times); once on other ranks" in _replaced(3, Counter(b=2))
     with pytest.raises(ValueError, match=r"study s3.*lax_2c\.npy"):
         pretrain(config_of(store, tmp_path / "strict", steps=3, batch_size=5, strict=True))
 

@@ -1,5 +1,7 @@
 """Evaluation and pictures against sums over pixels written out here."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -41,7 +43,9 @@ def test_a_model_worse_than_the_mean_patch_is_called_bad():
     good, bad = Evaluation(3, loss=0.02, blind_loss=0.04), Evaluation(3, loss=0.116, blind_loss=0.04)
     assert str(good).endswith("ratio 0.500")
     assert "ratio 2.900, which is bad: the model predicts no better than the mean patch" in str(bad)
-    assert "train longer (--steps)" in str(bad)
+    assert "Train longer (--steps)" in str(bad)
+    for undefined in (Evaluation(3, loss=math.nan, blind_loss=0.04), Evaluation(3, loss=0.0, blind_loss=0.0)):
+        assert str(undefined).endswith("ratio nan, which is undefined and says nothing of the model")
 
 
 @pytest.mark.parametrize("norm_target", [False, True])

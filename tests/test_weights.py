@@ -9,7 +9,7 @@ import torch
 from small_models import make_images, make_plan, small_config, small_model
 
 import cinema_fast as cf
-from cinema_fast.models.weights import load_shared_views
+from cinema_fast.models.weights import load_shared_views, load_torch
 
 
 def files(model, folder):
@@ -132,6 +132,11 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     with open(path, "rb"):  # the payload itself works
         torch.load(path, weights_only=False)
     assert trace.exists()
+
+
+def test_a_file_that_is_not_there_is_no_damaged_one(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_torch(tmp_path / "weights_only.pt")
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])

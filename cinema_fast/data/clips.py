@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .naming import named
 from .store import CineStore
 
 CLIP = "clip"  # the one view of a model over clips
-NAMED = 5  # studies that are named of those with too few frames
 MIN_FRAMES = 4  # of a cine that clips are drawn from: two, ED and ES, or three do not tell how the heart moves
 
 
@@ -65,11 +65,11 @@ class ClipStore:
         """A line on the cines that no clip is drawn from, as they have too few frames; none where there are none."""
         if not self._short:
             return []
-        named = [f"{study} ({', '.join(f'{v}: {n}' for v, n in short.items())})"
-                 for study, short in list(self._short.items())[:NAMED]]  # fmt: skip
+        shorts = [f"{study} ({', '.join(f'{v}: {n}' for v, n in short.items())})"
+                  for study, short in self._short.items()]  # fmt: skip
         without = sum(not self._planes[study] for study in self._short)
         return [f"no clips of cines with fewer than {self.min_frames} frames, in {len(self._short)} of {len(self.ids)} "
-                f"studies, {without} of which are left out: {'; '.join(named)}{'; ...' * (len(self._short) > NAMED)}"]
+                f"studies, {without} of which are left out: {named(shorts, '; ')}"]
 
     @property
     def ids(self) -> list[str]:

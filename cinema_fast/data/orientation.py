@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from .naming import named
 from .nifti import Cine, Volume
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ AS_STORED_STORE = ("the store keeps the axes of its images as their files store 
 AS_STORED_RUN = ("the run was trained on images with the axes that their files had (a store of an earlier version, or "
                  "--orientation stored), and these were predicted likewise: the same scan written by another program "
                  "may give another result. A run trained on a new store does not depend on it")
-MOST_NAMED = 5  # cines named of those that a remark is about
 
 Arrangement = tuple[int, int, int]
 """Which axis of the file each axis becomes made of, from 1; minus: in reverse. (1, 2, 3) changes nothing."""
@@ -158,6 +158,14 @@ def check_orientation(store: CineStore, run: Path, learnt_on: dict) -> None:
                          f"with --orientation {there}")
 
 
+def learnt_otherwise(start: Path, learnt_on: dict, here: dict) -> list[str]:
+    """What is to be said of a run that weights are taken from, where the axes of its images lie otherwise than those
+    that training goes on with. learnt_on, here: what the two runs keep of their stores."""
+    there, now = orientation_of(learnt_on), orientation_of(here)
+    return [f"{start} learnt on images whose axes lie otherwise (--orientation {there} of prepare; this store: {now}): "
+            "its features may serve less well"] * (there != now)
+
+
 def gather_remarks(remarks: dict[str, list[str]], studies: dict[str, dict[str, dict]]) -> None:
     """Enter what the records (study -> view -> record) remark of their headers: {remark: ["study view"]}."""
     for study, views in sorted(studies.items()):
@@ -168,5 +176,5 @@ def gather_remarks(remarks: dict[str, list[str]], studies: dict[str, dict[str, d
 
 def told_remarks(remarks: dict[str, list[str]]) -> list[str]:
     """A line for each remark: how many cines it is about, and some of them."""
-    return [f"{len(cines)} cines ({', '.join(cines[:MOST_NAMED])}{', ...' * (len(cines) > MOST_NAMED)}): {remark}"
+    return [f"{len(cines)} cines ({named(cines)}): {remark}"
             for remark, cines in remarks.items()]

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from .naming import named
 from .store import VIEWS
 
-MOST_NAMED = 5  # of the files that have no place
 NO_STUDY = ("", ".", "..")  # they would name other folders than that of a study
 
 
@@ -74,8 +74,7 @@ class Sources:
 
 def unmatched_line(names: list[str]) -> str:
     """What is told of NIfTI files that the pattern does not describe, by their names relative to the sources."""
-    named = ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else "")
-    return f"{len(names)} NIfTI files do not match the pattern and were left alone: {named}"
+    return f"{len(names)} NIfTI files do not match the pattern and were left alone: {named(names)}"
 
 
 def parse_aliases(aliases: tuple[str, ...]) -> dict[str, str]:

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
+from .naming import named
 from .records import CineInfo
 
 LANDMARK_COLUMNS = ("study", "view", "frame", "landmark", "x_mm", "y_mm", "z_mm")
 
 
 MOST = float(np.finfo(np.float32).max)  # what models compute in
-NAMED = 5  # studies of a table that are named on either side
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def check_matches(
 
 
 def _named(studies: Sequence[str]) -> str:
-    return ", ".join(map(repr, studies[:NAMED])) + (", ..." if len(studies) > NAMED else "")
+    return named([repr(study) for study in studies])
 
 
 def check_landmarks(

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.naming import named
 from ..data.output import folder_for, whole_file
 from ..data.parsed_file import read_json
 from ..train.compare import UNKNOWN, markdown_table
@@ -19,7 +20,6 @@ from .rows import KINDS, Row, key, number, read_rows
 from .summary import Target, measure_of, row_sets
 
 RESULTS, ROWS = "results.json", "rows.csv"
-NAMED = 5
 TRUTHS = ("truth", "truth_ml")
 
 
@@ -171,7 +171,7 @@ def _text(first: EvaluationFolder, second: EvaluationFolder, paired: Sequence[Ro
     lines = [f"{names[1]} (second) against {names[0]} (first): {len(studies)} studies that both have, paired."]
     for name, one in zip(names, (first, second)):
         if left := sorted(one.studies - studies):
-            shown = ", ".join(map(printable, left[:NAMED])) + (", ..." if len(left) > NAMED else "")
+            shown = named([printable(study) for study in left])
             lines.append(f"Left out, only in {name}: {len(left)} studies ({shown})")
         rest = sum(row["study"] in studies for row in one.rows.values()) - len(paired)
         if rest:

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.clips import CLIP, MIN_FRAMES, ClipStore
+from ..data.clips import CLIP, ClipStore
 from ..data.loader import LoaderError
 from ..data.orientation import check_orientation
 from ..data.output import new_folder
 from ..data.progress import progress_bar
 from ..data.store import CineStore, StoreError
 from ..data.tables import Table, check_landmarks, check_matches, is_number, landmark_voxels, read_landmarks
+from ..train.run_folder import min_frames_of
 from ..train.setup import store_fingerprint
 from .assessment import Assessment
 from .cases import NEEDED, SegmentationCase, missing_structures
@@ -238,7 +239,8 @@ def _judge_table(
 ) -> dict[str, dict[str, float]]:
     """Judge every target of every study that has a value; returns {study: {target: predicted number}}."""
     clips = CLIP in run.shape.views
-    store = ClipStore(cines, run.settled["run"]["views"]) if clips else cines
+    fewest = min_frames_of(run.settled)
+    store = ClipStore(cines, run.settled["run"]["views"], min_frames=fewest) if clips else cines
     for target in (target for target in run.task.targets if target.classes):
         table.check_classes(target.name, studies)
     truth = {target.name: table.values(target.name) if target.classes else table.numeric(target.name)
@@ -248,7 +250,7 @@ def _judge_table(
         views = tuple(v for v in store.views(study) if v in run.shape.views)
         if not views:
             reads = f"views {', '.join(run.shape.views)}"
-            sums.leave_out(study, f"no cine of {MIN_FRAMES} frames or more" if clips else f"none of the {reads}")
+            sums.leave_out(study, f"no cine of {fewest} frames or more" if clips else f"none of the {reads}")
             continue
         try:
             found = run.predict_study(store, study, views)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..data.clips import CLIP, ClipStore
 from ..data.loader import read_ahead
-from ..data.orientation import AS_STORED_STORE, orientation_of
+from ..data.orientation import AS_STORED_STORE, learnt_otherwise, orientation_of
 from ..data.sampler import Sampler
 from ..data.store import CineStore
 from ..models.config import CineMAConfig, config_from_dict, preset
@@ -70,10 +70,11 @@ def finetune(config: FinetuneConfig) -> Outcome:
         "used": list(settled.used),
         "view_sets": [{"views": list(views), "studies": n} for views, n in settled.view_sets.items()],
         "fewest_slices": settled.fewest_slices,
-        "min_frames": min_frames_of(before),
         "seen": (before or {}).get("seen") or _seen(config, settled, cines),
         "versions": versions(),
     }
+    if isinstance(settled.store, ClipStore):
+        saved["min_frames"] = settled.store.min_frames
     check_run_folder(config, saved)
     with memory_advice(config, **_told_of(config, settled)):
         return _finetune(config, settled, saved, device, pick_precision(config.precision, device))
@@ -92,10 +93,7 @@ def _finetune(
         if config.init_from.is_dir():
             remarks.append(f"the model's shape is that of {config.init_from} ({config.preset}); --preset is for random "
                            "weights and files")
-            learnt_on, here = (orientation_of(one["store"]) for one in (read_config(config.init_from), saved))
-            if learnt_on != here:
-                remarks.append(f"{config.init_from} learnt on images whose axes lie otherwise (--orientation "
-                               f"{learnt_on} of prepare; this store: {here}): its features may serve less well")
+            remarks += learnt_otherwise(config.init_from, _start(config)["store"], saved["store"])
         remarks += seen_remarks(config.init_from, **saved["seen"], test=settled.split.test, share=config.test)
     if saved["store"]["orientation"] == "stored":
         remarks.append(AS_STORED_STORE)
@@ -191,7 +189,7 @@ def _finetune(
         if _enough(best, config):
             log.say(f"stopped early: no better score in {best['since']} validations")
         log.say(f"best weights: step {best['step']}, in {config.out / 'best'}")
-        if skipped := meter.skipped_at_end(done, config.log_every):
+        if skipped := meter.skipped_at_end(done):
             log.say(ended_skipping(skipped, done))
     return Outcome(config.out, done, skipped=skipped)
 
@@ -293,9 +291,11 @@ def _start(config: FinetuneConfig) -> dict:
 
 def _load(model: nn.Module, config: FinetuneConfig, say: Callable[[str], None]) -> str:
     """Put the weights of --init-from into the model; says what was taken and what not."""
-    source = newest_weights(config.init_from, say) if config.init_from.is_dir() else config.init_from
+    source, name = config.init_from, str(config.init_from)
+    if source.is_dir():
+        source, name = newest_weights(source, say)
     try:
-        said, absent = load_starting_weights(model, source)
+        said, absent = load_starting_weights(model, source, name)
     except FileNotFoundError as error:
         raise ValueError(f"--init-from: {error}") from None
     if config.frozen and absent:
@@ -303,7 +303,7 @@ def _load(model: nn.Module, config: FinetuneConfig, say: Callable[[str], None]) 
             f"--frozen: {config.init_from} has no {', '.join(absent)} to leave as it is: start without --frozen, or "
             "from other weights"
         )
-    return f"weights of {source}: {said}"
+    return f"weights of {name}: {said}"
 
 
 def _seen(config: FinetuneConfig, settled: Settled, cines: CineStore) -> dict:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..data.clips import CLIP
+from ..data.naming import named
 from ..data.nifti import CineError
 from ..data.orientation import AS_STORED_RUN, gather_remarks, orientation_of, told_remarks
 from ..data.output import new_folder
@@ -29,7 +30,6 @@ from .predict_config import PredictConfig
 from .predicted_studies import StudyPrediction, predict_prepared, tables_of
 from .run import FinetunedRun, load_run
 
-NAMED = 5  # studies that are named of those of one kind
 _GRID = ("sax_size", "lax_size", "sax_spacing", "lax_spacing")
 _TABLES = ("studies.csv", "frames.csv", "landmarks.csv")
 _WRITTEN = ("studies", *_TABLES, *(f"{name}.tmp" for name in _TABLES), "results.json", ".preparing")
@@ -96,8 +96,7 @@ class PredictReport:
 
 def _named(studies: list[str]) -> str:
     """How many studies, and the first of them by name."""
-    shown = ", ".join(studies[:NAMED]) + ", ..." * (len(studies) > NAMED)
-    return f"{len(studies)} {'study' if len(studies) == 1 else 'studies'} ({shown})"
+    return f"{len(studies)} {'study' if len(studies) == 1 else 'studies'} ({named(studies)})"
 
 
 def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:

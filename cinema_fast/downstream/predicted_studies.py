@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..data.clips import CLIP, MIN_FRAMES, ClipStore
+from ..data.clips import CLIP, ClipStore
 from ..data.geometry import spacing_of
 from ..data.nifti import Cine
 from ..data.orientation import arrange, arranged, inverse
@@ -14,6 +14,7 @@ from ..data.sources import Source
 from ..data.store import CineStore
 from ..data.study import read_source
 from ..data.tables import LANDMARK_COLUMNS
+from ..train.run_folder import min_frames_of
 from .flags import cycle_flags, in_order
 from .landmarks import Landmarks
 from .metrics_function import QUANTITIES, CycleFunction, cycle_function, volume_curves
@@ -92,12 +93,12 @@ def _predicted(
     run: FinetunedRun, store: CineStore, study: str, sources: Mapping[str, Source]
 ) -> StudyPrediction:
     if CLIP in run.shape.views:
-        reads = run.settled["run"]["views"]
-        moving = tuple(v for v in store.views(study) if v in (reads or [v]) and store.n_frames(study, v) >= MIN_FRAMES)
+        reads, fewest = run.settled["run"]["views"], min_frames_of(run.settled)
+        moving = tuple(v for v in store.views(study) if v in (reads or [v]) and store.n_frames(study, v) >= fewest)
         if not moving:
             raise ValueError(f"the model reads clips of the cycle, and no {' or '.join(reads) or 'view'} has "
-                             f"{MIN_FRAMES} frames or more: give cines, not ED and ES alone")  # fmt: skip
-        return _values(run, ClipStore(store, moving), study, (CLIP,), moving)
+                             f"{fewest} frames or more: give cines, not ED and ES alone")  # fmt: skip
+        return _values(run, ClipStore(store, moving, min_frames=fewest), study, (CLIP,), moving)
     views = tuple(view for view in store.views(study) if view in run.shape.views)
     if not views:
         have, read = ", ".join(store.views(study)), ", ".join(run.shape.views)

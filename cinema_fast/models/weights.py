@@ -47,6 +47,8 @@ def load_torch(path: Path):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # how PyTorch greets any pickle of another
             return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
     except Exception as error:
         if "weights_only" not in str(error):
             raise
@@ -98,16 +100,20 @@ def load_cinema_weights(model: nn.Module, source: str | Path | Mapping[str, Tens
     return f"weights of {'the mapping given' if given else source}: " + _load_encoder(model, state, where)
 
 
-def load_starting_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> tuple[str, tuple[str, ...]]:
+def load_starting_weights(
+    model: nn.Module, source: str | Path | Mapping[str, Tensor], name: str = ""
+) -> tuple[str, tuple[str, ...]]:
     """Load what a ConvViT or ConvUNetR begins its training from; what was loaded, left and kept, and which parts of
     stem, encoder and fusion are not in the source.
 
     As `load_cinema_weights`, and fine-tuned weights that do not fit as a whole, such as those of another task, give
     what pre-trained ones do. How the losses of several targets were balanced (`log_variance`) is left.
+    name: what messages call a mapping.
 
     Raises as `load_cinema_weights`.
     """
-    state, where = _published(_read(source)), "" if isinstance(source, Mapping) else f" in {source}"
+    name = name or ("" if isinstance(source, Mapping) else str(source))
+    state, where = _published(_read(source)), f" in {name}" * bool(name)
     balance = state.pop("log_variance", None)
     if not _is_pretrained(state) and not _misfits(cinema_state_dict(model), state):
         _load(model, state, where)
@@ -137,10 +143,10 @@ def _load_encoder(model: nn.Module, state: Mapping[str, Tensor], where: str) -> 
         raise ValueError(
             f"the weights{where} have no view {missing[0]!r}, which the model wants (views: {', '.join(stored)})"
         )
+    shared = {n: t for n, t in state.items() if n.partition(".")[0] in parts and _view_of(n) in (None, *views)}
+    _refuse(_integers(own, shared), where)  # before any arithmetic on them
     taken, repeated, other_tables = {}, "", []
-    for name, tensor in state.items():
-        if name.partition(".")[0] not in parts or _view_of(name) not in (None, *views):
-            continue
+    for name, tensor in shared.items():
         want = own[name].shape if name in own else tensor.shape
         if name.endswith(".pos_embed"):
             if want != tensor.shape or not torch.allclose(tensor.to(own[name]), own[name]):
@@ -182,25 +188,28 @@ def _stem_views(state: Mapping[str, Tensor]) -> list[str]:
     return list(dict.fromkeys(_view_of(name) for name in state if name.startswith("enc_down_dict.")))
 
 
-def load_shared_views(model: CineMA, source: str | Path) -> str:
+def load_shared_views(model: CineMA, source: str | Path | Mapping[str, Tensor], name: str = "") -> str:
     """Load what a checkpoint and `model` share where their views differ; says what was taken, fresh and left.
 
     Tensors of views that only the model has stay as they are, those of views that only the checkpoint has are left;
-    everything else has to fit. Raises as `load_cinema_weights`, and ValueError where no view is shared.
+    everything else has to fit. name: what messages call a mapping.
+
+    Raises as `load_cinema_weights`, and ValueError where no view is shared.
     """
+    name = name or ("the mapping given" if isinstance(source, Mapping) else str(source))
     state, views = _published(_read(source)), model.config.views
-    stored = sorted({view for name in state if (view := _view_of(name))})
+    stored = sorted({view for key in state if (view := _view_of(key))})
     taken = [view for view in views if view in stored]
     if not taken:
-        raise ValueError(f"{source} has weights of the views {', '.join(stored) or 'of no model known'}, want one or "
+        raise ValueError(f"{name} has weights of the views {', '.join(stored) or 'of no model known'}, want one or "
                          f"more of {', '.join(views)}")
     fresh = [view for view in views if view not in stored]
     left = [view for view in stored if view not in views]
-    state = {name: tensor for name, tensor in state.items() if _view_of(name) not in left}
-    state |= {name: tensor for name, tensor in model.state_dict().items() if _view_of(name) in fresh}
-    _load(model, state, f" in {source}")
+    state = {key: tensor for key, tensor in state.items() if _view_of(key) not in left}
+    state |= {key: tensor for key, tensor in model.state_dict().items() if _view_of(key) in fresh}
+    _load(model, state, f" in {name}")
     more = f"; fresh: {', '.join(fresh)}" * bool(fresh) + f"; left: {', '.join(left)}" * bool(left)
-    return f"weights of {source}: views taken: {', '.join(taken)}{more}"
+    return f"weights of {name}: views taken: {', '.join(taken)}{more}"
 
 
 def _inner(model: nn.Module) -> nn.Module:
@@ -245,8 +254,7 @@ def _view_of(name: str) -> str | None:
 def _load(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Load tensors that all fit by their published names; else ValueError, as in `load_cinema_weights`."""
     own = cinema_state_dict(model)
-    if problems := _misfits(own, state):
-        raise ValueError(f"{len(problems)} tensors{where} do not fit this model:\n  " + "\n  ".join(problems))
+    _refuse(_misfits(own, state), where)
     if bad := [name for name, tensor in state.items() if not tensor.to(own[name].dtype).isfinite().all()]:
         raise ValueError(f"{len(bad)} of {len(state)} tensors{where} hold numbers that are not finite, {bad[0]} among "
                          "them: nothing can be learnt from these weights, start from others")
@@ -264,9 +272,18 @@ def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str
         for name, t in state.items()
         if name in own and own[name].shape != t.shape
     ]
-    problems += [
+    return problems + _integers(own, state)
+
+
+def _integers(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """The tensors of `state` that are integers where those of `own` are not."""
+    return [
         f"{name}: want floating-point numbers, got {t.dtype}"
         for name, t in state.items()
         if name in own and own[name].is_floating_point() and not t.is_floating_point()
     ]
-    return problems
+
+
+def _refuse(problems: list[str], where: str) -> None:
+    if problems:
+        raise ValueError(f"{len(problems)} tensors{where} do not fit this model:\n  " + "\n  ".join(problems))

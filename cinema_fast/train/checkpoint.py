@@ -28,7 +28,7 @@ from ..data.parsed_file import read_json
 from ..data.regular_file import open_regular, read_regular
 from ..models.weights import cinema_state_dict, load_cinema_weights, load_safetensors, load_torch
 from .memory import ran_out
-from .ranks import Ranks
+from .ranks import ALONE, Ranks
 
 FORMAT, VERSION = "cinema-fast checkpoint", 1
 NONE_SOUND = -1  # told to the other ranks in place of a mark
@@ -99,18 +99,19 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | 
     return _newest_sound(_manifests(folder), _read, say)
 
 
-def newest_weights(run: Path, say: Callable[[str], None]) -> Path:
-    """The file of the newest sound weights of a run's folder, of a run of `finetune` of the best; says which damaged
-    ones it passes over.
+def newest_weights(run: Path, say: Callable[[str], None], ranks: Ranks = ALONE) -> tuple[dict[str, Tensor], str]:
+    """The newest sound weights in a run's folder, of a run of `finetune` the best, and what to call them, RUN and step;
+    says which damaged ones it passes over. All ranks call it, and have the same.
 
-    Raises ValueError where the run has none yet, CheckpointError where all are damaged.
+    Raises ValueError where the run has none yet, CheckpointError where all are damaged or the ranks find different
+    ones.
     """
     best = run / "best"
     folder = best if best.exists() else run / "checkpoints"
-    checkpoint = newest_checkpoint(folder, say)
+    checkpoint = newest_of_all(_manifests(folder), _read, say, ranks)
     if checkpoint is None:
         raise ValueError(f"--init-from {run}: this run has no checkpoint yet")
-    return folder / f"step-{checkpoint.step:08d}{_SUFFIX['weights']}"
+    return checkpoint.weights, f"{run}, step {checkpoint.step}"
 
 
 def newest_of_all(
@@ -139,8 +140,8 @@ def newest_of_all(
     if ranks.most(int(bool(mark) and path is None)):
         found = f"finds {path.stem}" if path else "does not find what rank 0 does"
         raise CheckpointError(
-            f"the ranks find different checkpoints, rank {ranks.rank} {found}: make --out the same folder for all, and "
-            "go on with --resume"
+            f"the ranks find different checkpoints, rank {ranks.rank} {found}: make the folder (--out, or that of "
+            "--init-from) the same one for all, and give the command again, to go on with --resume"
         )
     if ranks.main or path is None:
         return content

@@ -105,7 +105,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
     from .embedding import embed_studies
     from .embedding_figure import read_labels
     from .figure import printable
-    from .run_folder import read_config
+    from .run_folder import min_frames_of, read_config
     from .setup import pick_device, pick_precision, store_fingerprint
 
     settled = read_config(config.run)
@@ -123,7 +123,8 @@ def embed(config: EmbedConfig) -> EmbedReport:
         raise ValueError(f"{config.out}: the picture has this name; give the Parquet file another")
     cines = CineStore(config.store)
     check_orientation(cines, config.run, settled["store"])
-    store = ClipStore(cines, settled["run"]["views"]) if CLIP in shape.views else cines
+    fewest = min_frames_of(settled)
+    store = ClipStore(cines, settled["run"]["views"], min_frames=fewest) if CLIP in shape.views else cines
     for remark in store.remarks() if CLIP in shape.views else ():
         print(remark, file=sys.stderr)
     if config.labels:

@@ -4,6 +4,7 @@ The yardstick is the best predictor that does not look at the image: the mean pa
 position. It is scored at the same masked positions of the same images, which are not augmented.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -32,7 +33,8 @@ MASK_SEED = 0x5EED  # masks are the same in every evaluation, whatever seed the 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """studies judged; loss: their mean masked loss; blind_loss: that of the mean patch; ratio of the two."""
+    """studies judged; loss: their mean masked loss; blind_loss: that of the mean patch; ratio of the two, nan where it
+    is undefined."""
 
     studies: int
     loss: float
@@ -40,7 +42,7 @@ class Evaluation:
 
     @property
     def ratio(self) -> float:
-        return self.loss / self.blind_loss
+        return self.loss / self.blind_loss if self.blind_loss else math.nan
 
     def __str__(self) -> str:
         return (
@@ -50,11 +52,13 @@ class Evaluation:
 
     @property
     def verdict(self) -> str:
-        """What a ratio of 1 or more means and what to do, in words; empty below."""
-        if self.ratio < 1:
-            return ""
-        return (", which is bad: the model predicts no better than the mean patch: it has learnt nothing of use "
-                "yet; train longer (--steps), and where the training loss does not fall, with a lower --lr")
+        """What a ratio of 1 or more means and what to do, or that there is none, in words; empty below 1."""
+        if math.isnan(self.ratio):
+            return ", which is undefined and says nothing of the model"
+        if self.ratio >= 1:
+            return (", which is bad: the model predicts no better than the mean patch. Train longer (--steps), and "
+                    "where the training loss does not fall, with a lower --lr")
+        return ""
 
 
 def fixed_batches(

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data.augment import motion_input
 from ..data.clips import ClipStore
 from ..data.loader import Batch
+from ..data.naming import named
 from ..data.store import CineStore
 from ..kernels.motion_score import mask_weights, motion_map, patch_means, relative_to_mean
 from ..kernels.native import cuda_unsupported
@@ -21,7 +22,6 @@ from .config import MaskConfig
 from .stopwatch import Stopwatch
 
 GREY = 255  # optical flow takes grey values of 0..255, the model's images lie in 0..1
-NAMED = 5
 
 
 class Guidance:
@@ -98,10 +98,9 @@ def check_guidance(store: CineStore, views: Mapping[str, tuple[str, ...]]) -> No
     infos = {(study, view): store.info(study, view) for study, has in views.items() for view in has}
     without = sorted({study for (study, _), info in infos.items() if info.motion is None})
     if without:
-        more = ", ..." * (len(without) > NAMED)
         raise ValueError(
-            f"{store.path}: {len(without)} of {len(views)} studies have no motion map ({', '.join(without[:NAMED])}"
-            f"{more}): add them by `cinema-fast prepare SRC {store.path} --motion` with the options of before"
+            f"{store.path}: {len(without)} of {len(views)} studies have no motion map ({named(without)}): "
+            f"add them by `cinema-fast prepare SRC {store.path} --motion` with the options of before"
         )
     if not any(info.motion.max_px for info in infos.values()):
         raise ValueError(

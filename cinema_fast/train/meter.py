@@ -15,6 +15,9 @@ class NonFiniteError(ValueError):
     """Too many updates in a row had a loss or gradient that is not finite, or a weight is not."""
 
 
+LAST = 5  # updates at the end of a run: where all of them were skipped, it has not ended as it should
+
+
 def check_weights(model: nn.Module, step: int, newest: Callable[[], int], ranks: Ranks) -> None:
     """Raise NonFiniteError, on every rank, where a weight of any is not finite after a step.
 
@@ -127,10 +130,10 @@ class Meter:
         self._timed, self._flops, self._since = 0, 0.0, time.perf_counter()
         self._waited, self._guided = waited, guided
 
-    def skipped_at_end(self, done: int, log_every: int) -> int:
-        """Updates in a row that were skipped up to `done`, the last step, where these are all since a multiple of
-        `log_every`: then the run has not ended as it should. Else 0. Call `read` first."""
-        return self.skipped_in_a_row if self.skipped_in_a_row > (done - 1) % log_every else 0
+    def skipped_at_end(self, done: int) -> int:
+        """Updates in a row that were skipped up to `done`, the last step, where they are LAST or more, or all that were
+        made: then the run has not ended as it should. Else 0. Call `read` first."""
+        return self.skipped_in_a_row if self.skipped_in_a_row >= min(LAST, done) else 0
 
     def state(self) -> dict:
         """Plain values that `restore` takes; call `read` first."""

@@ -13,7 +13,8 @@ import torch
 from ..data.clips import ClipStore
 from ..data.dali import make_loader, pick_loader
 from ..data.loader import LoaderError
-from ..data.orientation import AS_STORED_STORE, orientation_of
+from ..data.naming import named
+from ..data.orientation import AS_STORED_STORE, learnt_otherwise, orientation_of
 from ..data.sampler import Sampler, held_out
 from ..data.store import CineStore
 from ..models.cinema import CineMA
@@ -48,8 +49,6 @@ from .step import adamw, make_train_step
 from .stop import StopRequest
 from .usage import Usage
 
-NAMED = 5  # studies that cannot be read are named up to this number
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -68,7 +67,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0: all steps made; 1: but the last updates were skipped; 128 + signal (143 SIGTERM, 130 Ctrl-C): stopped
+        """0: all steps made; 1: but the last 5 updates (of fewer, all) were skipped; 128 + signal (143 SIGTERM, 130 Ctrl-C): stopped
         early, and saved."""
         if self.signum is not None:
             return 128 + self.signum
@@ -145,8 +144,9 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
     sharded, folder, how = config.parallel == "fsdp", config.out / "checkpoints", {"keep": config.keep, "ranks": ranks}
     behind = device.type == "cuda"
     checkpoints = ShardedCheckpoints(folder, **how) if sharded else WholeCheckpoints(folder, behind=behind, **how)
-    if config.init_from and not (config.resume and checkpoints.any()):
-        remarks.append(load_shared_views(model, _starting_weights(config, remarks.append)))
+    begun = config.resume and ranks.most(int(checkpoints.any()))
+    if config.init_from and not begun:
+        _load_start(model, config, settled["store"], ranks, remarks.append)
     if sharded:
         shard_model(model, ranks, device)
     optimizer = adamw(model, lr=config.lr, weight_decay=config.weight_decay)
@@ -262,9 +262,9 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
                 log.say(f"stopped by signal {stopped} after step {done} and saved; go on with --resume")
                 return Outcome(config.out, done, stopped)
         checkpoints.finish()
-        if replaced:
-            log.say(_replaced(replaced))
-        if skipped := meter.skipped_at_end(done, config.log_every):
+        if times := ranks.sum(meter.replaced):
+            log.say(_replaced(times, replaced))
+        if skipped := meter.skipped_at_end(done):
             log.say(ended_skipping(skipped, done))
         if sharded:
             weights = whole_weights(model)  # of all ranks: from here on the main one works alone
@@ -279,19 +279,30 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
     return Outcome(config.out, done, evaluation=evaluation, skipped=skipped)
 
 
-def _replaced(times: Counter[str]) -> str:
-    """The studies that could not be read while training, and how often each was drawn, in words."""
-    named = [f"{study} ({n} times)" if n > 1 else study for study, n in times.most_common(NAMED)]
-    more = [f"and {len(times) - NAMED} more"] * (len(times) > NAMED)
-    return (f"could not be read while training, so others were taken in their place ({len(times)} studies): "
-            f"{', '.join([*named, *more])}; why is said above, and `cinema-fast verify` checks the whole store")
+def _replaced(times: int, seen: Counter[str]) -> str:
+    """How often in all a study could not be read while training, and which this process has `seen` so, in words."""
+    told = [named([f"{study} ({_times(n)})" for study, n in seen.most_common()])] * bool(seen)
+    rest = times - seen.total()
+    told += [f"{_times(rest)} on other ranks or before the run was resumed"] * bool(rest)
+    return (f"{_times(times)} a study could not be read while training, and another took its place: "
+            f"{'; '.join(told)}. The lines of these steps say why, and `cinema-fast verify` checks the whole store")
 
 
-def _starting_weights(config: PretrainConfig, say: Callable[[str], None]) -> Path:
-    """The file of the weights of --init-from, which may be the folder of a run of `pretrain`."""
+def _times(n: int) -> str:
+    return "once" if n == 1 else f"{n} times"
+
+
+def _load_start(
+    model: CineMA, config: PretrainConfig, store: dict, ranks: Ranks, say: Callable[[str], None]
+) -> None:
+    """Put the weights of --init-from, a file or the folder of a run of `pretrain`, into the model; says what was taken.
+
+    store: what this run keeps of its own.
+    """
     start = config.init_from
     if not start.is_dir():
-        return start
+        say(load_shared_views(model, start))
+        return
     settled = read_config(start)
     if settled is None:
         raise ValueError(f"--init-from {start}: no run in this folder (no config.yaml)")
@@ -301,7 +312,9 @@ def _starting_weights(config: PretrainConfig, say: Callable[[str], None]) -> Pat
     if (size := settled["run"]["preset"]) != config.preset:
         raise ValueError(f"--init-from {start}: a run of --preset {size}, this one is to be of {config.preset}: give "
                          f"--preset {size}, or start from another run")
-    return newest_weights(start, say)
+    say(load_shared_views(model, *newest_weights(start, say, ranks)))
+    for remark in learnt_otherwise(start, settled["store"], store):
+        say(remark)
 
 
 def _split(
@@ -318,7 +331,7 @@ def _split(
     trained = {view for has in training.values() for view in has}
     if away and not any(trained.intersection(usable[study]) for study in away):
         raise ValueError(
-            f"--holdout {share:g}: no held-out study ({', '.join(away[:5])}{', ...' * (len(away) > 5)}) has a view of "
+            f"--holdout {share:g}: no held-out study ({named(away)}) has a view of "
             f"the training studies ({', '.join(v for v in views if v in trained)}); hold out another share"
         )
     unseen = {view for study in away for view in usable[study]} - trained
@@ -343,9 +356,8 @@ def _judge(
         pictures = write_report(config.out, model, store, away or training, **told, **common)
         log.say(f"pictures: {', '.join(str(path) for path in pictures)}")
     if unreadable:
-        named = [f"{study}: {why}" for study, why in unreadable.items()][:NAMED]
-        more = [f"and {len(unreadable) - NAMED} more"] * (len(unreadable) > NAMED)
-        log.say("\n  ".join([f"cannot be read, so neither judged nor drawn ({len(unreadable)}):", *named, *more]))
+        lines = named([f"{study}: {why}" for study, why in unreadable.items()], "\n  ")
+        log.say(f"cannot be read, so neither judged nor drawn ({len(unreadable)}):\n  {lines}")
     return evaluation
 
 
