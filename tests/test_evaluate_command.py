@@ -1,12 +1,21 @@
 """`evaluate` of fine-tuned runs against scores computed by hand from the run's own predictions."""
 
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
-import torch
-from labelled_discs import LABELLED, SPACING, discs, heart, write_discs, write_points, write_table  # noqa: F401
+from labelled_discs import (
+    LABELLED,
+    SPACING,
+    by_brightness,
+    discs,  # noqa: F401
+    heart,
+    write_discs,
+    write_points,
+    write_table,
+)
 
 from cinema_fast.cli import main
 from cinema_fast.data.clips import ClipStore, clip_frames
@@ -63,21 +72,29 @@ def test_segmentation(discs, runs, tmp_path):  # noqa: F811
     assert kinds == {"segmentation", "function"}  # nothing is known of these hearts but their labels
 
 
-def by_brightness(self, view, frames):
-    """Probabilities of a model that finds everything, by the grey levels of the discs."""
-    levels = torch.tensor([60.0, 160.0, 20.0, 240.0]).view(1, 4, *[1] * (frames.ndim - 1))
-    return (-(torch.from_numpy(frames)[:, None] - levels).abs()).softmax(1)
-
-
 def test_known_values_scans_and_subgroups(discs, runs, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(FinetunedRun, "predict_frames", by_brightness)
+    """Of the first study the model misses the LV in a frame: a failure, and nothing to compare with a second scan."""
+    train = load_run(runs / "segmentation", device="cpu").split.train
+    hearts = {}
+    for study in train:
+        hearts.setdefault(int(study[1:]) // 4, []).append(study)
+    scans = {several[0]: several[1] for several in hearts.values() if len(several) > 1}
+    lost = next(iter(scans))
+    missed = CineStore(discs.store).read_frames(lost, "sax", range(4))
+
+    def predicted(self, view, frames):
+        found = by_brightness(self, view, frames)
+        if frames.shape == missed.shape and (frames == missed).all():
+            found[1, 3] = 0.0
+        return found
+
+    monkeypatch.setattr(FinetunedRun, "predict_frames", predicted)
     table = tmp_path / "known.csv"
     lines = [f"s{n:02d},{50 + n},{n},h{n // 4},{'ab'[n % 2]}" for n in range(12)]
     table.write_text("\n".join(["study,my_ef,lv_mass_g,heart,site", *lines]))
     results, rows = evaluated(runs / "segmentation", tmp_path / "eval", data=discs.store, part="train", table=table,
                               known=("lv_ef=my_ef", "lv_mass_g=lv_mass_g"), retest="heart",
                               subgroups=("site",))  # fmt: skip
-    train = load_run(runs / "segmentation", device="cpu").split.train
     cycle = {(row["study"], row["name"]): row["truth"] for row in rows if row["kind"] == "cycle"}
     for study in train:
         number = float(study[1:])
@@ -85,12 +102,16 @@ def test_known_values_scans_and_subgroups(discs, runs, tmp_path, monkeypatch):  
     # the first two scans of each heart, over the whole cycle as the report has them
     measured = {(row["study"], row["name"]): row["pred"] for row in rows if row["kind"] == "cycle"}
     retest = {(row["study"], row["name"]): (row["first"], row["second"]) for row in rows if row["kind"] == "retest"}
-    scans = [[study for study in train if int(study[1:]) // 4 == number][:2] for number in range(3)]
-    scans = dict(pair for pair in scans if len(pair) > 1)
-    assert scans and {study for study, _ in retest} == set(scans)
     for pair in scans.items():
-        for name in ("lv_ef", "lv_mass_g"):
-            assert retest[pair[0], name] == tuple(measured[study, name] for study in pair)
+        for name in ("lv_ef", "lv_mass_g", "rv_ef"):
+            if pair[0] == lost and name != "rv_ef":
+                assert (lost, name) not in retest and measured[lost, name] == math.inf
+                why = f"{name} could not be measured in it and in {pair[1]}, the same heart"
+                assert {"study": lost, "why": why} in results["left_out"]
+            elif name != "rv_ef":
+                assert retest[pair[0], name] == tuple(measured[study, name] for study in pair)
+            else:
+                assert (pair[0], name) in retest
     assert results["without_group"] == {"site": 0} and results["studies"] == len(train)
 
 
@@ -106,7 +127,9 @@ def test_what_is_missing_in_a_frame_is_not_measured(discs, runs, tmp_path, monke
     results, rows = evaluated(runs / "segmentation", tmp_path / "eval", data=discs.store, part="train",
                               table=discs.table, known=("lv_ef=radius",), retest="heart")  # fmt: skip
     cycle = [row for row in rows if row["kind"] == "cycle"]
-    assert cycle and all(np.isnan(row["pred"]) for row in cycle)
+    assert cycle and all(row["pred"] == math.inf for row in cycle)  # each a failure
+    (ef,) = [table for table in results["tables"] if (table["kind"], table["name"]) == ("cycle", "lv_ef")]
+    assert ef["numbers"]["mae"]["note"].startswith(f"{len(cycle)} of {len(cycle)} failed")
     said = {one["why"] for one in results["left_out"]}
     assert any(why.startswith("lv_ef could not be measured in it and in") for why in said)
     assert {"lv_empty_frames"} <= {one["flag"] for one in results["flags"]}
