@@ -6,11 +6,16 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from cine_files import write_cine
 from labelled_discs import (
     LABELLED,
+    SIZES,
     SPACING,
+    affine_of,
     by_brightness,
     discs,  # noqa: F401
+    drawn,
     heart,
     write_discs,
     write_points,
@@ -21,9 +26,12 @@ from cinema_fast.cli import main
 from cinema_fast.data.clips import ClipStore, clip_frames
 from cinema_fast.data.output import OutputError
 from cinema_fast.data.store import CineStore
+from cinema_fast.data.tables import read_table
+from cinema_fast.downstream.assessment import Assessment
 from cinema_fast.downstream.evaluate import evaluate_run
 from cinema_fast.downstream.evaluate_config import EvaluateConfig
 from cinema_fast.downstream.finetune import finetune
+from cinema_fast.downstream.metrics_function import QUANTITIES
 from cinema_fast.downstream.rows import read_rows
 from cinema_fast.downstream.run import FinetunedRun, load_run
 
@@ -163,6 +171,43 @@ def test_landmarks(discs, runs, tmp_path):  # noqa: F811
         at = run.predict({"lax_4c": frames[:, None]})["lax_4c"][0, run.task.names.index(row["name"])].numpy()
         mm = np.linalg.norm((at - right) * SPACING["lax_4c"])
         assert row["distance_mm"] == pytest.approx(mm, abs=1e-4)
+
+
+def test_an_ordinary_stack_is_predicted_among_zeros(discs, runs, tmp_path, monkeypatch):  # noqa: F811
+    """To the bit as the model was trained and validated."""
+    judged, plain = [], Assessment.add_segmentation
+    monkeypatch.setattr(Assessment, "add_segmentation", lambda self, case: judged.append(case) or plain(self, case))
+    evaluated(runs / "segmentation", tmp_path / "eval")
+    run, store = load_run(runs / "segmentation", device="cpu"), CineStore(discs.store)
+    stacks = [case for case in judged if case.view == "sax"]
+    for case in stacks:
+        frames = store.read_frames(case.study, "sax", range(4))
+        whole = run.predict({"sax": frames[:, None]})["sax"]  # fills up with zeros, as batches of training
+        assert run.shape.image_size["sax"][2] > frames.shape[3]
+        np.testing.assert_array_equal(case.pred, whole.argmax(1).byte().numpy())
+        assert torch.equal(run.predict_frames("sax", frames), whole)
+    assert {case.study for case in stacks} == set(run.split.test)
+
+
+def test_a_single_slice_has_no_volumes_in_either_command(runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(SIZES, "sax", (32, 32, 1))
+    other, table = write_discs(tmp_path / "other", 14), write_table(tmp_path / "table.csv", 14)
+    results, rows = evaluated(runs / "segmentation", tmp_path / "eval", data=other, table=table,
+                              known=("lv_ef=radius",))  # fmt: skip
+    assert {row["kind"] for row in rows} == {"segmentation"}
+    left = {one["why"] for one in results["left_out"] if one["study"] == "s12"}
+    assert left == {"view sax: of a single slice there is no lv_ef"}
+    assert {"study": "s12", "view": "sax", "flag": "few_slices"} in results["flags"]
+    of_table, _ = evaluated(runs / "multitask", tmp_path / "eval2", data=other, table=table)
+    assert {"study": "s12", "view": "sax", "flag": "few_slices"} in of_table["flags"]
+    cine, _ = drawn(12, "sax")
+    write_cine(tmp_path / "src" / "s12_sax.nii.gz", np.moveaxis(cine, 0, -1).astype(np.int16), affine_of("sax"), 30.0)
+    for name in ("segmentation", "multitask"):
+        out = tmp_path / f"predicted-{name}"
+        assert main(["predict", str(runs / name), str(tmp_path / "src"), str(out), "--workers", "1"]) == 0
+        (line,) = read_table(out / "studies.csv").rows.values()
+        assert "few_slices" in line["flags"].split()
+        assert not any(line.get(quantity) for quantity in QUANTITIES)
 
 
 @pytest.mark.parametrize("part", ["test", "val"])

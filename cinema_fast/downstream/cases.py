@@ -149,10 +149,8 @@ def missing_structures(quantity: str, structures: Collection[str]) -> list[str]:
 
     Each ventricle has its own ED and ES; the mass that of the LV, or of the RV where that alone is segmented.
     """
-    if quantity == "lv_mass_g":
-        wanted = ("MYO", "RV" if "RV" in structures else "LV")
-    else:
-        wanted = (quantity[:2].upper(),)
+    guide = "RV" if "RV" in structures else "LV"
+    wanted = ("MYO", guide) if quantity == "lv_mass_g" else (quantity[:2].upper(),)
     return [name for name in wanted if name not in structures]
 
 

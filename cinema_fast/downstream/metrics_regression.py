@@ -15,8 +15,9 @@ class Agreement(Measure):
 
     bias is the mean of pred - truth, the limits are bias -+ 1.96 sd with n - 1 below (Bland and Altman, Lancet 1986).
 
-    Rows where either is not finite are left out, and counted in `notes`, those whose prediction is inf as failed. r2 and correlation are undefined where the
-    truth is constant, correlation also where the prediction is; limits of agreement need two rows.
+    Rows where either is not finite are left out, and counted in `notes`, those whose prediction is inf as failed. r2
+    and correlation are undefined where the truth is constant, correlation also where the prediction is; limits of
+    agreement need two rows.
     """
 
     def __init__(self, pred: Sequence[float], truth: Sequence[float]):
