@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from evaluation_cases import HOSTILE, SHAPE, assessment, case, heart
 
+from cinema_fast.downstream import cases
 from cinema_fast.downstream.assessment import Assessment
 from cinema_fast.downstream.cases import Gallery, SegmentationCase, exhibit_of
 from cinema_fast.downstream.characteristics import WORDS
@@ -129,11 +130,13 @@ def test_a_missed_frame_and_doubtful_values_are_flagged(tmp_path):
     missed[2][missed[2] == 3] = 0
     backwards[0][:, :9][backwards[0][:, :9] == 1] = 0  # the RV is small where the true LV is large
     made.add_segmentation(dataclasses.replace(one, pred=missed))
-    assert made.rows[-1]["kind"] == "cycle" and math.isnan(made.rows[-1]["pred"])
+    assert made.rows[-1]["kind"] == "cycle" and made.rows[-1]["pred"] == math.inf  # a failure
     made.add_segmentation(dataclasses.replace(one, study="b", pred=backwards))
     made.add_segmentation(dataclasses.replace(one, study="c", pred=0 * one.pred, known={}))
     codes = {study: {code for of, _, code in made.flags if of == study} for study in "abc"}
-    assert "lv_empty_frames" in codes["a"] and "nothing_found" in codes["c"] and "lv_empty_frames" not in codes["c"]
+    assert "lv_empty_frames" in codes["a"] and codes["c"] >= {"nothing_found", "lv_not_found", "rv_not_found"}
+    (lost,) = [row for row in made.rows if (row["study"], row["kind"], row["name"]) == ("c", "function", "lv_ef")]
+    assert lost["pred"] == math.inf  # there is no EF of nothing, where the truth has one
     (ef,) = [row for row in made.rows if (row["study"], row["kind"], row["name"]) == ("b", "function", "rv_ef")]
     assert ef["pred"] < 0 and ef["flags"] == "rv_ef_negative" and "rv_ef_negative" in codes["b"]
     write_rows(tmp_path / "rows.csv", made.rows)
@@ -171,16 +174,43 @@ def test_a_case_that_does_not_fit_is_named(change, words):
 
 
 def test_structures_that_nothing_is_measured_from():
-    """Without an LV there are no ED and ES: no word of function is wanted, and known values do not fit."""
+    """Without an LV there are no ED and ES at the labels; over the cycle the RV has its own."""
     made = Assessment(classes={1: "RV", 2: "MYO", 3: "pool"})
-    for name, absent in (("lv_ef", "LV"), ("lv_mass_g", "LV"), ("rv_edv_ml", "LV")):
+    for name, absent in (("lv_ef", "LV"), ("lv_edv_ml", "LV")):
         told = f"study a, view sax: {name} is known, and the structures lack {absent}. Volumes and EF want"
         with pytest.raises(ValueError, match=told):
             made.add_segmentation(case("a", known={name: 50.0}))
     with pytest.raises(ValueError, match=r"rv_sv_ml is known, and the structures lack RV\."):
         Assessment(classes={1: "outlet", 2: "MYO", 3: "LV"}).add_segmentation(case("a", known={"rv_sv_ml": 50.0}))
+    with pytest.raises(ValueError, match=r"lv_mass_g is known, and the structures lack LV\."):
+        Assessment(classes={1: "outlet", 2: "MYO", 3: "pool"}).add_segmentation(case("a", known={"lv_mass_g": 50.0}))
     made.add_segmentation(case("a"))
     assert made.left_out == [] and {row["kind"] for row in made.rows} == {"segmentation"}
+    one = case("b", known={"rv_ef": 50.0, "lv_mass_g": 80.0})
+    made.add_segmentation(dataclasses.replace(one, pred=one.pred % 3))
+    found = {row["name"]: row["pred"] for row in made.rows if row["kind"] == "cycle"}
+    assert found == {"rv_ef": 0, "lv_mass_g": pytest.approx((one.pred[0] == 2).sum() * 0.03 * 1.05)}
+
+
+def test_of_a_single_slice_there_are_no_volumes():
+    made, one = Assessment(), case("a")
+    truth = {t: labels[..., 2:3] for t, labels in one.truth.items()}
+    alone = dataclasses.replace(one, image=one.image[..., 2:3], pred=one.pred[..., 2:3], truth=truth)
+    made.add_segmentation(alone)
+    assert {row["kind"] for row in made.rows} == {"segmentation"} and made.left_out == made.flags == []
+    exhibit = exhibit_of(alone, made.rows, CLASSES)
+    assert (exhibit.curves, exhibit.truth_ml, exhibit.cycle_ef) == ({}, {}, {})
+    with pytest.raises(ValueError, match="known values are compared with volumes, which single slices"):
+        made.add_segmentation(dataclasses.replace(alone, study="b", known={"lv_ef": 50.0}))
+
+
+def test_the_volumes_of_a_case_are_counted_once(monkeypatch):
+    counted = []
+    plain = cases.volume_curves
+    monkeypatch.setattr(cases, "volume_curves", lambda labels, *how: counted.append(labels) or plain(labels, *how))
+    one = case("a", known={"lv_ef": 50.0})
+    Assessment().add_segmentation(one)
+    assert sum(labels is one.pred for labels in counted) == 1
 
 
 def test_what_is_no_prediction_is_named(tmp_path):

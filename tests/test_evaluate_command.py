@@ -1,20 +1,37 @@
 """`evaluate` of fine-tuned runs against scores computed by hand from the run's own predictions."""
 
 import json
+import math
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from labelled_discs import LABELLED, SPACING, discs, heart, write_discs, write_points, write_table  # noqa: F401
+from cine_files import write_cine
+from labelled_discs import (
+    LABELLED,
+    SIZES,
+    SPACING,
+    affine_of,
+    by_brightness,
+    discs,  # noqa: F401
+    drawn,
+    heart,
+    write_discs,
+    write_points,
+    write_table,
+)
 
 from cinema_fast.cli import main
 from cinema_fast.data.clips import ClipStore, clip_frames
 from cinema_fast.data.output import OutputError
 from cinema_fast.data.store import CineStore
+from cinema_fast.data.tables import read_table
+from cinema_fast.downstream.assessment import Assessment
 from cinema_fast.downstream.evaluate import evaluate_run
 from cinema_fast.downstream.evaluate_config import EvaluateConfig
 from cinema_fast.downstream.finetune import finetune
+from cinema_fast.downstream.metrics_function import QUANTITIES
 from cinema_fast.downstream.rows import read_rows
 from cinema_fast.downstream.run import FinetunedRun, load_run
 
@@ -63,21 +80,29 @@ def test_segmentation(discs, runs, tmp_path):  # noqa: F811
     assert kinds == {"segmentation", "function"}  # nothing is known of these hearts but their labels
 
 
-def by_brightness(self, view, frames):
-    """Probabilities of a model that finds everything, by the grey levels of the discs."""
-    levels = torch.tensor([60.0, 160.0, 20.0, 240.0]).view(1, 4, *[1] * (frames.ndim - 1))
-    return (-(torch.from_numpy(frames)[:, None] - levels).abs()).softmax(1)
-
-
 def test_known_values_scans_and_subgroups(discs, runs, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(FinetunedRun, "predict_frames", by_brightness)
+    """Of the first study the model misses the LV in a frame: a failure, and nothing to compare with a second scan."""
+    train = load_run(runs / "segmentation", device="cpu").split.train
+    hearts = {}
+    for study in train:
+        hearts.setdefault(int(study[1:]) // 4, []).append(study)
+    scans = {several[0]: several[1] for several in hearts.values() if len(several) > 1}
+    lost = next(iter(scans))
+    missed = CineStore(discs.store).read_frames(lost, "sax", range(4))
+
+    def predicted(self, view, frames):
+        found = by_brightness(self, view, frames)
+        if frames.shape == missed.shape and (frames == missed).all():
+            found[1, 3] = 0.0
+        return found
+
+    monkeypatch.setattr(FinetunedRun, "predict_frames", predicted)
     table = tmp_path / "known.csv"
     lines = [f"s{n:02d},{50 + n},{n},h{n // 4},{'ab'[n % 2]}" for n in range(12)]
     table.write_text("\n".join(["study,my_ef,lv_mass_g,heart,site", *lines]))
     results, rows = evaluated(runs / "segmentation", tmp_path / "eval", data=discs.store, part="train", table=table,
                               known=("lv_ef=my_ef", "lv_mass_g=lv_mass_g"), retest="heart",
                               subgroups=("site",))  # fmt: skip
-    train = load_run(runs / "segmentation", device="cpu").split.train
     cycle = {(row["study"], row["name"]): row["truth"] for row in rows if row["kind"] == "cycle"}
     for study in train:
         number = float(study[1:])
@@ -85,12 +110,16 @@ def test_known_values_scans_and_subgroups(discs, runs, tmp_path, monkeypatch):  
     # the first two scans of each heart, over the whole cycle as the report has them
     measured = {(row["study"], row["name"]): row["pred"] for row in rows if row["kind"] == "cycle"}
     retest = {(row["study"], row["name"]): (row["first"], row["second"]) for row in rows if row["kind"] == "retest"}
-    scans = [[study for study in train if int(study[1:]) // 4 == number][:2] for number in range(3)]
-    scans = dict(pair for pair in scans if len(pair) > 1)
-    assert scans and {study for study, _ in retest} == set(scans)
     for pair in scans.items():
-        for name in ("lv_ef", "lv_mass_g"):
-            assert retest[pair[0], name] == tuple(measured[study, name] for study in pair)
+        for name in ("lv_ef", "lv_mass_g", "rv_ef"):
+            if pair[0] == lost and name != "rv_ef":
+                assert (lost, name) not in retest and measured[lost, name] == math.inf
+                why = f"{name} could not be measured in it and in {pair[1]}, the same heart"
+                assert {"study": lost, "why": why} in results["left_out"]
+            elif name != "rv_ef":
+                assert retest[pair[0], name] == tuple(measured[study, name] for study in pair)
+            else:
+                assert (pair[0], name) in retest
     assert results["without_group"] == {"site": 0} and results["studies"] == len(train)
 
 
@@ -106,7 +135,9 @@ def test_what_is_missing_in_a_frame_is_not_measured(discs, runs, tmp_path, monke
     results, rows = evaluated(runs / "segmentation", tmp_path / "eval", data=discs.store, part="train",
                               table=discs.table, known=("lv_ef=radius",), retest="heart")  # fmt: skip
     cycle = [row for row in rows if row["kind"] == "cycle"]
-    assert cycle and all(np.isnan(row["pred"]) for row in cycle)
+    assert cycle and all(row["pred"] == math.inf for row in cycle)  # each a failure
+    (ef,) = [table for table in results["tables"] if (table["kind"], table["name"]) == ("cycle", "lv_ef")]
+    assert ef["numbers"]["mae"]["note"].startswith(f"{len(cycle)} of {len(cycle)} failed")
     said = {one["why"] for one in results["left_out"]}
     assert any(why.startswith("lv_ef could not be measured in it and in") for why in said)
     assert {"lv_empty_frames"} <= {one["flag"] for one in results["flags"]}
@@ -140,6 +171,43 @@ def test_landmarks(discs, runs, tmp_path):  # noqa: F811
         at = run.predict({"lax_4c": frames[:, None]})["lax_4c"][0, run.task.names.index(row["name"])].numpy()
         mm = np.linalg.norm((at - right) * SPACING["lax_4c"])
         assert row["distance_mm"] == pytest.approx(mm, abs=1e-4)
+
+
+def test_an_ordinary_stack_is_predicted_among_zeros(discs, runs, tmp_path, monkeypatch):  # noqa: F811
+    """To the bit as the model was trained and validated."""
+    judged, plain = [], Assessment.add_segmentation
+    monkeypatch.setattr(Assessment, "add_segmentation", lambda self, case: judged.append(case) or plain(self, case))
+    evaluated(runs / "segmentation", tmp_path / "eval")
+    run, store = load_run(runs / "segmentation", device="cpu"), CineStore(discs.store)
+    stacks = [case for case in judged if case.view == "sax"]
+    for case in stacks:
+        frames = store.read_frames(case.study, "sax", range(4))
+        whole = run.predict({"sax": frames[:, None]})["sax"]  # fills up with zeros, as batches of training
+        assert run.shape.image_size["sax"][2] > frames.shape[3]
+        np.testing.assert_array_equal(case.pred, whole.argmax(1).byte().numpy())
+        assert torch.equal(run.predict_frames("sax", frames), whole)
+    assert {case.study for case in stacks} == set(run.split.test)
+
+
+def test_a_single_slice_has_no_volumes_in_either_command(runs, tmp_path, monkeypatch):
+    monkeypatch.setitem(SIZES, "sax", (32, 32, 1))
+    other, table = write_discs(tmp_path / "other", 14), write_table(tmp_path / "table.csv", 14)
+    results, rows = evaluated(runs / "segmentation", tmp_path / "eval", data=other, table=table,
+                              known=("lv_ef=radius",))  # fmt: skip
+    assert {row["kind"] for row in rows} == {"segmentation"}
+    left = {one["why"] for one in results["left_out"] if one["study"] == "s12"}
+    assert left == {"view sax: of a single slice there is no lv_ef"}
+    assert {"study": "s12", "view": "sax", "flag": "few_slices"} in results["flags"]
+    of_table, _ = evaluated(runs / "multitask", tmp_path / "eval2", data=other, table=table)
+    assert {"study": "s12", "view": "sax", "flag": "few_slices"} in of_table["flags"]
+    cine, _ = drawn(12, "sax")
+    write_cine(tmp_path / "src" / "s12_sax.nii.gz", np.moveaxis(cine, 0, -1).astype(np.int16), affine_of("sax"), 30.0)
+    for name in ("segmentation", "multitask"):
+        out = tmp_path / f"predicted-{name}"
+        assert main(["predict", str(runs / name), str(tmp_path / "src"), str(out), "--workers", "1"]) == 0
+        (line,) = read_table(out / "studies.csv").rows.values()
+        assert "few_slices" in line["flags"].split()
+        assert not any(line.get(quantity) for quantity in QUANTITIES)
 
 
 @pytest.mark.parametrize("part", ["test", "val"])

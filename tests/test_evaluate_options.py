@@ -1,15 +1,16 @@
 """`evaluate`: which of two classes is positive, from which probability, and what is measured of which structures."""
 
 import json
+import math
 
 import pytest
-from labelled_discs import discs  # noqa: F401
+from labelled_discs import by_brightness, discs  # noqa: F401
 
 from cinema_fast.downstream.evaluate import evaluate_run
 from cinema_fast.downstream.evaluate_config import EvaluateConfig
 from cinema_fast.downstream.finetune import finetune
 from cinema_fast.downstream.rows import read_rows
-from cinema_fast.downstream.run import load_run
+from cinema_fast.downstream.run import FinetunedRun, load_run
 
 pytest.importorskip("jinja2")
 FEW = {"steps": 6, "validate_every": 6, "lr": 1e-2}
@@ -62,20 +63,24 @@ def test_no_two_classes(runs, tmp_path, name, options, told):
     assert not (tmp_path / "eval").exists()
 
 
-def test_structures_without_an_lv(runs, tmp_path):
-    """Their maps are judged; volumes known of the heart are asked for in vain, and said so before the work."""
+def test_structures_without_an_lv(runs, tmp_path, monkeypatch):
+    """Their maps are judged; of the LV nothing is known, which is said before the work; the RV has its own cycle."""
     table = tmp_path / "known.csv"
     rows = [f"s{n:02d},50,50,{'ab'[n % 2]},{n if n % 3 else 'NA'}" for n in range(12)]
     table.write_text("\n".join(["study,my_ef,rv_ef,site,age", *rows]))
     with pytest.raises(ValueError, match=r"--subgroups age: study 's.*' has '.*'; want numbers or words, not both"):
         judge(runs / "maps", tmp_path / "eval", table=table, part="train", subgroups=("age",))
-    with pytest.raises(ValueError, match=r"--retest: the run segments RV, MYO, pool\. Volumes and EF want .* named LV"):
-        judge(runs / "maps", tmp_path / "eval", table=table, retest="site")
-    for known in ("lv_ef=my_ef", "lv_mass_g=my_ef", "rv_ef=rv_ef"):
-        told = f"--known {known.split('=')[0]}: the run segments RV, MYO, pool, not LV. Volumes and EF want .* named LV"
-        with pytest.raises(ValueError, match=told):
-            judge(runs / "maps", tmp_path / "eval", table=table, known=(known,))
+    told = "--known lv_ef: the run segments RV, MYO, pool, not LV. Volumes and EF want .* name, LV or RV"
+    with pytest.raises(ValueError, match=told):
+        judge(runs / "maps", tmp_path / "eval", table=table, known=("lv_ef=my_ef",))
     assert not (tmp_path / "eval").exists()
     results, rows = judge(runs / "maps", tmp_path / "eval", table=table, subgroups=("site",))
     assert {row["kind"] for row in rows} == {"segmentation"} and {row["name"] for row in rows} == set(STRUCTURES)
     assert results["left_out"] == [] and json.loads((tmp_path / "eval" / "results.json").read_text()) == results
+    monkeypatch.setattr(FinetunedRun, "predict_frames", by_brightness)
+    _, rows = judge(runs / "maps", tmp_path / "rv", table=table, part="train", known=("rv_ef=rv_ef", "lv_mass_g=my_ef"),
+                    retest="site")  # fmt: skip
+    measured = {(row["study"], row["name"]): row["pred"] for row in rows if row["kind"] == "cycle"}
+    assert {name for _, name in measured} == {"rv_ef", "lv_mass_g"} and all(map(math.isfinite, measured.values()))
+    again = [row for row in rows if row["kind"] == "retest" and row["name"] == "rv_ef"]
+    assert again and all(row["first"] == measured[row["study"], "rv_ef"] for row in again)

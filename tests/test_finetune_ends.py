@@ -4,6 +4,7 @@ import dataclasses
 import math
 import shutil
 
+import labelled_discs
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,10 @@ from cinema_fast.downstream import finetune as module
 from cinema_fast.downstream.config import FinetuneConfig
 from cinema_fast.downstream.finetune import finetune
 from cinema_fast.downstream.run import load_run
+from cinema_fast.downstream.segmentation import Segmentation
+from cinema_fast.downstream.split import Split
+from cinema_fast.downstream.tasks import settle
+from cinema_fast.models.config import preset
 from cinema_fast.train.compare import compare
 from cinema_fast.train.config import PretrainConfig
 from cinema_fast.train.pretrain import pretrain
@@ -123,10 +128,33 @@ def test_a_run_says_what_its_training_studies_had(tmp_path):
     every, fewer = run.shape.views, run.shape.views[:-1]
     assert run.settled["view_sets"] == [{"views": list(views), "studies": 6} for views in (every, fewer)]
     assert run.trained_views() == (
-        f"the model was trained on 6 studies with all of its views; 6 with {', '.join(fewer)} alone")
+        f"training studies of the model: 6 with all of its views; 6 with {', '.join(fewer)} alone")
     assert run.settled["fewest_slices"] == {"sax": CineStore(store).info("s00", "sax").shape[3]}
     one = dataclasses.replace(run, settled=run.settled | {"view_sets": run.settled["view_sets"][:1]})
     assert one.trained_views().endswith("; it has never seen a study without one of them")
+    none = dataclasses.replace(run, settled=run.settled | {"view_sets": run.settled["view_sets"][1:]})
+    assert none.trained_views() == f"training studies of the model: 6 with {', '.join(fewer)} alone"
+    apart = dataclasses.replace(run, task=Segmentation(("LV",), every, "0"))  # views are predicted one by one
+    single = dataclasses.replace(run, shape=dataclasses.replace(run.shape, views=("sax",)))
+    assert apart.trained_views() == single.trained_views() == "" and apart.missing_views(("sax",)) == ()
+    assert run.missing_views(("sax",)) == ("lax_4c",)
+
+
+def test_the_smallest_stack_is_that_of_all_labelled_studies(tmp_path, monkeypatch):
+    """Also of such whose labels a smaller share leaves out, and of validation, which therefore is never continued."""
+    plain = labelled_discs.drawn
+    shallow = {7: 2, 8: 1}  # slices
+    monkeypatch.setattr(labelled_discs, "drawn", lambda n, view: tuple(
+        part[..., : shallow.get(n, 3)] if view == "sax" else part for part in plain(n, view)))  # fmt: skip
+    store = CineStore(write_discs(tmp_path / "store"))
+    config = FinetuneConfig(store.path, tmp_path / "run", "segmentation", **QUICK | FEW | {"label_fraction": 0.1})
+    names = {n: f"s{n:02d}" for n in range(12)}
+    train = tuple(names[n] for n in range(7))
+    for split, fewest in (
+        (Split((*train, names[7]), (names[9],), (names[8],)), 2), (Split(train, (names[7],), (names[8],)), 2),
+    ):  # fmt: skip
+        settled = settle(config, store, preset(config.preset), split)
+        assert names[7] not in settled.used and settled.fewest_slices == {"sax": fewest}
 
 
 def test_folders_of_others(discs, finished, tmp_path):  # noqa: F811

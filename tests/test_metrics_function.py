@@ -69,6 +69,15 @@ def test_what_is_doubtful_is_flagged():
     assert late.frames["RV"] == (9, 1) and cycle_flags(late, 10) == []  # the last frame is next to the first
 
 
+def test_a_ventricle_that_is_in_no_frame_is_flagged():
+    for n in (1, 4):
+        curves = {"RV": np.full(n, 100.0), "MYO": np.full(n, 90.0), "LV": np.zeros(n)}
+        assert "lv_not_found" in cycle_flags(cycle_function(curves), n)
+        assert "rv_not_found" in cycle_flags(cycle_function(curves | {"RV": np.zeros(n)}), n)
+    some = cycle_function({"LV": np.array([0.0, 100, 50]), "MYO": np.full(3, 90.0)})
+    assert [code for code in cycle_flags(some, 3) if "found" in code or "empty" in code] == ["lv_empty_frames"]
+
+
 def test_the_documents_say_which_flags_and_limits_there_are():
     docs = Path(__file__).parents[1] / "docs"
     predicting, downstream = ((docs / f"{name}.md").read_text() for name in ("predicting", "downstream"))
@@ -122,6 +131,8 @@ def test_what_is_constant_or_undefined_is_said():
     point = constant.point()
     assert math.isnan(point["r2"]) and math.isnan(point["correlation"]) and point["bias"] == -3.5
     assert constant.notes["mae"] == "1 of 3 are undefined and left out" and constant.used["mae"].sum() == 2
+    missed = Agreement([1.0, math.inf, math.nan], [1.0, 2.0, 3.0])
+    assert missed.notes["mae"] == "1 of 2 failed, and are left out; 1 of 3 are undefined and left out"
     flat = Agreement([5.0, 5.0], [1.0, 2.0])
     assert math.isnan(flat.point()["correlation"]) and "constant" in flat.notes["correlation"]
     assert "r2" not in flat.notes and flat.point()["r2"] == pytest.approx(1 - 12.5 / 0.25)

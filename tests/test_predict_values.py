@@ -1,6 +1,9 @@
 """`cinema-fast predict` of numbers and classes by runs that were fine-tuned, and its answers to mistakes."""
 
 import json
+import math
+import re
+import shutil
 
 import nibabel as nib
 import pytest
@@ -53,6 +56,20 @@ def test_values_are_those_of_a_prepared_store(fitted, tmp_path, capsys):
         assert results[study]["predictions"]["disease"]["probabilities"] == pytest.approx(
             dict(zip(("DCM", "NOR"), shares)), abs=1e-6)  # fmt: skip
     assert tree(out) == {"results.json", "studies.csv"}
+
+
+def test_a_target_that_is_named_flags(fitted, tmp_path, monkeypatch):
+    """As an older version allowed: the run is read, and its values are not written over."""
+    old = shutil.copytree(fitted, tmp_path / "old")
+    saved = (old / "config.yaml").read_text()
+    (old / "config.yaml").write_text(re.sub(r"(name:|-) ef\n", r"\1 flags\n", saved))
+    run = load_run(old)
+    assert [target.name for target in run.task.targets] == ["flags", "disease"]
+    write_study(tmp_path / "src", "p", ("sax",))
+    places = [str(old), str(tmp_path / "src"), str(tmp_path / "out")]
+    assert main(["predict", *places, "--workers", "1"]) == 0
+    (line,) = lines_of(tmp_path / "out" / "studies.csv")
+    assert math.isfinite(float(line["flags"])) and line["predict_flags"].split()[0] == "missing_views"
 
 
 def test_clips_are_of_cines(tiny_store, tmp_path, capsys):  # noqa: F811

@@ -14,6 +14,7 @@ from .bootstrap import LEVEL, RESAMPLES
 from .cases import Gallery, LandmarkExhibit, SegmentationCase, case_rows, check_case, exhibit_of
 from .extras import need
 from .metrics_classification import checked, decide
+from .metrics_function import has_volumes
 from .metrics_means import landmark_scores
 from .metrics_segmentation import CLASSES
 from .rows import Row, new_row, write_rows
@@ -56,7 +57,7 @@ class Assessment:
         if not case.truth and not case.known:
             self.leave_out(case.study, f"view {case.view}: no frame is labelled, so nothing to compare label maps with")
         elif (
-            case.truth and case.pred.ndim == 4 and "LV" in self.classes.values()
+            case.truth and has_volumes(case.pred.shape) and "LV" in self.classes.values()
             and not any(row["kind"] == "function" for row in rows)
         ):  # fmt: skip
             why = "want two labelled frames that hold the LV for volumes at ED and ES"

@@ -5,11 +5,21 @@ import math
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from .flags import cycle_flags, in_order, value_flags
-from .metrics_function import QUANTITIES, VENTRICLES, cardiac_function, cycle_function, ed_es, volume_curves
+from .metrics_function import (
+    QUANTITIES,
+    VENTRICLES,
+    CycleFunction,
+    cardiac_function,
+    cycle_function,
+    ed_es,
+    has_volumes,
+    volume_curves,
+)
 from .metrics_segmentation import check_label_maps, check_labels, segmentation_scores
 from .rows import Row, new_row
 
@@ -18,7 +28,7 @@ STILLS = 2  # labelled frames shown: at ED and ES where there are more
 SLICES = 3  # of a stack shown
 SIDE = 112  # voxels of a picture's longer side at most, cut out around the heart
 MARGIN = 10  # voxels left around it
-NEEDED = "Volumes and EF want structures named LV and, of the right ventricle, RV; mass wants LV and MYO"
+NEEDED = "Volumes and EF want a structure of the ventricle's name, LV or RV; mass wants MYO and one of both"
 _CANDIDATES = 8  # exhibits that the middle one is chosen from
 
 
@@ -47,6 +57,22 @@ class SegmentationCase:
     @property
     def frame_numbers(self) -> tuple[int, ...]:
         return tuple(range(len(self.pred))) if self.frames is None else self.frames
+
+    @cached_property
+    def label_curves(self) -> dict[int, np.ndarray]:
+        """{label: (T,) predicted volume [ml]} of all labels that uint8 can hold; empty where there are no volumes."""
+        if not has_volumes(self.pred.shape):
+            return {}
+        return volume_curves(self.pred, self.spacing_mm, {label: label for label in range(256)})
+
+    def curves(self, classes: Mapping[int, str]) -> dict[str, np.ndarray]:
+        """{class: (T,) predicted volume [ml]}; empty where there are no volumes."""
+        found = self.label_curves
+        return {name: found[label] for label, name in classes.items() if found}
+
+    def cycle(self, classes: Mapping[int, str]) -> CycleFunction:
+        """Function over the predicted frames as over a whole cycle."""
+        return cycle_function(self.curves(classes))
 
 
 @dataclass(frozen=True)
@@ -105,7 +131,7 @@ def check_case(case: SegmentationCase, classes: Mapping[int, str]) -> None:
         raise ValueError(f"{where}: frames {absent} are labelled, but not among the predicted ones {frames}")
     if strange := sorted(set(case.known) - set(QUANTITIES)):
         raise ValueError(f"{where}: known holds {', '.join(strange)}; want {', '.join(QUANTITIES)}")
-    if case.known and case.pred.ndim == 3:
+    if case.known and not has_volumes(case.pred.shape):
         raise ValueError(f"{where}: known values are compared with volumes, which single slices {case.pred.shape} lack")
     for name in case.known:
         if absent := missing_structures(name, classes.values()):
@@ -119,9 +145,13 @@ def check_case(case: SegmentationCase, classes: Mapping[int, str]) -> None:
 
 
 def missing_structures(quantity: str, structures: Collection[str]) -> list[str]:
-    """What a quantity of QUANTITIES is measured from and is not among the structures; ED and ES are found by the LV."""
-    own = {"lv_mass_g": "MYO"}.get(quantity, quantity[:2].upper())
-    return [name for name in dict.fromkeys(("LV", own)) if name not in structures]
+    """What a quantity of QUANTITIES is measured from over a cycle and is not among the structures.
+
+    Each ventricle has its own ED and ES; the mass that of the LV, or of the RV where that alone is segmented.
+    """
+    guide = "RV" if "RV" in structures else "LV"
+    wanted = ("MYO", guide) if quantity == "lv_mass_g" else (quantity[:2].upper(),)
+    return [name for name in wanted if name not in structures]
 
 
 def case_rows(case: SegmentationCase, classes: Mapping[int, str]) -> list[Row]:
@@ -146,41 +176,42 @@ def case_flags(case: SegmentationCase, rows: Sequence[Row], classes: Mapping[int
     found = [code for row in rows if "flags" in row for code in row["flags"].split()]
     if not case.pred.any():
         found.append("nothing_found")
-    if case.pred.ndim == 4 and len(case.pred) > 1:
-        curves = volume_curves(case.pred, case.spacing_mm, classes)
-        found += cycle_flags(cycle_function(curves), len(case.pred))
-    return in_order(found)
+    return in_order(found + cycle_flags(case.cycle(classes), len(case.pred)))
 
 
 def at_labels(case: SegmentationCase, classes: Mapping[int, str]) -> dict[str, tuple[float, float]]:
     """{quantity: (pred, truth)} of a stack with two labelled frames or more that hold the LV; else empty.
 
     ED and ES are the labelled frames where the true LV is largest and smallest; the prediction is measured at the same.
+    inf: it has nothing there, where the truth has.
     """
     labelled = sorted(case.truth)
-    if case.pred.ndim == 3 or len(labelled) < 2 or "LV" not in classes.values():
+    if not has_volumes(case.pred.shape) or len(labelled) < 2 or "LV" not in classes.values():
         return {}
     truth = volume_curves(np.stack([case.truth[t] for t in labelled]), case.spacing_mm, classes)
     if not truth["LV"].all():
         return {}
     of = [case.frame_numbers.index(t) for t in labelled]
-    pred = volume_curves(case.pred[of], case.spacing_mm, classes)
+    pred = {name: curve[of] for name, curve in case.curves(classes).items()}
     ed, es = ed_es(truth["LV"])
-    right = cardiac_function(truth, ed, es)
-    return {name: (value, right[name]) for name, value in cardiac_function(pred, ed, es).items()}
+    found, right = cardiac_function(pred, ed, es), cardiac_function(truth, ed, es)
+    failed = {name for name, value in found.items() if math.isnan(value) and math.isfinite(right[name])}
+    return {name: (math.inf if name in failed else value, right[name]) for name, value in found.items()}
 
 
 def over_cycle(case: SegmentationCase, classes: Mapping[int, str]) -> dict[str, tuple[float, float]]:
-    """{quantity: (pred, known value)}; nan for what cannot be measured, as a ventricle is missing in a frame."""
-    if not case.known:
-        return {}
-    measured = cycle_function(volume_curves(case.pred, case.spacing_mm, classes)).function
-    return {name: (measured.get(name, math.nan), float(value)) for name, value in case.known.items()}
+    """{quantity: (pred, known value)}; inf, a failure, for what is not measured as its ventricle is missing in a frame.
+
+    Of a single frame there is no cycle to measure: nan.
+    """
+    absent = math.inf if len(case.pred) > 1 else math.nan
+    measured = case.cycle(classes).function
+    return {name: (measured.get(name, absent), float(value)) for name, value in case.known.items()}
 
 
 def exhibit_of(case: SegmentationCase, rows: list[Row], classes: Mapping[int, str]) -> Exhibit:
     """Cut out of a case what pictures need; nothing of it refers to the case's arrays."""
-    frames, stack = case.frame_numbers, case.pred.ndim == 4
+    frames, stack, curves = case.frame_numbers, case.pred.ndim == 4, case.curves(classes)
     labels = np.concatenate([case.pred, *(truth[None] for truth in case.truth.values())]) > 0
     x, y = (_around(labels.any(axis=tuple(a for a in range(labels.ndim) if a != axis))) for axis in (1, 2))
     slices = _slices(labels.any(axis=(0, 1, 2))) if stack else [None]
@@ -196,10 +227,9 @@ def exhibit_of(case: SegmentationCase, rows: list[Row], classes: Mapping[int, st
     dice = [row["dice"] for row in rows if "dice" in row and not math.isnan(row["dice"])]
     volumes: dict[int, dict[str, float]] = {}
     for row in rows:
-        if row["kind"] == "segmentation" and stack:
+        if row["kind"] == "segmentation" and curves:
             volumes.setdefault(int(row["frame"]), {})[row["name"]] = row["truth_ml"]
-    curves = volume_curves(case.pred, case.spacing_mm, classes) if stack else {}
-    measured = cycle_function(curves).function
+    measured = case.cycle(classes).function
     cycle_ef = {name: measured[ef] for name in VENTRICLES if (ef := f"{name.lower()}_ef") in measured}
     return Exhibit(
         case.study, case.view, sum(dice) / len(dice) if dice else math.nan,

@@ -143,7 +143,8 @@ def differences(
         studies = [row["study"] for row in rows[0]]
         found[where] = difference(*measures, studies, resamples=resamples, seed=seed)
         for metric, one in found[where].items():
-            failed = [sum(math.isinf(number(sets[where][of], metric)) for of in shared) for sets in before]
+            column = "pred" if kind in ("function", "cycle") else metric
+            failed = [sum(math.isinf(number(sets[where][of], column)) for of in shared) for sets in before]
             if any(failed):
                 told = f"failed in {failed[0]} (first) and {failed[1]} (second)"
                 found[where][metric] = dataclasses.replace(one, note="; ".join(filter(None, (told, one.note))))

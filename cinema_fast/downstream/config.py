@@ -186,7 +186,7 @@ class FinetuneConfig:
             raise ValueError("--network baseline takes no --reduce cls and no --recompute: it has neither")
         if self.network == "baseline" and tabled and self.batch_size == 1:
             raise ValueError("--batch-size 1: --network baseline normalises over the studies of a step, and wants two")
-        if taken := {"study", "views", "flags"}.intersection(self.targets):
+        if taken := {"study", "views"}.intersection(self.targets):
             raise ValueError(f"--targets {taken.pop()}: `predict` writes a column of that name: rename yours")
         if self.frozen and not self.init_from and not self.resume:
             raise ValueError("--frozen wants --init-from: random weights are of no use as they are")

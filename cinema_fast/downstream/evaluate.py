@@ -24,7 +24,7 @@ from .cases import NEEDED, SegmentationCase, missing_structures
 from .evaluate_config import EvaluateConfig
 from .landmark_positions import check_positions
 from .landmarks import Landmarks
-from .metrics_function import QUANTITIES, cycle_function, volume_curves
+from .metrics_function import QUANTITIES, VENTRICLES, has_volumes
 from .metrics_segmentation import stability_score
 from .named_files import read_named
 from .run import FinetunedRun, load_run
@@ -88,8 +88,10 @@ def _evaluate(config: EvaluateConfig) -> dict:
         "run": str(config.run), "step": run.step, "task": run.task.kind, "model": type(run.model).__name__,
         "init_from": run.settled["run"]["init_from"], "training studies": len(run.settled["used"]),
         "store": str(cines.path), "studies": chosen, "seen by the starting weights": seen_among(run.settled, studies),
-        "precision": str(run.precision)[6:], "training": run.trained_views(),
+        "precision": str(run.precision)[6:],
     }  # fmt: skip
+    if training := run.trained_views():
+        told["training"] = training
     return sums.write(config.out, about=told, table=groups)
 
 
@@ -201,7 +203,7 @@ def _judge_segmentation(
                 continue
             probability = run.predict_frames(view, frames)
             pred = probability.argmax(1).byte().numpy()
-            stack = pred.ndim == 4
+            volumes = has_volumes(pred.shape)
             case = SegmentationCase(
                 study=study,
                 view=view,
@@ -209,16 +211,17 @@ def _judge_segmentation(
                 image=frames,
                 pred=pred,
                 truth=truth,
-                known=known.get(study, {}) if stack else {},
+                known=known.get(study, {}) if volumes else {},
                 stability=_stability(probability, run.task, truth),
                 frame_time_ms=info.frame_time_ms,
             )
             sums.add_segmentation(case)
             if run.has_few_slices(view, info.shape):
                 sums.flag(study, "few_slices", view)
-            if stack and "LV" in sums.classes.values():
-                curves = volume_curves(pred, info.spacing_mm, sums.classes)
-                function = cycle_function(curves).function
+            if pred.ndim == 4 and not volumes and study in known:
+                sums.leave_out(study, f"view {view}: of a single slice there is no {', '.join(known[study])}")
+            if volumes:
+                function = case.cycle(sums.classes).function
                 measured[study] = {name: function.get(name, math.nan) for name in QUANTITIES
                                    if not missing_structures(name, run.task.structures)}  # fmt: skip
     return measured
@@ -257,8 +260,10 @@ def _judge_table(
         except (StoreError, LoaderError, OSError) as error:
             sums.leave_out(study, str(error))
             continue
-        if not clips and len(views) < len(run.shape.views):
-            sums.flag(study, "missing_views", " ".join(v for v in run.shape.views if v not in views))
+        if missing := run.missing_views(views):
+            sums.flag(study, "missing_views", " ".join(missing))
+        if few := [v for v in views if not clips and run.has_few_slices(v, cines.info(study, v).shape)]:
+            sums.flag(study, "few_slices", " ".join(few))
         for target in run.task.targets:
             value, right = found[target.name], truth[target.name].get(study)
             if not target.classes:
@@ -320,7 +325,7 @@ def _scans(
         return {}
     if landmarks:
         raise ValueError("--retest compares numbers of two scans of a heart, and the run finds landmarks")
-    if structures and "LV" not in structures:
+    if structures and not set(VENTRICLES) & set(structures):
         raise ValueError(f"--retest: the run segments {', '.join(structures)}. {NEEDED}")
     heart_of = _about(about, "--retest").values(config.retest)
     scans: dict[str, list[str]] = defaultdict(list)
@@ -338,8 +343,9 @@ def _compare_scans(
 ) -> None:
     """Compare the first two scans of each heart, under the first one's name: what was measured or predicted."""
     for first, second, *_ in scans.values():
-        for name in values.get(first, {}):
-            pair = values[first][name], values.get(second, {}).get(name, math.nan)
+        found = values.get(first, {}), values.get(second, {})
+        for name in found[0] or found[1]:
+            pair = tuple(one.get(name, math.nan) for one in found)
             if all(map(math.isfinite, pair)):
                 sums.add_retest(first, name, *pair)
             else:

@@ -27,8 +27,10 @@ LIMITS = {
 
 CODES = {
     "nothing_found": "no structure was found in any frame of a view",
-    "missing_views": "views that the model reads are not there",
-    "few_slices": "a stack has fewer slices than any that the model was trained on",
+    "missing_views": "views that the answer is made of are not there",
+    "few_slices": "a stack has fewer slices than any of training and validation",
+    "lv_not_found": "the LV was found in no frame of a stack",
+    "rv_not_found": "the RV was found in no frame of a stack",
     "lv_empty_frames": "the LV was found in some frames and not in others, so there is no LV function",
     "rv_empty_frames": "the RV was found in some frames and not in others, so there is no RV function",
     "cut_off": "a structure reaches the edge of what the model sees; its volume is too small",
@@ -59,8 +61,9 @@ def value_flags(function: Mapping[str, float]) -> list[str]:
 
 
 def cycle_flags(cycle: CycleFunction, n_frames: int) -> list[str]:
-    """Codes of a whole cycle of n_frames: its values, missing frames, and ventricles that do not beat together."""
-    found = [f"{name.lower()}_empty_frames" for name, empty in cycle.empty.items() if 0 < len(empty) < n_frames]
+    """Codes of a whole cycle of n_frames: its values, missing ventricles, and such that do not beat together."""
+    missed = {name.lower(): len(empty) for name, empty in cycle.empty.items() if empty}
+    found = [f"{name}_{'not_found' if n == n_frames else 'empty_frames'}" for name, n in missed.items()]
     if len(cycle.frames) == 2:
         apart = [abs(left - right) for left, right in zip(*cycle.frames.values())]
         if any(min(n, n_frames - n) > n_frames / 4 for n in apart):  # of a cycle the last frame is next to the first

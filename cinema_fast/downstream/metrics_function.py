@@ -1,7 +1,7 @@
 """Cardiac function from volumes: ejection fraction, stroke volume, mass, end-diastole and end-systole."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,11 @@ QUANTITIES = {
     "rv_sv_ml": "RV stroke volume (ml)",
     "rv_ef": "RV ejection fraction (%)",
 }
+
+
+def has_volumes(shape: Sequence[int]) -> bool:
+    """Whether label maps of a shape (T, X, Y[, Z]) are of a stack of more than one slice; one slice has areas alone."""
+    return len(shape) == 4 and shape[3] > 1
 
 
 def volume_curves(labels: np.ndarray, spacing_mm: tuple[float, float, float], classes: Mapping[int, str]) -> dict:
@@ -66,6 +71,11 @@ class CycleFunction:
     frames: dict[str, tuple[int, int]] = field(default_factory=dict)
     empty: dict[str, list[int]] = field(default_factory=dict)
 
+    @property
+    def guide(self) -> str | None:
+        """The ventricle by whose ED the mass is measured: the LV, or the RV where that alone is segmented."""
+        return next(iter(self.empty), None)
+
 
 def cycle_function(curves: Mapping[str, np.ndarray]) -> CycleFunction:
     """Function over a whole cycle of volume-time curves {RV, MYO, LV: (T,) ml}, each ventricle at its own ED and ES.
@@ -82,9 +92,8 @@ def cycle_function(curves: Mapping[str, np.ndarray]) -> CycleFunction:
         if len(curve) > 1 and not found.empty[ventricle]:
             found.frames[ventricle] = ed, es = ed_es(curve)
             found.function.update(_of_ventricle(ventricle, curve, ed, es))
-    guide = next(iter(found.empty), None)
-    if "MYO" in curves and guide in found.frames:
-        found.function["lv_mass_g"] = _mass(curves["MYO"], found.frames[guide][0])
+    if "MYO" in curves and found.guide in found.frames:
+        found.function["lv_mass_g"] = _mass(curves["MYO"], found.frames[found.guide][0])
     return found
 
 

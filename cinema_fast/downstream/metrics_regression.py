@@ -15,8 +15,9 @@ class Agreement(Measure):
 
     bias is the mean of pred - truth, the limits are bias -+ 1.96 sd with n - 1 below (Bland and Altman, Lancet 1986).
 
-    Rows where either is not finite are left out, and counted in `notes`. r2 and correlation are undefined where the
-    truth is constant, correlation also where the prediction is; limits of agreement need two rows.
+    Rows where either is not finite are left out, and counted in `notes`, those whose prediction is inf as failed. r2
+    and correlation are undefined where the truth is constant, correlation also where the prediction is; limits of
+    agreement need two rows.
     """
 
     def __init__(self, pred: Sequence[float], truth: Sequence[float]):
@@ -27,8 +28,11 @@ class Agreement(Measure):
         # about the middle, or squares would lose the digits in which the values differ
         self.pred, self.truth = pred[self.known] - middle, truth[self.known] - middle
         self.used = dict.fromkeys(("mae", "rmse", "bias", "loa_low", "loa_high", "r2", "correlation"), self.known)
-        left = self.n - int(self.known.sum())
-        self.notes = dict.fromkeys(self.used, f"{left} of {self.n} are undefined and left out") if left else {}
+        failed = int((np.isinf(pred) & np.isfinite(truth)).sum())
+        undefined = self.n - int(self.known.sum()) - failed
+        parts = [f"{failed} of {self.n - undefined} failed, and are left out"] * bool(failed)
+        parts += [f"{undefined} of {self.n} are undefined and left out"] * bool(undefined)
+        self.notes = dict.fromkeys(self.used, "; ".join(parts)) if parts else {}
         for name, values in {"truth": (self.truth,), "truth or the prediction": (self.truth, self.pred)}.items():
             if self.known.any() and any(np.ptp(v) == 0 for v in values):
                 for metric in ("r2", "correlation") if len(values) == 1 else ("correlation",):

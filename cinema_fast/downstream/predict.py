@@ -73,7 +73,7 @@ class PredictReport:
     def __str__(self) -> str:
         nothing = sum("nothing_found" in codes for codes in self.flags.values())
         lines = [f"{self.studies} studies predicted, {len(self.failures)} failures"
-                 + f", nothing found in {nothing}" * bool(nothing)]  # fmt: skip
+                 + f", nothing found in a view of {_studies(nothing)}" * bool(nothing)]  # fmt: skip
         if self.unmatched_files:
             lines.append(unmatched_line(self.unmatched_files))
         if self.as_stored:
@@ -96,7 +96,11 @@ class PredictReport:
 
 def _named(studies: list[str]) -> str:
     """How many studies, and the first of them by name."""
-    return f"{len(studies)} {'study' if len(studies) == 1 else 'studies'} ({named(studies)})"
+    return f"{_studies(len(studies))} ({named(studies)})"
+
+
+def _studies(n: int) -> str:
+    return f"{n} {'study' if n == 1 else 'studies'}"
 
 
 def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:

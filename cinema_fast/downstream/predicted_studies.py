@@ -17,7 +17,7 @@ from ..data.tables import LANDMARK_COLUMNS
 from ..train.run_folder import min_frames_of
 from .flags import cycle_flags, in_order
 from .landmarks import Landmarks
-from .metrics_function import QUANTITIES, CycleFunction, cycle_function, volume_curves
+from .metrics_function import QUANTITIES, CycleFunction, cycle_function, has_volumes, volume_curves
 from .original_geometry import label_files, label_map, original_points, plan_return, reaching_edge, voxel_size
 from .prediction_figures import landmarks_gif, outlines_gif, volume_png
 from .run import FinetunedRun
@@ -34,7 +34,7 @@ Cell = str | int | float
 class StudyPrediction:
     """summary: what results.json holds of the study. row: its line of studies.csv, by column. lines: those of the table
     that has more than one line for a study. files: {name in the study's folder: content}. flags: what is to be looked
-    at again, codes of `flags`. missing: views that the model reads and the study has not."""
+    at again, codes of `flags`. missing: views that the answer is made of and the study has not."""
 
     summary: dict = field(default_factory=dict)
     row: dict[str, Cell] = field(default_factory=dict)
@@ -68,7 +68,15 @@ def tables_of(run: FinetunedRun) -> Tables:
     columns = []
     for target in task.targets:
         columns += [target.name, *(f"{target.name}: {name}" for name in target.classes)]
-    return Tables(("views", "flags", *columns))
+    return Tables(("views", flags_column(run), *columns))
+
+
+def flags_column(run: FinetunedRun) -> str:
+    """The name of the column of flags: "flags", but where the run has a target of that name."""
+    name, taken = "flags", {target.name for target in getattr(run.task, "targets", ())}
+    while name in taken:
+        name = f"predict_{name}"
+    return name
 
 
 def predict_prepared(
@@ -81,11 +89,10 @@ def predict_prepared(
         OSError: a file can no longer be read.
     """
     made = _predicted(run, store, study, sources)
-    if CLIP not in run.shape.views:
-        made.missing = tuple(view for view in run.shape.views if view not in store.views(study))
+    made.missing = run.missing_views(store.views(study))
     flags = in_order([*made.flags, *["missing_views"] * bool(made.missing)])
     made.summary |= {"flags": flags, "missing_views": list(made.missing)}
-    made.row["flags"] = " ".join(flags)
+    made.row[flags_column(run)] = " ".join(flags)
     return made
 
 
@@ -136,7 +143,7 @@ def _segmented(
     made.summary["views"][view] = summary
     flags = ["nothing_found"] * (not labels.any()) + ["few_slices"] * few + ["cut_off"] * bool(summary["cut_off"])
     marks: dict[int, list[str]] = {}  # frame: what it is called
-    if cine.shape[2] > 1:  # of a single slice there are areas, no volumes
+    if has_volumes(labels.shape):
         curves = volume_curves(labels, voxel_size(cine.affine), names)
         cycle = cycle_function(curves)
         flags = in_order([*flags, *cycle_flags(cycle, cine.n_frames), *_named_otherwise(source, cycle)])
@@ -163,15 +170,13 @@ def _tell_volumes(
         | {f"{name}_ml": float(curve[t]) for name, curve in curves.items()}
         for t in range(cine.n_frames)
     ]
-    guide = next(iter(cycle.empty), None)
+    place = {ventricle: "LV" if ventricle == cycle.guide else ventricle for ventricle in cycle.empty}
     ends = {
-        column: t
-        for ventricle, frames in cycle.frames.items()
-        for column, t in zip(ENDS["LV" if ventricle == guide else ventricle], frames)
+        column: t for ventricle, frames in cycle.frames.items() for column, t in zip(ENDS[place[ventricle]], frames)
     }
     if cycle.function:
         summary |= {**ends, "function": cycle.function}
-    empty = {EMPTY["LV" if ventricle == guide else ventricle]: frames for ventricle, frames in cycle.empty.items()}
+    empty = {EMPTY[place[ventricle]]: frames for ventricle, frames in cycle.empty.items()}
     summary |= empty
     made.row |= {"frames": cine.n_frames, "cut_off": " ".join(summary["cut_off"]), **ends, **cycle.function}
     made.row |= {column: " ".join(map(str, frames)) for column, frames in empty.items()}

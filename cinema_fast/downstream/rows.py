@@ -4,7 +4,8 @@ Columns: kind, study, view, frame, name, then the values that any kind has; a ce
 
     segmentation  name: class      dice, iou, hd95_mm, msd_mm, pred_ml, truth_ml, and stability where it is known
     function      name: quantity   pred, truth: at the ED and ES frames that are labelled
-    cycle         name: quantity   pred, truth: over the whole predicted cycle, against values known from elsewhere
+    cycle         name: quantity   pred, truth: over the whole predicted cycle, against values known from elsewhere;
+                                   of both kinds pred is inf where the prediction lacks what the truth has
     regression    name: target     pred, truth
     retest        name: target     first, second: two measurements of one heart
     classification name: target    truth, decided: classes; p0, p1, ...: their probabilities

@@ -43,16 +43,29 @@ class FinetunedRun:
         """The run's labelled studies, by what they were for."""
         return Split(**{part: tuple(self.settled["split"][part]) for part in Split._fields})
 
+    @property
+    def fused_views(self) -> tuple[str, ...]:
+        """The views that one answer is made of; none where each view, or each clip, is predicted by itself."""
+        fuses = isinstance(self.task, TableTask) and CLIP not in self.shape.views
+        return tuple(self.shape.views) if fuses else ()
+
+    def missing_views(self, views: Sequence[str]) -> tuple[str, ...]:
+        """Those of the views that one answer is made of that are not among `views`."""
+        return tuple(view for view in self.fused_views if view not in views)
+
     def trained_views(self) -> str:
-        """In words, how many of the training studies had which of the views that the model reads."""
+        """In words, how many of the training studies had which of the views that one answer is made of; "" where
+        that is one view at most."""
+        if len(self.fused_views) < 2:
+            return ""
         sets = self.settled.get("view_sets")
         if sets is None:
             return "how many training studies had which views is not known: the run is of an older version"
-        every = sum(one["studies"] for one in sets if set(one["views"]) == set(self.shape.views))
-        fewer = [f"{one['studies']} with {', '.join(one['views'])} alone" for one in sets
-                 if set(one["views"]) != set(self.shape.views)]  # fmt: skip
-        never = "; it has never seen a study without one of them" * (not fewer)
-        return f"the model was trained on {'; '.join([f'{every} studies with all of its views', *fewer])}{never}"
+        whole = [one for one in sets if set(one["views"]) == set(self.fused_views)]
+        told = [f"{one['studies']} with all of its views" for one in whole]
+        told += [f"{one['studies']} with {', '.join(one['views'])} alone" for one in sets if one not in whole]
+        never = "; it has never seen a study without one of them" * (len(whole) == len(sets))
+        return f"training studies of the model: {'; '.join(told)}{never}"
 
     @torch.no_grad()
     def predict(self, frames: dict[str, np.ndarray]) -> dict[str, Tensor]:
@@ -78,7 +91,7 @@ class FinetunedRun:
         return {name: values.cpu() for name, values in found.items()}
 
     def has_few_slices(self, view: str, shape: Sequence[int]) -> bool:
-        """Whether cines of a shape (T, X, Y[, Z]) are stacks with fewer slices than any the run was trained on.
+        """Whether cines of a shape (T, X, Y[, Z]) are stacks with fewer slices than any of training and validation.
 
         A run of an older version does not say how many those had: there it is a single slice alone.
         """

@@ -38,9 +38,10 @@ class Settled:
 
     @property
     def fewest_slices(self) -> dict[str, int]:
-        """{view of stacks: slices of the smallest one among the studies used}; none for a model over clips."""
+        """{view of stacks: slices of the smallest one among all labelled studies of training and validation}; none for
+        a model over clips."""
         found: dict[str, int] = {}
-        for study in self.used if isinstance(self.store, CineStore) else ():
+        for study in (*self.split.train, *self.split.val) if isinstance(self.store, CineStore) else ():
             for view in self.labels.views_of[study]:
                 shape = self.store.info(study, view).shape
                 if len(shape) == 4:
