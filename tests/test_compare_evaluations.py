@@ -1,14 +1,15 @@
 """Two evaluations of the same studies, compared study by study, by the command line too."""
 
 import json
+import math
 import re
 
 import pytest
 from evaluation_cases import HOSTILE, assessment
 
 from cinema_fast.cli import main
-from cinema_fast.downstream.compare_evaluations import compare_evaluations, is_evaluation
-from cinema_fast.downstream.rows import KEYS
+from cinema_fast.downstream.compare_evaluations import compare_evaluations, differences, is_evaluation
+from cinema_fast.downstream.rows import KEYS, new_row
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +137,11 @@ def test_evaluations_of_other_studies_have_nothing_in_common(folders):
 def test_names_of_bytes_are_spelt_out(folders):
     text = compare_evaluations([folders["bad"], folders["fewer"]])
     assert HOSTILE not in text and text.encode("utf-8")
+
+
+def test_a_heart_whose_ventricle_was_missed_counts_as_failed():
+    """Its EF is left out of both, and who missed it is said."""
+    rows = [new_row("cycle", study, "lv_ef", "sax", pred=50.0 + i, truth=55.0) for i, study in enumerate("abc")]
+    missed = [row | ({"pred": math.inf} if row["study"] == "b" else {}) for row in rows]
+    mae = differences(rows, missed, {}, resamples=20)["cycle", "sax", "lv_ef"]["mae"]
+    assert mae.note.startswith("failed in 0 (first) and 1 (second)") and (mae.n, mae.first) == (2, mae.second)

@@ -95,17 +95,25 @@ class FinetunedRun:
 
         A run of an older version does not say how many those had: there it is a single slice alone.
         """
-        return len(shape) == 4 and shape[3] < self.settled.get("fewest_slices", {}).get(view, 2)
+        return len(shape) == 4 and shape[3] < self._fewest_slices(view)
+
+    def is_part(self, view: str, shape: Sequence[int]) -> bool:
+        """Whether cines of a shape (T, X, Y[, Z]) are stacks with at most half of the slices of those, too few for a
+        whole heart; for a run of an older version a single slice alone."""
+        return len(shape) == 4 and shape[3] <= self._fewest_slices(view) // 2
+
+    def _fewest_slices(self, view: str) -> int:
+        return self.settled.get("fewest_slices", {}).get(view, 2)
 
     def predict_frames(self, view: str, frames: np.ndarray) -> Tensor:
         """Of each frame of a cine (T, *size) uint8, a few at a time: (T, 1 + structures, *size) float32 probabilities,
         or (T, landmarks, 2) float64 pixels.
 
-        A stack with few slices is continued on both sides by its outermost ones, to the model's depth. In training
-        zeros lie beyond whole stacks alone, so that a model takes what is next to them for a base or an apex.
+        A stack that is a part of a heart is continued on both sides by its outermost slices, to the model's depth. In
+        training zeros lie beyond whole stacks alone, so that a model takes what is next to them for a base or an apex.
         """
         before, n = 0, frames.shape[-1]
-        if self.has_few_slices(view, frames.shape):
+        if self.is_part(view, frames.shape):
             before = (self.shape.image_size[view][2] - n) // 2
             beyond = before, self.shape.image_size[view][2] - n - before
             frames = np.pad(frames, ((0, 0), (0, 0), (0, 0), beyond), mode="edge")
