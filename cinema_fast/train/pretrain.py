@@ -67,8 +67,8 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0: all steps made; 1: but the last 5 updates (of fewer, all) were skipped; 128 + signal (143 SIGTERM, 130 Ctrl-C): stopped
-        early, and saved."""
+        """0: all steps made; 1: but the last 5 updates (of fewer, all) were skipped; 128 + signal (143 SIGTERM, 130
+        Ctrl-C): stopped early, and saved."""
         if self.signum is not None:
             return 128 + self.signum
         return 1 if self.skipped else 0
