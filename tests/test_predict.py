@@ -96,7 +96,8 @@ def test_landmarks_in_voxels_and_in_the_scanner(monkeypatch, tmp_path):
     """The ball lies in the plane, its middle is found as the first landmark; the others lie at known shares from it."""
     write_study(tmp_path / "src", "p", ("lax_4c",))
     task = Landmarks(AXIS, "coordinates", ("lax_4c",), {"lax_4c": AXIS}, "0")
-    grid = {"lax_size": (64, 64), "lax_spacing": (1.0, 1.0), "sax_size": (8, 8, 8), "sax_spacing": (1.0, 1.0, 8.0)}
+    grid = {"lax_size": (64, 64), "lax_spacing": (1.0, 1.0), "sax_size": (8, 8, 8), "sax_spacing": (1.0, 1.0, 8.0),
+            "orientation": "patient"}  # fmt: skip
     run, out = stand_in(task, Brightest(), grid, {"lax_4c": (64, 64)}), tmp_path / "out"
     assert predict_as(monkeypatch, run, tmp_path / "src", out).exit_code == 0
     known = read_landmarks(out / "landmarks.csv")["p"]["lax_4c"]  # as finetune and evaluate take them
@@ -120,7 +121,8 @@ def test_landmarks_in_voxels_and_in_the_scanner(monkeypatch, tmp_path):
 def test_what_no_view_was_trained_for_is_not_predicted(monkeypatch, tmp_path):
     write_study(tmp_path / "src", "p", ("lax_4c",))
     task = Landmarks(AXIS, "coordinates", ("lax_4c",), {"lax_4c": ("annulus_1", "apex")}, "0")
-    grid = {"lax_size": (64, 64), "lax_spacing": (1.0, 1.0), "sax_size": (8, 8, 8), "sax_spacing": (1.0, 1.0, 8.0)}
+    grid = {"lax_size": (64, 64), "lax_spacing": (1.0, 1.0), "sax_size": (8, 8, 8), "sax_spacing": (1.0, 1.0, 8.0),
+            "orientation": "patient"}  # fmt: skip
     run, out = stand_in(task, Brightest(), grid, {"lax_4c": (64, 64)}), tmp_path / "out"
     assert predict_as(monkeypatch, run, tmp_path / "src", out).exit_code == 0
     known = read_landmarks(out / "landmarks.csv")["p"]["lax_4c"]
