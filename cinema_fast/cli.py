@@ -60,7 +60,7 @@ def _print_options(config) -> int:
 def _commands() -> dict[str, Callable[..., int]]:
     import tyro
 
-    from .data.prepare import PrepareConfig
+    from .data.prepare_config import PrepareConfig
     from .downstream.cluster import ClusterConfig
     from .downstream.config import FinetuneConfig
     from .downstream.evaluate_config import EvaluateConfig

@@ -9,200 +9,36 @@ Motion maps (`motion.py`) are made last, for all that the store then holds. Many
 from __future__ import annotations
 
 import errno
-import json
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from .check import find_altered, read_studies
 from .dicom_sources import find_dicom_sources, holds_dicom
 from .labels import find_labels
 from .motion import add_motion_maps
 from .nifti import file_sha256
-from .orientation import AS_STORED_STORE, gather_remarks, orientation_of, told_remarks
+from .orientation import gather_remarks, orientation_of
 from .pool import available_cores, run_in_processes
+from .prepare_config import PrepareConfig
+from .prepare_report import PrepareReport
 from .progress import progress_bar
 from .shards import (
     SHARDS,
-    Shard,
     failures_file,
     forget_shards,
     hold_store,
-    parse_shard,
     read_outcomes,
     write_failures,
 )
-from .sources import Source, Sources, find_sources, holds_nifti, unmatched_line
+from .sources import Source, Sources, find_sources, holds_nifti
 from .store import IndexLost, StoreError, index_records, publish_study, read_index, write_index
-from .study import Failure, StudyTask, failure_lines, file_stats, prepare_study
+from .study import Failure, StudyTask, file_stats, prepare_study
 from .view_rules import read_rules
 
-_SHAPING = ("sax_size", "lax_size", "sax_spacing", "lax_spacing", "labels", "lv_label")
 _TEMPORARY = ".preparing"
-MOST_CUT = 6  # views named of those whose labels the crop cuts off
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """Options of `prepare`."""
-
-    src: Path
-    """Folder of NIfTI cines (.nii or .nii.gz), 4D with time last: (X, Y, Z, T), long-axis views (X, Y, 1, T); or of
-    DICOM cine series, in folders of any depth."""
-    dst: Path
-    """Folder of the store: new, empty, or a store that an earlier run with the same options began."""
-    format: Literal["auto", "nifti", "dicom"] = "auto"
-    """What SRC holds. auto: NIfTI where files named so lie where the pattern looks, else DICOM."""
-    views_rules: Path | None = None
-    """DICOM: YAML file of the rules by which descriptions of series become views; without, those that the package
-    brings (data/view_rules.yaml, to begin your own from)."""
-    pattern: str = "{id}_{view}.nii.gz"
-    """Where the files lie, relative to SRC. {id} names the study (without it SRC is one study), {view} the view,
-    * matches anything within one name; sub-folders are allowed, as in "{id}/*_{view}.nii.gz". With {frame}, as in
-    "{id}_{view}_{frame}.nii.gz", every file is one 3D frame, and they are stacked in the order of that part of the
-    name (which holds no _; numbers by value; so ED before ES)."""
-    aliases: tuple[str, ...] = ()
-    """How the files spell the views, each as VIEW=SPELLING: lax_2c=Se8_2ch sax=sax_4d_6slices. Other views than sax,
-    lax_2c, lax_3c and lax_4c may be named too; they are taken for single slices."""
-    labels: str | None = None
-    """Pattern of label files (NIfTI) relative to SRC, with {id} and {view} as in the files they belong to: where there
-    is one, the label maps are stored beside the cine, and the view is centred on the labelled left ventricle. A file
-    holds the maps of all frames (4D, frames without labels being empty); or of one frame, with {frame} in its name: as
-    in the cine's own files where those are frames, else the number of the frame, from 1 ("{id}_frame{frame}_gt.nii.gz"
-    for ..._frame01_gt.nii.gz)."""
-    lv_label: int = 3
-    """Value of the left ventricle's cavity in the label files."""
-    sax_size: tuple[int, int, int] = (192, 192, 16)
-    """Size of short-axis frames in voxels. In plane cropped or padded to it; of more slices the middle ones are kept,
-    fewer slices are stored as they are and padded when they are loaded."""
-    lax_size: tuple[int, int] = (256, 256)
-    """Size of long-axis frames in pixels."""
-    sax_spacing: tuple[float, float, float] = (1.0, 1.0, 10.0)
-    """Spacing of short-axis frames in mm."""
-    lax_spacing: tuple[float, float] = (1.0, 1.0)
-    """Spacing of long-axis frames in mm."""
-    orientation: Literal["auto", "patient", "stored"] = "auto"
-    """How the axes of the images lie. patient: alike in every study, found from each header, however a file stores
-    them; stored: as in the files, as stores of earlier versions are and published weights have seen them. auto: as the
-    store was begun; a new one by the patient."""
-    workers: int = 0
-    """Studies prepared at a time, each in a process of its own; 0: one per core."""
-    overwrite: bool = False
-    """Empty the store first. Without it, studies whose sources are unchanged are kept."""
-    motion: bool = False
-    """Also give every view in the store a motion map, where it has none or a damaged one: how much each pixel moves
-    over the cycle, by which the masks of pre-training can be guided. It is made from the stored frames, on a GPU where
-    there is one."""
-    check: bool = False
-    """Also read all that is in the store, and make anew the studies whose files are not what was written: altered
-    pixels, that is; a study with a file missing, cut short or of another header is made anew without it. To read a
-    store and change nothing, without SRC: `cinema-fast verify STORE`."""
-
-    shard: str | None = None
-    """Prepare only part k of n, as k/n (k from 1), beside other jobs that prepare the other parts of SRC into the same
-    store; the store has no index until `--merge`."""
-    merge: bool = False
-    """Prepare nothing: make the index of what the shards have put into the store, and report what failed or is
-    missing."""
-
-    def __post_init__(self) -> None:
-        for name in ("src", "dst"):
-            object.__setattr__(self, name, Path(getattr(self, name)))
-        for name in ("sax_size", "lax_size", "sax_spacing", "lax_spacing"):
-            if not all(value > 0 for value in getattr(self, name)):
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.workers < 0:
-            raise ValueError(f"workers must be 0 (one per core) or more, got {self.workers}")
-        if self.merge and self.shard:
-            raise ValueError("--merge comes after all shards and is none of them: leave out --shard")
-        if self.overwrite and (self.merge or self.shard):
-            raise ValueError("--overwrite would remove what other shards prepared: remove the store first")
-        _ = self.part
-
-    @property
-    def part(self) -> Shard | None:
-        """`shard`, understood. Raises ValueError."""
-        return parse_shard(self.shard) if self.shard else None
-
-    def shaping(self) -> dict:
-        """The options that shape the stored frames, as they read back from JSON."""
-        options = json.loads(json.dumps({name: getattr(self, name) for name in _SHAPING}))
-        return options | ({} if self.orientation == "stored" else {"orientation": "patient"})
-
-
-@dataclass(slots=True)
-class PrepareReport:
-    """What `prepare` did. prepared and unchanged count studies; n_studies is what the store now holds, of a shard its
-    part of that; files counts (studies, files) of NIfTI by (view, how the files spell it), unmatched_files are those
-    that the pattern does not describe; series counts DICOM series by (description, view or None, why left out);
-    labelled studies of the store that have label maps, None where none were asked for, cut
-    (share of the labelled volume, study, view) of maps that reach over the crop, largest first; remarks about headers,
-    each with the "study view" it is about; as_stored: the axes of the store's images lie as in their files; motion_maps
-    those made, None likewise; without_motion studies that lack one, in a store that has some."""
-
-    prepared: int = 0
-    unchanged: int = 0
-    n_studies: int = 0
-    files: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
-    unmatched_files: list[str] = field(default_factory=list)
-    series: Counter[tuple[str, str | None, str]] = field(default_factory=Counter)
-    shard: Shard | None = None
-    labelled: int | None = None
-    cut: list[tuple[float, str, str]] = field(default_factory=list)
-    remarks: dict[str, list[str]] = field(default_factory=dict)
-    as_stored: bool = False
-    motion_maps: int | None = None
-    without_motion: int = 0
-    failures: list[Failure] = field(default_factory=list)
-
-    @property
-    def unmatched(self) -> int:
-        """Number of NIfTI files that the pattern does not describe."""
-        return len(self.unmatched_files)
-
-    @property
-    def exit_code(self) -> int:
-        """0: everything was prepared; 1: something failed, the rest was prepared; 3: nothing was prepared.
-
-        A shard that has no studies, of few that many share, has prepared everything.
-        """
-        if not self.prepared + self.unchanged and (self.failures or not self.shard):
-            return 3
-        return 1 if self.failures else 0
-
-    def __str__(self) -> str:
-        lines = [f"{self.prepared} studies prepared, {self.unchanged} unchanged, {len(self.failures)} failures; "
-                 f"the store holds {self.n_studies} studies" + (f" of shard {self.shard}" if self.shard else "")]
-        if self.labelled is not None:
-            lines[0] += f", {self.labelled or 'none'} of them labelled"
-        if self.motion_maps is not None:
-            lines[0] += f"; {self.motion_maps} motion maps made"
-        if self.cut:
-            most = [f"{study} {view} {100 * share:.3g} %" for share, study, view in self.cut[:MOST_CUT]]
-            lines.append(f"{len({study for _, study, _ in self.cut})} of these studies have labels that reach over the "
-                         f"crop, which cuts them off (share of the labelled volume: "
-                         f"{', '.join(most + ['...'] * (len(self.cut) > MOST_CUT))}): a larger size keeps them")
-        lines += told_remarks(self.remarks)
-        if self.as_stored:
-            lines.append(AS_STORED_STORE)
-        if self.without_motion:
-            lines.append(f"{self.without_motion} of these studies have no motion map, or not of every view: the same "
-                         f"command with --motion adds them")
-        lines += [f"{view}: {files} files {spelling!r} of {studies} studies"
-                  for (view, spelling), (studies, files) in sorted(self.files.items())]
-        kinds = sorted(self.series, key=lambda kind: (kind[1] is None, kind[1] or "", kind[2], kind[0]))
-        for description, view, reason in kinds:
-            became = f"{view}:" if view else f"left out ({reason}):"
-            lines.append(f"{became} {self.series[description, view, reason]} series {description!r}")
-        if self.unmatched_files:
-            lines.append(unmatched_line(self.unmatched_files))
-        if self.shard:
-            lines.append("when all shards have ended, --merge in the place of --shard makes the index")
-        return "\n".join(lines + failure_lines(self.failures, "failures.jsonl"))
 
 
 def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:

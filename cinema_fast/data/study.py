@@ -24,7 +24,7 @@ from .sources import Source
 from .store import write_study
 
 if TYPE_CHECKING:
-    from .prepare import PrepareConfig
+    from .prepare_config import PrepareConfig
 
 
 
