@@ -105,8 +105,10 @@ def test_any_subset_of_views_is_the_model_without_the_others(exact, views):
     alone.load_state_dict({k: t for k, t in exact.state_dict().items() if k in alone.state_dict()})
     out, expected = exact(images, plan), alone(some, plan)
     assert list(out.pred) == list(ordered)
-    assert torch.equal(out.loss, expected.loss)
-    assert all(torch.equal(out.pred[v], expected.pred[v]) for v in views)
+    # float64 to the last bits: a library may multiply one matrix by another kernel where it lies otherwise in memory
+    torch.testing.assert_close(out.loss, expected.loss, rtol=1e-13, atol=0)
+    for view in views:
+        torch.testing.assert_close(out.pred[view], expected.pred[view], rtol=1e-12, atol=1e-13)
     features, expected = exact.encode(images), alone.encode(some)
     assert list(features) == ["cls", *ordered]
     assert all(torch.equal(features[k], expected[k]) for k in features)
