@@ -7,6 +7,7 @@ done; 130 or 143 stopped by Ctrl-C or SIGTERM (pretrain has then saved a checkpo
 
 import difflib
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("cinema-fast: prepare --check SRC STORE repairs a store from its sources; to check one without them: "
                   "cinema-fast verify STORE", file=sys.stderr)
         raise
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ValueError, OSError) as error:  # what was asked for cannot be done; anything else is a bug, with its trace
         print(f"cinema-fast: {error}", file=sys.stderr)
         return 1

@@ -158,3 +158,13 @@ def test_points_and_volume_of_a_voxel():
     sheared = affine.copy()
     sheared[:3, 2] += 3 * affine[:3, 0]  # slices that lie beside each other
     assert np.prod(voxel_size(sheared)) == pytest.approx(np.prod(OBLIQUE[1]))
+
+
+def test_series_that_no_rule_takes_are_said(monkeypatch, tmp_path):
+    affine = oblique()
+    cine, _ = heart_cine(SHAPE, affine)
+    for n, description in enumerate(("cine SAX", "localizer")):
+        options = {"description": description, "study": f"1.2.{n}"}
+        dicom_files.write_series(tmp_path / f"src/{n}", cine[..., :2], affine, **options)
+    report = predict_as(monkeypatch, segmenter(), tmp_path / "src", tmp_path / "out", format="dicom")
+    assert report.studies == 1 and "left out (localizer): 1 series 'localizer'" in str(report)

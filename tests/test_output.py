@@ -175,3 +175,14 @@ def test_a_disk_that_fills_up_under_a_command(tmp_path, monkeypatch, capsys, com
     assert re.fullmatch(rf"cinema-fast: {out}: the disk is full; nothing half-written stays: .* again", said)
     left = {"compare": ["comparison.png"], "inspect": ["contact_sheet.png"]}.get(command)  # whole, as a file
     assert names(out) == left if left else names(tmp_path) == before
+
+
+def test_ctrl_c_says_what_is_left_and_another_command_what_it_is_of(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt, match=rf"stopped; {out} is unfinished: the same command begins it anew"):
+        used(out, KeyboardInterrupt())
+    with (pytest.raises(OutputError, match="left of a `cinema-fast measure` that did not end: remove the folder"),
+          new_folder(out, "another", {}, WRITTEN)):
+        pass
+    used(out)
+    assert (out / "a.csv").read_text() == "whole"

@@ -13,7 +13,7 @@ from test_prepare import content, run
 
 from cinema_fast.cli import main
 from cinema_fast.data.check import check_store
-from cinema_fast.data.store import CineStore, StoreError
+from cinema_fast.data.store import CineStore, StoreError, read_index, write_index
 
 
 @pytest.fixture
@@ -203,12 +203,14 @@ def test_an_altered_index_is_found(prepared, kind, summed):
     files = ["index.json"] * summed + ["studies/p1/study.json"] * of_study
     if kind == "an option" and not summed:
         files = [f"studies/p{n}/study.json" for n in range(3)]
+    if kind == "a study gone":
+        files = [*files, "studies/p2/study.json"]
     report = check_store(store, progress=False)
     assert [fault.file for fault in report.faults] == files and report.exit_code == bool(files)
     if kind == "a spacing":
         assert "spacing_mm of sax is (1.0, 1.0, 10.0) here, (2.0, 2.0, 10.0) in the index" in str(report)
     if summed:
-        assert "makes the index anew" in str(report) or of_study
+        assert "makes the index anew" in str(report) or of_study or kind == "a study gone"
 
 
 def test_an_altered_index_is_made_anew(prepared):
@@ -253,3 +255,18 @@ def test_what_is_no_file_is_named_and_mended(prepared, make):
     assert "studies/p2/study.json: cannot be read ([Errno 22] no regular file" in verified.stdout
     report = run(src, store, check=True)
     assert (report.prepared, report.unchanged, report.exit_code) == (2, 1, 0) and content(store) == before
+
+
+def test_a_store_whose_preparation_has_not_ended_is_not_sound(prepared):
+    """As a kill leaves it: studies that the index does not know yet, or none at all."""
+    src, store = prepared
+    index = read_index(store)
+    write_index(store, index["prepare"], {})
+    faults = check_store(store, progress=False).faults
+    assert [(fault.study, fault.reason) for fault in faults] == [
+        (study, "is not in the index: its preparation has not ended") for study in ("p0", "p1", "p2")]  # fmt: skip
+    assert run(src, store).exit_code == 0 and check_store(store, progress=False).exit_code == 0
+    shutil.rmtree(store / "studies")
+    write_index(store, index["prepare"], {})
+    with pytest.raises(StoreError, match="holds no studies: its preparation has not ended"):
+        check_store(store, progress=False)

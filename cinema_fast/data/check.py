@@ -101,6 +101,9 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
     as_written = "sha256" not in index or index_is_as_written(path, index["sha256"])
     if not as_written:
         faults.append(Fault("", INDEX, "altered: its SHA-256 is not the one that is written at its end"))
+    begun = sorted(file.parent.name for file in (path / "studies").glob("*/study.json"))
+    for study in (study for study in begun if study not in index["studies"]):
+        faults.append(Fault(study, f"studies/{study}/study.json", "is not in the index: its preparation has not ended"))
     for study, views in index["studies"].items():
         sums[study] = {f"studies/{study}/{view}.npy": info.sha256 for view, info in views.items()}
         sums[study] |= {motion_file(study, view): info.motion.sha256 for view, info in views.items() if info.motion}
@@ -116,6 +119,9 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
                 faults.append(Fault(study, file, differs))
         except StoreError as err:
             faults.append(Fault(study, file, str(err).removeprefix(f"{path / file}: ")))
+    if not index["studies"] and not faults:
+        raise StoreError(f"{path} holds no studies: its preparation has not ended, or nothing could be prepared; run "
+                         f"prepare again")
     faults += find_altered(path, sums, workers=workers, progress=progress)
     return CheckReport(len(sums), sorted(faults), index_summed="sha256" in index)
 

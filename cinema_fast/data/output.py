@@ -115,6 +115,8 @@ def new_folder(out: Path, command: str, options: Mapping[str, object], written: 
             (out / UNFINISHED).write_text(json.dumps(told), encoding="utf-8")
             try:
                 yield
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"stopped; {out} is unfinished: the same command begins it anew") from None
             except Exception:
                 _remove(out, (*written, UNFINISHED, LOCK))
                 raise
@@ -148,9 +150,14 @@ def _check_left(out: Path, left: list[str], told: dict[str, str], written: Seque
     """Raise OutputTaken unless what is `left` in a folder is of the same command."""
     try:
         before = read_json(out / UNFINISHED)
+        if before["command"] != told["command"]:
+            raise OutputTaken(f"{out} holds what is left of a `cinema-fast {before['command']}` that did not end: "
+                              f"remove the folder, or choose another")
         differs = [f"{name}: was {before.get(name)}, now {now}" for name, now in told.items()
                    if before.get(name) != now]
-    except (OSError, ValueError, AttributeError):
+    except OutputTaken:
+        raise
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         raise OutputTaken(f"{out} is not empty: choose another folder to write") from None
     if differs:
         raise OutputTaken(f"{out} holds what is left of a command that did not end, and was begun otherwise:\n  "

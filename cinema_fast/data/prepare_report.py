@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from .orientation import AS_STORED_STORE, told_remarks
 from .shards import Shard
-from .sources import unmatched_line
+from .sources import series_lines, unmatched_line
 from .study import Failure, failure_lines
 
 MOST_CUT = 6  # views named of those whose labels the crop cuts off
@@ -73,10 +73,7 @@ class PrepareReport:
                          f"command with --motion adds them")
         lines += [f"{view}: {files} files {spelling!r} of {studies} studies"
                   for (view, spelling), (studies, files) in sorted(self.files.items())]
-        kinds = sorted(self.series, key=lambda kind: (kind[1] is None, kind[1] or "", kind[2], kind[0]))
-        for description, view, reason in kinds:
-            became = f"{view}:" if view else f"left out ({reason}):"
-            lines.append(f"{became} {self.series[description, view, reason]} series {description!r}")
+        lines += series_lines(self.series)
         if self.unmatched_files:
             lines.append(unmatched_line(self.unmatched_files))
         if self.shard:

@@ -72,6 +72,13 @@ class Sources:
         return counts
 
 
+def series_lines(series: Counter[tuple[str, str | None, str]]) -> list[str]:
+    """A line for each kind of DICOM series: its view, or why it was left out; how many there are; its description."""
+    kinds = sorted(series, key=lambda kind: (kind[1] is None, kind[1] or "", kind[2], kind[0]))
+    used = [f"{view}:" if view else f"left out ({reason}):" for _, view, reason in kinds]
+    return [f"{how} {series[kind]} series {kind[0]!r}" for how, kind in zip(used, kinds)]
+
+
 def unmatched_line(names: list[str]) -> str:
     """What is told of NIfTI files that the pattern does not describe, by their names relative to the sources."""
     return f"{len(names)} NIfTI files do not match the pattern and were left alone: {named(names)}"
@@ -115,7 +122,8 @@ def compile_pattern(pattern: str, spellings: dict[str, str]) -> re.Pattern[str]:
         else:
             regex += re.escape(part)
     if "{view}" not in seen:
-        raise ValueError(f"pattern {pattern!r} has no {{view}}")
+        raise ValueError(f"pattern {pattern!r} has no {{view}}: put it where the names of the files tell the view, and "
+                         "say by --aliases VIEW=SPELLING how they spell it")
     return re.compile(regex)
 
 

@@ -128,7 +128,8 @@ class Landmarks:
             which = missing[0] if missing else "any view"
             raise ValueError(
                 f"{config.table}: no landmarks of {which} of a study of {store.path} (the table's first study is "
-                f"{next(iter(points), None)!r}, the store's {store.ids[0]!r})"
+                f"{next(iter(points), None)!r}, the store's {store.ids[0]!r}; of views of the store the table has "
+                f"{', '.join(found) or 'none'})"
             )
         chosen = [(study, view) for study, view in every if view in views]
         for study, view in chosen:
@@ -136,7 +137,8 @@ class Landmarks:
             if len(info.shape) != 3:
                 raise ValueError(f"{config.table}: landmarks are of long-axis views, and {view} of {study} is a stack")
             if (last := max(points[study][view])) >= info.shape[0]:
-                raise ValueError(f"{config.table}: frame {last} of {view} of {study}, which has {info.shape[0]} frames")
+                raise ValueError(f"{config.table}: frame {last} of {view} of {study}, which has {info.shape[0]} "
+                                 "frames, counted from 0")
         check_positions(config.table, store, points, chosen)
         if config.landmarks == "coordinates" and len(views) > 1:
             raise ValueError(

@@ -22,7 +22,7 @@ from ..data.nifti import CineError
 from ..data.orientation import AS_STORED_RUN, gather_remarks, orientation_of, told_remarks
 from ..data.output import new_folder
 from ..data.prepare import PrepareConfig, prepared_studies, sources_of
-from ..data.sources import NO_STUDY, Source, Sources, compile_pattern, parse_aliases, unmatched_line
+from ..data.sources import NO_STUDY, Source, Sources, compile_pattern, parse_aliases, series_lines, unmatched_line
 from ..data.store import CineStore, publish_study, write_index
 from ..data.study import Failure, StudyTask, failure_lines
 from .flags import CODES, in_order
@@ -41,15 +41,17 @@ _TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 class PredictReport:
     """What is in OUT: number of studies, what could not be predicted, and which NIfTI files had no place.
 
-    cut_off: {study: structures at the edge of what the model sees, whose volumes are therefore too small}. flags:
-    {study: codes of what is to be looked at again}. missing: {study: views that the model reads and it has not}.
-    trained: which views the training studies had, in words. remarks: {what was made of a header: ["study view"]}.
-    as_stored: the run was trained on images with the axes of their files, and so are these predicted.
+    series: a line for each kind of DICOM series. cut_off: {study: structures at the edge of what the model sees, whose
+    volumes are therefore too small}. flags: {study: codes of what is to be looked at again}. missing: {study: views
+    that the model reads and it has not}. trained: which views the training studies had, in words. remarks: {what was
+    made of a header: ["study view"]}. as_stored: the run was trained on images with the axes of their files, and so are
+    these predicted.
     """
 
     out: Path
     studies: int = 0
     unmatched_files: list[str] = field(default_factory=list)
+    series: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     cut_off: dict[str, str] = field(default_factory=dict)
     flags: dict[str, list[str]] = field(default_factory=dict)
@@ -76,6 +78,7 @@ class PredictReport:
                  + f", nothing found in a view of {_studies(nothing)}" * bool(nothing)]  # fmt: skip
         if self.unmatched_files:
             lines.append(unmatched_line(self.unmatched_files))
+        lines += self.series
         if self.as_stored:
             lines.append(AS_STORED_RUN)
         lines += told_remarks(self.remarks)
@@ -132,6 +135,7 @@ def _predict(config: PredictConfig, progress: bool) -> PredictReport:
     sources = _one_file(config) if config.src.is_file() else sources_of(preparing, progress)
     _check_views(config, run, sources)
     report = PredictReport(out, unmatched_files=sources.unmatched_names(preparing.src),
+                           series=series_lines(sources.series),
                            failures=[Failure(*r) for r in sources.refused], trained=run.trained_views(),
                            as_stored=preparing.orientation == "stored")  # fmt: skip
     tasks = [
@@ -180,6 +184,7 @@ def _predict_all(
             "model": type(run.model).__name__, "precision": str(run.precision)[6:], "source": str(config.src),
             "studies": dict(sorted(studies.items())),
             "trained": report.trained,
+            "series": report.series, "unmatched": report.unmatched_files,
             "orientation": "stored" if report.as_stored else "patient", "remarks": report.remarks,
             "flags": {code: sum(code in codes for codes in report.flags.values()) for code in CODES},
             "failures": [{"study": f.study, "view": f.view, "file": f.file, "reason": f.reason}
