@@ -68,7 +68,7 @@ def volume_png(exhibit: Exhibit, classes: Mapping[int, str]) -> bytes:
         if name not in exhibit.curves:
             continue
         curve = exhibit.curves[name]
-        colour = tuple(value / 255 for value in COLOURS[(label - 1) % len(COLOURS)])
+        colour = _colour(label - 1)
         axes.plot(exhibit.frames, curve, "-" if len(curve) > 2 else "o", color=colour, label=f" {name}")
         labelled = [(t, ml[name]) for t, ml in exhibit.truth_ml.items() if name in ml]
         axes.plot(*zip(*labelled) if labelled else ([], []), "x", color=colour, markersize=9)
@@ -83,14 +83,19 @@ def volume_png(exhibit: Exhibit, classes: Mapping[int, str]) -> bytes:
     return _png(figure, "\n".join(parts))
 
 
+def _colour(k: int) -> tuple[float, ...]:
+    """That of class or landmark number `k`, from 0, in the pictures."""
+    return tuple(value / 255 for value in COLOURS[k % len(COLOURS)])
+
+
 def dice_png(title: str, rows: Mapping[str, Sequence[Row]]) -> bytes:
-    """Dice of every row as a point, and quartiles, per class."""
+    """Dice of every row as a point, and quartiles, per class, in the colours of the outlines: rows in their order."""
     figure = new_figure(5.2, 3.2)
     axes = figure.subplots()
     scores = [[number(row, "dice") for row in found if math.isfinite(number(row, "dice"))] for found in rows.values()]
     for place, values in enumerate(scores):
         # spread by rank, not by chance
-        axes.plot(place + (np.arange(len(values)) % 7 - 3) / 25, values, ".", color=f"C{place % 10}", alpha=0.5)
+        axes.plot(place + (np.arange(len(values)) % 7 - 3) / 25, values, ".", color=_colour(place), alpha=0.5)
         if values:
             axes.boxplot(values, positions=[place], widths=0.5, showfliers=False)
     axes.set_xticks(range(len(scores)), [f"{name}\nn = {len(v)}" for name, v in zip(map(printable, rows), scores)])
@@ -99,14 +104,15 @@ def dice_png(title: str, rows: Mapping[str, Sequence[Row]]) -> bytes:
 
 
 def distances_png(title: str, distances: Mapping[str, Sequence[float]]) -> bytes:
-    """Share of landmarks found within a distance; what was not found at all stays below 1."""
+    """Share of landmarks found within a distance, in the colours of their crosses; what was not found stays below 1."""
     figure = new_figure(5.2, 3.2)
     axes = figure.subplots()
-    for name, values in distances.items():
+    for k, (name, values) in enumerate(distances.items()):
         ordered = np.sort(np.asarray(values, float))
         known = ordered[np.isfinite(ordered)]
         share = np.arange(1, len(known) + 1) / len(ordered)
-        axes.step([0, *known], [0, *share], where="post", label=f" {printable(name)}, n = {len(ordered)}")
+        told = f" {printable(name)}, n = {len(ordered)}"
+        axes.step([0, *known], [0, *share], where="post", color=_colour(k), label=told)
     axes.set(xlabel="distance (mm)", ylabel="share within", ylim=(0, 1.02), xlim=(0, None))
     _legend(axes)
     return _png(figure, title)
