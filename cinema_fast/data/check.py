@@ -39,6 +39,9 @@ from .store import (
 INDEX = "index.json"
 
 
+UNLISTED = "is not in the index: prepare has not ended, or has left it out as damaged"
+
+
 class Fault(NamedTuple):
     """A file of a store that is not what was prepared; file: relative to the store. study: "" where it is the index."""
 
@@ -103,7 +106,7 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
         faults.append(Fault("", INDEX, "altered: its SHA-256 is not the one that is written at its end"))
     begun = sorted(file.parent.name for file in (path / "studies").glob("*/study.json"))
     for study in (study for study in begun if study not in index["studies"]):
-        faults.append(Fault(study, f"studies/{study}/study.json", "is not in the index: its preparation has not ended"))
+        faults.append(Fault(study, f"studies/{study}/study.json", UNLISTED))
     for study, views in index["studies"].items():
         sums[study] = {f"studies/{study}/{view}.npy": info.sha256 for view, info in views.items()}
         sums[study] |= {motion_file(study, view): info.motion.sha256 for view, info in views.items() if info.motion}

@@ -41,6 +41,8 @@ _TOWARDS = {
     "lax_4c": ((1.00, 0.00, 0.10), (0.10, 0.85, -0.30)),
 }
 _TO_APEX = (0.65, -0.60, 0.45)  # from the base of the heart, likewise
+# Where two ways are as near as each other (a plane turned by 45 degrees): directions that no symmetry leaves alone.
+_IN_A_TIE = np.array(((0.6131, 0.3719, 0.0), (0.2917, 0.5303, 0.0), (0.3571, 0.7937, 0.0)))
 _LEFT_BACK_FEET = np.diag((-1.0, -1.0, -1.0))  # of RAS+
 NO_ORIENTATION = ("the header does not say how the axes lie in the patient (no code, or simply the scanner's axes, "
                   "as ACDC has them): kept as stored")
@@ -67,8 +69,6 @@ def patient_arrangement(affine: np.ndarray, view: str) -> Arrangement:
         across = int(np.argmax(np.abs(np.cross(directions[:, 0], directions[:, 1])).round(3)))
         first, second = (axis for axis in range(3) if axis != across)
         towards[first, 0] = towards[second, 1] = 1.0
-        # in planes turned by 45 degrees, where two axes are as near: rather to the feet than to the back or the left
-        towards[:, :2] += np.array((0.01, 0.02, 0.03))[:, None]
     if view == "sax":
         towards[:, 2] = _TO_APEX
     return _nearest(affine, _LEFT_BACK_FEET @ towards)
@@ -81,12 +81,15 @@ def _directions(affine: np.ndarray) -> np.ndarray:
 
 def _nearest(affine: np.ndarray, towards: np.ndarray) -> Arrangement:
     """The arrangement whose axes have the largest sum of products with the columns of `towards` (3, 3)."""
-    along = towards.T @ _directions(affine)  # (wanted axis, axis of the file)
+    directions = _directions(affine)
+    along, in_a_tie = (wanted.T @ directions for wanted in (towards, _LEFT_BACK_FEET @ _IN_A_TIE))
 
-    def nearness(arrangement: Arrangement) -> float:
-        return sum(along[k, abs(axis) - 1] * np.sign(axis) for k, axis in enumerate(arrangement))
+    def nearness(arrangement: Arrangement) -> tuple[float, float]:
+        first, second = (sum(products[k, abs(axis) - 1] * np.sign(axis) for k, axis in enumerate(arrangement))
+                         for products in (along, in_a_tie))  # of (wanted axis, axis of the file)
+        return round(first, 6), second
 
-    # ties, of a third axis without a direction, keep it as it is
+    # a third axis without a direction stays as it is: of equal ones `max` takes the first
     return max(((sx * x, sy * y, sz * 3) for x, y in permutations((1, 2)) for sx, sy, sz in product((1, -1), repeat=3)),
                key=nearness)
 
