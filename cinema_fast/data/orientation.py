@@ -1,7 +1,7 @@
 """How the voxel axes of a view lie in the patient: the same pixels however a file stores its axes.
 
 A file may hold the same slice mirrored, transposed or with its slices in reverse (dcm2niix mirrors the second axis of
-DICOM, others do not); only its affine tells. `patient_arrangement` is one way per view:
+DICOM, others do not); only its affine tells. `patient_arrangement` chooses one way per view:
 
 - X and Y: of the eight ways to mirror and exchange the two axes in plane, the one nearest to the directions of
   `_TOWARDS`: where a scanner's rows and columns usually lead in that view. Directions of the view are used, not those

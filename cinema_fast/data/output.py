@@ -1,4 +1,4 @@
-"""What a command writes: that it cannot is said before the work, and nothing half-written stays or is in the way."""
+"""Output folders and files: tried before the work, emptied after an error, written anew after a kill."""
 
 from __future__ import annotations
 
