@@ -16,7 +16,7 @@ from fake_reference import write_fake_reference
 from cinema_fast.data.dali import why_not_dali
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "benchmarks" / "gpu_report.py"
+SCRIPT = ROOT / "benchmarks" / "gpu" / "gpu_report.py"
 TOP = {
     "device", "date", "versions", "commit", "conditions", "smoke", "kernels", "step", "waterfall", "breakdown", "data",
     "tests", "failed", "unreached",
@@ -266,7 +266,7 @@ def run_bare(checkout, out, *options):
 import runpy, sys
 for name in {WITHOUT}:
     sys.modules[name] = None  # importing it fails
-folder = {str(checkout / "benchmarks")!r}
+folder = {str(checkout / "benchmarks" / "gpu")!r}
 sys.path.insert(0, folder)
 sys.argv = ["gpu_report.py", "--smoke", "--out", {str(out)!r}, *{options}]
 try:
