@@ -61,6 +61,7 @@ def build(shape: str) -> timing.Operation:
         lambda q, k, v: sparse_attention_ref(q, k, v, *offsets, s.queries, s.keys, s.head_dim**-0.5),
         n_bytes={p: sparse_attention_bytes(*leaves[:2], backward=p == "bwd") for p in PASSES},
         flops={p: sparse_attention_flops(*costs, backward=p == "bwd") for p in PASSES},
+        exponentials=dict.fromkeys(PASSES, s.batch * s.queries * s.keys * s.heads),  # once a logit and pass, at least
     )  # fmt: skip
 
 

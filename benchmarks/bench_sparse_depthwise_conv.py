@@ -60,8 +60,8 @@ class DepthwiseConv(timing.Operation):
 
     def limit(self, pass_: str) -> tuple[float, str]:
         """Seconds that the data sheet allows, and by what it is bound."""
-        memory, _, ordinary = timing.peaks()
-        moved, computed = self.n_bytes[pass_] / memory, self.flops[pass_] / ordinary
+        peak = timing.peaks()
+        moved, computed = self.n_bytes[pass_] / peak.memory, self.flops[pass_] / peak.ordinary
         return max(moved, computed), "memory" if moved >= computed else "compute"
 
 

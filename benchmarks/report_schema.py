@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from pathlib import Path
 import conditions
 from checkout import PACKAGES, ROOT
 
+PREDICTIONS = ROOT / "benchmarks" / "results" / "predictions.json"
+
 
 @dataclass
 class KernelRow:
@@ -17,7 +20,7 @@ class KernelRow:
 
     us: median; limit_us: the larger of bytes over bandwidth and FLOPs over peak; rel_err: ||out - ref|| / ||ref||
     against float64, err_budget: what is allowed of it; kernel_sha: of the operation's source files, as they ran; per_s:
-    units that it works off a second, where the operation counts any.
+    units that it works off a second, where the operation counts any; predicted_us: what gpu/predict.py says of it.
     """
 
     op: str
@@ -35,6 +38,7 @@ class KernelRow:
     kernel_sha: str
     per_s: float | None = None
     unit: str | None = None
+    predicted_us: float | None = None
 
     @property
     def name(self) -> str:
@@ -47,7 +51,8 @@ class StepRow:
     """One way of running a whole training step, beside a peer timed in the same rounds.
 
     ms: median; studies_per_s and mfu follow from it; peak_mib: most device memory that this way alone holds during a
-    step (weights, gradients, optimiser, activations); speedup: median of the rounds' ratios. None: not measurable here.
+    step (weights, gradients, optimiser, activations); speedup: median of the rounds' ratios; attention: the backend of
+    sparse_attention, "auto" for its own choice; predicted_ms: what gpu/predict.py says. None: not measurable here.
     """
 
     preset: str
@@ -62,11 +67,13 @@ class StepRow:
     peer: str | None
     peer_ms: float | None
     speedup: float | None
+    attention: str = "auto"
+    predicted_ms: float | None = None
 
     @property
     def name(self) -> str:
         """Names the row in `failed` and `unreached`."""
-        return step_name(self.preset, self.batch, self.dtype, self.mode, self.decode_ratio, self.peer)
+        return step_name(self.preset, self.batch, self.dtype, self.mode, self.decode_ratio, self.peer, self.attention)
 
 
 @dataclass
@@ -139,16 +146,114 @@ class DataRow:
         return f"data {self.loader}"
 
 
-def step_name(preset: str, batch: int, dtype: str, mode: str, decode_ratio: float, peer: str | None) -> str:
+@dataclass
+class MachineRow:
+    """What the GPU itself reaches, beside which the rest is judged."""
+
+    what: str
+    value: float
+    unit: str
+
+    @property
+    def name(self) -> str:
+        """Names the row in `failed` and `unreached`."""
+        return f"machine {self.what}"
+
+
+@dataclass
+class ErrorRow:
+    """An operation held to its float64 oracle on the device: the relative RMS error of one pass at one shape.
+
+    right: whether it is within the budget; one that is not is replaced by PyTorch's form in the sections that follow.
+    seconds: of the comparison with compilation and oracle.
+    """
+
+    op: str
+    pass_: str
+    shape: str
+    dtype: str
+    rel_err: float
+    err_budget: float
+    right: bool
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        """Names the row in `failed` and `unreached`."""
+        return error_name(self.op, self.pass_, self.shape)
+
+
+@dataclass
+class TileRow:
+    """sparse_attention's pass at one tile, or a peer's; us: median; tflops: of the useful products.
+
+    tile: "ROWSxCOLS wWARPS sSTAGES", or the peer's name, whose "bwd" is one pass. best: the fastest tile of the pass.
+    """
+
+    shape: str
+    pass_: str
+    tile: str
+    us: float
+    tflops: float
+    best: bool = False
+
+    @property
+    def name(self) -> str:
+        """Names the row in `failed` and `unreached`."""
+        return f"tile {self.shape} {self.pass_} {self.tile}"
+
+
+@dataclass
+class ProfileRow:
+    """A kernel of the step's trace: how often a step launches it, and what it takes of the step's time on the GPU."""
+
+    mode: str
+    kernel: str
+    launches: float
+    us: float
+    share: float
+
+    @property
+    def name(self) -> str:
+        """Names the row in `failed` and `unreached`."""
+        return f"profile {self.mode} {self.kernel}"
+
+
+def step_name(
+    preset: str, batch: int, dtype: str, mode: str, decode_ratio: float, peer: str | None, attention: str = "auto"
+) -> str:
     """The name of a step's row, known before it is measured."""
+    by = "" if attention == "auto" else f", attention by {attention}"
     against = f" against {peer}" if peer else ""
-    return f"step {preset} batch {batch} {dtype} {mode}, decode ratio {decode_ratio:g}{against}"
+    return f"step {preset} batch {batch} {dtype} {mode}{by}, decode ratio {decode_ratio:g}{against}"
 
 
-Row = KernelRow | StepRow | WaterfallRow | BreakdownRow | DataRow
+def error_name(op: str, pass_: str, shape: str) -> str:
+    """The name of an operation's error, known before it is measured."""
+    return f"error {op} {pass_} {shape}"
+
+
+Row = KernelRow | StepRow | WaterfallRow | BreakdownRow | DataRow | MachineRow | ErrorRow | TileRow | ProfileRow
 SECTION_OF = {
     KernelRow: "kernels", StepRow: "step", WaterfallRow: "waterfall", BreakdownRow: "breakdown", DataRow: "data",
+    MachineRow: "machine", ErrorRow: "errors", TileRow: "tiles", ProfileRow: "profile",
 }  # fmt: skip
+
+
+def to_json(row: Row) -> dict:
+    """A row as the report's file holds it."""
+    return {key.rstrip("_"): value for key, value in dataclasses.asdict(row).items()}
+
+
+def from_json(section: str, values: dict) -> Row:
+    """The row of a section of the file."""
+    kind = next(kind for kind, name in SECTION_OF.items() if name == section)
+    return kind(**{"pass_" if key == "pass" else key: value for key, value in values.items()})
+
+
+def predicted(path: Path = PREDICTIONS) -> dict:
+    """What gpu/predict.py wrote; without rows where it is not there."""
+    return json.loads(path.read_text()) if path.exists() else {"steps": [], "kernels": []}
 
 
 def kernel_sha(op: str) -> str:
@@ -169,7 +274,8 @@ class Report:
     """The report at `path`, which exists and is valid from the first moment on, whenever the run is killed.
 
     failed: rows that were tried, with the reason (out of memory, a wrong result); unreached: rows that were not, or not
-    to their end. smoke: toy sizes on a CPU, whose times mean nothing.
+    to their end. fallbacks: operations that were replaced, and by what. smoke: toy sizes on a CPU, whose times mean
+    nothing.
     """
 
     path: Path = field(metadata={"written": False})
@@ -180,13 +286,25 @@ class Report:
     conditions: dict
     smoke: bool
     unreached: list[str]
-    kernels: list[KernelRow] = field(default_factory=list)
+    machine: list[MachineRow] = field(default_factory=list)
+    errors: list[ErrorRow] = field(default_factory=list)
     step: list[StepRow] = field(default_factory=list)
-    waterfall: list[WaterfallRow] = field(default_factory=list)
     breakdown: list[BreakdownRow] = field(default_factory=list)
+    profile: list[ProfileRow] = field(default_factory=list)
+    tiles: list[TileRow] = field(default_factory=list)
+    kernels: list[KernelRow] = field(default_factory=list)
+    waterfall: list[WaterfallRow] = field(default_factory=list)
     data: list[DataRow] = field(default_factory=list)
     tests: dict[str, int] | None = None
+    fallbacks: dict[str, str] = field(default_factory=dict)
     failed: list[dict[str, str]] = field(default_factory=list)
+
+    def __post_init__(self):
+        predictions = predicted()
+        ours = [p for p in predictions["steps"] if p["gpu"] == self.device]
+        self._steps = {(p["preset"], p["batch"], p["dtype"], p["mode"], p["decode_ratio"]): p["ms"] for p in ours}
+        ours = [p for p in predictions["kernels"] if p["gpu"] == self.device]
+        self._kernels = {(p["op"], p["pass"], p["shape"], p["dtype"]): p["us"] for p in ours}
 
     def add(self, name: str, outcome: Row | dict[str, int] | str) -> None:
         """Take in a row, the counts of the tests, or the reason for which `name` could not be had; and write."""
@@ -195,11 +313,8 @@ class Report:
             wrong = [f"{key} is {v}" for key, v in values if isinstance(v, float) and not math.isfinite(v)]
             outcome = ", ".join(wrong) or outcome
         if isinstance(outcome, Row):
-            section = SECTION_OF[type(outcome)]
-            getattr(self, section).append(outcome)
-            for row in self.data:
-                eaten = max((step.studies_per_s for step in self.step if step.preset == row.preset), default=None)
-                row.times_step = eaten and row.studies_per_s / eaten
+            getattr(self, SECTION_OF[type(outcome)]).append(outcome)
+            self._relate(outcome)
         elif isinstance(outcome, dict):
             self.tests = outcome
         else:
@@ -207,60 +322,104 @@ class Report:
         self.unreached = [n for n in self.unreached if n != name]
         self.write()
 
+    def _relate(self, row: Row) -> None:
+        """Set it beside other rows and what was predicted."""
+        if isinstance(row, StepRow):
+            row.predicted_ms = self._steps.get((row.preset, row.batch, row.dtype, row.mode, row.decode_ratio))
+        if isinstance(row, KernelRow):
+            row.predicted_us = self._kernels.get((row.op, row.pass_, row.shape, row.dtype))
+        if isinstance(row, TileRow) and " w" in row.tile:
+            tiles = [t for t in self.tiles if (t.shape, t.pass_) == (row.shape, row.pass_) and " w" in t.tile]
+            for tile in tiles:
+                tile.best = tile.us == min(t.us for t in tiles)
+        for loader in self.data:
+            eaten = max((step.studies_per_s for step in self.step if step.preset == loader.preset), default=None)
+            loader.times_step = eaten and loader.studies_per_s / eaten
+
     def write(self) -> None:
         """Replace the file."""
         content = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata.get("written", True)}
         for section in SECTION_OF.values():
-            content[section] = [
-                {key.rstrip("_"): value for key, value in dataclasses.asdict(row).items()} for row in content[section]
-            ]
+            content[section] = [to_json(row) for row in content[section]]
         conditions.write_json(self.path, content)
 
     def table(self) -> str:
-        """The rows as markdown."""
+        """The rows as markdown, measured beside predicted."""
         lines = [f"{self.device}, {self.date}, {self.commit}" + (", SMOKE: not a timing" if self.smoke else "")]
-        if self.step:
-            lines += ["", "| step | batch | decoded | ms | studies/s | MFU | peak MiB | peer | times faster |"]
-            lines.append("|---|---|---|---|---|---|---|---|---|")
-            for r in self.step:
-                mfu = "" if r.mfu is None else f"{r.mfu:.1%}"
-                lines.append(
-                    f"| {r.preset} {r.dtype} {r.mode} | {r.batch} | {r.decode_ratio:g} | {r.ms:.1f} | "
-                    f"{r.studies_per_s:.1f} | {mfu} | {_number(r.peak_mib, 0)} | {r.peer or ''} | "
-                    f"{_number(r.speedup, 2)} |"
+        lines += [f"{m.what}: {m.value:.4g} {m.unit}" for m in self.machine]
+        wrong = [e for e in self.errors if not e.right]
+        if self.errors:
+            lines.append(f"errors against float64: {len(self.errors)} checked, {len(wrong)} beyond the budget")
+        lines += [f"WRONG: {e.op} {e.pass_} {e.shape}: {e.rel_err:.2g}, budget {e.err_budget:.2g}" for e in wrong]
+        lines += [f"replaced: {op} by {backend}" for op, backend in self.fallbacks.items()]
+        lines += _table(
+            "step | batch | decoded | ms | predicted ms | studies/s | MFU | peak MiB | peer | times faster",
+            [
+                (
+                    f"{r.preset} {r.dtype} {r.mode}" + f", attention by {r.attention}" * (r.attention != "auto"),
+                    r.batch, f"{r.decode_ratio:g}", f"{r.ms:.1f}", _number(r.predicted_ms, 1),
+                    f"{r.studies_per_s:.1f}", "" if r.mfu is None else f"{r.mfu:.1%}", _number(r.peak_mib, 0),
+                    r.peer or "", _number(r.speedup, 2),
                 )
-        if self.waterfall:
-            lines += ["", "| with | ms | peak MiB | loss | times faster than the row above |", "|---|---|---|---|---|"]
-            for w in self.waterfall:
-                memory, faster = _number(w.peak_mib, 0), _number(w.times_faster, 2)
-                lines.append(f"| {w.technique} | {w.ms:.1f} | {memory} | {w.loss:.4f} | {faster} |")
-        if self.breakdown:
-            lines += ["", "| part of the step | ms a study | share | budget ms |", "|---|---|---|---|"]
-            for b in self.breakdown:
-                lines.append(f"| {b.component} | {b.ms:.3f} | {b.share:.0%} | {_number(b.budget_ms, 2)} |")
-        if self.data:
-            heads = "batch | workers | cores | studies/s | times the fastest step | augmentation ms | transfer ms"
-            lines += ["", f"| loader | {heads} |"]
-            lines.append("|---|---|---|---|---|---|---|---|")
-            for d in self.data:
-                lines.append(
-                    f"| {d.loader} | {d.batch} | {d.workers} | {d.cores} | {d.studies_per_s:.0f} | "
-                    f"{_number(d.times_step, 1)} | {d.augmentation_ms:.2f} | {_number(d.transfer_ms, 2)} |"
+                for r in self.step
+            ],
+        )  # fmt: skip
+        lines += _table(
+            "with | ms | peak MiB | loss | times faster than the row above",
+            [
+                (w.technique, f"{w.ms:.1f}", _number(w.peak_mib, 0), f"{w.loss:.4f}", _number(w.times_faster, 2))
+                for w in self.waterfall
+            ],
+        )
+        lines += _table(
+            "part of the step | ms a study | share | budget ms",
+            [(b.component, f"{b.ms:.3f}", f"{b.share:.0%}", _number(b.budget_ms, 2)) for b in self.breakdown],
+        )
+        lines += _table(
+            "mode | kernel | launches a step | us a step | share",
+            [(p.mode, p.kernel[:90], f"{p.launches:g}", f"{p.us:.1f}", f"{p.share:.1%}") for p in self.profile],
+        )
+        lines += _table(
+            "attention | pass | tile | us | TFLOP/s | ",
+            [
+                (t.shape, t.pass_, t.tile, f"{t.us:.1f}", f"{t.tflops:.0f}", "best" if t.best else "")
+                for t in self.tiles
+            ],
+        )
+        lines += _table(
+            "loader | batch | workers | cores | studies/s | times the fastest step | augmentation ms | transfer ms",
+            [
+                (
+                    d.loader, d.batch, d.workers, d.cores, f"{d.studies_per_s:.0f}", _number(d.times_step, 1),
+                    f"{d.augmentation_ms:.2f}", _number(d.transfer_ms, 2),
                 )
-        if self.kernels:
-            lines += ["", "| kernel | pass | shape | dtype | us | of limit | peer | times faster | rel. error | rate |"]
-            lines.append("|---|---|---|---|---|---|---|---|---|---|")
-            for k in self.kernels:
-                rate = "" if k.per_s is None else f"{k.per_s:.3g} {k.unit}/s"
-                lines.append(
-                    f"| {k.op} | {k.pass_} | {k.shape} | {k.dtype} | {k.us:.1f} | {k.percent_of_limit:.0f} % | "
-                    f"{k.peer or ''} | {_number(k.speedup, 2)} | {k.rel_err:.1g} | {rate} |"
+                for d in self.data
+            ],
+        )  # fmt: skip
+        lines += _table(
+            "kernel | pass | shape | dtype | us | predicted us | of limit | peer | times faster | rel. error | rate",
+            [
+                (
+                    k.op, k.pass_, k.shape, k.dtype, f"{k.us:.1f}", _number(k.predicted_us, 1),
+                    f"{k.percent_of_limit:.0f} %", k.peer or "", _number(k.speedup, 2), f"{k.rel_err:.1g}",
+                    "" if k.per_s is None else f"{k.per_s:.3g} {k.unit}/s",
                 )
+                for k in self.kernels
+            ],
+        )  # fmt: skip
         if self.tests is not None:
             lines += ["", "tests: " + ", ".join(f"{n} {what}" for what, n in self.tests.items())]
         lines += [f"failed: {f['row']}: {f['reason']}" for f in self.failed]
         lines += [f"unreached: {name}" for name in self.unreached]
         return "\n".join(lines)
+
+
+def _table(heads: str, rows: list[tuple]) -> list[str]:
+    """Markdown's lines, after an empty one; none where there are no rows."""
+    if not rows:
+        return []
+    lines = ["", f"| {heads} |", "|---" * (heads.count("|") + 1) + "|"]
+    return lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]
 
 
 def _number(value: float | None, digits: int) -> str:

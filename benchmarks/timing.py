@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from typing import NamedTuple
 
 import checkout
 import torch
@@ -27,14 +28,28 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 OURS = "triton" if DEVICE == "cuda" else "torch"
 SMOKE_SHAPE = "awkward"
-WARM_UP, PAUSE_CYCLES = 3, 2_000_000
+WARM_UP, PAUSE_SECONDS = 3, 1e-3
+CYCLES_PER_S = 2e9  # more than any of these GPUs' clocks make, so that a pause is at least as long as asked for
 ROW_SECONDS = 20  # after which a row gets no more rounds: some peers take seconds a call
-# data sheets, without sparsity: bytes/s of the memory, FLOP/s of the matrix units in 16 bit, of ordinary float32
+
+
+class Peaks(NamedTuple):
+    """A GPU's limits: bytes/s of its memory, FLOP/s of the matrix units in 16 bit without sparsity and of ordinary
+    float32, exponentials/s of the special function units."""
+
+    memory: float
+    matrix: float
+    ordinary: float
+    exponential: float
+
+
+# From the data sheets. A multiprocessor's special function units give 16 exponentials a cycle beside 2048 (A100), 4096
+# (H100, H200) or 8192 (B200) FLOPs of its matrix units.
 PEAKS = {
-    "B200": (8.0e12, 2250e12, 75e12),
-    "H200": (4.8e12, 989e12, 67e12),
-    "H100": (3.35e12, 989e12, 67e12),
-    "A100": (2.04e12, 312e12, 19.5e12),
+    "B200": Peaks(8.0e12, 2250e12, 75e12, 2250e12 / 512),
+    "H200": Peaks(4.8e12, 989e12, 67e12, 989e12 / 256),
+    "H100": Peaks(3.35e12, 989e12, 67e12, 989e12 / 256),
+    "A100": Peaks(2.04e12, 312e12, 19.5e12, 312e12 / 128),
 }
 
 
@@ -43,8 +58,8 @@ class Operation:
     """An operation at one shape and dtype.
 
     name: as in kernels/<name>.py. ways: functions of `leaves`, ours first. leaves: what gets a gradient, of which there
-    may be nothing. oracle: the same function in float64. n_bytes, flops: by pass. check: replaces the comparison with
-    the oracle, gives the error of a way. items: how many of what a call works on, for a rate.
+    may be nothing. oracle: the same function in float64. n_bytes, flops, exponentials: by pass. check: replaces the
+    comparison with the oracle, gives the error of a way. items: how many of what a call works on, for a rate.
     """
 
     name: str
@@ -55,9 +70,11 @@ class Operation:
     oracle: Callable[..., Tensor] | None
     n_bytes: dict[str, int]
     flops: dict[str, int] = field(default_factory=dict)
+    exponentials: dict[str, int] = field(default_factory=dict)
     check: Callable[[str], float] | None = None
     items: tuple[int, str] | None = None
     errors: dict[str, dict[str, float]] = field(default_factory=dict)
+    expected: tuple[Tensor, ...] = ()  # the oracle's result and gradients, once they are computed
 
     def call(self, pass_: str, way: str) -> Callable[[], object]:
         """What is timed."""
@@ -75,27 +92,39 @@ class Operation:
         """Relative RMS error against the oracle; GateError where it is beyond the budget of the tests."""
         if way == "clone":
             return 0.0
-        if way not in self.errors:
-            self.errors[way] = {"fwd": self.check(way)} if self.check else self._compare(way)
-        error, budget = self.errors[way][pass_], BUDGETS[self.dtype].rms
+        error, budget = self.error(way)[pass_], BUDGETS[self.dtype].rms
         if not error <= budget:
             raise GateError(f"{self.name} {pass_} {self.shape}, {way}: error {error:.2g}, budget {budget:.2g}")
         return error
 
+    def error(self, way: str) -> dict[str, float]:
+        """Relative RMS errors against the oracle, by pass."""
+        if way not in self.errors:
+            self.errors[way] = {"fwd": self.check(way)} if self.check else self._compare(way)
+        return self.errors[way]
+
     def limit(self, pass_: str) -> tuple[float, str]:
-        """Seconds that the data sheet allows, and by what it is bound."""
-        memory, matrix, ordinary = peaks()
-        flops = self.flops.get(pass_, 0) / (ordinary if self.dtype == torch.float32 else matrix)
-        moved = self.n_bytes[pass_] / memory
-        return max(moved, flops), "memory" if moved >= flops else "compute"
+        """Seconds that the data sheet allows, and by what it is bound: memory, compute or the exponential."""
+        peak = peaks()
+        arithmetic = peak.ordinary if self.dtype == torch.float32 else peak.matrix
+        spent = {
+            "memory": self.n_bytes[pass_] / peak.memory,
+            "compute": self.flops.get(pass_, 0) / arithmetic,
+            "exponential": self.exponentials.get(pass_, 0) / peak.exponential,
+        }
+        bound = max(spent, key=spent.get)
+        return spent[bound], bound
 
     def _compare(self, way: str) -> dict[str, float]:
-        exact = [x.detach().double().requires_grad_() for x in self.leaves]
-        expected, out = self.oracle(*exact), self.ways[way](*self.leaves)
+        out = self.ways[way](*self.leaves)
         upstream = _upstream(out)
-        grads = torch.autograd.grad(out, self.leaves, upstream)
-        wanted = torch.autograd.grad(expected, exact, upstream.double())
-        return {"fwd": _error(out, expected), "bwd": max(_error(a, b) for a, b in zip(grads, wanted))}
+        found = out, *torch.autograd.grad(out, self.leaves, upstream)
+        if not self.expected:  # it is slow, and the same for every way
+            exact = [x.detach().double().requires_grad_() for x in self.leaves]
+            expected = self.oracle(*exact)
+            self.expected = expected.detach(), *torch.autograd.grad(expected, exact, upstream.double())
+        forward, *backward = (_error(a, b) for a, b in zip(found, self.expected))
+        return {"fwd": forward, "bwd": max(backward)}
 
 
 def _upstream(out: Tensor) -> Tensor:
@@ -108,7 +137,7 @@ def _error(actual: Tensor, expected: Tensor) -> float:
 
 
 @cache
-def peaks() -> tuple[float, float, float]:
+def peaks() -> Peaks:
     """Those of this GPU; of an H100 where it is not in the table or there is none."""
     name = torch.cuda.get_device_name() if DEVICE == "cuda" else ""
     return next((values for key, values in PEAKS.items() if key in name), PEAKS["H100"])
@@ -119,13 +148,15 @@ class Clock:
 
     def __init__(self):
         self.now = 0.0
+        self.pause = PAUSE_SECONDS
         self.cold = torch.empty(256 * 2**20, dtype=torch.uint8, device=DEVICE) if DEVICE == "cuda" else None
 
     def __call__(self) -> float:
         return self.now
 
     def time(self, function: Callable[[], object]) -> float:
-        """Seconds of one call."""
+        """Seconds of one call. On a GPU behind a pause of at least twice what the host took for any call so far: a
+        host slower than the pause would be timed with it."""
         if self.cold is None:
             start = time.perf_counter()
             function()
@@ -133,9 +164,11 @@ class Clock:
         else:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             self.cold.zero_()
-            torch.cuda._sleep(PAUSE_CYCLES)
+            torch.cuda._sleep(int(self.pause * CYCLES_PER_S))
             start.record()
+            before = time.perf_counter()
             function()
+            self.pause = max(self.pause, min(2 * (time.perf_counter() - before), 1.0))
             end.record()
             end.synchronize()
             seconds = start.elapsed_time(end) / 1e3
@@ -221,15 +254,15 @@ def kernel_row(operation: Operation, pass_: str, smoke: bool) -> KernelRow:
         if i >= WARM_UP and clock.now > ROW_SECONDS:
             break
     ours, *peers = seconds
-    peer = min(peers, key=lambda way: statistics.median(seconds[way]))
+    peer = min(peers, key=lambda way: statistics.median(seconds[way]), default=None)
     median = statistics.median(seconds[ours])
     limit, _ = operation.limit(pass_)
     number, what = operation.items or (None, None)
     return KernelRow(
         op=operation.name, pass_=pass_, shape=operation.shape, dtype=str(operation.dtype).removeprefix("torch."),
         us=median * 1e6, limit_us=limit * 1e6, percent_of_limit=100 * limit / median,
-        peer=peer, peer_us=statistics.median(seconds[peer]) * 1e6,
-        speedup=statistics.median(p / o for p, o in zip(seconds[peer], seconds[ours])),
+        peer=peer, peer_us=peer and statistics.median(seconds[peer]) * 1e6,
+        speedup=peer and statistics.median(p / o for p, o in zip(seconds[peer], seconds[ours])),
         rel_err=error, err_budget=BUDGETS[operation.dtype].rms, kernel_sha=kernel_sha(operation.name),
         per_s=number and number / median, unit=what,
     )  # fmt: skip

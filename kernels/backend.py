@@ -27,7 +27,7 @@ else:  # the decorators and annotations of kernel definitions must still evaluat
 
 __all__ = ["BACKENDS", "HAS_TRITON", "INTERPRET", "BackendError", "choose", "launches", "tl", "triton", "use"]
 
-_forced: str | None = None
+_forced: dict[str | None, str] = {}  # by operation; None: every other
 _launches: Counter[str] = Counter()
 
 
@@ -36,16 +36,17 @@ class BackendError(ValueError):
 
 
 @contextmanager
-def use(name: str) -> Iterator[None]:
-    """Every operation called with backend="auto" inside the block runs on `name`, one of BACKENDS.
+def use(name: str, *operations: str) -> Iterator[None]:
+    """Operations called with backend="auto" inside the block run on `name`, one of BACKENDS.
 
-    An operation that has no such backend falls back to its own choice; one that has it and cannot run here raises
-    BackendError. Not meant to be entered inside compiled code.
+    operations: only those, by name ("sparse_attention"); every one where none is named. An operation's own name goes
+    before a block around or inside it that names none. An operation that has no such backend falls back to its own
+    choice; one that has it and cannot run here raises BackendError. Not meant to be entered inside compiled code.
     """
     global _forced
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}; want one of {', '.join(BACKENDS)}")
-    before, _forced = _forced, name
+    before, _forced = _forced, _forced | dict.fromkeys(operations or (None,), name)
     try:
         yield
     finally:
@@ -87,8 +88,9 @@ def choose(operation: str, backend: str, reasons: Mapping[str, Callable[[], list
     Raises:
         BackendError: a backend named by the caller or by `use` cannot run, or does not exist.
     """
-    if backend == "auto" and _forced is not None and (_forced == "torch" or _forced in reasons):
-        backend = _forced
+    forced = _forced.get(operation, _forced.get(None))
+    if backend == "auto" and (forced == "torch" or forced in reasons):
+        backend = forced
     if backend == "auto":
         # interpreted kernels are for tests: they run where they are asked for by name only
         runnable = (name for name, why in reasons.items() if not (INTERPRET and name == "triton") and not why())

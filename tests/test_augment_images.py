@@ -29,6 +29,7 @@ def made(case: Case, backend: str, device: str = "cpu") -> torch.Tensor:
     return augment_images(frames, extent, **how, clip=clip, backend=backend).cpu()
 
 
+@pytest.mark.recompiles
 @settings(
     max_examples=6 if INTERPRET else 60, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

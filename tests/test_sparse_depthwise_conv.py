@@ -61,6 +61,7 @@ def drawn_cases(draw):
     return Case(grid, block, kernel, keep, draw(st.integers(1, 2)), draw(st.integers(1, 4)))
 
 
+@pytest.mark.recompiles
 @settings(
     max_examples=10, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],

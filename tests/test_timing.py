@@ -53,9 +53,37 @@ def test_what_is_wrong_is_not_timed():
 
 def test_limit_is_the_larger_of_bytes_and_flops():
     op = operation(right=lambda x: 3 * x)
-    bandwidth, _, ordinary = timing.peaks()
-    assert op.limit("fwd") == (67e9 / ordinary, "compute")
-    assert op.limit("bwd") == (1e6 / bandwidth, "memory")
+    peak = timing.peaks()
+    assert op.limit("fwd") == (67e9 / peak.ordinary, "compute")
+    assert op.limit("bwd") == (1e6 / peak.memory, "memory")
+    op.exponentials = {"fwd": 10**9, "bwd": 10**9}
+    assert op.limit("fwd") == (67e9 / peak.ordinary, "compute")
+    assert op.limit("bwd") == (1e9 / peak.exponential, "exponential")
+
+
+def test_attention_of_head_dim_32_is_bound_by_the_exponential():
+    """On an H100 a logit costs 128 FLOPs of 4096 a cycle forward, and one exponential of 16: half the peak at most."""
+    logits = 10**9
+    op = operation()
+    op.dtype, op.n_bytes, op.flops, op.exponentials = torch.bfloat16, {"fwd": 1}, {"fwd": 128 * logits}, {"fwd": logits}
+    seconds, bound = op.limit("fwd")
+    assert bound == "exponential"
+    assert 128 * logits / seconds == pytest.approx(timing.peaks().matrix / 2)
+
+
+def test_the_oracle_is_computed_once_for_all_ways_and_passes():
+    calls = []
+    op = operation(right=lambda x: 3 * x, other=lambda x: x + x + x)
+    op.oracle = lambda x: calls.append(1) or 3 * x
+    for pass_ in ("fwd", "bwd"):
+        for way in op.ways:
+            op.gate(pass_, way)
+    assert len(calls) == 1
+
+
+def test_a_row_without_peers_has_none():
+    row = timing.kernel_row(operation(ours=lambda x: 3 * x), "fwd", smoke=True)
+    assert row.peer is row.peer_us is row.speedup is None
 
 
 def test_clock_moves_by_what_it_measures_only():

@@ -1,13 +1,14 @@
-"""The training step of a model on a device, ours against the reference: one group of rows of `gpu_report.py`.
+"""The training step of a model on a device: ours in each of its modes, and the reference's in turn with ours.
 
-A step is zero_grad, masks, forward, backward, gradient clipping and fused AdamW, on images that lie on the device. All
-ways are warmed up, then timed in turn, so that clocks that wander do so for all.
+A step is zero_grad, masks, forward, backward, gradient clipping and fused AdamW, on images that lie on the device. Each
+way is built, held to the float32 loss, timed, and given back as a row before the next one is built.
 """
 
 import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,12 +19,16 @@ from report_schema import StepRow, step_name
 from torch import Tensor, nn
 
 import cinema_fast as cf
+from cinema_fast import kernels
 from cinema_fast.models.flops import mfu
 from cinema_fast.train.graph import CudaCapture, GraphedStep
+from cinema_fast.train.step import adamw as recipe_adamw
+from cinema_fast.train.step import compile_model, update
 
 PUBLISHED = "reference as published"  # gradient checkpointing
 COMPILED = "reference compiled, no checkpointing"
 DECODE_RATIOS = (1.0, 0.25)
+EAGER, COMPILING = ("eager", "eager graph"), ("compiled", "graph")
 WARM_UP = 3
 CLIP = 5.0
 OTHER_MASKS = 0.05  # the loss of the same weights and images under other masks differs by less
@@ -33,6 +38,7 @@ OTHER_MASKS = 0.05  # the loss of the same weights and images under other masks 
 class Way:
     """One way of running the step, what memory it needs, and how long a step took in each round."""
 
+    name: str
     mode: str
     decode_ratio: float
     step: Callable[[], Tensor]
@@ -41,87 +47,107 @@ class Way:
 
 
 @dataclass
-class StepGroup:
-    """Ours, every token decoded and a quarter of them, in turn with one peer (or alone, where it is None).
+class Steps:
+    """Ours at one batch size: rows of the modes asked for, at both decode ratios; and beside a peer.
 
-    Ours runs in eager and, beside other peers than the reference as published, compiled and on a GPU as a graph. Each
-    of `rounds` times `steps` steps in a row of every way.
+    attention: the backend of sparse_attention, "auto" for its own choice. Each of `rounds` times `steps` steps in a
+    row.
     """
 
     preset: str
     batch: int
     device: str
-    reference: Reference | None
-    peer: str | None
     rounds: int
     steps: int
+    attention: str = "auto"
+    reference: Reference | None = None
 
     def __post_init__(self):
         self.config = workload.config_of(self.preset)
 
-    @property
-    def names(self) -> list[str]:
-        """The rows that `measure` yields."""
-        theirs = [self._name(self.peer, 1.0)] if self.peer else []
-        return [self._name(mode, ratio) for mode in self._modes() for ratio in DECODE_RATIOS] + theirs
+    def names(self, modes: tuple[str, ...], peer: str | None = None) -> list[str]:
+        """The rows that `measure` or `beside` gives."""
+        return [self._name(mode, ratio, peer) for mode in modes for ratio in DECODE_RATIOS if self.runs(mode)]
 
-    def _modes(self) -> tuple[str, ...]:
-        if self.peer == PUBLISHED:
-            return ("eager",)
-        return ("eager", "compiled", "graph") if self.device == "cuda" else ("eager", "compiled")
+    def runs(self, mode: str) -> bool:
+        """Graphs are for GPUs."""
+        return self.device == "cuda" or "graph" not in mode
 
-    def _name(self, mode: str, ratio: float) -> str:
-        return step_name(self.preset, self.batch, "bf16", mode, ratio, None if mode == self.peer else self.peer)
+    def _name(self, mode: str, ratio: float, peer: str | None = None) -> str:
+        return step_name(self.preset, self.batch, "bf16", mode, ratio, peer, self.attention)
 
-    def measure(self, seconds_left: Callable[[], float]) -> Iterator[tuple[str, StepRow | str]]:
-        """Gate, warm up, time; yields (name, row or why there is none). Where one way fails the others go on."""
+    def measure(self, modes: tuple[str, ...]) -> Iterator[tuple[str, StepRow | str]]:
+        """(name, row or why there is none), each as soon as it is timed. Where one way fails the others go on."""
+        with self._attention():
+            model, images, expected = self.ready()
+            optimizer = adamw(model)
+            for mode in filter(self.runs, modes):
+                called = compiled(model, self.device) if mode in COMPILING else model
+                build = self.graph_step if "graph" in mode else self.eager_step
+                for ratio in DECODE_RATIOS:
+                    name, before = self._name(mode, ratio), self._allocated()
+                    make = partial(build, called, optimizer, images, ratio)
+                    yield name, attempt(partial(self._alone, name, mode, ratio, before, make, expected))
+                    optimizer.zero_grad(set_to_none=True)  # a graph's gradients lie in its pool
+                    release()
+
+    def beside(self, peer: str, modes: tuple[str, ...]) -> Iterator[tuple[str, StepRow | str]]:
+        """Ours and a peer in turn, round after round, so that clocks that wander do so for all; the peer's row last."""
+        with self._attention():
+            model, images, expected = self.ready()
+            weights = {name: t.to("cpu", copy=True) for name, t in model.state_dict().items()}
+            optimizer = adamw(model)
+            ways, shared = [], self._allocated()
+            wanted = [(self._name(mode, ratio, peer), mode, ratio) for mode in modes for ratio in DECODE_RATIOS]
+            for name, mode, ratio in wanted:
+                called = compiled(model, self.device) if mode in COMPILING else model
+                make = partial(self.eager_step, called, optimizer, images, ratio)
+                outcome = attempt(partial(self._prepare, name, mode, ratio, shared, make, expected))
+                if isinstance(outcome, str):
+                    yield name, outcome
+                else:
+                    ways.append(outcome)
+            name, before = self._name(peer, 1.0), self._allocated()
+            theirs = attempt(
+                partial(
+                    self._prepare, name, peer, 1.0, before,
+                    lambda: self._their_step(peer, weights, images, expected), expected,
+                )
+            )  # fmt: skip
+            if isinstance(theirs, str):
+                yield name, theirs
+                theirs = None
+            for _ in range(self.rounds):
+                for way in list(filter(None, [*ways, theirs])):
+                    way.seconds.append(time_steps(way.step, self.steps, self.device))
+            for way in filter(None, [*ways, theirs]):
+                yield way.name, self._row(way, None if way is theirs else peer, None if way is theirs else theirs)
+
+    def _attention(self):
+        return nullcontext() if self.attention == "auto" else kernels.use(self.attention, "sparse_attention")
+
+    def ready(self) -> tuple[nn.Module, dict[str, Tensor], float]:
+        """Model, images, and the float32 loss once bf16 is near it and partial decoding predicts what all does."""
         torch.manual_seed(0)
         images = workload.random_images(self.config, self.batch, self.device)
-        shared = self._allocated()
-        ours = cf.CineMA(self.config).to(self.device)
-        weights = {name: t.to("cpu", copy=True) for name, t in ours.state_dict().items()}
-        expected = self._gate(ours, images)
-        optimizer = adamw(ours)
-        ways, failed = [], {}
-
-        def enter(mode, ratio, before, build):
-            outcome = attempt(lambda: self._prepare(mode, ratio, before, build, expected))
-            if isinstance(outcome, Way):
-                ways.append(outcome)
-            else:
-                failed[self._name(mode, ratio)] = outcome
-
-        for mode in self._modes():
-            called = ours if mode == "eager" else compiled(ours, self.device)
-            build = self._graph_step if mode == "graph" else self._our_step
-            for ratio in DECODE_RATIOS:
-                enter(mode, ratio, shared, partial(build, called, optimizer, images, ratio))
-        if self.peer:
-            enter(self.peer, 1.0, self._allocated(), lambda: self._their_step(weights, images, expected))
-        self._time_in_turn(ways, failed, seconds_left)
-        yield from failed.items()
-        theirs = next((w for w in ways if w.mode == self.peer), None)
-        for way in ways:
-            yield self._name(way.mode, way.decode_ratio), self._row(way, None if way is theirs else theirs)
+        model = cf.CineMA(self.config).to(self.device)
+        plan = self._plan(0, 1.0, self.batch)
+        with torch.no_grad(), kernels.use("torch", "sparse_attention") if self.attention == "cudnn" else nullcontext():
+            loss = model(images, plan).loss.item()  # float32, which cuDNN's attention lacks
+            workload.gate_partial(model, images, plan, self._plan(0, 0.25, self.batch))
+        with torch.no_grad(), workload.autocast(self.device, torch.bfloat16):
+            low = model(images, plan).loss.item()
+        workload.gate("ours in bf16", low, loss, workload.LOSS_BUDGET[torch.bfloat16])
+        return model, images, loss
 
     def _allocated(self) -> int:
         return torch.cuda.memory_allocated() if self.device == "cuda" else 0
 
-    def _gate(self, ours: nn.Module, images: dict[str, Tensor]) -> float:
-        """The float32 loss of ours, once bf16 is near it and the predictions of partial decoding equal it."""
-        plan = self._plan(0, 1.0, self.batch)
-        with torch.no_grad():
-            loss = ours(images, plan).loss.item()
-            with workload.autocast(self.device, torch.bfloat16):
-                low = ours(images, plan).loss.item()
-        workload.gate("ours in bf16", low, loss, workload.LOSS_BUDGET[torch.bfloat16])
-        workload.gate_partial(ours, images, plan, self._plan(0, 0.25, self.batch))
-        return loss
-
     def _plan(self, step: int | Tensor, ratio: float, batch: int) -> dict[str, cf.TokenPlan]:
         return workload.draw_plan(self.config, batch, decode_ratio=ratio, step=step, device=self.device)
 
-    def _our_step(self, model, optimizer, images, ratio) -> Callable[[], Tensor]:
+    def eager_step(self, model, optimizer, images, ratio) -> Callable[[], Tensor]:
+        """Launched kernel by kernel; other masks in every step."""
         count = iter(range(1 << 30))
 
         def loss_of():
@@ -129,8 +155,8 @@ class StepGroup:
 
         return lambda: train(model, optimizer, loss_of)
 
-    def _graph_step(self, model, optimizer, images, ratio) -> Callable[[], Tensor]:
-        """Compiled, captured after as many steps as a run has before it, and replayed; other masks in every step."""
+    def graph_step(self, model, optimizer, images, ratio) -> Callable[[], Tensor]:
+        """Captured after as many steps as a run has before it, and replayed; other masks in every step."""
         count = torch.zeros(1, dtype=torch.int64, device=self.device)
 
         def work(_) -> Tensor:
@@ -146,21 +172,21 @@ class StepGroup:
             step()
         return step
 
-    def _their_step(self, weights, images, expected) -> Callable[[], Tensor]:
-        model = self.reference.build(self.config, checkpointing=self.peer == PUBLISHED).to(self.device)
+    def _their_step(self, peer, weights, images, expected) -> Callable[[], Tensor]:
+        model = self.reference.build(self.config, checkpointing=peer == PUBLISHED).to(self.device)
         model.load_state_dict(weights)
         masks = workload.masks_of(self._plan(0, 1.0, self.batch))
         with torch.no_grad(), self.reference.masks(masks):
             loss = model(images, workload.MASK_RATIO)[0].item()
         workload.gate("ours against the reference", expected, loss, workload.LOSS_BUDGET[torch.float32])
-        called = compiled(model, self.device) if self.peer == COMPILED else model
+        called = torch.compile(model, backend=backend_of(self.device), dynamic=False) if peer == COMPILED else model
         optimizer = adamw(model)
-        return lambda: train(model, optimizer, lambda: called(images, workload.MASK_RATIO)[0])
+        return lambda: train_as_published(model, optimizer, lambda: called(images, workload.MASK_RATIO)[0])
 
-    def _prepare(self, mode: str, ratio: float, before: int, build, expected: float) -> Way:
+    def _prepare(self, name: str, mode: str, ratio: float, before: int, build, expected: float) -> Way:
         """Build and warm up. The loss must be near the gate's; the last step's peak, above the bytes that were
         allocated `before` this way came, is its memory."""
-        way = Way(mode, ratio, build())
+        way = Way(name, mode, ratio, build())
         for _ in range(WARM_UP):
             loss = way.step().item()
         workload.gate(f"loss of {mode} under its own masks", loss, expected, OTHER_MASKS)
@@ -170,20 +196,12 @@ class StepGroup:
             way.peak_mib = (torch.cuda.max_memory_allocated() - before) / 2**20
         return way
 
-    def _time_in_turn(self, ways: list[Way], failed: dict[str, str], seconds_left) -> None:
-        """Fill in each way's seconds a step, one entry a round; at least three rounds, then until the time is up."""
-        for done in range(self.rounds):
-            if done >= 3 and seconds_left() <= 0:
-                return
-            for way in list(ways):
-                outcome = attempt(lambda way=way: time_steps(way.step, self.steps, self.device))
-                if isinstance(outcome, str):
-                    failed[self._name(way.mode, way.decode_ratio)] = outcome
-                    ways.remove(way)
-                else:
-                    way.seconds.append(outcome)
+    def _alone(self, name: str, mode: str, ratio: float, before: int, build, expected: float) -> StepRow:
+        way = self._prepare(name, mode, ratio, before, build, expected)
+        way.seconds = [time_steps(way.step, self.steps, self.device) for _ in range(self.rounds)]
+        return self._row(way, None, None)
 
-    def _row(self, way: Way, peer: Way | None) -> StepRow:
+    def _row(self, way: Way, peer: str | None, theirs: Way | None) -> StepRow:
         seconds = statistics.median(way.seconds)
         flops = self.batch * workload.plan_step_flops(self.config, self._plan(0, way.decode_ratio, 1))
         return StepRow(
@@ -191,19 +209,27 @@ class StepGroup:
             batch=self.batch,
             dtype="bf16",
             mode=way.mode,
+            attention=self.attention,
             decode_ratio=way.decode_ratio,
             ms=seconds * 1e3,
             studies_per_s=self.batch / seconds,
             mfu=mfu(flops, seconds) if self.device == "cuda" else None,
             peak_mib=way.peak_mib,
-            peer=self.peer if way.mode != self.peer else None,
-            peer_ms=statistics.median(peer.seconds) * 1e3 if peer else None,
-            speedup=statistics.median(t / o for t, o in zip(peer.seconds, way.seconds)) if peer else None,
+            peer=peer,
+            peer_ms=statistics.median(theirs.seconds) * 1e3 if theirs else None,
+            speedup=statistics.median(t / o for t, o in zip(theirs.seconds, way.seconds)) if theirs else None,
         )
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[], Tensor]) -> Tensor:
-    """One step in bf16; the loss is not read back."""
+    """One step in bf16, clipped and updated as the training loop does it; the loss is not read back."""
+    loss = workload.forward_backward(model, loss_of, torch.bfloat16)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    return update(optimizer, trained, loss, clip=CLIP)[0]
+
+
+def train_as_published(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[[], Tensor]) -> Tensor:
+    """One step in bf16, clipped as the reference does it."""
     loss = workload.forward_backward(model, loss_of, torch.bfloat16)
     nn.utils.clip_grad_norm_(model.parameters(), CLIP)
     optimizer.step()
@@ -211,19 +237,21 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callable[
 
 
 def compiled(model: nn.Module, device: str) -> nn.Module:
-    """The model under torch.compile; on the CPU, for tests of the report, without the compiler's last stage."""
-    return torch.compile(model, backend="inductor" if device == "cuda" else "eager", dynamic=False)
+    """The model compiled as the training loop compiles it."""
+    return compile_model(model, backend=backend_of(device))
+
+
+def backend_of(device: str) -> str:
+    """On the CPU, for tests of the report, torch.compile works without its last stage."""
+    return "inductor" if device == "cuda" else "eager"
 
 
 def adamw(model: nn.Module, lr: float = 0.0) -> torch.optim.AdamW:
     """The recipe's optimiser; at a learning rate of 0 it does the same work, and the weights stay those of the gate."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.05},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    capturable = trained[0].is_cuda  # by a CUDA graph
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True, capturable=capturable)
+    optimizer = recipe_adamw(model, lr=lr, weight_decay=0.05)
+    for group in optimizer.param_groups:
+        group["capturable"] = next(model.parameters()).is_cuda  # by a CUDA graph
+    return optimizer
 
 
 def time_steps(step: Callable[[], Tensor], n: int, device: str) -> float:

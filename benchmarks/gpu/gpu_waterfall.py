@@ -5,13 +5,13 @@ loss says whether the technique changed what is learnt.
 """
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 import workload
-from gpu_step import adamw, attempt, compiled, release, time_steps, train
+from gpu_step import adamw, attempt, compiled, release, time_steps, train, train_as_published
 from reference import Reference
 from report_schema import WaterfallRow
 from torch import Tensor
@@ -65,15 +65,13 @@ class Waterfall:
         """The rows that `measure` yields."""
         return [f"waterfall {rung.technique}" for rung in self.ladder]
 
-    def measure(self, seconds_left: Callable[[], float]) -> Iterator[tuple[str, WaterfallRow | str]]:
-        """Climb, while time is left; where one rung fails the next is compared with the one before it."""
+    def measure(self) -> Iterator[tuple[str, WaterfallRow | str]]:
+        """Climb; where one rung fails the next is compared with the one before it."""
         torch.manual_seed(0)
         weights = {name: t.clone() for name, t in cf.CineMA(self.config).state_dict().items()}
         images = [workload.smooth_images(self.config, self.batch, self.device, seed) for seed in range(SETS)]
         before = None
         for name, rung in zip(self.names, self.ladder):
-            if seconds_left() <= 0:
-                return
             outcome = attempt(lambda rung=rung: self._climb(rung, weights, images))
             release()
             if isinstance(outcome, WaterfallRow):
@@ -99,7 +97,7 @@ class Waterfall:
             if rung.ours:
                 return train(model, optimizer, lambda: called(batch, plan).loss)
             with self.reference.masks(workload.masks_of(plan)):
-                return train(model, optimizer, lambda: called(batch, workload.MASK_RATIO)[0])
+                return train_as_published(model, optimizer, lambda: called(batch, workload.MASK_RATIO)[0])
 
         losses, seconds = [], []
         if self.device == "cuda":

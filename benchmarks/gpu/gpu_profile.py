@@ -1,4 +1,4 @@
-"""Where a training step's time goes on the device, by kind of kernel, beside what each kind should take.
+"""Where a training step's time goes on the device: by kernel, and by kind beside what each kind should take.
 
 The budgets are estimates for one study of cinema-base on an H100, every masked token decoded: matrix products at the
 rate a large one reaches, attention at the best published rates, the rest by bytes.
@@ -7,14 +7,15 @@ rate a large one reaches, attention at the best published rates, the rest by byt
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 import workload
-from gpu_step import WARM_UP, adamw, train
-from report_schema import BreakdownRow
+from gpu_step import WARM_UP, Steps, adamw, release
+from report_schema import BreakdownRow, ProfileRow
 from torch.profiler import ProfilerActivity, profile
 
-import cinema_fast as cf
+from cinema_fast import CineMAConfig
 from cinema_fast.data.augmentation import Augmentation
 from cinema_fast.data.loader import Batch
 from cinema_fast.train.config import MaskConfig
@@ -38,8 +39,7 @@ BUDGET_MS = {
     "patch embedding, queries, loss, masks": 0.10,
     "optimiser": 0.05,
 }
-
-
+KERNELS = 40  # the slowest, which a table shows
 GUIDANCE = "guided masks, beyond masks by chance"
 GUIDANCE_SHARE = 0.03  # of a step, at most
 
@@ -49,57 +49,78 @@ def component_of(kernel: str) -> str:
     return next(name for name, pattern in COMPONENTS.items() if re.search(pattern, kernel, re.IGNORECASE))
 
 
-class Breakdown:
-    """One profile of `steps` steps of ours, in eager, every token decoded."""
+class StepProfile:
+    """Profiles of `steps` eager steps of ours, every token decoded, and on a GPU of as many replays of their graph.
 
-    def __init__(self, preset: str, batch: int, device: str, steps: int):
-        self.preset, self.batch, self.device, self.steps = preset, batch, device, steps
+    The Chrome traces lie in `folder` as trace-<mode>.json.gz: chrome://tracing or https://ui.perfetto.dev opens them.
+    """
+
+    def __init__(self, preset: str, batch: int, device: str, steps: int, folder: Path):
+        self.preset, self.batch, self.device, self.steps, self.folder = preset, batch, device, steps, folder
+        self.ours = Steps(preset, batch, device, rounds=1, steps=steps)
 
     @property
     def names(self) -> list[str]:
-        """The rows that `measure` yields."""
+        """The rows that `measure` gives, beside one for each of the slowest kernels."""
         return [f"breakdown {name}" for name in (*COMPONENTS, GUIDANCE)]
 
-    def measure(self, _: Callable[[], float]) -> Iterator[tuple[str, BreakdownRow]]:
-        """Milliseconds a study of each component, the largest first."""
-        config = workload.config_of(self.preset)
-        model = cf.CineMA(config).to(self.device)
+    def measure(self) -> Iterator[tuple[str, BreakdownRow | ProfileRow]]:
+        """Milliseconds a study of each component, the largest first; then the kernels of each mode."""
+        model, images, _ = self.ours.ready()
         optimizer = adamw(model)
-        images = workload.random_images(config, self.batch, self.device)
-
-        def step(count: int) -> None:
-            plan = workload.draw_plan(config, self.batch, step=count, device=self.device)
-            train(model, optimizer, lambda: model(images, plan).loss)
-
-        spent = self.profiled(step)
+        eager = self.ours.eager_step(model, optimizer, images, 1.0)
+        kernels = self._profiled(lambda _: eager(), "eager")
+        spent: dict[str, float] = defaultdict(float)
+        for name, (_, us) in kernels.items():
+            spent[component_of(name)] += us / 1e3 / self.batch
         total = sum(spent.values())
         budget = BUDGET_MS if self.device == "cuda" and self.preset == "cinema-base" else {}
         for name in sorted(COMPONENTS, key=lambda name: -spent[name]):
             row = BreakdownRow(name, self.preset, self.batch, spent[name], spent[name] / total, budget.get(name))
             yield row.name, row
-        guided, by_chance = (sum(self.profiled(run).values()) for run in masks(config, self.batch, self.device))
+        yield from self._rows("eager", kernels)
+        if self.device == "cuda":
+            optimizer.zero_grad(set_to_none=True)
+            release()
+            graph = self.ours.graph_step(model, optimizer, images, 1.0)
+            yield from self._rows("eager graph", self._profiled(lambda _: graph(), "eager graph"))
+        drawn = [self._profiled(run) for run in masks(self.ours.config, self.batch, self.device)]
+        guided, by_chance = (sum(us for _, us in found.values()) / 1e3 / self.batch for found in drawn)
         more = guided - by_chance
         row = BreakdownRow(GUIDANCE, self.preset, self.batch, more, more / total, GUIDANCE_SHARE * total)
         yield row.name, row
 
-    def profiled(self, run: Callable[[int], None]) -> dict[str, float]:
-        """{component: milliseconds a study} of the device, in `steps` runs."""
+    def _rows(self, mode: str, kernels: dict[str, tuple[float, float]]) -> Iterator[tuple[str, ProfileRow]]:
+        total = sum(us for _, us in kernels.values())
+        slowest = sorted(kernels.items(), key=lambda item: -item[1][1])[:KERNELS]
+        for name, (launches, us) in slowest:
+            row = ProfileRow(mode, name, launches, us, us / total)
+            yield row.name, row
+
+    def _profiled(self, run: Callable[[int], object], trace_of: str | None = None) -> dict[str, tuple[float, float]]:
+        """{kernel: launches and microseconds a step, of the device}; on a CPU of operators. trace_of: keeps a trace."""
         for count in range(WARM_UP):
             run(count)
         on_gpu = self.device == "cuda"
-        with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as trace:
+        seen = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+        with profile(activities=seen) as trace:
             for count in range(self.steps):
                 run(count)
             if on_gpu:
                 torch.cuda.synchronize()
-        spent: dict[str, float] = defaultdict(float)
+        if trace_of:
+            trace.export_chrome_trace(str(self.folder / f"trace-{trace_of.replace(' ', '-')}.json.gz"))
+        found = {}
         for event in trace.key_averages():
-            time = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-            spent[component_of(event.key)] += time / 1e3 / self.steps / self.batch
-        return spent
+            if on_gpu and event.device_type != torch.autograd.DeviceType.CUDA:
+                continue  # an operator, whose kernels have entries of their own
+            us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            if us > 0:
+                found[event.key] = event.count / self.steps, us / self.steps
+        return found
 
 
-def masks(config: cf.CineMAConfig, batch: int, device: str) -> tuple[Callable[[int], None], Callable[[int], None]]:
+def masks(config: CineMAConfig, batch: int, device: str) -> tuple[Callable[[int], None], Callable[[int], None]]:
     """The drawing of a step's masks guided by stored maps, which are zoomed as the images are, and by chance."""
     mask = MaskConfig(guidance="motion")
     guidance = Guidance(mask, config, steps=1, online=False, device=torch.device(device))

@@ -1,0 +1,66 @@
+"""Every operation on the device against its float64 oracle, forward and backward, before anything is timed.
+
+An operation runs in a process of its own: one that computes wrongly, hangs or brings the device down costs no other.
+"""
+
+import importlib
+import time
+from collections.abc import Iterator
+
+import timing
+from gpu_step import attempt
+from report_schema import ErrorRow, error_name
+
+SHAPES = {  # of a batch of 16 where the benchmark has one, and one that nothing divides
+    "patch_embed": ("cinema-base-sax-b16", "awkward"),
+    "sparse_depthwise_conv": ("cinema-base-sax-stage0-b16", "awkward"),
+    "sparse_attention": ("cinema-base-encoder-b16", "cinema-decoder-b16", "awkward"),
+    "masked_mse": ("cinema-base-sax-b16", "awkward"),
+    "assemble_queries": ("cinema-base-sax-b16", "awkward"),
+    "sample_mask": ("cinema-base-4-views-b16", "awkward"),
+    "augment_images": ("sax-full-b64", "awkward"),
+    "optical_flow": ("clip-b64", "awkward"),
+    "motion_score": ("clip-b64", "awkward"),
+}
+FALLBACK = "sdpa", "torch"  # of attention, and of every other operation
+
+
+def shapes_of(op: str, smoke: bool) -> tuple[str, ...]:
+    """Those that `measure` checks."""
+    return ("awkward",) if smoke else SHAPES[op]
+
+
+def names(op: str, smoke: bool) -> list[str]:
+    """The rows that `measure` gives of an operation, as far as they are known: passes differ between operations."""
+    passes = importlib.import_module(f"bench_{op}").PASSES
+    return [error_name(op, pass_, shape) for shape in shapes_of(op, smoke) for pass_ in passes]
+
+
+def measure(op: str, smoke: bool) -> Iterator[tuple[str, ErrorRow | str]]:
+    """The error of ours at each shape and pass, or why there is none."""
+    bench = importlib.import_module(f"bench_{op}")
+    for shape in shapes_of(op, smoke):
+        start = time.monotonic()
+
+        def compare(shape=shape):
+            operation = bench.build(shape)
+            return operation, operation.error(next(iter(operation.ways)))
+
+        outcome = attempt(compare)
+        seconds = time.monotonic() - start
+        if isinstance(outcome, str):
+            for pass_ in bench.PASSES:
+                yield error_name(op, pass_, shape), outcome
+            continue
+        operation, errors = outcome
+        budget = timing.BUDGETS[operation.dtype].rms
+        for pass_, error in errors.items():
+            dtype, right = str(operation.dtype).removeprefix("torch."), error <= budget
+            error = min(error, 1e9) if error == error else 1e9  # a NaN or an infinity, which JSON lacks
+            row = ErrorRow(op, pass_, shape, dtype, error, budget, right, seconds)
+            yield row.name, row
+
+
+def fallback(op: str) -> str:
+    """What an operation that computes wrongly is replaced by."""
+    return FALLBACK[op != "sparse_attention"]

@@ -1,0 +1,75 @@
+"""Fifteen minutes on a GPU, as two commands one right after the other:
+
+    python benchmarks/gpu/gpu_first.py A --out DIR
+    python benchmarks/gpu/gpu_first.py B --out DIR [--reference CINEMA_CHECKOUT]
+
+A, 330 s: what the GPU reaches; every operation against float64, those that fail being replaced from there on; the eager
+step and its CUDA graph, with cuDNN's attention too; its profile; attention's tiles. The compiled step compiles beside
+all that. B, 400 s: the compiled step, the reference as published, the other kernels, the tests, the loaders. `--only`
+runs single sections again.
+
+DIR gets at most 8 files of 16 MiB: the report as JSON, written anew after every row, and as a table; traces; the tuned
+table of tiles, to be committed as kernels/tuned/<gpu>.json; logs. --work keeps caches, the operations that failed and
+the tuned table from A to B. Runs from a checkout that is not installed. Exit status 1 where something failed. --smoke
+runs all of it on the CPU at toy sizes, to test this script, no more.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import checkout
+from gpu_errors import SHAPES as OPERATIONS
+from section_runner import Runner, Section, device_or_error, finish, start
+
+AT_ONCE = min(len(OPERATIONS), os.cpu_count() or 1)
+SECONDS = {"A": 330, "B": 400}
+COMMANDS = {
+    "A": [
+        Section("compile", 330, background=True),
+        Section("machine", 25),
+        Section("errors", 60, parts=tuple(OPERATIONS), at_once=AT_ONCE),
+        Section("step", 90),
+        Section("profile", 45),
+        Section("tiles", 110),
+    ],
+    "B": [
+        Section("compiled", 130),
+        Section("reference", 60),
+        Section(
+            "kernels", 70, parts=("sparse_depthwise_conv", "patch_embed", "masked_mse", "sample_mask")
+        ),
+        Section("tests", 120),
+        Section("data", 60),
+    ],
+}  # fmt: skip
+
+
+def main() -> int:
+    sections = {section.name: section for command in COMMANDS.values() for section in command}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=COMMANDS, nargs="?")
+    parser.add_argument("--only", choices=sections, nargs="+", default=(), metavar="SECTION", help=", ".join(sections))
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--work", type=Path, default=checkout.ROOT / "build" / "gpu_first", metavar="DIR")
+    parser.add_argument("--reference", type=Path, metavar="DIR", help="checkout of the CineMA reference")
+    parser.add_argument("--smoke", action="store_true", help="toy sizes on the CPU")
+    args = parser.parse_args()
+    if bool(args.command) == bool(args.only):
+        parser.error("want A or B, or --only with names of sections")
+    begin = time.monotonic()
+    device = device_or_error(parser, args.smoke, args.reference)
+    report, task = start(device, args.out, args.work, args.reference, args.smoke)
+    wanted = COMMANDS[args.command] if args.command else [sections[name] for name in args.only]
+    seconds = SECONDS[args.command] if args.command else sum(section.seconds for section in wanted)
+    runner = Runner(report, task, begin + seconds * (4 if args.smoke else 1))
+    runner.run(wanted)
+    return finish(report, runner)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

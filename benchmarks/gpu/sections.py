@@ -1,0 +1,294 @@
+"""A section of the report in a process of its own: python benchmarks/gpu/sections.py NAME TASK LINES [ARGUMENT]
+
+TASK is a file of JSON (`Task`); what is found goes into LINES, a JSON value a line, the moment it is known. The first
+line names the rows that are to come.
+"""
+
+import os
+
+os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")  # before torch: ways of all sizes share a GPU
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from fcntl import LOCK_EX, flock
+from importlib import import_module
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import checkout
+from report_schema import SECTION_OF, Row, to_json
+
+Rows = Iterator[tuple[str, Row | dict | str]]
+BATCHES = (64, 16)
+
+
+@dataclass
+class Task:
+    """What a section is told.
+
+    device: "cuda" or "cpu". out: for files that are to be kept. work: between runs (caches, the lock, the tuned table).
+    reference: a checkout of the CineMA reference. fallbacks: {operation: backend} for what computes wrongly here.
+    smoke: toy sizes.
+    """
+
+    device: str
+    out: str
+    work: str
+    commit: str
+    reference: str | None
+    fallbacks: dict[str, str]
+    smoke: bool
+
+    @property
+    def preset(self) -> str:
+        """The model whose step is timed."""
+        return "toy" if self.smoke else "cinema-base"
+
+    def batches(self) -> tuple[int, ...]:
+        """Largest first."""
+        return (4,) if self.smoke else BATCHES
+
+    def effort(self) -> dict[str, int]:
+        """Rounds, and steps a round."""
+        return {"rounds": 1, "steps": 1} if self.smoke else {"rounds": 7, "steps": 3}
+
+    @property
+    def tuned(self) -> Path:
+        """The table of tiles that was measured here."""
+        return Path(self.work) / "tuned.json"
+
+
+@contextmanager
+def gpu_lock(task: Task) -> Iterator[None]:
+    """One process at a time works on the GPU inside it: what is timed is not disturbed by what compiles beside it."""
+    with (Path(task.work) / "gpu.lock").open("w") as file:
+        flock(file, LOCK_EX)
+        yield
+
+
+def machine(task: Task) -> tuple[list[str], Rows]:
+    """Rates of the GPU at hand."""
+    gpu_machine = import_module("gpu_machine")
+    return gpu_machine.names(), gpu_machine.measure(task.device, task.smoke)
+
+
+def errors(task: Task, op: str) -> tuple[list[str], Rows]:
+    """An operation against float64."""
+    gpu_errors = import_module("gpu_errors")
+    return gpu_errors.names(op, task.smoke), gpu_errors.measure(op, task.smoke)
+
+
+def compile_step(task: Task) -> tuple[list[str], Rows]:
+    """Compiles the step into the caches on disk, for the section `compiled`; whatever it runs, it runs in the lock."""
+    gpu_step = import_module("gpu_step")
+    steps = gpu_step.Steps(task.preset, task.batches()[0], task.device, rounds=1, steps=1)
+    names = {f"compilation of {steps.preset} b{steps.batch}, decode ratio {r:g}": r for r in gpu_step.DECODE_RATIOS}
+    return [f"machine {name}" for name in names], _compile(task, steps, names)
+
+
+def _compile(task: Task, steps, names: dict[str, float]) -> Rows:
+    report_schema, output_code = import_module("report_schema"), import_module("torch._inductor.output_code")
+    gpu_step, torch = import_module("gpu_step"), import_module("torch")
+    every = output_code.CompiledFxGraph.__call__
+
+    def locked(graph, inputs):
+        with gpu_lock(task):
+            result = every(graph, inputs)
+            if task.device == "cuda":
+                torch.cuda.synchronize()
+        return result
+
+    output_code.CompiledFxGraph.__call__ = locked
+    model = gpu_step.cf.CineMA(steps.config).to(task.device)
+    optimizer, called = gpu_step.adamw(model), gpu_step.compiled(model, task.device)
+    images = gpu_step.workload.random_images(steps.config, steps.batch, task.device)
+    for name, ratio in names.items():
+        start = time.monotonic()
+        outcome = gpu_step.attempt(steps.eager_step(called, optimizer, images, ratio))
+        row = report_schema.MachineRow(name, time.monotonic() - start, "s")
+        yield row.name, outcome if isinstance(outcome, str) else row
+
+
+def step(task: Task) -> tuple[list[str], Rows]:
+    """The eager step and its CUDA graph, of the larger batch and with cuDNN's attention first."""
+    return _steps(task, "EAGER", [(b, a) for b in task.batches() for a in _attentions(task)])
+
+
+def compiled(task: Task) -> tuple[list[str], Rows]:
+    """The compiled step and its CUDA graph."""
+    return _steps(task, "COMPILING", [(b, "auto") for b in task.batches()])
+
+
+def _attentions(task: Task) -> tuple[str, ...]:
+    return ("auto", "sdpa" if task.device == "cpu" else "cudnn")
+
+
+def _steps(task: Task, modes: str, ways: list[tuple[int, str]]) -> tuple[list[str], Rows]:
+    gpu_step = import_module("gpu_step")
+    wanted = getattr(gpu_step, modes)
+    every = [gpu_step.Steps(task.preset, b, task.device, attention=a, **task.effort()) for b, a in ways]
+    names = [name for steps in every for name in steps.names(wanted)]
+    return names, (pair for steps in every for pair in steps.measure(wanted))
+
+
+def reference(task: Task) -> tuple[list[str], Rows]:
+    """The reference as published, in turn with ours."""
+    return _beside(task, "PUBLISHED", "EAGER")
+
+
+def reference_compiled(task: Task) -> tuple[list[str], Rows]:
+    """The reference compiled and without checkpointing, in turn with ours compiled."""
+    return _beside(task, "COMPILED", "COMPILING")
+
+
+def _beside(task: Task, peer: str, modes: str) -> tuple[list[str], Rows]:
+    gpu_step, peers = import_module("gpu_step"), import_module("reference")
+    steps = gpu_step.Steps(
+        task.preset, task.batches()[0], task.device, reference=peers.Reference(Path(task.reference)), **task.effort()
+    )
+    named, mode = getattr(gpu_step, peer), getattr(gpu_step, modes)[:1]  # a graph would be no fair way to launch
+    names = [*steps.names(mode, named), *steps.names((named,))[:1]]
+    return names, steps.beside(named, mode)
+
+
+def profile(task: Task) -> tuple[list[str], Rows]:
+    """Where the step's time goes, and its traces."""
+    found = import_module("gpu_profile").StepProfile(
+        task.preset, task.batches()[0], task.device, steps=1 if task.smoke else 2, folder=Path(task.out)
+    )
+    return found.names, found.measure()
+
+
+def tiles(task: Task) -> tuple[list[str], Rows]:
+    """Attention's tiles; the fastest are kept for the sections that follow and as a table to be committed."""
+    gpu_tiles, tuning = import_module("gpu_tiles"), import_module("cinema_fast.kernels.tuning")
+    conditions = import_module("conditions")
+
+    def keep(table: dict) -> None:
+        conditions.write_json(task.tuned, table)
+        conditions.write_json(Path(task.out) / f"tuned-{tuning.slug(table['gpu'])}.json", table)
+
+    return gpu_tiles.names(task.smoke), gpu_tiles.measure(task.smoke, task.commit, keep)
+
+
+def kernels(task: Task, op: str) -> tuple[list[str], Rows]:
+    """An operation's rows, as bench_<op>.py defines them."""
+    rows = import_module(f"bench_{op}").kernel_rows(task.device, task.smoke)
+    attempt = import_module("gpu_step").attempt
+    return list(rows), ((name, attempt(measure)) for name, measure in rows.items())
+
+
+def tests(task: Task) -> tuple[list[str], Rows]:
+    """The tests marked `gpu`."""
+    gpu_tests = import_module("gpu_tests")
+    processes = 2 if task.smoke else max(min(12, (os.cpu_count() or 2) - 2), 1)
+    return ["tests"], gpu_tests.run(checkout.ROOT / "tests", Path(task.out), processes=processes, seconds_a_test=60)
+
+
+def data(task: Task) -> tuple[list[str], Rows]:
+    """Every loader that is installed."""
+    bench_data = import_module("bench_data")
+    return bench_data.data_names(), bench_data.data_rows(task.device, task.smoke)
+
+
+def waterfall(task: Task) -> tuple[list[str], Rows]:
+    """From the reference as published to the fastest step."""
+    peers = import_module("reference")
+    ladder = import_module("gpu_waterfall").Waterfall(
+        task.preset, 4 if task.smoke else 16, task.device,
+        peers.Reference(Path(task.reference)) if task.reference else None, steps=4 if task.smoke else 200,
+    )  # fmt: skip
+    return ladder.names, ladder.measure()
+
+
+SECTIONS: dict[str, Callable[..., tuple[list[str], Rows]]] = {
+    "machine": machine, "errors": errors, "compile": compile_step, "step": step, "profile": profile, "tiles": tiles,
+    "compiled": compiled, "reference": reference, "kernels": kernels, "tests": tests, "data": data,
+    "reference compiled": reference_compiled, "waterfall": waterfall,
+}  # fmt: skip
+WITH_REFERENCE = ("reference", "reference compiled")  # which there are not without one
+UNLOCKED = ("errors", "compile", "tests")  # which time nothing, or lock what they run
+
+
+def end_with_parent() -> None:
+    """End this process, whose work nobody waits for, once that which started it is gone."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.killpg(0, 9)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(name: str, task: Task, lines: Path, arguments: list[str]) -> None:
+    """Write the lines of a section."""
+    with lines.open("a") as file:
+
+        def write(value: dict) -> None:
+            file.write(json.dumps(value, allow_nan=False) + "\n")
+            file.flush()
+
+        left = [name]
+        try:
+            with ExitStack() as stack:
+                if name not in UNLOCKED:
+                    stack.enter_context(gpu_lock(task))
+                prepare(task, stack, name)
+                left, rows = SECTIONS[name](task, *arguments)
+                write({"rows": left})
+                for row, outcome in rows:
+                    left = [other for other in left if other != row]
+                    if is_dataclass(outcome):
+                        bad = [f.name for f in fields(outcome) if _not_finite(getattr(outcome, f.name))]
+                        if bad:
+                            write({"name": row, "failed": f"{', '.join(bad)} not finite"})
+                            continue
+                        write({"name": row, "section": SECTION_OF[type(outcome)], "row": to_json(outcome)})
+                    elif isinstance(outcome, dict):
+                        write({"name": row, "tests": outcome})
+                    else:
+                        write({"name": row, "failed": outcome})
+        except Exception as error:  # the rows that it did not come to
+            import traceback
+
+            traceback.print_exc()
+            for row in left:
+                write({"name": row, "failed": f"{type(error).__name__}: {error}"[:500]})
+
+
+def prepare(task: Task, stack: ExitStack, name: str) -> None:
+    """PyTorch's switches, what replaces operations that compute wrongly, and the tiles that were measured here."""
+    import torch
+
+    from cinema_fast import kernels
+    from cinema_fast.kernels import tuning
+
+    torch.backends.cudnn.benchmark = True  # as the reference pre-trains
+    torch.backends.cudnn.allow_tf32 = False  # float32 is the oracle here
+    if name in ("errors", "tiles", "kernels"):
+        return
+    for op, backend in task.fallbacks.items():
+        stack.enter_context(kernels.use(backend, op))
+    if task.tuned.exists() and not task.smoke:
+        table = tuning.read(task.tuned)
+        for entry in table["sparse_attention"]:
+            entry["backend"] = "triton"  # a peer has rows of its own
+        stack.enter_context(tuning.override(table))
+
+
+def _not_finite(value: object) -> bool:
+    return isinstance(value, float) and not abs(value) < float("inf")
+
+
+if __name__ == "__main__":
+    end_with_parent()
+    name, task, lines, *arguments = sys.argv[1:]
+    main(name, Task(**json.loads(Path(task).read_text())), Path(lines), arguments)
