@@ -5,8 +5,11 @@ TORCH ?= torch==2.13.0
 # What the tests of the DALI loader need, on a CPU too; without it they are skipped. make DALI= leaves it out (199 MB).
 DALI ?= nvidia-dali-cuda130>=2.0
 BIN := .venv/bin
+# The stack of the GPU machine, which its tests run on without a GPU: 4.8 GB.
+PYTHON_GPU ?= python3.12
+GPU_STACK := torch==2.11.0 triton==3.6.0 'numpy==2.5.*' cupy-cuda13x==14.2.0
 
-.PHONY: demo test test-all lint bench audit setup clean
+.PHONY: demo test test-all test-gpu-stack lint bench audit setup env-gpu clean
 setup: .venv/ready
 
 .venv/ready: pyproject.toml setup.py Makefile $(wildcard csrc/*)
@@ -15,6 +18,15 @@ setup: .venv/ready
 	@if command -v nvidia-smi >/dev/null 2>&1; then $(BIN)/pip install -q '$(TORCH)'; \
 	else $(BIN)/pip install -q '$(TORCH)+cpu' 2>/dev/null || $(BIN)/pip install -q '$(TORCH)'; fi
 	$(BIN)/pip install -q -e '.[test]'
+	@touch $@
+
+env-gpu: .venv-gpu/ready
+
+.venv-gpu/ready: pyproject.toml setup.py Makefile $(wildcard csrc/*)
+	@$(PYTHON_GPU) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 12))' 2>/dev/null \
+	|| { echo 'env-gpu needs Python 3.12, which "$(PYTHON_GPU)" is not: make env-gpu PYTHON_GPU=/path/to/python3.12'; exit 1; }
+	$(PYTHON_GPU) -m venv .venv-gpu
+	.venv-gpu/bin/pip install -q $(GPU_STACK) -e '.[test]'
 	@touch $@
 
 # --no-deps: what decodes JPEG and the like is of no use here
@@ -35,24 +47,29 @@ endef
 
 # Two processes beside each other, of one thread each (with more, tiny operations on a busy machine mostly wait for each
 # other): what runs as it is, and the Triton kernels in the interpreter, whose output comes last.
+# $(1): the environment, $(2): options of pytest
 define run_tests
-@INTERPRETER=.venv/interpreter.log; \
-OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(BIN)/python -m pytest -q $(1) >$$INTERPRETER 2>&1 & kernels=$$!; \
+@INTERPRETER=$(1)/interpreter.log; \
+OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest -q $(2) >$$INTERPRETER 2>&1 & kernels=$$!; \
 trap 'kill $$kernels; exit 130' INT TERM; \
-OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q $(1); plain=$$?; \
+OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q $(2); plain=$$?; \
 wait $$kernels; kernels=$$?; echo; echo 'The Triton kernels in the interpreter:'; cat $$INTERPRETER; \
 [ $$plain -eq 0 ] && [ $$kernels -eq 0 ]
 endef
 
 test: setup .venv/dali
 	$(BIN)/ruff check .
-	$(call run_tests,-m "not slow")
+	$(call run_tests,.venv,-m "not slow")
 	$(say_skipped)
 
 test-all: setup .venv/dali
 	$(BIN)/ruff check .
-	$(call run_tests,)
+	$(call run_tests,.venv,)
 	$(say_skipped)
+
+# of the kernels: the files that import them
+test-gpu-stack: env-gpu
+	$(call run_tests,.venv-gpu,-m "not slow" $$(grep -lE '^from cinema_fast(\.kernels| import .*kernels)' tests/test_*.py))
 
 lint: setup
 	$(BIN)/ruff check .
@@ -65,4 +82,4 @@ audit: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/audit.py
 
 clean:
-	rm -rf .venv build dist *.egg-info demo
+	rm -rf .venv .venv-gpu build dist *.egg-info demo

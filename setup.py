@@ -21,6 +21,9 @@ GPU_FLAGS = ["-std=c++17", "-O3", "-lineinfo", "-fatbin"]
 # machine code for A100 and H100, PTX for what comes after
 GPU_ARCHS = os.environ.get("CINEMA_FAST_CUDA_ARCHS", "80;90").split(";")
 
+VECTORS = "vectorised.hpp"
+RANDOM = ["philox.hpp", VECTORS]
+
 
 class BuildCsrc(build_ext):
     """Builds optional libraries without Python's name tags or headers."""
@@ -77,12 +80,15 @@ setup(
         "cinema_fast.downstream": ["*.j2"],
     },
     ext_modules=[
-        Extension(f"cinema_fast.kernels._{name}", [f"csrc/{source}"], depends=depends, optional=True)
+        Extension(
+            f"cinema_fast.kernels._{name}", [f"csrc/{source}"], depends=[f"csrc/{d}" for d in depends], optional=True
+        )
         for name, source, depends in (
-            ("augment_images_cpu", "augment_images_cpu.cpp", ["csrc/augment_images_move.hpp"]),
-            ("optical_flow_cpu", "optical_flow_cpu.cpp", ["csrc/optical_flow.cuh"]),
-            ("optical_flow_cuda", "optical_flow.cu", ["csrc/optical_flow.cuh"]),
-            ("sparse_depthwise_conv_cpu", "sparse_depthwise_conv_cpu.cpp", []),
+            ("augment_images_cpu", "augment_images_cpu.cpp", ["augment_images_move.hpp", *RANDOM]),
+            ("optical_flow_cpu", "optical_flow_cpu.cpp", ["optical_flow.cuh", VECTORS]),
+            ("optical_flow_cuda", "optical_flow.cu", ["optical_flow.cuh"]),
+            ("sample_mask_cpu", "sample_mask_cpu.cpp", RANDOM),
+            ("sparse_depthwise_conv_cpu", "sparse_depthwise_conv_cpu.cpp", [VECTORS]),
         )
     ],
     cmdclass={"build_ext": BuildCsrc},

@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from .kernels.attention_peers import xformers_problem
+
 EXTRAS = {  # module: what it is for
     "triton": "GPU kernels",
     "cupy": "CUDA kernels (extra gpu)",
@@ -58,6 +60,8 @@ def _present(module: str, use: str) -> str:
         found = importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # a parent package is missing
         found = False
+    if found and module == "xformers" and (problem := xformers_problem()):
+        return f"installed, of no use: {problem}"
     return f"{'installed' if found else 'not installed'}: {use}"
 
 

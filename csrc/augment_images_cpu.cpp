@@ -16,6 +16,7 @@
 #endif
 
 #include "augment_images_move.hpp"
+#include "philox.hpp"
 
 namespace {
 
@@ -68,17 +69,12 @@ INLINE float exp_2(float v) {
     return from_bits(bits(p) + (bits(rounded) - bits(ROUND)) * (1 << 23));
 }
 
-// Philox4x32-10 as in kernels/philox.py: words[w][i] of call first + i.
-VECTORISED void philox(uint32_t key_0, uint32_t key_1, uint32_t first, uint32_t (*words)[CALLS]) {
+// words[w][i]: word w of call first + i of the generator.
+VECTORISED void draw(uint32_t key_0, uint32_t key_1, uint32_t first, uint32_t (*words)[CALLS]) {
 #pragma omp simd
     for (int i = 0; i < CALLS; ++i) {
-        uint32_t c0 = first + i, c1 = 0, c2 = 0, c3 = 0, k0 = key_0, k1 = key_1;
-#pragma GCC unroll 10
-        for (int round = 0; round < 10; ++round) {
-            const uint64_t a = uint64_t(c0) * 0xD2511F53u, b = uint64_t(c2) * 0xCD9E8D57u;
-            c0 = uint32_t(b >> 32) ^ c1 ^ k0, c1 = uint32_t(b), c2 = uint32_t(a >> 32) ^ c3 ^ k1, c3 = uint32_t(a);
-            k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
-        }
+        uint32_t c0 = first + i, c1 = 0, c2 = 0, c3 = 0;
+        philox(key_0, key_1, c0, c1, c2, c3);
         words[0][i] = c0, words[1][i] = c1, words[2][i] = c2, words[3][i] = c3;
     }
 }
@@ -155,7 +151,7 @@ void brighten(const Request& r, const Plan& p, int64_t b, int64_t block) {
     float drawn[PER_CALL][CALLS];
     if (f.noise != 0) {
         const uint64_t key = r.noise_key[b];
-        philox(uint32_t(key), uint32_t(key >> 32), uint32_t(first), words);
+        draw(uint32_t(key), uint32_t(key >> 32), uint32_t(first), words);
         normal(words[0], 4 * CALLS, drawn[0], drawn[4]);
     }
     for (int run = 0; run < PER_CALL; ++run) {

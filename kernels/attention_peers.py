@@ -5,6 +5,8 @@ and gives (Tq, H, D); each comes with a list of reasons for which it cannot run.
 """
 
 import importlib.util
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 import torch.nn.functional as F
@@ -76,9 +78,30 @@ def flash(
     return flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, **how)
 
 
+@cache
+def xformers_problem() -> str:
+    """Why the attention of the xformers that is installed cannot be had; empty where it can."""
+    try:
+        from xformers.ops.fmha import BlockDiagonalMask, memory_efficient_attention  # noqa: F401
+
+        return ""
+    except Exception as error:  # also what its libraries raise where they do not fit this torch
+        said = f"{type(error).__name__}: {error}"
+    try:
+        found = version("xformers")
+    except PackageNotFoundError:
+        found = "without a version"
+    # from 0.0.36 on it re-exports the attention of mslk, and passes over in silence that there is none
+    return (
+        f"xformers {found} has no attention here ({said}); 0.0.36 takes it from mslk, which is an empty placeholder on "
+        "the package index: pip install 'xformers>=0.0.35,<0.0.36'"
+    )
+
+
 def xformers_unsupported(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
     """What its own operators still lack, it says when called."""
-    return _gpu_only("xformers.ops", "xformers", q)
+    why = _gpu_only("xformers", "xformers", q)
+    return why or ([problem] if (problem := xformers_problem()) else [])
 
 
 def xformers(

@@ -12,7 +12,8 @@ The kernel is one launch with one program a sample, of up to 8192 tokens: words,
 registers, and what is written is the plan (4 (K + M + N) bytes a sample). Nothing is sorted: the M-th largest priority
 is found bit by bit (32 counts over the row), ties are ranked by a running sum, and so are the ascending lists. Integer
 arithmetic throughout when uniform, hence bit-equal to the PyTorch form on every backend; with weights, equal up to the
-rounding of two logs. Rows of more tokens would spill registers, and are drawn by the PyTorch form.
+rounding of two logs. Rows of more tokens would spill registers, and are drawn by the PyTorch form. The C library for
+the CPU takes any row, and gives the PyTorch form's plans to the bit, with weights too.
 """
 
 import operator
@@ -20,18 +21,13 @@ import operator
 import torch
 from torch import Tensor
 
+from . import mask_native
 from .backend import choose, launching, tl, triton, triton_unsupported
+from .gumbel import WEIGHT_FLOOR, gumbel_priority
 from .philox import philox4x32
 from .token_plan import TokenPlan
 
 KERNEL_TOKENS = 8192  # a row that the registers of one program hold; longer ones are the PyTorch form's
-WEIGHT_FLOOR = 1e-6
-
-
-def _gumbel(words: Tensor) -> Tensor:
-    """Gumbel noise from 32-bit words: 23 bits and a half make u in (0, 1) exact in float32, never 0 or 1."""
-    uniform = ((words >> 9).float() + 0.5) * 2.0**-23
-    return -torch.log(-torch.log(uniform))
 
 
 def sample_mask_ref(scores, batch, n, n_keep, n_decode, seed, step, stream, sample_ids) -> TokenPlan:
@@ -39,12 +35,8 @@ def sample_mask_ref(scores, batch, n, n_keep, n_decode, seed, step, stream, samp
     device = sample_ids.device
     token = torch.arange(n, device=device)
     mask_word, decode_word, _, _ = philox4x32(seed, token.view(1, n), sample_ids.view(batch, 1), step, stream)
-    if scores is None:
-        # position in the low bits: no two priorities are equal, and of equal words the lower position comes first
-        priority = mask_word * n + (n - 1 - token)
-    else:
-        weights = torch.where(scores > WEIGHT_FLOOR, scores.float(), WEIGHT_FLOOR)  # NaN counts as no weight
-        priority = torch.log(weights) + _gumbel(mask_word)
+    # uniform: position in the low bits, so that no two are equal, and of equal words the lower position comes first
+    priority = mask_word * n + (n - 1 - token) if scores is None else gumbel_priority(scores, mask_word)
     order = priority.argsort(dim=1, descending=True, stable=True)
     n_masked = n - n_keep
     masked, keep = order[:, :n_masked], order[:, n_masked:].sort(dim=1).values
@@ -137,19 +129,19 @@ def _sample_mask_op(
     step: int,
     stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    outputs = _empty_plan(scores, sample_ids, step_tensor, device, batch, n, keep, decode, seed, step, stream)
-    with launching("sample_mask", outputs[0]):
+    plan = TokenPlan.empty(batch, n, keep, decode, device)
+    with launching("sample_mask", plan.slot):
         _sample_mask[(batch,)](
-            scores, sample_ids, step_tensor, *outputs, n, keep, decode, seed, step, stream,
+            scores, sample_ids, step_tensor, *plan, n, keep, decode, seed, step, stream,
             WEIGHTED=scores is not None, HAS_IDS=sample_ids is not None, HAS_STEP=step_tensor is not None,
             PARTIAL=decode < n - keep, FLOOR=WEIGHT_FLOOR, **sample_mask_config(n),
         )  # fmt: skip
-    return outputs
+    return tuple(plan)
 
 
 @_sample_mask_op.register_fake
-def _empty_plan(scores, sample_ids, step_tensor, device, batch, n, keep, decode, seed, step, stream):
-    return tuple(torch.empty(batch, width, dtype=torch.int32, device=device) for width in (keep, decode, n))
+def _(scores, sample_ids, step_tensor, device, batch, n, keep, decode, seed, step, stream):
+    return tuple(TokenPlan.empty(batch, n, keep, decode, device))
 
 
 def _integer(name: str, value: int) -> int:
@@ -185,7 +177,7 @@ def sample_mask(
         sample_ids (B,) integer: which samples these are; 0..B-1 where None.
         decode: how many of the N - keep masked tokens to decode, a uniform subset; None: all of them.
         device: where the plan is made; that of `scores` or `sample_ids` where None.
-        backend: "auto", "torch" or "triton".
+        backend: "auto", "torch", "triton" or "native" (a C library for the CPU, see mask_native.py).
 
     Returns:
         TokenPlan with keep (B, keep), masked (B, decode or N - keep), slot (B, N).
@@ -221,12 +213,13 @@ def sample_mask(
     ids = None if sample_ids is None else sample_ids.to(device, torch.int64).contiguous()
     step_tensor = step.to(device, torch.int64).reshape(1) if isinstance(step, Tensor) else None
     probe = torch.empty(0, device=device)
-    if choose("sample_mask", backend, {"triton": lambda: unsupported(n, probe)}) == "torch":
+    reasons = {"triton": lambda: unsupported(n, probe), "native": lambda: mask_native.unsupported(device)}
+    picked = choose("sample_mask", backend, reasons)
+    if picked == "torch":
         ids = torch.arange(batch, device=device) if ids is None else ids
         step = step if step_tensor is None else step_tensor.view(1, 1)
         return sample_mask_ref(scores, batch, n, keep, n_decode, seed, step, stream, ids)
     signed_seed = (seed & (2**64 - 1)) - (2**64 if seed >> 63 & 1 else 0)  # what an operator's int can hold
     step = 0 if step_tensor is not None else step
-    return TokenPlan(
-        *_sample_mask_op(scores, ids, step_tensor, device, batch, n, keep, n_decode, signed_seed, step, stream)
-    )
+    draw = mask_native.draw if picked == "native" else _sample_mask_op
+    return TokenPlan(*draw(scores, ids, step_tensor, device, batch, n, keep, n_decode, signed_seed, step, stream))

@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from . import depthwise_native
+from . import depthwise_native, mask_native
 from .attention_peers import PEERS
 from .augment_images import reasons as augment_reasons
 from .backend import choose, triton_unsupported
@@ -17,7 +17,7 @@ def table() -> list[tuple[str, str, str]]:
     x = torch.empty(16, 1, 64, device="cuda" if on_gpu else "cpu", dtype=torch.bfloat16 if on_gpu else torch.float32)
     triton = {"triton": lambda: triton_unsupported(x)}
     operations = {
-        "sample_mask": triton,
+        "sample_mask": triton | {"native": lambda: mask_native.unsupported(x.device)},
         "patch_embed": triton,
         "sparse_depthwise_conv": triton | {"native": lambda: depthwise_native.unsupported(x, x)},
         "sparse_attention": triton | {name: partial(why, x, x, x) for name, (_, why) in PEERS.items()},

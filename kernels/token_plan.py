@@ -51,6 +51,11 @@ class TokenPlan(NamedTuple):
         return cls(keep, masked, slot.scatter(1, keep.long(), rank))
 
     @classmethod
+    def empty(cls, batch: int, n: int, n_keep: int, n_decode: int, device: torch.device) -> "TokenPlan":
+        """Uninitialised tensors of a plan, for a kernel to write."""
+        return cls(*(torch.empty(batch, k, dtype=torch.int32, device=device) for k in (n_keep, n_decode, n)))
+
+    @classmethod
     def everything(cls, batch: int, n: int, device: torch.device) -> "TokenPlan":
         """Plan in which all n tokens are visible and none is decoded."""
         ids = torch.arange(n, dtype=torch.int32, device=device).expand(batch, n).contiguous()

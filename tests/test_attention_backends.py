@@ -1,5 +1,6 @@
 """What sparse_attention runs on: the choice, PyTorch's forms against the oracle, the peers' calls, costs, bad input."""
 
+import re
 import sys
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from attention_cases import LENGTHS, check, make, offsets
 
+from cinema_fast.info import describe
 from cinema_fast.kernels import BackendError, attention_peers, use
 from cinema_fast.kernels.attention_peers import PEERS
 from cinema_fast.kernels.sparse_attention import (
@@ -120,6 +122,45 @@ def test_arguments_that_a_library_gets(monkeypatch, name):
     monkeypatch.setitem(PEERS, peer, (PEERS[peer][0], lambda *_: []))
     for lengths in ("unequal", "cross, equal"):
         check(*make(*LENGTHS[lengths]), *LENGTHS[lengths], scale=0.3, backend=peer)
+
+
+XFORMERS = {  # what is in xformers/ops/fmha/__init__.py, and what is said of it
+    "0.0.35": ("class BlockDiagonalMask: pass\nmemory_efficient_attention = print\n", None),
+    # as it is where mslk is the index's empty placeholder
+    "0.0.36": (
+        "try:\n    from mslk.attention.fmha import BlockDiagonalMask, memory_efficient_attention\n"
+        "except ModuleNotFoundError:\n    pass\n",
+        r"xformers 0.0.36 has no attention here \(ImportError: cannot import name .*mslk.*empty.*xformers>=.*<0.0.36",
+    ),
+    "0.0.34": ("raise OSError('libcudart is missing')", r"xformers 0.0.34 has .* \(OSError: libcudart is missing\)"),
+}
+
+
+@pytest.mark.parametrize("version", XFORMERS)
+def test_an_xformers_without_attention_is_said_to_be(tmp_path, monkeypatch, version):
+    source, said = XFORMERS[version]
+    for module, text in {"": "", "ops": "", "ops/fmha": source}.items():
+        file = tmp_path / "xformers" / module / "__init__.py"
+        file.parent.mkdir()
+        file.write_text(text)
+    metadata = tmp_path / f"xformers-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: xformers\nVersion: {version}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in ("xformers", "xformers.ops", "xformers.ops.fmha"):  # to be taken out again in the end
+        monkeypatch.setitem(sys.modules, module, None)
+        del sys.modules[module]
+    attention_peers.xformers_problem.cache_clear()
+    on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, shape=(3, 2, 64))
+    try:
+        why = "; ".join(attention_peers.xformers_unsupported(on_gpu, on_gpu, on_gpu))
+        (line,) = (line for line in describe().splitlines() if line.startswith("xformers"))
+    finally:
+        attention_peers.xformers_problem.cache_clear()
+    if said is None:
+        assert not why and re.fullmatch(r"xformers +installed: attention backend .*", line)
+    else:
+        assert re.match(said, why) and "of no use" in line and why in line
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LIBRARIES = {  # a function of each
     "cinema_fast/kernels/_augment_images_cpu.so": "augment_images",
     "cinema_fast/kernels/_optical_flow_cpu.so": "cinema_fast_optical_flow",
+    "cinema_fast/kernels/_sample_mask_cpu.so": "sample_mask_plan",
     "cinema_fast/kernels/_sparse_depthwise_conv_cpu.so": "depthwise_conv_dw",
 }
 

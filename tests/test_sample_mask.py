@@ -1,6 +1,6 @@
 """sample_mask: the documented draw made one token at a time, and what any split of it must leave unchanged.
 
-How often each set of tokens is drawn is in test_sample_mask_law.py.
+How often each set of tokens is drawn is in test_sample_mask_law.py, its C library in test_sample_mask_native.py.
 """
 
 import math
@@ -18,6 +18,7 @@ PROFILE = settings(
     max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 FLOOR = 1e-6
+CPU_BACKENDS = ("native",)
 
 
 def equal(a: TokenPlan, b: TokenPlan) -> bool:
