@@ -11,6 +11,7 @@ from attention_cases import LENGTHS, check, make, offsets
 from cinema_fast.info import describe
 from cinema_fast.kernels import BackendError, attention_peers, use
 from cinema_fast.kernels.attention_peers import PEERS
+from cinema_fast.kernels.backend import choose
 from cinema_fast.kernels.sparse_attention import (
     sparse_attention,
     sparse_attention_bytes,
@@ -79,6 +80,20 @@ def test_auto_takes_the_fused_form_on_the_cpu_and_use_overrules_it(monkeypatch):
             sparse_attention(*args)
             sparse_attention(*args, backend="torch")
     assert taken == ["sdpa", "torch", "sdpa", "torch"]
+
+
+def test_use_may_name_the_operations_that_it_is_for():
+    def picked(operation: str) -> str:
+        return choose(operation, "auto", {"triton": list, "sdpa": list})
+
+    with use("sdpa", "sparse_attention", "masked_mse"):
+        assert [picked(op) for op in ("sparse_attention", "masked_mse", "patch_embed")] == ["sdpa", "sdpa", "triton"]
+        with use("torch"):
+            assert [picked(op) for op in ("sparse_attention", "patch_embed")] == ["sdpa", "torch"]
+        with use("torch", "sparse_attention"):
+            assert [picked(op) for op in ("sparse_attention", "masked_mse")] == ["torch", "sdpa"]
+        assert picked("sparse_attention") == "sdpa"
+    assert picked("sparse_attention") == "triton"
 
 
 def test_a_backend_that_cannot_run_says_why():

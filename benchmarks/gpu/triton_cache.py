@@ -1,0 +1,53 @@
+"""Compiles the step's Triton kernels for a GPU that is not there, into the cache that gpu_first.py takes along:
+
+    .venv-gpu/bin/python benchmarks/gpu/triton_cache.py [--work DIR] [--arch 90]
+
+Triton finds them there if the GPU's machine has the same Triton and ptxas: `make env-gpu` gives the stack for that. It
+is what launches find, as they are recorded by audit_launches.py, at the shapes of cinema-base.
+"""
+
+import argparse
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import audit_launches
+import checkout
+import triton
+from audit_launches import Case, Launch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+
+def step_cases() -> list[Case]:
+    """Those of cinema-base, and the awkward shapes that every operation is checked at."""
+    return [case for case in audit_launches.cases() if case.name.startswith(("cinema-base", "cinema-dec", "awkward"))]
+
+
+def fill(launches: list[Launch], folder: Path) -> None:
+    """Compile what is not in the cache yet."""
+    os.environ["TRITON_CACHE_DIR"] = str(folder)
+
+    def compile_one(launch: Launch) -> None:
+        source = ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
+        triton.compile(source, target=GPUTarget("cuda", launch.arch, 32), options=launch.options)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, launches))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=checkout.ROOT / "build" / "gpu_first", metavar="DIR")
+    parser.add_argument("--arch", type=int, default=90, help="90 for H100 and H200, 100 for B200, 80 for A100")
+    args = parser.parse_args()
+    launches = list(audit_launches.record(step_cases(), args.arch).values())
+    fill(launches, args.work / "triton")
+    print(f"{len(launches)} launches for sm_{args.arch} by triton {triton.__version__} in {args.work / 'triton'}")
+
+
+if __name__ == "__main__":
+    main()

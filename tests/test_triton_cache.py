@@ -1,0 +1,29 @@
+"""What gpu/triton_cache.py compiles without a GPU is what a launch finds in Triton's cache."""
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("compiles", allow_module_level=True)
+import audit_launches
+import triton_cache
+
+
+def test_launches_find_what_was_compiled(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")  # restored at the end
+    (case,) = (c for c in triton_cache.step_cases() if (c.operation, c.name) == ("masked_mse", "awkward bf16"))
+    triton_cache.fill(list(audit_launches.record([case], 90).values()), tmp_path)
+    found = []
+    listener = mock.patch.object(triton.knobs.compilation, "listener", lambda *, cache_hit, **_: found.append(cache_hit))
+    # the driver's launcher is missing, so the first launch is the last
+    with listener, audit_launches._instead_of_a_gpu(90, lambda **_: False), suppress(Exception):
+        case.call()
+    assert found == [True]
