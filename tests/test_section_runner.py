@@ -66,7 +66,7 @@ def runner(tmp_path):
     def make(seconds: float = 60.0) -> Runner:
         report = Report(tmp_path / "out" / "gpu-2030.json", "a GPU", "2030", {}, "commit", {}, False, [])
         report.path.parent.mkdir(exist_ok=True)
-        task = Task("cpu", str(tmp_path / "out"), str(tmp_path / "work"), "commit", None, {}, True)
+        task = Task("cpu", str(tmp_path / "out"), str(tmp_path / "work"), "commit", None, {}, True, True)
         return Runner(report, task, time.monotonic() + seconds, script)
 
     return make
@@ -178,7 +178,7 @@ from section_runner import Runner, Section
 from sections import Task
 out = Path({out!r})
 report = Report(out / "gpu-2030.json", "a GPU", "2030", {{}}, "commit", {{}}, False, [])
-task = Task("cpu", {out!r}, {work!r}, "commit", None, {{}}, True)
+task = Task("cpu", {out!r}, {work!r}, "commit", None, {{}}, True, True)
 runner = Runner(report, task, time.monotonic() + 60, Path({script!r}))
 runner.run([Section("slow", 30, background=True), *[Section("errors", 30, parts=("slow", "wrong", "a"))] * 20])
 """
@@ -225,12 +225,12 @@ time.sleep(100)
 
 
 def test_the_lock_lets_one_process_at_a_time(tmp_path):
-    task = Task("cpu", str(tmp_path), str(tmp_path), "c", None, {}, True)
+    task = Task("cpu", str(tmp_path), str(tmp_path), "c", None, {}, True, True)
     program = f"""
 import sys; sys.path[:0] = {[str(GPU), str(GPU.parent)]}
 import sections
 print("waits", flush=True)
-with sections.gpu_lock(sections.Task("cpu", "", {str(tmp_path)!r}, "c", None, {{}}, True)):
+with sections.gpu_lock(sections.Task("cpu", "", {str(tmp_path)!r}, "c", None, {{}}, True, True)):
     print("in", flush=True)
 """
     with sections.gpu_lock(task):
@@ -257,7 +257,7 @@ def test_a_row_that_is_not_finite_is_a_failure(tmp_path, monkeypatch):
     rows = [("machine a", MachineRow("a", float("nan"), "s")), ("machine b", MachineRow("b", 1.0, "s"))]
     monkeypatch.setitem(sections.SECTIONS, "machine", lambda task: (["machine a", "machine b", "c"], iter(rows)))
     monkeypatch.setattr(sections, "prepare", lambda *_: None)
-    task = Task("cpu", str(tmp_path), str(tmp_path), "c", None, {}, True)
+    task = Task("cpu", str(tmp_path), str(tmp_path), "c", None, {}, True, True)
     sections.main("machine", task, tmp_path / "lines", [])
     first, *values = map(json.loads, (tmp_path / "lines").read_text().splitlines())
     assert first == {"rows": ["machine a", "machine b", "c"]}
@@ -272,7 +272,7 @@ def test_an_error_in_the_middle_is_the_reason_of_all_rows_that_are_missing(tmp_p
 
     monkeypatch.setitem(sections.SECTIONS, "machine", lambda task: (["a", "b", "c"], rows()))
     monkeypatch.setattr(sections, "prepare", lambda *_: None)
-    sections.main("machine", Task("cpu", "", str(tmp_path), "c", None, {}, True), tmp_path / "lines", [])
+    sections.main("machine", Task("cpu", "", str(tmp_path), "c", None, {}, True, True), tmp_path / "lines", [])
     _, *values = map(json.loads, (tmp_path / "lines").read_text().splitlines())
     gone = "RuntimeError: the device is gone"
     assert values == [{"name": n, "failed": why} for n, why in (("a", "no luck"), ("b", gone), ("c", gone))]

@@ -11,18 +11,21 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 triton = pytest.importorskip("triton")
-if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("compiles", allow_module_level=True)
-import audit_launches
-import triton_cache
+audit_launches, triton_cache = pytest.importorskip("audit_launches"), pytest.importorskip("triton_cache")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
 def test_launches_find_what_was_compiled(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", "")  # restored at the end
     (case,) = (c for c in triton_cache.step_cases() if (c.operation, c.name) == ("masked_mse", "awkward bf16"))
     triton_cache.fill(list(audit_launches.record([case], 90).values()), tmp_path)
     found = []
-    listener = mock.patch.object(triton.knobs.compilation, "listener", lambda *, cache_hit, **_: found.append(cache_hit))
+
+    def listen(*, cache_hit, **_):
+        found.append(cache_hit)
+
+    listener = mock.patch.object(triton.knobs.compilation, "listener", listen)
     # the driver's launcher is missing, so the first launch is the last
     with listener, audit_launches._instead_of_a_gpu(90, lambda **_: False), suppress(Exception):
         case.call()

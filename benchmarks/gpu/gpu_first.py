@@ -22,9 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import checkout
 from gpu_errors import SHAPES as OPERATIONS
-from section_runner import Runner, Section, device_or_error, finish, start
+from section_runner import Runner, Section, add_options, device_or_error, finish, start
 
 AT_ONCE = min(len(OPERATIONS), os.cpu_count() or 1)
 SECONDS = {"A": 330, "B": 400}
@@ -38,13 +37,12 @@ COMMANDS = {
         Section("tiles", 110),
     ],
     "B": [
-        Section("compiled", 130),
-        Section("reference", 60),
-        Section(
-            "kernels", 70, parts=("sparse_depthwise_conv", "patch_embed", "masked_mse", "sample_mask")
-        ),
-        Section("tests", 120),
-        Section("data", 60),
+        Section("compiled", 120),
+        Section("compiled profile", 40),
+        Section("reference", 55),
+        Section("kernels", 55, parts=("patch_embed", "masked_mse", "sample_mask", "sparse_depthwise_conv")),
+        Section("tests", 90),
+        Section("data", 40),
     ],
 }  # fmt: skip
 
@@ -54,16 +52,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=COMMANDS, nargs="?")
     parser.add_argument("--only", choices=sections, nargs="+", default=(), metavar="SECTION", help=", ".join(sections))
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--work", type=Path, default=checkout.ROOT / "build" / "gpu_first", metavar="DIR")
-    parser.add_argument("--reference", type=Path, metavar="DIR", help="checkout of the CineMA reference")
-    parser.add_argument("--smoke", action="store_true", help="toy sizes on the CPU")
+    add_options(parser)
     args = parser.parse_args()
     if bool(args.command) == bool(args.only):
         parser.error("want A or B, or --only with names of sections")
     begin = time.monotonic()
-    device = device_or_error(parser, args.smoke, args.reference)
-    report, task = start(device, args.out, args.work, args.reference, args.smoke)
+    device = device_or_error(parser, args)
+    report, task = start(device, args, quick=True)
     wanted = COMMANDS[args.command] if args.command else [sections[name] for name in args.only]
     seconds = SECONDS[args.command] if args.command else sum(section.seconds for section in wanted)
     runner = Runner(report, task, begin + seconds * (4 if args.smoke else 1))

@@ -50,26 +50,36 @@ def component_of(kernel: str) -> str:
 
 
 class StepProfile:
-    """Profiles of `steps` eager steps of ours, every token decoded, and on a GPU of as many replays of their graph.
+    """Profiles of `steps` steps of ours in each of `modes` that runs here, every token decoded.
 
     The Chrome traces lie in `folder` as trace-<mode>.json.gz: chrome://tracing or https://ui.perfetto.dev opens them.
     """
 
-    def __init__(self, preset: str, batch: int, device: str, steps: int, folder: Path):
+    def __init__(self, preset: str, batch: int, device: str, modes: tuple[str, ...], steps: int, folder: Path):
         self.preset, self.batch, self.device, self.steps, self.folder = preset, batch, device, steps, folder
         self.ours = Steps(preset, batch, device, rounds=1, steps=steps)
+        self.modes = [mode for mode in modes if self.ours.runs(mode)]
 
     @property
     def names(self) -> list[str]:
         """The rows that `measure` gives, beside one for each of the slowest kernels."""
-        return [f"breakdown {name}" for name in (*COMPONENTS, GUIDANCE)]
+        return [f"breakdown {name}" for name in (*COMPONENTS, GUIDANCE)] if "eager" in self.modes else []
 
     def measure(self) -> Iterator[tuple[str, BreakdownRow | ProfileRow]]:
-        """Milliseconds a study of each component, the largest first; then the kernels of each mode."""
+        """The kernels of each mode; of the eager step what each component takes of a study, the largest first."""
         model, images, _ = self.ours.ready()
         optimizer = adamw(model)
-        eager = self.ours.eager_step(model, optimizer, images, 1.0)
-        kernels = self._profiled(lambda _: eager(), "eager")
+        for mode in self.modes:
+            step = self.ours.way(mode, model, optimizer, images)(1.0)
+            kernels = self._profiled(lambda _, step=step: step(), mode)
+            if mode == "eager":
+                yield from self._breakdown(kernels)
+            yield from self._rows(mode, kernels)
+            del step
+            optimizer.zero_grad(set_to_none=True)
+            release()
+
+    def _breakdown(self, kernels: dict[str, tuple[float, float]]) -> Iterator[tuple[str, BreakdownRow]]:
         spent: dict[str, float] = defaultdict(float)
         for name, (_, us) in kernels.items():
             spent[component_of(name)] += us / 1e3 / self.batch
@@ -78,12 +88,6 @@ class StepProfile:
         for name in sorted(COMPONENTS, key=lambda name: -spent[name]):
             row = BreakdownRow(name, self.preset, self.batch, spent[name], spent[name] / total, budget.get(name))
             yield row.name, row
-        yield from self._rows("eager", kernels)
-        if self.device == "cuda":
-            optimizer.zero_grad(set_to_none=True)
-            release()
-            graph = self.ours.graph_step(model, optimizer, images, 1.0)
-            yield from self._rows("eager graph", self._profiled(lambda _: graph(), "eager graph"))
         drawn = [self._profiled(run) for run in masks(self.ours.config, self.batch, self.device)]
         guided, by_chance = (sum(us for _, us in found.values()) / 1e3 / self.batch for found in drawn)
         more = guided - by_chance
@@ -112,8 +116,8 @@ class StepProfile:
             trace.export_chrome_trace(str(self.folder / f"trace-{trace_of.replace(' ', '-')}.json.gz"))
         found = {}
         for event in trace.key_averages():
-            if on_gpu and event.device_type != torch.autograd.DeviceType.CUDA:
-                continue  # an operator, whose kernels have entries of their own
+            if on_gpu and (event.device_type != torch.autograd.DeviceType.CUDA or event.is_user_annotation):
+                continue  # an operator or a named range, whose kernels have entries of their own
             us = event.self_device_time_total if on_gpu else event.self_cpu_time_total
             if us > 0:
                 found[event.key] = event.count / self.steps, us / self.steps

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import checkout
 from gpu_errors import SHAPES as OPERATIONS
 from gpu_first import AT_ONCE
-from section_runner import Runner, Section, device_or_error, finish, start
+from section_runner import Runner, Section, add_options, device_or_error, finish, start
 
 BENCHED = tuple(sorted(path.stem.removeprefix("bench_") for path in Path(checkout.__file__).parent.glob("bench_*.py")))
 WITHOUT_ROWS = ("data", "downstream", "prepare", "stem", "step")  # benchmarks that have none for a GPU, or their own
@@ -30,6 +30,7 @@ SECTIONS = [
     Section("step", 300),
     Section("compiled", 600),
     Section("profile", 120),
+    Section("compiled profile", 300),
     Section("tiles", 300),
     Section("reference", 300),
     Section("kernels", 1200, parts=tuple(op for op in BENCHED if op not in WITHOUT_ROWS)),
@@ -43,16 +44,13 @@ SECTIONS = [
 def main() -> int:
     names = {section.name: section for section in SECTIONS}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--budget", type=float, default=3600, metavar="SECONDS", help="what is left then is killed")
     parser.add_argument("--only", choices=names, nargs="+", default=names, metavar="SECTION", help=", ".join(names))
-    parser.add_argument("--work", type=Path, default=checkout.ROOT / "build" / "gpu_first", metavar="DIR")
-    parser.add_argument("--reference", type=Path, metavar="DIR", help="checkout of the CineMA reference")
-    parser.add_argument("--smoke", action="store_true", help="toy sizes on the CPU")
+    add_options(parser)
     args = parser.parse_args()
     begin = time.monotonic()
-    device = device_or_error(parser, args.smoke, args.reference)
-    report, task = start(device, args.out, args.work, args.reference, args.smoke)
+    device = device_or_error(parser, args)
+    report, task = start(device, args, quick=False)
     runner = Runner(report, task, begin + args.budget)
     runner.run([section for section in SECTIONS if section.name in args.only])
     return finish(report, runner)

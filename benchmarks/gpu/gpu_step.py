@@ -78,31 +78,31 @@ class Steps:
 
     def measure(self, modes: tuple[str, ...]) -> Iterator[tuple[str, StepRow | str]]:
         """(name, row or why there is none), each as soon as it is timed. Where one way fails the others go on."""
+        before = self._allocated()
         with self._attention():
             model, images, expected = self.ready()
             optimizer = adamw(model)
             for mode in filter(self.runs, modes):
-                called = compiled(model, self.device) if mode in COMPILING else model
-                build = self.graph_step if "graph" in mode else self.eager_step
+                make_step = self.way(mode, model, optimizer, images)
                 for ratio in DECODE_RATIOS:
-                    name, before = self._name(mode, ratio), self._allocated()
-                    make = partial(build, called, optimizer, images, ratio)
-                    yield name, attempt(partial(self._alone, name, mode, ratio, before, make, expected))
+                    name = self._name(mode, ratio)
+                    build = partial(make_step, ratio)
+                    yield name, attempt(partial(self._alone, name, mode, ratio, before, build, expected))
                     optimizer.zero_grad(set_to_none=True)  # a graph's gradients lie in its pool
                     release()
 
     def beside(self, peer: str, modes: tuple[str, ...]) -> Iterator[tuple[str, StepRow | str]]:
         """Ours and a peer in turn, round after round, so that clocks that wander do so for all; the peer's row last."""
+        shared = self._allocated()
         with self._attention():
             model, images, expected = self.ready()
             weights = {name: t.to("cpu", copy=True) for name, t in model.state_dict().items()}
             optimizer = adamw(model)
-            ways, shared = [], self._allocated()
+            ways = []
             wanted = [(self._name(mode, ratio, peer), mode, ratio) for mode in modes for ratio in DECODE_RATIOS]
             for name, mode, ratio in wanted:
-                called = compiled(model, self.device) if mode in COMPILING else model
-                make = partial(self.eager_step, called, optimizer, images, ratio)
-                outcome = attempt(partial(self._prepare, name, mode, ratio, shared, make, expected))
+                build = partial(self.way(mode, model, optimizer, images), ratio)
+                outcome = attempt(partial(self._prepare, name, mode, ratio, shared, build, expected))
                 if isinstance(outcome, str):
                     yield name, outcome
                 else:
@@ -146,7 +146,13 @@ class Steps:
     def _plan(self, step: int | Tensor, ratio: float, batch: int) -> dict[str, cf.TokenPlan]:
         return workload.draw_plan(self.config, batch, decode_ratio=ratio, step=step, device=self.device)
 
-    def eager_step(self, model, optimizer, images, ratio) -> Callable[[], Tensor]:
+    def way(self, mode: str, model: nn.Module, optimizer, images: dict[str, Tensor]) -> Callable:
+        """A function that builds the step of a mode for a decode ratio."""
+        called = compiled(model, self.device) if mode in COMPILING else model
+        build = self._captured if "graph" in mode else self._launched
+        return partial(build, called, optimizer, images)
+
+    def _launched(self, model, optimizer, images, ratio) -> Callable[[], Tensor]:
         """Launched kernel by kernel; other masks in every step."""
         count = iter(range(1 << 30))
 
@@ -155,7 +161,7 @@ class Steps:
 
         return lambda: train(model, optimizer, loss_of)
 
-    def graph_step(self, model, optimizer, images, ratio) -> Callable[[], Tensor]:
+    def _captured(self, model, optimizer, images, ratio) -> Callable[[], Tensor]:
         """Captured after as many steps as a run has before it, and replayed; other masks in every step."""
         count = torch.zeros(1, dtype=torch.int64, device=self.device)
 
@@ -185,14 +191,18 @@ class Steps:
 
     def _prepare(self, name: str, mode: str, ratio: float, before: int, build, expected: float) -> Way:
         """Build and warm up. The loss must be near the gate's; the last step's peak, above the bytes that were
-        allocated `before` this way came, is its memory."""
+        allocated `before` this way came, is its memory. A graph's is that of its capture: replays allocate nothing."""
+        on_gpu = self.device == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         way = Way(name, mode, ratio, build())
         for _ in range(WARM_UP):
             loss = way.step().item()
         workload.gate(f"loss of {mode} under its own masks", loss, expected, OTHER_MASKS)
-        if self.device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            way.step()
+        if on_gpu:
+            if "graph" not in mode:
+                torch.cuda.reset_peak_memory_stats()
+                way.step()
             way.peak_mib = (torch.cuda.max_memory_allocated() - before) / 2**20
         return way
 

@@ -4,6 +4,7 @@ The report is whole and on disk after every row. A section that is killed keeps 
 that it had announced are listed as unreached.
 """
 
+import argparse
 import dataclasses
 import json
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import conditions
 import torch
+from checkout import ROOT
 from report_schema import Report, from_json
 from sections import WITH_REFERENCE, Task
 
@@ -199,9 +201,9 @@ def _label(name: str, part: str) -> str:
     return f"{name} {part}".strip()
 
 
-def start(device: str, out: Path, work: Path, reference: Path | None, smoke: bool) -> tuple[Report, Task]:
+def start(device: str, args: argparse.Namespace, *, quick: bool) -> tuple[Report, Task]:
     """The report of a run that begins now, and what its sections are told."""
-    out, work = out.resolve(), work.resolve()
+    out, work = args.out.resolve(), args.work.resolve()
     for folder in (out, work):
         folder.mkdir(parents=True, exist_ok=True)
     name, about = describe_device(device)
@@ -211,12 +213,13 @@ def start(device: str, out: Path, work: Path, reference: Path | None, smoke: boo
     fallbacks = json.loads(kept.read_text()) if kept.exists() else {}
     report = Report(
         path=out / f"{slug}-{date}.json", device=name, date=date, versions=conditions.versions(), commit=commit,
-        conditions=about, smoke=smoke, unreached=[], fallbacks=dict(fallbacks),
+        conditions=about, smoke=args.smoke, unreached=[], fallbacks=dict(fallbacks),
     )  # fmt: skip
     report.write()
     task = Task(
         device=device, out=str(out), work=str(work), commit=commit,
-        reference=str(reference.resolve()) if reference else None, fallbacks=fallbacks, smoke=smoke,
+        reference=str(args.reference.resolve()) if args.reference else None, fallbacks=fallbacks, quick=quick,
+        smoke=args.smoke,
     )  # fmt: skip
     return report, task
 
@@ -261,15 +264,23 @@ def too_much(folder: Path) -> Iterator[tuple[Path, str]]:
     yield from ((path, f"more than {FILES_HOME} files") for path in kept[FILES_HOME:])
 
 
-def device_or_error(parser, smoke: bool, reference: Path | None) -> str:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of every report."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "gpu_first", metavar="DIR")
+    parser.add_argument("--reference", type=Path, metavar="DIR", help="checkout of the CineMA reference")
+    parser.add_argument("--smoke", action="store_true", help="toy sizes on the CPU")
+
+
+def device_or_error(parser: argparse.ArgumentParser, args: argparse.Namespace) -> str:
     """ "cpu" for a smoke test, else "cuda"; ends with the parser's message where there is no GPU, or no reference."""
-    if not smoke and not torch.cuda.is_available():
+    if not args.smoke and not torch.cuda.is_available():
         parser.error("PyTorch sees no GPU here; --smoke runs on the CPU")
-    if reference:
+    if args.reference:
         from reference import Reference
 
         try:
-            Reference(reference)
+            Reference(args.reference)
         except (FileNotFoundError, ImportError) as error:
             parser.error(str(error))
-    return "cpu" if smoke else "cuda"
+    return "cpu" if args.smoke else "cuda"

@@ -34,7 +34,7 @@ class Task:
 
     device: "cuda" or "cpu". out: for files that are to be kept. work: between runs (caches, the lock, the tuned table).
     reference: a checkout of the CineMA reference. fallbacks: {operation: backend} for what computes wrongly here.
-    smoke: toy sizes.
+    quick: no peers that compile, and few rounds of slow ones. smoke: toy sizes.
     """
 
     device: str
@@ -43,6 +43,7 @@ class Task:
     commit: str
     reference: str | None
     fallbacks: dict[str, str]
+    quick: bool
     smoke: bool
 
     @property
@@ -106,11 +107,11 @@ def _compile(task: Task, steps, names: dict[str, float]) -> Rows:
 
     output_code.CompiledFxGraph.__call__ = locked
     model = gpu_step.cf.CineMA(steps.config).to(task.device)
-    optimizer, called = gpu_step.adamw(model), gpu_step.compiled(model, task.device)
+    optimizer = gpu_step.adamw(model)
     images = gpu_step.workload.random_images(steps.config, steps.batch, task.device)
     for name, ratio in names.items():
         start = time.monotonic()
-        outcome = gpu_step.attempt(steps.eager_step(called, optimizer, images, ratio))
+        outcome = gpu_step.attempt(steps.way("compiled", model, optimizer, images)(ratio))
         row = report_schema.MachineRow(name, time.monotonic() - start, "s")
         yield row.name, outcome if isinstance(outcome, str) else row
 
@@ -158,10 +159,20 @@ def _beside(task: Task, peer: str, modes: str) -> tuple[list[str], Rows]:
 
 
 def profile(task: Task) -> tuple[list[str], Rows]:
-    """Where the step's time goes, and its traces."""
+    """Where the eager step's time goes, and traces of it and its graph."""
+    return _profile(task, "EAGER")
+
+
+def compiled_profile(task: Task) -> tuple[list[str], Rows]:
+    """Kernels and traces of the compiled step and its graph."""
+    return _profile(task, "COMPILING")
+
+
+def _profile(task: Task, modes: str) -> tuple[list[str], Rows]:
     found = import_module("gpu_profile").StepProfile(
-        task.preset, task.batches()[0], task.device, steps=1 if task.smoke else 2, folder=Path(task.out)
-    )
+        task.preset, task.batches()[0], task.device, getattr(import_module("gpu_step"), modes),
+        steps=1 if task.smoke else 2, folder=Path(task.out),
+    )  # fmt: skip
     return found.names, found.measure()
 
 
@@ -179,6 +190,9 @@ def tiles(task: Task) -> tuple[list[str], Rows]:
 
 def kernels(task: Task, op: str) -> tuple[list[str], Rows]:
     """An operation's rows, as bench_<op>.py defines them."""
+    if task.quick:
+        timing = import_module("timing")
+        timing.ROW_SECONDS, timing.LEFT_OUT = 2, {"compiled peer"}
     rows = import_module(f"bench_{op}").kernel_rows(task.device, task.smoke)
     attempt = import_module("gpu_step").attempt
     return list(rows), ((name, attempt(measure)) for name, measure in rows.items())
@@ -208,10 +222,21 @@ def waterfall(task: Task) -> tuple[list[str], Rows]:
 
 
 SECTIONS: dict[str, Callable[..., tuple[list[str], Rows]]] = {
-    "machine": machine, "errors": errors, "compile": compile_step, "step": step, "profile": profile, "tiles": tiles,
-    "compiled": compiled, "reference": reference, "kernels": kernels, "tests": tests, "data": data,
-    "reference compiled": reference_compiled, "waterfall": waterfall,
-}  # fmt: skip
+    "machine": machine,
+    "errors": errors,
+    "compile": compile_step,
+    "step": step,
+    "profile": profile,
+    "tiles": tiles,
+    "compiled": compiled,
+    "compiled profile": compiled_profile,
+    "reference": reference,
+    "kernels": kernels,
+    "tests": tests,
+    "data": data,
+    "reference compiled": reference_compiled,
+    "waterfall": waterfall,
+}
 WITH_REFERENCE = ("reference", "reference compiled")  # which there are not without one
 UNLOCKED = ("errors", "compile", "tests")  # which time nothing, or lock what they run
 
