@@ -111,15 +111,18 @@ def _entry(s: AttentionShape, found: dict) -> dict:
     fastest = min(peers, key=peers.get, default=None)
     worth = fastest is not None and WORTH * peers[fastest] <= sum(us.values())
     return {
-        "dtype": "bf16", "head_dim": s.head_dim, "queries": s.queries, "keys": s.keys,
+        "dtype": _short(timing.DTYPE), "head_dim": s.head_dim, "queries": s.queries, "keys": s.keys,
         "backend": fastest if worth else "triton", "tiles": found["tiles"], "us": us, "peer_us": found["peer_us"],
     }  # fmt: skip
 
 
+def _short(dtype: torch.dtype) -> str:
+    return next(name for name, known in tuning.DTYPES.items() if known == dtype)
+
+
 def _tried(s: AttentionShape, dtype: torch.dtype, tiles: dict[str, tuple[int, ...]]) -> dict:
-    name = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype]
     tiles = {pass_: list(tile) for pass_, tile in tiles.items()}
-    lengths = {"dtype": name, "head_dim": s.head_dim, "queries": s.queries, "keys": s.keys}
+    lengths = {"dtype": _short(dtype), "head_dim": s.head_dim, "queries": s.queries, "keys": s.keys}
     return {"sparse_attention": [{**lengths, "backend": "triton", "tiles": tiles}]}
 
 
