@@ -1,4 +1,4 @@
-"""The steps that a GPU report times, on a CPU: a graph of the eager step makes the same ones, and none moves weights."""
+"""The steps that a GPU report times, on a CPU: a graph of the eager step makes the same, and none moves weights."""
 
 import sys
 from pathlib import Path
