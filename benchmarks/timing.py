@@ -14,6 +14,7 @@ from functools import cache
 from typing import NamedTuple
 
 import checkout
+import gpu_turn
 import torch
 import torch._functorch.config
 from report_schema import KernelRow, kernel_sha
@@ -28,7 +29,8 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 OURS = "triton" if DEVICE == "cuda" else "torch"
 SMOKE_SHAPE = "awkward"
-WARM_UP, PAUSE_SECONDS = 3, 1e-3
+WARM_UP = 3
+PAUSE_SECONDS, LONGEST_PAUSE = 1e-3, 20e-3
 CYCLES_PER_S = 2e9  # more than any of these GPUs' clocks make, so that a pause is at least as long as asked for
 LEFT_OUT: set[str] = set()  # ways that no row is to time
 ROW_SECONDS = 20  # after which a row gets no more rounds: some peers take seconds a call
@@ -129,7 +131,8 @@ class Operation:
 
 
 def _upstream(out: Tensor) -> Tensor:
-    return torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out)
+    generator = torch.Generator(out.device).manual_seed(7)
+    return torch.randn(out.shape, generator=generator, device=out.device, dtype=torch.float32).to(out.dtype)
 
 
 def _error(actual: Tensor, expected: Tensor) -> float:
@@ -156,8 +159,8 @@ class Clock:
         return self.now
 
     def time(self, function: Callable[[], object]) -> float:
-        """Seconds of one call. On a GPU behind a pause of at least twice what the host took for any call so far: a
-        host slower than the pause would be timed with it."""
+        """Seconds of one call. On a GPU it is queued behind a pause, which is longer the next time where it was over
+        before the host had queued all: a host that is slower would be timed with the GPU."""
         if self.cold is None:
             start = time.perf_counter()
             function()
@@ -167,9 +170,9 @@ class Clock:
             self.cold.zero_()
             torch.cuda._sleep(int(self.pause * CYCLES_PER_S))
             start.record()
-            before = time.perf_counter()
             function()
-            self.pause = max(self.pause, min(2 * (time.perf_counter() - before), 1.0))
+            if start.query():
+                self.pause = min(2 * self.pause, LONGEST_PAUSE)
             end.record()
             end.synchronize()
             seconds = start.elapsed_time(end) / 1e3
@@ -244,17 +247,24 @@ def kernel_rows(
 
 def kernel_row(operation: Operation, pass_: str, smoke: bool) -> KernelRow:
     """All ways in turn, round after round; the fastest peer is the one to compare with."""
-    ways = [way for way in operation.ways if way not in LEFT_OUT]
-    error, *_ = (operation.gate(pass_, way) for way in ways)
-    calls = {way: operation.call(pass_, way) for way in ways}
+    ours, *peers = (way for way in operation.ways if way not in LEFT_OUT)
+    error, calls = operation.gate(pass_, ours), {ours: operation.call(pass_, ours)}
+    for peer in peers:
+        try:
+            operation.gate(pass_, peer)
+            calls[peer] = operation.call(pass_, peer)
+        except (RuntimeError, ValueError, NotImplementedError) as problem:  # out of memory, or wrong: no peer to beat
+            print(f"{operation.name} {pass_} {operation.shape}: without {peer}: {problem}", file=sys.stderr)
     clock, seconds = Clock(), {way: [] for way in calls}
-    for i in range(WARM_UP + (1 if smoke else 50)):
-        for way, call in calls.items():
-            spent = clock.time(call)
-            if i >= WARM_UP:
-                seconds[way].append(spent)
-        if i >= WARM_UP and clock.now > ROW_SECONDS:
-            break
+    begin = time.monotonic()
+    with gpu_turn.turn():
+        for i in range(WARM_UP + (1 if smoke else 50)):
+            for way, call in calls.items():
+                spent = clock.time(call)
+                if i >= WARM_UP:
+                    seconds[way].append(spent)
+            if i >= WARM_UP and time.monotonic() - begin > ROW_SECONDS:
+                break
     ours, *peers = seconds
     peer = min(peers, key=lambda way: statistics.median(seconds[way]), default=None)
     median = statistics.median(seconds[ours])

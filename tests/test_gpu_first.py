@@ -144,7 +144,8 @@ def test_the_profile_covers_the_step_and_its_trace_opens(first):
     assert sum(share.values()) == pytest.approx(1)
     assert all(share[name] > 0 for name in ("matrix products", "attention", "optimiser", "depthwise convolution"))
     assert list(share.values()) == sorted(share.values(), reverse=True)
-    kernels = report["profile"]
+    everything, *kernels = report["profile"]
+    assert (everything["kernel"], everything["share"]) == ("all kernels", 1)
     assert [k["us"] for k in kernels] == sorted((k["us"] for k in kernels), reverse=True)
     assert sum(k["share"] for k in kernels) <= 1 + 1e-9
     with gzip.open(out / "trace-eager.json.gz") as file:

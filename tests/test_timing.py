@@ -47,8 +47,9 @@ def test_what_is_wrong_is_not_timed():
     for pass_, way in (("fwd", "wrong"), ("bwd", "wrong"), ("fwd", "nan"), ("bwd", "half")):
         with pytest.raises(GateError, match=f"philox {pass_} awkward, {way}"):
             op.gate(pass_, way)
+    assert timing.kernel_row(op, "fwd", smoke=True).peer == "half"  # the others are no peers to beat
     with pytest.raises(GateError, match="wrong"):
-        timing.kernel_row(op, "fwd", smoke=True)
+        timing.kernel_row(operation(wrong=lambda x: 3.001 * x, right=lambda x: 3 * x), "fwd", smoke=True)
 
 
 def test_limit_is_the_larger_of_bytes_and_flops():

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterator
 
+import gpu_turn
 import torch
 from gpu_step import time_steps
 from report_schema import MachineRow
@@ -35,7 +36,8 @@ def _product_seconds(side: int, device: str) -> float:
 
 def _median(work, device: str) -> float:
     time_steps(work, 3, device)
-    return statistics.median(time_steps(work, 1, device) for _ in range(ROUNDS))
+    with gpu_turn.turn():
+        return statistics.median(time_steps(work, 1, device) for _ in range(ROUNDS))
 
 
 def _row(what: str, value: float, unit: str) -> tuple[str, MachineRow]:

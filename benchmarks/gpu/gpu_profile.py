@@ -9,10 +9,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import gpu_turn
 import torch
 import workload
-from gpu_step import WARM_UP, Steps, adamw, release
-from report_schema import BreakdownRow, ProfileRow
+from gpu_step import WARM_UP, Steps, adamw, attempt, release
+from report_schema import BreakdownRow, ProfileRow, Row
 from torch.profiler import ProfilerActivity, profile
 
 from cinema_fast import CineMAConfig
@@ -41,6 +42,8 @@ BUDGET_MS = {
 }
 KERNELS = 40  # the slowest, which a table shows
 GUIDANCE = "guided masks, beyond masks by chance"
+GUIDANCE_ROW = f"breakdown {GUIDANCE}"
+ALL = "all kernels"
 GUIDANCE_SHARE = 0.03  # of a step, at most
 
 
@@ -50,56 +53,61 @@ def component_of(kernel: str) -> str:
 
 
 class StepProfile:
-    """Profiles of `steps` steps of ours in each of `modes` that runs here, every token decoded.
+    """Profiles of `steps` steps of ours, every token decoded.
 
     The Chrome traces lie in `folder` as trace-<mode>.json.gz: chrome://tracing or https://ui.perfetto.dev opens them.
     """
 
-    def __init__(self, preset: str, batch: int, device: str, modes: tuple[str, ...], steps: int, folder: Path):
+    def __init__(self, preset: str, batch: int, device: str, steps: int, folder: Path):
         self.preset, self.batch, self.device, self.steps, self.folder = preset, batch, device, steps, folder
         self.ours = Steps(preset, batch, device, rounds=1, steps=steps)
-        self.modes = [mode for mode in modes if self.ours.runs(mode)]
 
-    @property
-    def names(self) -> list[str]:
-        """The rows that `measure` gives, beside one for each of the slowest kernels."""
-        return [f"breakdown {name}" for name in (*COMPONENTS, GUIDANCE)] if "eager" in self.modes else []
+    def names(self, modes: tuple[str, ...]) -> list[str]:
+        """The rows that `measure` or, of one mode, `of_step` gives, beside one for each of the slowest kernels."""
+        parts = [f"breakdown {name}" for name in (*COMPONENTS, GUIDANCE)] if "eager" in modes else []
+        return [f"profile {mode} {ALL}" for mode in modes if self.ours.runs(mode)] + parts
 
-    def measure(self) -> Iterator[tuple[str, BreakdownRow | ProfileRow]]:
-        """The kernels of each mode; of the eager step what each component takes of a study, the largest first."""
+    def measure(self, modes: tuple[str, ...]) -> Iterator[tuple[str, Row | str]]:
+        """Every mode that runs here, and of the eager step what each component takes of a study, the largest first."""
         model, images, _ = self.ours.ready()
         optimizer = adamw(model)
-        for mode in self.modes:
-            step = self.ours.way(mode, model, optimizer, images)(1.0)
-            kernels = self._profiled(lambda _, step=step: step(), mode)
-            if mode == "eager":
-                yield from self._breakdown(kernels)
-            yield from self._rows(mode, kernels)
-            del step
-            optimizer.zero_grad(set_to_none=True)
+        for mode in filter(self.ours.runs, modes):
+            yield from self.of_step(mode, self.ours.way(mode, model, optimizer, images)(1.0))
             release()
+        if "eager" in modes:
+            yield GUIDANCE_ROW, attempt(self._guidance)
+
+    def of_step(self, mode: str, step: Callable[[], object]) -> Iterator[tuple[str, Row | str]]:
+        """All kernels of a step together, then the slowest."""
+        kernels = attempt(lambda: self._profiled(lambda _: step(), mode))
+        if isinstance(kernels, str):
+            yield f"profile {mode} {ALL}", kernels
+            return
+        total = sum(us for _, us in kernels.values())
+        launches = sum(count for count, _ in kernels.values())
+        rows = [ProfileRow(mode, ALL, launches, total, 1.0)]
+        slowest = sorted(kernels.items(), key=lambda item: -item[1][1])[:KERNELS]
+        rows += [ProfileRow(mode, name, count, us, us / total) for name, (count, us) in slowest]
+        yield from ((row.name, row) for row in rows)
+        if mode == "eager":
+            yield from self._breakdown(kernels)
 
     def _breakdown(self, kernels: dict[str, tuple[float, float]]) -> Iterator[tuple[str, BreakdownRow]]:
         spent: dict[str, float] = defaultdict(float)
         for name, (_, us) in kernels.items():
             spent[component_of(name)] += us / 1e3 / self.batch
-        total = sum(spent.values())
+        self.total = sum(spent.values())
         budget = BUDGET_MS if self.device == "cuda" and self.preset == "cinema-base" else {}
         for name in sorted(COMPONENTS, key=lambda name: -spent[name]):
-            row = BreakdownRow(name, self.preset, self.batch, spent[name], spent[name] / total, budget.get(name))
+            share = spent[name] / self.total
+            row = BreakdownRow(name, self.preset, self.batch, spent[name], share, budget.get(name))
             yield row.name, row
+
+    def _guidance(self) -> BreakdownRow:
         drawn = [self._profiled(run) for run in masks(self.ours.config, self.batch, self.device)]
         guided, by_chance = (sum(us for _, us in found.values()) / 1e3 / self.batch for found in drawn)
-        more = guided - by_chance
-        row = BreakdownRow(GUIDANCE, self.preset, self.batch, more, more / total, GUIDANCE_SHARE * total)
-        yield row.name, row
-
-    def _rows(self, mode: str, kernels: dict[str, tuple[float, float]]) -> Iterator[tuple[str, ProfileRow]]:
-        total = sum(us for _, us in kernels.values())
-        slowest = sorted(kernels.items(), key=lambda item: -item[1][1])[:KERNELS]
-        for name, (launches, us) in slowest:
-            row = ProfileRow(mode, name, launches, us, us / total)
-            yield row.name, row
+        more, total = guided - by_chance, self.total
+        return BreakdownRow(GUIDANCE, self.preset, self.batch, more, more / total, GUIDANCE_SHARE * total)
 
     def _profiled(self, run: Callable[[int], object], trace_of: str | None = None) -> dict[str, tuple[float, float]]:
         """{kernel: launches and microseconds a step, of the device}; on a CPU of operators. trace_of: keeps a trace."""
@@ -107,7 +115,7 @@ class StepProfile:
             run(count)
         on_gpu = self.device == "cuda"
         seen = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-        with profile(activities=seen) as trace:
+        with gpu_turn.turn(), profile(activities=seen) as trace:
             for count in range(self.steps):
                 run(count)
             if on_gpu:

@@ -30,7 +30,6 @@ SECTIONS = [
     Section("step", 300),
     Section("compiled", 600),
     Section("profile", 120),
-    Section("compiled profile", 300),
     Section("tiles", 300),
     Section("reference", 300),
     Section("kernels", 1200, parts=tuple(op for op in BENCHED if op not in WITHOUT_ROWS)),

@@ -12,10 +12,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
+import gpu_turn
 import torch
 import workload
 from reference import Reference
-from report_schema import StepRow, step_name
+from report_schema import Row, StepRow, step_name
 from torch import Tensor, nn
 
 import cinema_fast as cf
@@ -31,6 +32,7 @@ DECODE_RATIOS = (1.0, 0.25)
 EAGER, COMPILING = ("eager", "eager graph"), ("compiled", "graph")
 WARM_UP = 3
 CLIP = 5.0
+LONG_ENOUGH = 15.0  # seconds of rounds: no more are begun after two of them
 OTHER_MASKS = 0.05  # the loss of the same weights and images under other masks differs by less
 
 
@@ -67,7 +69,7 @@ class Steps:
 
     def names(self, modes: tuple[str, ...], peer: str | None = None) -> list[str]:
         """The rows that `measure` or `beside` gives."""
-        return [self._name(mode, ratio, peer) for mode in modes for ratio in DECODE_RATIOS if self.runs(mode)]
+        return [self._name(mode, ratio, peer) for ratio in DECODE_RATIOS for mode in modes if self.runs(mode)]
 
     def runs(self, mode: str) -> bool:
         """Graphs are for GPUs."""
@@ -76,19 +78,29 @@ class Steps:
     def _name(self, mode: str, ratio: float, peer: str | None = None) -> str:
         return step_name(self.preset, self.batch, "bf16", mode, ratio, peer, self.attention)
 
-    def measure(self, modes: tuple[str, ...]) -> Iterator[tuple[str, StepRow | str]]:
-        """(name, row or why there is none), each as soon as it is timed. Where one way fails the others go on."""
+    def measure(
+        self, modes: tuple[str, ...], then: Callable[[str, Callable[[], Tensor]], Iterator] = lambda *_: iter(())
+    ) -> Iterator[tuple[str, Row | str]]:
+        """(name, row or why there is none), each as soon as it is timed. Where one way fails the others go on.
+
+        then: gives more rows of a mode and its step, every token decoded, after it is timed.
+        """
         before = self._allocated()
         with self._attention():
-            model, images, expected = self.ready()
+            ready = attempt(self.ready)
+            if isinstance(ready, str):
+                yield from ((name, ready) for name in self.names(modes))
+                return
+            model, images, expected = ready
             optimizer = adamw(model)
-            for mode in filter(self.runs, modes):
-                make_step = self.way(mode, model, optimizer, images)
-                for ratio in DECODE_RATIOS:
-                    name = self._name(mode, ratio)
-                    build = partial(make_step, ratio)
-                    yield name, attempt(partial(self._alone, name, mode, ratio, before, build, expected))
-                    optimizer.zero_grad(set_to_none=True)  # a graph's gradients lie in its pool
+            for ratio in DECODE_RATIOS:
+                for mode in filter(self.runs, modes):
+                    name, build = self._name(mode, ratio), partial(self.way(mode, model, optimizer, images), ratio)
+                    way = attempt(partial(self._prepare, name, mode, ratio, before, build, expected))
+                    yield name, way if isinstance(way, str) else attempt(partial(self._alone, way))
+                    if ratio == 1.0 and not isinstance(way, str):
+                        yield from then(mode, way.step)
+                    del way  # a graph's memory
                     release()
 
     def beside(self, peer: str, modes: tuple[str, ...]) -> Iterator[tuple[str, StepRow | str]]:
@@ -99,7 +111,7 @@ class Steps:
             weights = {name: t.to("cpu", copy=True) for name, t in model.state_dict().items()}
             optimizer = adamw(model)
             ways = []
-            wanted = [(self._name(mode, ratio, peer), mode, ratio) for mode in modes for ratio in DECODE_RATIOS]
+            wanted = [(self._name(mode, ratio, peer), mode, ratio) for ratio in DECODE_RATIOS for mode in modes]
             for name, mode, ratio in wanted:
                 build = partial(self.way(mode, model, optimizer, images), ratio)
                 outcome = attempt(partial(self._prepare, name, mode, ratio, shared, build, expected))
@@ -108,20 +120,24 @@ class Steps:
                 else:
                     ways.append(outcome)
             name, before = self._name(peer, 1.0), self._allocated()
-            theirs = attempt(
-                partial(
-                    self._prepare, name, peer, 1.0, before,
-                    lambda: self._their_step(peer, weights, images, expected), expected,
-                )
-            )  # fmt: skip
+            build = partial(self._their_step, peer, weights, images, expected)
+            theirs = attempt(partial(self._prepare, name, peer, 1.0, before, build, expected))
             if isinstance(theirs, str):
                 yield name, theirs
                 theirs = None
-            for _ in range(self.rounds):
-                for way in list(filter(None, [*ways, theirs])):
-                    way.seconds.append(time_steps(way.step, self.steps, self.device))
+            self._time_in_turn(list(filter(None, [*ways, theirs])))
             for way in filter(None, [*ways, theirs]):
                 yield way.name, self._row(way, None if way is theirs else peer, None if way is theirs else theirs)
+
+    def _time_in_turn(self, ways: list[Way]) -> None:
+        """Fill in each way's seconds a step, one entry a round."""
+        begin = time.monotonic()
+        for done in range(self.rounds):
+            if done >= 2 and time.monotonic() - begin > LONG_ENOUGH:
+                return
+            with gpu_turn.turn():
+                for way in ways:
+                    way.seconds.append(time_steps(way.step, self.steps, self.device))
 
     def _attention(self):
         return nullcontext() if self.attention == "auto" else kernels.use(self.attention, "sparse_attention")
@@ -132,7 +148,7 @@ class Steps:
         images = workload.random_images(self.config, self.batch, self.device)
         model = cf.CineMA(self.config).to(self.device)
         plan = self._plan(0, 1.0, self.batch)
-        with torch.no_grad(), kernels.use("torch", "sparse_attention") if self.attention == "cudnn" else nullcontext():
+        with torch.no_grad(), kernels.use("sdpa", "sparse_attention") if self.attention == "cudnn" else nullcontext():
             loss = model(images, plan).loss.item()  # float32, which cuDNN's attention lacks
             workload.gate_partial(model, images, plan, self._plan(0, 0.25, self.batch))
         with torch.no_grad(), workload.autocast(self.device, torch.bfloat16):
@@ -206,9 +222,8 @@ class Steps:
             way.peak_mib = (torch.cuda.max_memory_allocated() - before) / 2**20
         return way
 
-    def _alone(self, name: str, mode: str, ratio: float, before: int, build, expected: float) -> StepRow:
-        way = self._prepare(name, mode, ratio, before, build, expected)
-        way.seconds = [time_steps(way.step, self.steps, self.device) for _ in range(self.rounds)]
+    def _alone(self, way: Way) -> StepRow:
+        self._time_in_turn([way])
         return self._row(way, None, None)
 
     def _row(self, way: Way, peer: str | None, theirs: Way | None) -> StepRow:

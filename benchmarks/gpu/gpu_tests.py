@@ -29,14 +29,14 @@ def run(folder: Path, out: Path, *, processes: int, seconds_a_test: int) -> Iter
     path = os.pathsep.join(filter(None, [str(BENCHMARKS), str(BENCHMARKS / "gpu"), os.environ.get("PYTHONPATH")]))
     command = [
         sys.executable, "-m", "pytest", "-p", "checkout", "-p", "gpu_tests", "-m", MARKED, "-q",
-        "--continue-on-collection-errors", "-n", str(processes), f"--timeout={seconds_a_test}", str(folder),
+        "--continue-on-collection-errors", "-n", str(processes), f"--timeout={seconds_a_test}",
+        "--timeout-method=thread",  # a hung driver answers no signal: the process ends, and xdist starts another
+        str(folder),
     ]  # fmt: skip
     outcomes, read = {}, 0  # of every test; a file that is not collected is none in every process
+    environment = os.environ | {"PYTHONPATH": path, LINES: str(lines), "OMP_NUM_THREADS": "2"}
     with log.open("w") as file:
-        process = subprocess.Popen(
-            command, cwd=checkout.ROOT, env=os.environ | {"PYTHONPATH": path, LINES: str(lines)}, stdout=file,
-            stderr=subprocess.STDOUT,
-        )  # fmt: skip
+        process = subprocess.Popen(command, cwd=checkout.ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT)
     while True:
         ended = process.poll() is not None
         with lines.open() as file:
@@ -69,9 +69,22 @@ def _write(outcome: str, report) -> None:
 def pytest_runtest_logreport(report) -> None:
     """A test has failed or been skipped in any of its phases, or passed in the middle one."""
     if os.environ.get("PYTEST_XDIST_WORKER"):  # whose reports come to the main process
+        if report.failed and not _gpu_answers():
+            os._exit(1)  # every later test of this process would fail too; xdist starts another
         return
     if report.failed or report.skipped or report.when == "call":
         _write(report.outcome, report)
+
+
+def _gpu_answers() -> bool:
+    """Whether the GPU still works for this process, if it has used it: an illegal access ends that for good."""
+    torch = sys.modules.get("torch")
+    try:
+        if torch and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def pytest_collectreport(report) -> None:

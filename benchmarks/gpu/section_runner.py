@@ -66,7 +66,7 @@ class Runner:
     def __init__(self, report: Report, task: Task, deadline: float, script: Path = SCRIPT):
         self.report, self.task, self.deadline, self.script = report, task, deadline, script
         self.out, self.work = Path(task.out), Path(task.work)
-        self.lines = self.work / "lines" / report.path.stem
+        self.lines = Path(task.logs)
         self.lines.mkdir(parents=True, exist_ok=True)
         self.background: list[Process] = []
 
@@ -92,6 +92,8 @@ class Runner:
         return self.deadline - time.monotonic()
 
     def _run(self, section: Section) -> None:
+        if section.background and len(section.parts) > section.at_once:
+            raise ValueError(f"{section.name}: all parts of a section in the background begin at once")
         self.report.unreached.remove(f"section {section.name}")
         waiting, working = list(section.parts), []
         begin = time.monotonic()
@@ -112,6 +114,8 @@ class Runner:
 
     def _start(self, name: str, part: str, seconds: float) -> Process:
         label = _label(name, part)
+        if name == "errors" and self.task.fallbacks.pop(part, None):  # it may have been mended since
+            self._keep_fallbacks()
         stem = re.sub(r"\W+", "-", label)
         lines, log, told = (self.lines / f"{stem}.{suffix}" for suffix in ("jsonl", "log", "json"))
         lines.write_text("")
@@ -128,7 +132,7 @@ class Runner:
     def _environment(self, name: str) -> dict[str, str]:
         """Caches stay between runs; compilation in the background leaves cores to what is timed."""
         caches = {"TRITON_CACHE_DIR": str(self.work / "triton"), "TORCHINDUCTOR_CACHE_DIR": str(self.work / "inductor")}
-        threads = max((os.cpu_count() or 2) - 4, 1)
+        threads = max((os.cpu_count() or 1) // 3, 1)  # two ratios compile at once
         interpreted = {"TRITON_INTERPRET": "1"} if self.task.smoke and name == "tiles" else {}
         return caches | {"TORCHINDUCTOR_COMPILE_THREADS": str(threads)} | interpreted
 
@@ -175,10 +179,13 @@ class Runner:
     def _kill(self, process: Process, why: str) -> None:
         with suppress(ProcessLookupError):
             os.killpg(process.process.pid, signal.SIGKILL)
-        process.process.wait()
+        try:
+            process.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:  # it hangs in the driver, and may have had its turn on the GPU
+            self.task.lock += "-next"
+            why += " (it does not end)"
         self._take_in(process)
-        if process.left or not process.announced:
-            self._fail(process, f"killed: {why}")
+        self._fail(process, f"killed: {why}")
 
     def _fail(self, process: Process, why: str) -> None:
         """Say why the rest of its rows are missing; an operation that could not be checked is not trusted."""
@@ -192,8 +199,13 @@ class Runner:
         from gpu_errors import fallback
 
         op = label.removeprefix("errors ")
-        self.task.fallbacks[op] = self.report.fallbacks[op] = fallback(op)
+        self.task.fallbacks[op] = fallback(op)
+        self._keep_fallbacks()
+
+    def _keep_fallbacks(self) -> None:
+        """For the sections that follow, the next run, and the report."""
         conditions.write_json(self.work / "fallbacks.json", self.task.fallbacks)
+        self.report.fallbacks = dict(self.task.fallbacks)
         self.report.write()
 
 
@@ -217,7 +229,8 @@ def start(device: str, args: argparse.Namespace, *, quick: bool) -> tuple[Report
     )  # fmt: skip
     report.write()
     task = Task(
-        device=device, out=str(out), work=str(work), commit=commit,
+        device=device, out=str(out), work=str(work), logs=str(work / "logs" / report.path.stem),
+        lock=str(work / "gpu.lock"), commit=commit,
         reference=str(args.reference.resolve()) if args.reference else None, fallbacks=fallbacks, quick=quick,
         smoke=args.smoke,
     )  # fmt: skip
@@ -246,8 +259,6 @@ def finish(report: Report, runner: Runner) -> int:
     with tarfile.open(runner.out / f"{report.path.stem}-logs.tar.gz", "w:gz") as archive:
         for path in sorted(runner.lines.iterdir()):
             archive.add(path, path.name)
-    for path in (runner.out / "tests.jsonl", runner.out / "tests.log"):
-        path.unlink(missing_ok=True)
     for path, why in too_much(runner.out):
         print(f"left behind: {path.name} ({why})")
         path.replace(runner.work / path.name)

@@ -13,15 +13,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, is_dataclass
-from fcntl import LOCK_EX, flock
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import checkout
+import gpu_turn
 from report_schema import SECTION_OF, Row, to_json
 
 Rows = Iterator[tuple[str, Row | dict | str]]
@@ -32,14 +33,17 @@ BATCHES = (64, 16)
 class Task:
     """What a section is told.
 
-    device: "cuda" or "cpu". out: for files that are to be kept. work: between runs (caches, the lock, the tuned table).
-    reference: a checkout of the CineMA reference. fallbacks: {operation: backend} for what computes wrongly here.
-    quick: no peers that compile, and few rounds of slow ones. smoke: toy sizes.
+    device: "cuda" or "cpu". out: for files that are to be kept. work: between runs (caches, the tuned table). logs: of
+    this run. lock: the file by which processes take turns on the GPU. reference: a checkout of the CineMA reference.
+    fallbacks: {operation: backend} for what computes wrongly here. quick: no peers that compile, few rounds of slow
+    ones. smoke: toy sizes.
     """
 
     device: str
     out: str
     work: str
+    logs: str
+    lock: str
     commit: str
     reference: str | None
     fallbacks: dict[str, str]
@@ -65,14 +69,6 @@ class Task:
         return Path(self.work) / "tuned.json"
 
 
-@contextmanager
-def gpu_lock(task: Task) -> Iterator[None]:
-    """One process at a time works on the GPU inside it: what is timed is not disturbed by what compiles beside it."""
-    with (Path(task.work) / "gpu.lock").open("w") as file:
-        flock(file, LOCK_EX)
-        yield
-
-
 def machine(task: Task) -> tuple[list[str], Rows]:
     """Rates of the GPU at hand."""
     gpu_machine = import_module("gpu_machine")
@@ -85,57 +81,68 @@ def errors(task: Task, op: str) -> tuple[list[str], Rows]:
     return gpu_errors.names(op, task.smoke), gpu_errors.measure(op, task.smoke)
 
 
-def compile_step(task: Task) -> tuple[list[str], Rows]:
-    """Compiles the step into the caches on disk, for the section `compiled`; whatever it runs, it runs in the lock."""
+def compile_step(task: Task, ratio: str) -> tuple[list[str], Rows]:
+    """Compiles the step of a decode ratio into the caches on disk, for `compiled`; graphs run in this one's turn."""
     gpu_step = import_module("gpu_step")
     steps = gpu_step.Steps(task.preset, task.batches()[0], task.device, rounds=1, steps=1)
-    names = {f"compilation of {steps.preset} b{steps.batch}, decode ratio {r:g}": r for r in gpu_step.DECODE_RATIOS}
-    return [f"machine {name}" for name in names], _compile(task, steps, names)
+    what = f"compilation of {steps.preset} b{steps.batch}, decode ratio {ratio}"
+    return [f"machine {what}"], _compile(task, steps, float(ratio), what)
 
 
-def _compile(task: Task, steps, names: dict[str, float]) -> Rows:
-    report_schema, output_code = import_module("report_schema"), import_module("torch._inductor.output_code")
-    gpu_step, torch = import_module("gpu_step"), import_module("torch")
+def _compile(task: Task, steps, ratio: float, what: str) -> Rows:
+    gpu_step, report_schema = import_module("gpu_step"), import_module("report_schema")
+    take_turns(task)
+    model = gpu_step.cf.CineMA(steps.config).to(task.device)
+    images = gpu_step.workload.random_images(steps.config, steps.batch, task.device)
+    step = steps.way("compiled", model, gpu_step.adamw(model), images)(ratio)
+    start = time.monotonic() + gpu_turn.waited
+    outcome = gpu_step.attempt(step)
+    row = report_schema.MachineRow(what, time.monotonic() - gpu_turn.waited - start, "s")
+    yield row.name, outcome if isinstance(outcome, str) else row
+
+
+def take_turns(task: Task) -> None:
+    """From now on every compiled graph of this process, forward or backward, waits for its turn: the first time it
+    also tries out its kernels."""
+    torch, output_code = import_module("torch"), import_module("torch._inductor.output_code")
     every = output_code.CompiledFxGraph.__call__
 
-    def locked(graph, inputs):
-        with gpu_lock(task):
+    def in_turn(graph, inputs):
+        with gpu_turn.turn():
             result = every(graph, inputs)
             if task.device == "cuda":
                 torch.cuda.synchronize()
         return result
 
-    output_code.CompiledFxGraph.__call__ = locked
-    model = gpu_step.cf.CineMA(steps.config).to(task.device)
-    optimizer = gpu_step.adamw(model)
-    images = gpu_step.workload.random_images(steps.config, steps.batch, task.device)
-    for name, ratio in names.items():
-        start = time.monotonic()
-        outcome = gpu_step.attempt(steps.way("compiled", model, optimizer, images)(ratio))
-        row = report_schema.MachineRow(name, time.monotonic() - start, "s")
-        yield row.name, outcome if isinstance(outcome, str) else row
+    output_code.CompiledFxGraph.__call__ = in_turn
 
 
 def step(task: Task) -> tuple[list[str], Rows]:
     """The eager step and its CUDA graph, of the larger batch and with cuDNN's attention first."""
-    return _steps(task, "EAGER", [(b, a) for b in task.batches() for a in _attentions(task)])
+    gpu_step = import_module("gpu_step")
+    by_cudnn = "sdpa" if task.device == "cpu" else "cudnn"
+    every = [_steps(task, batch, attention) for batch in task.batches() for attention in (_attention(task), by_cudnn)]
+    names = [name for steps in every for name in steps.names(gpu_step.EAGER)]
+    return names, (pair for steps in every for pair in steps.measure(gpu_step.EAGER))
 
 
 def compiled(task: Task) -> tuple[list[str], Rows]:
-    """The compiled step and its CUDA graph."""
-    return _steps(task, "COMPILING", [(b, "auto") for b in task.batches()])
-
-
-def _attentions(task: Task) -> tuple[str, ...]:
-    return ("auto", "sdpa" if task.device == "cpu" else "cudnn")
-
-
-def _steps(task: Task, modes: str, ways: list[tuple[int, str]]) -> tuple[list[str], Rows]:
+    """The compiled step and its CUDA graph, with their kernels and traces; of the batch that is compiled ahead."""
     gpu_step = import_module("gpu_step")
-    wanted = getattr(gpu_step, modes)
-    every = [gpu_step.Steps(task.preset, b, task.device, attention=a, **task.effort()) for b, a in ways]
-    names = [name for steps in every for name in steps.names(wanted)]
-    return names, (pair for steps in every for pair in steps.measure(wanted))
+    every = [_steps(task, batch, _attention(task)) for batch in task.batches()[: 1 if task.quick else None]]
+    found, modes = _profile(task), gpu_step.COMPILING
+    names = [*every[0].names(modes), *found.names(modes), *(n for steps in every[1:] for n in steps.names(modes))]
+    then = [found.of_step, *[lambda *_: iter(())] * len(every)]
+    return names, (pair for steps, more in zip(every, then) for pair in steps.measure(modes, more))
+
+
+def _attention(task: Task) -> str:
+    """What runs where attention is not asked for by name."""
+    return task.fallbacks.get("sparse_attention", "auto")
+
+
+def _steps(task: Task, batch: int, attention: str):
+    return import_module("gpu_step").Steps(task.preset, batch, task.device, attention=attention, **task.effort())
 
 
 def reference(task: Task) -> tuple[list[str], Rows]:
@@ -160,20 +167,14 @@ def _beside(task: Task, peer: str, modes: str) -> tuple[list[str], Rows]:
 
 def profile(task: Task) -> tuple[list[str], Rows]:
     """Where the eager step's time goes, and traces of it and its graph."""
-    return _profile(task, "EAGER")
+    modes, found = import_module("gpu_step").EAGER, _profile(task)
+    return found.names(modes), found.measure(modes)
 
 
-def compiled_profile(task: Task) -> tuple[list[str], Rows]:
-    """Kernels and traces of the compiled step and its graph."""
-    return _profile(task, "COMPILING")
-
-
-def _profile(task: Task, modes: str) -> tuple[list[str], Rows]:
-    found = import_module("gpu_profile").StepProfile(
-        task.preset, task.batches()[0], task.device, getattr(import_module("gpu_step"), modes),
-        steps=1 if task.smoke else 2, folder=Path(task.out),
-    )  # fmt: skip
-    return found.names, found.measure()
+def _profile(task: Task):
+    return import_module("gpu_profile").StepProfile(
+        task.preset, task.batches()[0], task.device, steps=1 if task.smoke else 2, folder=Path(task.out)
+    )
 
 
 def tiles(task: Task) -> tuple[list[str], Rows]:
@@ -188,14 +189,21 @@ def tiles(task: Task) -> tuple[list[str], Rows]:
     return gpu_tiles.names(task.smoke), gpu_tiles.measure(task.smoke, task.commit, keep)
 
 
-def kernels(task: Task, op: str) -> tuple[list[str], Rows]:
-    """An operation's rows, as bench_<op>.py defines them."""
+def kernels(task: Task, operations: str) -> tuple[list[str], Rows]:
+    """The rows of operations (names with spaces between them), as bench_<op>.py defines them."""
+    attempt = import_module("gpu_step").attempt
     if task.quick:
         timing = import_module("timing")
         timing.ROW_SECONDS, timing.LEFT_OUT = 2, {"compiled peer"}
-    rows = import_module(f"bench_{op}").kernel_rows(task.device, task.smoke)
-    attempt = import_module("gpu_step").attempt
-    return list(rows), ((name, attempt(measure)) for name, measure in rows.items())
+    rows, broken = {}, {}
+    for op in operations.split():
+        defined = attempt(lambda op=op: import_module(f"bench_{op}").kernel_rows(task.device, task.smoke))
+        if isinstance(defined, str):
+            broken[f"kernels of {op}"] = defined
+        else:
+            rows |= defined
+    found = ((name, attempt(measure)) for name, measure in rows.items())
+    return [*broken, *rows], chain(broken.items(), found)
 
 
 def tests(task: Task) -> tuple[list[str], Rows]:
@@ -208,7 +216,12 @@ def tests(task: Task) -> tuple[list[str], Rows]:
 def data(task: Task) -> tuple[list[str], Rows]:
     """Every loader that is installed."""
     bench_data = import_module("bench_data")
-    return bench_data.data_names(), bench_data.data_rows(task.device, task.smoke)
+    return bench_data.data_names(), _in_one_turn(bench_data.data_rows(task.device, task.smoke))
+
+
+def _in_one_turn(rows: Rows) -> Rows:
+    with gpu_turn.turn():
+        yield from rows
 
 
 def waterfall(task: Task) -> tuple[list[str], Rows]:
@@ -229,7 +242,6 @@ SECTIONS: dict[str, Callable[..., tuple[list[str], Rows]]] = {
     "profile": profile,
     "tiles": tiles,
     "compiled": compiled,
-    "compiled profile": compiled_profile,
     "reference": reference,
     "kernels": kernels,
     "tests": tests,
@@ -238,7 +250,6 @@ SECTIONS: dict[str, Callable[..., tuple[list[str], Rows]]] = {
     "waterfall": waterfall,
 }
 WITH_REFERENCE = ("reference", "reference compiled")  # which there are not without one
-UNLOCKED = ("errors", "compile", "tests")  # which time nothing, or lock what they run
 
 
 def end_with_parent() -> None:
@@ -264,8 +275,6 @@ def main(name: str, task: Task, lines: Path, arguments: list[str]) -> None:
         left = [name]
         try:
             with ExitStack() as stack:
-                if name not in UNLOCKED:
-                    stack.enter_context(gpu_lock(task))
                 prepare(task, stack, name)
                 left, rows = SECTIONS[name](task, *arguments)
                 write({"rows": left})
@@ -296,11 +305,14 @@ def prepare(task: Task, stack: ExitStack, name: str) -> None:
     from cinema_fast import kernels
     from cinema_fast.kernels import tuning
 
+    gpu_turn.lock = Path(task.lock)
+    if name == "compile":
+        os.nice(10)  # what is launched from this machine is timed meanwhile
     torch.backends.cudnn.benchmark = True  # as the reference pre-trains
     torch.backends.cudnn.allow_tf32 = False  # float32 is the oracle here
     if name in ("errors", "tiles", "kernels"):
         return
-    for op, backend in task.fallbacks.items():
+    for op, backend in task.fallbacks.items():  # of attention each step says itself what it uses
         stack.enter_context(kernels.use(backend, op))
     if task.tuned.exists() and not task.smoke:
         table = tuning.read(task.tuned)
