@@ -91,8 +91,8 @@ def machine_rows(code_of: Compiler) -> dict[str, dict]:
     rows = {}
     for key, code in sorted(code_of.used.items()):
         launch = code_of.launches[key]
-        names = {**launch.specialisation}
-        rows[key] = {"kernel": launch.name, "passed": names["constants"], "programs": code.programs, **code.as_dict()}
+        passed = launch.specialisation["constants"]
+        rows[key] = {"kernel": launch.name, "passed": passed, "programs": code.programs, **code.as_dict()}
     return rows
 
 
@@ -104,9 +104,8 @@ def predictions(last: dict) -> dict:
     steps, compiled = steps_work(PRESET, BATCHES, RATIOS, last.get("compiled", {}), code_of)
     kernels = kernel_work(code_of)
     calibration = code_of(tutorial_launch(**CALIBRATION_TILE, arch=ARCH))
-    peers = [peer_launch(launch) for launch in list(code_of.launches.values()) if is_forward(launch)]
-    for peer in peers:
-        code_of(peer)
+    for launch in [launch for launch in code_of.launches.values() if is_forward(launch)]:
+        code_of(peer_launch(launch))
     (turn,) = calibration.matrix_loops
     tutorial_cycles = 1000 * turn.serial / (CALIBRATION_TILE["rows"] * CALIBRATION_TILE["cols"])
     contents = {
@@ -125,7 +124,7 @@ def predictions(last: dict) -> dict:
 
 
 def is_forward(launch: audit_launches.Launch) -> bool:
-    """Attention's, in 16 bit, whose head has a power of two channels, as the tutorial's kernel wants."""
+    """Attention's, of a head with a power of two channels, as the tutorial's kernel wants."""
     return launch.kernel.__name__ == "_attention_fwd" and _head_dim(launch) in (32, 64, 128)
 
 
