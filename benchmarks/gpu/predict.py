@@ -26,7 +26,7 @@ from kernel_work import kernel_work
 from machine_cycles import MachineCode
 from operation_work import ARCH, Compiler
 from predictions_document import document
-from step_cost import assumptions, device_total, rates, spread, step_seconds
+from step_cost import assumptions, device_total, host_seconds, rates, spread, step_seconds
 from step_traffic import eager_step
 from step_work import StepWork, steps_work
 from timing import PEAKS
@@ -60,6 +60,7 @@ def step_rows(steps: dict[tuple[int, float], StepWork], gpu: str, given) -> list
                 "bytes": round(sum(n * work.n_bytes for work, n in every.items())),
                 "ms": _short(middle * 1e3), "ms_low": _short(low * 1e3), "ms_high": _short(high * 1e3),
                 "studies_per_s": _short(batch / middle), "ms_a_study": _short(middle * 1e3 / batch),
+                "host_ms": _short(1e3 * host_seconds(every, rates(given), mode)),
                 "device_ms_a_study_by_component": {name: _short(ms) for name, ms in alone.items()},
             })  # fmt: skip
     return rows

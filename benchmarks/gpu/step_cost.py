@@ -136,11 +136,12 @@ def device_total(works: Counter[Work], at: Rates, graph: bool) -> float:
     return sum(n * device_seconds(work, at, graph) for work, n in works.items()) * at.unknown
 
 
+def host_seconds(works: Counter[Work], at: Rates, mode: str) -> float:
+    """What the host needs to launch all of them; mode: as in the report's rows."""
+    each = {"eager": at.launch, "compiled": at.compiled_launch}.get(mode, 0.0)  # a graph is launched as one
+    return each * sum(n * work.launches for work, n in works.items())
+
+
 def step_seconds(works: Counter[Work], at: Rates, mode: str) -> float:
-    """Of a whole step: the device's time, or the host's where it has more to do. mode: as in the report's rows."""
-    graph = mode in ("eager graph", "graph")
-    device = device_total(works, at, graph)
-    if graph:
-        return device
-    host = sum(n * work.launches for work, n in works.items()) * (at.launch if mode == "eager" else at.compiled_launch)
-    return max(device, host)
+    """Of a whole step: the device's time, or the host's where it has more to do."""
+    return max(device_total(works, at, "graph" in mode), host_seconds(works, at, mode))
