@@ -1,0 +1,148 @@
+"""docs/predictions.md, from benchmarks/results/predictions.json alone."""
+
+GOALS = {1.0: 2.32, 0.25: 1.55}  # ms a study of cinema-base by decode ratio: 430 and 646 studies/s
+HEADLINE = "NVIDIA H200"
+ONE_PRODUCT = 784e12  # FLOP/s that 8192^3 in bf16 reaches on such a card
+
+
+def document(contents: dict) -> str:
+    """Markdown; without dates and commits, so that it changes where a figure does."""
+    versions = ", ".join(f"{name} {contents['versions'][name]}" for name in ("torch", "triton"))
+    lines = [
+        "# Predictions",
+        "",
+        "**Nothing here was measured on a GPU.** These are a model's figures, made without one, to hold measured ones",
+        f"against. Written by `{contents['command']}` ({versions}) from",
+        "`benchmarks/results/predictions.json`; `--check` says whether both are those of the tree.",
+        "",
+        "A step is counted operator by operator on fake CUDA tensors (eager), or as the code that Inductor writes for",
+        "a faked sm_90 (compiled): launches, bytes (each tensor once) and FLOPs of matrix products. A kernel takes a",
+        "fixed time and the larger of bytes over the copy rate and FLOPs over the rate of matrix products; attention",
+        "and patch_embed the cycles of their machine code. A step takes what the device needs, or the host to launch",
+        "it. Ranges: each assumption alone at its best and at its worst, the differences added by their squares.",
+    ]
+    for section in (_steps, _components, _attention, _kernels, _assumptions, _goals):
+        lines += ["", *section(contents)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(head: str, rows) -> list[str]:
+    columns = head.count("|") + 1
+    return [f"| {head} |", "|" + "---|" * columns, *(f"| {' | '.join(map(str, row))} |" for row in rows)]
+
+
+def _steps(contents: dict) -> list[str]:
+    rows = (
+        (r["gpu"], r["batch"], f"{r['decode_ratio']:g}", r["mode"], r["launches"], f"{r['bytes'] / 1e9:.0f}",
+         f"{r['gemm_flops'] / 1e12:.2f}", f"{r['host_ms']:g}", f"**{r['ms']:g}** ({r['ms_low']:g}-{r['ms_high']:g})",
+         f"{r['ms_a_study']:g}", f"{r['studies_per_s']:g}")
+        for r in contents["steps"]
+    )  # fmt: skip
+    head = "GPU | batch | decoded | mode | launches | GB | GEMM TFLOP | host ms | ms | ms a study | studies/s"
+    return [
+        "## A training step of cinema-base, bf16", "",
+        "host ms: what the host needs to launch it, beside the device; the larger of both decides.", "",
+        *_table(head, rows),
+    ]  # fmt: skip
+
+
+def _of(contents: dict, **wanted) -> dict:
+    return next(r for r in contents["steps"] if all(r[k] == v for k, v in wanted.items()))
+
+
+def _components(contents: dict) -> list[str]:
+    batch, modes = max(r["batch"] for r in contents["steps"]), ("eager", "graph")
+    columns = [(ratio, mode) for ratio in GOALS for mode in modes]
+    rows = [_of(contents, gpu=HEADLINE, batch=batch, decode_ratio=r, mode=m) for r, m in columns]
+    parts = [row["device_ms_a_study_by_component"] for row in rows]
+    head = "part | " + " | ".join(f"{ratio:g} decoded, {mode}" for ratio, mode in columns)
+    table = _table(head, ((name, *(f"{part[name]:g}" for part in parts)) for name in parts[0]))
+    return [f"## Where its time goes: {HEADLINE}, batch {batch}, ms a study", "", *table]
+
+
+def _attention(contents: dict) -> list[str]:
+    rows = []
+    for code in contents["machine_code"].values():
+        kernel = code["kernel"].split(".")[1]
+        passed = dict(part.split("=", 1) for part in _split(code["passed"]))
+        if "ROWS" not in passed:
+            continue
+        loop = max(code["loops"], key=lambda loop: loop["flops"])
+        logits = int(passed["ROWS"]) * int(passed["COLS"]) / 1000
+        width = int(passed["D"] if "D" in passed else passed["HEAD"].strip("(").split(",")[0])
+        issue, matrix = loop["instructions"] * code["warps"] / 4, loop["flops"] / 4096
+        exponential = loop["special"] * code["warps"] * 2
+        cycles = [f"{x / logits:.0f}" for x in (issue, matrix, exponential, max(issue + matrix, exponential))]
+        tile = f"{passed['ROWS']}x{passed['COLS']} w{code['warps']}"
+        rows.append((kernel.removeprefix("_"), width, tile, code["registers"], f"{code['shared'] / 1024:.0f}",
+                     code["programs"], loop["instructions"], *cycles))  # fmt: skip
+    head = "kernel | head dim | tile | registers | KiB | programs | loop | issue | matrix | exponential | in a row"
+    return [
+        "## Attention's machine code (sm_90, bf16)", "",
+        "Cycles of a multiprocessor for 1000 logits: what the loop over whole tiles issues, what the matrix units and",
+        "the special-function units need, and issue and matrix one after the other, which is what time is made of.",
+        "tutorial_attention is a first lesson's kernel compiled in our tile: no tails, no strides, forward alone.",
+        "programs: that share a multiprocessor; loop: its instructions.", "",
+        *_table(head, sorted(set(rows), key=lambda row: (row[1], row[0], row[2:]))),
+    ]  # fmt: skip
+
+
+def _split(passed: str) -> list[str]:
+    """Arguments in "A=1, B=(2, 3), C=4"."""
+    parts: list[str] = []
+    for piece in passed.split(", "):
+        if "=" in piece:
+            parts.append(piece)
+        else:
+            parts[-1] += f", {piece}"
+    return parts
+
+
+def _kernels(contents: dict) -> list[str]:
+    gpus = list(contents["assumptions"])
+    by_row: dict[tuple, dict] = {}
+    for r in contents["kernels"]:
+        by_row.setdefault((r["op"], r["pass"], r["shape"], r["dtype"]), {})[r["gpu"]] = r
+    rows = (
+        (*row, *(f"{found[g]['us']:g} ({found[g]['us_low']:g}-{found[g]['us_high']:g})" for g in gpus))
+        for row, found in by_row.items()
+    )
+    return [
+        "## Kernels, us", "",
+        "Of sample_mask and augment_images only launches and bytes are in the model, their arithmetic is not.", "",
+        *_table("operation | pass | shape | dtype | " + " | ".join(gpus), rows),
+    ]  # fmt: skip
+
+
+def _assumptions(contents: dict) -> list[str]:
+    lines = ["## Assumptions"]
+    for gpu, given in contents["assumptions"].items():
+        rows = (
+            (name, f"{a['expected']:g} {a['unit']}".strip(), f"{a['best']:g}", f"{a['worst']:g}", a["source"])
+            for name, a in given.items()
+        )
+        lines += ["", f"### {gpu}", "", *_table("assumption | expected | best | worst | source", rows)]
+    return lines
+
+
+def _goals(contents: dict) -> list[str]:
+    batch = max(r["batch"] for r in contents["steps"])
+    lines = [f"## What the goals want of {HEADLINE}, batch {batch}", ""]
+    for ratio, goal in GOALS.items():
+        row = _of(contents, gpu=HEADLINE, batch=batch, decode_ratio=ratio, mode="graph")
+        parts, now = row["device_ms_a_study_by_component"], row["ms_a_study"]
+        missing = now - goal
+        products = parts["matrix products"]
+        largest = max((name for name in parts if name != "matrix products"), key=parts.get)
+        if missing <= 0:
+            lines.append(f"- {ratio:g} decoded: {goal} ms a study; the compiled graph's {now:g} ms reach it.")
+            continue
+        lines.append(
+            f"- {ratio:g} decoded: {goal} ms a study; the compiled graph takes {now:g} ms "
+            f"({row['ms_low'] / batch:.2f}-{row['ms_high'] / batch:.2f}), {missing:.2f} ms too many. Matrix products "
+            f"alone are {products:g} ms, so {goal - products:.2f} ms are left for the other {now - products:.2f}: they "
+            f"must fall by {missing / (now - products):.0%}. The largest of them is {largest} ({parts[largest]:g} ms). "
+            f"At the {ONE_PRODUCT / 1e12:.0f} TFLOP/s of one large product, matrix products would take "
+            f"{1e3 * row['gemm_flops'] / batch / ONE_PRODUCT:.2f} ms."
+        )
+    return lines
