@@ -75,6 +75,7 @@ setup(
         "cinema_fast.csrc": ["*.cu", "*.cuh", "*.cpp", "*.hpp"],
         "cinema_fast.data": ["*.yaml"],
         "cinema_fast.downstream": ["*.j2"],
+        "cinema_fast.kernels": ["tuned/*.json"],
     },
     ext_modules=[
         Extension(f"cinema_fast.kernels._{name}", [f"csrc/{source}"], depends=depends, optional=True)
