@@ -78,6 +78,7 @@ setup(
         "cinema_fast.csrc": ["*.cu", "*.cuh", "*.cpp", "*.hpp"],
         "cinema_fast.data": ["*.yaml"],
         "cinema_fast.downstream": ["*.j2"],
+        "cinema_fast.kernels": ["tuned/*.json"],
     },
     ext_modules=[
         Extension(

@@ -1,8 +1,9 @@
 """The machine code of every kernel as it is launched, for GPUs that need not be there: `make audit`.
 
 Triton's kernels are compiled for sm_80, sm_90 and sm_100 at the registry's shapes, csrc/*.cu for sm_80 and sm_90. What
-was compiled before from the same source, specialisation and compiler is taken from results/audit.json. Writes that file
-and docs/audit.md; prints a line for each thing that is wrong, and exits with 1 where there is any.
+was compiled before from the same source, specialisation and compiler is taken from results/audit.json, and what another
+version of Triton made of today's launches stays there: each version in use runs this once. Writes that file and
+docs/audit.md; prints a line for each thing that is wrong, with any version, and exits with 1 where there is any.
 """
 
 import hashlib
@@ -21,11 +22,13 @@ import audit_code
 import audit_launches
 import conditions
 import triton
+from audit_document import markdown, what
 from audit_launches import Launch
 from checkout import ROOT
 
 ARCHS = (80, 90, 100)
 RESULTS, DOCUMENT, CUDA_SOURCES = ROOT / "benchmarks/results/audit.json", ROOT / "docs/audit.md", ROOT / "csrc"
+TRITON = f"triton {triton.__version__}"
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that a block may have
 UNALIGNED = "awkward"  # of this shape no address is a multiple of anything
 
@@ -91,8 +94,8 @@ def faults(entry: dict, expected: dict[str, Expected]) -> list[str]:
             if wanted and aligned and not wide(code[kind]):
                 found = ", ".join(f"{n} of {size} bytes" for size, n in code[kind].items()) or "none at all"
                 wrong.append(f"no 16-byte {kind} of global memory: {found}")
-    where = f"{entry['kernel']}, {', '.join(entry['cases'])}, sm_{entry['arch']}"
-    return [f"{where}: {what}" for what in wrong]
+    where = f"{entry['kernel']}, {', '.join(entry['cases'])}, sm_{entry['arch']}, {entry['compiler']}"
+    return [f"{where}: {fault}" for fault in wrong]
 
 
 def wide(accesses: dict[str, int]) -> int:
@@ -113,13 +116,27 @@ def triton_entries(launches: dict[str, Launch], known: dict[str, dict]) -> dict[
                 code = audit_code.compile_launch(launch)
             except Exception as error:
                 raise RuntimeError(f"{where}: does not compile") from error
-        return {
-            "kernel": launch.name, "source": audit_launches.source_hash(launch.kernel), "arch": launch.arch,
-            "compiler": f"triton {triton.__version__}", "cases": sorted(launch.cases), "passed": launch.specialisation,
-            "code": code,
-        }  # fmt: skip
+        return described(launch) | {"code": code}
 
     return {key: partial(entry, key, launch) for key, launch in launches.items()}
+
+
+def described(launch: Launch) -> dict:
+    """An entry without the code."""
+    return {
+        "kernel": launch.name, "source": audit_launches.source_hash(launch.kernel), "arch": launch.arch,
+        "compiler": TRITON, "cases": sorted(launch.cases), "passed": launch.specialisation,
+    }  # fmt: skip
+
+
+def other_versions(launches: dict[str, Launch], known: dict[str, dict]) -> dict[str, dict]:
+    """Known entries, by key, that another version of Triton made of these launches."""
+    cases = {what(entry): entry["cases"] for entry in map(described, launches.values())}
+    return {
+        key: entry | {"cases": cases[what(entry)]}
+        for key, entry in known.items()
+        if entry["compiler"] != TRITON and what(entry) in cases
+    }
 
 
 def cuda_hash(source: Path) -> str:
@@ -169,7 +186,7 @@ def audit(
                     entries[key] = entry.result()
             finally:
                 pool.shutdown(cancel_futures=True)
-        entries |= cuda_entries(sources, known)
+        entries |= cuda_entries(sources, known) | other_versions(launches, known)
     except BaseException:  # an interrupt too: what is compiled need not be compiled again
         conditions.write_json(results, {"kernels": known | entries})
         raise
@@ -178,52 +195,6 @@ def audit(
     wrong = [fault for entry in entries.values() for fault in faults(entry, expected)]
     document.write_text(markdown(list(entries.values()), wrong, expected))
     return wrong, len(entries.keys() - known.keys())
-
-
-def markdown(entries: list[dict], wrong: list[str], expected: dict[str, Expected]) -> str:
-    """The document: one row for a kernel, an architecture and the shapes that give the same figures."""
-    compilers = ", ".join(sorted({entry["compiler"] for entry in entries}))
-    lines = [
-        "# The kernels' machine code",
-        "",
-        f"Written by `make audit` from `benchmarks/results/audit.json`; compiled by {compilers}, without a GPU.",
-        "Every kernel is compiled as its launcher launches it at the shapes of `kernels/shapes.py`: same blocks,",
-        "warps, stages and divisibility. Counts are of instructions in the code (SASS, by the cuobjdump that comes",
-        "with Triton), not of how often they run, and say nothing about time.",
-        "",
-        "- registers: of a thread; spills: loads and stores of local memory, which must be none",
-        "- shared: KiB of a block, of a .cu those it declares; a block may have 163 on sm_80, 227 on sm_90 and sm_100",
-        "- matrix: instructions of the matrix units (HMMA, on sm_90 HGMMA, on sm_100 UTCHMMA)",
-        "- loads, stores: of global memory, number x bytes a thread",
-        "",
-        f"Found wrong: {len(wrong)}." if wrong else "Nothing was found wrong.",
-        *[f"- {fault}" for fault in wrong],
-        "",
-        "| kernel | must hold | because |",
-        "|---|---|---|",
-    ]
-    for name, wants in sorted(expected.items()):
-        holds = {"matrix units in 16 bit": wants.matrix, "16-byte loads": wants.wide_loads,
-                 "16-byte stores": wants.wide_stores}  # fmt: skip
-        lines.append(f"| {name} | {', '.join(k for k, v in holds.items() if v) or 'no spills'} | {wants.why} |")
-    rows: dict[tuple, list[str]] = {}
-    for entry in entries:
-        code = entry["code"]
-        matrix = ", ".join(f"{n} {unit}" for unit, n in sorted(code["matrix"].items()))
-        accesses = [", ".join(f"{n} x {size}" for size, n in code[kind].items()) for kind in ("loads", "stores")]
-        figures = (
-            str(code["registers"]), f"{code['spill_loads']} + {code['spill_stores']}", f"{code['shared'] / 1024:.1f}",
-            matrix, *accesses,
-        )  # fmt: skip
-        rows.setdefault((entry["kernel"], entry["arch"], figures), []).extend(entry["cases"])
-    kernel = None
-    for (name, arch, figures), cases in sorted(rows.items(), key=lambda row: (row[0][0], sorted(row[1]), row[0])):
-        if name != kernel:
-            kernel = name
-            lines += ["", f"## {name}", "", "| shapes | sm | registers | spills | shared | matrix | loads | stores |"]
-            lines.append("|---|---|---|---|---|---|---|---|")
-        lines.append(f"| {', '.join(sorted(set(cases)))} | {arch} | {' | '.join(figures)} |")
-    return "\n".join(lines) + "\n"
 
 
 def main() -> int:

@@ -1,7 +1,8 @@
-"""Attention by other libraries, behind sparse_attention's arguments: PyTorch's fused kernels, flash-attn, xformers.
+"""Attention by other libraries, behind sparse_attention's arguments: PyTorch, cuDNN, flash-attn, xformers.
 
 Each takes q (Tq, H, D), k, v (Tk, H, D), cu_q, cu_k (B + 1,), max_q, max_k, scale as sparse_attention has checked them
-and gives (Tq, H, D); each comes with a list of reasons for which it cannot run.
+and gives (Tq, H, D); each comes with a function of q, k, v and whether all sequences are equally long, which lists
+the reasons for which it cannot run.
 """
 
 import importlib.util
@@ -11,13 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .packed_sequences import is_uniform, sequence_lengths
 
 HALF = (torch.bfloat16, torch.float16)
 
 
-def sdpa_unsupported(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
+def sdpa_unsupported(q: Tensor, k: Tensor, v: Tensor, equal: bool) -> list[str]:
     """PyTorch's own runs anywhere."""
     return []
 
@@ -44,16 +46,33 @@ def _has(module: str) -> bool:
         return False
 
 
-def _gpu_only(module: str, package: str, q: Tensor) -> list[str]:
+def cudnn_unsupported(q: Tensor, k: Tensor, v: Tensor, equal: bool) -> list[str]:
+    """What cuDNN itself still lacks, PyTorch says when called."""
+    return _gpu_only(q, 128) + ([] if equal else ["needs sequences that are all equally long"])
+
+
+def cudnn(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
+) -> Tensor:
+    """cuDNN's kernels, through scaled_dot_product_attention."""
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):
+        return sdpa(q, k, v, cu_q, cu_k, max_q, max_k, scale)
+
+
+def _gpu_only(q: Tensor, widest: int) -> list[str]:
     why = [] if q.is_cuda else [f"needs CUDA tensors, got {q.device.type}"]
     why += [] if q.dtype in HALF else [f"needs bfloat16 or float16, got {str(q.dtype)[6:]}"]
-    why += [] if q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 else [f"head dim {q.shape[-1]} (want 8, 16, ... 256)"]
-    return why or ([] if _has(module) else [f"{package} is not installed"])
+    fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= widest
+    return why if fits else [*why, f"head dim {q.shape[-1]} (want 8, 16, ... {widest})"]
 
 
-def flash_unsupported(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
+def _library(module: str, package: str, q: Tensor) -> list[str]:
+    return _gpu_only(q, 256) or ([] if _has(module) else [f"{package} is not installed"])
+
+
+def flash_unsupported(q: Tensor, k: Tensor, v: Tensor, equal: bool) -> list[str]:
     """flash-attn-4 has no backward below sm_90; flash-attn 2 has."""
-    why = _gpu_only("flash_attn", "flash-attn", q)
+    why = _library("flash_attn", "flash-attn", q)
     if not why and not _flash_4(q) and not _has("flash_attn.flash_attn_interface"):
         why.append(f"flash-attn-4 has no backward for sm_{torch.cuda.get_device_capability(q.device)[0]}x")
     return why
@@ -98,9 +117,9 @@ def xformers_problem() -> str:
     )
 
 
-def xformers_unsupported(q: Tensor, k: Tensor, v: Tensor) -> list[str]:
+def xformers_unsupported(q: Tensor, k: Tensor, v: Tensor, equal: bool) -> list[str]:
     """What its own operators still lack, it says when called."""
-    why = _gpu_only("xformers", "xformers", q)
+    why = _library("xformers", "xformers", q)
     return why or ([problem] if (problem := xformers_problem()) else [])
 
 
@@ -118,5 +137,6 @@ def xformers(
 PEERS = {  # name: (function, why it cannot run)
     "flash": (flash, flash_unsupported),
     "sdpa": (sdpa, sdpa_unsupported),
+    "cudnn": (cudnn, cudnn_unsupported),
     "xformers": (xformers, xformers_unsupported),
 }

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import torch
 
-BACKENDS = ("cuda", "triton", "native", "flash", "sdpa", "xformers", "torch")
+BACKENDS = ("cuda", "triton", "native", "flash", "sdpa", "cudnn", "xformers", "torch")
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 NVTX = torch.version.cuda is not None and not INTERPRET

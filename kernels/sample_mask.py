@@ -103,10 +103,10 @@ def _sample_mask(
     tl.store(masked_ptr + row * n_decode + rank, pos, mask=hidden)
 
 
-def sample_mask_config(n: int) -> dict[str, int]:
-    """Block and warps of a row of n tokens."""
+def sample_mask_config(n: int, weighted: bool) -> dict[str, int]:
+    """Block and warps of a row of n tokens: as many warps as it takes to spill nothing for sm_80."""
     block = max(16, 1 << (n - 1).bit_length())
-    return {"BLOCK": block, "num_warps": 4 if block <= 1024 else 8}
+    return {"BLOCK": block, "num_warps": 4 if block <= 512 else 16 if weighted and block > 2048 else 8}
 
 
 def unsupported(n: int, *tensors: Tensor | None) -> list[str]:
@@ -134,7 +134,7 @@ def _sample_mask_op(
         _sample_mask[(batch,)](
             scores, sample_ids, step_tensor, *plan, n, keep, decode, seed, step, stream,
             WEIGHTED=scores is not None, HAS_IDS=sample_ids is not None, HAS_STEP=step_tensor is not None,
-            PARTIAL=decode < n - keep, FLOOR=WEIGHT_FLOOR, **sample_mask_config(n),
+            PARTIAL=decode < n - keep, FLOOR=WEIGHT_FLOOR, **sample_mask_config(n, scores is not None),
         )  # fmt: skip
     return tuple(plan)
 

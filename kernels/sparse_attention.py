@@ -9,9 +9,10 @@ are read where the projections left them (any strides with a contiguous last axi
 Forward: a program owns a tile of queries of one head and walks the keys with a running maximum and sum (Milakov and
 Gimelshein 2018; Dao, FlashAttention-2, 2023). Logits and sums are float32 and kept in base 2; weights are rounded to
 the inputs' dtype for the second product. The logarithm of each row's sum, lse (H, Tq) in base 2, is saved.
-Backward: weights are made again from lse. One kernel owns tiles of queries and gives dq and delta = sum(out * dout), a
-second owns tiles of keys and gives dk and dv: seven products instead of five, but every sum has one owner and a fixed
-order, so gradients are the same bits every time.
+Backward: weights are made again from lse. One kernel owns tiles of queries and gives dq and delta = sum(out * dout),
+beside a copy of lse (H, Tq, 2): that a walk loads both at once, as wide as it can. A second owns tiles of keys and
+gives dk and dv: seven products instead of five, but every sum has one owner and a fixed order, so gradients are the
+same bits every time.
 
 Sequences are rarely multiples of a tile (768 visible tokens and a class token): whole tiles are walked without masks,
 and what is left over is done in tiles of its own, which may be small. Bytes: q, k, v and out, each once, and lse;
@@ -24,9 +25,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from . import tuning
 from .attention_peers import PEERS
 from .backend import INTERPRET, choose, launching, tl, triton, triton_unsupported
-from .packed_sequences import check_packed, longest_sequence, sequence_lengths
+from .packed_sequences import check_packed, is_uniform, longest_sequence, sequence_lengths
 
 MAX_HEAD_DIM = 128
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -189,12 +191,13 @@ def _dq_tile(
     ROWS: tl.constexpr, COLS: tl.constexpr, TAIL_COLS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
     BLOCK_D: tl.constexpr = HEAD[1]
-    queries, out, dout, dqueries, lse_ptr, delta_ptr = owned
+    queries, out, dout, dqueries, lse_ptr, lse_delta_ptr = owned
     row = tl.arange(0, ROWS)
     do = _load(dout, 0, n_rows, ROWS, True, HEAD)
     delta = tl.sum(_load(out, 0, n_rows, ROWS, True, HEAD).to(tl.float32) * do.to(tl.float32), 1)
-    tl.store(delta_ptr + row, delta, mask=row < n_rows)
     lse = tl.load(lse_ptr + row, mask=row < n_rows, other=0.0)
+    pair = lse_delta_ptr + 2 * row[:, None] + tl.arange(0, 2)[None, :]
+    tl.store(pair, tl.join(lse, delta), mask=row[:, None] < n_rows)
     q = _load(queries, 0, n_rows, ROWS, True, HEAD)
     dq = tl.zeros((ROWS, BLOCK_D), tl.float32)
     whole = n_k // COLS * COLS
@@ -205,7 +208,8 @@ def _dq_tile(
 
 @triton.jit(do_not_specialize=["total_q", "n_tiles"])
 def _attention_bwd_dq(
-    q_ptr, k_ptr, v_ptr, out_ptr, dout_ptr, lse_ptr, delta_ptr, dq_ptr, cu_q_ptr, cu_k_ptr, total_q, n_heads, n_tiles,
+    q_ptr, k_ptr, v_ptr, out_ptr, dout_ptr, lse_ptr, lse_delta_ptr, dq_ptr, cu_q_ptr, cu_k_ptr,
+    total_q, n_heads, n_tiles,
     q_token, q_head, k_token, k_head, v_token, v_head, dout_token, dout_head, scale, scale_log2,
     ROWS: tl.constexpr, TAIL_ROWS: tl.constexpr, COLS: tl.constexpr, TAIL_COLS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
@@ -216,7 +220,8 @@ def _attention_bwd_dq(
     keys, values = _rows(k_ptr, k_token, k_head, first_k, head), _rows(v_ptr, v_token, v_head, first_k, head)
     out = _rows(out_ptr, n_heads * HEAD[0], HEAD[0], first_q, head)
     dqueries = _rows(dq_ptr, n_heads * HEAD[0], HEAD[0], first_q, head)
-    owned = queries, out, dout, dqueries, lse_ptr + head * total_q + first_q, delta_ptr + head * total_q + first_q
+    row = head * total_q + first_q
+    owned = queries, out, dout, dqueries, lse_ptr + row, lse_delta_ptr + 2 * row
     if left > (TAIL_ROWS if TAIL_ROWS < ROWS else 0):
         _dq_tile(owned, keys, values, left, n_k, scale, scale_log2, ROWS, COLS, TAIL_COLS, HEAD)
     elif TAIL_ROWS < ROWS and left > 0:
@@ -228,16 +233,14 @@ def _dkv_walk(
     k, v, dk, dv, walked, begin, end, scale_log2, COLS: tl.constexpr, MASKED: tl.constexpr, HEAD: tl.constexpr
 ):
     # everything transposed, so that weights and dlogits go on as left operands from registers
-    queries, dout, lse_ptr, delta_ptr = walked
+    queries, dout, lse_delta_ptr = walked
     for start in tl.range(_bound(begin, HEAD), _bound(end, HEAD), COLS, num_stages=1 if MASKED else None):
         q = _load(queries, start, end, COLS, MASKED, HEAD)
         do = _load(dout, start, end, COLS, MASKED, HEAD)
-        row = start + tl.arange(0, COLS)
-        if MASKED:  # a query that is not there has dout = delta = 0 and adds nothing
-            lse = tl.load(lse_ptr + row, mask=row < end, other=0.0)
-            delta = tl.load(delta_ptr + row, mask=row < end, other=0.0)
-        else:
-            lse, delta = tl.load(lse_ptr + row), tl.load(delta_ptr + row)
+        row = start + tl.arange(0, COLS)[:, None]
+        pair = lse_delta_ptr + 2 * row + tl.arange(0, 2)[None, :]
+        # a query that is not there has dout = delta = 0 and adds nothing
+        lse, delta = tl.split(tl.load(pair, mask=row < end, other=0.0) if MASKED else tl.load(pair))
         logits = tl.dot(k, tl.trans(q), input_precision=HEAD[2])  # [ROWS, COLS]
         weights = tl.math.exp2(logits * scale_log2 - lse[None, :])
         dv = tl.dot(weights.to(do.dtype), do, dv, input_precision=HEAD[2])
@@ -265,7 +268,7 @@ def _dkv_tile(
 
 @triton.jit(do_not_specialize=["total_q", "n_tiles"])
 def _attention_bwd_dkv(
-    q_ptr, k_ptr, v_ptr, dout_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr, cu_q_ptr, cu_k_ptr, total_q, n_heads, n_tiles,
+    q_ptr, k_ptr, v_ptr, dout_ptr, lse_delta_ptr, dk_ptr, dv_ptr, cu_q_ptr, cu_k_ptr, total_q, n_heads, n_tiles,
     q_token, q_head, k_token, k_head, v_token, v_head, dout_token, dout_head, scale, scale_log2,
     ROWS: tl.constexpr, TAIL_ROWS: tl.constexpr, COLS: tl.constexpr, TAIL_COLS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
@@ -273,7 +276,7 @@ def _attention_bwd_dkv(
     left = n_k - tile * ROWS
     first_k += tile * ROWS
     queries, dout = _rows(q_ptr, q_token, q_head, first_q, head), _rows(dout_ptr, dout_token, dout_head, first_q, head)
-    walked = queries, dout, lse_ptr + head * total_q + first_q, delta_ptr + head * total_q + first_q
+    walked = queries, dout, lse_delta_ptr + 2 * (head * total_q + first_q)
     keys, values = _rows(k_ptr, k_token, k_head, first_k, head), _rows(v_ptr, v_token, v_head, first_k, head)
     dkeys = _rows(dk_ptr, n_heads * HEAD[0], HEAD[0], first_k, head)
     dvalues = _rows(dv_ptr, n_heads * HEAD[0], HEAD[0], first_k, head)
@@ -284,31 +287,32 @@ def _attention_bwd_dkv(
         _dkv_tile(owned, walked, left, n_q, scale, scale_log2, TAIL_ROWS, COLS, TAIL_COLS, HEAD)
 
 
-def sparse_attention_config(head_dim: int, max_q: int, max_k: int, dtype: torch.dtype) -> dict[str, dict[str, int]]:
-    """Launch configuration of each pass, "fwd", "dq" and "dkv".
+def sparse_attention_config(
+    head_dim: int, max_q: int, max_k: int, dtype: torch.dtype, gpu: str | None = None
+) -> dict[str, dict[str, int]]:
+    """Launch configuration of each pass, "fwd", "dq" and "dkv"; `gpu`: the device's name.
 
     ROWS: rows that a program owns (queries, but keys in "dkv"), COLS: rows that it walks at a time; TAIL_ROWS and
     TAIL_COLS: what the rows left over by whole tiles are done in, 16 where the longest sequence leaves no more (769 =
-    6 x 128 + 1). Not tuned on a GPU yet: chosen so that nothing spills for sm_80 to sm_100, and that on an H100 two
-    programs share a multiprocessor where the accumulators leave room for that.
+    6 x 128 + 1), and otherwise at most 32 of COLS, which are masked and not pipelined. The GPU's table of what was
+    measured (tuning.py) comes first. Without one the tiles are chosen statically, not measured on a GPU: by how much
+    the machine code for sm_90 issues per logit and how many programs share a multiprocessor and fill each other's
+    waits, among tiles that spill nothing for sm_80, sm_90 and sm_100.
     """
     if dtype == torch.float32:  # no matrix units unless tf32 is allowed: whole rows of both operands in registers
         side, warps = (32, 4) if head_dim <= 32 else (32, 8) if head_dim <= 64 else (16, 8)
         passes = dict.fromkeys(("fwd", "dq", "dkv"), (side, side, warps, 2))
-    elif head_dim <= 32:
-        passes = {"fwd": (128, 64, 8, 3), "dq": (128, 64, 8, 3), "dkv": (64, 64, 4, 2)}
     elif head_dim <= 64:
-        passes = dict.fromkeys(("fwd", "dq", "dkv"), (128, 64, 8, 3))
+        passes = {"fwd": (64, 128, 4, 2), "dq": (64, 64, 4, 2), "dkv": (64, 64, 4, 2)}
     else:
         passes = {"fwd": (128, 64, 8, 3), "dq": (64, 64, 8, 2), "dkv": (64, 32, 8, 2)}
+    passes |= tuning.tiles(head_dim, max_q, max_k, dtype, gpu)
     config = {}
     for name, (rows, cols, warps, stages) in passes.items():
         owned, walked = (max_k, max_q) if name == "dkv" else (max_q, max_k)
         rows, tail_rows = _tiles(owned, rows)
         cols, tail_cols = _tiles(walked, cols)
-        if name == "dq":
-            tail_cols = min(tail_cols, 32)  # masked tiles of 64 spill on sm_80
-        tiles = {"ROWS": rows, "TAIL_ROWS": tail_rows, "COLS": cols, "TAIL_COLS": tail_cols}
+        tiles = {"ROWS": rows, "TAIL_ROWS": tail_rows, "COLS": cols, "TAIL_COLS": min(tail_cols, 32)}
         config[name] = {**tiles, "num_warps": warps, "num_stages": stages}
     return config
 
@@ -355,7 +359,7 @@ def _forward_op(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     out, lse = _empty_forward(q, k, v, cu_q, cu_k, max_q, max_k, scale)
-    tile = sparse_attention_config(q.shape[-1], max_q, max_k, q.dtype)["fwd"]
+    tile = sparse_attention_config(q.shape[-1], max_q, max_k, q.dtype, tuning.gpu_of(q.device))["fwd"]
     q, k, v = strided = _readable(q, k, v)
     tensors, scale_log2 = (q, k, v, out, lse), scale * math.log2(math.e)
     _launch("sparse_attention", _attention_fwd, tile, max_q, tensors, strided, cu_q, cu_k, scale_log2)
@@ -373,13 +377,13 @@ def _backward_op(
     max_q: int, max_k: int, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dq, dk, dv = _empty_backward(dout, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, scale)
-    config = sparse_attention_config(q.shape[-1], max_q, max_k, q.dtype)
+    config = sparse_attention_config(q.shape[-1], max_q, max_k, q.dtype, tuning.gpu_of(q.device))
     q, k, v, dout = strided = _readable(q, k, v, dout)
-    delta, scales = torch.empty_like(lse), (scale, scale * math.log2(math.e))
-    for_dq = (q, k, v, out, dout, lse, delta, dq)
-    # it makes delta
+    lse_delta, scales = lse.new_empty(*lse.shape, 2), (scale, scale * math.log2(math.e))
+    for_dq = (q, k, v, out, dout, lse, lse_delta, dq)
+    # it makes lse_delta
     _launch("sparse_attention_dq", _attention_bwd_dq, config["dq"], max_q, for_dq, strided, cu_q, cu_k, *scales)
-    for_dkv = (q, k, v, dout, lse, delta, dk, dv)
+    for_dkv = (q, k, v, dout, lse_delta, dk, dv)
     _launch("sparse_attention_dkv", _attention_bwd_dkv, config["dkv"], max_k, for_dkv, strided, cu_q, cu_k, *scales)
     return dq, dk, dv
 
@@ -423,7 +427,8 @@ def sparse_attention(
             so for k) means that all are equally long, which needs no loop. On a GPU beside given bounds, and in
             compiled code, the offsets are trusted; otherwise they are checked.
         scale: of the logits; 1 / sqrt(D) where None.
-        backend: "auto", "torch", "triton", or a peer: "sdpa", "flash", "xformers".
+        backend: "auto", "torch", "triton", or a peer: "flash", "sdpa", "cudnn", "xformers". For sequences that are
+            all equally long "auto" takes what the GPU's table (tuning.py) found fastest.
 
     Returns:
         (Tq, H, D) in q's dtype, also under autocast.
@@ -436,8 +441,12 @@ def sparse_attention(
     max_k = longest_sequence("sparse_attention: cu_k", cu_k, max_k, len(k))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     reasons = {"triton": lambda: unsupported(q, k, v, scale)}
-    reasons |= {name: partial(why, q, k, v) for name, (_, why) in PEERS.items()}
-    # fastest first; whether a peer should go before the kernel at some shape is for a GPU's timings to say
+    equal = is_uniform(cu_q, max_q, len(q)) and is_uniform(cu_k, max_k, len(k))
+    reasons |= {name: partial(why, q, k, v, equal) for name, (_, why) in PEERS.items()}
+    # fastest first; a peer goes before the kernel only where a GPU's timings say so
+    fastest = tuning.backend(q.shape[-1], max_q, max_k, q.dtype, q.device) if equal else None
+    if fastest:
+        reasons = {fastest: reasons[fastest]} | reasons
     name = choose("sparse_attention", backend, reasons)
     if name == "triton":
         return _forward_op(q, k, v, cu_q, cu_k, max_q, max_k, scale)[0]

@@ -20,7 +20,7 @@ def table() -> list[tuple[str, str, str]]:
         "sample_mask": triton | {"native": lambda: mask_native.unsupported(x.device)},
         "patch_embed": triton,
         "sparse_depthwise_conv": triton | {"native": lambda: depthwise_native.unsupported(x, x)},
-        "sparse_attention": triton | {name: partial(why, x, x, x) for name, (_, why) in PEERS.items()},
+        "sparse_attention": triton | {name: partial(why, x, x, x, True) for name, (_, why) in PEERS.items()},
         "assemble_queries": triton,
         "masked_mse": triton,
         "optical_flow": flow_reasons(x),

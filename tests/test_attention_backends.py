@@ -4,9 +4,12 @@ import re
 import sys
 from types import SimpleNamespace
 
+import attention_cases
 import pytest
 import torch
 from attention_cases import LENGTHS, check, make, offsets
+from torch._dynamo.backends.debugging import aot_eager
+from torch.nn.attention import SDPBackend
 
 from cinema_fast.info import describe
 from cinema_fast.kernels import BackendError, attention_peers, use
@@ -106,7 +109,12 @@ def test_a_backend_that_cannot_run_says_why():
         sparse_attention(*args, backend="flash")
     with use("xformers"), pytest.raises(BackendError, match=r"head dim 264"):
         sparse_attention(*args)
-    with pytest.raises(BackendError, match=r"no backend 'cuda'; it has auto, triton, flash, sdpa, xformers, torch"):
+    (q, k, v), _ = make([3, 2], [4, 4], width=136)
+    reasons = r"needs CUDA.*got float64; head dim 136 \(want 8, 16, ... 128\); needs sequences that are all equally"
+    with pytest.raises(BackendError, match=reasons):
+        sparse_attention(q, k, v, offsets([3, 2]), offsets([4, 4]), backend="cudnn")
+    names = "auto, triton, flash, sdpa, cudnn, xformers, torch"
+    with pytest.raises(BackendError, match=f"no backend 'cuda'; it has {names}"):
         sparse_attention(*args, backend="cuda")
 
 
@@ -168,7 +176,7 @@ def test_an_xformers_without_attention_is_said_to_be(tmp_path, monkeypatch, vers
     attention_peers.xformers_problem.cache_clear()
     on_gpu = SimpleNamespace(is_cuda=True, dtype=torch.bfloat16, shape=(3, 2, 64))
     try:
-        why = "; ".join(attention_peers.xformers_unsupported(on_gpu, on_gpu, on_gpu))
+        why = "; ".join(attention_peers.xformers_unsupported(on_gpu, on_gpu, on_gpu, True))
         (line,) = (line for line in describe().splitlines() if line.startswith("xformers"))
     finally:
         attention_peers.xformers_problem.cache_clear()
@@ -176,6 +184,42 @@ def test_an_xformers_without_attention_is_said_to_be(tmp_path, monkeypatch, vers
         assert not why and re.fullmatch(r"xformers +installed: attention backend .*", line)
     else:
         assert re.match(said, why) and "of no use" in line and why in line
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_cudnn_alone_is_allowed_where_it_is_asked_for(monkeypatch, compiled):
+    """Without cuDNN: a stand-in in the place of PyTorch's attention, and no reason not to run."""
+    allowed, graphs = [], []
+
+    def attention(q, k, v, *, scale):
+        if not compiled:
+            allowed.append(torch.nn.attention._cur_sdpa_kernel_backends())
+        return (scale * q @ k.mT).softmax(-1) @ v
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    monkeypatch.setattr(attention_peers, "F", SimpleNamespace(scaled_dot_product_attention=attention))
+    monkeypatch.setitem(PEERS, "cudnn", (PEERS["cudnn"][0], lambda *_: []))
+    before = torch.nn.attention._cur_sdpa_kernel_backends()
+    if compiled:
+        torch.compiler.reset()
+        whole = torch.compile(sparse_attention, fullgraph=True, backend=backend)
+        monkeypatch.setattr(attention_cases, "sparse_attention", whole)
+    lengths = LENGTHS["cross, equal"]
+    check(*make(*lengths), *lengths, scale=0.3, max_q=lengths[0][0], max_k=lengths[1][0], backend="cudnn")
+    assert torch.nn.attention._cur_sdpa_kernel_backends() == before
+    if not compiled:
+        assert allowed == [[SDPBackend.CUDNN_ATTENTION]]
+        return
+    (graph,) = graphs
+    steps = [node.target for node in graph.graph.nodes if node.op.startswith("call")]
+    inside, after = (i for i, step in enumerate(steps) if step is torch.nn.attention._sdpa_kernel)
+    products = [i for i, step in enumerate(steps) if "matmul" in str(step)]
+    assert len(products) == 2 and all(inside < i < after for i in products)
+    named = [node.args[0] for node in graph.graph.nodes if node.target is torch.nn.attention._backend_from_string]
+    assert named[0] == "CUDNN_ATTENTION" and set(named[1:]) == {b.name for b in before}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
@@ -186,12 +230,13 @@ def test_configuration(head_dim, dtype):
         assert set(config) == {"fwd", "dq", "dkv"}
         for name, tile in config.items():
             owned, walked = (max_k, max_q) if name == "dkv" else (max_q, max_k)
-            for longest, block, tail in (
-                (owned, tile["ROWS"], tile["TAIL_ROWS"]),
-                (walked, tile["COLS"], tile["TAIL_COLS"]),
+            for longest, block, tail, most in (
+                (owned, tile["ROWS"], tile["TAIL_ROWS"], 128),
+                (walked, tile["COLS"], tile["TAIL_COLS"], 32),
             ):
                 assert block in (16, 32, 64, 128) and block < max(32, 2 * longest)  # what a matrix unit takes
-                assert tail == block or (tail == 16 and 0 < longest % block <= tail) or (name, tail) == ("dq", 32)
+                few = block >= 64 and 0 < longest % block <= 16
+                assert tail == (16 if few else min(block, most))
             assert tile["num_warps"] in (4, 8)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-triton = pytest.importorskip("triton", reason="the audit compiles Triton kernels")
+pytest.importorskip("triton", reason="the audit compiles Triton kernels")
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 audit, audit_code, audit_launches = map(importlib.import_module, ("audit", "audit_code", "audit_launches"))
+audit_document = importlib.import_module("audit_document")
 Expected, faults = audit.Expected, audit.faults
 HAS_DISASSEMBLER = (audit_code.TOOLS / "cuobjdump").exists()
 pytestmark = pytest.mark.skipif(not HAS_DISASSEMBLER, reason="this Triton comes without cuobjdump")
@@ -73,7 +74,10 @@ def entry(cases=("cinema-base bf16",), arch=90, **code):
         "loads": {"16": 2, "4": 1}, "stores": {"16": 2},
     }  # fmt: skip
     passed = {"types": "x_ptr *bf16:16", "constants": "GRAD=True, BLOCK=16"}
-    return {"kernel": "op._kernel", "arch": arch, "cases": list(cases), "passed": passed, "code": clean | code}
+    return {
+        "kernel": "op._kernel", "source": "0", "arch": arch, "compiler": "triton 3.0", "cases": list(cases),
+        "passed": passed, "code": clean | code,
+    }  # fmt: skip
 
 
 ALL = {"op._kernel": Expected(True, True, True, "a GEMM")}
@@ -91,7 +95,7 @@ ALL = {"op._kernel": Expected(True, True, True, "a GEMM")}
     ],
 )
 def test_fault_names_kernel_shape_and_architecture(arch, code, said):
-    assert faults(entry(arch=arch, **code), ALL) == [f"op._kernel, cinema-base bf16, sm_{arch}: {said}"]
+    assert faults(entry(arch=arch, **code), ALL) == [f"op._kernel, cinema-base bf16, sm_{arch}, triton 3.0: {said}"]
     (line,) = faults(entry(arch=arch, **code), {})[-1:]
     assert line.endswith("audit.EXPECTED does not say what its code must hold")
 
@@ -171,8 +175,9 @@ def test_bad_kernels_fail_and_unchanged_ones_are_not_compiled_again(tmp_path, mo
     wrong, compiled = run(tmp_path, bad, expected)
     assert compiled == 2
     scalar, spills = wrong
-    assert scalar.startswith("audited._copy, small bf16, sm_90: no 16-byte loads of global memory: 8 of 2 bytes")
-    assert spills.startswith("audited._product, small bf16, sm_90: spills: ")
+    where = f"small bf16, sm_90, {audit.TRITON}"
+    assert scalar.startswith(f"audited._copy, {where}: no 16-byte loads of global memory: 8 of 2 bytes")
+    assert spills.startswith(f"audited._product, {where}: spills: ")
     document = (tmp_path / "audit.md").read_text()
     assert all(f"- {fault}" in document for fault in wrong) and "| small bf16 | 90 |" in document
 
@@ -180,6 +185,53 @@ def test_bad_kernels_fail_and_unchanged_ones_are_not_compiled_again(tmp_path, mo
     assert run(tmp_path, bad, expected) == (wrong, 0)
     assert run(tmp_path, good, expected) == ([], 0)
     assert json.loads((tmp_path / "audit.json").read_text())["kernels"].keys() == good.keys()  # others are forgotten
+
+
+def test_another_version_of_triton_stays_until_its_launches_change(tmp_path, module):
+    expected = {"audited._copy": WIDE}
+    good, strided = copy_launch(module._copy, 1), copy_launch(module._copy, 3)
+    run(tmp_path, good | strided, expected)
+    results = tmp_path / "audit.json"
+    ours = json.loads(results.read_text())["kernels"]
+    theirs = {f"{key} older": e | {"compiler": "triton 1.10.2", "cases": ["before"]} for key, e in ours.items()}
+    for e in theirs.values():
+        e["code"] = e["code"] | {"registers": e["code"]["registers"] + 2, "local": 8}
+    results.write_text(json.dumps({"kernels": ours | theirs}))
+
+    wrong, compiled = run(tmp_path, good, expected)
+    (kept,) = (e for e in json.loads(results.read_text())["kernels"].values() if e["compiler"] != audit.TRITON)
+    assert kept["passed"] == next(iter(good.values())).specialisation and kept["cases"] == ["small bf16"]
+    assert compiled == 0 and [w.split(": ")[0] for w in wrong] == ["audited._copy, small bf16, sm_90, triton 1.10.2"]
+    document = (tmp_path / "audit.md").read_text()
+    registers = kept["code"]["registers"]
+    assert f"| small bf16 | 90 | {registers} / {registers - 2} | 0 + 0 |" in document
+    assert f"## What differs between triton 1.10.2 and {audit.TRITON}" in document
+    assert "| audited._copy | 90 | 1 | 1: -2 to -2 |  |  |  |  |  |  |" in document
+
+    changed = load_kernels(tmp_path, KERNELS.replace("x * 2", "x * 3"))
+    assert run(tmp_path, copy_launch(changed._copy, 1), expected) == ([], 1)
+    assert "triton 1.10.2" not in results.read_text() + (tmp_path / "audit.md").read_text()
+
+
+def test_what_differs_is_counted():
+    def made(compiler, number, **code):
+        made = entry(**code) | {"compiler": compiler}
+        return made | {"passed": made["passed"] | {"warps": number}}
+
+    old = [made("triton 3.9", n) for n in range(4)]
+    new = [
+        made("triton 3.10", 0, registers=60, loads={"16": 2}, spill_loads=3),
+        made("triton 3.10", 1, registers=72, loads={"16": 1, "8": 2, "4": 1}, shared=1536),
+        made("triton 3.10", 2, matrix={"HMMA": 2, "HGMMA": 2}, stores={}),
+    ]
+    lines = audit_document.markdown([*new, *old], [], ALL).splitlines()
+    assert "## What differs between triton 3.9 and triton 3.10" in lines  # the older first, by number
+    row = "| op._kernel | 90 | 3 | 2: -4 to +8 | 1: +3 to +3 |  | 1: +1.5 to +1.5 |"
+    assert f"{row} 1: HGMMA, HMMA | 2: 16, 8, 4 | 1: 16 |" in lines
+    cells = "| cinema-base bf16 | 90 | 64 / 60 | 0 + 0 / 3 + 0 | 0.0 | 4 HMMA | 2 x 16, 1 x 4 / 2 x 16 | 2 x 16 |"
+    assert cells in lines
+    assert sum("/ not compiled |" in line for line in lines) == 1
+    assert "Alike: op._kernel." in audit_document.markdown([old[0], made("triton 3.10", 0)], [], ALL)
 
 
 def test_source_hash_follows_what_the_kernel_calls_and_nothing_else(tmp_path, module):
@@ -230,16 +282,24 @@ def test_committed_results_are_those_of_the_tree(launches):
     committed = json.loads(audit.RESULTS.read_text())["kernels"]
     names = {e["kernel"] for e in committed.values()}
     assert audit.EXPECTED.keys() <= names | {name.partition(".")[0] for name in names}
-    entries = [e for e in committed.values() if e["compiler"].startswith("triton")]
-    current = {(name, audit_launches.source_hash(k), arch) for name, k in kernels.items() for arch in audit.ARCHS}
-    assert {(e["kernel"], e["source"], e["arch"]) for e in entries} == current, "run `make audit`"
-    cuda = {(s.stem, audit.cuda_hash(s), a) for s in audit.CUDA_SOURCES.glob("*.cu") for a in audit_code.CUDA_ARCHS}
-    others = [e for e in committed.values() if e not in entries]
-    assert {(e["kernel"].split(".")[0], e["source"], e["arch"]) for e in others} == cuda, "run `make audit`"
-    if entries[0]["compiler"] == f"triton {triton.__version__}":
+    versions = audit_document.tritons(committed.values())
+    assert len(versions) == 2, "run `make env-gpu audit`: .venv's Triton and the GPU machine's"
+
+    def audited(entries):
+        return {(e["kernel"], e["source"], e["arch"], case) for e in entries for case in e["cases"]}
+
+    current = audited(map(audit.described, launches.values()))
+    for version in versions:
+        entries = [e for e in committed.values() if e["compiler"] == version]
+        assert audited(entries) == current, f"{version}: run `make env-gpu audit`"
+    if audit.TRITON in versions:
         assert committed.keys() >= launches.keys(), "run `make audit`"
+    cuda = {(s.stem, audit.cuda_hash(s), a) for s in audit.CUDA_SOURCES.glob("*.cu") for a in audit_code.CUDA_ARCHS}
+    others = [e for e in committed.values() if e["compiler"] not in versions]
+    assert {(e["kernel"].split(".")[0], e["source"], e["arch"]) for e in others} == cuda, "run `make audit`"
     wrong = [fault for e in committed.values() for fault in faults(e, audit.EXPECTED)]
-    assert audit.DOCUMENT.read_text() == audit.markdown(list(committed.values()), wrong, audit.EXPECTED)
+    document = audit_document.markdown(list(committed.values()), wrong, audit.EXPECTED)
+    assert audit.DOCUMENT.read_text() == document and not wrong
 
 
 @pytest.mark.slow

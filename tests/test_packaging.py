@@ -10,6 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+TUNED = "kernels/tuned/some-gpu.json"
 
 TRAINING_STEP = """
 import torch, cinema_fast as cf
@@ -32,7 +33,7 @@ def run(*command, cwd, **kwargs):
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory):
-    """Folder with an sdist of the tracked files, and the wheel built from that sdist."""
+    """Folder with an sdist of the tracked files and a table of tuned kernels, and the wheel built from that sdist."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout: which files belong to the project is not known")
@@ -41,6 +42,9 @@ def dist(tmp_path_factory):
         if (ROOT / name).exists():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
+    tuned = source / TUNED
+    tuned.parent.mkdir(exist_ok=True)
+    tuned.write_text("{}")
     run(sys.executable, "-m", "build", "-q", "--outdir", out, source, cwd=source)
     return out
 
@@ -49,7 +53,7 @@ def dist(tmp_path_factory):
 def test_sdist_and_wheel_hold_every_module(dist):
     modules = {f"cinema_fast/{p.relative_to(ROOT / 'cinema_fast')}" for p in (ROOT / "cinema_fast").rglob("*.py")}
     modules |= {f"cinema_fast/kernels/{p.relative_to(ROOT / 'kernels')}" for p in (ROOT / "kernels").rglob("*.py")}
-    modules |= {"cinema_fast/data/view_rules.yaml", "cinema_fast/downstream/report.html.j2"}
+    modules |= {"cinema_fast/data/view_rules.yaml", "cinema_fast/downstream/report.html.j2", f"cinema_fast/{TUNED}"}
     (wheel,) = dist.glob("*.whl")
     assert modules <= set(zipfile.ZipFile(wheel).namelist())
     (sdist,) = dist.glob("*.tar.gz")

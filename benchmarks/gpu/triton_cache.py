@@ -3,7 +3,8 @@
     .venv-gpu/bin/python benchmarks/gpu/triton_cache.py [--work DIR] [--arch 90]
 
 Triton finds them there if the GPU's machine has the same Triton and ptxas: `make env-gpu` gives the stack for that. It
-is what launches find, as they are recorded by audit_launches.py, at the shapes of cinema-base.
+is what launches find, as they are recorded by audit_launches.py, at the shapes of cinema-base, and attention's at every
+tile that gpu_tiles.py tries.
 """
 
 import argparse
@@ -16,15 +17,32 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import audit_launches
 import checkout
+import torch
 import triton
 from audit_launches import Case, Launch
+from gpu_tiles import TILES, tried
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+
+from cinema_fast.kernels import tuning
+from cinema_fast.kernels.shapes import ATTENTION
 
 
 def step_cases() -> list[Case]:
     """Those of cinema-base, and the awkward shapes that every operation is checked at."""
     return [case for case in audit_launches.cases() if case.name.startswith(("cinema-base", "cinema-dec", "awkward"))]
+
+
+def tile_launches(arch: int) -> dict[str, Launch]:
+    """Of sparse_attention at every tile, by key. A tile is tried in all passes at once."""
+    found = {}
+    cases = [c for c in step_cases() if c.operation == "sparse_attention" and c.name.endswith("b64 bf16")]
+    for case in cases:
+        shape = ATTENTION[case.name.removesuffix(" bf16")]
+        for tile in TILES:
+            with tuning.override(tried(shape, torch.bfloat16, dict.fromkeys(("fwd", "dq", "dkv"), tile))):
+                found |= audit_launches.record([case], arch)
+    return found
 
 
 def fill(launches: list[Launch], folder: Path) -> None:
@@ -44,7 +62,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=checkout.ROOT / "build" / "gpu_first", metavar="DIR")
     parser.add_argument("--arch", type=int, default=90, help="90 for H100 and H200, 100 for B200, 80 for A100")
     args = parser.parse_args()
-    launches = list(audit_launches.record(step_cases(), args.arch).values())
+    launches = list((audit_launches.record(step_cases(), args.arch) | tile_launches(args.arch)).values())
     fill(launches, args.work / "triton")
     print(f"{len(launches)} launches for sm_{args.arch} by triton {triton.__version__} in {args.work / 'triton'}")
 
