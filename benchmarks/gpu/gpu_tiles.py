@@ -73,7 +73,7 @@ def _passes(shape: str, smoke: bool, leaves, call, expected, entry: dict) -> Ite
         for tile in dict.fromkeys((config[pass_], *TILES)):
 
             def run(pass_=pass_, launch=launch, tile=tile) -> TileRow:
-                with tuning.override(tried(s, leaves[0].dtype, config | {pass_: tile})):
+                with tuning.override(table_of(s, leaves[0].dtype, config | {pass_: tile})):
                     _compare(call(), expected)
                     with _only(launch):
                         took = _median(lambda: call(pass_ != "fwd"), smoke)
@@ -136,7 +136,7 @@ def _short(dtype: torch.dtype) -> str:
     return next(name for name, known in tuning.DTYPES.items() if known == dtype)
 
 
-def tried(s: AttentionShape, dtype: torch.dtype, tiles: dict[str, tuple[int, ...]]) -> dict:
+def table_of(s: AttentionShape, dtype: torch.dtype, tiles: dict[str, tuple[int, ...]]) -> dict:
     """A table that has these tiles alone."""
     tiles = {pass_: list(tile) for pass_, tile in tiles.items()}
     lengths = {"dtype": _short(dtype), "head_dim": s.head_dim, "queries": s.queries, "keys": s.keys}

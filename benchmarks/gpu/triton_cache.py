@@ -20,7 +20,7 @@ import checkout
 import torch
 import triton
 from audit_launches import Case, Launch
-from gpu_tiles import TILES, tried
+from gpu_tiles import TILES, table_of
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -40,7 +40,7 @@ def tile_launches(arch: int) -> dict[str, Launch]:
     for case in cases:
         shape = ATTENTION[case.name.removesuffix(" bf16")]
         for tile in TILES:
-            with tuning.override(tried(shape, torch.bfloat16, dict.fromkeys(("fwd", "dq", "dkv"), tile))):
+            with tuning.override(table_of(shape, torch.bfloat16, dict.fromkeys(("fwd", "dq", "dkv"), tile))):
                 found |= audit_launches.record([case], arch)
     return found
 
