@@ -1,10 +1,12 @@
 """The runner of a GPU report's sections: limits, crashes and kills cost what they must; the report is always whole."""
 
+import argparse
 import json
 import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -315,3 +317,18 @@ def test_an_error_in_the_middle_is_the_reason_of_all_rows_that_are_missing(tmp_p
     _, *values = map(json.loads, (tmp_path / "lines").read_text().splitlines())
     gone = "RuntimeError: the device is gone"
     assert values == [{"name": n, "failed": why} for n, why in (("a", "no luck"), ("b", gone), ("c", gone))]
+
+
+def test_the_cache_that_was_compiled_ahead_is_unpacked_once(tmp_path):
+    work, made = tmp_path / "work", tmp_path / "made"
+    work.mkdir()
+    made.write_text("kernel")
+    with tarfile.open(work / "triton.tar.gz", "w:gz") as archive:
+        archive.add(made, "triton/key/kernel.cubin")
+    options = argparse.Namespace(out=tmp_path / "out", work=work, reference=None, smoke=True)
+    report, task = section_runner.start("cpu", options, quick=True)
+    unpacked = work / "triton" / "key" / "kernel.cubin"
+    assert unpacked.read_text() == "kernel" and report.path.exists() and task.quick
+    unpacked.write_text("newer")
+    section_runner.start("cpu", options, quick=True)
+    assert unpacked.read_text() == "newer"

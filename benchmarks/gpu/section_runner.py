@@ -218,6 +218,9 @@ def start(device: str, args: argparse.Namespace, *, quick: bool) -> tuple[Report
     out, work = args.out.resolve(), args.work.resolve()
     for folder in (out, work):
         folder.mkdir(parents=True, exist_ok=True)
+    if (work / "triton.tar.gz").exists() and not (work / "triton").exists():  # triton_cache.py made it
+        with tarfile.open(work / "triton.tar.gz") as archive:
+            archive.extractall(work, filter="data")
     name, about = describe_device(device)
     date, commit = conditions.now(), conditions.commit()
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

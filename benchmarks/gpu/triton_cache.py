@@ -1,4 +1,4 @@
-"""Compiles the step's Triton kernels for a GPU that is not there, into the cache that gpu_first.py takes along:
+"""Compiles the step's Triton kernels for a GPU that is not there, into a cache that gpu_first.py unpacks and uses:
 
     .venv-gpu/bin/python benchmarks/gpu/triton_cache.py [--work DIR] [--arch 90]
 
@@ -10,6 +10,8 @@ tile that gpu_tiles.py tries.
 import argparse
 import os
 import sys
+import tarfile
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -62,9 +64,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=checkout.ROOT / "build" / "gpu_first", metavar="DIR")
     parser.add_argument("--arch", type=int, default=90, help="90 for H100 and H200, 100 for B200, 80 for A100")
     args = parser.parse_args()
+    archive = args.work / "triton.tar.gz"
     launches = list((audit_launches.record(step_cases(), args.arch) | tile_launches(args.arch)).values())
-    fill(launches, args.work / "triton")
-    print(f"{len(launches)} launches for sm_{args.arch} by triton {triton.__version__} in {args.work / 'triton'}")
+    with tempfile.TemporaryDirectory() as folder:
+        fill(launches, Path(folder))
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(archive, "w:gz") as file:
+            file.add(folder, "triton")
+    size = archive.stat().st_size / 2**20
+    print(f"{len(launches)} launches for sm_{args.arch} by triton {triton.__version__}: {archive}, {size:.0f} MiB")
 
 
 if __name__ == "__main__":
