@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 # What the tests of the DALI loader need, on a CPU too; without it they are skipped. make DALI= leaves it out (199 MB).
 DALI ?= nvidia-dali-cuda130>=2.0
 BIN := .venv/bin
-# The stack of the GPU machine, which its tests run on without a GPU: 4.8 GB.
+# The stack of the GPU machine, which its tests run on without a GPU: 5.6 GB.
 PYTHON_GPU ?= python3.12
 GPU_STACK := torch==2.11.0 triton==3.6.0 'numpy==2.5.*' cupy-cuda13x==14.2.0
 

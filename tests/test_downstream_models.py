@@ -1,6 +1,7 @@
 """ConvViT and ConvUNetR: golden files, gradients against differences in float64, drop path, compile, autocast."""
 
 import json
+import math
 from functools import partial
 
 import pytest
@@ -11,6 +12,7 @@ from small_models import double
 
 import cinema_fast as cf
 from cinema_fast import kernels
+from cinema_fast.models.conv_unetr import ResBlock
 from cinema_fast.models.conv_vit import layer_of
 from cinema_fast.models.layers import Encoder
 
@@ -146,6 +148,21 @@ def test_autocast_stays_near(kind):
     assert low.dtype == torch.bfloat16
     assert float((low.detach() - exact).norm() / exact.norm()) < 15 * 2**-8  # of roundings of 2^-8 some dozens follow
     assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("size", [(1, 4, 3), (2, 4, 3), (2, 2, 4), (4, 2, 2), (3, 3, 3)], ids=str)
+def test_gradients_of_thin_maps_in_bf16(size):
+    torch.manual_seed(0)
+    block, x = ResBlock(3, 24, 24), torch.randn(2, 24, *size).contiguous(memory_format=torch.channels_last_3d)
+    upstream = torch.randn(x.shape)
+    exact = torch.autograd.grad(block(x), list(block.parameters()), upstream)
+    for _ in range(10):
+        for n in (500, 1000, 5000, 12_000, 20_000, 80_000, 300_000):  # what is not written shall be NaN
+            torch.full((n,), math.nan)
+        with torch.autocast("cpu", torch.bfloat16):
+            out = block(x)
+        for found, expected in zip(torch.autograd.grad(out, list(block.parameters()), upstream.to(out.dtype)), exact):
+            assert relative(found, expected) < 15 * 2**-8
 
 
 SHORT_UNETR = pytest.param(partial(small_unetr, dec_channels=(4, 5, 6)), marks=pytest.mark.slow)  # half a minute
