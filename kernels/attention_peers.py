@@ -48,7 +48,10 @@ def _has(module: str) -> bool:
 
 def cudnn_unsupported(q: Tensor, k: Tensor, v: Tensor, equal: bool) -> list[str]:
     """What cuDNN itself still lacks, PyTorch says when called."""
-    return _gpu_only(q, 128) + ([] if equal else ["needs sequences that are all equally long"])
+    why = _gpu_only(q, 128) + ([] if equal else ["needs sequences that are all equally long"])
+    if torch.are_deterministic_algorithms_enabled():
+        why.append("its backward is not deterministic (torch.use_deterministic_algorithms is on)")
+    return why
 
 
 def cudnn(
@@ -112,8 +115,8 @@ def xformers_problem() -> str:
         found = "without a version"
     # from 0.0.36 on it re-exports the attention of mslk, and passes over in silence that there is none
     return (
-        f"xformers {found} has no attention here ({said}); 0.0.36 takes it from mslk, which is an empty placeholder on "
-        "the package index: pip install 'xformers>=0.0.35,<0.0.36'"
+        f"xformers {found} has no attention here ({said}): pip install 'xformers>=0.0.35,<0.0.36' (0.0.36 takes it "
+        "from mslk, which is an empty placeholder on the package index)"
     )
 
 

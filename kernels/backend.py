@@ -14,6 +14,10 @@ from types import SimpleNamespace
 import torch
 
 BACKENDS = ("cuda", "triton", "native", "flash", "sdpa", "cudnn", "xformers", "torch")
+OPERATIONS = (
+    "assemble_queries", "augment_images", "masked_mse", "motion_score", "optical_flow", "patch_embed", "sample_mask",
+    "sparse_attention", "sparse_depthwise_conv",
+)  # fmt: skip
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 NVTX = torch.version.cuda is not None and not INTERPRET
@@ -46,6 +50,8 @@ def use(name: str, *operations: str) -> Iterator[None]:
     global _forced
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}; want one of {', '.join(BACKENDS)}")
+    if unknown := set(operations) - set(OPERATIONS):
+        raise BackendError(f"unknown operation {min(unknown)!r}; want some of {', '.join(OPERATIONS)}")
     before, _forced = _forced, _forced | dict.fromkeys(operations or (None,), name)
     try:
         yield

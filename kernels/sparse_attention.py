@@ -444,8 +444,8 @@ def sparse_attention(
     equal = is_uniform(cu_q, max_q, len(q)) and is_uniform(cu_k, max_k, len(k))
     reasons |= {name: partial(why, q, k, v, equal) for name, (_, why) in PEERS.items()}
     # fastest first; a peer goes before the kernel only where a GPU's timings say so
-    fastest = tuning.backend(q.shape[-1], max_q, max_k, q.dtype, q.device) if equal else None
-    if fastest:
+    by_table = equal and backend == "auto"
+    if by_table and (fastest := tuning.backend(q.shape[-1], max_q, max_k, q.dtype, q.device)):
         reasons = {fastest: reasons[fastest]} | reasons
     name = choose("sparse_attention", backend, reasons)
     if name == "triton":

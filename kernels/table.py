@@ -4,7 +4,7 @@ from functools import partial
 
 import torch
 
-from . import depthwise_native, mask_native
+from . import depthwise_native, mask_native, tuning
 from .attention_peers import PEERS
 from .augment_images import reasons as augment_reasons
 from .backend import choose, triton_unsupported
@@ -32,5 +32,8 @@ def table() -> list[tuple[str, str, str]]:
         picked = choose(operation, "auto", reasons)
         passed = list(reasons)[: list(reasons).index(picked)] if picked in reasons else list(reasons)
         why = "; ".join(f"{name}: {reasons[name]()[0]}" for name in passed if reasons[name]())
-        rows.append((operation, picked, why or "fastest"))
+        why = why or "fastest"
+        if operation == "sparse_attention" and on_gpu and tuning.has_table(x.device):
+            why += f"; equally long sequences as kernels/tuned/{tuning.slug(tuning.gpu_of(x.device))}.json says"
+        rows.append((operation, picked, why))
     return rows

@@ -83,6 +83,8 @@ def backend(head_dim: int, queries: int, keys: int, dtype: torch.dtype, device: 
     It is that of the nearest entry, as for `tiles`, if each length is within a factor of NEAR of the entry's. In
     compiled code it is a constant, and so are the three sizes.
     """
+    if not has_table(device):  # else every length would be compiled anew
+        return None
     sizes = (len(range(size)) for size in (head_dim, queries, keys))  # a symbolic one becomes a number
     return _backend(*sizes, dtype, device) or None
 
@@ -90,6 +92,12 @@ def backend(head_dim: int, queries: int, keys: int, dtype: torch.dtype, device: 
 def gpu_of(device: torch.device) -> str | None:
     """The name of a CUDA device; None for others."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
+@torch.compiler.assume_constant_result
+def has_table(device: torch.device) -> bool:
+    """Whether one was measured on this device, or is tried."""
+    return _tried is not None or ((gpu := gpu_of(device)) is not None and _path(FOLDER, gpu).exists())
 
 
 @torch.compiler.assume_constant_result
@@ -115,10 +123,12 @@ def _apart(a: int, b: int) -> float:
 
 @cache
 def _table(folder: Path, gpu: str) -> dict | None:
-    path = folder / f"{slug(gpu)}.json"
-    if not path.exists():
-        return None
-    return read(path)
+    path = _path(folder, gpu)
+    return read(path) if path.exists() else None
+
+
+def _path(folder: Path, gpu: str) -> Path:
+    return folder / f"{slug(gpu)}.json"
 
 
 def _check(table) -> None:

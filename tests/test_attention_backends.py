@@ -12,9 +12,9 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch.nn.attention import SDPBackend
 
 from cinema_fast.info import describe
-from cinema_fast.kernels import BackendError, attention_peers, use
+from cinema_fast.kernels import BackendError, attention_peers, table, use
 from cinema_fast.kernels.attention_peers import PEERS
-from cinema_fast.kernels.backend import choose
+from cinema_fast.kernels.backend import OPERATIONS, choose
 from cinema_fast.kernels.sparse_attention import (
     sparse_attention,
     sparse_attention_bytes,
@@ -97,6 +97,9 @@ def test_use_may_name_the_operations_that_it_is_for():
             assert [picked(op) for op in ("sparse_attention", "masked_mse")] == ["torch", "sdpa"]
         assert picked("sparse_attention") == "sdpa"
     assert picked("sparse_attention") == "triton"
+    with pytest.raises(BackendError, match=r"unknown operation 'sparse_atention'; want some of .*sparse_attention"):
+        use("torch", "sparse_atention").__enter__()
+    assert {operation for operation, *_ in table()} == set(OPERATIONS)
 
 
 def test_a_backend_that_cannot_run_says_why():
@@ -153,7 +156,7 @@ XFORMERS = {  # what is in xformers/ops/fmha/__init__.py, and what is said of it
     "0.0.36": (
         "try:\n    from mslk.attention.fmha import BlockDiagonalMask, memory_efficient_attention\n"
         "except ModuleNotFoundError:\n    pass\n",
-        r"xformers 0.0.36 has no attention here \(ImportError: cannot import name .*mslk.*empty.*xformers>=.*<0.0.36",
+        r"xformers 0.0.36 has no attention here \(ImportError: cannot import name .*xformers>=.*<0.0.36.*mslk.*empty",
     ),
     "0.0.34": ("raise OSError('libcudart is missing')", r"xformers 0.0.34 has .* \(OSError: libcudart is missing\)"),
 }

@@ -282,18 +282,24 @@ def test_committed_predictions_are_those_of_the_tree(committed):
     assert predict.check(committed) == []
 
 
-def test_check_tells_what_changed(committed):
+def test_check_tells_what_changed(committed, monkeypatch):
+    def faults(**other):
+        return predict.check(committed | other)
+
+    found = faults(counted=committed["counted"] | {"launches": 1}, versions={**committed["versions"], "torch": "0"})
+    assert [fault[:16] for fault in found] == ["a step of toy wa", "docs/predictions"]
+    assert all(fault.endswith(predict.COMMAND) for fault in found)
     codes = committed["machine_code"]
-    key = next(key for key in codes if key.startswith("sparse_attention._attention_fwd"))
-    name, source, *rest = key.split()
-    other = {
-        "counted": committed["counted"] | {"launches": 1}, "versions": committed["versions"] | {"torch": "0"},
-        "machine_code": codes | {" ".join((name, source[::-1], *rest)): codes[key]},
-    }  # fmt: skip
-    before = predict.check(committed)
-    counts, written, kernel = [fault for fault in predict.check(committed | other) if fault not in before]
-    assert counts.startswith("a step of toy was") and written.startswith("docs/predictions.md is not what")
-    assert kernel.startswith(f"{name} is another kernel") and kernel.endswith(predict.COMMAND)
+    key = next(key for key, row in codes.items() if row["kernel"] == "sparse_attention._attention_fwd")
+    (fault,) = faults(machine_code=codes | {key: codes[key] | {"stages": 9}})
+    assert fault.startswith("sparse_attention._attention_fwd is launched otherwise")
+    slower = [row | {"us": 2 * row["us"]} for row in committed["kernels"][:1]] + committed["kernels"][1:]
+    assert any(fault.startswith("another prediction of NVIDIA H200") for fault in faults(kernels=slower))
+    monkeypatch.setattr("attention_time.ROUND_TRIP", 8000)
+    monkeypatch.setattr("operation_work.ROUND_TRIP", 8000)
+    assert any("sparse_attention" in fault for fault in faults())
+    monkeypatch.setattr("step_cost.PUBLISHED_CLOCK", 1e9)
+    assert any(fault.startswith("other assumptions of NVIDIA H100") for fault in faults())
 
 
 def test_committed_steps(committed):

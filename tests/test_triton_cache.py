@@ -1,4 +1,4 @@
-"""What gpu/triton_cache.py compiles without a GPU is what a launch finds in Triton's cache."""
+"""What gpu/triton_cache.py compiles without a GPU is what a launch finds, once it is unpacked on another machine."""
 
 import os
 import sys
@@ -12,6 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 triton = pytest.importorskip("triton")
 audit_launches, triton_cache = pytest.importorskip("audit_launches"), pytest.importorskip("triton_cache")
+section_runner = pytest.importorskip("section_runner")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -19,7 +20,9 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 def test_launches_find_what_was_compiled(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", "")  # restored at the end
     (case,) = (c for c in triton_cache.step_cases() if (c.operation, c.name) == ("masked_mse", "awkward bf16"))
-    triton_cache.fill(list(audit_launches.record([case], 90).values()), tmp_path)
+    triton_cache.pack(list(audit_launches.record([case], 90).values()), tmp_path / "here" / "triton.tar.gz")
+    section_runner.unpack(tmp_path / "here" / "triton.tar.gz", tmp_path / "there")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "there" / "triton"))
     found = []
 
     def listen(*, cache_hit, **_):

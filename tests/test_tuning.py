@@ -141,6 +141,22 @@ def test_one_graph_without_breaks(write, taken, dynamic):
         taken.clear()
 
 
+def test_without_a_table_other_lengths_are_no_other_graphs():
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    compiled = torch.compile(sparse_attention, fullgraph=True, backend=count, dynamic=True)
+    for length in (13, 17, 19, 23, 29):  # none of them any other size
+        (q, k, v), _ = make([length] * 2, [length] * 2, FP32)
+        cu = offsets([length] * 2)
+        compiled(q, k, v, cu, cu, max_q=length, max_k=length)
+    assert len(graphs) == 1
+
+
 def test_override(write):
     write(table(entry(tiles=TILES)))
     tried = {"sparse_attention": [entry(tiles={"dq": [16, 32, 4, 2]})]}

@@ -167,7 +167,8 @@ def _call(shape: str) -> tuple[tuple[Tensor, ...], Callable[..., tuple[Tensor, .
 
 @contextmanager
 def _only(launch: str) -> Iterator[None]:
-    """Launches of other passes are left out."""
+    """Launches of other passes are left out; what they had written lies where it lay, in blocks that are handed out
+    again, so that dkv computes with numbers."""
     module = import_module("cinema_fast.kernels.sparse_attention")
     every = module._launch
 

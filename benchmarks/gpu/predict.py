@@ -92,9 +92,33 @@ def machine_rows(code_of: Compiler) -> dict[str, dict]:
     rows = {}
     for key, code in sorted(code_of.used.items()):
         launch = code_of.launches[key]
-        passed = launch.specialisation["constants"]
-        rows[key] = {"kernel": launch.name, "passed": passed, "programs": code.programs, **code.as_dict()}
+        rows[key] = {**compiled_for(launch), "programs": code.programs, **code.as_dict()}
     return rows
+
+
+def compiled_for(launch: audit_launches.Launch) -> dict:
+    """What a launch's code depends on, whatever the version of Triton."""
+    passed = launch.specialisation
+    return {
+        "kernel": launch.name, "source": audit_launches.source_hash(launch.kernel), "passed": passed["constants"],
+        "types": passed["types"], "warps": passed["warps"], "stages": passed["stages"],
+    }  # fmt: skip
+
+
+class Read(Compiler):
+    """The code that was read before, for launches of today by any version of Triton; LookupError for another one."""
+
+    def __init__(self, rows: dict[str, dict]):
+        super().__init__({})
+        self.rows = rows.values()
+
+    def __call__(self, launch: audit_launches.Launch) -> MachineCode:
+        wanted = compiled_for(launch)
+        for row in self.rows:
+            if row.items() >= wanted.items():
+                return MachineCode.from_dict({name: row[name] for name in MachineCode.__dataclass_fields__})
+        tile = f"{wanted['passed']}, {wanted['warps']} warps, {wanted['stages']} stages"
+        raise LookupError(f"{launch.name} is launched otherwise than what was read: {tile}")
 
 
 def predictions(last: dict) -> dict:
@@ -110,18 +134,22 @@ def predictions(last: dict) -> dict:
     (turn,) = calibration.matrix_loops
     tutorial_cycles = 1000 * turn.serial / (CALIBRATION_TILE["rows"] * CALIBRATION_TILE["cols"])
     contents = {
-        "command": COMMAND, "commit": conditions.commit(), "versions": conditions.versions(), "assumptions": {},
-        "steps": [], "kernels": [], "counted": counted(*CHECKED),
+        "command": COMMAND, "commit": conditions.commit(), "versions": conditions.versions(),
+        "tutorial_cycles": tutorial_cycles, "assumptions": {}, "steps": [], "kernels": [], "counted": counted(*CHECKED),
     }  # fmt: skip
     for gpu, sheet in GPUS.items():
         given = assumptions(PEAKS[sheet][0], tutorial_cycles)
-        contents["assumptions"][gpu] = {
-            name: {k: _short(v) if isinstance(v, float) else v for k, v in getattr(given, name)._asdict().items()}
-            for name in given.__dataclass_fields__
-        }
+        contents["assumptions"][gpu] = _as_dict(given)
         contents["steps"] += step_rows(steps, gpu, given)
         contents["kernels"] += kernel_rows(kernels, gpu, given)
     return contents | {"machine_code": machine_rows(code_of), "compiled": compiled}
+
+
+def _as_dict(given) -> dict:
+    return {
+        name: {k: _short(v) if isinstance(v, float) else v for k, v in getattr(given, name)._asdict().items()}
+        for name in given.__dataclass_fields__
+    }
 
 
 def is_forward(launch: audit_launches.Launch) -> bool:
@@ -152,6 +180,10 @@ def counted(preset: str, batch: int) -> dict:
     }  # fmt: skip
 
 
+def _name(row: dict) -> tuple[str, ...]:
+    return tuple(row[key] for key in ("gpu", "op", "pass", "shape", "dtype"))
+
+
 def check(contents: dict) -> list[str]:
     """What of the results is not of this tree."""
     wrong = []
@@ -159,11 +191,16 @@ def check(contents: dict) -> list[str]:
         wrong.append(f"{DOCUMENT.relative_to(ROOT)} is not what {RESULTS.relative_to(ROOT)} gives")
     if (now := counted(*CHECKED)) != contents["counted"]:
         wrong.append(f"a step of {CHECKED[0]} was {contents['counted']}, is now {now}")
-    kernels = audit_launches.kernels_of(audit_launches.kernel_modules())
-    for key in contents["machine_code"]:
-        name, source = key.split()[:2]
-        if name in kernels and audit_launches.source_hash(kernels[name]) != source:
-            wrong.append(f"{name} is another kernel than the one whose code was read")
+    given = {gpu: assumptions(PEAKS[sheet][0], contents["tutorial_cycles"]) for gpu, sheet in GPUS.items()}
+    wrong += [f"other assumptions of {gpu}" for gpu in GPUS if contents["assumptions"][gpu] != _as_dict(given[gpu])]
+    try:
+        kernels = kernel_work(Read(contents["machine_code"]))
+    except LookupError as error:
+        wrong.append(str(error))
+    else:
+        now = {_name(row): row for gpu in GPUS for row in kernel_rows(kernels, gpu, given[gpu])}
+        was = {_name(row): row for row in contents["kernels"]}
+        wrong += [f"another prediction of {' '.join(name)}" for name in now | was if now.get(name) != was.get(name)]
     return [f"{fault}: run {COMMAND}" for fault in sorted(set(wrong))]
 
 

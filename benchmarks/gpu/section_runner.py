@@ -218,9 +218,8 @@ def start(device: str, args: argparse.Namespace, *, quick: bool) -> tuple[Report
     out, work = args.out.resolve(), args.work.resolve()
     for folder in (out, work):
         folder.mkdir(parents=True, exist_ok=True)
-    if (work / "triton.tar.gz").exists() and not (work / "triton").exists():  # triton_cache.py made it
-        with tarfile.open(work / "triton.tar.gz") as archive:
-            archive.extractall(work, filter="data")
+    if (work / "triton.tar.gz").exists() and not (work / "triton").exists():
+        unpack(work / "triton.tar.gz", work)
     name, about = describe_device(device)
     date, commit = conditions.now(), conditions.commit()
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
@@ -238,6 +237,15 @@ def start(device: str, args: argparse.Namespace, *, quick: bool) -> tuple[Report
         smoke=args.smoke,
     )  # fmt: skip
     return report, task
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """What triton_cache.py packed; Triton wants the files of a kernel by their whole paths."""
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    for group in (folder / "triton").rglob("__grp__*.json"):
+        names = json.loads(group.read_text())["child_paths"]
+        group.write_text(json.dumps({"child_paths": {name: str(group.with_name(name)) for name in names}}))
 
 
 def describe_device(device: str) -> tuple[str, dict]:

@@ -59,6 +59,15 @@ def fill(launches: list[Launch], folder: Path) -> None:
         list(pool.map(compile_one, launches))
 
 
+def pack(launches: list[Launch], archive: Path) -> None:
+    """Compile them into a file that section_runner.py unpacks."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        fill(launches, Path(folder))
+        with tarfile.open(archive, "w:gz") as file:
+            file.add(folder, "triton")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=checkout.ROOT / "build" / "gpu_first", metavar="DIR")
@@ -66,11 +75,7 @@ def main() -> None:
     args = parser.parse_args()
     archive = args.work / "triton.tar.gz"
     launches = list((audit_launches.record(step_cases(), args.arch) | tile_launches(args.arch)).values())
-    with tempfile.TemporaryDirectory() as folder:
-        fill(launches, Path(folder))
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(archive, "w:gz") as file:
-            file.add(folder, "triton")
+    pack(launches, archive)
     size = archive.stat().st_size / 2**20
     print(f"{len(launches)} launches for sm_{args.arch} by triton {triton.__version__}: {archive}, {size:.0f} MiB")
 
