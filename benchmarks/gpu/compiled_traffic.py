@@ -23,6 +23,8 @@ from torch._inductor.fx_passes import joint_graph
 from torch._inductor.graph import GraphLowering
 from torch._inductor.ir import MultiOutput
 from torch._inductor.scheduler import ExternKernelSchedulerNode, NopKernelSchedulerNode
+from torch._inductor.utils import get_gpu_type, is_big_gpu
+from torch.utils._triton import has_triton
 
 ARCH = 90
 
@@ -80,6 +82,8 @@ def compiled_traffic(model: nn.Module, call: Callable[[nn.Module], object]) -> C
         finally:
             triton.runtime.driver.set_active(driver)
             torch.compiler.reset()
+            for asked in (has_triton, get_gpu_type, is_big_gpu):  # they keep what they were told of the faked GPU
+                asked.cache_clear()
     return found
 
 

@@ -30,7 +30,10 @@ PROPERTIES = SimpleNamespace(  # of an H100 SXM and an H200; the driver's figure
 
 @contextmanager
 def faked_gpu() -> Iterator[None]:
-    """Inside there is one GPU, and every tensor made is fake. RuntimeError where PyTorch cannot be deceived."""
+    """Inside there is one GPU, and every tensor made is fake. RuntimeError where PyTorch cannot be deceived, or is at
+    work on a real one."""
+    if torch.cuda.is_initialized():
+        raise RuntimeError("a GPU is faked in a process that uses a real one: run it in a process of its own")
     answers = {
         "is_available": True, "device_count": 1, "current_device": 0, "is_initialized": True, "_lazy_init": None,
         "is_current_stream_capturing": False, "_get_device_properties": PROPERTIES, "synchronize": None,

@@ -1,4 +1,6 @@
-"""docs/predictions.md, from benchmarks/results/predictions.json alone."""
+"""docs/predictions.md, from benchmarks/results/predictions.json."""
+
+from attention_time import MULTIPROCESSORS, ROUND_TRIP, WAITS
 
 GOALS = {1.0: 2.32, 0.25: 1.55}  # ms a study of cinema-base by decode ratio: 430 and 646 studies/s
 HEADLINE = "NVIDIA H200"
@@ -20,6 +22,13 @@ def document(contents: dict) -> str:
         "fixed time and the larger of bytes over the copy rate and FLOPs over the rate of matrix products; attention",
         "and patch_embed the cycles of their machine code. A step takes what the device needs, or the host to launch",
         "it. Ranges: each assumption alone at its best and at its worst, the differences added by their squares.",
+        "",
+        f"Not in the ranges: programs are spread evenly over {MULTIPROCESSORS} multiprocessors, without a last wave that",
+        "is half empty (up to a quarter of the shortest launches); a program waits "
+        f"{WAITS} times for memory, {ROUND_TRIP} cycles each;",
+        "small matrix products reach the rate of large ones; attention's calibration, from one forward pass, holds for",
+        "its backward pass and for patch_embed. Tiles are the static ones: where `kernels/tuned/` has a table for a GPU,",
+        "what is measured there is of other tiles, or of another backend.",
     ]
     for section in (_steps, _components, _attention, _kernels, _assumptions, _goals):
         lines += ["", *section(contents)]
