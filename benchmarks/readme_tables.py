@@ -83,8 +83,8 @@ def read_results(folder: Path) -> tuple[dict, list[dict]]:
     """The newest comparison on a CPU, and every report of a GPU, oldest first."""
     cpu = max(folder.glob("cpu-*.json"), key=lambda path: path.name)
     others = (json.loads(path.read_text()) for path in folder.glob("*.json") if not path.name.startswith("cpu-"))
-    reports = sorted((r for r in others if "kernels" in r and "device" in r), key=lambda r: r["date"])
-    return json.loads(cpu.read_text()), reports
+    reports = [r for r in others if "kernels" in r and "device" in r and not r["smoke"]]
+    return json.loads(cpu.read_text()), sorted(reports, key=lambda r: r["date"])
 
 
 def main() -> int:

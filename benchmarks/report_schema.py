@@ -52,7 +52,8 @@ class StepRow:
 
     ms: median; studies_per_s and mfu follow from it; peak_mib: most device memory that this way alone holds during a
     step (weights, gradients, optimiser, activations); speedup: median of the rounds' ratios; attention: the backend of
-    sparse_attention, "auto" for its own choice; predicted_ms: what gpu/predict.py says. None: not measurable here.
+    sparse_attention, "auto" for its own choice; predicted_ms: what gpu/predict.py says, expected, low and high. None:
+    not measurable here.
     """
 
     preset: str
@@ -68,7 +69,7 @@ class StepRow:
     peer_ms: float | None
     speedup: float | None
     attention: str = "auto"
-    predicted_ms: float | None = None
+    predicted_ms: list[float] | None = None
 
     @property
     def name(self) -> str:
@@ -102,7 +103,8 @@ class WaterfallRow:
 
 @dataclass
 class BreakdownRow:
-    """What a component takes of a training step on the device, a study; budget_ms: what it should (None: no limit set).
+    """What a component takes of a training step on the device, a study; predicted_ms: what gpu/predict.py says;
+    budget_ms: what it may take (None: no limit set).
 
     The components of a step add up to what its kernels take; what a step takes beyond that, the device idles.
     """
@@ -113,6 +115,7 @@ class BreakdownRow:
     ms: float
     share: float
     budget_ms: float | None
+    predicted_ms: float | None = None
 
     @property
     def name(self) -> str:
@@ -164,6 +167,7 @@ class MachineRow:
 class ErrorRow:
     """An operation held to its float64 oracle on the device: the relative RMS error of one pass at one shape.
 
+    backend: what computed it: "torch" is no kernel of ours.
     right: whether it is within the budget; one that is not is replaced by PyTorch's form in the sections that follow.
     seconds: of the comparison with compilation and oracle.
     """
@@ -172,6 +176,7 @@ class ErrorRow:
     pass_: str
     shape: str
     dtype: str
+    backend: str
     rel_err: float
     err_budget: float
     right: bool
@@ -274,8 +279,8 @@ class Report:
     """The report at `path`, which exists and is valid from the first moment on, whenever the run is killed.
 
     failed: rows that were tried, with the reason (out of memory, a wrong result); unreached: rows that were not, or not
-    to their end. fallbacks: operations that were replaced, and by what. smoke: toy sizes on a CPU, whose times mean
-    nothing.
+    to their end. fallbacks: operations that were replaced, and by what; unchecked: of which nothing is known. smoke:
+    toy sizes on a CPU, whose times mean nothing.
     """
 
     path: Path = field(metadata={"written": False})
@@ -297,12 +302,13 @@ class Report:
     data: list[DataRow] = field(default_factory=list)
     tests: dict[str, int] | None = None
     fallbacks: dict[str, str] = field(default_factory=dict)
+    unchecked: list[str] = field(default_factory=list)
     failed: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self):
         predictions = predicted()
-        ours = [p for p in predictions["steps"] if p["gpu"] == self.device]
-        self._steps = {(p["preset"], p["batch"], p["dtype"], p["mode"], p["decode_ratio"]): p["ms"] for p in ours}
+        steps = [p for p in predictions["steps"] if p["gpu"] == self.device]
+        self._steps = {(p["preset"], p["batch"], p["dtype"], p["mode"], p["decode_ratio"]): p for p in steps}
         ours = [p for p in predictions["kernels"] if p["gpu"] == self.device]
         self._kernels = {(p["op"], p["pass"], p["shape"], p["dtype"]): p["us"] for p in ours}
 
@@ -325,7 +331,11 @@ class Report:
     def _relate(self, row: Row) -> None:
         """Set it beside other rows and what was predicted."""
         if isinstance(row, StepRow):
-            row.predicted_ms = self._steps.get((row.preset, row.batch, row.dtype, row.mode, row.decode_ratio))
+            step = self._steps.get((row.preset, row.batch, row.dtype, row.mode, row.decode_ratio))
+            row.predicted_ms = step and [step[key] for key in ("ms", "ms_low", "ms_high")]
+        if isinstance(row, BreakdownRow):
+            step = self._steps.get((row.preset, row.batch, "bf16", "eager", 1.0), {})
+            row.predicted_ms = step.get("device_ms_a_study_by_component", {}).get(row.component)
         if isinstance(row, KernelRow):
             row.predicted_us = self._kernels.get((row.op, row.pass_, row.shape, row.dtype))
         if isinstance(row, TileRow) and " w" in row.tile:
@@ -349,17 +359,24 @@ class Report:
         lines += [f"{m.what}: {m.value:.4g} {m.unit}" for m in self.machine]
         wrong = [e for e in self.errors if not e.right]
         if self.errors:
-            lines.append(f"errors against float64: {len(self.errors)} checked, {len(wrong)} beyond the budget")
+            by = ", ".join(dict.fromkeys(f"{e.op} {e.backend}" for e in self.errors))
+            lines.append(f"errors against float64: {len(self.errors)} checked, {len(wrong)} beyond the budget ({by})")
         lines += [f"WRONG: {e.op} {e.pass_} {e.shape}: {e.rel_err:.2g}, budget {e.err_budget:.2g}" for e in wrong]
-        lines += [f"replaced: {op} by {backend}" for op, backend in self.fallbacks.items()]
+        lines += [f"replaced because it is wrong here: {op}, by {backend}" for op, backend in self.fallbacks.items()]
+        if self.unchecked:
+            lines.append(f"not checked against float64 here: {', '.join(self.unchecked)}")
+        if self.tests is not None:
+            lines.append("tests: " + ", ".join(f"{n} {what}" for what, n in self.tests.items()))
+        lines += [f"failed: {f['row']}: {f['reason']}" for f in self.failed]
+        lines += [f"unreached: {name}" for name in self.unreached]
         lines += _table(
-            "step | batch | decoded | ms | predicted ms | studies/s | MFU | peak MiB | peer | times faster",
+            "step | batch | decoded | ms | predicted | ms a study | studies/s | MFU | peak MiB | peer | times faster",
             [
                 (
                     f"{r.preset} {r.dtype} {r.mode}" + f", attention by {r.attention}" * (r.attention != "auto"),
-                    r.batch, f"{r.decode_ratio:g}", f"{r.ms:.1f}", _number(r.predicted_ms, 1),
-                    f"{r.studies_per_s:.1f}", "" if r.mfu is None else f"{r.mfu:.1%}", _number(r.peak_mib, 0),
-                    r.peer or "", _number(r.speedup, 2),
+                    r.batch, f"{r.decode_ratio:g}", f"{r.ms:.1f}", _beside(r.ms, r.predicted_ms),
+                    f"{r.ms / r.batch:.2f}", f"{r.studies_per_s:.1f}", "" if r.mfu is None else f"{r.mfu:.1%}",
+                    _number(r.peak_mib, 0), r.peer or "", _number(r.speedup, 2),
                 )
                 for r in self.step
             ],
@@ -372,8 +389,11 @@ class Report:
             ],
         )
         lines += _table(
-            "part of the step | ms a study | share | budget ms",
-            [(b.component, f"{b.ms:.3f}", f"{b.share:.0%}", _number(b.budget_ms, 2)) for b in self.breakdown],
+            "part of the eager step | ms a study | predicted ms | share of the step | may take ms",
+            [
+                (b.component, f"{b.ms:.3f}", _number(b.predicted_ms, 3), f"{b.share:.0%}", _number(b.budget_ms, 2))
+                for b in self.breakdown
+            ],
         )
         lines += _table(
             "mode | kernel | launches a step | us a step | share",
@@ -407,10 +427,6 @@ class Report:
                 for k in self.kernels
             ],
         )  # fmt: skip
-        if self.tests is not None:
-            lines += ["", "tests: " + ", ".join(f"{n} {what}" for what, n in self.tests.items())]
-        lines += [f"failed: {f['row']}: {f['reason']}" for f in self.failed]
-        lines += [f"unreached: {name}" for name in self.unreached]
         return "\n".join(lines)
 
 
@@ -420,6 +436,33 @@ def _table(heads: str, rows: list[tuple]) -> list[str]:
         return []
     lines = ["", f"| {heads} |", "|---" * (heads.count("|") + 1) + "|"]
     return lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+
+
+def brief(outcome: Row | dict[str, int]) -> str:
+    """What a row says, in a word or two, for who watches the run."""
+    if isinstance(outcome, StepRow):
+        beside = _beside(outcome.ms, outcome.predicted_ms)
+        return f"{outcome.ms:.1f} ms" + f", predicted {beside}" * bool(beside)
+    if isinstance(outcome, KernelRow | TileRow | ProfileRow):
+        return f"{outcome.us:.0f} us"
+    if isinstance(outcome, MachineRow):
+        return f"{outcome.value:.4g} {outcome.unit}"
+    if isinstance(outcome, ErrorRow):
+        return f"{outcome.rel_err:.1g} by {outcome.backend}{'' if outcome.right else ': WRONG'}"
+    if isinstance(outcome, BreakdownRow | WaterfallRow):
+        return f"{outcome.ms:.3g} ms"
+    if isinstance(outcome, DataRow):
+        return f"{outcome.studies_per_s:.0f} studies/s"
+    return ", ".join(f"{n} {what}" for what, n in outcome.items())
+
+
+def _beside(measured: float, predicted: list[float] | None) -> str:
+    """A prediction with its range, and whether what was measured lies in it."""
+    if predicted is None:
+        return ""
+    expected, low, high = predicted
+    where = "inside" if low <= measured <= high else "slower" if measured > high else "faster"
+    return f"{expected:g} ({low:g}-{high:g}): {where}"
 
 
 def _number(value: float | None, digits: int) -> str:

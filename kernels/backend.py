@@ -44,8 +44,9 @@ def use(name: str, *operations: str) -> Iterator[None]:
     """Operations called with backend="auto" inside the block run on `name`, one of BACKENDS.
 
     operations: only those, by name ("sparse_attention"); every one where none is named. An operation's own name goes
-    before a block around or inside it that names none. An operation that has no such backend falls back to its own
-    choice; one that has it and cannot run here raises BackendError. Not meant to be entered inside compiled code.
+    before a block around or inside it that names none. An operation that has no such backend raises BackendError where
+    it was named, and else falls back to its own choice; one that has it and cannot run here raises BackendError. Not
+    meant to be entered inside compiled code.
     """
     global _forced
     if name not in BACKENDS:
@@ -95,7 +96,7 @@ def choose(operation: str, backend: str, reasons: Mapping[str, Callable[[], list
         BackendError: a backend named by the caller or by `use` cannot run, or does not exist.
     """
     forced = _forced.get(operation, _forced.get(None))
-    if backend == "auto" and (forced == "torch" or forced in reasons):
+    if backend == "auto" and (forced == "torch" or forced in reasons or operation in _forced):
         backend = forced
     if backend == "auto":
         # interpreted kernels are for tests: they run where they are asked for by name only

@@ -26,6 +26,7 @@ FOLDER = Path(__file__).parent / "tuned"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 BACKENDS = ("triton", *PEERS)
 PASSES = ("fwd", "dq", "dkv")
+KEYS = ("dtype", "head_dim", "queries", "keys", "backend", "tiles", "us", "peer_us")
 SIDES, WARPS, STAGES = (16, 32, 64, 128, 256), (4, 8), range(1, 8)
 NEAR = 1.25  # a backend is taken over to lengths that differ by no more than this factor
 
@@ -124,7 +125,10 @@ def _apart(a: int, b: int) -> float:
 @cache
 def _table(folder: Path, gpu: str) -> dict | None:
     path = _path(folder, gpu)
-    return read(path) if path.exists() else None
+    table = read(path) if path.exists() else None
+    if table and table["gpu"] != gpu:
+        raise ValueError(f"{path}: is of {table['gpu']}, not of {gpu}; delete it, or let gpu_first.py write it again")
+    return table
 
 
 def _path(folder: Path, gpu: str) -> Path:
@@ -139,6 +143,8 @@ def _check(table) -> None:
         where = f"sparse_attention[{number}]"
         if not isinstance(entry, dict):
             raise ValueError(f"{where}: want an object, got {entry!r}")
+        for name in entry:
+            _one_of(f"{where}: key", name, KEYS)
         _one_of(f"{where}: dtype", entry.get("dtype"), tuple(DTYPES))
         for name in ("head_dim", "queries", "keys"):
             _one_of(f"{where}: {name}", entry.get(name), range(1, 2**31))

@@ -99,6 +99,8 @@ def test_use_may_name_the_operations_that_it_is_for():
     assert picked("sparse_attention") == "triton"
     with pytest.raises(BackendError, match=r"unknown operation 'sparse_atention'; want some of .*sparse_attention"):
         use("torch", "sparse_atention").__enter__()
+    with use("cuda", "sparse_attention"), pytest.raises(BackendError, match="no backend 'cuda'"):
+        picked("sparse_attention")
     assert {operation for operation, *_ in table()} == set(OPERATIONS)
 
 

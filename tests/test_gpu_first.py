@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu" / "gpu_first.py"
 TOP = {
     "device", "date", "versions", "commit", "conditions", "smoke", "machine", "errors", "step", "breakdown", "profile",
-    "tiles", "kernels", "waterfall", "data", "tests", "fallbacks", "failed", "unreached",
+    "tiles", "kernels", "waterfall", "data", "tests", "fallbacks", "unchecked", "failed", "unreached",
 }  # fmt: skip
 STEP = {
     "preset", "batch", "dtype", "mode", "decode_ratio", "ms", "studies_per_s", "mfu", "peak_mib", "peer", "peer_ms",
@@ -190,7 +190,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys, opti
         gpu_first.main()
     assert end.value.code == 2
     assert (
-        "invalid choice: 'nothing'" if "nothing" in options else "want A or B, or --only"
+        "invalid choice: 'nothing'" if "nothing" in options else "want either A or B, or --only"
     ) in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import random
 import signal
 import subprocess
@@ -16,8 +17,9 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import gpu_turn
-import section_runner
+import gpu_work
 import sections
+from gpu_work import Checks
 from report_schema import Report
 from section_runner import Runner, Section
 from sections import Task
@@ -35,7 +37,8 @@ def write(**value):
         file.write(json.dumps(value) + chr(10))
 
 def row(number, right=True):
-    values = {"op": what, "pass": "fwd", "shape": str(number), "dtype": "float32", "rel_err": 1.0, "err_budget": 1.0,
+    values = {"op": what, "pass": "fwd", "shape": str(number), "dtype": "float32", "backend": "triton",
+              "rel_err": 1.0, "err_budget": 1.0,
               "right": right, "seconds": 0.0}
     write(name=f"error {what} fwd {number}", section="errors", row=values)
 
@@ -76,7 +79,7 @@ def runner(tmp_path):
         report = Report(tmp_path / "out" / "gpu-2030.json", "a GPU", "2030", {}, "commit", {}, False, [])
         report.path.parent.mkdir(exist_ok=True)
         task = task_in(tmp_path, tmp_path / "out")
-        return Runner(report, task, time.monotonic() + seconds, script)
+        return Runner(report, task, Checks("a GPU", "commit"), time.monotonic() + seconds, script)
 
     return make
 
@@ -117,7 +120,7 @@ def test_an_operation_that_is_wrong_is_replaced_in_what_follows(runner):
     run.run([Section("machine", 30)])
     told = json.loads((run.lines / "machine.json").read_text())
     assert told["fallbacks"] == {"wrong": "torch"}
-    assert json.loads((run.work / "fallbacks.json").read_text()) == {"wrong": "torch"}  # for the second command
+    assert json.loads((run.work / "checks.json").read_text())["replaced"] == {"wrong": "torch"}  # for command B
 
 
 def test_what_no_time_is_left_for_is_unreached(runner):
@@ -183,12 +186,14 @@ import sys, time
 from pathlib import Path
 sys.path[:0] = {paths!r}
 from report_schema import Report
+from gpu_work import Checks
+from gpu_work import Checks
 from section_runner import Runner, Section
 from sections import Task
 out = Path({out!r})
 report = Report(out / "gpu-2030.json", "a GPU", "2030", {{}}, "commit", {{}}, False, [])
 task = Task("cpu", {out!r}, {work!r}, {work!r} + "/logs", {work!r} + "/lock", "commit", None, {{}}, True, True)
-runner = Runner(report, task, time.monotonic() + 60, Path({script!r}))
+runner = Runner(report, task, Checks("a GPU", "commit"), time.monotonic() + 60, Path({script!r}))
 runner.run([Section("slow", 30, background=True), *[Section("errors", 30, parts=("slow", "wrong", "a"))] * 20])
 """
 
@@ -219,6 +224,8 @@ def test_sections_end_when_the_run_is_killed(tmp_path):
 import subprocess, sys, time
 code = "import sys, time; sys.path[:0] = {[str(GPU), str(GPU.parent)]}; import sections; sections.end_with_parent(); "
 code += "print('ready', flush=True); time.sleep(100)"
+import os
+os.environ["GPU_SECTION_PARENT"] = str(os.getpid())
 child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
 child.stdout.readline()
 print(child.pid, flush=True)
@@ -277,10 +284,74 @@ def test_what_compiles_beside_runs_its_graphs_in_its_turn(tmp_path, monkeypatch)
 
 def test_an_operation_that_was_mended_is_no_longer_replaced(runner):
     run = runner()
-    run.task.fallbacks["a"] = "torch"
-    run.run([Section("errors", 30, parts=("a",))])
+    run.checks.replaced["sample_mask"] = "torch"
+    run.run([Section("errors", 30, parts=("sample_mask",))])
     assert on_disk(run)["fallbacks"] == {}
-    assert json.loads((run.work / "fallbacks.json").read_text()) == {}
+    kept = Checks.read(run.work, "a GPU", "commit")
+    assert kept.replaced == {} and kept.checked == ["sample_mask"]
+    assert "sample_mask" not in on_disk(run)["unchecked"] and "masked_mse" in on_disk(run)["unchecked"]
+
+
+NOT_CHECKS = {
+    "no JSON": "{",
+    "a list": '["x"]',
+    "an unknown operation": '{"gpu": "a GPU", "commit": "c", "replaced": {"no_such_op": "torch"}}',
+    "another GPU": '{"gpu": "another", "commit": "c", "checked": ["sample_mask"]}',
+}
+
+
+@pytest.mark.parametrize("content", NOT_CHECKS.values(), ids=NOT_CHECKS)
+def test_checks_that_cannot_be_read_or_are_of_another_gpu_are_not_believed(tmp_path, capsys, content):
+    (tmp_path / "checks.json").write_text(content)
+    assert Checks.read(tmp_path, "a GPU", "commit") == Checks("a GPU", "commit")
+    assert str(tmp_path / "checks.json") in capsys.readouterr().out
+
+
+def test_tiles_of_another_gpu_are_put_aside(tmp_path, capsys):
+    path = tmp_path / "tuned.json"
+    path.write_text(json.dumps({"gpu": "NVIDIA A100", "sparse_attention": []}))
+    gpu_work.put_aside(path, "NVIDIA A100")
+    assert path.exists()
+    gpu_work.put_aside(path, "NVIDIA H200")
+    assert not path.exists() and "is of NVIDIA A100, this is NVIDIA H200" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_a_run_that_is_stopped_kills_its_sections_and_prints_its_table(tmp_path, sent):
+    out, work = tmp_path / "out", tmp_path / "work"
+    command = [
+        sys.executable,
+        GPU / "gpu_first.py",
+        "--only",
+        "errors",
+        "tiles",
+        "--smoke",
+        "--out",
+        out,
+        "--work",
+        work,
+    ]
+    out.mkdir()
+    (out / "of_before").mkdir()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    said = []
+    for line in process.stdout:
+        said.append(line)
+        if line.startswith("error "):
+            break
+    process.send_signal(sent)
+    said.append(process.communicate(timeout=60)[0])
+    assert process.returncode == 130
+    (path,) = out.glob("*.json")
+    report = json.loads(path.read_text())
+    assert "section tiles" in report["unreached"] and report["errors"]
+    mentioned = " ".join([*report["unreached"], *(f["row"] for f in report["failed"])]).split()
+    operations = {row["op"] for row in report["errors"]} | set(mentioned)
+    assert operations >= set(sections.OPERATIONS), "an operation is mentioned nowhere"
+    assert "unreached: section tiles" in said[-1] and path.with_suffix(".md").exists()
+    assert (out / "of_before").is_dir()
+    alive = subprocess.run(["pgrep", "-f", str(work)], capture_output=True, text=True).stdout.split()
+    assert not alive
 
 
 def test_at_most_eight_files_of_sixteen_mib_come_home(tmp_path):
@@ -288,7 +359,8 @@ def test_at_most_eight_files_of_sixteen_mib_come_home(tmp_path):
         (tmp_path / f"{i}").write_bytes(b"x" * i)
     with (tmp_path / "trace").open("wb") as file:
         file.truncate(17 * 2**20)
-    left = {path.name: why for path, why in section_runner.too_much(tmp_path)}
+    (tmp_path / "folder").mkdir()
+    left = {path.name: why for path, why in gpu_work.too_much(set(tmp_path.iterdir()))}
     assert left == {"trace": "more than 16 MiB", "8": "more than 8 files", "9": "more than 8 files"}
 
 
@@ -325,10 +397,13 @@ def test_the_cache_that_was_compiled_ahead_is_unpacked_once(tmp_path):
     made.write_text("kernel")
     with tarfile.open(work / "triton.tar.gz", "w:gz") as archive:
         archive.add(made, "triton/key/kernel.cubin")
+        made.write_text('{"launches": 1, "arch": 90, "triton": "2.0", "key": "another"}')
+        archive.add(made, "triton/made.json")
     options = argparse.Namespace(out=tmp_path / "out", work=work, reference=None, smoke=True)
-    report, task = section_runner.start("cpu", options, quick=True)
+    report, task, _ = gpu_work.start("cpu", options, quick=True)
+    assert report.conditions["triton_cache"].startswith("1 launches for sm_90 by triton 2.0, which is not this one")
     unpacked = work / "triton" / "key" / "kernel.cubin"
     assert unpacked.read_text() == "kernel" and report.path.exists() and task.quick
     unpacked.write_text("newer")
-    section_runner.start("cpu", options, quick=True)
+    gpu_work.start("cpu", options, quick=True)
     assert unpacked.read_text() == "newer"

@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"))
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 triton = pytest.importorskip("triton")
 audit_launches, triton_cache = pytest.importorskip("audit_launches"), pytest.importorskip("triton_cache")
-section_runner = pytest.importorskip("section_runner")
+gpu_work = pytest.importorskip("gpu_work")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -21,7 +21,8 @@ def test_launches_find_what_was_compiled(tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", "")  # restored at the end
     (case,) = (c for c in triton_cache.step_cases() if (c.operation, c.name) == ("masked_mse", "awkward bf16"))
     triton_cache.pack(list(audit_launches.record([case], 90).values()), tmp_path / "here" / "triton.tar.gz")
-    section_runner.unpack(tmp_path / "here" / "triton.tar.gz", tmp_path / "there")
+    said = gpu_work.unpack(tmp_path / "here" / "triton.tar.gz", tmp_path / "there")
+    assert said.startswith("2 launches for sm_90 by triton") and "not this one" not in said
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "there" / "triton"))
     found = []
 

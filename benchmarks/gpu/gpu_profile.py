@@ -1,8 +1,4 @@
-"""Where a training step's time goes on the device: by kernel, and by kind beside what each kind should take.
-
-The budgets are estimates for one study of cinema-base on an H100, every masked token decoded: matrix products at the
-rate a large one reaches, attention at the best published rates, the rest by bytes.
-"""
+"""Where a training step's time goes on the device: by kernel, and by kind beside what was predicted."""
 
 import re
 from collections import defaultdict
@@ -31,14 +27,6 @@ COMPONENTS = {
     "matrix products": r"gemm|nvjet|cutlass|xmma|cublas|splitk|::mm|::bmm|::addmm|::linear",
     "optimiser": r"multi_tensor|adam|lpnorm|_foreach|l2norm",
     "norm, GELU, residual and the rest": r"",
-}
-BUDGET_MS = {
-    "matrix products": 1.12,
-    "attention": 0.60,
-    "norm, GELU, residual and the rest": 0.45,
-    "depthwise convolution": 0.10,
-    "patch embedding, queries, loss, masks": 0.10,
-    "optimiser": 0.05,
 }
 KERNELS = 40  # the slowest, which a table shows
 GUIDANCE = "guided masks, beyond masks by chance"
@@ -97,10 +85,9 @@ class StepProfile:
         for name, (_, us) in kernels.items():
             spent[component_of(name)] += us / 1e3 / self.batch
         self.total = sum(spent.values())
-        budget = BUDGET_MS if self.device == "cuda" and self.preset == "cinema-base" else {}
         for name in sorted(COMPONENTS, key=lambda name: -spent[name]):
             share = spent[name] / self.total
-            row = BreakdownRow(name, self.preset, self.batch, spent[name], share, budget.get(name))
+            row = BreakdownRow(name, self.preset, self.batch, spent[name], share, None)
             yield row.name, row
 
     def _guidance(self) -> BreakdownRow:

@@ -12,21 +12,21 @@ script, no more.
 
 import argparse
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import checkout
-from gpu_errors import SHAPES as OPERATIONS
 from gpu_first import AT_ONCE
-from section_runner import Runner, Section, add_options, device_or_error, finish, start
+from gpu_work import add_options
+from section_runner import Section, drive
+from sections import OPERATIONS
 
 BENCHED = tuple(sorted(path.stem.removeprefix("bench_") for path in Path(checkout.__file__).parent.glob("bench_*.py")))
 WITHOUT_ROWS = ("data", "downstream", "prepare", "stem", "step")  # benchmarks that have none for a GPU, or their own
 SECTIONS = [
     Section("machine", 60),
-    Section("errors", 120, parts=tuple(OPERATIONS), at_once=AT_ONCE),
+    Section("errors", 120, parts=OPERATIONS, at_once=AT_ONCE),
     Section("step", 300),
     Section("compiled", 600),
     Section("profile", 120),
@@ -47,12 +47,8 @@ def main() -> int:
     parser.add_argument("--only", choices=names, nargs="+", default=names, metavar="SECTION", help=", ".join(names))
     add_options(parser)
     args = parser.parse_args()
-    begin = time.monotonic()
-    device = device_or_error(parser, args)
-    report, task = start(device, args, quick=False)
-    runner = Runner(report, task, begin + args.budget)
-    runner.run([section for section in SECTIONS if section.name in args.only])
-    return finish(report, runner)
+    wanted = [section for section in SECTIONS if section.name in args.only]
+    return drive(parser, args, wanted, args.budget, quick=False)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ def document(contents: dict) -> str:
         "and patch_embed the cycles of their machine code. A step takes what the device needs, or the host to launch",
         "it. Ranges: each assumption alone at its best and at its worst, the differences added by their squares.",
         "",
-        f"Not in the ranges: programs are spread evenly over {MULTIPROCESSORS} multiprocessors, without a last wave that",
-        "is half empty (up to a quarter of the shortest launches); a program waits "
-        f"{WAITS} times for memory, {ROUND_TRIP} cycles each;",
-        "small matrix products reach the rate of large ones; attention's calibration, from one forward pass, holds for",
-        "its backward pass and for patch_embed. Tiles are the static ones: where `kernels/tuned/` has a table for a GPU,",
-        "what is measured there is of other tiles, or of another backend.",
+        f"Not in the ranges: programs are spread evenly over {MULTIPROCESSORS} multiprocessors, without a last wave",
+        "that is half empty (up to a quarter of the shortest launches); a program waits "
+        f"{WAITS} times for memory, {ROUND_TRIP} cycles",
+        "each; small matrix products reach the rate of large ones; attention's calibration, from one forward pass,",
+        "holds for its backward pass and for patch_embed. Tiles are the static ones: where `kernels/tuned/` has a",
+        "table for a GPU, what is measured there is of other tiles, or of another backend.",
     ]
     for section in (_steps, _components, _attention, _kernels, _assumptions, _goals):
         lines += ["", *section(contents)]

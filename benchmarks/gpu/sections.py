@@ -18,15 +18,23 @@ from dataclasses import dataclass, fields, is_dataclass
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import checkout
 import gpu_turn
-from report_schema import SECTION_OF, Row, to_json
 
-Rows = Iterator[tuple[str, Row | dict | str]]
+if TYPE_CHECKING:
+    from report_schema import Row
+
+Rows = Iterator[tuple[str, "Row | dict | str"]]
+PARENT = "GPU_SECTION_PARENT"  # the environment's name of the process that waits for this one
 BATCHES = (64, 16)
+OPERATIONS = (
+    "patch_embed", "sparse_depthwise_conv", "sparse_attention", "masked_mse", "assemble_queries", "sample_mask",
+    "augment_images", "optical_flow", "motion_score",
+)  # fmt: skip
 
 
 @dataclass
@@ -254,10 +262,10 @@ WITH_REFERENCE = ("reference", "reference compiled")  # which there are not with
 
 def end_with_parent() -> None:
     """End this process, whose work nobody waits for, once that which started it is gone."""
-    parent = os.getppid()
+    parent = os.environ[PARENT]
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while str(os.getppid()) == parent:
             time.sleep(0.5)
         os.killpg(0, 9)
 
@@ -266,6 +274,8 @@ def end_with_parent() -> None:
 
 def main(name: str, task: Task, lines: Path, arguments: list[str]) -> None:
     """Write the lines of a section."""
+    from report_schema import SECTION_OF, to_json
+
     with lines.open("a") as file:
 
         def write(value: dict) -> None:
@@ -315,7 +325,7 @@ def prepare(task: Task, stack: ExitStack, name: str) -> None:
     for op, backend in task.fallbacks.items():  # of attention each step says itself what it uses
         stack.enter_context(kernels.use(backend, op))
     if task.tuned.exists() and not task.smoke:
-        table = tuning.read(task.tuned)
+        table = tuning.read(task.tuned)  # of this GPU, which was looked at before
         for entry in table["sparse_attention"]:
             entry["backend"] = "triton"  # a peer has rows of its own
         stack.enter_context(tuning.override(table))

@@ -8,6 +8,7 @@ tile that gpu_tiles.py tries.
 """
 
 import argparse
+import json
 import os
 import sys
 import tarfile
@@ -25,6 +26,7 @@ from audit_launches import Case, Launch
 from gpu_tiles import TILES, table_of
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.cache import triton_key
 
 from cinema_fast.kernels import tuning
 from cinema_fast.kernels.shapes import ATTENTION
@@ -60,12 +62,16 @@ def fill(launches: list[Launch], folder: Path) -> None:
 
 
 def pack(launches: list[Launch], archive: Path) -> None:
-    """Compile them into a file that section_runner.py unpacks."""
+    """Compile them into a file that gpu_work.py unpacks."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         fill(launches, Path(folder))
-        with tarfile.open(archive, "w:gz") as file:
+        made = {"launches": len(launches), "arch": launches[0].arch, "triton": triton.__version__, "key": triton_key()}
+        Path(folder, "made.json").write_text(json.dumps(made))
+        part = archive.with_name(archive.name + ".part")
+        with tarfile.open(part, "w:gz") as file:
             file.add(folder, "triton")
+        part.replace(archive)
 
 
 def main() -> None:
