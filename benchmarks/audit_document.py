@@ -103,8 +103,8 @@ def differences(compiled: dict[tuple, dict[str, dict]], old: str, new: str) -> l
         "",
         f"## What differs between {old} and {new}",
         "",
-        f"Of the specialisations of a kernel: in how many {new} has another figure, and how much more of it, least to",
-        "most; of matrix instructions, loads and stores which units, or how wide (bytes a thread).",
+        f"Of a kernel's specialisations \"6: -8 to +4\" says: in 6 {new} has another figure, from 8 fewer to 4 more.",
+        "Of matrix instructions, loads and stores it names the units, or how wide they are (bytes a thread).",
         "",
         *([f"Alike: {', '.join(sorted(alike))}."] if alike else ["No kernel is alike in all."]),
         "",
@@ -116,7 +116,8 @@ def differences(compiled: dict[tuple, dict[str, dict]], old: str, new: str) -> l
 
 def _more(changes: list[float]) -> str:
     found = [change for change in changes if change]
-    return f"{len(found)}: {min(found):+.3g} to {max(found):+.3g}" if found else ""
+    least, most = (f"{bound(found):+.3g}" for bound in (min, max)) if found else ("", "")
+    return "" if not found else f"{len(found)}: {least}" + f" to {most}" * (least != most)
 
 
 def _other(both: list[tuple[dict, dict]]) -> str:
