@@ -44,7 +44,7 @@ def test_config_covers_a_room():
     for room in ((1, 192, 192, 16), (16, 192, 192, 1), (1, 1, 1, 1), (1, 3, 5, 700), (1, 1021, 1031, 3)):
         config, lines, pixels = augment_triton.augment_config(room), math.prod(room[:3]), math.prod(room)
         move, extremes, brighten = config["move"], config["extremes"], config["brighten"]
-        assert room[3] <= move["BLOCK_Z"] < 2 * room[3] and move["LINES"] * move["BLOCK_Z"] <= max(512, 2 * room[3])
+        assert room[3] <= move["BLOCK_Z"] < 2 * room[3] and move["LINES"] * move["BLOCK_Z"] <= max(1024, 2 * room[3])
         for shared, tile, n in ((move, move["LINES"], lines), (extremes, extremes["BLOCK"], pixels)):
             assert shared["PARTS"] <= augment_triton.MOST_PARTS
             assert (shared["PARTS"] - 1) * shared["TILES"] * tile < n <= shared["PARTS"] * shared["TILES"] * tile

@@ -159,7 +159,7 @@ def test_every_tile_is_timed_and_the_fastest_become_a_table(first, work):
     (entry,) = table["sparse_attention"]
     assert (entry["queries"], entry["keys"], entry["head_dim"]) == (13, 37, 24)
     for pass_ in ("fwd", "dq", "dkv"):
-        rows = [row for row in report["tiles"] if row["pass"] == pass_]
+        rows = [row for row in report["tiles"] if row["pass"] == pass_ and row["tile"] != "sdpa"]  # a peer
         assert len(rows) >= 4
         (best,) = (row for row in rows if row["best"])
         assert best["us"] == min(row["us"] for row in rows)
