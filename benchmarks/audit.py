@@ -178,7 +178,11 @@ def audit(
     entries = {}
     try:
         # Triton leaves what it compiled in a folder, and would take it from there the next time
-        with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache):
+        with (
+            tempfile.TemporaryDirectory() as cache,
+            mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache),
+            audit_code.threads_may_compile(),
+        ):
             pool = ThreadPoolExecutor(2)
             try:
                 found = {key: pool.submit(make) for key, make in triton_entries(launches, known).items()}

@@ -4,14 +4,19 @@ The disassembler is the one that comes with Triton (cuobjdump, which calls nvdis
 Counts are of instructions as they stand in the code, not of how often they run.
 """
 
+import ast
 import os
 import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest import mock
 
 import triton
 from audit_launches import Launch
@@ -99,6 +104,20 @@ def read_cubin(cubin: Path, arch: int, dynamic_shared: int = 0) -> dict[str, Cod
     if done.returncode or not found:
         raise RuntimeError(f"cuobjdump finds no kernel for sm_{arch} in {cubin}: {done.stderr or done.stdout}")
     return found
+
+
+@contextmanager
+def threads_may_compile() -> Iterator[None]:
+    """Inside it several threads may compile at once: Python 3.11's `ast.parse`, by which Triton reads a kernel, fails
+    now and then where two threads are in it ("AST constructor recursion depth mismatch")."""
+    parse, lock = ast.parse, threading.Lock()
+
+    def one_at_a_time(*args, **how):
+        with lock:
+            return parse(*args, **how)
+
+    with mock.patch.object(ast, "parse", one_at_a_time):
+        yield
 
 
 def compile_launch(launch: Launch) -> dict:

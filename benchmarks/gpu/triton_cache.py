@@ -22,6 +22,7 @@ import audit_launches
 import checkout
 import torch
 import triton
+from audit_code import threads_may_compile
 from audit_launches import Case, Launch
 from gpu_tiles import TILES, table_of
 from triton.backends.compiler import GPUTarget
@@ -57,7 +58,7 @@ def fill(launches: list[Launch], folder: Path) -> None:
         source = ASTSource(launch.kernel, launch.signature, launch.constants, launch.attributes)
         triton.compile(source, target=GPUTarget("cuda", launch.arch, 32), options=launch.options)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with threads_may_compile(), ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(compile_one, launches))
 
 
