@@ -149,7 +149,7 @@ def test_a_background_section_runs_beside_the_others_and_is_waited_for(runner):
     start = time.monotonic()
     run.run([Section("slow", 30, background=True), Section("machine", 30)])
     assert len(on_disk(run)["errors"]) == 6
-    run = runner(seconds=3)
+    run = runner(seconds=5)
     run.run([Section("hangs", 30, background=True), Section("machine", 30)])
     report = on_disk(run)
     assert len(report["errors"]) == 4 and report["failed"][0]["reason"].startswith("killed: its time was up")
@@ -215,7 +215,7 @@ def test_a_run_that_is_killed_at_any_moment_leaves_a_whole_report(tmp_path, runn
         process.wait()
         report = json.loads(path.read_text())
         assert report["errors"][: len(before["errors"])] == before["errors"]
-        assert report["unreached"], "it was not in the middle of the run"
+        assert len(report["errors"]) < 3 + 20 * 3 * 3, "it was not in the middle of the run"
 
 
 @LINUX
