@@ -314,6 +314,11 @@ def test_tiles_of_another_gpu_are_put_aside(tmp_path, capsys):
     assert path.exists()
     gpu_work.put_aside(path, "NVIDIA H200")
     assert not path.exists() and "is of NVIDIA A100, this is NVIDIA H200" in capsys.readouterr().out
+    path.write_text(json.dumps({"gpu": "CPU", "sparse_attention": []}))  # of a smoke test
+    gpu_work.put_aside(path, "cpu-smoke")
+    assert path.exists()
+    gpu_work.put_aside(path, "NVIDIA H200")
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=str)

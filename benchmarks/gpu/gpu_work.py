@@ -125,7 +125,8 @@ def put_aside(path: Path, gpu: str) -> None:
     if not path.exists():
         return
     try:
-        why = "" if (of := tuning.read(path)["gpu"]) in (gpu, "CPU") else f"is of {of}, this is {gpu}"
+        of, here = tuning.read(path)["gpu"], "CPU" if gpu == "cpu-smoke" else gpu
+        why = "" if of == here else f"is of {of}, this is {gpu}"
     except ValueError as error:
         why = str(error)
     if why:
