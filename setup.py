@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
@@ -66,18 +66,15 @@ class BuildCsrc(build_ext):
 setup(
     package_dir={"cinema_fast": "cinema_fast", "cinema_fast.kernels": "kernels", "cinema_fast.csrc": "csrc"},
     packages=[
-        "cinema_fast",
         "cinema_fast.csrc",
-        "cinema_fast.data",
-        "cinema_fast.downstream",
         "cinema_fast.kernels",
-        "cinema_fast.models",
-        "cinema_fast.train",
+        *(f"cinema_fast.kernels.{name}" for name in find_packages("kernels")),
+        *find_packages(include=["cinema_fast", "cinema_fast.*"]),
     ],
     package_data={
         "cinema_fast.csrc": ["*.cu", "*.cuh", "*.cpp", "*.hpp"],
-        "cinema_fast.data": ["*.yaml"],
-        "cinema_fast.downstream": ["*.j2"],
+        "cinema_fast.data.formats": ["*.yaml"],
+        "cinema_fast.evaluation": ["*.j2"],
         "cinema_fast.kernels": ["tuned/*.json"],
     },
     ext_modules=[

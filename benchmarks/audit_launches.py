@@ -137,9 +137,10 @@ def kernels_of(modules: list[ModuleType]) -> dict[str, JITFunction]:
 
 
 def kernel_modules() -> list[ModuleType]:
-    """All of kernels/*.py; compiled libraries may lie beside them."""
-    files = sorted(PACKAGES["cinema_fast.kernels"].glob("*.py"))
-    return [import_module(f"cinema_fast.kernels.{file.stem}") for file in files if file.stem != "__init__"]
+    """All modules of kernels/; compiled libraries may lie beside them."""
+    folder = PACKAGES["cinema_fast.kernels"]
+    files = [file.relative_to(folder) for file in sorted(folder.rglob("*.py")) if file.stem != "__init__"]
+    return [import_module(".".join(("cinema_fast.kernels", *file.with_suffix("").parts))) for file in files]
 
 
 class NoDevice:

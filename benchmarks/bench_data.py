@@ -31,14 +31,14 @@ from torch import Tensor
 from workload import GateError
 
 import cinema_fast as cf
-from cinema_fast.data.augment import model_input
-from cinema_fast.data.augmentation import AugmentConfig
-from cinema_fast.data.dali import make_loader, why_not_dali
-from cinema_fast.data.loader import augmentation_tensors, read_batch
-from cinema_fast.data.sampler import Sampler, frame_at
-from cinema_fast.data.store import VIEWS, CineStore, write_index, write_study
-from cinema_fast.train.bench_data import BenchDataConfig
-from cinema_fast.train.bench_stages import drop_from_cache, io_counts, time_stages
+from cinema_fast.bench_data import BenchDataConfig
+from cinema_fast.bench_stages import drop_from_cache, io_counts, time_stages
+from cinema_fast.data.loading.augment import model_input
+from cinema_fast.data.loading.augmentation import AugmentConfig
+from cinema_fast.data.loading.dali import make_loader, why_not_dali
+from cinema_fast.data.loading.loader import augmentation_tensors, read_batch
+from cinema_fast.data.loading.sampler import Sampler, frame_at
+from cinema_fast.data.store.store import VIEWS, CineStore, write_index, write_study
 
 AUGMENT = AugmentConfig(rotation=20, translation=10, flip=0.5, gamma=(0.7, 1.4), noise=0.05)
 TARGETS = {"read": 30, "read and augment": 10}  # times faster than the fastest peer
@@ -83,8 +83,8 @@ class Studies:
     """Synthetic studies as `.nii.gz` and as a store, and one draw of a frame of each."""
 
     def __init__(self, folder: Path, smoke: bool):
-        from cinema_fast.data.phantom import write_cohort
-        from cinema_fast.data.prepare import PrepareConfig, prepare
+        from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+        from cinema_fast.phantom.cohort import write_cohort
 
         options = dict(TOY if smoke else FULL)
         self.folder, self.nifti = folder, folder / "nifti"

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from workload import GateError
 
-from cinema_fast.data.prepare import PrepareConfig, prepare
-from cinema_fast.data.store import CineStore
+from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+from cinema_fast.data.store.store import CineStore
 
 FULL = {"n": 8, "n_frames": 25, "size": 192, "n_slices": 12, "in_plane_mm": 1.5}
 TOY = {"n": 2, "n_frames": 3, "size": 48, "n_slices": 3, "in_plane_mm": 6.0}
@@ -59,7 +59,7 @@ class Studies:
     """Synthetic studies in each format, and what is done with them."""
 
     def __init__(self, folder: Path, smoke: bool):
-        from cinema_fast.data.phantom import write_cohort
+        from cinema_fast.phantom.cohort import write_cohort
 
         options = dict(TOY if smoke else FULL)
         self.folder, self.cpu = folder, 0.0

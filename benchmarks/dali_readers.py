@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cinema_fast.data.dali import why_not_dali
+from cinema_fast.data.loading.dali import why_not_dali
 
 ONE_FILE, REGION, WHOLE = "DALI, a file a frame", "DALI, a region of the cine", "DALI, the whole cine"
 DIRECT = "DALI, a file a frame by GPUDirect Storage"

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cinema_fast.data.geometry import to_uint8
-from cinema_fast.data.phantom import PhantomStudy, make_study
+from cinema_fast.data.prepare.geometry import to_uint8
 from cinema_fast.kernels.optical_flow import optical_flow
+from cinema_fast.phantom.cohort import PhantomStudy, make_study
 
 sys.path.append(str(checkout.ROOT / "tests"))
 from flow_cases import DEFAULTS, moving

@@ -27,25 +27,25 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from cinema_fast.data.augmentation import AugmentConfig
-from cinema_fast.data.clips import CLIP, ClipStore, clip_frames
-from cinema_fast.data.loader import read_batch
-from cinema_fast.data.nifti import read_nifti
-from cinema_fast.data.phantom import write_cohort
-from cinema_fast.data.prepare import PrepareConfig, prepare
-from cinema_fast.data.sampler import Sampler
-from cinema_fast.data.store import CineStore
+from cinema_fast.cohort.embedding import embed_studies
+from cinema_fast.cohort.embedding_figure import draw_embeddings
+from cinema_fast.data.formats.nifti import read_nifti
+from cinema_fast.data.loading.augmentation import AugmentConfig
+from cinema_fast.data.loading.loader import read_batch
+from cinema_fast.data.loading.sampler import Sampler
+from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+from cinema_fast.data.store.clips import CLIP, ClipStore, clip_frames
+from cinema_fast.data.store.store import CineStore
 from cinema_fast.kernels.patches import gather_patches
+from cinema_fast.methods.evaluation import fixed_batches, fixed_plan, images_of
+from cinema_fast.methods.guidance import Guidance
+from cinema_fast.methods.pretrain import pretrain
+from cinema_fast.methods.pretrain_config import MaskConfig, PretrainConfig
 from cinema_fast.models.cinema import CineMA
 from cinema_fast.models.config import preset
 from cinema_fast.models.weights import load_cinema_weights
+from cinema_fast.phantom.cohort import write_cohort
 from cinema_fast.train.checkpoint import newest_checkpoint
-from cinema_fast.train.config import MaskConfig, PretrainConfig
-from cinema_fast.train.embedding import embed_studies
-from cinema_fast.train.embedding_figure import draw_embeddings
-from cinema_fast.train.evaluate import fixed_batches, fixed_plan, images_of
-from cinema_fast.train.guidance import Guidance
-from cinema_fast.train.pretrain import pretrain
 from cinema_fast.train.step import draw_plan
 
 CPU = torch.device("cpu")

@@ -15,19 +15,19 @@ from pathlib import Path
 import conditions
 import torch
 
-from cinema_fast.data.augmentation import AugmentConfig
-from cinema_fast.data.phantom import write_cohort
-from cinema_fast.data.prepare import PrepareConfig, prepare
-from cinema_fast.data.store import CineStore
-from cinema_fast.data.tables import read_table
-from cinema_fast.downstream.compare_evaluations import is_evaluation
-from cinema_fast.downstream.config import FinetuneConfig
-from cinema_fast.downstream.evaluate import evaluate_run
-from cinema_fast.downstream.evaluate_config import EvaluateConfig
-from cinema_fast.downstream.finetune import finetune
-from cinema_fast.downstream.split import fewer, split_studies
-from cinema_fast.train.config import PretrainConfig
-from cinema_fast.train.pretrain import pretrain
+from cinema_fast.data.loading.augmentation import AugmentConfig
+from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.data.store.tables import read_table
+from cinema_fast.evaluation.compare_evaluations import is_evaluation
+from cinema_fast.evaluation.evaluate import evaluate_run
+from cinema_fast.evaluation.evaluate_config import EvaluateConfig
+from cinema_fast.methods.pretrain import pretrain
+from cinema_fast.methods.pretrain_config import PretrainConfig
+from cinema_fast.phantom.cohort import write_cohort
+from cinema_fast.tasks.finetune import finetune
+from cinema_fast.tasks.finetune_config import FinetuneConfig
+from cinema_fast.tasks.split import fewer, split_studies
 
 PRESET = "cinema-demo"
 TASKS = ("segmentation", "multitask")

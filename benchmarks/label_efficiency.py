@@ -28,16 +28,16 @@ import numpy as np
 import torch
 from label_cells import LEVELS, PRESET, SMOKE, STARTS, Cell, Size, cells, fit, labelled, make_start, make_store
 
-from cinema_fast.data.store import CineStore
-from cinema_fast.data.tables import read_table
-from cinema_fast.downstream.bootstrap import Estimate, Measure, estimate
-from cinema_fast.downstream.compare_evaluations import is_evaluation, read_evaluation
-from cinema_fast.downstream.metrics_function import cardiac_function, ed_es, volume_curves
-from cinema_fast.downstream.metrics_segmentation import CLASSES
-from cinema_fast.downstream.rows import Row, key
-from cinema_fast.downstream.split import split_studies
-from cinema_fast.downstream.summary import Target, measure_of, row_sets
-from cinema_fast.train.compare import markdown_table
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.data.store.tables import read_table
+from cinema_fast.evaluation.compare_evaluations import is_evaluation, read_evaluation
+from cinema_fast.evaluation.compare_runs import markdown_table
+from cinema_fast.evaluation.summary import Target, measure_of, row_sets
+from cinema_fast.metrics.bootstrap import Estimate, Measure, estimate
+from cinema_fast.metrics.function import cardiac_function, ed_es, volume_curves
+from cinema_fast.metrics.rows import Row, key
+from cinema_fast.metrics.segmentation import CLASSES
+from cinema_fast.tasks.split import split_studies
 from cinema_fast.train.run_folder import read_config
 
 TARGET_EF_MAE = 2.0

@@ -19,11 +19,15 @@ _HOME = {
     "sample_mask": "kernels",
     "sliding_window": "models.sliding_window",
 }
+_PACKAGES = (
+    "cohort", "data", "evaluation", "kernels", "methods", "metrics", "models", "phantom", "prediction", "tasks",
+    "train",
+)  # fmt: skip
 __all__ = list(_HOME)
 
 
 def __getattr__(name: str):
-    if name in ("data", "downstream", "kernels", "models", "train"):
+    if name in _PACKAGES:
         return importlib.import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -64,16 +64,16 @@ def _print_options(config) -> int:
 def _commands() -> dict[str, Callable[..., int]]:
     import tyro
 
-    from .data.prepare_config import PrepareConfig
-    from .downstream.cluster import ClusterConfig
-    from .downstream.config import FinetuneConfig
-    from .downstream.evaluate_config import EvaluateConfig
-    from .downstream.predict_config import PredictConfig
-    from .downstream.probe_embeddings import ProbeConfig
-    from .train.bench_data import BenchDataConfig
-    from .train.config import PretrainConfig
-    from .train.demo import DemoConfig
-    from .train.embed import EmbedConfig
+    from .bench_data import BenchDataConfig
+    from .cohort.cluster import ClusterConfig
+    from .cohort.embed import EmbedConfig
+    from .cohort.probe_embeddings import ProbeConfig
+    from .data.prepare.prepare_config import PrepareConfig
+    from .demo import DemoConfig
+    from .evaluation.evaluate_config import EvaluateConfig
+    from .methods.pretrain_config import PretrainConfig
+    from .prediction.predict_config import PredictConfig
+    from .tasks.finetune_config import FinetuneConfig
 
     # nameless, so that a value that a config refuses is answered in one line like any other error
     plain = tyro.conf.arg(name="")
@@ -94,7 +94,7 @@ def _commands() -> dict[str, Callable[..., int]]:
             seed: key of everything drawn.
             workers: studies made at a time, each in a process of its own.
         """
-        from .data.phantom import write_cohort
+        from .phantom.cohort import write_cohort
 
         written = write_cohort(dst, n, seed, workers=workers, progress=True)
         print(f"{dst}: {len(written)} studies, {written[0]} to {written[-1]}; label maps in labels/, what is known of "
@@ -103,7 +103,7 @@ def _commands() -> dict[str, Callable[..., int]]:
 
     def prepare(config: Annotated[PrepareConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
         """Turn a folder of NIfTI or DICOM cines into a cine store."""
-        from .data.prepare import prepare
+        from .data.prepare.prepare import prepare
 
         report = prepare(config)
         print(report)
@@ -116,7 +116,7 @@ def _commands() -> dict[str, Callable[..., int]]:
             store: the folder that prepare wrote.
             workers: files read at a time; 0: one per core.
         """
-        from .data.check import check_store
+        from .data.store.check import check_store
 
         report = check_store(store, workers=workers)
         print(report)
@@ -129,7 +129,7 @@ def _commands() -> dict[str, Callable[..., int]]:
             store: the folder that prepare wrote.
             out: folder for a contact sheet of some studies (PNG) and one of them moving (GIF).
         """
-        from .data.inspect_store import inspect_store
+        from .data.store.inspect_store import inspect_store
 
         print(inspect_store(store, out))
         return 0
@@ -143,7 +143,7 @@ def _commands() -> dict[str, Callable[..., int]]:
         """
         if print_config:
             return _print_options(config)
-        from .train.pretrain import pretrain
+        from .methods.pretrain import pretrain
 
         return pretrain(config).exit_code
 
@@ -156,13 +156,13 @@ def _commands() -> dict[str, Callable[..., int]]:
         """
         if print_config:
             return _print_options(config)
-        from .downstream.finetune import finetune
+        from .tasks.finetune import finetune
 
         return finetune(config).exit_code
 
     def evaluate(config: Annotated[EvaluateConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
         """Judge a fine-tuned model on studies whose labels are known; writes tables and a report with pictures."""
-        from .downstream.evaluate import evaluate_run
+        from .evaluation.evaluate import evaluate_run
 
         evaluate_run(config)
         print(f"report: {config.out / 'report' / 'index.html'}, numbers: {config.out / 'results.json'}")
@@ -170,7 +170,7 @@ def _commands() -> dict[str, Callable[..., int]]:
 
     def predict(config: Annotated[PredictConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
         """Predict NIfTI or DICOM studies by a fine-tuned model: label maps, volumes, landmarks, values, pictures."""
-        from .downstream.predict import predict
+        from .prediction.predict import predict
 
         report = predict(config)
         print(report)
@@ -185,8 +185,8 @@ def _commands() -> dict[str, Callable[..., int]]:
             out: folder for the tables (comparison.md), and the loss curves (comparison.png) or the numbers
                 (comparison.json).
         """
-        from .downstream.compare_evaluations import compare_evaluations, is_evaluation
-        from .train.compare import compare
+        from .evaluation.compare_evaluations import compare_evaluations, is_evaluation
+        from .evaluation.compare_runs import compare
 
         evaluations = [path for path in runs if is_evaluation(path)]
         if evaluations and len(evaluations) < len(runs):
@@ -200,7 +200,7 @@ def _commands() -> dict[str, Callable[..., int]]:
 
     def embed(config: Annotated[EmbedConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
         """Write one vector per study of a store, by the encoder of a pre-training run, as a Parquet file."""
-        from .train.embed import embed
+        from .cohort.embed import embed
 
         report = embed(config)
         print(report)
@@ -208,28 +208,28 @@ def _commands() -> dict[str, Callable[..., int]]:
 
     def cluster(config: Annotated[ClusterConfig, plain]) -> int:
         """Cluster the embeddings of a cohort, say how stable the clusters are, and describe them by a table."""
-        from .downstream.cluster import cluster
+        from .cohort.cluster import cluster
 
         print(cluster(config))
         return 0
 
     def probe(config: Annotated[ProbeConfig, plain]) -> int:
         """Predict columns of a table from embeddings: by a linear probe, by k-NN, and without embeddings."""
-        from .downstream.probe_embeddings import probe
+        from .cohort.probe_embeddings import probe
 
         print(probe(config))
         return 0
 
     def bench(config: Annotated[BenchDataConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
         """Time every stage from a cine store to a training step, and say which is the limit: bench data STORE."""
-        from .train.bench_data import bench_data
+        from .bench_data import bench_data
 
         print(bench_data(config))
         return 0
 
     def demo(config: Annotated[DemoConfig, plain]) -> int:
         """Within minutes on a CPU: synthetic hearts, a store, a small model, and pictures of what it learnt."""
-        from .train.demo import demo
+        from .demo import demo
 
         return demo(config)
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cinema_fast.train import embed
-from cinema_fast.train.embedding import Embedding
+from cinema_fast.cohort import embed
+from cinema_fast.cohort.embedding import Embedding
 
 METADATA = {"preset": "cinema-tiny", "step": "7", "skipped": "{}"}
 

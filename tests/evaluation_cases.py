@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from cinema_fast.downstream.assessment import Assessment
-from cinema_fast.downstream.cases import SegmentationCase
+from cinema_fast.evaluation.assessment import Assessment
+from cinema_fast.metrics.cases import SegmentationCase
 
 HOSTILE = "<script>alert('1')</script>\" onerror=\"x & $\\frac$ \udcff"
 SHAPE = (24, 20, 5)

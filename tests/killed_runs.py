@@ -87,7 +87,7 @@ def make(out: Path, arguments: list[str], rng: random.Random, longest: float) ->
 def main() -> None:
     import torch._dynamo  # noqa: F401  # which optimisers import
 
-    from cinema_fast.train import pretrain
+    from cinema_fast.methods import pretrain
 
     pretrain.write_report = lambda *_, **__: []
     inline = pretrain.WholeCheckpoints

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cinema_fast.data import store as cine_store
-from cinema_fast.downstream.config import RECIPE, FinetuneConfig
+from cinema_fast.data.store import store as cine_store
+from cinema_fast.tasks.finetune_config import RECIPE, FinetuneConfig
 
 SIZES = {"sax": (32, 32, 3), "lax_4c": (32, 28)}  # one of them is padded to the model's size
 FRAMES, LABELLED = 4, (0, 2)

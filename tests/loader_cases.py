@@ -8,12 +8,12 @@ import torch
 from motion_stores import with_maps
 from training_fixtures import FOUR, write_store
 
-from cinema_fast.data.augmentation import AugmentConfig
-from cinema_fast.data.clips import ClipStore
-from cinema_fast.data.dali import make_loader, why_not_dali
-from cinema_fast.data.loader import Loader
-from cinema_fast.data.sampler import Sampler
-from cinema_fast.data.store import CineStore
+from cinema_fast.data.loading.augmentation import AugmentConfig
+from cinema_fast.data.loading.dali import make_loader, why_not_dali
+from cinema_fast.data.loading.loader import Loader
+from cinema_fast.data.loading.sampler import Sampler
+from cinema_fast.data.store.clips import ClipStore
+from cinema_fast.data.store.store import CineStore
 
 needs_dali = pytest.mark.skipif(bool(why_not_dali()), reason=f"the extra dali is not installed: {why_not_dali()}")
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

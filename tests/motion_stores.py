@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from cinema_fast.data.motion import add_motion_maps
-from cinema_fast.data.store import read_index, write_index
+from cinema_fast.data.prepare.motion import add_motion_maps
+from cinema_fast.data.store.store import read_index, write_index
 
 
 def with_maps(path: Path) -> Path:

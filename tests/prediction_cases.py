@@ -10,11 +10,11 @@ from scipy.ndimage import binary_dilation
 from torch import nn
 
 import cinema_fast as cf
-from cinema_fast.downstream import predict
-from cinema_fast.downstream.landmarks import Landmarks
-from cinema_fast.downstream.predict_config import PredictConfig
-from cinema_fast.downstream.run import FinetunedRun
-from cinema_fast.downstream.segmentation import Segmentation
+from cinema_fast.prediction import predict
+from cinema_fast.prediction.predict_config import PredictConfig
+from cinema_fast.tasks.finetuned_run import FinetunedRun
+from cinema_fast.tasks.landmarks import Landmarks
+from cinema_fast.tasks.segmentation import Segmentation
 
 RADIUS_MM = 30.0  # of the heart; the cavity lies in it off its middle, so that no flip goes unnoticed
 CAVITY_MM = np.array([6.0, -4.0, 5.0])

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from evaluation_cases import HOSTILE, SHAPE, assessment, case, heart
 
-from cinema_fast.downstream import cases
-from cinema_fast.downstream.assessment import Assessment
-from cinema_fast.downstream.cases import Gallery, SegmentationCase, exhibit_of
-from cinema_fast.downstream.characteristics import WORDS
-from cinema_fast.downstream.metrics_segmentation import CLASSES
-from cinema_fast.downstream.rows import read_rows, write_rows
-from cinema_fast.downstream.summary import check_groups, subgroups
+from cinema_fast.evaluation.assessment import Assessment
+from cinema_fast.evaluation.summary import check_groups, subgroups
+from cinema_fast.metrics import cases
+from cinema_fast.metrics.cases import Gallery, SegmentationCase, exhibit_of
+from cinema_fast.metrics.characteristics import WORDS
+from cinema_fast.metrics.rows import read_rows, write_rows
+from cinema_fast.metrics.segmentation import CLASSES
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def written(tmp_path_factory):
     made.leave_out("heart-9", "no readable frame")
     table = {"sex": {f"heart-{i}": "mf"[i % 2] for i in range(5)}, "bmi": {f"heart-{i}": "" for i in range(6)}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cinema_fast.downstream.report.write_report", lambda *_: None)
+        patch.setattr("cinema_fast.evaluation.report.write_report", lambda *_: None)
         return folder, made.write(folder, about={"model": "runs/a"}, table=table)
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from cinema_fast.data.augment import model_input
-from cinema_fast.data.augmentation import Augmentation
+from cinema_fast.data.loading.augment import model_input
+from cinema_fast.data.loading.augmentation import Augmentation
 from cinema_fast.kernels.gaussian_noise import gaussian_noise
 from cinema_fast.kernels.philox import philox_numpy
 

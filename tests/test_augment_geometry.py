@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from cinema_fast.data.augment import model_input, motion_input
-from cinema_fast.data.augmentation import AS_STORED, Augmentation
+from cinema_fast.data.loading.augment import model_input, motion_input
+from cinema_fast.data.loading.augmentation import AS_STORED, Augmentation
 from cinema_fast.kernels.augment_torch import move_images
 
 KINDS = {"2-D": (20, 20), "3-D": (20, 20, 5), "clip": (4, 20, 20)}

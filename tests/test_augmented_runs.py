@@ -6,16 +6,16 @@ import yaml
 from motion_stores import with_maps
 from training_fixtures import FOUR, metrics, run, write_store
 
-from cinema_fast.data.augment import model_input, motion_input
-from cinema_fast.data.augmentation import AugmentConfig
-from cinema_fast.data.loader import read_batch
-from cinema_fast.data.sampler import Sampler
-from cinema_fast.data.store import CineStore
+from cinema_fast.data.loading.augment import model_input, motion_input
+from cinema_fast.data.loading.augmentation import AugmentConfig
+from cinema_fast.data.loading.loader import read_batch
+from cinema_fast.data.loading.sampler import Sampler
+from cinema_fast.data.store.store import CineStore
 from cinema_fast.kernels.motion_score import patch_means, relative_to_mean
-from cinema_fast.train import pretrain as module
-from cinema_fast.train.config import MaskConfig, PretrainConfig
-from cinema_fast.train.guidance import stored_score
-from cinema_fast.train.pretrain import pretrain
+from cinema_fast.methods import pretrain as module
+from cinema_fast.methods.guidance import stored_score
+from cinema_fast.methods.pretrain import pretrain
+from cinema_fast.methods.pretrain_config import MaskConfig, PretrainConfig
 from cinema_fast.train.setup import model_config
 
 FULL = AugmentConfig(rotation=40.0, translation=6.0, flip=0.3, gamma=(0.5, 1.5), noise=0.1)

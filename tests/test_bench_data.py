@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from training_fixtures import run, tiny_store  # noqa: F401
 
-from cinema_fast.data.dali import why_not_dali
-from cinema_fast.data.store import CineStore
-from cinema_fast.train.bench_data import BenchDataConfig, Stage, limit
-from cinema_fast.train.bench_stages import drop_from_cache, io_counts
+from cinema_fast.bench_data import BenchDataConfig, Stage, limit
+from cinema_fast.bench_stages import drop_from_cache, io_counts
+from cinema_fast.data.loading.dali import why_not_dali
+from cinema_fast.data.store.store import CineStore
 
 
 def test_every_stage_is_timed_and_bytes_are_counted(tiny_store, tmp_path):  # noqa: F811

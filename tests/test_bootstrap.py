@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pytest
 
-from cinema_fast.downstream import bootstrap
-from cinema_fast.downstream.bootstrap import difference, draw_studies, estimate, swap_studies
-from cinema_fast.downstream.metrics_classification import Classification
-from cinema_fast.downstream.metrics_means import Means, landmark_scores
-from cinema_fast.downstream.metrics_regression import Agreement
+from cinema_fast.metrics import bootstrap
+from cinema_fast.metrics.bootstrap import difference, draw_studies, estimate, swap_studies
+from cinema_fast.metrics.classification import Classification
+from cinema_fast.metrics.means import Means, landmark_scores
+from cinema_fast.metrics.regression import Agreement
 
 
 def means(values) -> Means:

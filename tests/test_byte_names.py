@@ -10,8 +10,8 @@ import pytest
 from cine_files import write_study
 from training_fixtures import run
 
-from cinema_fast.data.sampler import held_out
-from cinema_fast.data.store import CineStore
+from cinema_fast.data.loading.sampler import held_out
+from cinema_fast.data.store.store import CineStore
 from cinema_fast.train.run_folder import read_config
 
 NAME = os.fsdecode(b"M\xfcller")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cinema_fast.downstream.characteristics import WORDS, adjust, cohens_d, describe, describe_numbers, describe_words
+from cinema_fast.metrics.characteristics import WORDS, adjust, cohens_d, describe, describe_numbers, describe_words
 
 CLUSTERS = np.array([1, 1, 1, 1, 2, 2, 2, 3])
 

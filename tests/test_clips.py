@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from scipy.stats import chi2_contingency, chisquare
 from training_fixtures import FOUR, tiny_store, write_store  # noqa: F401
 
-from cinema_fast.data.augment import model_input
-from cinema_fast.data.augmentation import Augmentation
-from cinema_fast.data.clips import MIN_FRAMES, ClipStore, Plane, clip_frames
-from cinema_fast.data.loader import Loader
-from cinema_fast.data.sampler import Sampler, frame_at
-from cinema_fast.data.store import CineStore
+from cinema_fast.data.loading.augment import model_input
+from cinema_fast.data.loading.augmentation import Augmentation
+from cinema_fast.data.loading.loader import Loader
+from cinema_fast.data.loading.sampler import Sampler, frame_at
+from cinema_fast.data.store.clips import MIN_FRAMES, ClipStore, Plane, clip_frames
+from cinema_fast.data.store.store import CineStore
 from cinema_fast.kernels.augment_torch import zoom_images
 from cinema_fast.train.run_folder import min_frames_of
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from embedding_files import planted
 
-from cinema_fast.downstream.clustering import (
+from cinema_fast.cohort.clustering import (
     VARIANCE_KEPT,
     assign,
     find_clusters,

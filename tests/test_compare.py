@@ -10,8 +10,8 @@ from matplotlib.image import imread
 from training_fixtures import tiny_store  # noqa: F401
 
 from cinema_fast.cli import main
-from cinema_fast.train import compare as module
-from cinema_fast.train.compare import WIDTH, compare
+from cinema_fast.evaluation import compare_runs as module
+from cinema_fast.evaluation.compare_runs import WIDTH, compare
 from cinema_fast.train.log import RunLog
 
 
@@ -175,7 +175,7 @@ def test_mistakes(two, tmp_path, capfd):
 
 def test_runs_as_they_are_made(tiny_store, tmp_path, capfd, monkeypatch):  # noqa: F811
     """The command line on what `pretrain` writes, its evaluation among it."""
-    monkeypatch.setattr("cinema_fast.train.report.draw_reconstruction", lambda *_, **__: None)
+    monkeypatch.setattr("cinema_fast.methods.report.draw_reconstruction", lambda *_, **__: None)
     arguments = ["pretrain", "--data", str(tiny_store), "--steps", "2", "--preset", "cinema-tiny", "--batch-size", "2"]
     runs = [str(tmp_path / name) for name in ("one", "two")]
     for run, lr in zip(runs, ("1e-3", "2e-3")):

@@ -8,8 +8,8 @@ import pytest
 from evaluation_cases import HOSTILE, assessment
 
 from cinema_fast.cli import main
-from cinema_fast.downstream.compare_evaluations import compare_evaluations, differences, is_evaluation
-from cinema_fast.downstream.rows import KEYS, new_row
+from cinema_fast.evaluation.compare_evaluations import compare_evaluations, differences, is_evaluation
+from cinema_fast.metrics.rows import KEYS, new_row
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def folders(tmp_path_factory):
     for row in made["elsewhere"].rows:
         row["study"] += "x"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cinema_fast.downstream.report.write_report", lambda *_: None)
+        patch.setattr("cinema_fast.evaluation.report.write_report", lambda *_: None)
         for name, one in made.items():
             one.write(root / name, about={})
     return {name: root / name for name in made}

@@ -10,9 +10,9 @@ from loader_cases import CPU, GPU, equal, loader_of, mapped, needs_dali, readers
 from training_fixtures import FOUR, metrics, run, tiny_store  # noqa: F401
 
 from cinema_fast.cli import main
-from cinema_fast.data import dali
-from cinema_fast.data.dali import DaliLoader, pack, pick_loader, unpack
-from cinema_fast.data.loader import Batch, LoaderError
+from cinema_fast.data.loading import dali
+from cinema_fast.data.loading.dali import DaliLoader, pack, pick_loader, unpack
+from cinema_fast.data.loading.loader import Batch, LoaderError
 
 
 def test_equality_sees_every_part(mapped):  # noqa: F811

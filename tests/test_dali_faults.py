@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from loader_cases import loader_of, mapped, needs_dali, readers  # noqa: F401
 
-from cinema_fast.data.dali import _wait_for
-from cinema_fast.data.loader import LoaderError
+from cinema_fast.data.loading.dali import _wait_for
+from cinema_fast.data.loading.loader import LoaderError
 
 pytestmark = needs_dali
 

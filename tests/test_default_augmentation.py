@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from cinema_fast.data.augment import model_input, motion_input
-from cinema_fast.data.augmentation import AS_STORED, Augmentation
-from cinema_fast.data.sampler import Sampler
+from cinema_fast.data.loading.augment import model_input, motion_input
+from cinema_fast.data.loading.augmentation import AS_STORED, Augmentation
+from cinema_fast.data.loading.sampler import Sampler
 
 SIZES = {"2-D": (20, 18), "3-D": (14, 18, 6), "clip": (4, 14, 18)}
 BEFORE = {

@@ -12,9 +12,9 @@ from pydicom import Dataset
 from test_dicom_cine import assert_same
 from test_prepare import run
 
-from cinema_fast.data.dicom_cine import read_dicom_cine
-from cinema_fast.data.nifti import CineError
-from cinema_fast.data.store import CineStore
+from cinema_fast.data.formats.dicom_cine import read_dicom_cine
+from cinema_fast.data.formats.nifti import CineError
+from cinema_fast.data.store.store import CineStore
 
 SHAPE = (40, 36, 3)
 AFFINE = affine_of((0.1, 0.2, 1.0), (1.5, 1.3, 8.0), (0, 0, 20), SHAPE)

@@ -9,7 +9,7 @@ from training_fixtures import run
 pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 from dicom_files import write_series
 
-from cinema_fast.data.store import CineStore
+from cinema_fast.data.store.store import CineStore
 
 AFFINE = affine_of((0.1, 0.2, 1.0), (1.5, 1.3, 8.0), (0, 0, 20), (40, 36, 1))
 DATA = ball_cine((40, 36, 1), AFFINE)
@@ -18,7 +18,7 @@ STAND_IN = """
 import os
 import signal
 
-from cinema_fast.data import dicom_pixels
+from cinema_fast.data.formats import dicom_pixels
 
 decode = dicom_pixels.read_pixels
 

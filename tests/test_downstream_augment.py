@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cinema_fast.data.augmentation import AS_STORED, Augmentation
-from cinema_fast.downstream.augment import blank_boxes, move_labels, move_points
+from cinema_fast.data.loading.augmentation import AS_STORED, Augmentation
 from cinema_fast.kernels.augment_images import augment_images
+from cinema_fast.tasks.augment_targets import blank_boxes, move_labels, move_points
 
 SIZE = (40, 48)
 EXTENT = torch.tensor([[40, 44]])

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from cinema_fast.downstream.losses import balanced, dice_loss, heatmap_loss, segmentation_loss, target_loss
+from cinema_fast.tasks.losses import balanced, dice_loss, heatmap_loss, segmentation_loss, target_loss
 
 NAN = float("nan")
 

@@ -6,10 +6,10 @@ import shutil
 from labelled_discs import discs, write_discs  # noqa: F401
 from test_finetune_starts import FEW, pretrained  # noqa: F401
 
-from cinema_fast.data.sampler import held_out
-from cinema_fast.data.store import CineStore
-from cinema_fast.downstream.finetune import finetune
-from cinema_fast.downstream.seen import seen_by
+from cinema_fast.data.loading.sampler import held_out
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.tasks.finetune import finetune
+from cinema_fast.tasks.seen import seen_by
 from cinema_fast.train.run_folder import read_config
 
 ONE = {"steps": 1, "validate_every": 1}

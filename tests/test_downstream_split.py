@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cinema_fast.data.sampler import held_out
-from cinema_fast.downstream.split import Split, fewer, split_studies
+from cinema_fast.data.loading.sampler import held_out
+from cinema_fast.tasks.split import Split, fewer, split_studies
 
 IDS = [f"p{n:03d}" for n in range(200)]
 names = st.sets(st.text("abcdef0123456789", min_size=1, max_size=6), min_size=5, max_size=60)

@@ -13,14 +13,14 @@ from training_fixtures import FOUR, run, tiny_store, write_store  # noqa: F401
 
 import cinema_fast as cf
 from cinema_fast.cli import main
-from cinema_fast.data.lock import hold_folder
-from cinema_fast.data.sampler import frame_at
-from cinema_fast.data.store import CineStore
-from cinema_fast.train import embed as module
-from cinema_fast.train import embedding
-from cinema_fast.train import pretrain as pretrain_module
-from cinema_fast.train.config import PretrainConfig
-from cinema_fast.train.embed import EmbedConfig, embed
+from cinema_fast.cohort import embed as module
+from cinema_fast.cohort import embedding
+from cinema_fast.cohort.embed import EmbedConfig, embed
+from cinema_fast.common.lock import hold_folder
+from cinema_fast.data.loading.sampler import frame_at
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.methods import pretrain as pretrain_module
+from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.train.run_folder import read_config
 from cinema_fast.train.setup import store_fingerprint
 
@@ -128,7 +128,7 @@ def test_threads_change_nothing_and_batches_next_to_nothing(tiny_store, runs, tm
 
 KILL = """
 import os, signal
-import cinema_fast.train.embed as e
+import cinema_fast.cohort.embed as e
 e.STUDIES_PER_PART = 5
 replace = os.replace
 def watched(source, target):

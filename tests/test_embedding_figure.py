@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from cinema_fast.train.embedding_figure import draw_embeddings, principal_components, read_labels
+from cinema_fast.cohort.embedding_figure import draw_embeddings, principal_components, read_labels
 
 
 def test_components_are_the_axes_of_a_stretched_cloud():

@@ -23,17 +23,17 @@ from labelled_discs import (
 )
 
 from cinema_fast.cli import main
-from cinema_fast.data.clips import ClipStore, clip_frames
-from cinema_fast.data.output import OutputError
-from cinema_fast.data.store import CineStore
-from cinema_fast.data.tables import read_table
-from cinema_fast.downstream.assessment import Assessment
-from cinema_fast.downstream.evaluate import evaluate_run
-from cinema_fast.downstream.evaluate_config import EvaluateConfig
-from cinema_fast.downstream.finetune import finetune
-from cinema_fast.downstream.metrics_function import QUANTITIES
-from cinema_fast.downstream.rows import read_rows
-from cinema_fast.downstream.run import FinetunedRun, load_run
+from cinema_fast.common.output import OutputError
+from cinema_fast.data.store.clips import ClipStore, clip_frames
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.data.store.tables import read_table
+from cinema_fast.evaluation.assessment import Assessment
+from cinema_fast.evaluation.evaluate import evaluate_run
+from cinema_fast.evaluation.evaluate_config import EvaluateConfig
+from cinema_fast.metrics.function import QUANTITIES
+from cinema_fast.metrics.rows import read_rows
+from cinema_fast.tasks.finetune import finetune
+from cinema_fast.tasks.finetuned_run import FinetunedRun, load_run
 
 pytest.importorskip("jinja2")
 FEW = {"steps": 12, "validate_every": 6, "lr": 1e-2}

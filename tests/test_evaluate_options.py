@@ -6,11 +6,11 @@ import math
 import pytest
 from labelled_discs import by_brightness, discs  # noqa: F401
 
-from cinema_fast.downstream.evaluate import evaluate_run
-from cinema_fast.downstream.evaluate_config import EvaluateConfig
-from cinema_fast.downstream.finetune import finetune
-from cinema_fast.downstream.rows import read_rows
-from cinema_fast.downstream.run import FinetunedRun, load_run
+from cinema_fast.evaluation.evaluate import evaluate_run
+from cinema_fast.evaluation.evaluate_config import EvaluateConfig
+from cinema_fast.metrics.rows import read_rows
+from cinema_fast.tasks.finetune import finetune
+from cinema_fast.tasks.finetuned_run import FinetunedRun, load_run
 
 pytest.importorskip("jinja2")
 FEW = {"steps": 6, "validate_every": 6, "lr": 1e-2}

@@ -8,13 +8,13 @@ import torch
 from labelled_discs import discs, write_discs  # noqa: F401
 from test_finetune_inputs import rewrite
 
-from cinema_fast.downstream import evaluate
-from cinema_fast.downstream.evaluate import evaluate_run
-from cinema_fast.downstream.evaluate_config import EvaluateConfig
-from cinema_fast.downstream.finetune import finetune
-from cinema_fast.downstream.metrics_segmentation import stability_score
-from cinema_fast.downstream.rows import read_rows
-from cinema_fast.downstream.run import load_run
+from cinema_fast.evaluation import evaluate
+from cinema_fast.evaluation.evaluate import evaluate_run
+from cinema_fast.evaluation.evaluate_config import EvaluateConfig
+from cinema_fast.metrics.rows import read_rows
+from cinema_fast.metrics.segmentation import stability_score
+from cinema_fast.tasks.finetune import finetune
+from cinema_fast.tasks.finetuned_run import load_run
 from cinema_fast.train.run_folder import read_config
 
 pytest.importorskip("jinja2")

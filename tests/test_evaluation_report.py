@@ -11,12 +11,10 @@ import pytest
 from evaluation_cases import HOSTILE, assessment, case
 from PIL import Image
 
-from cinema_fast.downstream import report_figures
-from cinema_fast.downstream.assessment import Assessment
-from cinema_fast.downstream.cases import exhibit_of
-from cinema_fast.downstream.metrics_classification import Classification
-from cinema_fast.downstream.metrics_segmentation import CLASSES
-from cinema_fast.downstream.overlays import (
+from cinema_fast.evaluation import report_figures
+from cinema_fast.evaluation.assessment import Assessment
+from cinema_fast.evaluation.report_figures import classification_png, distances_png
+from cinema_fast.figures.overlays import (
     COLOURS,
     PANEL,
     STILL,
@@ -26,8 +24,10 @@ from cinema_fast.downstream.overlays import (
     stills_png,
     under_words,
 )
-from cinema_fast.downstream.prediction_figures import landmarks_gif
-from cinema_fast.downstream.report_figures import classification_png, distances_png
+from cinema_fast.figures.prediction import landmarks_gif
+from cinema_fast.metrics.cases import exhibit_of
+from cinema_fast.metrics.classification import Classification
+from cinema_fast.metrics.segmentation import CLASSES
 
 
 class Page(HTMLParser):

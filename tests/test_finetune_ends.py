@@ -12,19 +12,19 @@ from labelled_discs import QUICK, discs, write_discs, write_table  # noqa: F401
 from training_fixtures import metrics
 
 from cinema_fast.cli import main
-from cinema_fast.data.loader import LoaderError
-from cinema_fast.data.store import CineStore
-from cinema_fast.downstream import finetune as module
-from cinema_fast.downstream.config import FinetuneConfig
-from cinema_fast.downstream.finetune import finetune
-from cinema_fast.downstream.run import load_run
-from cinema_fast.downstream.segmentation import Segmentation
-from cinema_fast.downstream.split import Split
-from cinema_fast.downstream.tasks import settle
+from cinema_fast.data.loading.loader import LoaderError
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.evaluation.compare_runs import compare
+from cinema_fast.methods.pretrain import pretrain
+from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.models.config import preset
-from cinema_fast.train.compare import compare
-from cinema_fast.train.config import PretrainConfig
-from cinema_fast.train.pretrain import pretrain
+from cinema_fast.tasks import finetune as module
+from cinema_fast.tasks.finetune import finetune
+from cinema_fast.tasks.finetune_config import FinetuneConfig
+from cinema_fast.tasks.finetuned_run import load_run
+from cinema_fast.tasks.registry import settle
+from cinema_fast.tasks.segmentation import Segmentation
+from cinema_fast.tasks.split import Split
 
 FEW = {"steps": 2, "validate_every": 2}
 SCORES = [0.1, 0.5, 0.4, 0.5, 0.2, 0.9]

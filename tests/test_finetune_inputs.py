@@ -10,12 +10,12 @@ import pytest
 from labelled_discs import HEAD, discs, write_discs, write_points, write_table  # noqa: F401
 
 from cinema_fast.cli import main
-from cinema_fast.data.store import CineStore, read_index, write_index, write_study
-from cinema_fast.downstream.config import FinetuneConfig
-from cinema_fast.downstream.finetune import finetune
-from cinema_fast.downstream.split import split_studies
-from cinema_fast.downstream.tasks import settle
+from cinema_fast.data.store.store import CineStore, read_index, write_index, write_study
 from cinema_fast.models.config import preset
+from cinema_fast.tasks.finetune import finetune
+from cinema_fast.tasks.finetune_config import FinetuneConfig
+from cinema_fast.tasks.registry import settle
+from cinema_fast.tasks.split import split_studies
 
 TABLE = "study,ef,kind,odd\n"
 
@@ -101,7 +101,7 @@ def test_a_changed_geometry_is_found_by_prepare(tmp_path):
     """Label maps are compared with their cines when they are stored, so that training never meets others."""
     from cine_files import write_cine, write_study
 
-    from cinema_fast.data.prepare import PrepareConfig, prepare
+    from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
 
     write_study(tmp_path / "src", "p0")
     write_cine(tmp_path / "src/labels/p0_sax.nii.gz", np.ones((7, 7, 3, 3), np.uint8), np.eye(4))

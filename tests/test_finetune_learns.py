@@ -5,10 +5,10 @@ import pytest
 from labelled_discs import DISTINCT, discs, heart  # noqa: F401
 from training_fixtures import metrics
 
-from cinema_fast.data.augmentation import AugmentConfig
-from cinema_fast.data.store import CineStore
-from cinema_fast.downstream.finetune import finetune
-from cinema_fast.downstream.run import load_run
+from cinema_fast.data.loading.augmentation import AugmentConfig
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.tasks.finetune import finetune
+from cinema_fast.tasks.finetuned_run import load_run
 
 SIMPLE = {
     "views": ("lax_4c",), "n_frames": 1, "batch_size": 6, "augment": AugmentConfig(zoom=(1.0, 1.0)), "blank": 0.0,

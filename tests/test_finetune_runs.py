@@ -7,10 +7,10 @@ import pytest
 from labelled_discs import discs  # noqa: F401
 from training_fixtures import metrics
 
-from cinema_fast.data.store import CineStore
-from cinema_fast.downstream import finetune as module
-from cinema_fast.downstream.finetune import finetune
-from cinema_fast.downstream.run import load_run
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.tasks import finetune as module
+from cinema_fast.tasks.finetune import finetune
+from cinema_fast.tasks.finetuned_run import load_run
 from cinema_fast.train.run_folder import read_config
 
 STEPS = {"steps": 6, "validate_every": 4, "log_every": 2, "batch_size": 2}

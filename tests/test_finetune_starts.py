@@ -10,13 +10,13 @@ from labelled_discs import Discs, discs, write_discs, write_table  # noqa: F401
 from safetensors.torch import load_file
 from training_fixtures import metrics
 
-from cinema_fast.downstream import finetune as module
-from cinema_fast.downstream.finetune import finetune, layered_adamw
-from cinema_fast.downstream.run import load_run
+from cinema_fast.methods.pretrain import pretrain
+from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.models.conv_vit import ConvViT
-from cinema_fast.train.config import PretrainConfig
+from cinema_fast.tasks import finetune as module
+from cinema_fast.tasks.finetune import finetune, layered_adamw
+from cinema_fast.tasks.finetuned_run import load_run
 from cinema_fast.train.memory import OutOfMemory
-from cinema_fast.train.pretrain import pretrain
 from cinema_fast.train.run_folder import read_config
 
 FEW = {"steps": 3, "validate_every": 3}

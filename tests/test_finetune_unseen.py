@@ -7,12 +7,12 @@ import pytest
 from labelled_discs import discs, write_discs, write_points  # noqa: F401
 from test_finetune_starts import pretrained  # noqa: F401
 
-from cinema_fast.downstream.config import FinetuneConfig
-from cinema_fast.downstream.evaluate import evaluate_run
-from cinema_fast.downstream.evaluate_config import EvaluateConfig
-from cinema_fast.downstream.finetune import finetune
-from cinema_fast.downstream.rows import read_rows
-from cinema_fast.downstream.run import load_run
+from cinema_fast.evaluation.evaluate import evaluate_run
+from cinema_fast.evaluation.evaluate_config import EvaluateConfig
+from cinema_fast.metrics.rows import read_rows
+from cinema_fast.tasks.finetune import finetune
+from cinema_fast.tasks.finetune_config import FinetuneConfig
+from cinema_fast.tasks.finetuned_run import load_run
 
 FEW = {"steps": 2, "validate_every": 2}
 SPLIT = {f"s{n:02d}": "train" if n < 6 else "val" if n < 9 else "test" for n in range(12)}

@@ -9,13 +9,13 @@ from training_fixtures import FOUR, write_store
 
 import cinema_fast as cf
 from cinema_fast.cli import main
-from cinema_fast.data.clips import ClipStore
-from cinema_fast.data.sampler import held_out
-from cinema_fast.data.store import CineStore
+from cinema_fast.data.loading.sampler import held_out
+from cinema_fast.data.store.clips import ClipStore
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.methods.evaluation import evaluate, fixed_batches, fixed_plan, images_of, mean_patches
+from cinema_fast.methods.pretrain import pretrain
+from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.models.config import config_from_dict
-from cinema_fast.train.config import PretrainConfig
-from cinema_fast.train.evaluate import evaluate, fixed_batches, fixed_plan, images_of, mean_patches
-from cinema_fast.train.pretrain import pretrain
 from cinema_fast.train.run_folder import read_config
 
 IDS = [f"s{i:02d}" for i in range(12)]
@@ -122,7 +122,7 @@ def test_a_report_that_fails_does_not_fail_the_run(store, tmp_path, monkeypatch)
     def failing(*_, **__):
         raise RuntimeError("no fonts here")
 
-    monkeypatch.setattr("cinema_fast.train.report.draw_loss", failing)
+    monkeypatch.setattr("cinema_fast.methods.report.draw_loss", failing)
     outcome = pretrain(config_of(store, tmp_path / "run"))
     assert outcome.exit_code == 0 and outcome.evaluation.studies == 3
     said = "the run is finished and saved, but there is no report: RuntimeError: no fonts here"

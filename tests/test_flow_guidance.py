@@ -12,9 +12,9 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import flow_guidance as experiment
 
-from cinema_fast.data.clips import ClipStore
-from cinema_fast.data.store import CineStore
-from cinema_fast.train.config import MaskConfig
+from cinema_fast.data.store.clips import ClipStore
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.methods.pretrain_config import MaskConfig
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from cine_files import affine_of, grid_mm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cinema_fast.data import geometry
+from cinema_fast.data.prepare import geometry
 
 spacings = st.tuples(st.floats(0.6, 2.5), st.floats(0.6, 2.5), st.floats(3.0, 18.0))
 normals = st.tuples(*[st.floats(-1, 1)] * 2, st.floats(0.5, 1))

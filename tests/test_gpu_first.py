@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from fake_reference import write_fake_reference
 
-from cinema_fast.data.dali import why_not_dali
+from cinema_fast.data.loading.dali import why_not_dali
 from cinema_fast.kernels import tuning
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"))

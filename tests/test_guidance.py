@@ -13,18 +13,18 @@ from training_fixtures import FOUR, metrics, write_store
 
 import cinema_fast as cf
 from cinema_fast.cli import main
-from cinema_fast.data.augment import model_input, motion_input
-from cinema_fast.data.augmentation import AS_STORED, AugmentConfig
-from cinema_fast.data.clips import ClipStore
-from cinema_fast.data.loader import read_batch
-from cinema_fast.data.sampler import Draw, Sampler
-from cinema_fast.data.store import CineStore
+from cinema_fast.data.loading.augment import model_input, motion_input
+from cinema_fast.data.loading.augmentation import AS_STORED, AugmentConfig
+from cinema_fast.data.loading.loader import read_batch
+from cinema_fast.data.loading.sampler import Draw, Sampler
+from cinema_fast.data.store.clips import ClipStore
+from cinema_fast.data.store.store import CineStore
 from cinema_fast.kernels import optical_flow
+from cinema_fast.methods import pretrain as module
+from cinema_fast.methods.guidance import Guidance, check_guidance
+from cinema_fast.methods.pretrain import pretrain
+from cinema_fast.methods.pretrain_config import MaskConfig, PretrainConfig
 from cinema_fast.models.config import preset
-from cinema_fast.train import pretrain as module
-from cinema_fast.train.config import MaskConfig, PretrainConfig
-from cinema_fast.train.guidance import Guidance, check_guidance
-from cinema_fast.train.pretrain import pretrain
 
 CPU = torch.device("cpu")
 GUIDED = MaskConfig(guidance="motion", strength=0.8, temperature=0.7)

@@ -10,14 +10,14 @@ import yaml
 from training_fixtures import FOUR, metrics, tiny_store, write_store  # noqa: F401
 
 import cinema_fast as cf
-from cinema_fast.data.augment import model_input
-from cinema_fast.data.clips import ClipStore
-from cinema_fast.data.sampler import Sampler
-from cinema_fast.data.store import CineStore
-from cinema_fast.train import pretrain as module
-from cinema_fast.train.config import PretrainConfig
-from cinema_fast.train.evaluate import PHASES, evaluate, fixed_batches, fixed_plan, mean_patches
-from cinema_fast.train.pretrain import pretrain
+from cinema_fast.data.loading.augment import model_input
+from cinema_fast.data.loading.sampler import Sampler
+from cinema_fast.data.store.clips import ClipStore
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.methods import pretrain as module
+from cinema_fast.methods.evaluation import PHASES, evaluate, fixed_batches, fixed_plan, mean_patches
+from cinema_fast.methods.pretrain import pretrain
+from cinema_fast.methods.pretrain_config import PretrainConfig
 
 SIZE = (8, 48, 48)
 CPU = torch.device("cpu")

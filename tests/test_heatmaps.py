@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cinema_fast.downstream.heatmaps import gaussian_maps, peaks
-from cinema_fast.downstream.landmarks import sigma_of
+from cinema_fast.tasks.heatmaps import gaussian_maps, peaks
+from cinema_fast.tasks.landmarks import sigma_of
 
 
 @settings(max_examples=100, deadline=None)

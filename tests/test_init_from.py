@@ -6,14 +6,14 @@ from safetensors.torch import load_file, save_file
 from training_fixtures import FOUR, tiny_store  # noqa: F401
 
 import cinema_fast as cf
-from cinema_fast.train.config import PretrainConfig
-from cinema_fast.train.pretrain import pretrain
+from cinema_fast.methods.pretrain import pretrain
+from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.train.run_folder import read_config, write_config
 
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
-    monkeypatch.setattr("cinema_fast.train.pretrain.write_report", lambda *_, **__: [])
+    monkeypatch.setattr("cinema_fast.methods.pretrain.write_report", lambda *_, **__: [])
 
 
 def weights_of(store, out, **changes):

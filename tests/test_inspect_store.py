@@ -11,10 +11,10 @@ from PIL import Image
 from test_prepare import run
 
 from cinema_fast.cli import main
-from cinema_fast.data import inspect_store as module
-from cinema_fast.data.check import check_store
-from cinema_fast.data.inspect_store import contact_sheet, inspect_store, moving_study
-from cinema_fast.data.store import CineStore, StoreError
+from cinema_fast.data.store import inspect_store as module
+from cinema_fast.data.store.check import check_store
+from cinema_fast.data.store.inspect_store import contact_sheet, inspect_store, moving_study
+from cinema_fast.data.store.store import CineStore, StoreError
 
 
 @pytest.fixture(scope="module")

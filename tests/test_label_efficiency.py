@@ -14,10 +14,10 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import label_cells
 import label_efficiency as experiment
 
-from cinema_fast.data.tables import read_table
-from cinema_fast.downstream.assessment import Assessment
-from cinema_fast.downstream.metrics_regression import Agreement
-from cinema_fast.downstream.split import fewer
+from cinema_fast.data.store.tables import read_table
+from cinema_fast.evaluation.assessment import Assessment
+from cinema_fast.metrics.regression import Agreement
+from cinema_fast.tasks.split import fewer
 
 SIZE = label_cells.Size(studies=2, seeds=(0, 1), resamples=400)
 EF = next(figure for figure in experiment.FIGURES if figure.rows == ("regression", "", "ef"))

@@ -8,7 +8,7 @@ from cine_files import write_cine, write_study
 from test_prepare import run
 from test_stored_labels import again, drawn
 
-from cinema_fast.data.store import CineStore
+from cinema_fast.data.store.store import CineStore
 
 WRONG = {  # message: what becomes of right label maps and their affine
     r"a label map of 40 x 44 x 4 voxels, its cine has 40 x 44 x 5": lambda a, m: (a[:, :, :4], m),

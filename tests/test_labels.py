@@ -6,11 +6,11 @@ from cine_files import affine_of, grid_mm, write_cine, write_study
 from scipy import ndimage
 from test_prepare import run
 
-from cinema_fast.data import geometry
-from cinema_fast.data.labels import find_labels
-from cinema_fast.data.nifti import read_cine
-from cinema_fast.data.sources import find_sources
-from cinema_fast.data.store import CineStore
+from cinema_fast.data.formats.nifti import read_cine
+from cinema_fast.data.prepare import geometry
+from cinema_fast.data.prepare.labels import find_labels
+from cinema_fast.data.prepare.sources import find_sources
+from cinema_fast.data.store.store import CineStore
 
 PATTERN = "labels/{id}_{view}.nii.gz"
 CENTRE = np.array([5.0, -3.0, 20.0])  # scanner mm

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from cine_files import affine_of, ball_cine, write_cine
 
-from cinema_fast.data.prepare import PrepareConfig, prepare
-from cinema_fast.data.store import CineStore
-from cinema_fast.downstream.landmark_positions import MAX_OFF_IMAGE_MM, MAX_OFF_PLANE_MM, check_positions
+from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.tasks.landmark_positions import MAX_OFF_IMAGE_MM, MAX_OFF_PLANE_MM, check_positions
 
 HEART = np.array([-45.0, 35.0, 20.0])  # scanner mm, as hearts lie: to the left of the magnet's middle
 SHAPE = (50, 46, 1)

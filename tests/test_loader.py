@@ -9,9 +9,9 @@ import pytest
 import torch
 from training_fixtures import FOUR, tiny_store, write_store  # noqa: F401
 
-from cinema_fast.data.loader import Loader, LoaderError, read_batch
-from cinema_fast.data.sampler import Sampler, frame_at
-from cinema_fast.data.store import CineStore
+from cinema_fast.data.loading.loader import Loader, LoaderError, read_batch
+from cinema_fast.data.loading.sampler import Sampler, frame_at
+from cinema_fast.data.store.store import CineStore
 
 ROOM = {"sax": (32, 32, 4), "lax_2c": (40, 32), "lax_3c": (32, 32), "lax_4c": (32, 32)}
 

@@ -7,8 +7,8 @@ import pytest
 from loader_cases import equal, loader_of, needs_dali
 from training_fixtures import FOUR, metrics, run, tiny_store, write_store  # noqa: F401
 
-from cinema_fast.data.loader import REPLACEMENTS, Loader, LoaderError
-from cinema_fast.data.sampler import frame_at
+from cinema_fast.data.loading.loader import REPLACEMENTS, Loader, LoaderError
+from cinema_fast.data.loading.sampler import frame_at
 
 both_loaders = pytest.mark.parametrize("kind", ["torch", pytest.param("dali", marks=needs_dali)])
 HEADER, FRAME = 128, 32 * 32  # bytes of a long-axis file

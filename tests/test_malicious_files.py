@@ -13,12 +13,12 @@ import pytest
 import yaml
 from training_fixtures import FOUR, write_store
 
-from cinema_fast.data.check import check_store
-from cinema_fast.data.motion import MotionTask, map_study
-from cinema_fast.data.store import CineStore, StoreError
-from cinema_fast.data.view_rules import read_rules
-from cinema_fast.train.config import PretrainConfig
-from cinema_fast.train.pretrain import pretrain
+from cinema_fast.data.formats.view_rules import read_rules
+from cinema_fast.data.prepare.motion import MotionTask, map_study
+from cinema_fast.data.store.check import check_store
+from cinema_fast.data.store.store import CineStore, StoreError
+from cinema_fast.methods.pretrain import pretrain
+from cinema_fast.methods.pretrain_config import PretrainConfig
 
 TRACE = "executed"
 CALL = f"!!python/object/apply:os.mkdir [{TRACE}]"
@@ -128,7 +128,7 @@ def test_vectors_with_a_type_of_their_own(tmp_path):
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 
-    from cinema_fast.data.parquet import read_parquet
+    from cinema_fast.common.parquet import read_parquet
 
     hostile = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": pickle.dumps(Payload())}
     table = pa.table({"study": ["s0"]}, pa.schema([pa.field("study", pa.string(), metadata=hostile)]))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
-from cinema_fast.downstream.metrics_classification import Classification, ranking
+from cinema_fast.metrics.classification import Classification, ranking
 
 TWO, THREE = ("NOR", "DCM"), ("NOR", "DCM", "HCM")
 

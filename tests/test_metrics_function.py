@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from cinema_fast.downstream.flags import CODES, LIMITS, cycle_flags, in_order, value_flags
-from cinema_fast.downstream.metrics_function import (
+from cinema_fast.metrics.flags import CODES, LIMITS, cycle_flags, in_order, value_flags
+from cinema_fast.metrics.function import (
     QUANTITIES,
     cardiac_function,
     cycle_function,
@@ -18,7 +18,7 @@ from cinema_fast.downstream.metrics_function import (
     ejection_fraction,
     volume_curves,
 )
-from cinema_fast.downstream.metrics_regression import Agreement, Repeatability
+from cinema_fast.metrics.regression import Agreement, Repeatability
 
 CLASSES = {1: "RV", 2: "MYO", 3: "LV"}
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion
 from scipy.spatial.distance import cdist
 
-from cinema_fast.downstream.metrics_segmentation import segmentation_scores, stability_score, surface_distances
+from cinema_fast.metrics.segmentation import segmentation_scores, stability_score, surface_distances
 
 ONE = {1: "LV"}
 

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-import cinema_fast.train.pretrain as module
-from cinema_fast.data.phantom import write_cohort
-from cinema_fast.data.prepare import PrepareConfig, prepare
+import cinema_fast.methods.pretrain as module
+from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
 from cinema_fast.kernels import use
-from cinema_fast.train.config import PretrainConfig
+from cinema_fast.methods.pretrain_config import PretrainConfig
+from cinema_fast.phantom.cohort import write_cohort
 
 STEPS = 200
 # relative to the loss: two runs part by rounding alone, which AdamW's first steps enlarge

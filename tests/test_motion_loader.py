@@ -8,12 +8,12 @@ import torch
 from motion_stores import with_maps
 from training_fixtures import FOUR, tiny_store, write_store  # noqa: F401
 
-from cinema_fast.data.augment import model_input, motion_input
-from cinema_fast.data.augmentation import AS_STORED, Augmentation
-from cinema_fast.data.clips import ClipStore
-from cinema_fast.data.loader import Loader, LoaderError, read_batch
-from cinema_fast.data.sampler import Sampler
-from cinema_fast.data.store import CineStore
+from cinema_fast.data.loading.augment import model_input, motion_input
+from cinema_fast.data.loading.augmentation import AS_STORED, Augmentation
+from cinema_fast.data.loading.loader import Loader, LoaderError, read_batch
+from cinema_fast.data.loading.sampler import Sampler
+from cinema_fast.data.store.clips import ClipStore
+from cinema_fast.data.store.store import CineStore
 
 ROOM = {"sax": (32, 32, 4), "lax_2c": (40, 32), "lax_3c": (32, 32), "lax_4c": (32, 32)}
 CLIP = {"clip": (6, 24, 40)}

@@ -14,13 +14,13 @@ from cine_files import VIEWS, grid_mm, write_study
 from test_prepare import content, run
 
 from cinema_fast.cli import main
-from cinema_fast.data import motion
-from cinema_fast.data.clips import ClipStore, centre
-from cinema_fast.data.motion import motion_levels
-from cinema_fast.data.phantom import write_cohort
-from cinema_fast.data.prepare import PrepareConfig, prepare
-from cinema_fast.data.store import CineStore, StoreError
+from cinema_fast.data.prepare import motion
+from cinema_fast.data.prepare.motion import motion_levels
+from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+from cinema_fast.data.store.clips import ClipStore, centre
+from cinema_fast.data.store.store import CineStore, StoreError
 from cinema_fast.kernels import optical_flow
+from cinema_fast.phantom.cohort import write_cohort
 
 
 @pytest.fixture

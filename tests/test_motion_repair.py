@@ -14,10 +14,10 @@ from cine_files import write_study
 from test_prepare import content, run
 
 from cinema_fast.cli import main
-from cinema_fast.data import motion
-from cinema_fast.data import store as store_module
-from cinema_fast.data.check import check_store
-from cinema_fast.data.store import CineStore, StoreError
+from cinema_fast.data.prepare import motion
+from cinema_fast.data.store import store as store_module
+from cinema_fast.data.store.check import check_store
+from cinema_fast.data.store.store import CineStore, StoreError
 
 FILE = "studies/p1/sax.motion.npy"
 
@@ -138,7 +138,8 @@ KILLED = {  # what the process does when it is killed, maps that are then left t
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from cinema_fast.data import motion, prepare, store
+from cinema_fast.data.prepare import motion, prepare
+from cinema_fast.data.store import store
 kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 {change}
 options = dict(sax_size=(32, 32, 6), lax_size=(40, 40), workers=1, motion=True)

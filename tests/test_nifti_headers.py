@@ -8,8 +8,8 @@ import pytest
 from cine_files import BALL, affine_of, ball_cine
 from scipy.ndimage import zoom
 
-from cinema_fast.data.nifti import CineError, read_cine
-from cinema_fast.data.prepare import PrepareConfig, prepare
+from cinema_fast.data.formats.nifti import CineError, read_cine
+from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
 
 SHAPE = (70, 66, 6)
 AFFINE = affine_of((0.4, -0.5, 0.7), (1.4, 1.4, 9.0), BALL, SHAPE)

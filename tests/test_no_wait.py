@@ -15,13 +15,13 @@ from small_models import small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cinema_fast as cf
-from cinema_fast.data.augment import model_input
-from cinema_fast.data.augmentation import Augmentation
-from cinema_fast.data.loader import Batch
-from cinema_fast.data.sampler import Draw
+from cinema_fast.data.loading.augment import model_input
+from cinema_fast.data.loading.augmentation import Augmentation
+from cinema_fast.data.loading.loader import Batch
+from cinema_fast.data.loading.sampler import Draw
 from cinema_fast.kernels import use
-from cinema_fast.train.config import MaskConfig
-from cinema_fast.train.guidance import Guidance
+from cinema_fast.methods.guidance import Guidance
+from cinema_fast.methods.pretrain_config import MaskConfig
 from cinema_fast.train.step import adamw, make_train_step
 
 aten = torch.ops.aten

@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 from training_fixtures import metrics, tiny_store  # noqa: F401
 
 import cinema_fast as cf
-from cinema_fast.data.augmentation import AugmentConfig
-from cinema_fast.data.loader import Loader
-from cinema_fast.train.config import PretrainConfig
+from cinema_fast.data.loading.augmentation import AugmentConfig
+from cinema_fast.data.loading.loader import Loader
+from cinema_fast.methods.pretrain import pretrain
+from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.train.meter import Meter, NonFiniteError
-from cinema_fast.train.pretrain import pretrain
 
 STEPS, BAD = 8, 4
 WEIGHT = "encoder.blocks.0.mlp.fc1.weight"
@@ -21,7 +21,7 @@ WEIGHT = "encoder.blocks.0.mlp.fc1.weight"
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr("cinema_fast.train.pretrain.write_report", lambda *_, **__: [])
+    monkeypatch.setattr("cinema_fast.methods.pretrain.write_report", lambda *_, **__: [])
 
 
 def config_of(store, out, **changes) -> PretrainConfig:

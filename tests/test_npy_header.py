@@ -9,9 +9,9 @@ from test_prepare import content, run
 from test_prepare_repair import overwrite, prepared  # noqa: F401
 from training_fixtures import FOUR, write_store
 
-from cinema_fast.data.check import read_studies
-from cinema_fast.data.npy import header_fault, npy_header
-from cinema_fast.data.store import CineStore, StoreError
+from cinema_fast.data.store.check import read_studies
+from cinema_fast.data.store.npy import header_fault, npy_header
+from cinema_fast.data.store.store import CineStore, StoreError
 
 TEXT = b"(4, 32, 32)"
 # What numpy's parser raises for them: TokenError, SyntaxError, TypeError, ValueError; and nothing, for the last two.

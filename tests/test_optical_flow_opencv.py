@@ -5,9 +5,9 @@ import pytest
 import torch
 from flow_cases import DEFAULTS
 
-from cinema_fast.data.nifti import read_cine, read_nifti
-from cinema_fast.data.phantom import make_study
+from cinema_fast.data.formats.nifti import read_cine, read_nifti
 from cinema_fast.kernels.optical_flow import optical_flow, reasons
+from cinema_fast.phantom.cohort import make_study
 
 cv2 = pytest.importorskip("cv2", reason="opencv is not installed (pip install opencv-python-headless)")
 MYOCARDIUM = 2

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from conftest import shared_path
 from flow_cases import DEFAULTS
 
-from cinema_fast.data.geometry import to_uint8
-from cinema_fast.data.nifti import read_cine
+from cinema_fast.data.formats.nifti import read_cine
+from cinema_fast.data.prepare.geometry import to_uint8
 from cinema_fast.kernels.native import load_library
 from cinema_fast.kernels.optical_flow import optical_flow
 

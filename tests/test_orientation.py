@@ -16,14 +16,14 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 from prediction_cases import STRUCTURES, Brightest, heart_cine, lines_of, oblique, predict_as, stand_in
 from torch import nn
 
-from cinema_fast.data import orientation
-from cinema_fast.data.check import UNLISTED, check_store
-from cinema_fast.data.inspect_store import describe
-from cinema_fast.data.nifti import read_nifti
-from cinema_fast.data.prepare import PrepareConfig, prepare
-from cinema_fast.data.store import CineStore, write_index
-from cinema_fast.downstream.landmarks import Landmarks
-from cinema_fast.downstream.segmentation import Segmentation
+from cinema_fast.data.formats.nifti import read_nifti
+from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+from cinema_fast.data.store import orientation
+from cinema_fast.data.store.check import UNLISTED, check_store
+from cinema_fast.data.store.inspect_store import describe
+from cinema_fast.data.store.store import CineStore, write_index
+from cinema_fast.tasks.landmarks import Landmarks
+from cinema_fast.tasks.segmentation import Segmentation
 
 STORAGES = [(order, signs) for order in permutations((0, 1)) for signs in product((1, -1), repeat=3)]
 SHAPE = (90, 70, 9)

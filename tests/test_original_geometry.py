@@ -18,14 +18,9 @@ from prediction_cases import (
 )
 from scipy.ndimage import binary_dilation, map_coordinates
 
-from cinema_fast.data.dicom_cine import read_dicom_cine
-from cinema_fast.data.geometry import plan_resampling
-from cinema_fast.downstream.original_geometry import (
-    label_map,
-    original_points,
-    plan_return,
-    voxel_size,
-)
+from cinema_fast.data.formats.dicom_cine import read_dicom_cine
+from cinema_fast.data.prepare.geometry import plan_resampling
+from cinema_fast.data.prepare.original_geometry import label_map, original_points, plan_return, voxel_size
 
 SHAPE = OBLIQUE[0]
 # Pixels of 1.2 and 1.6 mm become 1 mm and come back, slices stay: outlines move by less than half a pixel, to either

@@ -8,10 +8,10 @@ import torch
 from test_resume import last_line
 from training_fixtures import run, tiny_store  # noqa: F401
 
+from cinema_fast.methods.pretrain import pretrain
+from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.train.checkpoint import newest_checkpoint, save_checkpoint
-from cinema_fast.train.config import PretrainConfig
 from cinema_fast.train.memory import OutOfMemory, memory_advice
-from cinema_fast.train.pretrain import pretrain
 
 # the third forward pass wants more than the process may still map
 IN_A_STEP = """

@@ -10,9 +10,10 @@ from embedding_files import write_embeddings
 from training_fixtures import write_store
 
 from cinema_fast.cli import main
-from cinema_fast.data import output, phantom
-from cinema_fast.data.lock import hold_folder
-from cinema_fast.data.output import OutputError, folder_for, new_folder, parts_folder, told_of, whole_file
+from cinema_fast.common import output
+from cinema_fast.common.lock import hold_folder
+from cinema_fast.common.output import OutputError, folder_for, new_folder, parts_folder, told_of, whole_file
+from cinema_fast.phantom import cohort as phantom
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 WRITTEN = ("*.csv", "studies")

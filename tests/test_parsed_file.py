@@ -5,14 +5,14 @@ import json
 import pytest
 from training_fixtures import write_store
 
-from cinema_fast.data.check import check_store
-from cinema_fast.data.inspect_store import describe
-from cinema_fast.data.parsed_file import parse_json, parse_yaml, read_json
-from cinema_fast.data.store import CineStore, StoreError
-from cinema_fast.data.view_rules import read_rules
-from cinema_fast.downstream.compare_evaluations import read_evaluation
+from cinema_fast.common.parsed_file import parse_json, parse_yaml, read_json
+from cinema_fast.data.formats.view_rules import read_rules
+from cinema_fast.data.store.check import check_store
+from cinema_fast.data.store.inspect_store import describe
+from cinema_fast.data.store.store import CineStore, StoreError
+from cinema_fast.evaluation.compare_evaluations import read_evaluation
+from cinema_fast.evaluation.compare_runs import read_run
 from cinema_fast.train.checkpoint import CheckpointError, newest_checkpoint, save_checkpoint
-from cinema_fast.train.compare import read_run
 from cinema_fast.train.run_folder import read_config
 
 DEEP = "[" * 100_000

@@ -7,12 +7,12 @@ from small_models import small_model
 from training_fixtures import metrics, tiny_store  # noqa: F401
 
 import cinema_fast as cf
-from cinema_fast.data.augment import model_input
-from cinema_fast.data.loader import read_batch
-from cinema_fast.data.sampler import Sampler
-from cinema_fast.data.store import CineStore
-from cinema_fast.train.config import PretrainConfig
-from cinema_fast.train.pretrain import pretrain
+from cinema_fast.data.loading.augment import model_input
+from cinema_fast.data.loading.loader import read_batch
+from cinema_fast.data.loading.sampler import Sampler
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.methods.pretrain import pretrain
+from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.train.setup import model_config
 from cinema_fast.train.step import draw_plan
 

@@ -8,9 +8,9 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy import stats
 
-from cinema_fast.data.phantom import DISEASES, VIEWS, make_study
-from cinema_fast.data.phantom_patient import draw_patient
-from cinema_fast.data.phantom_scan import add_rician_noise
+from cinema_fast.phantom.cohort import DISEASES, VIEWS, make_study
+from cinema_fast.phantom.patient import draw_patient
+from cinema_fast.phantom.scan import add_rician_noise
 
 RV, MYO, LV = 1, 2, 3
 SMALL = {"n_frames": 6, "in_plane_mm": 3.2, "n_slices": 6}

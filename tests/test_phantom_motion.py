@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from cinema_fast.data.phantom import VIEWS, make_study
-from cinema_fast.data.phantom_heart import BeatingHeart
-from cinema_fast.data.phantom_patient import draw_patient
-from cinema_fast.data.phantom_render import HeartRenderer
+from cinema_fast.phantom.cohort import VIEWS, make_study
+from cinema_fast.phantom.heart import BeatingHeart
+from cinema_fast.phantom.patient import draw_patient
+from cinema_fast.phantom.render import HeartRenderer
 
 MYO = 2
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from cinema_fast.data.pool import run_in_processes
+from cinema_fast.common.pool import run_in_processes
 
 
 def work(task: int) -> int:

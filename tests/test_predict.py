@@ -28,14 +28,14 @@ from prediction_cases import (
 )
 from test_pretrain_real import PREPARE
 
-from cinema_fast.data.prepare import PrepareConfig, prepare
-from cinema_fast.data.store import CineStore
-from cinema_fast.data.tables import landmark_voxels, read_landmarks
-from cinema_fast.downstream import predict
-from cinema_fast.downstream.landmarks import Landmarks
-from cinema_fast.downstream.predict_config import PredictConfig
-from cinema_fast.downstream.run import FinetunedRun
-from cinema_fast.downstream.segmentation import Segmentation
+from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.data.store.tables import landmark_voxels, read_landmarks
+from cinema_fast.prediction import predict
+from cinema_fast.prediction.predict_config import PredictConfig
+from cinema_fast.tasks.finetuned_run import FinetunedRun
+from cinema_fast.tasks.landmarks import Landmarks
+from cinema_fast.tasks.segmentation import Segmentation
 
 AXIS = ("annulus_1", "annulus_2", "apex")
 

@@ -5,8 +5,8 @@ import errno
 import pytest
 from prediction_cases import oblique, predict_as, segmenter, tree, write_heart
 
-from cinema_fast.data.output import OutputError
-from cinema_fast.downstream import predict
+from cinema_fast.common.output import OutputError
+from cinema_fast.prediction import predict
 
 
 @pytest.fixture

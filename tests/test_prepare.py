@@ -12,10 +12,10 @@ import pytest
 from cine_files import BALL, VIEWS, grid_mm, write_cine, write_study
 from scipy import ndimage
 
-from cinema_fast.data import geometry
-from cinema_fast.data.nifti import read_cine
-from cinema_fast.data.prepare import PrepareConfig, prepare
-from cinema_fast.data.store import CineStore, StoreError
+from cinema_fast.data.formats.nifti import read_cine
+from cinema_fast.data.prepare import geometry
+from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+from cinema_fast.data.store.store import CineStore, StoreError
 
 SIZES = {"sax_size": (32, 32, 6), "lax_size": (40, 40), "workers": 1}
 

@@ -8,8 +8,8 @@ import pytest
 from cine_files import write_cine
 from test_prepare import run
 
-from cinema_fast.data.nifti import CineError, read_cine
-from cinema_fast.data.phantom import make_study
+from cinema_fast.data.formats.nifti import CineError, read_cine
+from cinema_fast.phantom.cohort import make_study
 
 WHY = ("the time axis is not last", "axes in the wrong order", "has one slice", "not a cine: shape (")
 IN_ORDER = ((0, 1, 2, 3), (1, 0, 2, 3))  # an image lying on its side is an image

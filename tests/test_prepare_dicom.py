@@ -14,11 +14,11 @@ from dicom_files import write_enhanced, write_series
 from test_prepare import content, run
 from test_sources import forbid_listing
 
-from cinema_fast.data.dicom_sources import find_dicom_sources, study_id
-from cinema_fast.data.nifti import read_cine
-from cinema_fast.data.prepare import PrepareConfig, prepare
-from cinema_fast.data.store import CineStore
-from cinema_fast.data.view_rules import read_rules
+from cinema_fast.data.formats.nifti import read_cine
+from cinema_fast.data.formats.view_rules import read_rules
+from cinema_fast.data.prepare.dicom_sources import find_dicom_sources, study_id
+from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+from cinema_fast.data.store.store import CineStore
 
 DESCRIPTIONS = {"sax": "cine_SAX_stack", "lax_2c": "LAX 2CH cine", "lax_4c": "tf2d 4-ch"}
 

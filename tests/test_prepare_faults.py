@@ -14,18 +14,18 @@ from cine_files import write_study
 from test_prepare import SIZES, assert_intensities_are_the_scans, content, run
 
 from cinema_fast.cli import main
-from cinema_fast.data import geometry
-from cinema_fast.data import prepare as prepare_module
-from cinema_fast.data import store as store_module
-from cinema_fast.data.nifti import read_cine
-from cinema_fast.data.orientation import arranged
-from cinema_fast.data.prepare import PrepareConfig, prepare
-from cinema_fast.data.store import CineStore, StoreError
+from cinema_fast.data.formats.nifti import read_cine
+from cinema_fast.data.prepare import geometry
+from cinema_fast.data.prepare import prepare as prepare_module
+from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+from cinema_fast.data.store import store as store_module
+from cinema_fast.data.store.orientation import arranged
+from cinema_fast.data.store.store import CineStore, StoreError
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from cinema_fast.data.prepare import PrepareConfig, prepare
+from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
 if __name__ == "__main__":
     options = dict(sax_size=(32, 32, 6), lax_size=(40, 40), workers=int(sys.argv[3]))
     print(prepare(PrepareConfig(Path(sys.argv[1]), Path(sys.argv[2]), **options), progress=False))

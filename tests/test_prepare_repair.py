@@ -12,8 +12,8 @@ from cine_files import write_study
 from test_prepare import content, run
 
 from cinema_fast.cli import main
-from cinema_fast.data.check import UNLISTED, check_store
-from cinema_fast.data.store import CineStore, StoreError, read_index, write_index
+from cinema_fast.data.store.check import UNLISTED, check_store
+from cinema_fast.data.store.store import CineStore, StoreError, read_index, write_index
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from training_fixtures import FOUR, metrics, tiny_store, write_store  # noqa: F401
 
 import cinema_fast as cf
-from cinema_fast.data.augment import model_input
-from cinema_fast.data.loader import read_batch
-from cinema_fast.data.sampler import Sampler
-from cinema_fast.data.store import CineStore
-from cinema_fast.train.config import PretrainConfig
-from cinema_fast.train.pretrain import _replaced, pretrain
+from cinema_fast.data.loading.augment import model_input
+from cinema_fast.data.loading.loader import read_batch
+from cinema_fast.data.loading.sampler import Sampler
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.methods.pretrain import _replaced, pretrain
+from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.train.setup import model_config
 
 
@@ -148,7 +148,7 @@ def poison(monkeypatch, where: str, bad_steps: set[int]) -> None:
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_bad_step_is_skipped_and_named(tiny_store, tmp_path, monkeypatch, capfd, where):  # noqa: F811
     poison(monkeypatch, where, {3})
-    monkeypatch.setattr("cinema_fast.train.pretrain.write_report", lambda *_, **__: [])
+    monkeypatch.setattr("cinema_fast.methods.pretrain.write_report", lambda *_, **__: [])
     config = config_of(tiny_store, tmp_path / "run", log_every=2, checkpoint_every=1, keep=9, workers=1)
     pretrain(config)
     two, three, four = (
@@ -182,7 +182,7 @@ def test_a_lost_study_is_replaced_or_ends_a_strict_run(tmp_path, monkeypatch, ca
                 raise OSError(5, "Input/output error", f"{study}/{view}.npy")
             return super().read_frame(study, view, t)
 
-    monkeypatch.setattr("cinema_fast.train.pretrain.CineStore", Losing)
+    monkeypatch.setattr("cinema_fast.methods.pretrain.CineStore", Losing)
     assert pretrain(config_of(store, tmp_path / "run", steps=3, batch_size=5)).exit_code == 0
     told, times = capfd.readouterr().err, metrics(tmp_path / "run")[-1]["replaced"]
     assert told.count("study s3 replaced") == times >= 3
@@ -198,7 +198,7 @@ def test_a_lost_study_is_replaced_or_ends_a_strict_run(tmp_path, monkeypatch, ca
 
 
 def test_weights_of_another_run_and_of_another_shape(tiny_store, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("cinema_fast.train.pretrain.write_report", lambda *_, **__: [])
+    monkeypatch.setattr("cinema_fast.methods.pretrain.write_report", lambda *_, **__: [])
     pretrain(config_of(tiny_store, tmp_path / "first", steps=1))
     weights = tmp_path / "first" / "checkpoints" / "step-00000001.safetensors"
     pretrain(config_of(tiny_store, tmp_path / "second", steps=1, lr=1e-12, min_lr=0, init_from=weights))

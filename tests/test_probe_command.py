@@ -11,9 +11,9 @@ from embedding_files import write_embeddings
 from training_fixtures import tiny_store  # noqa: F401
 
 from cinema_fast.cli import main
-from cinema_fast.downstream.bootstrap import estimate
-from cinema_fast.downstream.probe_embeddings import MeanOverSeeds, ProbeConfig, probe
-from cinema_fast.downstream.probes import knn_probe, linear_probe
+from cinema_fast.cohort.probe_embeddings import MeanOverSeeds, ProbeConfig, probe
+from cinema_fast.cohort.probes import knn_probe, linear_probe
+from cinema_fast.metrics.bootstrap import estimate
 
 pytest.importorskip("sklearn")
 N = 80
@@ -180,7 +180,7 @@ def test_reading_embeddings_starts_no_thread(cohort):
     """One of pyarrow's that still holds the file when Python ends would end the process by SIGABRT, now and then."""
     code = (
         "import os, sys; from pathlib import Path; import pyarrow.parquet\n"
-        "from cinema_fast.downstream.embeddings import read_embeddings\n"
+        "from cinema_fast.cohort.embeddings import read_embeddings\n"
         "before = os.listdir('/proc/self/task')\n"
         "read_embeddings(Path(sys.argv[1]))\n"
         "print(len(os.listdir('/proc/self/task')) - len(before))"

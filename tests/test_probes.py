@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cinema_fast.downstream.probes import FOLDS, PENALTIES, TEMPERATURE, constant_probe, knn_probe, linear_probe
+from cinema_fast.cohort.probes import FOLDS, PENALTIES, TEMPERATURE, constant_probe, knn_probe, linear_probe
 
 pytest.importorskip("sklearn")
 

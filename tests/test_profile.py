@@ -5,8 +5,8 @@ import json
 import pytest
 from training_fixtures import metrics, tiny_store  # noqa: F401
 
-from cinema_fast.train.config import PretrainConfig
-from cinema_fast.train.pretrain import pretrain
+from cinema_fast.methods.pretrain import pretrain
+from cinema_fast.methods.pretrain_config import PretrainConfig
 
 
 def test_two_steps_are_profiled(tiny_store, tmp_path, capfd):  # noqa: F811

@@ -6,8 +6,8 @@ import time
 import pytest
 import rich.console
 
-from cinema_fast.data import progress
-from cinema_fast.data.progress import progress_bar
+from cinema_fast.common import progress
+from cinema_fast.common.progress import progress_bar
 
 
 def test_lines_where_there_is_no_terminal(capfd, monkeypatch):

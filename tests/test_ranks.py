@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from tolerances import assert_same_training
 from training_fixtures import metrics, run, tiny_store  # noqa: F401
 
-from cinema_fast.train.config import PretrainConfig
-from cinema_fast.train.pretrain import pretrain
+from cinema_fast.methods.pretrain import pretrain
+from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.train.ranks import STARTED_BY, Agreement, Ranks
 
 ONE = [
@@ -31,7 +31,7 @@ ONE = [
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 AT_STEP = """
 import os, signal, sys
-import cinema_fast.train.pretrain as p
+import cinema_fast.methods.pretrain as p
 from cinema_fast.cli import main
 make = p.make_train_step
 def watched(*arguments, **options):

@@ -5,10 +5,10 @@ from threading import Thread
 
 import pytest
 
-from cinema_fast.data.regular_file import read_regular
-from cinema_fast.data.store import CineStore
+from cinema_fast.common.regular_file import read_regular
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.evaluation.compare_runs import read_run
 from cinema_fast.train.checkpoint import newest_checkpoint, save_checkpoint
-from cinema_fast.train.compare import read_run
 from cinema_fast.train.run_folder import read_config
 
 

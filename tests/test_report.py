@@ -8,11 +8,19 @@ import torch
 from training_fixtures import FOUR, tiny_store, write_store  # noqa: F401
 
 import cinema_fast as cf
-from cinema_fast.data.sampler import frame_at
-from cinema_fast.data.store import CineStore
-from cinema_fast.train.config import PretrainConfig
-from cinema_fast.train.evaluate import PHASES, Evaluation, evaluate, fixed_batches, fixed_plan, images_of, mean_patches
-from cinema_fast.train.report import draw_loss, draw_reconstruction, fill_in
+from cinema_fast.data.loading.sampler import frame_at
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.methods.evaluation import (
+    PHASES,
+    Evaluation,
+    evaluate,
+    fixed_batches,
+    fixed_plan,
+    images_of,
+    mean_patches,
+)
+from cinema_fast.methods.pretrain_config import PretrainConfig
+from cinema_fast.methods.report import draw_loss, draw_reconstruction, fill_in
 from cinema_fast.train.setup import model_config
 
 CPU = torch.device("cpu")
@@ -167,7 +175,7 @@ def test_a_view_that_nobody_trained_on_is_not_judged(tmp_path):
 
 def test_the_mean_patch_of_a_rare_view_is_found(tmp_path, monkeypatch):
     """However few studies are read, some of each view are among them."""
-    monkeypatch.setattr("cinema_fast.train.evaluate.BLIND_STUDIES", 2)
+    monkeypatch.setattr("cinema_fast.methods.evaluation.BLIND_STUDIES", 2)
     store = CineStore(write_store(tmp_path / "store", {f"s{i}": FOUR if i == 3 else ("sax",) for i in range(7)}))
     model = model_of(store, tmp_path)
     assert set(mean_patches(store, model.config, store.ids, batch_size=4, device=CPU)) == set(FOUR)

@@ -10,9 +10,9 @@ import time
 import pytest
 from training_fixtures import FOUR, command, metrics, run, tiny_store, write_store  # noqa: F401
 
-from cinema_fast.data.store import CineStore
-from cinema_fast.train.config import PretrainConfig
-from cinema_fast.train.pretrain import pretrain as run_in_process
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.methods.pretrain import pretrain as run_in_process
+from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.train.run_folder import read_config
 from cinema_fast.train.setup import store_fingerprint
 
@@ -21,7 +21,7 @@ OPTIONS = {
     "device": "cpu",
 }  # fmt: skip
 RUN = [word for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-QUIET = "import cinema_fast.train.pretrain as p; p.write_report = lambda *a, **k: []"
+QUIET = "import cinema_fast.methods.pretrain as p; p.write_report = lambda *a, **k: []"
 # Ends the process, or signals it, just before a file gets its name or a step is taken.
 AT_FILE = """
 import os, signal, resource

@@ -10,9 +10,9 @@ import pytest
 from test_resume import AT_STEP, last_line, pretrain, started
 from training_fixtures import command, metrics, tiny_store  # noqa: F401
 
-from cinema_fast.data.output import new_folder
-from cinema_fast.train.config import PretrainConfig
-from cinema_fast.train.pretrain import pretrain as run_in_process
+from cinema_fast.common.output import new_folder
+from cinema_fast.methods.pretrain import pretrain as run_in_process
+from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.train.run_folder import lock_run_folder
 
 
@@ -64,7 +64,7 @@ def test_what_begins_between_the_check_and_the_lock_is_seen(tiny_store, tmp_path
         run_in_process(config)
         return build(*_)
 
-    from cinema_fast.train import pretrain as module
+    from cinema_fast.methods import pretrain as module
 
     build = module.CineMA
     monkeypatch.setattr(module, "CineMA", slow)

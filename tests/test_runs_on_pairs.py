@@ -9,7 +9,7 @@ from prediction_cases import lines_of
 from training_fixtures import write_store
 
 from cinema_fast.cli import main
-from cinema_fast.data.store import CineStore
+from cinema_fast.data.store.store import CineStore
 
 OPTIONS = "--preset heartmae-tiny --steps 1 --views sax --device cpu"
 
@@ -25,7 +25,7 @@ def old(tmp_path_factory):
     table = ["--table", str(folder / "t.csv"), *task.split()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cinema_fast.train.run_folder.MIN_FRAMES", 2)
-        patch.setattr("cinema_fast.train.pretrain.write_report", lambda *_, **__: [])
+        patch.setattr("cinema_fast.methods.pretrain.write_report", lambda *_, **__: [])
         for command, out, more in (("pretrain", "mae", []), ("finetune", "ef", table)):
             where = ["--data", str(folder / "store"), "--out", str(folder / out)]
             assert main([command, *where, *OPTIONS.split(), *more]) == 0

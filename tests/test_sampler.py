@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cinema_fast.data.sampler import Sampler, frame_at, held_out
+from cinema_fast.data.loading.sampler import Sampler, frame_at, held_out
 
 FOUR = ("sax", "lax_2c", "lax_3c", "lax_4c")
 

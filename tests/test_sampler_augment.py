@@ -9,10 +9,10 @@ import torch
 from scipy import stats
 from training_fixtures import tiny_store  # noqa: F401
 
-from cinema_fast.data.augmentation import Augmentation, AugmentConfig
-from cinema_fast.data.loader import augmentation_tensors, read_batch
-from cinema_fast.data.sampler import Draw, Sampler, exchanged
-from cinema_fast.data.store import CineStore
+from cinema_fast.data.loading.augmentation import Augmentation, AugmentConfig
+from cinema_fast.data.loading.loader import augmentation_tensors, read_batch
+from cinema_fast.data.loading.sampler import Draw, Sampler, exchanged
+from cinema_fast.data.store.store import CineStore
 
 FOUR = ("sax", "lax_2c", "lax_3c", "lax_4c")
 FULL = AugmentConfig(rotation=40.0, translation=6.0, flip=0.3, gamma=(0.5, 1.5), noise=0.1)

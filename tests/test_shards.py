@@ -12,14 +12,14 @@ from test_prepare import SIZES, content, run
 from test_prepare_faults import wait_for
 
 from cinema_fast.cli import main
-from cinema_fast.data.prepare import PrepareConfig
-from cinema_fast.data.shards import Shard, parse_shard
-from cinema_fast.data.store import CineStore, StoreError
+from cinema_fast.data.prepare.prepare import PrepareConfig
+from cinema_fast.data.prepare.shards import Shard, parse_shard
+from cinema_fast.data.store.store import CineStore, StoreError
 
 SCRIPT = """
 import sys
 from pathlib import Path
-from cinema_fast.data.prepare import PrepareConfig, prepare
+from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
 if __name__ == "__main__":
     options = dict(sax_size=(32, 32, 6), lax_size=(40, 40), workers=1, shard=sys.argv[3])
     print(prepare(PrepareConfig(Path(sys.argv[1]), Path(sys.argv[2]), **options), progress=False))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cinema_fast.data.prepare import PrepareReport
-from cinema_fast.data.sources import find_sources, holds_nifti, unmatched_line
-from cinema_fast.downstream.predict import PredictReport
+from cinema_fast.data.prepare.prepare import PrepareReport
+from cinema_fast.data.prepare.sources import find_sources, holds_nifti, unmatched_line
+from cinema_fast.prediction.predict import PredictReport
 
 
 def touch(folder: Path, *names: str) -> Path:

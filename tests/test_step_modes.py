@@ -10,12 +10,12 @@ from tape import TapeCapture
 from test_no_wait import CINEMA, CLIPS, FULL
 from tolerances import assert_same_training
 
-from cinema_fast.data.loader import Batch
-from cinema_fast.data.sampler import Draw
+from cinema_fast.data.loading.loader import Batch
+from cinema_fast.data.loading.sampler import Draw
 from cinema_fast.kernels import use
-from cinema_fast.train.config import MaskConfig
+from cinema_fast.methods.guidance import Guidance
+from cinema_fast.methods.pretrain_config import MaskConfig
 from cinema_fast.train.graph import WARM_UP, CudaCapture
-from cinema_fast.train.guidance import Guidance
 from cinema_fast.train.step import adamw, make_train_step
 
 WIDTHS = {"enc_embed_dim": 16, "enc_depth": 1, "dec_embed_dim": 24, "dec_depth": 1}  # head dims of 8

@@ -18,7 +18,7 @@ SLOW = 3.0  # seconds that a batch or a checkpoint takes
 REST = 8.0  # seconds for a step and the end of the process, on a machine that does other things
 READING = f"""
 import time
-from cinema_fast.data.loader import Loader
+from cinema_fast.data.loading.loader import Loader
 read = Loader._read
 def slow(self, at):
     if at[0] >= 3:

@@ -10,8 +10,15 @@ from threading import Thread, get_ident
 import numpy as np
 import pytest
 
-from cinema_fast.data import store as store_module
-from cinema_fast.data.store import CineStore, StoreError, lock_store, publish_study, write_index, write_study
+from cinema_fast.data.store import store as store_module
+from cinema_fast.data.store.store import (
+    CineStore,
+    StoreError,
+    lock_store,
+    publish_study,
+    write_index,
+    write_study,
+)
 
 SHAPES = {"lax_4c": (3, 14, 12), "sax": (5, 12, 10, 4), "rvot": (2, 9, 9), "lax_2c": (3, 14, 12)}
 

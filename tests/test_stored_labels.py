@@ -13,10 +13,10 @@ from cine_files import write_cine, write_study
 from test_prepare import content, run
 
 from cinema_fast.cli import main
-from cinema_fast.data.check import check_store
-from cinema_fast.data.inspect_store import COLOURS, contact_sheet, inspect_store, outline
-from cinema_fast.data.nifti import read_cine
-from cinema_fast.data.store import CineStore, StoreError
+from cinema_fast.data.formats.nifti import read_cine
+from cinema_fast.data.store.check import check_store
+from cinema_fast.data.store.inspect_store import COLOURS, contact_sheet, inspect_store, outline
+from cinema_fast.data.store.store import CineStore, StoreError
 
 PATTERN = "labels/{id}_{view}.nii.gz"
 FILE = "studies/p1/sax.labels.npy"
@@ -168,7 +168,8 @@ def test_motion_maps_leave_labels_as_they_are(tmp_path):
 SCRIPT = """
 import os, signal, sys
 from pathlib import Path
-from cinema_fast.data import prepare, store
+from cinema_fast.data.prepare import prepare
+from cinema_fast.data.store import store
 write = store.write_array
 def half(path, array):
     if "labels" in path.name and "/1/" in str(path):

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_prepare import run
 
-from cinema_fast.data.phantom import LANDMARKS, make_study, write_cohort
-from cinema_fast.data.prepare import PrepareConfig, prepare
-from cinema_fast.data.store import CineStore
-from cinema_fast.data.tables import (
+from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+from cinema_fast.data.store.store import CineStore
+from cinema_fast.data.store.tables import (
     MOST,
     check_landmarks,
     check_matches,
@@ -21,6 +20,7 @@ from cinema_fast.data.tables import (
     read_landmarks,
     read_table,
 )
+from cinema_fast.phantom.cohort import LANDMARKS, make_study, write_cohort
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=8).map(str.strip)
 NAMES = st.lists(WORDS.filter(bool), min_size=1, max_size=3, unique=True)

@@ -5,8 +5,8 @@ import shlex
 
 from conftest import ROOT
 
-from cinema_fast.data.phantom import write_cohort
-from cinema_fast.data.prepare import PrepareConfig, prepare
+from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+from cinema_fast.phantom.cohort import write_cohort
 
 SHAPING = {"--sax-size": int, "--lax-size": int, "--sax-spacing": float, "--lax-spacing": float}
 

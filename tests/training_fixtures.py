@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cinema_fast.data import store as cine_store
+from cinema_fast.data.store import store as cine_store
 
 SIZES = {"sax": (32, 32, 3), "lax_2c": (32, 32), "lax_3c": (32, 32), "lax_4c": (32, 32)}
 FOUR = tuple(SIZES)

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from ..data.parsed_file import read_json
-from ..data.regular_file import open_regular, read_regular
+from ..common.parsed_file import read_json
+from ..common.regular_file import open_regular, read_regular
 from ..models.weights import cinema_state_dict, load_cinema_weights, load_safetensors, load_torch
 from .memory import ran_out
 from .ranks import ALONE, Ranks

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from ..data.parsed_file import parse_json
+from ..common.parsed_file import parse_json
 from .sinks import SinkName, Sinks
 
 

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from ..data.clips import MIN_FRAMES
-from ..data.lock import hold_folder
-from ..data.output import check_outside_store
-from ..data.parsed_file import parse_yaml
-from ..data.regular_file import read_regular
-from .config import PretrainConfig
+from ..common.lock import hold_folder
+from ..common.output import check_outside_store
+from ..common.parsed_file import parse_yaml
+from ..common.regular_file import read_regular
+from ..data.store.clips import MIN_FRAMES
+from ..methods.pretrain_config import PretrainConfig
 
 _MARKS = ("config.yaml", "metrics.jsonl", "checkpoints")
 

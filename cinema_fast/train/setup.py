@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.store import CineStore
+from ..data.store.store import CineStore
+from ..methods.pretrain_config import PretrainConfig
 from ..models.config import CLIP, CineMAConfig, preset
-from .config import PretrainConfig
 from .ranks import Ranks
 
 

@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal, Protocol
 
-from ..data.parsed_file import read_json
+from ..common.parsed_file import read_json
 
 SinkName = Literal["tensorboard", "wandb"]
 

@@ -10,13 +10,13 @@ import torch._inductor.config
 from torch import Tensor, nn
 
 from .. import kernels
-from ..data.augment import batch_input
-from ..data.loader import Batch
+from ..data.loading.augment import batch_input
+from ..data.loading.loader import Batch
 from ..kernels import TokenPlan, sample_mask
+from ..methods.guidance import Guidance
 from ..models.cinema import CineMA
 from ..models.config import CineMAConfig
 from .graph import Capture, GraphedStep
-from .guidance import Guidance
 from .ranks import ALONE, Ranks, sum_later
 
 BETAS = (0.9, 0.95)
@@ -192,8 +192,8 @@ def _keep_compiled_code() -> None:
 
 
 def source_digest(folder: Path) -> str:
-    """SHA-256, in hex, of names and contents of a folder's Python files."""
+    """SHA-256, in hex, of names and contents of the Python files in a folder and in those below it."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
-        digest.update(f"{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 
 import torch
 
-from ..data.loader import Batch
+from ..data.loading.loader import Batch
+from ..methods.pretrain_config import PretrainConfig
 from ..models.config import CineMAConfig
 from ..models.flops import H100_BF16, step_flops
-from .config import PretrainConfig
 from .step import token_counts
 
 

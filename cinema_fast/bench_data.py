@@ -1,0 +1,122 @@
+"""Where the time goes between a store and the model: `cinema-fast bench data STORE`.
+
+Each stage alone, each loader alone, and a loader beside a step of a given length; docs/bottlenecks.md says what to do
+about the one that is the limit. What times them is in `bench_stages.py`.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from .data.loading.augmentation import AugmentConfig
+
+WAITED = 0.02  # a step that waits for data for less than this share of the time is not held up by it
+
+
+@dataclass(frozen=True)
+class BenchDataConfig:
+    """Time every stage from a cine store to a training step, and say which is the limit."""
+
+    # what to time
+    what: Literal["data"]
+    # store made by `cinema-fast prepare`
+    store: Path
+    # model whose views and image sizes are read
+    preset: str = "cinema-base"
+    # views to read; all that the store has when none is named
+    views: tuple[str, ...] = ()
+    # studies a batch
+    batch_size: int = 64
+    # threads or processes that read
+    workers: int = 2
+    # batches that each stage is timed on
+    batches: int = 16
+    # how long the dummy step takes, in milliseconds
+    step_ms: float = 100.0
+    # loader beside the dummy step; each that is installed is timed alone
+    loader: Literal["auto", "dali", "torch"] = "auto"
+    # where batches go; auto takes the GPU if there is one
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    # how the images are changed
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    # also write the figures there, as JSON
+    out: Path | None = None
+
+    def __post_init__(self):
+        for name in ("batch_size", "workers", "batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.step_ms < float("inf"):
+            raise ValueError(f"--step-ms must be finite and not negative, got {self.step_ms}")
+        self.augment.validate()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a batch costs in one stage. frames: in a batch. note: how it was timed."""
+
+    name: str
+    ms: float
+    frames: int
+    note: str = ""
+
+    @property
+    def frames_per_s(self) -> float:
+        """Frames that the stage could do if it were all there is."""
+        return self.frames / self.ms * 1e3 if self.ms else float("inf")
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """stages: by name. wait: share of the time for which the dummy step waited. facts: conditions and byte counts."""
+
+    stages: dict[str, Stage]
+    wait: float
+    limit: str
+    facts: dict[str, object]
+
+    def to_dict(self) -> dict:
+        """Plain values for JSON."""
+        stages = [asdict(stage) | {"frames_per_s": stage.frames_per_s} for stage in self.stages.values()]
+        return {"stages": stages, "wait": self.wait, "limit": self.limit, **self.facts}
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {value}" for name, value in self.facts.items()]
+        lines += ["", f"{'stage':<28} {'ms a batch':>10} {'frames/s':>10}"]
+        for stage in self.stages.values():
+            rate = f"{stage.frames_per_s:.0f}" if stage.ms else ""
+            lines.append(f"{stage.name:<28} {stage.ms:>10.2f} {rate:>10}  {stage.note}".rstrip())
+        return "\n".join([*lines, "", f"limit: {self.limit}"])
+
+
+def bench_data(config: BenchDataConfig) -> DataReport:
+    """Time all stages on the studies that share the store's most frequent set of views.
+
+    Raises:
+        ValueError: a store, preset or loader that cannot be had (StoreError and LoaderError are among them).
+        OSError: `config.out` cannot be written.
+    """
+    from .bench_stages import time_stages
+
+    report = time_stages(config)
+    if config.out:
+        config.out.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    return report
+
+
+def limit(stages: dict[str, Stage], loader: str, wait: float, workers: int, step_ms: float) -> str:
+    """Which stage decides how many batches there are a second, in one sentence."""
+    alone = stages[f"loader {loader}"].ms
+    if wait < WAITED:
+        work = {"the step": step_ms} | {name: stages[name].ms for name in ("augmentation",) if name in stages}
+        slowest = max(work, key=work.get)
+        return f"{slowest} ({work[slowest]:.1f} ms a batch); the loader alone takes {alone:.1f}"
+    reading = {name: stages[name].ms / workers for name in ("read, warm", "pad and copy")}
+    reading |= {"transfer": stages["transfer"].ms} if "transfer" in stages else {}
+    slowest = max(reading, key=reading.get)
+    return (
+        f"data: the step waited {wait * 100:.0f} % of the time; the loader alone takes {alone:.1f} ms a batch, most of "
+        f"it {slowest} ({reading[slowest]:.1f} ms with {workers} workers); cold reads take "
+        f"{stages['read, cold'].ms / workers:.1f}"
+    )

@@ -1,0 +1,207 @@
+"""`cinema-fast cluster`: groups among the embeddings of a cohort, how stable they are, and in what they differ."""
+
+import csv
+import json
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from tyro.conf import Positional
+
+from ..common.extras import need
+from ..common.output import new_folder
+from ..data.store.tables import Table, is_number, means_number
+from ..metrics.characteristics import Characteristic, describe
+from .clustering import CRITERION, SHARE_DRAWN, VARIANCE_KEPT, Clustering, check_cohort, find_clusters, lay_out
+from .embeddings import Embeddings, read_beside, read_embeddings
+
+METHODS = {"kmeans": "k-means", "gaussian": "Gaussian mixture"}
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Cluster the embeddings of a cohort, say how stable the clusters are, and describe them by a table.
+
+    Writes OUT/clusters.csv (study, cluster, place in the map), characteristics.csv, results.json, and
+    report/index.html with its pictures.
+    """
+
+    # Parquet file of `cinema-fast embed`
+    embeddings: Positional[Path]
+    # folder to write
+    out: Path
+    # CSV with a column study: what is known of the studies, by which clusters are described
+    table: Path | None = None
+    # columns of the table to describe; all when none is named
+    columns: tuple[str, ...] = ()
+    # k-means, or a mixture of Gaussians with diagonal covariances
+    method: Literal["kmeans", "gaussian"] = "kmeans"
+    # number of clusters; by default that of the highest silhouette (kmeans) or the lowest BIC (gaussian)
+    clusters: int | None = None
+    # largest number of clusters tried
+    most: int = 10
+    # pairs of subsamples for the stability, and Gaussian clouds for the separation, whose p is at least 1 / (1 + these)
+    resamples: int = 50
+    # how studies are laid out in two dimensions
+    map: Literal["pca", "tsne"] = "pca"
+    # key of everything random
+    seed: int = 0
+
+    def __post_init__(self):
+        for name, least in (("most", 2), ("clusters", 2), ("resamples", 20)):
+            if (given := getattr(self, name)) is not None and given < least:
+                raise ValueError(f"--{name} must be at least {least}, got {given}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed must lie in 0..2**32 - 1, got {self.seed}")
+        if self.columns and not self.table:
+            raise ValueError("--columns wants --table CSV, whose columns they are")
+
+
+@dataclass(frozen=True)
+class ClusterReport:
+    """What was found, to print; `lines` of characteristics, and {column left out: why}."""
+
+    config: ClusterConfig
+    embeddings: Embeddings
+    found: Clustering
+    lines: list[Characteristic]
+    left_out: dict[str, str]
+    without_row: int
+
+    @property
+    def choice(self) -> str:
+        """How the number of clusters came about."""
+        criterion, curve = CRITERION[self.config.method], self.found.curve
+        name = {"bic": "BIC", "silhouette": "mean silhouette"}[criterion]
+        if self.config.clusters:
+            return f"given by --clusters {self.config.clusters}"
+        best = {"bic": "lowest", "silhouette": "highest"}[criterion]
+        return f"{best} {name} of {min(curve)} to {max(curve)} clusters"
+
+    @property
+    def sizes(self) -> list[int]:
+        return np.bincount(self.found.clusters)[1:].tolist()
+
+    def __str__(self) -> str:
+        found = self.found
+        lines = [
+            f"{sum(self.sizes)} studies, {found.number} clusters of {', '.join(map(str, self.sizes))} "
+            f"({METHODS[self.config.method]}; number: {self.choice})"
+        ]
+        if found.stability:
+            lines.append(f"stability: adjusted Rand index {found.stability} of {found.stability.n} pairs of subsamples")
+            apart = found.separation
+            lines.append(f"separation: silhouette {apart.silhouette:.2f}; one Gaussian cloud {apart.one_cloud}, "
+                         f"p = {apart.p:.3f}")
+        lines.append(found.stable)
+        lines += [f"{self.without_row} studies are not in {self.config.table}"] * bool(self.without_row)
+        lines += [f"column {column} left out: {why}" for column, why in self.left_out.items()]
+        return "\n".join([*lines, f"written: {self.config.out / 'report' / 'index.html'}"])
+
+
+def cluster(config: ClusterConfig) -> ClusterReport:
+    """Cluster a cohort; see ClusterConfig, and `clustering.py` and `characteristics.py` for the methods.
+
+    A pure function of the files and the options.
+
+    Raises:
+        ValueError: no scikit-learn or pyarrow; OUT is a file or not empty; embeddings that cannot be read, are too few
+            or all alike; a table without the studies or a column.
+        OSError: a file cannot be read; OutputError, one of them: OUT cannot be written; nothing of it stays.
+    """
+    need("sklearn", "embeddings are clustered")
+    need("jinja2", "the report is written")
+    written = ("clusters.csv", "characteristics.csv", "results.json", "report")
+    with new_folder(config.out, "cluster", vars(config), written):
+        return _cluster(config)
+
+
+def _cluster(config: ClusterConfig) -> ClusterReport:
+    embeddings = read_embeddings(config.embeddings)
+    try:
+        check_cohort(embeddings.vectors, config.clusters)
+    except ValueError as error:
+        raise ValueError(f"{config.embeddings}: {error}") from None
+    columns, no_numbers, without_row = {}, {}, 0
+    if config.table:
+        table = read_beside(config.table, embeddings)
+        columns, no_numbers = read_columns(table, config.columns or table.columns)
+        without_row = sum(study not in table.rows for study in embeddings.studies)
+    found = find_clusters(
+        embeddings.vectors, method=config.method, number=config.clusters, most=config.most,
+        resamples=config.resamples, seed=config.seed,
+    )  # fmt: skip
+    lines, left_out = describe(columns, embeddings.studies, found.clusters)
+    left_out = {column: f"{why} ({no_numbers[column]})" if column in no_numbers else why
+                for column, why in left_out.items()}
+    left_out |= {column: why for column, why in no_numbers.items() if column not in columns}
+    report = ClusterReport(config, embeddings, found, lines, left_out, without_row)
+    _write(report, lay_out(found.points, config.map, config.seed), columns)
+    return report
+
+
+def read_columns(table: Table, names: tuple[str, ...]) -> tuple[dict[str, dict], dict[str, str]]:
+    """{column: {study: number, or word}}; and {column of words: why it holds no numbers}, which alone has the columns
+    with words that are meant as numbers, or are spelt in several ways.
+
+    Raises ValueError where there is no such column.
+    """
+    columns, no_numbers = {}, {}
+    for name in names:
+        words = table.values(name)
+        try:
+            columns[name] = table.numeric(name)
+        except ValueError as error:
+            no_numbers[name] = str(error)
+            if any(means_number(word) and not is_number(word) for word in words.values()):
+                continue
+            try:
+                table.check_classes(name, words)
+            except ValueError as unlike:
+                no_numbers[name] = str(unlike)
+            else:
+                columns[name] = words
+    return columns, no_numbers
+
+
+def _write(report: ClusterReport, places: np.ndarray, columns: dict[str, dict]) -> None:
+    from .cluster_report import write_cluster_report
+
+    out, found = report.config.out, report.found
+    rows = zip(report.embeddings.studies, found.clusters.tolist(), *np.round(places, 6).T.tolist())
+    _write_csv(out / "clusters.csv", ("study", "cluster", "x", "y"), rows)
+    names = [field.name for field in fields(Characteristic)]
+    _write_csv(out / "characteristics.csv", names, (asdict(line).values() for line in report.lines))
+    (out / "results.json").write_text(json.dumps(results(report), indent=1) + "\n", encoding="utf-8")
+    write_cluster_report(out / "report", report, places, columns)
+
+
+def _write_csv(path: Path, names, rows) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(names)
+        table.writerows(rows)
+
+
+def results(report: ClusterReport) -> dict:
+    """What results.json holds: every number of the clustering, and what decides it."""
+    config, found = report.config, report.found
+    return {
+        "studies": len(found.clusters),
+        "clusters": found.number,
+        "sizes": report.sizes,
+        "number_by": report.choice,
+        "criterion": {"name": CRITERION[config.method], "curve": found.curve},
+        "stability": found.stability and {"measure": "adjusted Rand index of pairs of subsamples",
+                                          "share_drawn": SHARE_DRAWN, **asdict(found.stability)},
+        "separation": found.separation and asdict(found.separation),
+        "verdict": found.stable,
+        "components": {"number": found.points.shape[1], "variance": found.variance, "variance_wanted": VARIANCE_KEPT},
+        "options": {name: getattr(config, name) for name in ("method", "clusters", "most", "resamples", "map", "seed")},
+        "embeddings": report.embeddings.metadata | {"sha256": report.embeddings.sha256},
+        "studies_without_row": report.without_row,
+        "columns_left_out": report.left_out,
+        "versions": {name: version(name) for name in ("cinema-fast", "scikit-learn", "scipy", "numpy")},
+    }  # fmt: skip

@@ -1,0 +1,298 @@
+"""`cinema-fast embed`: the vectors of a whole store as one Parquet file, in parts that outlive a kill.
+
+Parts of STUDIES_PER_PART studies are written to OUT.parts/, each whole or not at all, then joined to OUT; the parts go
+when no study is missing. Batches never run over the end of a part, so a run that was killed and gone on with, by the
+same command, writes what an undisturbed one would have.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ..common.output import UNFINISHED, parts_folder, whole_file
+
+STUDIES_PER_PART = 128
+_SKIPPED = "skipped"  # metadata of a part or of the whole: {study: why it has no vector} as JSON
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """One vector per study of a store, by the encoder of a pre-training run, as a Parquet file.
+
+    Columns: study, its name as it is printed (bytes that are no UTF-8 spelt out as \\udcXX); embedding (float32, as
+    long as the encoder is wide); views that went in; n_clips, the clips (HeartMAE) or time points (CineMA) that it is
+    the mean of.
+    """
+
+    run: Path
+    """Run folder of `cinema-fast pretrain`; its newest sound checkpoint is taken."""
+    store: Path
+    """Store made by `cinema-fast prepare`, the one trained on or another."""
+    out: Path
+    """Parquet file to write."""
+    labels: Path | None = None
+    """CSV table with a column `study`: draw the cohort in two dimensions, beside OUT as .png, coloured by one of its
+    columns."""
+    colour: str = "ef"
+    """The column of `labels`, of numbers."""
+    batch_size: int = 32
+    """Clips, or time points of a study, encoded at once."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to run; auto takes the GPU if there is one."""
+    workers: int = 2
+    """Threads that read the store."""
+    resume: bool = False
+    """Go on with what an earlier run of the same command has written, and try again what it could not read. A run that
+    was killed is gone on with by the same command, without this."""
+
+    def __post_init__(self):
+        for name in ("batch_size", "workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass
+class EmbedReport:
+    """What is in OUT: number of studies, {study: why it has no vector}, and the picture, where one was drawn."""
+
+    out: Path
+    studies: int
+    skipped: dict[str, str] = field(default_factory=dict)
+    picture: Path | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0: every study has a vector; 1: some have none; 3: none has one, and there is no OUT."""
+        if not self.studies:
+            return 3
+        return 1 if self.skipped else 0
+
+    def __str__(self) -> str:
+        lines = [f"{self.studies} studies embedded, {len(self.skipped)} skipped"]
+        lines += [f"skipped: study {study}: {why}" for study, why in self.skipped.items()]
+        written = [self.out] * bool(self.studies) + [self.picture] * bool(self.picture)
+        return "\n".join(lines + [f"written: {path}" for path in written])
+
+
+def embed(config: EmbedConfig) -> EmbedReport:
+    """Embed every study of a store; see EmbedConfig, and `embedding.py` for what a study's vector is.
+
+    OUT's metadata: preset, checkpoint (name, and SHA-256 of its manifest), step, store (SHA-256 of its contents), and
+    what else decides the bits: batch_size, device, precision.
+
+    Raises:
+        ValueError: no pyarrow; no run, store or checkpoint; OUT is there already or was begun otherwise; labels that
+            do not fit.
+        OutputError: OUT cannot be written; whole parts stay, and the same command goes on with them.
+    """
+    _require_pyarrow()
+    from ..common.parsed_file import read_json
+    from ..common.progress import progress_bar
+    from ..data.store.clips import CLIP, ClipStore
+    from ..data.store.orientation import check_orientation
+    from ..data.store.store import CineStore
+    from ..data.store.tables import check_matches, read_table
+    from ..figures.canvas import printable
+    from ..models.cinema import CineMA
+    from ..models.config import config_from_dict
+    from ..models.weights import load_cinema_weights
+    from ..train.checkpoint import newest_checkpoint
+    from ..train.run_folder import min_frames_of, read_config
+    from ..train.setup import pick_device, pick_precision, store_fingerprint
+    from .embedding import embed_studies
+    from .embedding_figure import read_labels
+
+    settled = read_config(config.run)
+    if settled is None:
+        raise ValueError(f"{config.run} holds no run (no config.yaml there); make one with `cinema-fast pretrain`")
+    if "task" in settled:
+        raise ValueError(f"{config.run} is a run of finetune, and embed takes one of pretrain; fine-tuned models are "
+                         "asked by `cinema-fast predict` and `cinema-fast evaluate`")
+    checkpoints = config.run / "checkpoints"
+    checkpoint = newest_checkpoint(checkpoints, lambda note: print(note, file=sys.stderr))
+    if checkpoint is None:
+        raise ValueError(f"{config.run} has no checkpoint yet")
+    shape = config_from_dict(settled["model"])
+    if config.labels and config.out.suffix == ".png":
+        raise ValueError(f"{config.out}: the picture has this name; give the Parquet file another")
+    cines = CineStore(config.store)
+    check_orientation(cines, config.run, settled["store"])
+    fewest = min_frames_of(settled)
+    store = ClipStore(cines, settled["run"]["views"], min_frames=fewest) if CLIP in shape.views else cines
+    for remark in store.remarks() if CLIP in shape.views else ():
+        print(remark, file=sys.stderr)
+    if config.labels:
+        names = [printable(study) for study in store.ids]
+        read_labels(config.labels, config.colour, names)  # a table that does not fit is known before the work
+        check_matches(config.labels, read_table(config.labels).rows, names, config.store)
+    device = pick_device(config.device)
+    precision = pick_precision(settled["run"]["precision"], device)
+    name = f"step-{checkpoint.step:08d}"
+    metadata = {
+        "preset": settled["run"]["preset"],
+        "checkpoint": f"{name} {read_json(checkpoints / f'{name}.json')['sha256']}",
+        "step": str(checkpoint.step),
+        "store": store_fingerprint(cines),
+        "batch_size": str(config.batch_size),
+        "device": device.type,
+        "precision": str(precision)[6:],
+    }
+    starts = range(0, len(store.ids), STUDIES_PER_PART)
+    folder = config.out.with_name(config.out.name + ".parts")
+    parts = [folder / f"part-{start // STUDIES_PER_PART:06d}.parquet" for start in starts]
+    if finished := _begin(config, folder, metadata):
+        return _drawn(config, finished)
+
+    with parts_folder(folder):
+        model = CineMA(shape).to(device).eval()
+        load_cinema_weights(model, checkpoint.weights)
+        with progress_bar("embedding studies", len(store.ids)) as advance:
+            for start, part in zip(starts, parts):
+                studies = store.ids[start : start + STUDIES_PER_PART]
+                if _read_skipped(part, metadata) == {}:
+                    advance(len(studies))
+                    continue
+                vectors, skipped = embed_studies(
+                    model,
+                    store,
+                    studies,
+                    batch_size=config.batch_size,
+                    device=device,
+                    precision=precision,
+                    workers=config.workers,
+                    advance=advance,
+                )
+                _write_part(part, vectors, shape.enc_embed_dim, metadata | {_SKIPPED: json.dumps(skipped)})
+        report = _drawn(config, _join(config.out, parts, metadata))
+    if not report.skipped:
+        shutil.rmtree(folder)
+    return report
+
+
+def _drawn(config: EmbedConfig, report: EmbedReport) -> EmbedReport:
+    """Draw what is in OUT, where labels say by what to colour it."""
+    if config.labels and report.studies:
+        import numpy as np
+
+        from ..common.parquet import read_parquet
+        from .embedding_figure import draw_embeddings, read_labels
+
+        table = read_parquet(config.out, ["study", "embedding"])
+        vectors = np.stack(table["embedding"].to_numpy())
+        values = read_labels(config.labels, config.colour, table["study"].to_pylist())
+        report.picture = config.out.with_suffix(".png")
+        with whole_file(report.picture) as file:
+            draw_embeddings(file, {f"{report.studies} studies": vectors}, values, config.colour)
+    return report
+
+
+def _require_pyarrow() -> None:
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise ValueError(f"embed writes Parquet by pyarrow: pip install 'cinema-fast[embed]' ({error})") from None
+
+
+def _begin(config: EmbedConfig, folder: Path, metadata: dict[str, str]) -> EmbedReport | None:
+    """See what is there of OUT; the report where nothing is left to do. Raises ValueError as `embed` says."""
+    from ..common.output import check_outside_store
+
+    out = config.out
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; want a file to write")
+    check_outside_store(out)
+    made = [out, folder]
+    picture = out.with_suffix(".png")
+    if config.labels and picture.exists() and not config.resume:  # a run that was killed had not come to it
+        raise ValueError(f"{picture} is there already: go on with --resume, or choose another file")
+    killed = (folder / UNFINISHED).exists()
+    if not (config.resume or killed) and (there := next((path for path in made if path.exists()), None)):
+        raise ValueError(f"{there} is there already: go on with --resume, or choose another file")
+    if out.exists() and not folder.exists():
+        if _read_skipped(out, metadata) is None:
+            raise ValueError(f"{out} is no Parquet file; choose another")
+        return EmbedReport(out, _read_metadata(out).num_rows)
+    return None
+
+
+def _read_skipped(path: Path, metadata: dict[str, str]) -> dict[str, str] | None:
+    """What a part, or the whole, could not embed; None where it is not there or damaged.
+
+    Raises ValueError where it was written with other `metadata`.
+    """
+    import pyarrow
+
+    try:
+        found = {name.decode(): value.decode() for name, value in (_read_metadata(path).metadata or {}).items()}
+    except (FileNotFoundError, pyarrow.ArrowInvalid):
+        return None
+    differs = [f"{name}: was {found.get(name)}, now {now}" for name, now in metadata.items() if found.get(name) != now]
+    if differs:
+        raise ValueError(
+            f"{path} was made otherwise, and going on would mix the two:\n  " + "\n  ".join(differs)
+            + "\ngive the old values, or choose another file"
+        )
+    return json.loads(found[_SKIPPED])
+
+
+def _write_part(path: Path, vectors: list, width: int, metadata: dict[str, str]) -> None:
+    import numpy as np
+    import pyarrow as pa
+
+    from ..figures.canvas import printable
+
+    flat = np.concatenate([np.zeros(0, np.float32), *(row.vector for row in vectors)])
+    columns = {
+        "study": pa.array([printable(row.study) for row in vectors], pa.string()),
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), width),
+        "views": pa.array([row.views for row in vectors], pa.list_(pa.string())),
+        "n_clips": pa.array([row.n_clips for row in vectors], pa.int32()),
+    }
+    with _whole_or_not(path, pa.table(columns).schema.with_metadata(metadata)) as writer:
+        writer.write_table(pa.table(columns).replace_schema_metadata(metadata))
+
+
+def _join(out: Path, parts: list[Path], metadata: dict[str, str]) -> EmbedReport:
+    """One file of all parts. No file where they hold no study."""
+    from ..common.parquet import read_parquet
+
+    skipped = {study: why for part in parts for study, why in _read_skipped(part, metadata).items()}
+    metadata = metadata | {_SKIPPED: json.dumps(skipped)}
+    report = EmbedReport(out, sum(_read_metadata(part).num_rows for part in parts), skipped)
+    if report.studies:
+        schema = _read_metadata(parts[0]).schema.to_arrow_schema()
+        with _whole_or_not(out, schema.with_metadata(metadata)) as writer:
+            for part in parts:
+                writer.write_table(read_parquet(part).replace_schema_metadata(metadata))
+    return report
+
+
+def _read_metadata(path: Path):
+    """The pyarrow.parquet.FileMetaData of a file, opened here: pyarrow takes no path that is not UTF-8."""
+    import pyarrow.parquet as pq
+
+    with path.open("rb") as file:
+        return pq.read_metadata(file)
+
+
+@contextmanager
+def _whole_or_not(path: Path, schema) -> Iterator:
+    """A Parquet writer whose file gets its name when it is complete and on disk."""
+    import pyarrow.parquet as pq
+
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            with pq.ParquetWriter(file, schema) as writer:
+                yield writer
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

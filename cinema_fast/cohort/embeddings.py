@@ -1,0 +1,79 @@
+"""The Parquet file of `cinema-fast embed`, and its studies beside a table of what is known of them."""
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..common.parquet import read_parquet
+from ..data.store.tables import Table, check_matches, read_table
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """One vector a study.
+
+    studies: n names, as `embed` prints them. vectors (n, D) float64, finite. metadata: of the file, by what it was made
+    (preset, checkpoint, step, store, ...), empty where it was not written by `embed`. sha256: of the file.
+    """
+
+    path: Path
+    studies: list[str]
+    vectors: np.ndarray
+    metadata: dict[str, str]
+    sha256: str
+
+
+def read_embeddings(path: Path) -> Embeddings:
+    """Read a Parquet file with the columns `study` and `embedding`.
+
+    Raises ValueError where there is no pyarrow, or naming the file and what is wrong with it: no Parquet, a column
+    missing, no study, a study twice, vectors of unlike length, or numbers that are not finite; OSError where it cannot
+    be read.
+    """
+    try:
+        import pyarrow as pa
+    except ImportError as error:
+        raise ValueError(f"embeddings are read by pyarrow: pip install 'cinema-fast[embed]' ({error})") from None
+
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        table = read_parquet(path)
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} is no Parquet file, or a damaged one; want one of `embed` ({error})") from None
+    for column in ("study", "embedding"):
+        if column not in table.column_names:
+            raise ValueError(f"{path} has no column {column!r} (it has {', '.join(table.column_names)}); "
+                             "want a file that `cinema-fast embed` wrote")
+    studies = table["study"].to_pylist()
+    if not studies:
+        raise ValueError(f"{path}: no study in it")
+    study, times = Counter(studies).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{path}: study {study!r} is in it {times} times")
+    try:
+        vectors = np.array(table["embedding"].to_pylist(), np.float64).reshape(len(studies), -1)
+    except (TypeError, ValueError):
+        raise ValueError(f"{path}: the column embedding holds no vectors of one length") from None
+    if bad := [study for study, vector in zip(studies, vectors) if not np.isfinite(vector).all()]:
+        raise ValueError(f"{path}: the vector of study {bad[0]!r} is not finite ({len(bad)} of {len(studies)} studies)")
+    about = {name.decode(): value.decode() for name, value in (table.schema.metadata or {}).items()}
+    return Embeddings(path, studies, vectors, {name: about[name] for name in _MADE_BY if name in about}, digest)
+
+
+_MADE_BY = ("preset", "checkpoint", "step", "store", "batch_size", "device", "precision")
+
+
+def read_beside(path: Path, embeddings: Embeddings) -> Table:
+    """A CSV table about the studies. Raises ValueError as `read_table`, and where it knows none of them."""
+    table = read_table(path)
+    if not any(study in table.rows for study in embeddings.studies):
+        raise ValueError(
+            f"{path}: none of the {len(embeddings.studies)} studies of {embeddings.path} is in it: "
+            f"it has {next(iter(table.rows))!r}, the embeddings have {embeddings.studies[0]!r}"
+        )
+    check_matches(path, table.rows, embeddings.studies, embeddings.path)
+    return table

@@ -1,0 +1,76 @@
+"""Which view a DICOM series shows, by rules over its description that whoever scans can edit (`view_rules.yaml`)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ...common.parsed_file import parse_yaml
+
+DEFAULT_RULES = Path(__file__).with_name("view_rules.yaml")
+REPEATED = ("refuse", "last")
+
+
+class Rule(NamedTuple):
+    """A series whose description holds `match` shows `view`, or is left out because of `skip`."""
+
+    match: re.Pattern[str]
+    view: str | None
+    skip: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ViewRules:
+    """Rules in their order. repeated: what to do with a slice that several series hold, one of REPEATED."""
+
+    rules: tuple[Rule, ...]
+    repeated: str
+
+    def view_of(self, *descriptions: str) -> tuple[str | None, str]:
+        """The view, and no reason; or None, and the reason to leave the series out.
+
+        descriptions: of one series, the next is looked at where no rule fits the one before.
+        """
+        for description in descriptions:
+            for rule in self.rules:
+                if rule.match.search(description):
+                    return rule.view, rule.skip or ""
+        return None, "no rule fits its description"
+
+
+def read_rules(path: Path | None = None) -> ViewRules:
+    """Read a file of rules, by default the package's.
+
+    Raises:
+        ValueError: no such file, or not as `view_rules.yaml` describes; names the file and the rule.
+    """
+    import yaml
+
+    path = path or DEFAULT_RULES
+    try:
+        content = parse_yaml(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as err:
+        raise ValueError(f"{path}: no rules of views can be read ({' '.join(str(err).split())})") from err
+    if not isinstance(content, dict) or not isinstance(content.get("rules"), list) or content.keys() - {
+            "rules", "repeated"}:
+        raise ValueError(f"{path}: expected the keys rules (a list) and repeated, as in {DEFAULT_RULES}")
+    repeated = content.get("repeated", "refuse")
+    if repeated not in REPEATED:
+        raise ValueError(f"{path}: repeated is {repeated!r}, expected {' or '.join(REPEATED)}")
+    return ViewRules(tuple(_rule(path, n, rule) for n, rule in enumerate(content["rules"], 1)), repeated)
+
+
+def _rule(path: Path, n: int, rule: object) -> Rule:
+    where = f"{path}: rule {n}, {rule!r}"
+    if not isinstance(rule, dict) or rule.keys() not in ({"match", "view"}, {"match", "skip"}) or not all(
+            isinstance(value, str) and value for value in rule.values()):
+        raise ValueError(f"{where}: expected {{match: EXPRESSION, view: NAME}} or {{match: EXPRESSION, skip: REASON}}")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", rule.get("view", "sax")):
+        raise ValueError(f"{where}: the view is a name of a-z, 0-9 and _, such as sax, lax_2c, lax_3c or lax_4c")
+    try:
+        match = re.compile(rule["match"], re.IGNORECASE)
+    except re.error as err:
+        raise ValueError(f"{where}: no regular expression ({err})") from None
+    return Rule(match, rule.get("view"), rule.get("skip"))

@@ -1,0 +1,87 @@
+"""From the stored frames and motion maps of a view to what the model and its masks take, on their device."""
+
+import torch
+from torch import Tensor
+
+from ...kernels.augment_images import augment_images, move_maps
+from ...kernels.augment_torch import beyond
+from ..store.clips import CLIP
+from .augmentation import AS_STORED, Augmentation
+from .loader import Batch
+
+
+def batch_input(batch: Batch, *, as_stored: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """A batch as the model takes it: its images and, where they stay as they are stored, their intensity.
+
+    Args:
+        batch: on the device. as_stored: where nothing is done to the images but their scaling, leave that to the
+            kernels, which read 8-bit pixels; else scale them here.
+
+    Returns:
+        {view: (B, 1, *size)}, float32 in [0, 1] and None; or uint8 and {view: (B, 2) offset and scale} (see `CineMA`).
+    """
+    if as_stored and all(part is None for drawn in batch.augment.values() for part in drawn):
+        pairs = {view: stored_input(frames, batch.extent[view]) for view, frames in batch.frames.items()}
+        return {view: image for view, (image, _) in pairs.items()}, {view: pair[1] for view, pair in pairs.items()}
+    images = {
+        view: model_input(frames, batch.extent[view], batch.augment[view], clip=view == CLIP)
+        for view, frames in batch.frames.items()
+    }
+    return images, None
+
+
+def stored_input(frames: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
+    """What `model_input` gives without augmentation, as (B, 1, *size) uint8 and (B, 2) float32: offset and scale.
+
+    The padding has each image's smallest value, which is scaled to 0. frames, extent: as of `model_input`.
+    """
+    padding = beyond(extent, frames.shape[1:])
+    low = frames.masked_fill(padding, 255).flatten(1).amin(1)
+    high = frames.masked_fill(padding, 0).flatten(1).amax(1)
+    images = torch.where(padding, low.view(-1, *[1] * (frames.ndim - 1)), frames)
+    scale = (high.float() - low.float()).clamp(min=1).reciprocal()  # of a constant image any will do
+    return images.unsqueeze(1), torch.stack([low.float(), scale], 1)
+
+
+def model_input(
+    frames: Tensor, extent: Tensor, augment: Augmentation = AS_STORED, *, clip: bool = False
+) -> Tensor:
+    """Stored frames of one view as the model takes them.
+
+    Args:
+        frames (B, *size) uint8: frames padded with zeros at the end of each axis to the model's size.
+        extent (B, axes) int64: true size of each frame. augment: what is done to each.
+        clip: `frames` are clips (B, T, X, Y), as of `augment_images`.
+
+    Returns:
+        (B, 1, *size) float32 in [0, 1].
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together.
+    """
+    return augment_images(frames, extent, **augment._asdict(), clip=clip).unsqueeze(1)
+
+
+def motion_input(
+    motion: Tensor, extent: Tensor, augment: Augmentation = AS_STORED, *, clip: bool = False
+) -> Tensor:
+    """Stored motion maps of one view, moved as `model_input` moves the images that they belong to.
+
+    Args:
+        motion (B, *size) uint8: maps padded with zeros at the end of each axis; (B, X, Y) for clips.
+        extent (B, axes) int64: true size of each frame, or of each clip (T, X, Y). augment: that of the images.
+        clip: `extent` is of clips.
+
+    Returns:
+        (B, *size) float32 in 0..255, interpolated linearly, zero beyond the extent.
+
+    Raises:
+        ValueError: shapes or dtypes that do not fit together.
+    """
+    if motion.ndim not in (3, 4) or extent.shape != (motion.shape[0], motion.ndim - 1 + clip):
+        raise ValueError(
+            f"motion_input: want motion (B, X, Y[, Z]) and extent (B, axes), of clips (B, X, Y) and (B, 3), got "
+            f"{tuple(motion.shape)} and {tuple(extent.shape)}, clip={clip}"
+        )
+    extent = extent[:, 1:] if clip else extent
+    return move_maps(motion, extent, zoom=augment.zoom, angle=augment.angle, shift=augment.shift, flip=augment.flip)

@@ -1,0 +1,306 @@
+"""Which DICOM files of a folder are which view of which study.
+
+Headers decide, never names or folders: files belong to a study by StudyInstanceUID, to a series by SeriesInstanceUID;
+the series' description says the view (`view_rules.py`), and of a series only the magnitudes are taken. A study is named
+after the patient's ID and a digest of its UID, in letters, digits, - and _, so that no header can name a place outside
+the store; one of several patients is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ...common.pool import available_cores, run_in_processes
+from ...common.progress import progress_bar
+from ..formats.dicom_cine import SAME_PLACE_MM
+from ..formats.dicom_file import (
+    image_places,
+    is_dicom,
+    is_mr_image,
+    magnitudes,
+    malformed,
+    read_header,
+    require_pydicom,
+    text,
+    whole_number,
+)
+from ..formats.nifti import CineError
+from ..formats.view_rules import ViewRules
+from .sources import Refusal, Source, Sources, list_folder, refusal_of
+
+FILES_PER_TASK = 250
+# |cosine| between the normals of two images of the same plane
+SAME_NORMAL = 0.999
+NO_MAGNITUDES = "phase, real or imaginary images"
+SEVERAL_PATIENTS = "several patients in its study"
+
+
+class File(NamedTuple):
+    """What is known of a DICOM file from its header. places: (normal (3,), mm along it) of each slice in it, with the
+    number of its images; empty where the header does not say. mixed: whether images that are no magnitudes lie beside
+    others in it. excluded: why it holds no cine, empty where it may."""
+
+    path: Path
+    study: str
+    patient: str
+    series: str
+    number: int
+    instance: str
+    description: str
+    protocol: str
+    places: tuple[tuple[tuple[float, ...], float, int], ...]
+    mixed: bool
+    excluded: str
+
+
+class Series(NamedTuple):
+    """Files of one series of one study, sorted by path."""
+
+    number: int
+    description: str
+    protocol: str
+    files: tuple[File, ...]
+
+
+def find_dicom_sources(src: Path, rules: ViewRules, *, workers: int = 0, progress: bool = True) -> Sources:
+    """Sort the DICOM files below `src`, in folders of any depth, into studies and views.
+
+    Hidden files are passed over, symbolic links followed. Of copies of one image the first by name is taken. What is
+    no MR image, no cine, or of a view that no rule knows is left out and counted in `Sources.series`.
+
+    Args:
+        workers: processes that read headers, where there are many; 0: one per core.
+
+    Raises:
+        ValueError: no such folder, no DICOM file in it, pydicom not installed.
+    """
+    if not src.is_dir():
+        raise ValueError(f"{src} is not a folder: it must hold the DICOM files to prepare")
+    require_pydicom()
+    sources = Sources()
+    paths = [path for path in walk(src, src, sources.refused) if is_dicom(path)]
+    if not paths:
+        refused = "".join(f"; {file} {reason}" for *_, file, reason in sources.refused[:1])
+        raise ValueError(f"no DICOM file in {src} (named .dcm or .ima, or with DICM at byte 128{refused})")
+    broken: list[CineError] = []
+    files = sorted(_read_all(paths, broken, workers, progress))
+    studies: dict[str, list[File]] = defaultdict(list)
+    for file in files:
+        studies[file.study].append(file)
+    homes: dict[Path, set[str]] = defaultdict(set)  # the studies that have files in a folder
+    for uid, members in sorted(studies.items()):
+        study = study_id(uid, min((file.patient for file in members if file.patient), default=""))
+        if refusal := _several_patients(src, study, members):
+            sources.refused.append(refusal)
+            for description in {file.series: file.description or file.protocol for file in members}.values():
+                sources.series[description, None, SEVERAL_PATIENTS] += 1
+        else:
+            _sort_study(src, study, members, rules, sources)
+        for folder in {file.path.parent for file in members if uid}:
+            homes[folder].add(study)
+    _place_broken(src, broken, homes, sources)
+    return sources
+
+
+def _several_patients(src: Path, study: str, files: list[File]) -> Refusal | None:
+    """Why a study is refused whose files name more than one patient; None for any other."""
+    first = {file.patient: file.path for file in reversed(files) if file.patient and not file.excluded}
+    if len(first) < 2:
+        return None
+    counts = Counter(file.patient for file in files if file.patient in first and not file.excluded).most_common()
+    named = ", ".join(f"{patient!r} in {n} files" for patient, n in counts[:3]) + ", ..." * (len(counts) > 3)
+    return Refusal(study, None, first[counts[-1][0]].relative_to(src).as_posix(),
+                   f"one StudyInstanceUID for {len(counts)} patients (PatientID {named}): whose heart it shows is "
+                   f"unknown; prepare the files of one of them alone, or give each a StudyInstanceUID")
+
+
+def _place_broken(src: Path, broken: list[CineError], homes: dict[Path, set[str]], sources: Sources) -> None:
+    """Refuse the files whose headers cannot be read, as of the only study that has others in the same folder, and let
+    the views that lie beside them know."""
+    beside: dict[Path, list[Path]] = defaultdict(list)
+    for error in broken:
+        file, home = error.path.relative_to(src).as_posix(), homes.get(error.path.parent, set())
+        if len(home) == 1:
+            reason = f"{error.reason} (views may lack it)"
+            sources.refused.append(Refusal(*home, None, file, reason))
+        else:
+            sources.refused.append(Refusal("", None, file, error.reason))
+        beside[error.path.parent].append(error.path)
+    for views in sources.studies.values() if broken else ():
+        for view, source in views.items():
+            folders = sorted({path.parent for path in source.files})
+            views[view] = replace(source, broken=tuple(path for folder in folders for path in beside.get(folder, ())))
+
+
+def holds_dicom(src: Path) -> bool:
+    """Whether there is a DICOM file somewhere in a folder."""
+    return any(is_dicom(path) for path in walk(src, src, []))
+
+
+def walk(
+    src: Path, folder: Path, refused: list[Refusal], above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[Path]:
+    """Files in and below a folder of `src`, sorted; a link that leads back to a folder above it is not followed, one
+    that leads nowhere is passed over. What the system does not let be read is appended to `refused`."""
+    try:
+        info = folder.stat()
+    except OSError as err:
+        refused.append(refusal_of(src, folder, err))
+        return
+    here = (info.st_dev, info.st_ino)
+    if here in above:
+        return
+    for entry in list_folder(src, folder, refused):
+        try:
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        except OSError as err:  # such as a link to itself
+            refused.append(refusal_of(src, entry.path, err))
+            continue
+        if is_folder:
+            yield from walk(src, Path(entry.path), refused, above | {here})
+        elif is_file:
+            yield Path(entry.path)
+
+
+def study_id(uid: str, patient: str) -> str:
+    """Name of a study's folder: the patient's ID where it has safe characters, and what makes the study unique."""
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", patient).strip("-")[:40] or "study"
+    return f"{name}_{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
+
+
+def read_files(paths: list[Path]) -> list[File | CineError]:
+    """The headers of some files."""
+    found = []
+    for path in paths:
+        try:
+            found.append(_read_file(path))
+        except CineError as err:
+            found.append(err)
+    return found
+
+
+def _read_file(path: Path) -> File:
+    dataset = read_header(path)
+    with malformed(path):
+        study, series = text(dataset, "StudyInstanceUID"), text(dataset, "SeriesInstanceUID")
+        excluded, places, mixed = "", Counter(), False
+        if text(dataset, "Modality") != "MR":
+            excluded = f"modality {text(dataset, 'Modality') or 'unknown'}"
+        elif "Rows" not in dataset and not is_mr_image(dataset):
+            excluded = "no images"
+        elif not study or not series:
+            raise CineError(path, "the header names no study or no series (StudyInstanceUID, SeriesInstanceUID)")
+        else:
+            try:
+                shown = magnitudes(path, dataset)
+                excluded, mixed = "" if any(shown) else NO_MAGNITUDES, len(set(shown)) > 1
+                for normal, along in image_places(path, dataset):
+                    places[tuple(round(x, 4) for x in normal), round(along, 2)] += 1
+            except CineError:
+                places.clear()  # said when its view is read, if it is one
+        number = whole_number(dataset, "SeriesNumber", 0)
+        return File(path, study, text(dataset, "PatientID"), series, number, text(dataset, "SOPInstanceUID"),
+                    text(dataset, "SeriesDescription"), text(dataset, "ProtocolName"),
+                    tuple((*place, n) for place, n in places.items()), mixed, excluded)
+
+
+def _read_all(paths: list[Path], broken: list[CineError], workers: int, progress: bool) -> Iterator[File]:
+    """What is known of each file, in any order; those whose header cannot be read are appended to `broken`."""
+    tasks = [paths[n : n + FILES_PER_TASK] for n in range(0, len(paths), FILES_PER_TASK)]
+    workers = 1 if len(tasks) < 4 else min(workers or available_cores(), len(tasks))
+    with (progress_bar("reading headers", len(paths), show=progress and len(tasks) >= 4) as advance,
+          closing(run_in_processes(read_files, tasks, workers)) as results):
+        for task, result in results:
+            if isinstance(result, Exception):
+                result = [CineError(task[0], f"reading {len(task)} headers from here on ended with "
+                                             f"{type(result).__name__}: {result}")]
+            for file in result:
+                if isinstance(file, CineError):
+                    broken.append(file)
+                else:
+                    yield file
+            advance(len(task))
+
+
+def _sort_study(src: Path, study: str, files: list[File], rules: ViewRules, sources: Sources) -> None:
+    by_uid: dict[str, dict[object, File]] = defaultdict(dict)
+    for file in files:
+        by_uid[file.series].setdefault(file.instance or file.path, file)
+    views: dict[str, list[Series]] = defaultdict(list)
+    for copies in by_uid.values():
+        members = tuple(copies.values())
+        series = Series(members[0].number, members[0].description, members[0].protocol,
+                        tuple(file for file in members if file.excluded != NO_MAGNITUDES))
+        if len(series.files) < len(members) or any(file.mixed for file in members):
+            sources.series[series.description or series.protocol, None, NO_MAGNITUDES] += 1
+        if not series.files:
+            continue
+        view, reason = _view(series, rules)
+        sources.series[series.description or series.protocol, view, reason] += 1
+        if view:
+            views[view].append(series)
+    for view, found in sorted(views.items()):
+        found.sort(key=lambda series: series.number)
+        if rules.repeated == "last":
+            kept = _last(found, stack=view == "sax")
+        elif again := _repeated(found, stack=view == "sax"):
+            names = ", ".join(f"{series.number} {series.description!r}" for series in again)
+            sources.refused.append(Refusal(
+                study, view, again[0].files[0].path.relative_to(src).as_posix(),
+                f"taken more than once: the series {names} are all {view} (rules of views: repeated: last)"))
+            continue
+        else:
+            kept = [file for series in found for file in series.files]
+        sources.studies.setdefault(study, {})[view] = Source(
+            tuple(sorted(file.path for file in kept)), view, format="dicom")
+
+
+def _view(series: Series, rules: ViewRules) -> tuple[str | None, str]:
+    excluded = {file.excluded for file in series.files}
+    if "" not in excluded:
+        return None, min(excluded)
+    view, reason = rules.view_of(series.description, series.protocol)
+    images = Counter()
+    for file in series.files:
+        for normal, along, n in file.places:
+            images[normal, round(along)] += n
+    if view and images and max(images.values()) < 2:
+        return None, f"no cine: one image of each of {len(images)} planes"
+    return view, reason
+
+
+def _repeated(found: list[Series], *, stack: bool) -> list[Series]:
+    """The series of a view that show what another one shows too: of single slices all, if there are several."""
+    if not stack:
+        return found if len(found) > 1 else []
+    return [series for series in found
+            if any(_overlap(series, other) for other in found if other is not series)]
+
+
+def _overlap(one: Series, other: Series) -> bool:
+    return any(_same_place(a, b) for f in one.files for a in f.places for g in other.files for b in g.places)
+
+
+def _last(found: list[Series], *, stack: bool) -> list[File]:
+    """Of a view's series the last, of a stack's the last that has a slice: a file goes where all its slices do."""
+    if not stack:
+        return list(found[-1].files)
+    kept = []
+    for n, series in enumerate(found):
+        later = {place for other in found[n + 1 :] for file in other.files for place in file.places}
+        kept += [file for file in series.files
+                 if not file.places or not all(any(_same_place(a, b) for b in later) for a in file.places)]
+    return kept
+
+
+def _same_place(one: tuple, other: tuple) -> bool:
+    return abs(np.dot(one[0], other[0])) > SAME_NORMAL and abs(one[1] - other[1]) < SAME_PLACE_MM

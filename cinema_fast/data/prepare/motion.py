@@ -1,0 +1,136 @@
+"""Motion maps of a store: how much each pixel of a cine moves over the heart's cycle, in 8 bit beside its frames.
+
+A map is the mean length of the optical flow between consecutive stored frames, scaled so that 255 is its largest value,
+which is kept in pixels as `max_px`. It is of the stored grid, so whatever happens to the image when it is loaded can
+happen to its map. A view of one frame, or one in which nothing moves, has a map of zeros and a `max_px` of 0.
+
+Maps are made study by study in worker processes, or by one process on a GPU that the flow's kernels run on, in a
+temporary folder. This process alone moves them to their study and then replaces its study.json, so that a map without a
+record is the most that is left of a run that is killed, and the next one makes it again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...common.parsed_file import read_json
+from ...common.pool import available_cores, run_in_processes
+from ...common.progress import progress_bar
+from ..store.store import StoreError, motion_file, sync_folder, write_array, write_atomic
+from .study import Failure
+
+
+@dataclass(frozen=True, slots=True)
+class MotionTask:
+    """What a worker needs: the store, the study, those of its views that want a map, the device to compute on, and
+    where to put the maps."""
+
+    store: Path
+    study: str
+    views: tuple[str, ...]
+    device: str
+    folder: Path
+
+
+def add_motion_maps(
+    store: Path, studies: dict[str, dict[str, dict]], temporary: Path, *, workers: int, progress: bool
+) -> tuple[int, list[Failure]]:
+    """Make the motion maps that are missing, and enter them in study.json and in `studies`: id -> view -> record.
+
+    Args:
+        temporary: folder on the store's disk. workers: processes where there is no GPU; 0: one per core.
+
+    Returns the number of maps made, and the studies that could not be given theirs. Raises OSError where the store
+    cannot be written.
+    """
+    wanting = {study: tuple(view for view, record in views.items() if "motion" not in record)
+               for study, views in studies.items()}
+    wanting = {study: views for study, views in wanting.items() if views}
+    if not wanting:
+        return 0, []
+    device, workers = ("cuda", 1) if _gpu_kernels_run() else ("cpu", workers or available_cores())
+    tasks = [MotionTask(store, study, views, device, temporary / f"motion {n}")
+             for n, (study, views) in enumerate(wanting.items())]
+    made, failures = 0, []
+    results = run_in_processes(map_study, tasks, min(workers, len(tasks)))
+    with progress_bar("motion maps", len(tasks), show=progress) as advance, closing(results):
+        for task, result in results:
+            if isinstance(result, OSError):
+                raise result  # the store could not be written, and would not be for the next study either
+            if isinstance(result, Exception):
+                reason = f"no motion map ({type(result).__name__}: {result})"
+                failures.append(Failure(task.study, None, f"studies/{task.study}", reason))
+            else:
+                _publish(task, result)
+                for view, record in result.items():
+                    studies[task.study][view]["motion"] = record
+                made += len(result)
+            advance()
+    return made, failures
+
+
+def _gpu_kernels_run() -> bool:
+    """Whether the flow's kernels do: their PyTorch form on a GPU is slower than the C++ form on the cores."""
+    import torch
+
+    from ...kernels.native import cuda_unsupported
+
+    return torch.cuda.is_available() and not cuda_unsupported(torch.empty(0, device="cuda"))
+
+
+def map_study(task: MotionTask) -> dict[str, dict]:
+    """Write the motion maps of a study to `task.folder`, synced to disk; the record `motion` of each view.
+
+    Raises StoreError where a cine cannot be read, OSError where the folder cannot be written.
+    """
+    import torch
+
+    shutil.rmtree(task.folder, ignore_errors=True)  # what a worker that died left
+    task.folder.mkdir(parents=True)
+    records, threads = {}, torch.get_num_threads()
+    torch.set_num_threads(1)  # the other cores have workers of their own
+    try:
+        for view in task.views:
+            cine = task.store / "studies" / task.study / f"{view}.npy"
+            try:
+                frames = np.load(cine)
+            except OSError as err:
+                raise StoreError(f"{cine}: {err.strerror}") from err
+            levels, max_px = motion_levels(frames, task.device)
+            file = motion_file(task.study, view)
+            sha256 = write_array(task.folder / Path(file).name, levels)
+            records[view] = {"file": file, "sha256": sha256, "max_px": max_px}
+    finally:
+        torch.set_num_threads(threads)
+    return records
+
+
+def motion_levels(frames: np.ndarray, device: str = "cpu") -> tuple[np.ndarray, float]:
+    """Stored frames uint8 (T, X, Y[, Z]) -> map uint8 (X, Y[, Z]), and the motion in pixels that 255 stands for."""
+    import torch
+
+    from ...kernels import motion_map
+
+    pixels = motion_map(torch.from_numpy(frames)[None].to(device))[0].cpu().numpy()
+    max_px = float(pixels.max())
+    levels = np.rint(pixels * (255 / max_px if max_px else 0.0)).astype(np.uint8)
+    return levels, max_px
+
+
+def _publish(task: MotionTask, maps: dict[str, dict]) -> None:
+    target = task.store / "studies" / task.study
+    for record in maps.values():
+        os.replace(task.folder / Path(record["file"]).name, task.store / record["file"])
+    sync_folder(target)
+    records = read_json(target / "study.json")
+    for view, record in maps.items():
+        records[view]["motion"] = record
+    write_atomic(target / "study.json", [json.dumps(records)])
+    task.folder.rmdir()

@@ -1,0 +1,131 @@
+"""From the grid that the model sees back to the voxels of the scan: label maps with their files, and points."""
+
+import gzip
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from ..formats.nifti import Cine
+from .geometry import Axis, Resampling, spacing_of
+from .sources import Source
+
+# The part of a NIfTI header that says where voxels lie, in which units, and how they follow each other in time.
+_GEOMETRY = (
+    "pixdim", "xyzt_units", "toffset", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
+    "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
+_ROUNDING = 1e-3  # stored voxels: affines are of float32 headers
+
+
+def plan_return(
+    stored_shape: Sequence[int], stored_affine: np.ndarray, shape: Sequence[int], affine: np.ndarray
+) -> Resampling:
+    """Resampling of maps (X, Y, Z) on the stored grid to the voxel centres of the grid they were prepared from.
+
+    Linear. What lies outside of the stored voxels, the crop, becomes 0. Both grids have the same axes: those of a scan
+    are arranged as the store has them before.
+
+    Args:
+        stored_affine, affine: (4, 4), voxel index -> scanner mm.
+
+    Raises:
+        ValueError: the two grids are turned against each other.
+    """
+    across = np.linalg.solve(stored_affine, affine)  # index in the scan -> index in the store
+    linear = across[:3, :3]
+    if np.abs((linear - np.diag(np.diag(linear))) @ np.diag(shape)).max() > 0.1:
+        raise ValueError(f"the stored grid is turned against the scan's: {np.round(linear, 3).tolist()}")
+    axes = []
+    for n_stored, n, scale, start in zip(stored_shape, shape, np.diag(linear), across[:3, 3]):
+        at = start + scale * np.arange(n)
+        inside = (at > -0.5 - _ROUNDING) & (at < n_stored - 0.5 + _ROUNDING)
+        at = np.clip(np.round(at, 4), 0, n_stored - 1)
+        low = np.floor(at).astype(np.intp)
+        weight = (at - low).astype(np.float32)
+        axes.append(Axis(low, np.minimum(low + 1, n_stored - 1), weight, inside, float(scale), float(start)))
+    return Resampling(tuple(axes), affine)
+
+
+def label_map(probability: np.ndarray, back: Resampling) -> np.ndarray:
+    """The likeliest class in every voxel of the scan: uint8 (X, Y, Z), background outside of the crop.
+
+    probability: (classes, X, Y, Z) float32 on the stored grid, the first of the background.
+    """
+    return np.argmax(np.stack([back(shares) for shares in probability]), axis=0).astype(np.uint8)
+
+
+def reaching_edge(labels: np.ndarray, back: Resampling) -> set[int]:
+    """Labels of maps (T, X, Y, Z) on the grid of the scan that lie at an edge of the crop where the scan goes on.
+
+    The structure may go on there too, and the model saw nothing of it.
+    """
+    found = set()
+    for k, axis in enumerate(back.axes):
+        within = np.flatnonzero(axis.inside)
+        for edge, end in ((within[0], 0), (within[-1], len(axis.inside) - 1)):
+            if edge != end:
+                found |= set(np.unique(np.take(labels, edge, axis=k + 1)).tolist()) - {0}
+    return found
+
+
+def voxel_size(affine: np.ndarray) -> tuple[float, float, float]:
+    """(X, Y, Z) [mm] whose product is the volume of a voxel of a (4, 4) affine, which need not be rectangular.
+
+    The third is how far the slices lie apart.
+    """
+    x, y, _ = spacing_of(affine)
+    return float(x), float(y), float(abs(np.linalg.det(affine[:3, :3])) / (x * y))
+
+
+def original_points(pixels: np.ndarray, stored_affine: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points (..., 2), pixels of a stored single slice, as (..., 3) voxel indices of the scan and scanner mm (RAS+)."""
+    mm = pixels @ stored_affine[:3, :2].T + stored_affine[:3, 3]
+    return np.linalg.solve(affine[:3, :3], (mm - affine[:3, 3])[..., None])[..., 0], mm
+
+
+def label_files(name: str, labels: np.ndarray, source: Source, cine: Cine) -> dict[str, bytes]:
+    """{file name: NIfTI, compressed} of label maps uint8 (T, X, Y, Z), one for each file of a NIfTI cine.
+
+    Shape, affines with their codes, zooms and units are those of that file; nothing else of its header is kept. Of
+    DICOM there is one file, with the affine that the cine was read with and the time in seconds.
+
+    Raises:
+        OSError: a file of the cine can no longer be read.
+    """
+    in_time = np.moveaxis(labels, 0, -1)
+    if source.format == "dicom":
+        image = nib.Nifti1Image(in_time, cine.affine)
+        image.set_sform(cine.affine, code="scanner")
+        image.set_qform(cine.affine, code="scanner")
+        image.header.set_xyzt_units("mm", "sec" if cine.frame_time_ms else "unknown")
+        image.header["pixdim"][4] = (cine.frame_time_ms or 0) / 1000
+        return {f"{name}_labels.nii.gz": _compressed(image)}
+    if not source.frames:
+        return {f"{name}_labels.nii.gz": _compressed(_like(source.files[0], in_time))}
+    return {
+        f"{name}_{frame}_labels.nii.gz": _compressed(_like(path, labels[t]))
+        for t, (frame, path) in enumerate(zip(source.frames, source.files))
+    }
+
+
+def _like(path: Path, labels: np.ndarray):
+    """An image of labels with the shape and the geometry of a NIfTI file, which has been read as a cine before."""
+    with path.open("rb") as raw:
+        compressed = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        start = (gzip.GzipFile(fileobj=raw) if compressed else raw).read(540)
+    is_second = 540 in {int.from_bytes(start[:4], order) for order in ("little", "big")}
+    kind, length = (nib.Nifti2Image, 540) if is_second else (nib.Nifti1Image, 348)
+    found = kind.header_class(start[:length], check=False)
+    header = kind.header_class()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape(found.get_data_shape())
+    for field in _GEOMETRY:
+        header[field] = found[field]
+    return kind(labels.reshape(found.get_data_shape()), None, header)
+
+
+def _compressed(image) -> bytes:
+    return gzip.compress(image.to_bytes(), 6, mtime=0)

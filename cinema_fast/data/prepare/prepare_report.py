@@ -1,0 +1,81 @@
+"""What `prepare` has done, in numbers and in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ..store.orientation import AS_STORED_STORE, told_remarks
+from .shards import Shard
+from .sources import series_lines, unmatched_line
+from .study import Failure, failure_lines
+
+MOST_CUT = 6  # views named of those whose labels the crop cuts off
+
+
+@dataclass(slots=True)
+class PrepareReport:
+    """What `prepare` did. prepared and unchanged count studies; n_studies is what the store now holds, of a shard its
+    part of that; files counts (studies, files) of NIfTI by (view, how the files spell it), unmatched_files are those
+    that the pattern does not describe; series counts DICOM series by (description, view or None, why left out);
+    labelled studies of the store that have label maps, None where none were asked for, cut
+    (share of the labelled volume, study, view) of maps that reach over the crop, largest first; remarks about headers,
+    each with the "study view" it is about; as_stored: the axes of the store's images lie as in their files; motion_maps
+    those made, None likewise; without_motion studies that lack one, in a store that has some."""
+
+    prepared: int = 0
+    unchanged: int = 0
+    n_studies: int = 0
+    files: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    unmatched_files: list[str] = field(default_factory=list)
+    series: Counter[tuple[str, str | None, str]] = field(default_factory=Counter)
+    shard: Shard | None = None
+    labelled: int | None = None
+    cut: list[tuple[float, str, str]] = field(default_factory=list)
+    remarks: dict[str, list[str]] = field(default_factory=dict)
+    as_stored: bool = False
+    motion_maps: int | None = None
+    without_motion: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+    @property
+    def unmatched(self) -> int:
+        """Number of NIfTI files that the pattern does not describe."""
+        return len(self.unmatched_files)
+
+    @property
+    def exit_code(self) -> int:
+        """0: everything was prepared; 1: something failed, the rest was prepared; 3: nothing was prepared.
+
+        A shard that has no studies, of few that many share, has prepared everything.
+        """
+        if not self.prepared + self.unchanged and (self.failures or not self.shard):
+            return 3
+        return 1 if self.failures else 0
+
+    def __str__(self) -> str:
+        lines = [f"{self.prepared} studies prepared, {self.unchanged} unchanged, {len(self.failures)} failures; "
+                 f"the store holds {self.n_studies} studies" + (f" of shard {self.shard}" if self.shard else "")]
+        if self.labelled is not None:
+            lines[0] += f", {self.labelled or 'none'} of them labelled"
+        if self.motion_maps is not None:
+            lines[0] += f"; {self.motion_maps} motion maps made"
+        if self.cut:
+            most = [f"{study} {view} {100 * share:.3g} %" for share, study, view in self.cut[:MOST_CUT]]
+            lines.append(f"{len({study for _, study, _ in self.cut})} of these studies have labels that reach over the "
+                         f"crop, which cuts them off (share of the labelled volume: "
+                         f"{', '.join(most + ['...'] * (len(self.cut) > MOST_CUT))}): a larger size keeps them")
+        lines += told_remarks(self.remarks)
+        if self.as_stored:
+            lines.append(AS_STORED_STORE)
+        if self.without_motion:
+            lines.append(f"{self.without_motion} of these studies have no motion map, or not of every view: the same "
+                         f"command with --motion adds them")
+        lines += [f"{view}: {files} files {spelling!r} of {studies} studies"
+                  for (view, spelling), (studies, files) in sorted(self.files.items())]
+        lines += series_lines(self.series)
+        if self.unmatched_files:
+            lines.append(unmatched_line(self.unmatched_files))
+        if self.shard:
+            lines.append("when all shards have ended, --merge in the place of --shard makes the index")
+        return "\n".join(lines + failure_lines(self.failures, "failures.jsonl"))

@@ -1,0 +1,205 @@
+"""Which files of a folder are which view of which study."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from ...common.naming import named
+from ..store.store import VIEWS
+
+NO_STUDY = ("", ".", "..")  # they would name other folders than that of a study
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The files of one view of one study: NIfTI in the order of time (several only where the pattern has {frame}),
+    DICOM in that of their names.
+
+    spelling: the view's name as the files spell it. frames: the {frame} of each file, where there is one. labels: the
+    files of its label maps; label_frames: the {frame} of each, where there is one. broken: DICOM files in the same
+    folders whose headers cannot be read, any of which may be of this view.
+    """
+
+    files: tuple[Path, ...]
+    spelling: str
+    frames: tuple[str, ...] = ()
+    format: Literal["nifti", "dicom"] = "nifti"
+    labels: tuple[Path, ...] = ()
+    label_frames: tuple[str, ...] = ()
+    broken: tuple[Path, ...] = ()
+
+
+class Refusal(NamedTuple):
+    """Files that are not prepared: of a view of a study, or of one that is not known ("" and None).
+
+    file: the name or names, relative to the folder of sources.
+    """
+
+    study: str
+    view: str | None
+    file: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Sources:
+    """studies: id -> view -> Source. refused: what is wrong with other files. unmatched: NIfTI files that the pattern
+    does not describe. series: how many DICOM series there are of each (description, view or None, why left out)."""
+
+    studies: dict[str, dict[str, Source]] = field(default_factory=dict)
+    refused: list[Refusal] = field(default_factory=list)
+    unmatched: list[Path] = field(default_factory=list)
+    series: Counter[tuple[str, str | None, str]] = field(default_factory=Counter)
+
+    def unmatched_names(self, src: Path) -> list[str]:
+        """The files that the pattern does not describe, relative to `src`."""
+        return [path.relative_to(src).as_posix() for path in self.unmatched]
+
+    def found(self) -> dict[tuple[str, str], tuple[int, int]]:
+        """(view, how the NIfTI files spell it) -> numbers of studies and files."""
+        counts: dict[tuple[str, str], tuple[int, int]] = {}
+        for views in self.studies.values():
+            for view, source in views.items():
+                if source.format == "nifti":
+                    studies, files = counts.get((view, source.spelling), (0, 0))
+                    counts[view, source.spelling] = studies + 1, files + len(source.files)
+        return counts
+
+
+def series_lines(series: Counter[tuple[str, str | None, str]]) -> list[str]:
+    """A line for each kind of DICOM series: its view, or why it was left out; how many there are; its description."""
+    kinds = sorted(series, key=lambda kind: (kind[1] is None, kind[1] or "", kind[2], kind[0]))
+    used = [f"{view}:" if view else f"left out ({reason}):" for _, view, reason in kinds]
+    return [f"{how} {series[kind]} series {kind[0]!r}" for how, kind in zip(used, kinds)]
+
+
+def unmatched_line(names: list[str]) -> str:
+    """What is told of NIfTI files that the pattern does not describe, by their names relative to the sources."""
+    return f"{len(names)} NIfTI files do not match the pattern and were left alone: {named(names)}"
+
+
+def parse_aliases(aliases: tuple[str, ...]) -> dict[str, str]:
+    """How files may spell a view -> the view; every view may be spelt as itself.
+
+    Raises:
+        ValueError: an alias that is not VIEW=SPELLING.
+    """
+    spellings = {view: view for view in VIEWS}
+    for alias in aliases:
+        view, equals, spelling = alias.partition("=")
+        if not equals or not re.fullmatch(r"[a-z][a-z0-9_]*", view) or not spelling or "/" in spelling:
+            raise ValueError(f"alias {alias!r} is not VIEW=SPELLING, for instance lax_2c=Se8_2ch "
+                             f"(views: {', '.join(VIEWS)} or another name of a-z, 0-9 and _)")
+        spellings[spelling] = view
+    return spellings
+
+
+def compile_pattern(pattern: str, spellings: dict[str, str]) -> re.Pattern[str]:
+    """Regular expression over paths relative to the source folder, with the groups id, view and frame.
+
+    Raises:
+        ValueError: no {view}, or a placeholder other than {id}, {view}, {frame}.
+    """
+    views = "|".join(re.escape(name) for name in sorted(spellings, key=len, reverse=True))
+    groups = {"{id}": "[^/]+", "{view}": views, "{frame}": "[^/_]+"}
+    seen, regex = set(), ""
+    for part in re.split(r"(\{[^}]*\}|\*)", pattern):
+        if part == "*":
+            regex += "[^/]*"
+        elif part in seen:
+            regex += f"(?P={part[1:-1]})"
+        elif part in groups:
+            regex += f"(?P<{part[1:-1]}>{groups[part]})"
+            seen.add(part)
+        elif part.startswith("{"):
+            raise ValueError(f"pattern {pattern!r}: unknown placeholder {part}; there are {', '.join(groups)} and *")
+        else:
+            regex += re.escape(part)
+    if "{view}" not in seen:
+        raise ValueError(f"pattern {pattern!r} has no {{view}}: put it where the names of the files tell the view, and "
+                         "say by --aliases VIEW=SPELLING how they spell it")
+    return re.compile(regex)
+
+
+def find_sources(src: Path, pattern: str, aliases: tuple[str, ...] = ()) -> Sources:
+    """Sort the files of `src` into studies and views. Hidden files are passed over, symbolic links followed.
+
+    Args:
+        pattern: as `PrepareConfig.pattern`. Without {id} the folder is one study, named after the folder.
+
+    Raises:
+        ValueError: no such folder, a bad pattern or alias, or no file that matches.
+    """
+    if not src.is_dir():
+        raise ValueError(f"{src} is not a folder: it must hold the NIfTI cines to prepare")
+    spellings = parse_aliases(aliases)
+    regex = compile_pattern(pattern, spellings)
+    found: dict[tuple[str, str], list[tuple[str, str, Path]]] = {}
+    sources = Sources()
+    for path in _walk(src, src, pattern.count("/"), sources.refused):
+        if match := regex.fullmatch(path.relative_to(src).as_posix()):
+            group = match.groupdict()
+            key = group.get("id") or src.resolve().name, spellings[group["view"]]
+            found.setdefault(key, []).append((group.get("frame") or "", group["view"], path))
+        elif path.name.endswith((".nii", ".nii.gz")):
+            sources.unmatched.append(path)
+    for (study, view), files in sorted(found.items()):
+        files.sort(key=lambda file: _natural(file[0]))
+        frames, names, paths = zip(*files)
+        if study in NO_STUDY:
+            file = paths[0].relative_to(src).as_posix()
+            sources.refused.append(Refusal(study, view, file, f"a study cannot have the name {study!r}"))
+        elif len(set(frames)) < len(frames) or len(set(names)) > 1:
+            files = ", ".join(path.relative_to(src).as_posix() for path in paths)
+            sources.refused.append(Refusal(study, view, files, f"more than one file for {view} of {study!r}"))
+        else:
+            sources.studies.setdefault(study, {})[view] = Source(paths, names[0], frames if frames[0] else ())
+    if not found:
+        there = ", ".join(path.name for path in sources.unmatched[:3]) or "no .nii or .nii.gz at that depth"
+        raise ValueError(f"no file in {src} matches the pattern {pattern!r} (found there: {there}); "
+                         f"set --pattern, and --aliases where views have other names")
+    return sources
+
+
+def holds_nifti(src: Path, pattern: str) -> bool:
+    """Whether a file lies where the pattern looks that is named as NIfTI files are."""
+    return any(path.name.endswith((".nii", ".nii.gz")) for path in _walk(src, src, pattern.count("/"), []))
+
+
+def list_folder(src: Path, folder: Path, refused: list[Refusal]) -> list[os.DirEntry]:
+    """What lies in a folder at or below `src`, sorted, without hidden names. One below it that may not be listed is
+    empty and appended to `refused`; for `src` itself OSError is raised."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as err:
+        if folder == src:
+            raise
+        refused.append(refusal_of(src, folder, err))
+        return []
+
+
+def refusal_of(src: Path, path: Path | str, err: OSError) -> Refusal:
+    """A file or folder below `src` that the system does not let be read."""
+    return Refusal("", None, Path(path).relative_to(src).as_posix(), f"cannot be read: {err.strerror}")
+
+
+def _walk(src: Path, folder: Path, depth: int, refused: list[Refusal]) -> Iterator[Path]:
+    """Files exactly `depth` folders below: a fixed depth ends even where links make a loop."""
+    for entry in list_folder(src, folder, refused):
+        path = folder / entry.name
+        if depth and path.is_dir():
+            yield from _walk(src, path, depth - 1, refused)
+        elif not depth and not path.is_dir():
+            yield path
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """Sort key by which frame 10 follows frame 9, and ED precedes ES."""
+    return [(0, int(part)) if part.isdecimal() else (1, part.lower()) for part in re.split(r"(\d+)", name) if part]

@@ -1,0 +1,231 @@
+"""One study: its NIfTI or DICOM files become 8-bit frames on the model's grid, its label maps follow them there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..formats.dicom_cine import read_dicom_cine
+from ..formats.nifti import Cine, CineError, IncompleteCine, read_cine
+from ..store.orientation import AS_STORED, NO_ORIENTATION, Arrangement, arrange, arranged, patient_arrangement
+from ..store.store import write_study
+from . import geometry
+from .labels import read_label_maps
+from .sources import Source
+
+if TYPE_CHECKING:
+    from .prepare_config import PrepareConfig
+
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One file that could not be prepared, or a whole study where `view` is None."""
+
+    study: str
+    view: str | None
+    file: str
+    reason: str
+
+
+def failure_lines(failures: list[Failure], listed_in: str) -> list[str]:
+    """What failed, for a reader: a line each, but one for all files of a study, or where that is not known of a folder,
+    that are of no known view; `listed_in` then names the file that has them all."""
+    groups: dict[tuple, list[Failure]] = {}
+    for n, failure in enumerate(failures):
+        whose = f"study {failure.study}" if failure.study else f"folder {Path(failure.file).parent.as_posix()}"
+        groups.setdefault((n,) if failure.view else (whose,), []).append(failure)
+    lines = []
+    for (whose, *_), (first, *others) in groups.items():
+        reason = first.reason
+        if others:
+            kinds: dict[str, list[str]] = {}  # numbers of bytes and names in brackets make no other kind
+            for failure in (first, *others):
+                kinds.setdefault(failure.reason.split(" (")[0], []).append(failure.reason)
+            if len(kinds) > 1:
+                most = sorted(kinds.values(), key=len, reverse=True)
+                reason = "; ".join([f"{len(kind)} {kind[0]}" for kind in most[:3]] + ["..."] * (len(most) > 3))
+            reason = f"and {len(others)} more files of {whose}: {reason} (all in {listed_in})"
+        lines.append(f"failed: {first.file}{' ' if others else ': '}{reason}")
+    return lines
+
+
+# Label maps (X, Y, Z) of a view by frame, with the axes of the store; what is recorded of their files; a remark about
+# their headers, or "".
+Labels = tuple[dict[int, np.ndarray], dict, str]
+
+
+@dataclass(frozen=True, slots=True)
+class StudyTask:
+    """What a worker needs: the study's sources by view, the options, and where to put the finished study."""
+
+    study: str
+    sources: dict[str, Source]
+    config: PrepareConfig
+    folder: Path
+
+    def failure(self, view: str | None, path: Path, reason: str) -> Failure:
+        return Failure(self.study, view, path.relative_to(self.config.src).as_posix(), reason)
+
+
+def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
+    """Write every view of a study that can be prepared to `task.folder`; records by view, and the failures.
+
+    Where no view can be prepared there is no folder. Raises OSError where the folder cannot be written.
+    """
+    failures: list[Failure] = []
+    scans: dict[str, Cine] = {}
+    stats: dict[str, list] = {}
+    for view, source in task.sources.items():
+        try:
+            stats[view] = file_stats(source.files, task.config.src)
+            scans[view] = read_source(source, stack=view == "sax")
+        except CineError as err:
+            path, reason = err.path, err.reason
+            if isinstance(err, IncompleteCine) and source.broken:
+                path, more = source.broken[0], len(source.broken) - 1
+                reason = (f"its header cannot be read{f', nor those of {more} files beside it' * bool(more)}, and "
+                          f"without it {view} is incomplete: {reason} ({err.path.name})")
+            failures.append(task.failure(view, path, reason))
+        except (OSError, MemoryError) as err:
+            failures.append(task.failure(view, source.files[0], f"cannot be read: {err or type(err).__name__}"))
+    arrangements = {view: _arrangement(scan, view, task.config.orientation) for view, scan in scans.items()}
+    cines = {view: arrange(scan, arrangements[view]) for view, scan in scans.items()}
+    labels, label_failures = _read_labels(task, scans, arrangements)
+    centres, centre_failures = _centres(task, cines, labels)
+    failures += label_failures + centre_failures
+    prepared, prepared_labels = {}, {}
+    for view, cine in cines.items():
+        centre_mm, centred_on = centres[view]
+        source, stack, config = task.sources[view], view == "sax", task.config
+        spacing, size = (config.sax_spacing, config.sax_size) if stack else (config.lax_spacing, config.lax_size)
+        resample = geometry.plan_resampling(cine.shape, cine.affine, centre_mm, spacing=spacing, size=size)
+        try:
+            frames, window = _frames(cine, resample, stack)
+        except ValueError as err:
+            failures.append(task.failure(view, source.files[0], str(err)))
+            continue
+        prepared[view] = frames, {
+            "spacing_mm": list(spacing), "frame_time_ms": cine.frame_time_ms, "window": window,
+            "affine": resample.affine.tolist(), "arrangement": list(arrangements[view]),
+            **_remarks(scans[view], config.orientation, labels.get(view)), "centred_on": centred_on,
+            "prepare": config.shaping(),
+            "source": {"file": stats[view][0][0], "sha256": cine.sha256, "files": stats[view]},
+        }  # fmt: skip
+        if view in labels:
+            maps, label_source, _ = labels[view]
+            stored, cut, told = _cropped(maps, resample)
+            if told:
+                failures.append(task.failure(view, source.labels[0], told))
+            if stored:
+                stacked = np.stack(list(stored.values())).reshape(-1, *frames.shape[1:])
+                record = {"frames": list(stored), "source": label_source} | ({"cut": cut} if cut else {})
+                prepared_labels[view] = stacked, record
+    return write_study(task.folder, task.study, prepared, prepared_labels) if prepared else {}, failures
+
+
+def _arrangement(scan: Cine, view: str, orientation: str) -> Arrangement:
+    if orientation == "stored" or not scan.oriented:
+        return AS_STORED
+    return patient_arrangement(scan.affine, view)
+
+
+def _remarks(scan: Cine, orientation: str, labels: Labels | None) -> dict[str, list[str]]:
+    """{"remarks": what is remarkable about the headers of a scan and its label maps}, {} where nothing is."""
+    remarks = [scan.remark] if scan.remark else []
+    if labels and labels[2]:
+        remarks.append(f"label maps: {labels[2]}")
+    if orientation != "stored" and not scan.oriented:
+        remarks.append(NO_ORIENTATION)
+    return {"remarks": remarks} if remarks else {}
+
+
+def read_source(source: Source, *, stack: bool) -> Cine:
+    """The cine of one view as it was scanned. Raises CineError."""
+    if source.format == "dicom":
+        return read_dicom_cine(source.files, stack=stack)
+    return read_cine(source.files if source.frames else source.files[0], stack=stack)
+
+
+def file_stats(files: tuple[Path, ...], src: Path) -> list[list]:
+    """[name relative to `src`, size in bytes, modification time in ns] of each file."""
+    return [[path.relative_to(src).as_posix(), (info := path.stat()).st_size, info.st_mtime_ns] for path in files]
+
+
+def _read_labels(
+    task: StudyTask, scans: dict[str, Cine], arrangements: dict[str, Arrangement]
+) -> tuple[dict[str, Labels], list[Failure]]:
+    """The label maps of each view, where there are any that fit."""
+    labels, failures = {}, []
+    for view, scan in scans.items():
+        source = task.sources[view]
+        if not source.labels:
+            continue
+        without = "(labels; the view was prepared without them)"
+        try:
+            stats = file_stats(source.labels, task.config.src)
+            maps, sha256, remark = read_label_maps(source, scan)
+            maps = {t: arranged(one, arrangements[view]) for t, one in maps.items()}
+            labels[view] = maps, {"file": stats[0][0], "sha256": sha256, "files": stats}, remark
+        except CineError as err:
+            failures.append(task.failure(view, err.path, f"{err.reason} {without}"))
+        except (OSError, MemoryError) as err:
+            reason = f"cannot be read: {err or type(err).__name__} {without}"
+            failures.append(task.failure(view, source.labels[0], reason))
+    return labels, failures
+
+
+def _centres(
+    task: StudyTask, cines: dict[str, Cine], labels: dict[str, Labels]
+) -> tuple[dict[str, tuple[np.ndarray, str]], list[Failure]]:
+    """View -> (centre in scanner mm, what it is): the middle of the labelled left ventricle over all its frames, where
+    the planes meet, the image's."""
+    meeting = geometry.meeting_point({view: (cine.shape, cine.affine) for view, cine in cines.items()})
+    centres, failures = {}, []
+    for view, cine in cines.items():
+        labelled = None
+        if view in labels:
+            mask = np.any([one == task.config.lv_label for one in labels[view][0].values()], axis=0)
+            labelled = geometry.label_centre(mask, cine.affine)
+            if labelled is None:
+                reason = f"no voxel with the label {task.config.lv_label} (the view was centred without it)"
+                failures.append(task.failure(view, task.sources[view].labels[0], reason))
+        if labelled is not None:
+            centres[view] = labelled, "labels"
+        elif meeting is not None and geometry.in_plane(cine.shape, cine.affine, meeting):
+            centres[view] = meeting, "planes"
+        else:
+            centres[view] = geometry.image_centre(cine.shape, cine.affine), "image"
+    return centres, failures
+
+
+def _cropped(
+    maps: dict[int, np.ndarray], resample: geometry.Resampling
+) -> tuple[dict[int, np.ndarray], float, str]:
+    """The label maps as they are stored, but those that are left empty; the share of the labelled volume that the crop
+    cuts off; and what is to be told, "" where no map is left empty."""
+    stored = {t: small for t, one in maps.items() if (small := resample.labels(one)).any()}
+    labelled, lost = np.sum([resample.cut(one) for one in maps.values()], axis=0).tolist()
+    told = ""
+    if emptied := [t for t in maps if t not in stored]:
+        size = " x ".join(map(str, resample.shape))
+        told = (f"the crop to {size} voxels cuts off {100 * lost / labelled:.3g} % of the labelled volume; "
+                f"{len(emptied)} of its {len(maps)} labelled frames have no label left and count as unlabelled (the "
+                f"first is frame {emptied[0]}) (labels)")  # fmt: skip
+    return stored, lost / labelled, told
+
+
+def _frames(cine: Cine, resample: geometry.Resampling, stack: bool) -> tuple[np.ndarray, list[tuple[float, float]]]:
+    """uint8 (T, X, Y[, Z]), and of each frame the raw intensities that became 0 and 255. Raises ValueError."""
+    frames = np.empty((cine.n_frames, *resample.shape), np.uint8)
+    window = []
+    for t in range(cine.n_frames):
+        try:
+            frames[t], limits = geometry.to_uint8(resample(cine.frame(t)))
+        except ValueError as err:
+            raise ValueError(f"frame {t} of {cine.n_frames} {err}") from None
+        window.append(limits)
+    return frames if stack else frames[..., 0], window

@@ -1,0 +1,130 @@
+"""Clips: one image plane of a study, a slice of the short-axis stack or a long-axis view, over the cardiac cycle.
+
+A clip is n frames spread evenly over the cycle from a starting phase on, wrapping round, cropped about the image's
+centre to a fixed size in plane, where `prepare` has put the heart; a smaller image lies in the middle of zeros.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ...common.naming import named
+from .store import CineStore
+
+CLIP = "clip"  # the one view of a model over clips
+MIN_FRAMES = 4  # of a cine that clips are drawn from: two, ED and ES, or three do not tell how the heart moves
+
+
+class Plane(NamedTuple):
+    """An image plane: a view and, of a stack, one of its slices."""
+
+    view: str
+    slice: int | None
+
+
+class ClipStore:
+    """A cine store whose studies have one view, `clip`, of as many planes as they have slices and long-axis views.
+
+    Every stored slice is an image of the scan (a stack is padded only when it is loaded), so each is a plane. A cine of
+    fewer than `min_frames` frames shows no cycle and has none; of others with fewer frames than a clip, frames are
+    repeated.
+
+    Args:
+        store: where the frames are.
+        views: the store's views that clips are drawn from; every one where none is named.
+        min_frames: of a cine; 2 in runs of older versions.
+
+    Raises:
+        ValueError: no study has a cine of so many frames in these views.
+    """
+
+    def __init__(self, store: CineStore, views: Sequence[str] = (), *, min_frames: int = MIN_FRAMES):
+        self.path, self._store, self.min_frames = store.path, store, min_frames
+        self._planes: dict[str, tuple[Plane, ...]] = {}
+        self._short: dict[str, dict[str, int]] = {}  # {study: {view: its frames, too few}}
+        for study in store.ids:
+            shapes = {v: store.info(study, v).shape for v in store.views(study) if not views or v in views}
+            self._planes[study] = tuple(
+                Plane(view, at)
+                for view, shape in shapes.items()
+                if shape[0] >= min_frames
+                for at in (range(shape[3]) if len(shape) == 4 else [None])
+            )
+            if short := {view: shape[0] for view, shape in shapes.items() if shape[0] < min_frames}:
+                self._short[study] = short
+        if not any(self._planes.values()):
+            most = max((n for short in self._short.values() for n in short.values()), default=0)
+            raise ValueError(
+                f"{store.path}: clips show the cardiac cycle, but no cine of {', '.join(views) or 'any view'} there "
+                f"has {min_frames} frames or more (the longest has {most}): prepare cines of the whole cycle, not ED "
+                "and ES alone, or train on single frames with a cinema preset"
+            )
+
+    def remarks(self) -> list[str]:
+        """A line on the cines that no clip is drawn from, as they have too few frames; none where there are none."""
+        if not self._short:
+            return []
+        shorts = [f"{study} ({', '.join(f'{v}: {n}' for v, n in short.items())})"
+                  for study, short in self._short.items()]  # fmt: skip
+        without = sum(not self._planes[study] for study in self._short)
+        return [f"no clips of cines with fewer than {self.min_frames} frames, in {len(self._short)} of {len(self.ids)} "
+                f"studies, {without} of which are left out: {named(shorts, '; ')}"]
+
+    @property
+    def ids(self) -> list[str]:
+        """The studies, sorted, those without a clip too."""
+        return list(self._planes)
+
+    def views(self, study: str) -> tuple[str, ...]:
+        """(`clip`,), or nothing where the study has no cine."""
+        return (CLIP,) if self._planes[study] else ()
+
+    def planes(self, study: str) -> tuple[Plane, ...]:
+        """The planes of a study, view by view in the store's order, slices ascending."""
+        return self._planes[study]
+
+    def read_clip(self, study: str, plane: int, phase: float, size: Sequence[int]) -> np.ndarray:
+        """The clip of plane number `plane` from `phase` on: uint8 (n, X, Y) = `size`. Raises as `read_clips`."""
+        view, at = self._planes[study][plane]
+        return centre(self._read(study, view, phase, size[0])[at or 0], size[1:])
+
+    def read_clips(self, study: str, view: str, phase: float, size: Sequence[int]) -> np.ndarray:
+        """The clips of all planes of a view: uint8 (planes, n, X, Y), with (n, X, Y) = `size`.
+
+        Raises:
+            StoreError: the file is gone, unreadable, or not what the index says.
+        """
+        return centre(self._read(study, view, phase, size[0]), size[1:])
+
+    def read_motion(self, study: str, plane: int, size: Sequence[int]) -> np.ndarray:
+        """How much each pixel of a clip of plane number `plane` moves: uint8 (X, Y), for a clip of `size` ([n,] X, Y).
+
+        Raises:
+            StoreError: the plane's view has no motion map, or it cannot be read.
+        """
+        view, at = self._planes[study][plane]
+        motion = self._store.read_motion(study, view)
+        return centre(motion if at is None else motion[..., at], size[-2:])
+
+    def _read(self, study: str, view: str, phase: float, n: int) -> np.ndarray:
+        """(planes, n, X, Y). A stack's slices lie pixel by pixel beside each other, so all are read for any of them."""
+        frames = self._store.read_frames(study, view, clip_frames(phase, n, self._store.n_frames(study, view)))
+        return frames[None] if frames.ndim == 3 else frames.transpose(3, 0, 1, 2)
+
+
+def clip_frames(phase: float, n: int, n_frames: int) -> np.ndarray:
+    """(n,) frames of a cine of n_frames that show n phases spread evenly over the cycle, the first at `phase`."""
+    return np.floor(phase * n_frames + np.arange(n) * n_frames / n).astype(np.int64) % n_frames
+
+
+def centre(frames: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Frames (..., X, Y) cropped, or padded with zeros, about their middle to (..., *size); what is odd goes last."""
+    out = np.zeros((*frames.shape[:-2], *size), frames.dtype)
+    source, target = [], []
+    for have, want in zip(frames.shape[-2:], size):
+        n = min(have, want)
+        source.append(slice((have - n) // 2, (have - n) // 2 + n))
+        target.append(slice((want - n) // 2, (want - n) // 2 + n))
+    out[..., target[0], target[1]] = frames[..., source[0], source[1]]
+    return out

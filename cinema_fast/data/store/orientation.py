@@ -1,0 +1,182 @@
+"""How the voxel axes of a view lie in the patient: the same pixels however a file stores its axes.
+
+A file may hold the same slice mirrored, transposed or with its slices in reverse (dcm2niix mirrors the second axis of
+DICOM, others do not); only its affine tells. `patient_arrangement` chooses one way per view:
+
+- X and Y: of the eight ways to mirror and exchange the two axes in plane, the one nearest to the directions of
+  `_TOWARDS`: where a scanner's rows and columns usually lead in that view. Directions of the view are used, not those
+  of the body's planes, because a two-chamber plane stands near 45 degrees between sagittal and coronal: the nearest
+  patient axis would mirror the heart of one patient against that of another.
+- slices of a stack: from base to apex, as public data sets have them.
+- another view than the four: X towards the left, or the back where the plane is nearer to sagittal; Y towards the feet,
+  or the back where it is nearer to transverse.
+
+A NIfTI header that says nothing of the patient (no code, or the scanner's own axes, as ACDC's) cannot be arranged; its
+cine is kept as stored. DICOM always says it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import permutations, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from ...common.naming import named
+from ..formats.nifti import Cine, Volume
+
+if TYPE_CHECKING:
+    from .store import CineStore
+
+# Where X and Y lead, as shares of (left, back, feet): rounded means of rows and columns as scanners of three sites had
+# them (M&Ms, M&Ms-2 and a Siemens study). So the anterior wall is up in SAX, 2C and 3C, the apex on the left in 2C and
+# 3C, and up in 4C, with the left ventricle on the right: as these views are usually shown.
+_TOWARDS = {
+    "sax": ((0.65, 0.50, -0.25), (0.15, 0.30, 0.75)),
+    "lax_2c": ((-0.70, 0.70, 0.00), (0.00, -0.10, 1.00)),
+    "lax_3c": ((0.10, 0.95, -0.10), (0.55, 0.05, 0.80)),
+    "lax_4c": ((1.00, 0.00, 0.10), (0.10, 0.85, -0.30)),
+}
+_TO_APEX = (0.65, -0.60, 0.45)  # from the base of the heart, likewise
+# Where two ways are as near as each other (a plane turned by 45 degrees): directions that no symmetry leaves alone.
+_IN_A_TIE = np.array(((0.6131, 0.3719, 0.0), (0.2917, 0.5303, 0.0), (0.3571, 0.7937, 0.0)))
+_LEFT_BACK_FEET = np.diag((-1.0, -1.0, -1.0))  # of RAS+
+NO_ORIENTATION = ("the header does not say how the axes lie in the patient (no code, or simply the scanner's axes, "
+                  "as ACDC has them): kept as stored")
+AS_STORED_STORE = ("the store keeps the axes of its images as their files store them, as stores of earlier versions "
+                   "do: what a model makes of them depends on the program that wrote the files. prepare --overwrite "
+                   "arranges them alike in all studies")
+AS_STORED_RUN = ("the run was trained on images with the axes that their files had (a store of an earlier version, or "
+                 "--orientation stored), and these were predicted likewise: the same scan written by another program "
+                 "may give another result. A run trained on a new store does not depend on it")
+
+Arrangement = tuple[int, int, int]
+"""Which axis of the file each axis becomes made of, from 1; minus: in reverse. (1, 2, 3) changes nothing."""
+AS_STORED: Arrangement = (1, 2, 3)
+
+
+def patient_arrangement(affine: np.ndarray, view: str) -> Arrangement:
+    """How the axes of a grid with this affine (4, 4) are arranged for a view: the rule at the head of this file."""
+    towards = np.zeros((3, 3))
+    if view in _TOWARDS:
+        towards[:, :2] = np.transpose(_TOWARDS[view])
+    else:
+        directions = _LEFT_BACK_FEET @ _directions(affine)
+        # the first of the planes sagittal, coronal and transverse that is nearest
+        across = int(np.argmax(np.abs(np.cross(directions[:, 0], directions[:, 1])).round(3)))
+        first, second = (axis for axis in range(3) if axis != across)
+        towards[first, 0] = towards[second, 1] = 1.0
+    if view == "sax":
+        towards[:, 2] = _TO_APEX
+    return _nearest(affine, _LEFT_BACK_FEET @ towards)
+
+
+def _directions(affine: np.ndarray) -> np.ndarray:
+    """(3, 3): columns are the unit vectors of the axes."""
+    return affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def _nearest(affine: np.ndarray, towards: np.ndarray) -> Arrangement:
+    """The arrangement whose axes have the largest sum of products with the columns of `towards` (3, 3)."""
+    directions = _directions(affine)
+    along, in_a_tie = (wanted.T @ directions for wanted in (towards, _LEFT_BACK_FEET @ _IN_A_TIE))
+
+    def nearness(arrangement: Arrangement) -> tuple[float, float]:
+        first, second = (sum(products[k, abs(axis) - 1] * np.sign(axis) for k, axis in enumerate(arrangement))
+                         for products in (along, in_a_tie))  # of (wanted axis, axis of the file)
+        return round(first, 6), second
+
+    # a third axis without a direction stays as it is: of equal ones `max` takes the first
+    return max(((sx * x, sy * y, sz * 3) for x, y in permutations((1, 2)) for sx, sy, sz in product((1, -1), repeat=3)),
+               key=nearness)
+
+
+def arranged(array: np.ndarray, arrangement: Arrangement, first: int = 0) -> np.ndarray:
+    """A view of an array whose axes `first`, `first` + 1 and `first` + 2 are those of a file, arranged."""
+    axes = list(range(array.ndim))
+    axes[first : first + 3] = [first + abs(axis) - 1 for axis in arrangement]
+    reverse = [first + k for k, axis in enumerate(arrangement) if axis < 0]
+    return np.flip(array.transpose(axes), reverse)
+
+
+def arranged_affine(affine: np.ndarray, shape: Sequence[int], arrangement: Arrangement) -> np.ndarray:
+    """The affine (4, 4) of an arranged grid; `shape` (X, Y, Z) is that before."""
+    turned = affine.astype(np.float64)
+    for k, axis in enumerate(arrangement):
+        column = affine[:, abs(axis) - 1]
+        turned[:, k] = np.sign(axis) * column
+        if axis < 0:
+            turned[:, 3] += column * (shape[abs(axis) - 1] - 1)
+    return turned
+
+
+def inverse(arrangement: Arrangement) -> Arrangement:
+    """The arrangement that leads back."""
+    back = [0, 0, 0]
+    for k, axis in enumerate(arrangement, start=1):
+        back[abs(axis) - 1] = k if axis > 0 else -k
+    return tuple(back)
+
+
+def arrange(cine: Cine, arrangement: Arrangement) -> Cine:
+    """The cine with its axes arranged; its pixels are not copied."""
+    if arrangement == AS_STORED:
+        return cine
+    volumes = tuple(_arranged_volume(volume, arrangement) for volume in cine.volumes)
+    shape = tuple(cine.shape[abs(axis) - 1] for axis in arrangement)
+    return replace(cine, volumes=volumes, shape=shape, affine=arranged_affine(cine.affine, cine.shape, arrangement))
+
+
+def _arranged_volume(volume: Volume, arrangement: Arrangement) -> Volume:
+    shape = (*volume.data.shape, 1, 1)[:3]
+    data = volume.data.reshape((*shape, *volume.data.shape[3:]), order="F")
+    return replace(volume, data=arranged(data, arrangement), affine=arranged_affine(volume.affine, shape, arrangement))
+
+
+def like(volume: Volume, cine: Cine) -> Volume:
+    """A volume (X, Y[, Z[, ...]]) with its axes arranged as those of a cine: in plane mirrored or exchanged, slices in
+    reverse; as it is where either header is silent."""
+    sizes = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    if not (volume.oriented and cine.oriented and np.isfinite(sizes).all() and sizes.all()):
+        return volume
+    return _arranged_volume(volume, _nearest(volume.affine, _directions(cine.affine)))
+
+
+def orientation_of(record: dict) -> Literal["patient", "stored"]:
+    """How the axes lie in a store, by the options of its preparation or by what a run keeps of it; earlier versions
+    have written nothing."""
+    return record.get("orientation") or record.get("prepare", {}).get("orientation", "stored")
+
+
+def check_orientation(store: CineStore, run: Path, learnt_on: dict) -> None:
+    """Raise ValueError where the axes of a store's images lie otherwise than those that a run has learnt on, by what
+    the run keeps of its store."""
+    here, there = orientation_of(store.prepare), orientation_of(learnt_on)
+    if here != there:
+        raise ValueError(f"{store.path} was prepared with --orientation {here}, and the store that {run} learnt on "
+                         f"with {there}: its images may look mirrored or turned to the model; prepare the studies "
+                         f"with --orientation {there}")
+
+
+def learnt_otherwise(start: Path, learnt_on: dict, here: dict) -> list[str]:
+    """What is to be said of a run that weights are taken from, where the axes of its images lie otherwise than those
+    that training goes on with. learnt_on, here: what the two runs keep of their stores."""
+    there, now = orientation_of(learnt_on), orientation_of(here)
+    return [f"{start} learnt on images whose axes lie otherwise (--orientation {there} of prepare; this store: {now}): "
+            "its features may serve less well"] * (there != now)
+
+
+def gather_remarks(remarks: dict[str, list[str]], studies: dict[str, dict[str, dict]]) -> None:
+    """Enter what the records (study -> view -> record) remark of their headers: {remark: ["study view"]}."""
+    for study, views in sorted(studies.items()):
+        for view, record in views.items():
+            for remark in record.get("remarks", ()):
+                remarks.setdefault(remark, []).append(f"{study} {view}")
+
+
+def told_remarks(remarks: dict[str, list[str]]) -> list[str]:
+    """A line for each remark: how many cines it is about, and some of them."""
+    return [f"{len(cines)} cines ({named(cines)}): {remark}" for remark, cines in remarks.items()]

@@ -1,0 +1,430 @@
+"""The cine store: a folder of plain 8-bit arrays of which one frame is read without touching the others.
+
+    STORE/index.json                    what is in the store: options of the preparation, one line per study
+    STORE/studies/ID/VIEW.npy           uint8, C order, (T, X, Y, Z) for a stack or (T, X, Y) for a single slice
+    STORE/studies/ID/VIEW.motion.npy    uint8, C order, (X, Y[, Z]): how much each pixel moves; only if asked for
+    STORE/studies/ID/VIEW.labels.npy    uint8, C order, (labelled frames, X, Y[, Z]): classes; only if there are labels
+    STORE/studies/ID/study.json         the study's records in full, from which the index is made
+    STORE/failures.jsonl                what could not be prepared, and why
+
+A record of the index holds, per study and view, `file`, `shape`, `spacing_mm` of the stored grid, `frame_time_ms` (or
+null), `sha256` of the .npy, `source` (file and its sha256) and, where there are any, `motion` (the motion map,
+`motion.py`: file, sha256 and `max_px`, the pixels that 255 stands for) and `labels` (the label maps, `labels.py`: file,
+sha256, `frames`, those of the cine that are labelled, `values`, the labels in them but 0, both ascending, and where the
+crop has cut labels off `cut`, the share of their volume; older stores have no `values` and `cut`); 0.4 kB a view, 0.5
+with either map, so that a store of 70,000 studies opens in seconds; and `remarks` about the headers of its files, where
+there are any. The record in study.json holds besides: `window` (raw intensities that became 0 and 255), `affine`
+(stored voxel index -> scanner mm, RAS+), `centred_on`, `prepare` (the options), `arrangement` (which axis of its file
+each axis was made of, `orientation.py`; in older stores absent), and of `source` and `labels` name, size and
+modification time of every file that went in. In version 1 the index held all of them but the options; both versions are
+read, version 2 is written. Programs from before the label maps read a store that has some as one without, so they came
+with no new version. The index ends with its own `sha256`, of the bytes before that key, which `cinema-fast verify`
+compares; older stores have none, older programs ignore it.
+
+What is noticed of damage, and when, is in `check.py`.
+
+A study appears by one rename of a folder that is complete and on disk, index.json by one rename of a file: whatever
+is killed, whatever disk fills up, a reader sees whole studies only.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from stat import S_ISREG
+
+import numpy as np
+
+from ...common.lock import hold_folder
+from ...common.parsed_file import parse_json
+from ...common.regular_file import read_regular
+from .npy import NPY_HEADER_BYTES, header_fault, npy_header
+from .records import CineInfo, StoreError, make_info
+
+FORMAT, VERSION = "cinema-fast store", 2
+VIEWS = ("sax", "lax_2c", "lax_3c", "lax_4c")
+_SUM = ', "sha256": "'  # the last key of an index
+
+
+class IndexLost(StoreError):
+    """The index of a store is missing or damaged; `prepare` makes it again from the studies."""
+
+
+class CineStore:
+    """Reads a cine store; picklable, holds no open file, so any number of worker processes may share one.
+
+    Opening it checks that every file of the index is there with the size that the index implies (one `stat` each);
+    the first read of a file, and the first after it changed, checks its header; every read checks its length.
+
+    Args:
+        path: the folder that `prepare` wrote.
+
+    Raises:
+        StoreError: no store, another version, no studies, a file missing or altered.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        index = read_index(self.path)
+        if not index["studies"]:
+            raise StoreError(f"{self.path} holds no studies: its preparation has not finished or nothing could be "
+                             f"prepared (see failures.jsonl there); run prepare again")
+        self.prepare = index["prepare"]
+        self._checked: dict[str, tuple[int, int, int]] = {}  # path -> the file whose header was found right
+        self._studies: dict[str, dict[str, CineInfo]] = {}
+        for study, views in sorted(index["studies"].items()):
+            order = sorted(views, key=lambda view: (VIEWS.index(view) if view in VIEWS else len(VIEWS), view))
+            self._studies[study] = {view: views[view] for view in order}
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        files = [file for views in self._studies.values() for info in views.values() for file in info.files]
+        begun = time.perf_counter()
+        wrong = wrong_sizes(files[:200])
+        # A local disk answers in microseconds, and threads would only fight for the interpreter; one of a network in
+        # a millisecond or more, but to many at a time.
+        threads = 32 if time.perf_counter() - begun > 0.02 else 1
+        parts = (files[start : start + 1000] for start in range(200, len(files), 1000))
+        with ThreadPoolExecutor(threads) as pool:
+            wrong.extend(chain.from_iterable(pool.map(wrong_sizes, parts)))
+        if wrong:
+            more = f"\n  and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise StoreError(f"{self.path}: {len(wrong)} files do not fit the index:\n  " + "\n  ".join(wrong[:5])
+                             + more + "\nrun prepare again to make them anew, with --motion for motion maps")
+
+    @property
+    def ids(self) -> list[str]:
+        """The studies, sorted."""
+        return list(self._studies)
+
+    def views(self, study: str) -> tuple[str, ...]:
+        """The views of a study, in the order sax, lax_2c, lax_3c, lax_4c, others."""
+        if study not in self._studies:
+            raise StoreError(f"{self.path} has no study {study!r} ({len(self._studies)} studies, "
+                             f"the first is {self.ids[0]!r})")
+        return tuple(self._studies[study])
+
+    def info(self, study: str, view: str) -> CineInfo:
+        """What is known of one view of a study."""
+        if view not in self.views(study):
+            raise StoreError(f"{self.path}: study {study!r} has no view {view!r}, only {self.views(study)}")
+        return self._studies[study][view]
+
+    def n_frames(self, study: str, view: str) -> int:
+        """Number of frames of a view; the views of one study may differ in it."""
+        return self.info(study, view).shape[0]
+
+    def read_frame(self, study: str, view: str, t: int) -> np.ndarray:
+        """Frame `t` of a view: uint8 (X, Y[, Z]), reading that frame's bytes only."""
+        return self.read_frames(study, view, [t])[0]
+
+    def read_frames(self, study: str, view: str, ts: Iterable[int]) -> np.ndarray:
+        """Frames `ts` of a view, in that order: uint8 (len(ts), X, Y[, Z]), one positional read each.
+
+        Raises:
+            StoreError: the file is gone, unreadable, or not what the index says.
+            IndexError: a frame outside 0..T-1.
+        """
+        info = self.info(study, view)
+        ts = [int(t) for t in ts]
+        for t in ts:
+            if not 0 <= t < info.shape[0]:
+                raise IndexError(f"study {study!r}, view {view!r}: frame {t} of {info.shape[0]}")
+        return self._read(info.path, info.shape, info.shape[1:], ts)
+
+    def read_motion(self, study: str, view: str) -> np.ndarray:
+        """How much each pixel of a view moves: uint8 (X, Y[, Z]), in units of `info(study, view).motion.max_px` / 255.
+
+        Raises:
+            StoreError: the view has no motion map, or its file is gone, unreadable, or not what the index says.
+        """
+        info = self.info(study, view)
+        if info.motion is None:
+            raise StoreError(f"{self.path}: study {study!r} has no motion map of {view!r}; "
+                             f"`cinema-fast prepare SRC {self.path} --motion` adds it")
+        return self._read(info.motion.path, info.shape[1:], info.shape[1:], [0])[0]
+
+    def read_labels(self, study: str, view: str, t: int) -> np.ndarray:
+        """The label map of frame `t` of a view: uint8 (X, Y[, Z]), the values of the label files, 0 for background.
+
+        `info(study, view).labels.frames` are the frames that have one.
+
+        Raises:
+            StoreError: the frame has no label map, or the file is gone, unreadable, or not what the index says.
+            IndexError: a frame outside 0..T-1.
+        """
+        info = self.info(study, view)
+        if not 0 <= t < info.shape[0]:
+            raise IndexError(f"study {study!r}, view {view!r}: frame {t} of {info.shape[0]}")
+        if info.labels is None:
+            raise StoreError(f"{self.path}: study {study!r} has no labels of {view!r}, so none of frame {t}; "
+                             f"`cinema-fast prepare SRC STORE --labels PATTERN` stores them")
+        frames = info.labels.frames
+        if t not in frames:
+            listed = ", ".join(map(str, frames[:8])) + (f" and {len(frames) - 8} more" if len(frames) > 8 else "")
+            raise StoreError(f"{self.path}: study {study!r}, view {view!r}: frame {t} is not labelled, only {listed}")
+        return self._read(info.labels.path, (len(frames), *info.shape[1:]), info.shape[1:], [frames.index(t)])[0]
+
+    def _read(self, path: str, shape: tuple[int, ...], part: tuple[int, ...], at: list[int]) -> np.ndarray:
+        """(len(at), *part): parts number `at` of the uint8 array of `shape` that a file holds. Raises StoreError."""
+        out = np.empty((len(at), *part), np.uint8)
+        n_bytes = math.prod(part)
+        try:  # without waiting for who would write into a pipe
+            fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
+        except OSError as err:
+            raise StoreError(f"{path}: {err.strerror}; it was there when the store was opened") from err
+        try:
+            stat = os.fstat(fd)
+            if not S_ISREG(stat.st_mode):
+                raise StoreError(f"{path}: no regular file; {_again(path)}")
+            stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+            if self._checked.get(path) != stamp:
+                check_npy_header(path, shape, os.read(fd, NPY_HEADER_BYTES))
+                self._checked[path] = stamp
+            for target, n in zip(out, at):
+                data = os.pread(fd, n_bytes, NPY_HEADER_BYTES + n * n_bytes)
+                if len(data) != n_bytes:
+                    what = f"frame {n}" if part != shape else "the map"
+                    raise StoreError(f"{path}: {what} has {len(data)} bytes, expected {n_bytes}: "
+                                     f"the file was cut short; {_again(path)}")
+                target[:] = np.frombuffer(data, np.uint8).reshape(part)
+        except OSError as err:
+            raise StoreError(f"{path}: {err.strerror}") from err
+        finally:
+            os.close(fd)
+        return out
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_checked": {}}  # another process checks for itself
+
+
+def files_of(study: str, view: str) -> tuple[str, str, str]:
+    """Where the cine, the motion map and the label maps of a view lie, relative to the store."""
+    return f"studies/{study}/{view}.npy", motion_file(study, view), labels_file(study, view)
+
+
+def motion_file(study: str, view: str) -> str:
+    """Where the motion map of a view lies, relative to the store."""
+    return f"studies/{study}/{view}.motion.npy"
+
+
+def labels_file(study: str, view: str) -> str:
+    """Where the label maps of a view lie, relative to the store."""
+    return f"studies/{study}/{view}.labels.npy"
+
+
+def wrong_sizes(files: Iterable[tuple[str, tuple[int, ...]]]) -> list[str]:
+    """Of (path, shape), the files that are missing or not as long as their shape implies, each with what is wrong."""
+    wrong = []
+    for path, shape in files:
+        expected = NPY_HEADER_BYTES + math.prod(shape)
+        try:
+            size = os.stat(path).st_size
+        except OSError as err:
+            wrong.append(f"{path}: {err.strerror}")
+        else:
+            if size != expected:
+                wrong.append(f"{path}: {size} bytes, expected {expected} for the shape {shape}")
+    return wrong
+
+
+def check_npy_header(path: str, expected: tuple[int, ...], head: bytes) -> None:
+    """Raise StoreError where `head`, the first bytes of a .npy, is not the header of a uint8 array of that shape."""
+    if fault := header_fault(head, expected):
+        raise StoreError(f"{path}: {fault}; {_again(path)}")
+
+
+def _again(path: str) -> str:
+    return "run prepare again" + (" with --motion" if path.endswith(".motion.npy") else "")
+
+
+def read_index(path: Path) -> dict:
+    """The index of a store, its format, version and structure checked; "studies" is id -> view -> CineInfo.
+
+    Raises:
+        IndexLost: no index, unreadable, or damaged.
+        StoreError: of another format or version.
+    """
+    file, root = path / "index.json", str(path)
+
+    def shrunk(pairs: list[tuple[str, object]]) -> object:
+        """A record at once becomes its CineInfo: as dictionaries, those of a large store would fill the memory."""
+        value = dict(pairs)
+        if "file" in value and "shape" in value:
+            try:
+                return make_info(root, value)
+            except (KeyError, TypeError, ValueError, AttributeError) as err:
+                return err  # named below, where its study and view are known
+        return value
+
+    collecting = gc.isenabled()
+    gc.disable()  # nothing parsed is garbage: to search it again and again costs a fifth of the time
+    try:
+        index = parse_json(read_regular(file).decode(), object_pairs_hook=shrunk)
+    except FileNotFoundError:
+        what = "is not a cine store (no index.json there)" if path.is_dir() else "does not exist"
+        merge = " --merge" if (path / ".shards").is_dir() else ""
+        raise IndexLost(f"{path} {what}: make one with `cinema-fast prepare SRC {path}{merge}`") from None
+    except (OSError, ValueError) as err:
+        raise IndexLost(f"{file}: unreadable index ({err}); run prepare again") from err
+    finally:
+        if collecting:
+            gc.enable()
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise StoreError(f"{file} is not the index of a cine store (no \"format\": \"{FORMAT}\")")
+    if index.get("version") not in (1, VERSION):
+        raise StoreError(f"{file}: version {index.get('version')!r} of the store format, this program reads {VERSION} "
+                         f"and 1; prepare the store again, or use the program that wrote it")
+    if not isinstance(index.get("studies"), dict) or not isinstance(index.get("prepare"), dict):
+        raise IndexLost(f"{file}: damaged index (\"studies\" and \"prepare\" must be objects); run prepare again")
+    for study, views in index["studies"].items():
+        for view, info in views.items() if isinstance(views, dict) else [("", views)]:
+            if not isinstance(info, CineInfo):
+                why = f"{type(info).__name__}: {info}" if isinstance(info, Exception) else "no record"
+                raise IndexLost(f"{file}: the record of study {study!r}, view {view!r} is damaged ({why}); "
+                                 f"run prepare again")
+            if "/" in study + view or {study, view} & {"", ".", ".."}:  # prepare writes to places of these names
+                raise StoreError(f"{file}: study {study!r}, view {view!r} are no names of a folder and a file in it; "
+                                 f"this store was not written by prepare")
+            for path, expected in zip(info.paths, files_of(study, view)):  # elsewhere may be anything of this machine
+                if path not in (None, f"{root}/{expected}"):
+                    raise IndexLost(f"{file}: study {study!r}, view {view!r}: its file is "
+                                    f"{path.removeprefix(f'{root}/')}, want {expected}: the index was altered; run "
+                                    f"prepare again")
+    return index
+
+
+def index_is_as_written(path: Path, sha256: object) -> bool:
+    """Whether the bytes of a store's index are those that `write_index` wrote under this checksum. Raises OSError."""
+    before, _, end = read_regular(path / "index.json").rpartition(_SUM.encode())
+    return end.decode(errors="replace") == f'{sha256}"}}\n' and hashlib.sha256(before).hexdigest() == sha256
+
+
+def write_index(path: Path, options: dict, studies: dict[str, dict[str, dict]]) -> None:
+    """Replace the index of the store by one of `studies`: id -> view -> record, one line per study."""
+    head = json.dumps({"format": FORMAT, "version": VERSION, "prepare": options})
+    lines = (f"{json.dumps(study)}: {json.dumps(index_records(studies[study]))}" for study in sorted(studies))
+    parts = (f"{',' if n else ''}\n{line}" for n, line in enumerate(lines))
+    write_atomic(path / "index.json", _summed(chain([f'{head[:-1]}, "studies": {{'], parts, ["\n}"])))
+
+
+def _summed(parts: Iterable[str]) -> Iterator[str]:
+    sha256 = hashlib.sha256()
+    for part in parts:
+        sha256.update(part.encode())
+        yield part
+    yield f'{_SUM}{sha256.hexdigest()}"}}\n'
+
+
+def index_records(records: dict[str, dict]) -> dict[str, dict]:
+    """What the index keeps of the records of a study."""
+    keys = ("file", "shape", "spacing_mm", "frame_time_ms", "sha256")
+    return {view: {**{key: record[key] for key in keys},
+                   **({"remarks": record["remarks"]} if "remarks" in record else {}),
+                   "source": {key: record["source"][key] for key in ("file", "sha256")},
+                   **({"motion": record["motion"]} if "motion" in record else {}),
+                   **({"labels": {key: record["labels"][key] for key in ("file", "sha256", "frames", "values", "cut")
+                                  if key in record["labels"]}}
+                      if "labels" in record else {})}
+            for view, record in records.items()}
+
+
+def write_study(
+    folder: Path,
+    study: str,
+    cines: dict[str, tuple[np.ndarray, dict]],
+    labels: dict[str, tuple[np.ndarray, dict]] | None = None,
+) -> dict[str, dict]:
+    """Write the complete folder of one study, synced to disk, for `publish_study` to move into the store.
+
+    cines: view -> (uint8 frames (T, X, Y[, Z]), record without `file`, `shape` and `sha256`).
+    labels: view -> (uint8 label maps (len(frames), X, Y[, Z]), `frames` and what else study.json is to keep).
+    Returns view -> record as the index keeps it.
+    """
+    shutil.rmtree(folder, ignore_errors=True)  # what a worker that died left
+    folder.mkdir(parents=True)
+    records = {}
+    for view, (frames, record) in cines.items():
+        sha256 = write_array(folder / f"{view}.npy", frames)
+        records[view] = {"file": f"studies/{study}/{view}.npy", "shape": list(frames.shape),
+                         "sha256": sha256, **record}
+    for view, (maps, record) in (labels or {}).items():
+        file = labels_file(study, view)
+        sha256 = write_array(folder / Path(file).name, maps)
+        values = [label for label in np.unique(maps).tolist() if label]
+        records[view]["labels"] = {"file": file, "sha256": sha256, "values": values, **record}
+    with (folder / "study.json").open("w", encoding="utf-8") as file:
+        json.dump(records, file)
+        _sync(file)
+    sync_folder(folder)
+    return index_records(records)
+
+
+def write_array(path: Path, array: np.ndarray) -> str:
+    """Write uint8 `array` as a .npy in C order, synced to disk; its SHA-256 in hexadecimal."""
+    if array.dtype != np.uint8:
+        raise TypeError(f"{path}: the array is {array.dtype}, not uint8")
+    sha256 = hashlib.sha256()
+    with path.open("wb") as file:
+        for part in (npy_header(array.shape), np.ascontiguousarray(array).data.cast("B")):
+            file.write(part)
+            sha256.update(part)
+        _sync(file)
+    return sha256.hexdigest()
+
+
+def publish_study(store: Path, folder: Path, study: str) -> None:
+    """Move a folder of `write_study` into the store, in the place of an earlier version of that study."""
+    target = store / "studies" / study
+    old = folder.with_name(f"{folder.name}.old")
+    if target.exists():
+        os.rename(target, old)
+    os.rename(folder, target)
+    sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_atomic(path: Path, parts: Iterable[str]) -> None:
+    """Replace a file's content by `parts`: after a crash at any moment it is either the old or the new one."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(parts)
+            _sync(file)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def lock_store(path: Path, *, shared: bool = False) -> AbstractContextManager[None]:
+    """Hold the store for writing, alone or as one of its shards; StoreError where another process holds it."""
+    say = partial(print, file=sys.stderr)
+    return hold_folder(path, "prepared", "wait for it, or choose another folder", StoreError, say, shared=shared)
+
+
+def _sync(file: io.IOBase) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Make what was renamed in a folder last through a crash."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,204 @@
+"""An evaluation as it is filled, study by study, and the folder that it becomes: rows.csv, report/, results.json."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .. import __version__
+from ..common.extras import need
+from ..metrics.bootstrap import LEVEL, RESAMPLES
+from ..metrics.cases import Gallery, LandmarkExhibit, SegmentationCase, case_rows, check_case, exhibit_of
+from ..metrics.classification import checked, decide
+from ..metrics.function import has_volumes
+from ..metrics.means import landmark_scores
+from ..metrics.rows import Row, new_row, write_rows
+from ..metrics.segmentation import CLASSES
+from .summary import Target, subgroups, summarise
+
+WITHIN_MM = (5.0, 10.0)
+FAR_MM = 1000.0  # how far off a landmark that was not found counts where cases are chosen for pictures
+
+
+class Assessment:
+    """Scores of predictions as rows, and the arrays of a few cases for pictures: memory does not grow with the images.
+
+    Each add_ judges one prediction and returns nothing; `write` draws the sum. ValueError names the study, and what of
+    it does not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        classes: Mapping[int, str] = CLASSES,
+        within_mm: Sequence[float] = WITHIN_MM,
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+    ):
+        need("jinja2", "the report is written")  # now, not after hours of predictions
+        self.classes, self.within_mm, self.resamples, self.seed = dict(classes), tuple(within_mm), resamples, seed
+        self.rows: list[Row] = []
+        self.left_out: list[tuple[str, str]] = []
+        self.flags: list[tuple[str, str, str]] = []  # study, view, code
+        self.targets: dict[str, Target] = {}
+        self.galleries: dict[str, Gallery] = {}
+        self.landmark_galleries: dict[str, Gallery] = {}
+        self._seen: set[tuple] = set()
+
+    def add_segmentation(self, case: SegmentationCase) -> None:
+        """Judge a segmented cine, and offer it to the pictures."""
+        check_case(case, self.classes)
+        self._once("segmentation", case.study, case.view)
+        rows = case_rows(case, self.classes)
+        if not case.truth and not case.known:
+            self.leave_out(case.study, f"view {case.view}: no frame is labelled, so nothing to compare label maps with")
+        elif (
+            case.truth and has_volumes(case.pred.shape) and "LV" in self.classes.values()
+            and not any(row["kind"] == "function" for row in rows)
+        ):  # fmt: skip
+            why = "want two labelled frames that hold the LV for volumes at ED and ES"
+            self.leave_out(case.study, f"view {case.view}, function: {why}, got {len(case.truth)} labelled")
+        self.rows += rows
+        exhibit = exhibit_of(case, rows, self.classes)
+        for code in exhibit.flags:
+            self.flag(case.study, code, case.view)
+        self.galleries.setdefault(case.view, Gallery()).offer(exhibit)
+
+    def add_regression(self, study: str, target: str, pred: float, truth: float, unit: str = "") -> None:
+        """A predicted number and the true one, of a unit."""
+        self._target(target, Target(unit=unit), study)
+        self._once("regression", study, target)
+        self.rows.append(new_row("regression", study, target, pred=_finite(pred, study, target, "prediction"),
+                                 truth=_finite(truth, study, target, "truth")))  # fmt: skip
+
+    def add_retest(self, study: str, target: str, first: float, second: float, unit: str = "") -> None:
+        """Two measurements of the same heart, for instance predictions on two scans of a subject."""
+        self._target(target, Target(unit=unit), study)
+        self._once("retest", study, target)
+        values = (_finite(value, study, target, name) for name, value in (("first", first), ("second", second)))
+        self.rows.append(new_row("retest", study, target, **dict(zip(("first", "second"), values))))
+
+    def add_classification(
+        self,
+        study: str,
+        target: str,
+        probabilities: Sequence[float],
+        truth: str,
+        classes: Sequence[str],
+        threshold: float = 0.5,
+    ) -> None:
+        """Probabilities (K,) of classes, and the true one. Of two classes the second is positive, from `threshold`."""
+        need("sklearn.metrics", "AUROC and AUPRC are computed")
+        self._target(target, Target(tuple(classes), threshold), study)
+        self._once("classification", study, target)
+        if truth not in classes:
+            raise ValueError(f"study {study}, {target}: true class {truth!r}; want one of {', '.join(classes)}")
+        try:
+            p = checked(np.asarray(probabilities, float)[None], 1, classes)
+        except ValueError as error:
+            raise ValueError(f"study {study}, {target}: {error}") from None
+        decided = classes[int(decide(p, threshold)[0])]
+        named = {f"p{i}": float(value) for i, value in enumerate(p[0])}
+        self.rows.append(new_row("classification", study, target, truth=truth, decided=decided, **named))
+
+    def add_landmarks(
+        self,
+        study: str,
+        view: str,
+        frame: int,
+        pred_mm: Mapping[str, Sequence[float]],
+        truth_mm: Mapping[str, Sequence[float]],
+        *,
+        image: np.ndarray | None = None,
+        spacing_mm: Sequence[float] = (),
+    ) -> None:
+        """Positions {landmark: (2 or 3,) [mm]} of one frame; a landmark that was not found is nan, or is not there.
+
+        image: the frame (X, Y) uint8, for the pictures; its pixels are spacing_mm (2,) large and the positions (2,),
+        from the middle of the first one on.
+        """
+        self._once("landmarks", study, view, frame)
+        rows = []
+        for name, truth in truth_mm.items():
+            try:
+                scores = landmark_scores(pred_mm.get(name, np.full(len(truth), math.nan)), truth, self.within_mm)
+            except ValueError as error:
+                raise ValueError(f"study {study}, view {view}, frame {frame}, {name}: {error}") from None
+            rows.append(new_row("landmarks", study, name, view, frame, **scores))
+        self.rows += rows
+        if image is not None and rows:
+            nowhere, pixel = np.full(2, math.nan), np.asarray(spacing_mm, float)
+            points = {name: (np.asarray(pred_mm.get(name, nowhere)) / pixel, np.asarray(truth) / pixel)
+                      for name, truth in truth_mm.items()}  # fmt: skip
+            score = -sum(min(row["distance_mm"], FAR_MM) for row in rows) / len(rows)
+            gallery = self.landmark_galleries.setdefault(view, Gallery())
+            gallery.offer(LandmarkExhibit(study, view, frame, score, image.copy(), points))
+
+    def flag(self, study: str, code: str, view: str = "") -> None:
+        """Mark a study as one to look at again: a code of `flags`, and the views that it is about. It is judged all the
+        same."""
+        self.flags.append((study, view, code))
+
+    def leave_out(self, study: str, why: str) -> None:
+        """Note what could not be judged; the report and results.json say it."""
+        self.left_out.append((study, why))
+
+    def write(
+        self, folder: Path, *, about: Mapping[str, object], table: Mapping[str, Mapping[str, str]] | None = None
+    ) -> dict:
+        """Write FOLDER/rows.csv, report/index.html and, as the last, results.json; returns what that holds.
+
+        about: what was evaluated, with what (JSON values), shown and kept as it is. table: {column: {study: cell}} for
+        tables by subgroup. Raises ValueError where nothing was judged; OSError where the folder cannot be written.
+        """
+        from .report import write_report
+
+        if not self.rows:
+            raise ValueError(f"nothing could be judged; {len(self.left_out)} were left out: "
+                             + "; ".join(f"{study}: {why}" for study, why in self.left_out[:3]))  # fmt: skip
+        judged = list(dict.fromkeys(str(row["study"]) for row in self.rows))
+        groups = {column: subgroups({s: cells[s] for s in judged if s in cells})
+                  for column, cells in (table or {}).items()}  # fmt: skip
+        tables = summarise(self.rows, self.targets, groups, resamples=self.resamples, seed=self.seed)
+        results = {
+            "format": 1,
+            "version": __version__,
+            "kinds": list(dict.fromkeys(row["kind"] for row in self.rows)),
+            "studies": len(judged),
+            "about": dict(about),
+            "targets": {name: dataclasses.asdict(target) for name, target in self.targets.items()},
+            "bootstrap": {"resamples": self.resamples, "seed": self.seed, "level": LEVEL, "drawn": "studies"},
+            "tables": [dataclasses.asdict(one) for one in tables],
+            "without_group": {column: len(judged) - len(of) for column, of in groups.items()},
+            "flags": [{"study": study, "view": view, "flag": code} for study, view, code in self.flags],
+            "left_out": [{"study": study, "why": why} for study, why in self.left_out],
+        }
+        text = json.dumps(results, indent=1, allow_nan=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "results.json").unlink(missing_ok=True)  # that of another evaluation must not stand beside new rows
+        write_rows(folder / "rows.csv", self.rows)
+        write_report(folder / "report" / "index.html", results, tables, self)
+        temporary = folder / "results.json.tmp"
+        temporary.write_text(text + "\n", encoding="utf-8")
+        os.replace(temporary, folder / "results.json")
+        return json.loads(text)
+
+    def _once(self, kind: str, study: str, *where: object) -> None:
+        if (kind, study, *where) in self._seen:
+            raise ValueError(f"study {study}, {', '.join(map(str, where))}: {kind} was judged before; want each once")
+        self._seen.add((kind, study, *where))
+
+    def _target(self, name: str, target: Target, study: str) -> None:
+        before = self.targets.setdefault(name, target)
+        if before != target:
+            raise ValueError(f"study {study}, {name}: was {before}, now {target}; want one for all studies")
+
+
+def _finite(value: float, study: str, target: str, what: str) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"study {study}, {target}: the {what} is {value}; want a finite number, or leave_out")
+    return float(value)

@@ -1,0 +1,198 @@
+"""Two evaluations side by side, paired: the same studies, frames and targets, and how sure a difference is."""
+
+import dataclasses
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..common.naming import named
+from ..common.output import folder_for, whole_file
+from ..common.parsed_file import read_json
+from ..figures.canvas import printable
+from ..metrics.bootstrap import LEVEL, RESAMPLES, Difference, difference
+from ..metrics.rows import KINDS, Row, key, number, read_rows
+from .compare_runs import UNKNOWN, markdown_table
+from .report import figure, label
+from .summary import Target, measure_of, row_sets
+
+RESULTS, ROWS = "results.json", "rows.csv"
+TRUTHS = ("truth", "truth_ml")
+
+
+@dataclass(frozen=True)
+class EvaluationFolder:
+    """What `evaluate` wrote: rows by what they are of, and the targets by name."""
+
+    path: Path
+    rows: dict[tuple, Row]
+    targets: dict[str, Target]
+
+    @property
+    def studies(self) -> set[str]:
+        return {str(row["study"]) for row in self.rows.values()}
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether a folder holds a finished evaluation."""
+    return (path / RESULTS).is_file() and (path / ROWS).is_file()
+
+
+def compare_evaluations(paths: Sequence[Path], out: Path | None = None) -> str:
+    """Every evaluation against the first, as Markdown; with `out` also there, as comparison.md and comparison.json.
+
+    What both have is compared, row by row; studies that one alone has are counted and named. Raises ValueError where a
+    folder is damaged or given twice, where the two have nothing in common, or where truths, classes or thresholds
+    differ; OutputError where `out` cannot be written.
+    """
+    if len(paths) < 2:
+        raise ValueError(f"compare takes two evaluation folders or more, got {len(paths)}")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"compare: an evaluation folder is given twice among {', '.join(map(str, paths))}")
+    with folder_for(out) if out else nullcontext():
+        return _compare(paths, out)
+
+
+def _compare(paths: Sequence[Path], out: Path | None) -> str:
+    first, *others = [read_evaluation(path) for path in paths]
+    texts, numbers = [], []
+    for second in others:
+        pairs = pair(first, second)
+        found = differences(*pairs, first.targets)
+        texts.append(_text(first, second, pairs[0], found))
+        numbers.append({
+            "first": str(first.path), "second": str(second.path),
+            "differences": [
+                {"kind": kind, "view": view, "name": name, "metric": metric} | dataclasses.asdict(one)
+                for (kind, view, name), metrics in found.items() for metric, one in metrics.items()
+            ],
+        })  # fmt: skip
+    text = "\n\n".join(texts)
+    if out:
+        with whole_file(out / "comparison.md") as file:
+            file.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        with whole_file(out / "comparison.json") as file:
+            file.write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    return text
+
+
+def read_evaluation(path: Path) -> EvaluationFolder:
+    """Read an evaluation folder. Raises ValueError naming the file that is damaged."""
+    file = path / RESULTS
+    try:
+        found = read_json(file)["targets"]
+        targets = {name: Target(tuple(t["classes"]), float(t["threshold"]), t["unit"]) for name, t in found.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); evaluate again") from None
+    rows = read_rows(path / ROWS)
+    by_key = {key(row): row for row in rows}
+    if len(by_key) < len(rows) or not rows:
+        raise ValueError(f"{path / ROWS}: want rows, each of another study, view, frame and name; got {len(rows)} rows "
+                         f"of {len(by_key)}; evaluate again")  # fmt: skip
+    return EvaluationFolder(path, by_key, targets)
+
+
+def pair(first: EvaluationFolder, second: EvaluationFolder) -> tuple[list[Row], list[Row]]:
+    """The rows that both have, in the same order. Raises ValueError where there are none, or where they differ in what
+    was true or how it is judged."""
+    shared = [of for of in first.rows if of in second.rows]
+    if not shared:
+        kinds = [", ".join(k for k in KINDS if any(of[0] == k for of in one.rows)) for one in (first, second)]
+        raise ValueError(f"{first.path} ({kinds[0]}) and {second.path} ({kinds[1]}) have no study with the same "
+                         "view and target in common; want two evaluations of one task on the same studies")  # fmt: skip
+    for name in dict.fromkeys(of[-1] for of in shared):
+        targets = [one.targets.get(name, Target()) for one in (first, second)]
+        if targets[0] != targets[1]:
+            raise ValueError(f"{name}: {first.path} has {targets[0]}, {second.path} has {targets[1]}; want the same")
+    for of in shared:
+        for column in TRUTHS:
+            truths = [one.rows[of].get(column) for one in (first, second)]
+            if truths[0] != truths[1] and not all(t is not None and t != t for t in truths):
+                where = ", ".join(part for part in of if part)
+                raise ValueError(f"{where}: {column} is {truths[0]} in {first.path} and {truths[1]} in {second.path}; "
+                                 "want evaluations against the same truth")  # fmt: skip
+    return [first.rows[of] for of in shared], [second.rows[of] for of in shared]
+
+
+def differences(
+    first: Sequence[Row],
+    second: Sequence[Row],
+    targets: Mapping[str, Target],
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[tuple[str, str, str], dict[str, Difference]]:
+    """{(kind, view, name): {metric: Difference}} of rows of the same things in the same order.
+
+    Compared is what both have; the note of a difference counts what failed in each: a model that misses the hard
+    hearts must not look as good as one that finds them.
+    """
+    before = [dict(_sets(rows)) for rows in (first, second)]  # what failed in which is no longer seen in `both`
+    both = list(zip(*(_sets(rows) for rows in _where_both_are_defined(first, second))))
+    found = {}
+    for (where, ours), (_, theirs) in both:
+        kind, _, name = where
+        shared = [of for of in ours if of in theirs]
+        if not shared:
+            continue
+        rows = [ours[of] for of in shared], [theirs[of] for of in shared]
+        measures = [measure_of(kind, part, targets.get(name, Target())) for part in (*rows, rows[0] + rows[1])]
+        studies = [row["study"] for row in rows[0]]
+        found[where] = difference(*measures, studies, resamples=resamples, seed=seed)
+        for metric, one in found[where].items():
+            column = "pred" if kind in ("function", "cycle") else metric
+            failed = [sum(math.isinf(number(sets[where][of], column)) for of in shared) for sets in before]
+            if any(failed):
+                told = f"failed in {failed[0]} (first) and {failed[1]} (second)"
+                found[where][metric] = dataclasses.replace(one, note="; ".join(filter(None, (told, one.note))))
+    return found
+
+
+def _sets(rows: Sequence[Row]) -> list[tuple[tuple, dict[tuple, Row]]]:
+    return [(where, {key(row): row for row in found}) for where, found in row_sets(rows)]
+
+
+def _where_both_are_defined(first: Sequence[Row], second: Sequence[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows with nan in place of every number that the other has not, or that is not finite in the other."""
+    blank = ([], [])
+    for rows in zip(first, second):
+        numbers = {n for row in rows for n, value in row.items() if not isinstance(value, str)}
+        missing = {n for n in numbers if not all(math.isfinite(number(row, n)) for row in rows)}
+        for mine, row in zip(blank, rows):
+            mine.append(row | dict.fromkeys(missing, math.nan))
+    return blank
+
+
+def _text(first: EvaluationFolder, second: EvaluationFolder, paired: Sequence[Row], found: Mapping) -> str:
+    names = [printable(str(one.path)) for one in (first, second)]
+    studies = {row["study"] for row in paired}
+    lines = [f"{names[1]} (second) against {names[0]} (first): {len(studies)} studies that both have, paired."]
+    for name, one in zip(names, (first, second)):
+        if left := sorted(one.studies - studies):
+            shown = named([printable(study) for study in left])
+            lines.append(f"Left out, only in {name}: {len(left)} studies ({shown})")
+        rest = sum(row["study"] in studies for row in one.rows.values()) - len(paired)
+        if rest:
+            lines.append(f"Left out, only in {name}: {rest} rows of studies that both have")
+    rows, notes = [], []
+    for (kind, view, name), metrics in found.items():
+        where = printable(", ".join(part for part in (kind, view, name) if part))
+        rows.append([where, *[""] * 6])
+        noted = defaultdict(list)
+        for metric, one in metrics.items():
+            shown = [UNKNOWN if value is None else figure(value) for value in (one.first, one.second, one.difference)]
+            interval = UNKNOWN if one.low is None else f"{figure(one.low)} to {figure(one.high)}"
+            p = UNKNOWN if one.p is None else f"{one.p:.3g}"
+            rows.append([f"  {label(metric)}", *shown, interval, p, f"{one.n} ({one.studies})"])
+            if one.note:
+                noted[one.note].append(label(metric))
+        notes += [f"{where}, {', '.join(of)}: {note}" for note, of in noted.items()]
+    head = ["metric", "first", "second", "difference", f"its {LEVEL:.0%} interval", "p", "n (studies)"]
+    lines.append(markdown_table(head, rows))
+    lines += notes
+    lines.append("Difference: second - first. Intervals: draws of studies, the same for both. p: permutation of the "
+                 "two within studies, two-sided, not corrected for the number of comparisons.")  # fmt: skip
+    return "\n\n".join(lines)

@@ -1,0 +1,246 @@
+"""Several runs side by side: their loss curves, their figures, and the options in which they differ."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+
+from ..common.output import folder_for, whole_file
+from ..common.parsed_file import parse_json, read_json
+from ..common.regular_file import read_regular
+from ..figures.canvas import new_figure, printable
+from ..train.run_folder import read_config
+
+UNKNOWN = "-"
+WIDTH, LONG = 110, 28  # letters of a line, and of a cell, at most
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder says.
+
+    lines: of metrics.jsonl, steps rise. options: of config.yaml, by their names on the command line. evaluation: of
+    report/evaluation.json, None before the end. unread: lines and files that cannot be read. tuned: it is a run of
+    `finetune`.
+    """
+
+    name: str
+    lines: list[dict]
+    options: dict[str, str]
+    evaluation: dict | None
+    unread: list[str]
+    tuned: bool = False
+
+    @property
+    def step(self) -> int:
+        return self.lines[-1]["step"] if self.lines else 0
+
+    def over_lines(self, what: Callable, name: str, *, after: float = 0, to: float = math.inf) -> float | None:
+        """Mean, median, ... of a number over the lines of steps in (after, to]; None where none of them has it."""
+        values = [line.get(name) for line in self.lines if after < line["step"] <= to]
+        known = [value for value in values if value is not None]
+        return what(known) if known else None
+
+    def tenth(self, name: str, step: int) -> float | None:
+        """Mean of a number over the tenth of the steps that ends at `step`."""
+        return self.over_lines(mean, name, after=0.9 * step, to=step)
+
+
+def compare(paths: Sequence[Path], out: Path | None = None) -> str:
+    """The tables as Markdown; with `out` also written there, as comparison.md, with the curves, as comparison.png.
+
+    A run may be under way, and its last line cut short. Raises ValueError naming what is no run folder, has a damaged
+    config.yaml, or is given twice; OutputError where `out` cannot be written.
+    """
+    if len(paths) < 2:
+        raise ValueError(f"compare takes two run folders or more, got {len(paths)}")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise ValueError(f"compare: a run folder is given twice among {', '.join(map(str, paths))}")
+    with folder_for(out) if out else nullcontext():
+        return _compare(paths, out)
+
+
+def _compare(paths: Sequence[Path], out: Path | None) -> str:
+    names = [path.resolve().name for path in paths]
+    runs = [
+        read_run(path, name if names.count(name) == 1 else os.path.normpath(path)) for path, name in zip(paths, names)
+    ]
+    if len({run.tuned for run in runs}) > 1:
+        tuned, pretrained = (next(r.name for r in runs if r.tuned is kind) for kind in (True, False))
+        raise ValueError(f"compare: {tuned} is a run of finetune, {pretrained} one of pretrain, whose losses are of "
+                         "different things; want runs of one kind")
+    text = tables(runs)
+    if out:
+        with whole_file(out / "comparison.png") as file:
+            draw_losses(file, runs)
+        with whole_file(out / "comparison.md") as file:
+            whole = f"{text}\n\n![Loss curves](comparison.png)\n"
+            file.write_text(whole, encoding="utf-8", errors="backslashreplace")
+    return text
+
+
+def read_run(path: Path, name: str) -> Run:
+    """Read a run folder; ValueError where it is none."""
+    config = read_config(path)
+    if config is None:
+        raise ValueError(f"{path} is no run folder: it has no config.yaml; want one that `pretrain --out` made")
+    unread: list[str] = []
+    options = _flat(config["run"]) | _flat(config["store"], "store.") | _flat(config.get("versions", {}), "versions.")
+    options.pop("out", None)
+    lines, tuned = _lines(path / "metrics.jsonl", unread), "task" in config
+    return Run(printable(name), lines, options, _evaluation(path, unread), unread, tuned)
+
+
+def tables(runs: Sequence[Run]) -> str:
+    """Figures of the runs, what of them could not be read, and the options in which they differ, as Markdown."""
+    ends = {run.step for run in runs if run.lines}
+    shared = min(ends) if len(ends) > 1 else None
+    figures = [_figures(run, shared) for run in runs]
+    rows = [[label, *(of.get(label, UNKNOWN) for of in figures)] for label in _in_order(figures)]
+    names, parts = [run.name for run in runs], []
+    if max(map(len, names)) > LONG:
+        numbers = [f"run {n}" for n in range(1, 1 + len(names))]
+        parts.append("\n".join(f"- {number}: {name}" for number, name in zip(numbers, names)))
+        names = numbers
+    parts.append(fitting_table(["figure", *names], rows))
+    parts += [f"{run.name}: {what}" for run in runs for what in run.unread]
+    options = [run.options for run in runs]
+    differing = [[name, *(of.get(name, UNKNOWN) for of in options)] for name in _in_order(options)]
+    differing = [row for row in differing if len(set(row[1:])) > 1]
+    if short := [row for row in differing if max(map(len, row)) <= LONG]:
+        parts.append(fitting_table(["option", *names], short))
+    for option, *values in (row for row in differing if max(map(len, row)) > LONG):  # paths and the like
+        parts.append("\n".join([f"option {option}:", "", *(f"- {n}: {value}" for n, value in zip(names, values))]))
+    if not differing:
+        parts.append("They do not differ in any option.")
+    return "\n\n".join(parts)
+
+
+def draw_losses(path: Path, runs: Sequence[Run]) -> None:
+    """Loss over steps of each run; a run that has been judged has a cross at its held-out loss."""
+    figure = new_figure(8, 4.5)
+    axes = figure.subplots()
+    for run in runs:
+        made = [(line["step"], line["loss"]) for line in run.lines if line["loss"] is not None]
+        # a label that begins with _ would be left out of the legend
+        (curve,) = axes.plot(*zip(*made) if made else ([], []), label=f" {run.name}", linewidth=1)
+        if run.evaluation:
+            label = f" {run.name}, held out {run.evaluation['loss']:.4f}"
+            axes.plot(run.step, run.evaluation["loss"], "x", color=curve.get_color(), label=label)
+    positive = all(line["loss"] > 0 for run in runs for line in run.lines if line["loss"] is not None)
+    label = "loss" if any(run.tuned for run in runs) else "masked loss (MSE)"
+    axes.set(xlabel="step", ylabel=label, yscale="log" if positive else "linear")
+    axes.grid(alpha=0.3, which="both")
+    for text in axes.legend().get_texts():
+        text.set_parse_math(False)  # $ may be in a folder's name
+    figure.savefig(path, dpi=120)
+
+
+def _figures(run: Run, shared: int | None) -> dict[str, str]:
+    """What the table says of a run, without what is not known. shared: a step that every run with lines has made."""
+    found = {"steps made": f"{run.step} of {run.options.get('steps', UNKNOWN)}"}
+    if not run.lines:
+        return found
+    last = run.lines[-1]
+    found["loss, last"] = "not finite" if last["loss"] is None else f"{last['loss']:.5f}"
+    values = {
+        "loss, mean of the last tenth": (run.tenth("loss", run.step), ".5f"),
+        f"loss, mean of the tenth up to step {shared}": (run.tenth("loss", shared) if shared else None, ".5f"),
+        "gradient norm, mean of the last tenth": (run.tenth("grad_norm", run.step), ".4g"),
+        "updates skipped": (last.get("skipped"), ".0f"),
+        "studies/s, median": (run.over_lines(median, "studies_per_s"), ".4g"),
+        "data wait, median": (run.over_lines(median, "data_wait"), ".1%"),
+        "MFU, median": (run.over_lines(median, "mfu"), ".1%"),
+        "peak memory, MiB": (run.over_lines(max, "peak_mib"), ".0f"),
+    }
+    validated = [line for line in run.lines if "score" in line]
+    if validated:  # the first of the best, as `finetune` keeps it
+        best = max(validated, key=lambda line: line["score"])
+        found["best validation"] = f"step {best['step']}"
+        values |= {f"{name}, there": (value, ".4g") for name, value in best.items()
+                   if name == "score" or name.startswith("val_")}  # fmt: skip
+    if run.evaluation:
+        values["held-out loss"] = (run.evaluation["loss"], ".5f")
+        values["held-out loss / that of the mean patch"] = (run.evaluation["ratio"], ".3f")
+    return found | {label: format(value, how) for label, (value, how) in values.items() if value is not None}
+
+
+def _lines(path: Path, unread: list[str]) -> list[dict]:
+    """The lines of a metrics.jsonl, which need not be there yet; a last one without its end is still being written."""
+    if not path.exists():
+        return []
+    content = read_regular(path)
+    *whole, _ = content.decode(errors="replace").split("\n")
+    found, bad = [], []
+    for number, text in enumerate(whole, start=1):
+        try:
+            line = parse_json(text)
+            if not isinstance(line["step"], int) or not isinstance(line["loss"], float | int | None):
+                raise TypeError("want a step, and a loss or null")
+            found.append(line)
+        except (ValueError, KeyError, TypeError):
+            bad.append(str(number))
+    if not found and not _is_text(content):
+        unread.append(f"{path} cannot be read: it is no text, or a damaged one; put it back from a copy")
+    elif bad:
+        unread.append(f"left out of {path.name}, as it cannot be read: line {', '.join(bad)}")
+    return found
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        return "\0" not in content.decode()
+    except UnicodeDecodeError:
+        return False
+
+
+def _evaluation(path: Path, unread: list[str]) -> dict | None:
+    file = path / "report" / "evaluation.json"
+    if not file.exists():
+        return None
+    try:
+        found = read_json(file)
+        return {name: float(found[name]) for name in ("loss", "ratio")}
+    except (ValueError, KeyError, TypeError) as error:
+        unread.append(f"report/{file.name} cannot be read ({type(error).__name__}: {error})")
+        return None
+
+
+def _flat(options: dict, before: str = "") -> dict[str, str]:
+    """{dotted name: text} of nested options."""
+    found = {}
+    for name, value in options.items():
+        if isinstance(value, dict):
+            found |= _flat(value, f"{before}{name}.")
+        else:
+            found[before + name] = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return found
+
+
+def _in_order(dicts: Sequence[dict]) -> list[str]:
+    """Every key once, in the order of the first dict that has it."""
+    return list(dict.fromkeys(key for one in dicts for key in one))
+
+
+def fitting_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, or where its lines would be longer than WIDTH several, each with the first column."""
+    of_columns = [max(3, *(len(cell) for cell in column)) + 3 for column in zip(head, *rows)]
+    parts, room = [[0]], WIDTH - of_columns[0] - 1
+    for k, width in enumerate(of_columns[1:], start=1):
+        if width > room and len(parts[-1]) > 1:
+            parts.append([0])
+            room = WIDTH - of_columns[0] - 1
+        parts[-1].append(k)
+        room -= width
+    return "\n\n".join(markdown_table([head[k] for k in of], [[row[k] for k in of] for row in rows]) for of in parts)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns also line up as plain text."""
+    cells = [[cell.replace("|", r"\|") for cell in row] for row in (head, *rows)]
+    widths = [max(3, *(len(cell) for cell in column)) for column in zip(*cells)]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in cells]
+    return "\n".join([lines[0], "| " + " | ".join("-" * width for width in widths) + " |", *lines[1:]])

@@ -1,0 +1,133 @@
+"""Label maps drawn over the images: moving over the cycle, and truth above prediction on the labelled frames.
+
+Pictures have one palette, grey levels and then a colour per class, so that a GIF needs none of its own per frame.
+"""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..metrics.cases import Exhibit, LandmarkExhibit
+from .canvas import printable
+
+COLOURS = ((66, 135, 245), (70, 200, 90), (240, 70, 70), (240, 190, 40), (180, 90, 230), (60, 200, 210))
+WHITE = 31  # palette number of the lightest grey
+PANEL, STILL = 320, 240  # pixels that the larger side of a picture has at least: of one that moves, of three in a row
+_GREYS = 32
+_BORDER, _ARM = 4, 8  # pixels: between pictures, of the cross or ring at a landmark
+_STRIP = 14  # pixels high: the words above a picture
+
+
+def colour_of(k):
+    """Palette number of the k-th class, from 0; or of an array of them."""
+    return _GREYS + k % len(COLOURS)
+
+
+def zoom_to(size: int, shape: Sequence[int]) -> int:
+    """By which whole number an image is enlarged to `size` pixels on its larger side, at least."""
+    return max(-(-size // max(shape)), 1)
+
+
+def outline(image: np.ndarray, labels: np.ndarray, zoom: int) -> np.ndarray:
+    """Palette numbers (X * zoom, Y * zoom) uint8 of an image with the outlines of its labels, both (X, Y) uint8.
+
+    An outline is the pixels of a class, after enlargement, that touch another class or none.
+    """
+    grey, big = (np.kron(part, np.ones((zoom, zoom), np.uint8)) for part in (image // (256 // _GREYS), labels))
+    padded = np.pad(big, 1)
+    inside = np.ones(big.shape, bool)
+    for x, y in ((0, 1), (2, 1), (1, 0), (1, 2)):
+        inside &= padded[x : x + big.shape[0], y : y + big.shape[1]] == big
+    drawn = (big > 0) & ~inside
+    grey[drawn] = colour_of(big[drawn] - 1)
+    return grey
+
+
+def draw_cross(picture: np.ndarray, at: np.ndarray, colour: int) -> None:
+    """Draw an upright cross at (2,) pixels of a picture in palette numbers; nothing where that is not finite."""
+    reach = range(-_ARM, _ARM + 1)
+    _draw(picture, at, [(k, 0) for k in reach] + [(0, k) for k in reach], colour)
+
+
+def draw_ring(picture: np.ndarray, at: np.ndarray, colour: int) -> None:
+    """Draw a ring around (2,) pixels of a picture in palette numbers; nothing where that is not finite."""
+    reach = range(-_ARM, _ARM + 1)
+    _draw(picture, at, [(i, j) for i in reach for j in reach if _ARM - 1.5 < np.hypot(i, j) <= _ARM + 0.5], colour)
+
+
+def _draw(picture: np.ndarray, at: np.ndarray, shape: Sequence[tuple[int, int]], colour: int) -> None:
+    if not np.isfinite(at).all():
+        return
+    x, y = (int(value) for value in np.floor(np.clip(at, -1e6, 1e6)))
+    for i, j in shape:
+        if 0 <= x + i < picture.shape[0] and 0 <= y + j < picture.shape[1]:
+            picture[x + i, y + j] = colour
+
+
+def landmarks_png(exhibit: LandmarkExhibit) -> bytes:
+    """A PNG of a frame with its landmarks, true ones as rings and predicted ones as crosses, named in their colours."""
+    zoom = zoom_to(PANEL, exhibit.image.shape)
+    picture = outline(exhibit.image, np.zeros_like(exhibit.image), zoom)
+    for k, (pred, truth) in enumerate(exhibit.points.values()):
+        draw_ring(picture, (truth + 0.5) * zoom, colour_of(k))
+        draw_cross(picture, (pred + 0.5) * zoom, colour_of(k))
+    file = io.BytesIO()
+    words = [(name, colour_of(k)) for k, name in enumerate(exhibit.points)]
+    _picture(under_words(under_words(picture, words), [("ring: true, cross: predicted", WHITE)])).save(file, "PNG")
+    return file.getvalue()
+
+
+def cycle_gif(exhibit: Exhibit) -> bytes:
+    """An animated GIF of one heartbeat: a slice with the predicted outlines, at the heart's own pace where known."""
+    zoom = zoom_to(PANEL, exhibit.cycle.shape[1:])
+    frames = [outline(image, pred, zoom) for image, pred in zip(exhibit.cycle, exhibit.cycle_pred)]
+    span = (exhibit.frames[-1] - exhibit.frames[0] + 1) * (exhibit.frame_time_ms or 40.0)
+    return moving(frames, span / len(frames))
+
+
+def moving(frames: Sequence[np.ndarray], step_ms: float) -> bytes:
+    """An endless GIF of pictures in palette numbers, each shown for `step_ms` as near as the format and viewers go."""
+    first, *others = (_picture(frame) for frame in frames)
+    step = min(max(20, 10 * round(step_ms / 10)), 1000)
+    file = io.BytesIO()
+    first.save(file, "GIF", save_all=True, append_images=others, duration=step, loop=0)
+    return file.getvalue()
+
+
+def stills_png(stills: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]) -> bytes:
+    """A PNG of stills of an exhibit side by side: above the truth, below the prediction."""
+    zoom = zoom_to(STILL, stills[0][1].shape)
+    rows = [[outline(image, (truth, pred)[row], zoom) for _, image, pred, truth in stills] for row in range(2)]
+    file = io.BytesIO()
+    _picture(np.concatenate([_row(row) for row in rows], axis=1)).save(file, "PNG")
+    return file.getvalue()
+
+
+def under_words(picture: np.ndarray, words: Sequence[tuple[str, int]]) -> np.ndarray:
+    """A picture below a strip of words, each (text, palette number); words that are too long for it are cut."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    strip = Image.new("L", (picture.shape[0], _STRIP))
+    draw = ImageDraw.Draw(strip)
+    draw.fontmode = "1"  # greys between would be other colours of the palette
+    at, font = 2, ImageFont.load_default()
+    for name, colour in words:
+        text = " ".join(printable(name).split())  # of a table, which may hold line breaks: Pillow measures none
+        draw.text((at, 1), text, fill=colour, font=font)
+        at += draw.textlength(text, font=font) + 10
+    return np.concatenate([np.asarray(strip).T, picture], axis=1)
+
+
+def _row(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures of one size side by side along X, with a border."""
+    return np.concatenate([np.pad(part, ((0, _BORDER), (0, _BORDER))) for part in parts])
+
+
+def _picture(numbers: np.ndarray):
+    from PIL import Image
+
+    image = Image.fromarray(np.ascontiguousarray(numbers.T))
+    image.putpalette([value for grey in range(_GREYS) for value in [grey * 255 // (_GREYS - 1)] * 3]
+                     + [value for colour in COLOURS for value in colour])  # fmt: skip
+    return image

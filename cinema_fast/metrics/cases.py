@@ -1,0 +1,303 @@
+"""What stands between predictions and their judgement: a segmented cine, and the little of it that pictures need."""
+
+import heapq
+import math
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from .flags import cycle_flags, in_order, value_flags
+from .function import (
+    QUANTITIES,
+    VENTRICLES,
+    CycleFunction,
+    cardiac_function,
+    cycle_function,
+    ed_es,
+    has_volumes,
+    volume_curves,
+)
+from .rows import Row, new_row
+from .segmentation import check_label_maps, check_labels, segmentation_scores
+
+CYCLE_FRAMES = 16  # of a moving picture
+STILLS = 2  # labelled frames shown: at ED and ES where there are more
+SLICES = 3  # of a stack shown
+SIDE = 112  # voxels of a picture's longer side at most, cut out around the heart
+MARGIN = 10  # voxels left around it
+NEEDED = "Volumes and EF want a structure of the ventricle's name, LV or RV; mass wants MYO and one of both"
+_CANDIDATES = 8  # exhibits that the middle one is chosen from
+
+
+@dataclass(frozen=True)
+class SegmentationCase:
+    """One predicted cine with what is known of it.
+
+    study, view. spacing_mm: (X, Y) or (X, Y, Z) [mm]. image, pred (T, X, Y[, Z]) uint8: grey values 0..255 and label
+    maps. frames (T,): which frames of the cine they are, ascending; None: 0..T-1. truth: {frame of the cine:
+    (X, Y[, Z]) uint8 label map}; each must be among `frames`. known: quantities of the heart measured elsewhere, by
+    their names in QUANTITIES, compared with the whole predicted cycle; give it only where pred is the whole cycle.
+    stability: {frame: {class: score 0..1}}. frame_time_ms: from frame to frame, where it is known.
+    """
+
+    study: str
+    view: str
+    spacing_mm: tuple[float, ...]
+    image: np.ndarray
+    pred: np.ndarray
+    truth: Mapping[int, np.ndarray]
+    frames: tuple[int, ...] | None = None
+    known: Mapping[str, float] = field(default_factory=dict)
+    stability: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    frame_time_ms: float | None = None
+
+    @property
+    def frame_numbers(self) -> tuple[int, ...]:
+        return tuple(range(len(self.pred))) if self.frames is None else self.frames
+
+    @cached_property
+    def label_curves(self) -> dict[int, np.ndarray]:
+        """{label: (T,) predicted volume [ml]} of all labels that uint8 can hold; empty where there are no volumes."""
+        if not has_volumes(self.pred.shape):
+            return {}
+        return volume_curves(self.pred, self.spacing_mm, {label: label for label in range(256)})
+
+    def curves(self, classes: Mapping[int, str]) -> dict[str, np.ndarray]:
+        """{class: (T,) predicted volume [ml]}; empty where there are no volumes."""
+        found = self.label_curves
+        return {name: found[label] for label, name in classes.items() if found}
+
+    def cycle(self, classes: Mapping[int, str]) -> CycleFunction:
+        """Function over the predicted frames as over a whole cycle."""
+        return cycle_function(self.curves(classes))
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """What the report shows of a case: uint8 cut out around the heart, and curves.
+
+    score: mean Dice over frames and classes. cycle, cycle_pred (F, x, y): images and predictions of frames spread over
+    the cycle, of a stack the middle slice, which `slice` names ("" otherwise). stills: (caption, image, pred, truth),
+    each (x, y). curves, truth_ml: {class: volumes [ml]} at `frames`, and {frame: {class: ml}} where labelled; empty for
+    single slices. cycle_ef: {ventricle: EF of its own predicted curve}. values: {quantity: (pred, truth)} at the
+    labelled frames. flags: codes of what is to be looked at again.
+    """
+
+    study: str
+    view: str
+    score: float
+    cycle: np.ndarray
+    cycle_pred: np.ndarray
+    slice: str
+    stills: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]]
+    frames: tuple[int, ...]
+    curves: dict[str, np.ndarray]
+    truth_ml: dict[int, dict[str, float]]
+    cycle_ef: dict[str, float]
+    values: dict[str, tuple[float, float]]
+    frame_time_ms: float | None
+    flags: list[str]
+
+
+@dataclass(frozen=True)
+class LandmarkExhibit:
+    """A frame whose landmarks the report shows. image (X, Y) uint8. points: {landmark: (predicted, true)}, (2,) pixels.
+
+    score: minus the mean distance [mm]; what was not found counts as far off.
+    """
+
+    study: str
+    view: str
+    frame: int
+    score: float
+    image: np.ndarray
+    points: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def check_case(case: SegmentationCase, classes: Mapping[int, str]) -> None:
+    """Raises ValueError naming study and view where the parts of a case do not fit each other."""
+    where, frames = f"study {case.study}, view {case.view}", case.frame_numbers
+    if case.pred.ndim not in (3, 4) or case.image.shape != case.pred.shape:
+        raise ValueError(f"{where}: want image and pred of one shape (T, X, Y[, Z]), got {case.image.shape}, "
+                         f"{case.pred.shape}")  # fmt: skip
+    if case.image.dtype != np.uint8:
+        raise ValueError(f"{where}: want an image of uint8, got {case.image.dtype}")
+    if not len(case.pred) or len(frames) != len(case.pred) or list(frames) != sorted(set(frames)):
+        raise ValueError(f"{where}: want {len(case.pred) or 'some'} ascending frame numbers, got {frames}")
+    if absent := sorted({*case.truth, *case.stability} - set(frames)):
+        raise ValueError(f"{where}: frames {absent} are labelled, but not among the predicted ones {frames}")
+    if strange := sorted(set(case.known) - set(QUANTITIES)):
+        raise ValueError(f"{where}: known holds {', '.join(strange)}; want {', '.join(QUANTITIES)}")
+    if case.known and not has_volumes(case.pred.shape):
+        raise ValueError(f"{where}: known values are compared with volumes, which single slices {case.pred.shape} lack")
+    for name in case.known:
+        if absent := missing_structures(name, classes.values()):
+            raise ValueError(f"{where}: {name} is known, and the structures lack {', '.join(absent)}. {NEEDED}")
+    try:
+        check_labels("pred", case.pred, classes)
+        for t, truth in case.truth.items() or [(frames[0], case.pred[0])]:
+            check_label_maps(case.pred[frames.index(t)], truth, case.spacing_mm, classes)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def missing_structures(quantity: str, structures: Collection[str]) -> list[str]:
+    """What a quantity of QUANTITIES is measured from over a cycle and is not among the structures.
+
+    Each ventricle has its own ED and ES; the mass that of the LV, or of the RV where that alone is segmented.
+    """
+    guide = "RV" if "RV" in structures else "LV"
+    wanted = ("MYO", guide) if quantity == "lv_mass_g" else (quantity[:2].upper(),)
+    return [name for name in wanted if name not in structures]
+
+
+def case_rows(case: SegmentationCase, classes: Mapping[int, str]) -> list[Row]:
+    """Rows of kind segmentation, function and cycle of a case that check_case has passed."""
+    study, view, rows = case.study, case.view, []
+    at = {frame: i for i, frame in enumerate(case.frame_numbers)}
+    for frame, truth in sorted(case.truth.items()):
+        for name, scores in segmentation_scores(case.pred[at[frame]], truth, case.spacing_mm, classes).items():
+            if frame in case.stability and name in case.stability[frame]:
+                scores["stability"] = float(case.stability[frame][name])
+            rows.append(new_row("segmentation", study, name, view, frame, **scores))
+    for kind, pairs in (("function", at_labels(case, classes)), ("cycle", over_cycle(case, classes))):
+        for name, (pred, truth) in pairs.items():
+            rows.append(new_row(kind, study, name, view, pred=pred, truth=truth))
+            if flags := value_flags({name: pred}):
+                rows[-1]["flags"] = " ".join(flags)
+    return rows
+
+
+def case_flags(case: SegmentationCase, rows: Sequence[Row], classes: Mapping[int, str]) -> list[str]:
+    """What of a predicted cine is to be looked at again, its rows among it: codes of `flags`."""
+    found = [code for row in rows if "flags" in row for code in row["flags"].split()]
+    if not case.pred.any():
+        found.append("nothing_found")
+    return in_order(found + cycle_flags(case.cycle(classes), len(case.pred)))
+
+
+def at_labels(case: SegmentationCase, classes: Mapping[int, str]) -> dict[str, tuple[float, float]]:
+    """{quantity: (pred, truth)} of a stack with two labelled frames or more that hold the LV; else empty.
+
+    ED and ES are the labelled frames where the true LV is largest and smallest; the prediction is measured at the same.
+    inf: it has nothing there, where the truth has.
+    """
+    labelled = sorted(case.truth)
+    if not has_volumes(case.pred.shape) or len(labelled) < 2 or "LV" not in classes.values():
+        return {}
+    truth = volume_curves(np.stack([case.truth[t] for t in labelled]), case.spacing_mm, classes)
+    if not truth["LV"].all():
+        return {}
+    of = [case.frame_numbers.index(t) for t in labelled]
+    pred = {name: curve[of] for name, curve in case.curves(classes).items()}
+    ed, es = ed_es(truth["LV"])
+    found, right = cardiac_function(pred, ed, es), cardiac_function(truth, ed, es)
+    failed = {name for name, value in found.items() if math.isnan(value) and math.isfinite(right[name])}
+    return {name: (math.inf if name in failed else value, right[name]) for name, value in found.items()}
+
+
+def over_cycle(case: SegmentationCase, classes: Mapping[int, str]) -> dict[str, tuple[float, float]]:
+    """{quantity: (pred, known value)}; inf, a failure, for what is not measured as its ventricle is missing in a frame.
+
+    Of a single frame there is no cycle to measure: nan.
+    """
+    absent = math.inf if len(case.pred) > 1 else math.nan
+    measured = case.cycle(classes).function
+    return {name: (measured.get(name, absent), float(value)) for name, value in case.known.items()}
+
+
+def exhibit_of(case: SegmentationCase, rows: list[Row], classes: Mapping[int, str]) -> Exhibit:
+    """Cut out of a case what pictures need; nothing of it refers to the case's arrays."""
+    frames, stack, curves = case.frame_numbers, case.pred.ndim == 4, case.curves(classes)
+    labels = np.concatenate([case.pred, *(truth[None] for truth in case.truth.values())]) > 0
+    x, y = (_around(labels.any(axis=tuple(a for a in range(labels.ndim) if a != axis))) for axis in (1, 2))
+    slices = _slices(labels.any(axis=(0, 1, 2))) if stack else [None]
+    middle = slices[len(slices) // 2]
+    cut = (lambda volume, z: volume[x, y, z].copy()) if stack else (lambda image, _: image[x, y].copy())
+    shown = np.unique(np.linspace(0, len(frames) - 1, min(CYCLE_FRAMES, len(frames))).round().astype(int))
+    labelled = _stills(case, classes)
+    stills = [
+        (f"frame {t}" + (f", slice {z}" if stack else ""), *(cut(v, z) for v in (case.image[i], case.pred[i], truth)))
+        for t, i, truth in labelled
+        for z in slices
+    ]
+    dice = [row["dice"] for row in rows if "dice" in row and not math.isnan(row["dice"])]
+    volumes: dict[int, dict[str, float]] = {}
+    for row in rows:
+        if row["kind"] == "segmentation" and curves:
+            volumes.setdefault(int(row["frame"]), {})[row["name"]] = row["truth_ml"]
+    measured = case.cycle(classes).function
+    cycle_ef = {name: measured[ef] for name in VENTRICLES if (ef := f"{name.lower()}_ef") in measured}
+    return Exhibit(
+        case.study, case.view, sum(dice) / len(dice) if dice else math.nan,
+        np.stack([cut(case.image[i], middle) for i in shown]), np.stack([cut(case.pred[i], middle) for i in shown]),
+        f"slice {middle} of 0 to {case.pred.shape[3] - 1}" if stack else "", stills, frames,
+        curves, volumes, cycle_ef,
+        {row["name"]: (row["pred"], row["truth"]) for row in rows if row["kind"] == "function"}, case.frame_time_ms,
+        case_flags(case, rows, classes),
+    )  # fmt: skip
+
+
+class Gallery:
+    """The worst, the middle and the best few of all exhibits of a view that were offered, in memory that does not grow.
+
+    The middle one is that next to the median of all scores among a few exhibits drawn by the names of their studies, so
+    it does not depend on the order in which they came.
+    """
+
+    def __init__(self, worst: int = 2, best: int = 1):
+        self.worst, self.best = worst, best
+        self.scores: list[float] = []
+        self._kept: dict[str, list] = {"worst": [], "best": [], "any": []}
+
+    def offer(self, exhibit: Exhibit | LandmarkExhibit) -> None:
+        """Keep the exhibit if it is among the few; one without a score (nothing was labelled) is not."""
+        if math.isnan(exhibit.score):
+            return
+        self.scores.append(exhibit.score)
+        by_name = zlib.crc32(exhibit.study.encode("utf-8", "surrogateescape"))
+        for name, rank, most in (
+            ("worst", -exhibit.score, self.worst), ("best", exhibit.score, self.best), ("any", by_name, _CANDIDATES)
+        ):  # fmt: skip
+            item = (rank, -len(self.scores), exhibit)  # of equal ones the first stays; exhibits are never compared
+            (heapq.heappush if len(self._kept[name]) < most else heapq.heappushpop)(self._kept[name], item)
+
+    def chosen(self) -> list[tuple[str, Exhibit | LandmarkExhibit]]:
+        """(why it is shown, exhibit), each study once: the worst, the middle, the best."""
+        if not self.scores:
+            return []
+        median = float(np.median(self.scores))
+        middle = min(self._kept["any"], key=lambda item: (abs(item[2].score - median), -item[1]))
+        shown = [("worst", item[2]) for item in sorted(self._kept["worst"], reverse=True)]
+        shown += [("middle", middle[2])] + [("best", item[2]) for item in sorted(self._kept["best"], reverse=True)]
+        first = {}
+        for why, exhibit in shown:
+            first.setdefault(exhibit.study, (why, exhibit))
+        return list(first.values())
+
+
+def _around(holds: np.ndarray) -> slice:
+    """The places that hold something (n,) bool, with MARGIN, but SIDE at most; the middle ones where none does."""
+    n, found = len(holds), np.flatnonzero(holds)
+    middle = (found[0] + found[-1]) // 2 if len(found) else n // 2
+    half = min(SIDE, found[-1] - found[0] + 1 + 2 * MARGIN if len(found) else SIDE) // 2
+    return slice(max(0, middle - half), min(n, middle + half + 1))
+
+
+def _slices(holds: np.ndarray) -> list[int]:
+    """SLICES of those that hold something, spread over them, at the middles of equal parts."""
+    found = np.flatnonzero(holds) if holds.any() else np.arange(len(holds))
+    return sorted({int(found[int((i + 0.5) / SLICES * len(found))]) for i in range(SLICES)})
+
+
+def _stills(case: SegmentationCase, classes: Mapping[int, str]) -> list[tuple[int, int, np.ndarray]]:
+    """(frame, its index, truth) of the labelled frames shown: all, or the largest and the smallest LV (or whole)."""
+    lv = next((label for label, name in classes.items() if name == "LV"), None)
+    size = {t: int((truth == lv).sum() if lv else (truth > 0).sum()) for t, truth in case.truth.items()}
+    frames = sorted(case.truth)
+    if len(frames) > STILLS:
+        frames = sorted({max(frames, key=size.get), min(frames, key=size.get)})
+    return [(t, case.frame_numbers.index(t), case.truth[t]) for t in frames]

@@ -1,0 +1,321 @@
+"""`cinema-fast predict`: studies as they come from the scanner, prepared, predicted, and brought back to their grid.
+
+Each study is prepared by the code of `prepare`, with the options of the run's store, into OUT/.preparing, and goes from
+there when it has been predicted. Its files go to OUT/studies/ID/; its lines are in the tables before the next begins,
+in the order in which studies were ready, and at the end in that of their names.
+"""
+
+import csv
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .. import __version__
+from ..common.naming import named
+from ..common.output import new_folder
+from ..data.formats.nifti import CineError
+from ..data.prepare.prepare import PrepareConfig, prepared_studies, sources_of
+from ..data.prepare.sources import (
+    NO_STUDY,
+    Source,
+    Sources,
+    compile_pattern,
+    parse_aliases,
+    series_lines,
+    unmatched_line,
+)
+from ..data.prepare.study import Failure, StudyTask, failure_lines
+from ..data.store.clips import CLIP
+from ..data.store.orientation import AS_STORED_RUN, gather_remarks, orientation_of, told_remarks
+from ..data.store.store import CineStore, publish_study, write_index
+from ..metrics.flags import CODES, in_order
+from ..tasks.finetuned_run import FinetunedRun, load_run
+from .predict_config import PredictConfig
+from .predicted_studies import StudyPrediction, predict_prepared, tables_of
+
+_GRID = ("sax_size", "lax_size", "sax_spacing", "lax_spacing")
+_TABLES = ("studies.csv", "frames.csv", "landmarks.csv")
+_WRITTEN = ("studies", *_TABLES, *(f"{name}.tmp" for name in _TABLES), "results.json", ".preparing")
+# names of files may hold bytes that are no text: they come back as they were
+_TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+
+
+@dataclass
+class PredictReport:
+    """What is in OUT: number of studies, what could not be predicted, and which NIfTI files had no place.
+
+    series: a line for each kind of DICOM series. cut_off: {study: structures at the edge of what the model sees, whose
+    volumes are therefore too small}. flags: {study: codes of what is to be looked at again}. missing: {study: views
+    that the model reads and it has not}. trained: which views the training studies had, in words. remarks: {what was
+    made of a header: ["study view"]}. as_stored: the run was trained on images with the axes of their files, and so are
+    these predicted.
+    """
+
+    out: Path
+    studies: int = 0
+    unmatched_files: list[str] = field(default_factory=list)
+    series: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    cut_off: dict[str, str] = field(default_factory=dict)
+    flags: dict[str, list[str]] = field(default_factory=dict)
+    missing: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    trained: str = ""
+    remarks: dict[str, list[str]] = field(default_factory=dict)
+    as_stored: bool = False
+
+    @property
+    def unmatched(self) -> int:
+        """Number of NIfTI files that the pattern does not describe."""
+        return len(self.unmatched_files)
+
+    @property
+    def exit_code(self) -> int:
+        """0: everything was predicted; 1: something was not; 3: no study was, and there is no OUT."""
+        if not self.studies:
+            return 3
+        return 1 if self.failures else 0
+
+    def __str__(self) -> str:
+        nothing = sum("nothing_found" in codes for codes in self.flags.values())
+        lines = [f"{self.studies} studies predicted, {len(self.failures)} failures"
+                 + f", nothing found in a view of {_studies(nothing)}" * bool(nothing)]  # fmt: skip
+        if self.unmatched_files:
+            lines.append(unmatched_line(self.unmatched_files))
+        lines += self.series
+        if self.as_stored:
+            lines.append(AS_STORED_RUN)
+        lines += told_remarks(self.remarks)
+        lines += [f"study {study}: {what} cut off at the edge of what the model sees" for study, what in
+                  self.cut_off.items()]
+        for views in dict.fromkeys(self.missing.values()):
+            have = [study for study, missing in self.missing.items() if missing == views]
+            lines.append(f"without {', '.join(views)}, which the model reads: {_named(have)}")
+        if self.missing:
+            lines.append(self.trained)
+        told = {"cut_off", "missing_views"}  # above, with what is cut off and missing
+        for code in in_order(code for codes in self.flags.values() for code in codes if code not in told):
+            having = [study for study, codes in self.flags.items() if code in codes]
+            lines.append(f"flag {code}: {_named(having)}: {CODES[code]}")
+        lines += failure_lines(self.failures, "results.json")
+        return "\n".join(lines + [f"written: {self.out}"] * bool(self.studies))
+
+
+def _named(studies: list[str]) -> str:
+    """How many studies, and the first of them by name."""
+    return f"{_studies(len(studies))} ({named(studies)})"
+
+
+def _studies(n: int) -> str:
+    return f"{n} {'study' if n == 1 else 'studies'}"
+
+
+def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
+    """Predict every study of `config.src`, and report what failed; see `PredictConfig` for what is written.
+
+    A view that fails is reported, and the study is predicted from its others where the model reads them.
+
+    Args:
+        progress: show a progress bar on stderr.
+
+    Raises:
+        ValueError: no fine-tuned run, OUT is not empty, no file that matches, none of a view that the model reads.
+        OutputError: OUT cannot be written; nothing of it stays.
+    """
+    with new_folder(config.out, "predict", vars(config), _WRITTEN):
+        return _predict(config, progress)
+
+
+def _predict(config: PredictConfig, progress: bool) -> PredictReport:
+    out = config.out
+    run = load_run(config.run, device=config.device, precision=config.precision)
+    made_as = run.settled["store"]["prepare"]
+    grid = {name: tuple(made_as[name]) for name in _GRID if name in made_as}
+    grid["orientation"] = orientation_of(made_as)
+    preparing = PrepareConfig(
+        config.src.parent if config.src.is_file() else config.src, out / ".preparing", format=config.format,
+        views_rules=config.views_rules, pattern=config.pattern, aliases=config.aliases, workers=config.workers, **grid,
+    )  # fmt: skip
+    sources = _one_file(config) if config.src.is_file() else sources_of(preparing, progress)
+    _check_views(config, run, sources)
+    report = PredictReport(out, unmatched_files=sources.unmatched_names(preparing.src),
+                           series=series_lines(sources.series),
+                           failures=[Failure(*r) for r in sources.refused], trained=run.trained_views(),
+                           as_stored=preparing.orientation == "stored")  # fmt: skip
+    tasks = [
+        StudyTask(study, views, preparing, preparing.dst / str(n))
+        for n, (study, views) in enumerate(sources.studies.items())
+    ]
+    try:
+        (preparing.dst / "store" / "studies").mkdir(parents=True)
+        _predict_all(run, config, tasks, report, progress)
+    finally:
+        shutil.rmtree(preparing.dst, ignore_errors=True)
+    return report
+
+
+def _predict_all(
+    run: FinetunedRun, config: PredictConfig, tasks: list[StudyTask], report: PredictReport, progress: bool
+) -> None:
+    studies = {}
+    with ExitStack() as files, closing(
+        prepared_studies(tasks, config.workers, progress, "predicting studies")
+    ) as results:
+        writers = None
+        for task, result in results:
+            made = _one_study(run, task, result, report)
+            if made is None:
+                continue
+            writers = writers or _begin_tables(run, config.out, files)
+            _write_study(config.out, task.study, made, writers)
+            studies[task.study] = made.summary
+            if cut := _cut_off(made.summary["views"]):
+                report.cut_off[task.study] = cut
+            if made.summary["flags"]:
+                report.flags[task.study] = made.summary["flags"]
+            if made.missing:
+                report.missing[task.study] = made.missing
+            report.studies += 1
+    order = {task.study: n for n, task in enumerate(tasks)}
+    report.flags, report.missing = (
+        {study: found[study] for study in order if study in found} for found in (report.flags, report.missing)
+    )
+    report.failures.sort(key=lambda failure: order.get(failure.study, -1))  # those of no task first
+    if studies:
+        _sort_tables(run, config.out, order)
+        told = {
+            "format": 1, "version": __version__, "run": str(config.run), "step": run.step, "task": run.task.kind,
+            "model": type(run.model).__name__, "precision": str(run.precision)[6:], "source": str(config.src),
+            "studies": dict(sorted(studies.items())),
+            "trained": report.trained,
+            "series": report.series, "unmatched": report.unmatched_files,
+            "orientation": "stored" if report.as_stored else "patient", "remarks": report.remarks,
+            "flags": {code: sum(code in codes for codes in report.flags.values()) for code in CODES},
+            "failures": [{"study": f.study, "view": f.view, "file": f.file, "reason": f.reason}
+                         for f in report.failures],
+        }  # fmt: skip
+        text = json.dumps(_finite(told), indent=1, allow_nan=False) + "\n"
+        (config.out / "results.json").write_text(text, encoding="utf-8")
+
+
+def _cut_off(views: dict | list) -> str:
+    if not isinstance(views, dict):
+        return ""
+    cut = {view: found["cut_off"] for view, found in views.items() if found.get("cut_off")}
+    return "; ".join(f"{view}: {', '.join(names)}" for view, names in cut.items())
+
+
+def _one_study(
+    run: FinetunedRun, task: StudyTask, result: tuple | Exception, report: PredictReport
+) -> StudyPrediction | None:
+    """The prediction of a study that has been prepared; None, and failures in the report, where there is none."""
+    file = next(iter(task.sources.values())).files[0]
+    if isinstance(result, OSError):
+        raise result  # OUT could not be written, and would not be for the next study either
+    if isinstance(result, Exception):
+        ended = f"its preparation ended with {type(result).__name__}: {result}"
+        report.failures.append(task.failure(None, file, ended))
+        return None
+    records, failures = result
+    report.failures += failures
+    if not records:
+        return None
+    gather_remarks(report.remarks, {task.study: records})
+    root = task.config.dst / "store"
+    publish_study(root, task.folder, task.study)
+    write_index(root, task.config.shaping(), {task.study: records})
+    try:
+        return predict_prepared(run, CineStore(root), task.study, task.sources)
+    except CineError as error:
+        report.failures.append(task.failure(None, error.path, error.reason))
+    except (ValueError, OSError) as error:
+        report.failures.append(task.failure(None, file, f"study {task.study}: {error}"))
+    finally:
+        shutil.rmtree(root / "studies" / task.study, ignore_errors=True)
+    return None
+
+
+def _one_file(config: PredictConfig) -> Sources:
+    """One NIfTI file as a study of one view."""
+    name = config.src.name
+    if config.view:
+        study, view, frames = name.removesuffix(".gz").removesuffix(".nii"), config.view, ()
+    else:
+        spellings = parse_aliases(config.aliases)
+        pattern = config.pattern.rpartition("/")[2]
+        match = compile_pattern(pattern, spellings).fullmatch(name)
+        if not match:
+            raise ValueError(f"{config.src}: its name does not tell the view by the pattern {pattern!r}; say --view "
+                             "sax, or which view it is")  # fmt: skip
+        group = match.groupdict()
+        study, view = group.get("id") or config.src.resolve().parent.name, spellings[group["view"]]
+        frames = (group["frame"],) if group.get("frame") else ()
+    if study in NO_STUDY:
+        raise ValueError(f"{config.src}: a study cannot have the name {study!r}")
+    return Sources({study: {view: Source((config.src,), view, frames)}})
+
+
+def _check_views(config: PredictConfig, run: FinetunedRun, sources: Sources) -> None:
+    """Raise ValueError where no study has a view that the model reads, which is to be known before the work."""
+    reads = run.settled["run"]["views"] if CLIP in run.shape.views else run.shape.views
+    found = {view: None for views in sources.studies.values() for view in views}
+    if reads and found and not set(reads) & set(found):
+        what = f"--view {config.view}" if config.view else f"{config.src} has {', '.join(found)}"
+        raise ValueError(f"{what}: the model of {config.run} reads {', '.join(reads)}")
+
+
+def _columns_of(run: FinetunedRun) -> dict[str, tuple[str, ...]]:
+    """{file: columns} of studies.csv and of the table with more lines a study, where the task has one."""
+    tables = tables_of(run)
+    files = {"studies.csv": ("study", *tables.columns)}
+    return files | {tables.other: tables.other_columns} if tables.other else files
+
+
+def _begin_tables(run: FinetunedRun, out: Path, files: ExitStack) -> list[csv.DictWriter]:
+    writers = []
+    for name, columns in _columns_of(run).items():
+        file = (out / name).open("w", buffering=1, **_TEXT)
+        writers.append(csv.DictWriter(files.enter_context(file), columns, restval=""))
+        writers[-1].writeheader()
+    return writers
+
+
+def _sort_tables(run: FinetunedRun, out: Path, order: Mapping[str, int]) -> None:
+    """Put the lines of the studies in order; those of one study stay as they are."""
+    for name in _columns_of(run):
+        with (out / name).open(**_TEXT) as file:
+            head, *lines = csv.reader(file)
+        lines.sort(key=lambda line: order[line[0]])
+        temporary = out / f"{name}.tmp"
+        with temporary.open("w", **_TEXT) as file:
+            csv.writer(file).writerows([head, *lines])
+        os.replace(temporary, out / name)
+
+
+def _write_study(out: Path, study: str, made: StudyPrediction, writers: list[csv.DictWriter]) -> None:
+    if made.files:
+        folder = out / "studies" / study
+        folder.mkdir(parents=True)
+        for name, content in made.files.items():
+            (folder / name).write_bytes(content)
+    for writer, lines in zip(writers, ([{"study": study, **made.row}], made.lines)):
+        writer.writerows({name: _cell(value) for name, value in line.items()} for line in lines)
+
+
+def _cell(value: str | int | float) -> str | int:
+    if isinstance(value, float):
+        return f"{value:.7g}" if math.isfinite(value) else ""
+    return value
+
+
+def _finite(value: object) -> object:
+    """The same for JSON, which knows no nan."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

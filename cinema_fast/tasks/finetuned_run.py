@@ -1,0 +1,176 @@
+"""A fine-tuning run read back: its task, its model with the best weights, and how its studies were prepared."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.store.clips import CLIP, ClipStore, clip_frames
+from ..data.store.store import CineStore
+from ..models.config import CineMAConfig, config_from_dict
+from ..models.weights import load_cinema_weights
+from ..train.checkpoint import newest_checkpoint
+from ..train.run_folder import read_config
+from ..train.setup import pick_device, pick_precision
+from .examples import frames_input
+from .finetune_config import FinetuneConfig
+from .registry import TableTask, Task, task_from_dict
+from .segmentation import Segmentation
+from .split import Split
+
+BATCH = 8  # frames at a time
+
+
+@dataclass(frozen=True)
+class FinetunedRun:
+    """folder; step: of the best weights; settled: all of config.yaml; model: on the device, in eval mode."""
+
+    folder: Path
+    step: int
+    settled: dict
+    shape: CineMAConfig
+    task: Task
+    model: nn.Module
+    device: torch.device
+    precision: torch.dtype
+
+    @property
+    def split(self) -> Split:
+        """The run's labelled studies, by what they were for."""
+        return Split(**{part: tuple(self.settled["split"][part]) for part in Split._fields})
+
+    @property
+    def fused_views(self) -> tuple[str, ...]:
+        """The views that one answer is made of; none where each view, or each clip, is predicted by itself."""
+        fuses = isinstance(self.task, TableTask) and CLIP not in self.shape.views
+        return tuple(self.shape.views) if fuses else ()
+
+    def missing_views(self, views: Sequence[str]) -> tuple[str, ...]:
+        """Those of the views that one answer is made of that are not among `views`."""
+        return tuple(view for view in self.fused_views if view not in views)
+
+    def trained_views(self) -> str:
+        """In words, how many of the training studies had which of the views that one answer is made of; "" where
+        that is one view at most."""
+        if len(self.fused_views) < 2:
+            return ""
+        sets = self.settled.get("view_sets")
+        if sets is None:
+            return "how many training studies had which views is not known: the run is of an older version"
+        whole = [one for one in sets if set(one["views"]) == set(self.fused_views)]
+        told = [f"{one['studies']} with all of its views" for one in whole]
+        told += [f"{one['studies']} with {', '.join(one['views'])} alone" for one in sets if one not in whole]
+        never = "; it has never seen a study without one of them" * (len(whole) == len(sets))
+        return f"training studies of the model: {'; '.join(told)}{never}"
+
+    @torch.no_grad()
+    def predict(self, frames: dict[str, np.ndarray]) -> dict[str, Tensor]:
+        """What the task makes of examples {view: (B, n, *size) uint8}, stored frames no larger than the model's.
+
+        n: the task's n_frames, and 1 for clips. Returns the task's own `predict`, on the CPU; maps are as large as the
+        frames given. Raises ValueError naming the view whose frames do not fit.
+        """
+        images = {}
+        for view, values in frames.items():
+            size = self.shape.image_size[view]
+            if len(values.shape) != 2 + len(size) or any(n > most for n, most in zip(values.shape[2:], size)):
+                raise ValueError(
+                    f"{view}: frames of {values.shape[2:]} do not fit the model's size {size}; prepare them as the "
+                    f"run's store was ({self.settled['store']['prepare']})"
+                )
+            images[view] = frames_input(values, size, self.device, view)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            found = self.task.predict(self.model, images)
+        if isinstance(self.task, Segmentation):
+            inside = {view: tuple(slice(n) for n in values.shape[2:]) for view, values in frames.items()}
+            found = {view: maps[(slice(None), slice(None), *inside[view])] for view, maps in found.items()}
+        return {name: values.cpu() for name, values in found.items()}
+
+    def has_few_slices(self, view: str, shape: Sequence[int]) -> bool:
+        """Whether cines of a shape (T, X, Y[, Z]) are stacks with fewer slices than any of training and validation.
+
+        A run of an older version does not say how many those had: there it is a single slice alone.
+        """
+        return len(shape) == 4 and shape[3] < self._fewest_slices(view)
+
+    def is_part(self, view: str, shape: Sequence[int]) -> bool:
+        """Whether cines of a shape (T, X, Y[, Z]) are stacks with at most half of the slices of those, too few for a
+        whole heart; for a run of an older version a single slice alone."""
+        return len(shape) == 4 and shape[3] <= self._fewest_slices(view) // 2
+
+    def _fewest_slices(self, view: str) -> int:
+        return self.settled.get("fewest_slices", {}).get(view, 2)
+
+    def predict_frames(self, view: str, frames: np.ndarray) -> Tensor:
+        """Of each frame of a cine (T, *size) uint8, a few at a time: (T, 1 + structures, *size) float32 probabilities,
+        or (T, landmarks, 2) float64 pixels.
+
+        A stack that is a part of a heart is continued on both sides by its outermost slices, to the model's depth. In
+        training zeros lie beyond whole stacks alone, so that a model takes what is next to them for a base or an apex.
+        """
+        before, n = 0, frames.shape[-1]
+        if self.is_part(view, frames.shape):
+            before = (self.shape.image_size[view][2] - n) // 2
+            beyond = before, self.shape.image_size[view][2] - n - before
+            frames = np.pad(frames, ((0, 0), (0, 0), (0, 0), beyond), mode="edge")
+        parts = [self.predict({view: frames[i : i + BATCH, None]})[view] for i in range(0, len(frames), BATCH)]
+        found = torch.cat(parts)
+        return found[..., before : before + n] if frames.ndim == 4 else found
+
+    def predict_study(
+        self, store: CineStore | ClipStore, study: str, views: Sequence[str]
+    ) -> dict[str, Tensor]:
+        """{target: number, or probabilities (classes,)} of a study by its `views`; of clips the mean over its planes.
+
+        Raises StoreError or OSError where it cannot be read.
+        """
+        if CLIP in views:
+            size = self.shape.image_size[CLIP]
+            clips = np.stack([store.read_clip(study, plane, 0.0, size) for plane in range(len(store.planes(study)))])
+            parts = [self.predict({CLIP: clips[i : i + BATCH, None]}) for i in range(0, len(clips), BATCH)]
+            return {name: torch.cat([part[name] for part in parts]).mean(0) for name in parts[0]}
+        frames = {}
+        for view in views:
+            chosen = clip_frames(0.0, self.task.n_frames, store.n_frames(study, view))
+            frames[view] = store.read_frames(study, view, chosen.tolist())[None]
+        return {name: values[0] for name, values in self.predict(frames).items()}
+
+
+def load_run(folder: Path, *, device: str = "auto", precision: str | None = None) -> FinetunedRun:
+    """Read a run of `finetune`.
+
+    Args:
+        precision: of activations; None: the run's own.
+
+    Raises:
+        ValueError: no such run, none that has been validated yet, or one that is damaged.
+    """
+    settled = read_config(folder)
+    if settled is None:
+        raise ValueError(f"{folder} holds no run (no config.yaml); make one with `cinema-fast finetune`")
+    if "task" not in settled:
+        raise ValueError(f"{folder} is a run of pretrain: fine-tune it by `cinema-fast finetune --init-from {folder}`")
+    best = newest_checkpoint(folder / "best", lambda note: print(note, file=sys.stderr))
+    if best is None:
+        first = settled["run"]["validate_every"]
+        raise ValueError(f"{folder} has no weights yet: its first validation is at step {first}")
+    task, shape = task_from_dict(settled["task"]), config_from_dict(settled["model"])
+    model = task.build(shape, _options(settled["run"]))
+    if isinstance(task, TableTask):
+        task.extend(model)
+    load_cinema_weights(model, best.weights)
+    where = pick_device(device)
+    arithmetic = pick_precision(precision or settled["run"]["precision"], where)
+    return FinetunedRun(folder, best.step, settled, shape, task, model.to(where).eval(), where, arithmetic)
+
+
+def _options(saved: dict) -> FinetuneConfig:
+    """The options by which the run's network was built."""
+    known = {field.name for field in fields(FinetuneConfig)} - {"augment"}
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items() if name in known}
+    paths = ("data", "out", "table", "init_from", "split")
+    return FinetuneConfig(**values | {name: Path(values[name]) for name in paths if values.get(name)})

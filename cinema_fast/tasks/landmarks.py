@@ -1,0 +1,208 @@
+"""Landmarks of long-axis views: as maxima of heatmaps by ConvUNetR, or as coordinates by ConvViT."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.loading.sampler import frame_at
+from ..data.store.store import CineStore
+from ..data.store.tables import check_landmarks, landmark_voxels, read_landmarks
+from ..models.config import CineMAConfig
+from .augment_targets import blank_boxes, move_points
+from .examples import Examples
+from .finetune_config import FinetuneConfig
+from .heatmaps import gaussian_maps, peaks
+from .landmark_positions import check_positions
+from .losses import heatmap_loss
+from .named_files import read_named
+from .segmentation import unet_of
+from .table_targets import vit_of
+
+
+class LandmarkLabels:
+    """Where the landmarks are. views_of: {study: views with any}."""
+
+    def __init__(self, store: CineStore, points: Mapping, names: Sequence[str], views: Sequence[str]):
+        self._store, self._points, self._names = store, points, names
+        labelled = {
+            study: tuple(v for v in store.views(study) if v in views and v in points.get(study, {}))
+            for study in store.ids
+        }
+        self.views_of = {study: has for study, has in labelled.items() if has}
+
+    def frames_of(self, study: str, view: str, phase: float) -> tuple[int, ...]:
+        """The frame at a phase in [0, 1) of all that have landmarks."""
+        frames = sorted(self._points[study][view])
+        return (frames[frame_at(phase, len(frames))],)
+
+    def on_image(self) -> dict[str, set[tuple[str, str]]]:
+        """{study: (view, landmark) that lie on one of its images}."""
+        found: dict[str, set[tuple[str, str]]] = {}
+        for study, views in self.views_of.items():
+            found[study] = set()
+            for view in views:
+                for t in self._points[study][view]:
+                    points = self.target_of(study, {view: (t,)})[f"points {view}"]
+                    found[study].update((view, name) for name, at in zip(self._names, points) if not np.isnan(at).any())
+        return found
+
+    def check(self, table: Path, used: Sequence[str], val: Sequence[str]) -> None:
+        """Raise ValueError for a landmark of a view that none of the studies `used` shows, and where those of
+        validation show none; or where no point of a view lies on its image."""
+        found = self.on_image()
+        everything = set().union(*found.values())
+        for view in dict.fromkeys(view for views in self.views_of.values() for view in views):
+            if view not in {view for view, _ in everything}:
+                raise ValueError(
+                    f"{table}: no landmark of {view} lies on its image: prepare the store with a larger --lax-size, or "
+                    "leave out the view (--views)"
+                )
+        learnt = set().union(*(found[study] for study in used))
+        for view, name in sorted(everything - learnt):
+            raise ValueError(
+                f"{table}: {name} of {view} is on no image of the {len(used)} training studies whose labels are used: "
+                "take other studies (--split, --label-fraction, --shots), or leave out the view (--views) or landmark"
+            )
+        if val and not any(found[study] for study in val):
+            raise ValueError(
+                f"{table}: no landmark is on an image of the {len(val)} validation studies: take others by --val or "
+                "--split"
+            )
+
+    def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+        """{"points VIEW": (landmarks, 2) float64 pixels, NaN where unknown; "spacing VIEW": (2,) mm a pixel}.
+
+        A landmark that lies off the stored image is unknown.
+        """
+        found = {}
+        for view, frames in shown.items():
+            info, known = self._store.info(study, view), self._points[study][view][frames[0]]
+            points = np.full((len(self._names), 2), np.nan)
+            for row, name in enumerate(self._names):
+                if name in known:
+                    points[row] = landmark_voxels(info, known[name])[0]
+            points[((points < 0) | (points > np.array(info.shape[1:]) - 1)).any(1)] = np.nan
+            found[f"points {view}"], found[f"spacing {view}"] = points, np.array(info.spacing_mm)
+        return found
+
+
+def sigma_of(maps: Tensor) -> float:
+    """Width [pixels] of the heatmaps of a view (B, C, X, Y): 4 of 256, and at least 1, so that no peak is missed."""
+    return max(maps.shape[2] / 64, 1.0)
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """names: in the order of the outputs. how: "heatmap" or "coordinates". labels_sha256: of the points.
+
+    of_view: {view: the names that are learnt in it}; what an output says of another name is worth nothing.
+    """
+
+    names: tuple[str, ...]
+    how: str
+    views: tuple[str, ...]
+    of_view: dict[str, tuple[str, ...]]
+    labels_sha256: str
+
+    kind = "landmarks"
+    n_frames = 1
+    validation_phases = (0.0, 0.25, 0.5, 0.75)  # among the frames with landmarks
+
+    @classmethod
+    def settle(cls, config: FinetuneConfig, store: CineStore) -> tuple["Landmarks", LandmarkLabels]:
+        """The task, and its labels. Raises ValueError naming the view, study or frame that does not fit."""
+        points = read_named("--table", config.table, read_landmarks)
+        check_landmarks(config.table, points, {s: store.views(s) for s in store.ids}, store.ids, store.path)
+        every = [(study, view) for study in store.ids for view in points.get(study, {}) if view in store.views(study)]
+        found = dict.fromkeys(view for _, view in every)
+        views = tuple(view for view in config.views or found if view in found)
+        missing = [view for view in config.views if view not in found]
+        if missing or not found:
+            which = missing[0] if missing else "any view"
+            raise ValueError(
+                f"{config.table}: no landmarks of {which} of a study of {store.path} (the table's first study is "
+                f"{next(iter(points), None)!r}, the store's {store.ids[0]!r}; of views of the store the table has "
+                f"{', '.join(found) or 'none'})"
+            )
+        chosen = [(study, view) for study, view in every if view in views]
+        for study, view in chosen:
+            info = store.info(study, view)
+            if len(info.shape) != 3:
+                raise ValueError(f"{config.table}: landmarks are of long-axis views, and {view} of {study} is a stack")
+            if (last := max(points[study][view])) >= info.shape[0]:
+                raise ValueError(f"{config.table}: frame {last} of {view} of {study}, which has {info.shape[0]} "
+                                 "frames, counted from 0")
+        check_positions(config.table, store, points, chosen)
+        if config.landmarks == "coordinates" and len(views) > 1:
+            raise ValueError(
+                f"--landmarks coordinates is for one view, and there are landmarks of {', '.join(views)}: name one by "
+                "--views"
+            )
+        names = sorted({name for s, v in chosen for known in points[s][v].values() for name in known})
+        plain = [[s, v, t, name, *mm] for s, v in chosen for t, known in points[s][v].items()
+                 for name, mm in known.items()]  # fmt: skip
+        digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+        order = tuple(v for v in dict.fromkeys(v for s in store.ids for v in store.views(s)) if v in views)
+        labels = LandmarkLabels(store, points, names, views)
+        there = set().union(*labels.on_image().values())
+        of_view = {view: tuple(name for name in names if (view, name) in there) for view in order}
+        return cls(tuple(names), config.landmarks, order, of_view, digest), labels
+
+    def to_dict(self) -> dict:
+        """Plain values."""
+        return {
+            "kind": self.kind, "names": list(self.names), "how": self.how, "views": list(self.views),
+            "of_view": {view: list(names) for view, names in self.of_view.items()}, "labels_sha256": self.labels_sha256,
+        }  # fmt: skip
+
+    def build(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
+        """A network of (images) -> {view: (B, landmarks, X, Y)}, or for coordinates (B, 2 landmarks)."""
+        if self.how == "heatmap":
+            return unet_of(shape, len(self.names), config)
+        return vit_of(shape, 2 * len(self.names), 1, config)
+
+    def loss(self, model: nn.Module, batch: Examples, blank: float) -> Tensor:
+        """Mean over the views of soft Dice plus binary cross-entropy of heatmaps, or squared error of coordinates.
+
+        Coordinates are shares of the model's image size. A landmark that augmentation moves off the image is unknown.
+        """
+        images = {view: blank_boxes(image, blank) for view, image in batch.images().items()}
+        out, losses = model(images), []
+        for view, image in images.items():
+            size = torch.tensor(image.shape[2:], device=image.device)
+            extent = batch.extent[view]
+            points = move_points(batch.target[f"points {view}"], extent, batch.augment[view])
+            known = ((points >= 0) & (points <= extent[:, None] - 1)).all(-1)  # false for NaN
+            if self.how == "heatmap":
+                maps = gaussian_maps(points, tuple(image.shape[2:]), sigma_of(image))
+                losses.append(heatmap_loss(out[view], maps, known))
+            else:
+                error = out.float().unflatten(1, (-1, 2)) - (points / size).nan_to_num(0.0).float()
+                losses.append((error.square().mean(-1) * known).sum() / known.sum().clamp(min=1))
+        return torch.stack(losses).mean()
+
+    def predict(self, model: nn.Module, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{view: (B, landmarks, 2) float64 pixels}."""
+        out = model(images)
+        if self.how == "heatmap":
+            return {view: peaks(maps.float().sigmoid(), sigma_of(maps)) for view, maps in out.items()}
+        (view, image), = images.items()
+        size = torch.tensor(image.shape[2:], device=image.device)
+        return {view: out.double().unflatten(1, (-1, 2)) * size}
+
+    def validate(self, model: nn.Module, batches: Iterable[Examples]) -> dict[str, float]:
+        """score: minus the mean distance in mm; nothing where no landmark is known."""
+        found = []
+        for batch in batches:
+            for view, points in self.predict(model, batch.images()).items():
+                off = (points - batch.target[f"points {view}"]) * batch.target[f"spacing {view}"][:, None]
+                found.append(off.square().sum(-1).sqrt().flatten())
+        distance = torch.cat(found).nanmean().item()
+        return {} if math.isnan(distance) else {"score": -distance, "val_distance_mm": distance}

@@ -1,0 +1,17 @@
+"""Files that a command names: what is wrong with them is said before the work."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from ..data.store.tables import read_table
+
+T = TypeVar("T")
+
+
+def read_named(option: str, path: Path, read: Callable[[Path], T] = read_table) -> T:
+    """What `read` makes of a file. Raises ValueError naming the option where the file cannot be read."""
+    try:
+        return read(path)
+    except OSError as error:
+        raise ValueError(f"{option} {path}: {error.strerror or error}") from None

@@ -1,0 +1,104 @@
+"""Which studies are trained on, validated by, and kept for the test; and which few of the first have labels to use."""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+from ..data.store.tables import check_matches
+from .named_files import read_named
+
+PARTS = ("train", "val", "test")
+
+
+class Split(NamedTuple):
+    """Ids of studies, each sorted."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def labelled(self, studies: Collection[str], task: str) -> "Split":
+        """What of it is among `studies`, those that have labels for a task.
+
+        Raises ValueError where no training study is, or of the studies of validation none.
+        """
+        split = Split(*(tuple(study for study in part if study in studies) for part in self))
+        for part, said in (("train", "training"), ("val", "validation")):
+            if getattr(self, part) and not getattr(split, part):
+                n = len(getattr(self, part))
+                raise ValueError(f"none of the {n} {said} studies has images and labels for --task {task}")
+        return split
+
+
+def split_studies(studies: Collection[str], *, val: float, test: float, path: Path | None = None) -> Split:
+    """Share all studies of a store out.
+
+    A function of the ids alone, in the order of their SHA-256: the first are the test ones, so that these are among
+    those that `pretrain --holdout` of at least this share has kept away; then come those of validation.
+
+    Args:
+        val, test: shares. path: a CSV with the columns study and split, which says it instead.
+
+    Raises:
+        ValueError: a part that would be empty although its share is above 0; names the line of a split that is none.
+    """
+    if path is not None:
+        said = read_named("--split", path).values("split")
+        for study, part in said.items():
+            if part not in PARTS:
+                raise ValueError(f"{path}: study {study} has the split {part!r}, want one of {', '.join(PARTS)}")
+        split = Split(*(tuple(sorted(s for s in studies if said.get(s) == part)) for part in PARTS))
+        if not split.train:
+            if not said.keys() & set(studies):
+                raise ValueError(f"{path}: names no study of the store (its first study is {next(iter(said), '')!r}, "
+                                 f"the store's {min(studies)!r})")  # fmt: skip
+            here = Counter(said.get(study, "none") for study in studies)
+            counted = ", ".join(f"{part} {n}" for part, n in sorted(here.items()))
+            raise ValueError(f"{path}: no study of the store has the split train; they have: {counted}")
+        check_matches(path, said, studies, "the store")
+        return split
+    order = sorted(studies, key=lambda study: _digest(study))
+    n_test, n_val = (max(round(share * len(order)), 1) if share else 0 for share in (test, val))
+    if n_test + n_val >= len(order):
+        raise ValueError(
+            f"{len(order)} studies cannot be shared out by --val {val:g} and --test {test:g}: none is left to train on"
+        )
+    parts = order[n_test + n_val :], order[n_test : n_test + n_val], order[:n_test]
+    return Split(*(tuple(sorted(part)) for part in parts))
+
+
+def fewer(
+    studies: Sequence[str],
+    *,
+    fraction: float,
+    shots: int | None,
+    seed: int,
+    class_of: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
+    """The studies whose labels are used: a share of them, or so many, by class where classes are given.
+
+    In the order of the SHA-256 of seed and id: those of a smaller share are among those of a larger one.
+    Raises ValueError where there are fewer than `shots`.
+    """
+    order = sorted(studies, key=lambda study: _digest(f"{seed}:{study}"))
+    if shots is None:
+        return tuple(sorted(order[: max(round(fraction * len(order)), 1)]))
+    classes = class_of or dict.fromkeys(studies, "")
+    have = Counter(classes[study] for study in studies)
+    for name, n in have.items():
+        if n < shots:
+            of = f" of class {name!r}" if name else ""
+            raise ValueError(f"--shots {shots}: only {n} labelled training studies{of}")
+    taken: Counter[str] = Counter()
+    chosen = []
+    for study in order:
+        if taken[classes[study]] < shots:
+            taken[classes[study]] += 1
+            chosen.append(study)
+    return tuple(sorted(chosen))
+
+
+def _digest(text: str) -> bytes:
+    return sha256(text.encode("utf-8", "surrogateescape")).digest()

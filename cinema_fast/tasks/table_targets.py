@@ -1,0 +1,276 @@
+"""Columns of a table, learnt from whole studies: numbers, classes, or several of both, by ConvViT or a ResNet."""
+
+import hashlib
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.store.clips import CLIP, ClipStore, clip_frames
+from ..data.store.store import CineStore
+from ..data.store.tables import Table, check_matches, is_number, means_number
+from ..models.config import CineMAConfig
+from .augment_targets import blank_boxes
+from .examples import Examples
+from .finetune_config import FinetuneConfig
+from .losses import balanced, target_loss
+from .named_files import read_named
+from .split import Split, fewer
+
+
+@dataclass(frozen=True)
+class Target:
+    """A column to learn. classes: their names, none for a number. mean, sd: of the training studies' numbers."""
+
+    name: str
+    classes: tuple[str, ...] = ()
+    mean: float = 0.0
+    sd: float = 1.0
+
+    @property
+    def width(self) -> int:
+        """Outputs that the target takes."""
+        return max(len(self.classes), 1)
+
+
+class TableLabels:
+    """Values of the targets by study. views_of: {study with at least one value: its views among `views`}."""
+
+    def __init__(
+        self,
+        store: CineStore | ClipStore,
+        views: Sequence[str],
+        targets: Sequence[Target],
+        values: Mapping[str, Mapping[str, str]],
+        n_frames: int,
+    ):
+        self._store, self._n_frames = store, n_frames
+        self._rows = {}
+        for study in store.ids:
+            row = [_number_of(target, values[target.name].get(study)) for target in targets]
+            if not all(map(math.isnan, row)):
+                self._rows[study] = np.array(row, np.float32)
+        labelled = {study: tuple(v for v in store.views(study) if v in views) for study in self._rows}
+        self.views_of = {study: has for study, has in labelled.items() if has}
+
+    def frames_of(self, study: str, view: str, _phase: float) -> tuple[int, ...]:
+        """Frames spread evenly over the cycle, from the first on."""
+        return tuple(clip_frames(0.0, self._n_frames, self._store.n_frames(study, view)).tolist())
+
+    def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+        """{"values": (targets,) float32}: standardised numbers and numbers of classes, NaN where unknown."""
+        return {"values": self._rows[study]}
+
+
+@dataclass(frozen=True)
+class TableTask:
+    """kind: regression, classification or multitask. n_frames: read together, 1 for clips. reduce: of ConvViT.
+
+    balance, weights: of several losses; no weights where uncertainties are learnt.
+    labels_sha256: of the values, so that a run is not resumed with others.
+    """
+
+    kind: str
+    targets: tuple[Target, ...]
+    views: tuple[str, ...]
+    n_frames: int
+    reduce: str
+    balance: str
+    weights: tuple[float, ...]
+    labels_sha256: str
+
+    validation_phases = (0.0,)  # the frames of a study are spread over the cycle from its first one on
+
+    @classmethod
+    def settle(
+        cls, config: FinetuneConfig, store: CineStore | ClipStore, views: tuple[str, ...], split: Split
+    ) -> tuple["TableTask", TableLabels, tuple[str, ...]]:
+        """The task, its labels, and the training studies whose labels are used: classes, means and standard deviations
+        are those of these alone. Raises ValueError naming a column, a study or a class that does not fit."""
+        table = read_named("--table", config.table)
+        values = {name: _of_studies(table, name, store) for name in config.targets}
+        shown = {study for study in store.ids if set(views).intersection(store.views(study))}
+        split = split.labelled(shown & set().union(*values.values()), config.task)
+        check_matches(table.path, table.rows, store.ids, store.path)
+        classified = {name: _is_classified(config, table, name, values[name]) for name in config.targets}
+        for name in (name for name in config.targets if classified[name]):
+            table.check_classes(name, values[name])
+        (first, *others), class_of = config.targets, None
+        if classified[first] and not others:
+            class_of = {study: values[first][study] for study in split.train}
+        used = fewer(
+            split.train, fraction=config.label_fraction, shots=config.shots, seed=config.subset_seed, class_of=class_of
+        )
+        for name in config.targets:
+            _check_parts(table, name, values[name], split, classified=classified[name])
+        targets = tuple(
+            _target(table, name, values[name], split._replace(train=used), classified=classified[name])
+            for name in config.targets
+        )
+        n_frames = 1 if CLIP in views else config.n_frames
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+        weights = () if config.balance == "uncertainty" else config.weights or (1.0,) * len(targets)
+        task = cls(config.task, targets, views, n_frames, config.reduce, config.balance, weights, digest)
+        return task, TableLabels(store, views, targets, values, n_frames), used
+
+    def to_dict(self) -> dict:
+        """Plain values."""
+        targets = [asdict(target) | {"classes": list(target.classes)} for target in self.targets]
+        return {
+            "kind": self.kind, "targets": targets, "views": list(self.views), "n_frames": self.n_frames,
+            "reduce": self.reduce, "balance": self.balance, "weights": list(self.weights),
+            "labels_sha256": self.labels_sha256,
+        }  # fmt: skip
+
+    def build(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
+        """A network of (images) -> (B, outputs of all targets)."""
+        out_dim = sum(target.width for target in self.targets)
+        return vit_of(shape, out_dim, self.n_frames, config)
+
+    def extend(self, model: nn.Module) -> None:
+        """Give the model the uncertainties that are learnt with it, where there are several losses to balance."""
+        if len(self.targets) > 1 and self.balance == "uncertainty":
+            model.log_variance = nn.Parameter(torch.zeros(len(self.targets)))
+
+    def outputs(self, model: nn.Module, images: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Of each target (B, 1) standardised numbers, or (B, classes) logits."""
+        out = model(images, self.reduce) if hasattr(model, "encoder") else model(images)
+        return out.split([target.width for target in self.targets], dim=1)
+
+    def loss(self, model: nn.Module, batch: Examples, blank: float) -> Tensor:
+        """The balanced sum of the targets' losses over the studies that have a value."""
+        images = {view: blank_boxes(image, blank) for view, image in batch.images().items()}
+        values = batch.target["values"].unbind(1)
+        losses = [
+            target_loss(out, known, classified=bool(target.classes))
+            for target, out, known in zip(self.targets, self.outputs(model, images), values)
+        ]
+        losses = torch.stack(losses)
+        if hasattr(model, "log_variance"):
+            known = torch.stack([~value.isnan().all() for value in values])
+            return balanced(losses, model.log_variance, [bool(t.classes) for t in self.targets], known)
+        return (losses * losses.new_tensor(self.weights)).sum() if self.weights else losses.sum()
+
+    def predict(self, model: nn.Module, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{target: (B,) float32 in the column's own unit, or (B, classes) probabilities}."""
+        found = {}
+        for target, out in zip(self.targets, self.outputs(model, images)):
+            out = out.float()
+            found[target.name] = out.softmax(1) if target.classes else out[:, 0] * target.sd + target.mean
+        return found
+
+    def validate(self, model: nn.Module, batches: Iterable[Examples]) -> dict[str, float]:
+        """score: minus the mean over the targets of cross-entropy, or of absolute error over standard deviation.
+
+        Of the clips of a study the probabilities, and the numbers, are averaged.
+        """
+        shown, values = defaultdict(list), {}
+        for batch in batches:
+            outputs = zip(self.targets, self.outputs(model, batch.images()))
+            parts = [out.float().softmax(1) if target.classes else out.float() for target, out in outputs]
+            for study, row, known in zip(batch.draw.ids, torch.cat(parts, 1), batch.target["values"]):
+                shown[study].append(row)
+                values[study] = known
+        predicted = torch.stack([torch.stack(rows).mean(0) for rows in shown.values()])
+        predicted = predicted.split([target.width for target in self.targets], dim=1)
+        line, losses = {}, []
+        for target, out, value in zip(self.targets, predicted, torch.stack(list(values.values())).unbind(1)):
+            here = ~value.isnan()
+            out, value = out[here], value[here]
+            if target.classes:
+                surprise = nn.functional.nll_loss(out.clamp(min=torch.finfo(out.dtype).tiny).log(), value.long())
+                losses.append(surprise.item())
+                line[f"val_{target.name}_accuracy"] = (out.argmax(1) == value).float().mean().item()
+            else:
+                losses.append((out[:, 0] - value).abs().mean().item())
+                line[f"val_{target.name}_mae"] = losses[-1] * target.sd
+        return {"score": -math.fsum(losses) / len(losses), **line}
+
+
+def vit_of(shape: CineMAConfig, out_dim: int, n_frames: int, config: FinetuneConfig) -> nn.Module:
+    """ConvViT, or the baseline's ResNet."""
+    if config.network == "baseline":
+        from ..models.baselines import resnet
+
+        return resnet(shape, out_dim, n_frames)
+    from ..models.conv_vit import ConvViT
+
+    return ConvViT(shape, out_dim, n_frames, drop_path=0.0 if config.frozen else config.drop_path)
+
+
+def _of_studies(table: Table, column: str, store: CineStore | ClipStore) -> dict[str, str]:
+    """{study of the store: what the table says of it}."""
+    values = table.values(column)
+    here = {study: values[study] for study in store.ids if study in values}
+    if not here:
+        raise ValueError(
+            f"{table.path}: no study of {store.path} has a value in the column {column!r} (the table's first study is "
+            f"{next(iter(table.rows))!r}, the store's {store.ids[0]!r})"
+        )
+    return here
+
+
+def _is_classified(config: FinetuneConfig, table: Table, name: str, values: dict[str, str]) -> bool:
+    """Whether a column is one of classes. Raises ValueError where the task, or what else it holds, says otherwise."""
+    if config.task == "classification" or name in config.classes:
+        if config.task == "regression":
+            raise ValueError(f"--task regression: {name!r} is among --classes; use --task classification")
+        return True
+    numbers = sum(map(means_number, values.values()))
+    if config.task == "regression" or numbers:
+        try:
+            table.numeric(name)
+        except ValueError as error:
+            raise ValueError(f"{error}. Leave the cell empty where a number is unknown; columns of classes are named "
+                             "by --classes, or by --task classification") from None
+    return not numbers
+
+
+def _check_parts(table: Table, name: str, values: dict[str, str], split: Split, *, classified: bool) -> None:
+    """Raise ValueError where training or validation studies have no value of a column, or all have the same class."""
+    for part, said in (("train", "training"), ("val", "validation")):
+        here = [values[study] for study in getattr(split, part) if study in values]
+        if getattr(split, part) and not here:
+            raise ValueError(f"{table.path}: no {said} study that has images has a value in the column {name!r}")
+        if classified and len(set(here)) == 1:
+            raise ValueError(
+                f"{table.path}: all {len(here)} {said} studies have {name!r} {here[0]!r}: take other shares (--val, "
+                "--test), or say by --split which studies are for what"
+            )
+    if classified and len(classes := set(values.values())) > max(len(values) // 2, 2):
+        hint = "; a number is learnt by --task regression or multitask" if all(map(is_number, classes)) else ""
+        raise ValueError(f"{table.path}: {name!r} has {len(classes)} classes in {len(values)} studies{hint}")
+
+
+def _target(table: Table, name: str, values: dict[str, str], split: Split, *, classified: bool) -> Target:
+    """What the studies of split.train tell of a column."""
+    parts = {part: [values[s] for s in studies if s in values] for part, studies in split._asdict().items()}
+    train = parts["train"]
+    few = f"the {len(split.train)} training studies whose labels are used"
+    if not train:
+        raise ValueError(f"{table.path}: none of {few} has a value in the column {name!r}")
+    if not classified:
+        known = np.array([float(text) for text in train])
+        if known.min() == known.max():  # their standard deviation may be rounding
+            raise ValueError(f"{table.path}: {name!r} is {known[0]:g} for all of {few}")
+        return Target(name, mean=float(known.mean()), sd=float(known.std()))
+    numbers = all(map(is_number, train))
+    classes = sorted(set(train), key=lambda text: (float(text), text) if numbers else text)
+    for part in ("val", "test"):
+        if unknown := sorted(set(parts[part]) - set(classes)):
+            raise ValueError(f"{table.path}: {name!r} {unknown[0]!r} is in the {part} studies and in none of {few}: "
+                             "take other studies (--label-fraction, --shots, --subset-seed, --split)")  # fmt: skip
+    if len(classes) < 2:
+        raise ValueError(f"{table.path}: {name!r} is {classes[0]!r} for all of {few}")
+    return Target(name, tuple(classes))
+
+
+def _number_of(target: Target, text: str | None) -> float:
+    if text is None or (target.classes and text not in target.classes):
+        return math.nan
+    return float(target.classes.index(text)) if target.classes else (float(text) - target.mean) / target.sd
