@@ -75,7 +75,7 @@ def test_stopped_resumed_and_read_back(discs, tmp_path, stop_after, name):  # no
 def _settled(config):
     cines = CineStore(config.data)
     split = module.split_studies(cines.ids, val=config.val, test=config.test, path=config.split)
-    return module.settle(config, cines, module._base_shape(config), split)
+    return module.task_class(config.task).settle(config, cines, module._base_shape(config), split, min_frames=3)
 
 
 def _reader(config):

@@ -34,9 +34,10 @@ from ..train.step import BETAS, compile_model, update
 from ..train.stop import StopRequest
 from .examples import Examples, fixed_draws, read_examples
 from .finetune_config import FinetuneConfig
-from .registry import Settled, TableTask, settle
+from .registry import task_class
 from .seen import seen_by, seen_remarks
 from .split import split_studies
+from .task import Settled
 
 
 def finetune(config: FinetuneConfig) -> Outcome:
@@ -56,7 +57,9 @@ def finetune(config: FinetuneConfig) -> Outcome:
     config = _with_start(config, before)
     cines = CineStore(config.data)
     split = split_studies(cines.ids, val=config.val, test=config.test, path=config.split)
-    settled = settle(config, cines, _base_shape(config, before), split, min_frames=min_frames_of(before))
+    settled = task_class(config.task).settle(
+        config, cines, _base_shape(config, before), split, min_frames=min_frames_of(before)
+    )
     device = pick_device(config.device)
     saved = {
         "run": config.to_dict() | {"ranks": 1},
@@ -86,7 +89,7 @@ def _finetune(
     task, folder = settled.task, config.out / "checkpoints"
     remarks = settled.store.remarks() if isinstance(settled.store, ClipStore) else []
     torch.manual_seed(config.seed)
-    model = task.build(settled.shape, config)
+    model = task.network(settled.shape, config)
     checkpoints = WholeCheckpoints(folder, behind=device.type == "cuda", keep=config.keep, ranks=ALONE)
     if config.init_from and not (config.resume and checkpoints.any()):
         remarks.append(_load(model, config, remarks.append))
@@ -97,8 +100,6 @@ def _finetune(
         remarks += seen_remarks(config.init_from, **saved["seen"], test=settled.split.test, share=config.test)
     if saved["store"]["orientation"] == "stored":
         remarks.append(AS_STORED_STORE)
-    if isinstance(task, TableTask):
-        task.extend(model)
     for block in model.encoder.blocks if hasattr(model, "encoder") else ():
         block.recompute = config.recompute
     if config.frozen:
