@@ -12,13 +12,15 @@ import numpy as np
 from .. import __version__
 from ..common.extras import need
 from ..metrics.bootstrap import LEVEL, RESAMPLES
-from ..metrics.cases import Gallery, LandmarkExhibit, SegmentationCase, case_rows, check_case, exhibit_of
+from ..metrics.cases import Exhibit, Gallery, LandmarkExhibit, SegmentationCase, case_rows, check_case, exhibit_of
 from ..metrics.classification import checked, decide
 from ..metrics.function import has_volumes
+from ..metrics.judgement import Judgement, Target
 from ..metrics.means import landmark_scores
 from ..metrics.rows import Row, new_row, write_rows
 from ..metrics.segmentation import CLASSES
-from .summary import Target, subgroups, summarise
+from .judgements import JUDGEMENTS
+from .summary import subgroups, summarise
 
 WITHIN_MM = (5.0, 10.0)
 FAR_MM = 1000.0  # how far off a landmark that was not found counts where cases are chosen for pictures
@@ -45,8 +47,8 @@ class Assessment:
         self.left_out: list[tuple[str, str]] = []
         self.flags: list[tuple[str, str, str]] = []  # study, view, code
         self.targets: dict[str, Target] = {}
-        self.galleries: dict[str, Gallery] = {}
-        self.landmark_galleries: dict[str, Gallery] = {}
+        self.judgements: dict[str, Judgement] = dict(JUDGEMENTS)
+        self.galleries: dict[tuple[str, str], Gallery] = {}  # by kind and view
         self._seen: set[tuple] = set()
 
     def add_segmentation(self, case: SegmentationCase) -> None:
@@ -66,7 +68,7 @@ class Assessment:
         exhibit = exhibit_of(case, rows, self.classes)
         for code in exhibit.flags:
             self.flag(case.study, code, case.view)
-        self.galleries.setdefault(case.view, Gallery()).offer(exhibit)
+        self._offer("segmentation", exhibit)
 
     def add_regression(self, study: str, target: str, pred: float, truth: float, unit: str = "") -> None:
         """A predicted number and the true one, of a unit."""
@@ -135,8 +137,18 @@ class Assessment:
             points = {name: (np.asarray(pred_mm.get(name, nowhere)) / pixel, np.asarray(truth) / pixel)
                       for name, truth in truth_mm.items()}  # fmt: skip
             score = -sum(min(row["distance_mm"], FAR_MM) for row in rows) / len(rows)
-            gallery = self.landmark_galleries.setdefault(view, Gallery())
-            gallery.offer(LandmarkExhibit(study, view, frame, score, image.copy(), points))
+            self._offer("landmarks", LandmarkExhibit(study, view, frame, score, image.copy(), points))
+
+    def add(
+        self, judgement: Judgement, study: str, name: str, view: str = "", frame: int | str = "", **values: float
+    ) -> None:
+        """A row of a kind that the evaluation itself does not know: numbers of what has a name. nan: there was nothing
+        to judge; inf: it failed."""
+        if self.judgements.setdefault(judgement.kind, judgement) is not judgement:
+            raise ValueError(f"{judgement.kind}: there is another judgement of this name")
+        self._once(judgement.kind, study, name, view, frame)
+        values = {column: float(value) for column, value in values.items()}
+        self.rows.append(new_row(judgement.kind, study, name, view, frame, **values))
 
     def flag(self, study: str, code: str, view: str = "") -> None:
         """Mark a study as one to look at again: a code of `flags`, and the views that it is about. It is judged all the
@@ -163,7 +175,8 @@ class Assessment:
         judged = list(dict.fromkeys(str(row["study"]) for row in self.rows))
         groups = {column: subgroups({s: cells[s] for s in judged if s in cells})
                   for column, cells in (table or {}).items()}  # fmt: skip
-        tables = summarise(self.rows, self.targets, groups, resamples=self.resamples, seed=self.seed)
+        tables = summarise(self.rows, self.targets, groups, judgements=self.judgements, resamples=self.resamples,
+                           seed=self.seed)  # fmt: skip
         results = {
             "format": 1,
             "version": __version__,
@@ -186,6 +199,9 @@ class Assessment:
         temporary.write_text(text + "\n", encoding="utf-8")
         os.replace(temporary, folder / "results.json")
         return json.loads(text)
+
+    def _offer(self, kind: str, exhibit: Exhibit | LandmarkExhibit) -> None:
+        self.galleries.setdefault((kind, exhibit.view), Gallery()).offer(exhibit)
 
     def _once(self, kind: str, study: str, *where: object) -> None:
         if (kind, study, *where) in self._seen:

@@ -15,6 +15,7 @@ from ..data.store.records import CineInfo
 from ..data.store.store import CineStore
 from ..data.store.tables import Table
 from ..metrics.cases import SegmentationCase
+from ..metrics.judgement import Judgement
 from ..models.config import CineMAConfig
 
 Cell = str | int | float
@@ -101,6 +102,11 @@ class Assessor(Protocol):
         truth_mm: Mapping[str, Sequence[float]], *, image: np.ndarray | None = None, spacing_mm: Sequence[float] = (),
     ) -> None:  # fmt: skip
         """Positions in one frame."""
+
+    def add(
+        self, judgement: Judgement, study: str, name: str, view: str = "", frame: int | str = "", **values: float
+    ) -> None:
+        """A row of a kind of the task's own: numbers."""
 
     def flag(self, study: str, code: str, view: str = "") -> None:
         """A study to look at again; code of metrics.flags."""

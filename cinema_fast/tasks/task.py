@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..data.prepare.sources import Source
 from ..data.store.clips import CLIP, ClipStore
 from ..data.store.store import CineStore
+from ..metrics.judgement import Judgement
 from ..models.config import CineMAConfig
 from .context import Assessor, EvaluationData, Predictor, StudyPrediction, Tables
 from .examples import Examples
@@ -99,11 +100,13 @@ class Task(ABC):
     fuses_views: whether one answer is made of all views of a study.
     predicts_maps: whether `predict` gives maps {view: (B, channels, *size)} on the grid of its images.
     table_of_studies: whether --table has a line per study.
+    judgements: kinds of rows of its own.
     """
 
     kind: str
     views: tuple[str, ...]
     n_frames: int
+    judgements: ClassVar[tuple[Judgement, ...]] = ()
     validation_phases: ClassVar[tuple[float, ...]] = (0.0,)
     fuses_views: ClassVar[bool] = False
     predicts_maps: ClassVar[bool] = False
