@@ -172,8 +172,8 @@ def _predict_all(
             writers = writers or _begin_tables(run, config.out, files)
             _write_study(config.out, task.study, made, writers)
             studies[task.study] = made.summary
-            if cut := _cut_off(made.summary["views"]):
-                report.cut_off[task.study] = cut
+            if made.cut_off:
+                report.cut_off[task.study] = "; ".join(made.cut_off)
             if made.summary["flags"]:
                 report.flags[task.study] = made.summary["flags"]
             if missing := made.summary["missing_views"]:
@@ -199,13 +199,6 @@ def _predict_all(
         }  # fmt: skip
         text = json.dumps(_finite(told), indent=1, allow_nan=False) + "\n"
         (config.out / "results.json").write_text(text, encoding="utf-8")
-
-
-def _cut_off(views: dict | list) -> str:
-    if not isinstance(views, dict):
-        return ""
-    cut = {view: found["cut_off"] for view, found in views.items() if found.get("cut_off")}
-    return "; ".join(f"{view}: {', '.join(names)}" for view, names in cut.items())
 
 
 def _one_study(

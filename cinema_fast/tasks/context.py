@@ -119,13 +119,14 @@ class Assessor(Protocol):
 class StudyPrediction:
     """summary: what results.json holds of the study. row: its line of studies.csv, by column. lines: those of the table
     that has more than one line for a study. files: {name in the study's folder: content}. flags: what is to be looked
-    at again, codes of `metrics.flags`."""
+    at again, codes of `metrics.flags`. cut_off: what reaches the edge of what the model sees, of each view."""
 
     summary: dict = field(default_factory=dict)
     row: dict[str, Cell] = field(default_factory=dict)
     lines: list[dict[str, Cell]] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
+    cut_off: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -296,6 +296,7 @@ class Segmentation(Task):
             "cut_off": [names[label] for label in sorted(reaching_edge(labels, back))],
         }  # fmt: skip
         made.summary["views"][view] = summary
+        made.cut_off += [f"{view}: {', '.join(summary['cut_off'])}"] * bool(summary["cut_off"])
         flags = ["nothing_found"] * (not labels.any()) + ["few_slices"] * few + ["cut_off"] * bool(summary["cut_off"])
         marks: dict[int, list[str]] = {}  # frame: what it is called
         if has_volumes(labels.shape):
