@@ -1,4 +1,7 @@
-"""Losses of the reference's fine-tuning recipes, and how those of several targets are balanced."""
+"""Losses of the reference's fine-tuning recipes, and how those of several targets are balanced.
+
+What is unknown is masked, not taken out: shapes are fixed, and nothing waits for the device.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +13,14 @@ def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
 
     With 1e-5 in numerator and denominator, as in the reference: what is absent from both counts as found.
     """
+    return 1 - _soft_dice(probability, target).mean()
+
+
+def _soft_dice(probability: Tensor, target: Tensor) -> Tensor:
+    """(B, C)."""
     axes = tuple(range(2, probability.ndim))
     both = (probability * target).sum(axes)
-    return 1 - ((2 * both + 1e-5) / (probability.sum(axes) + target.sum(axes) + 1e-5)).mean()
+    return (2 * both + 1e-5) / (probability.sum(axes) + target.sum(axes) + 1e-5)
 
 
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -24,10 +32,11 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def heatmap_loss(logits: Tensor, maps: Tensor, known: Tensor) -> Tensor:
     """Soft Dice plus binary cross-entropy of the landmarks that are known: logits, maps (B, L, X, Y); known (B, L)."""
-    logits, here = logits.float()[known], maps[known]
-    if not len(logits):
-        return logits.sum()
-    return dice_loss(logits.sigmoid()[None], here[None]) + F.binary_cross_entropy_with_logits(logits, here)
+    logits, n = logits.float(), known.sum().clamp(min=1)
+    dice = torch.where(known, _soft_dice(logits.sigmoid(), maps), 0.0).sum() / n
+    entropy = F.binary_cross_entropy_with_logits(logits, maps, reduction="none")
+    entropy = torch.where(known[..., None, None], entropy, 0.0).sum() / (n * maps[0, 0].numel())
+    return known.any().float() - dice + entropy
 
 
 def target_loss(output: Tensor, values: Tensor, *, classified: bool) -> Tensor:
@@ -35,11 +44,12 @@ def target_loss(output: Tensor, values: Tensor, *, classified: bool) -> Tensor:
 
     output (B, 1), or (B, classes). values (B,): standardised numbers or the classes' numbers; NaN where unknown.
     """
-    known = ~values.isnan()
-    output, values = output.float()[known], values[known]
-    if not len(values):
-        return output.sum()
-    return F.cross_entropy(output, values.long()) if classified else F.mse_loss(output[:, 0], values)
+    known, output, values = ~values.isnan(), output.float(), values.nan_to_num(0.0)
+    if classified:
+        losses = F.cross_entropy(output, values.long(), reduction="none")
+    else:
+        losses = F.mse_loss(output[:, 0], values, reduction="none")
+    return torch.where(known, losses, 0.0).sum() / known.sum().clamp(min=1)
 
 
 def balanced(losses: Tensor, log_variance: Tensor, classified: list[bool], known: Tensor) -> Tensor:
