@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..data.loading.augment import model_input
-from ..data.loading.augmentation import AS_STORED
-from ..data.loading.loader import Batch, LoaderError, read_batch
-from ..data.loading.sampler import Draw
+from ..data.loading.batch import Batch
+from ..data.loading.loader import LoaderError, read_batch
+from ..data.loading.sampler import fixed_draw
 from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore
 from ..kernels import TokenPlan
@@ -24,7 +24,7 @@ from ..kernels.masked_mse import TARGET_EPS, masked_mse
 from ..kernels.patches import gather_patches
 from ..models.cinema import CineMA
 from ..models.config import CLIP, CineMAConfig
-from ..train.step import draw_plan
+from .masking import draw_plan
 
 PHASES = (0.0, 0.25, 0.5, 0.75)  # of the cardiac cycle: the frames that every study is judged by
 BLIND_STUDIES = 1024  # the mean patch settles long before; 70,000 studies would take hours to read
@@ -108,19 +108,11 @@ def _read_phases(
     """`part`, (number, study), at all phases: read before any is used, so that a study counts whole or not at all."""
     if not part:
         return []
-    slot, ids = np.array([index for index, _ in part]), tuple(study for _, study in part)
+    slot, ids = [index for index, _ in part], [study for _, study in part]
     n, batches = len(part), []
     for at, phase in enumerate(PHASES):
-        draw = Draw(
-            step=at,
-            ids=ids,
-            views=views,
-            epoch=np.zeros(n, np.int64),
-            phase=np.full(n, phase),
-            augment=dict.fromkeys(views, AS_STORED),
-            slot=slot,
-            plane=np.array([_plane(store, study, at) if CLIP in views else 0 for study in ids]),
-        )
+        planes = [_plane(store, study, at) if CLIP in views else 0 for study in ids]
+        draw = fixed_draw(ids, views, step=at, phase=[phase] * n, slot=slot, plane=planes)
         batches.append(read_batch(store, draw, config.image_size, motion=motion))
     return batches
 

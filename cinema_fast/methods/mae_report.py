@@ -18,7 +18,7 @@ from ..kernels.masked_mse import TARGET_EPS
 from ..kernels.patches import gather_patches, scatter_patches
 from ..models.cinema import CineMA
 from ..models.config import CLIP
-from .evaluation import Evaluation, fixed_batches, fixed_plan, images_of
+from .mae_evaluation import Evaluation, fixed_batches, fixed_plan, images_of
 from .guidance import Guidance
 from .motion_figure import draw_motion
 
