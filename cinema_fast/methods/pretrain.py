@@ -27,7 +27,8 @@ from ..train.memory import memory_advice
 from ..train.meter import Meter, check_weights, ended_skipping
 from ..train.profile import profile_steps
 from ..train.ranks import Agreement, Ranks, joined_ranks, shard_model
-from ..train.run_folder import check_run_folder, lock_run_folder, min_frames_of, read_config, write_config
+from ..train.run_folder import check_run_folder, lock_run_folder
+from ..train.run_info import RunInfo, StoreInfo, min_frames_of, read_run_info, write_run_info
 from ..train.schedule import cosine_schedule
 from ..train.setup import (
     check_mode,
@@ -99,7 +100,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
 def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
     cines = CineStore(config.data)
     shape = model_config(config, cines)
-    before = read_config(config.out) if config.resume else None
+    before = read_run_info(config.out) if config.resume else None
     store = ClipStore(cines, config.views, min_frames=min_frames_of(before)) if CLIP in shape.views else cines
     training, away, unseen = _split(store, shape.views, config.holdout)
     sampler = Sampler(
@@ -124,18 +125,15 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
     guidance = Guidance(config.mask, shape, steps=config.steps, online=not maps, device=device) if guided else None
     warmup = round(config.warmup * config.steps)
     schedule = cosine_schedule(config.steps, peak=config.lr, floor=config.min_lr, warmup=warmup)
-    settled = {
-        "run": config.to_dict() | {"ranks": ranks.world},
-        "model": json.loads(json.dumps(dataclasses.asdict(shape))),
-        "store": {
-            "studies": len(cines.ids), "sha256": store_fingerprint(cines), "orientation": orientation_of(cines.prepare),
-        },
-        "versions": versions(),
-    }
-    if isinstance(store, ClipStore):
-        settled["min_frames"] = store.min_frames
+    info = RunInfo(
+        options=config.to_dict() | {"ranks": ranks.world},
+        model=json.loads(json.dumps(dataclasses.asdict(shape))),
+        store=StoreInfo(len(cines.ids), store_fingerprint(cines), orientation_of(cines.prepare)),
+        versions=versions(),
+        min_frames=store.min_frames if isinstance(store, ClipStore) else None,
+    )
     if ranks.main:
-        check_run_folder(config, settled)
+        check_run_folder(config, info)
 
     remarks = store.remarks() if isinstance(store, ClipStore) else []
     torch.manual_seed(config.seed)
@@ -146,7 +144,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
     checkpoints = ShardedCheckpoints(folder, **how) if sharded else WholeCheckpoints(folder, behind=behind, **how)
     begun = config.resume and ranks.most(int(checkpoints.any()))
     if config.init_from and not begun:
-        _load_start(model, config, settled["store"], ranks, remarks.append)
+        _load_start(model, config, info.store, ranks, remarks.append)
     if sharded:
         shard_model(model, ranks, device)
     optimizer = adamw(model, lr=config.lr, weight_decay=config.weight_decay)
@@ -155,7 +153,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
     with ExitStack() as held:
         if ranks.main:
             held.enter_context(lock_run_folder(config.out, remarks.append))
-            check_run_folder(config, settled)  # again: until now another process could write there
+            check_run_folder(config, info)  # again: until now another process could write there
         ranks.wait()
         restored = checkpoints.restore(model, optimizer, remarks.append) if config.resume else None
         if restored:
@@ -163,8 +161,8 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
             restore_rng(restored["rng"])
         done = restored["step"] if restored else 0
         if ranks.main:
-            write_config(config.out, settled)
-        told = {"sinks": config.sinks, "settled": settled}
+            write_run_info(config.out, info)
+        told = {"sinks": config.sinks, "info": info}
         log = held.enter_context(
             RunLog(config.out, steps=config.steps, done=done, **told) if ranks.main else RankLog(config.out, ranks.rank)
         )
@@ -254,7 +252,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
                 check_weights(model, done, checkpoints.newest, ranks)
                 log.sync()
                 counts = meter.state() | {"replaced": ranks.sum(meter.replaced)}
-                state = {"meter": counts, "rng": rng_state(), **settled}
+                state = {"meter": counts, "rng": rng_state(), **info.to_dict()}
                 state["sampler"] = {"step": done, "global_batch": sampler.global_batch}
                 checkpoints.save(done, model, optimizer, state)
             if stopped and not last:
@@ -271,7 +269,7 @@ def _pretrain(config: PretrainConfig, ranks: Ranks) -> Outcome:
             model = CineMA(shape).to(device)
             load_cinema_weights(model, weights)
             if ranks.main:  # for all that reads a run's weights
-                save_checkpoint(folder, done, weights, {"meter": meter.state(), **settled}, keep=config.keep)
+                save_checkpoint(folder, done, weights, {"meter": meter.state(), **info.to_dict()}, keep=config.keep)
         if not ranks.main:
             return Outcome(config.out, done, skipped=skipped)
         how = {"device": device, "precision": precision, "guidance": guidance}
@@ -293,7 +291,7 @@ def _times(n: int) -> str:
 
 
 def _load_start(
-    model: CineMA, config: PretrainConfig, store: dict, ranks: Ranks, say: Callable[[str], None]
+    model: CineMA, config: PretrainConfig, store: StoreInfo, ranks: Ranks, say: Callable[[str], None]
 ) -> None:
     """Put the weights of --init-from, a file or the folder of a run of `pretrain`, into the model; says what was taken.
 
@@ -303,17 +301,17 @@ def _load_start(
     if not start.is_dir():
         say(load_shared_views(model, start))
         return
-    settled = read_config(start)
-    if settled is None:
+    info = read_run_info(start)
+    if info is None:
         raise ValueError(f"--init-from {start}: no run in this folder (no config.yaml)")
-    if "task" in settled:
+    if info.labels:
         raise ValueError(f"--init-from {start}: a run of finetune, whose weights have no decoder to go on with; want "
                          "one of pretrain")
-    if (size := settled["run"]["preset"]) != config.preset:
+    if (size := info.options["preset"]) != config.preset:
         raise ValueError(f"--init-from {start}: a run of --preset {size}, this one is to be of {config.preset}: give "
                          f"--preset {size}, or start from another run")
     say(load_shared_views(model, *newest_weights(start, say, ranks)))
-    for remark in learnt_otherwise(start, settled["store"], store):
+    for remark in learnt_otherwise(start, info.store.orientation, store.orientation):
         say(remark)
 
 

@@ -27,7 +27,8 @@ from ..train.log import RunLog
 from ..train.memory import memory_advice
 from ..train.meter import Meter, check_weights, ended_skipping
 from ..train.ranks import ALONE
-from ..train.run_folder import check_run_folder, lock_run_folder, min_frames_of, read_config, write_config
+from ..train.run_folder import check_run_folder, lock_run_folder
+from ..train.run_info import LabelInfo, RunInfo, StoreInfo, min_frames_of, read_run_info, write_run_info
 from ..train.schedule import cosine_schedule
 from ..train.setup import pick_device, pick_precision, restore_rng, rng_state, store_fingerprint, versions
 from ..train.step import BETAS, compile_model, update
@@ -52,36 +53,37 @@ def finetune(config: FinetuneConfig) -> Outcome:
             LoaderError, CheckpointError, NonFiniteError and OutOfMemory).
         OSError: a table cannot be read, or the run folder not written.
     """
-    before = read_config(config.out) if config.resume else None
+    before = read_run_info(config.out) if config.resume else None
     config = _with_start(config, before)
     cines = CineStore(config.data)
     split = split_studies(cines.ids, val=config.val, test=config.test, path=config.split)
     settled = settle(config, cines, _base_shape(config, before), split, min_frames=min_frames_of(before))
     device = pick_device(config.device)
-    saved = {
-        "run": config.to_dict() | {"ranks": 1},
-        "model": json.loads(json.dumps(dataclasses.asdict(settled.shape))),
-        "store": {
-            "studies": len(cines.ids), "sha256": store_fingerprint(cines), "prepare": dict(cines.prepare),
-            "orientation": orientation_of(cines.prepare),
-        },
-        "task": settled.task.to_dict(),
-        "split": {part: list(studies) for part, studies in settled.split._asdict().items()},
-        "used": list(settled.used),
-        "view_sets": [{"views": list(views), "studies": n} for views, n in settled.view_sets.items()],
-        "fewest_slices": settled.fewest_slices,
-        "seen": (before or {}).get("seen") or _seen(config, settled, cines),
-        "versions": versions(),
-    }
-    if isinstance(settled.store, ClipStore):
-        saved["min_frames"] = settled.store.min_frames
-    check_run_folder(config, saved)
+    labels = LabelInfo(
+        task=settled.task.to_dict(),
+        split={part: list(studies) for part, studies in settled.split._asdict().items()},
+        used=list(settled.used),
+        view_sets=[{"views": list(views), "studies": n} for views, n in settled.view_sets.items()],
+        fewest_slices=settled.fewest_slices,
+        seen=(before and before.labels and before.labels.seen) or _seen(config, settled, cines),
+    )
+    info = RunInfo(
+        options=config.to_dict() | {"ranks": 1},
+        model=json.loads(json.dumps(dataclasses.asdict(settled.shape))),
+        store=StoreInfo(
+            len(cines.ids), store_fingerprint(cines), orientation_of(cines.prepare), prepare=dict(cines.prepare)
+        ),
+        versions=versions(),
+        min_frames=settled.store.min_frames if isinstance(settled.store, ClipStore) else None,
+        labels=labels,
+    )
+    check_run_folder(config, info)
     with memory_advice(config, **_told_of(config, settled)):
-        return _finetune(config, settled, saved, device, pick_precision(config.precision, device))
+        return _finetune(config, settled, info, device, pick_precision(config.precision, device))
 
 
 def _finetune(
-    config: FinetuneConfig, settled: Settled, saved: dict, device: torch.device, precision: torch.dtype
+    config: FinetuneConfig, settled: Settled, info: RunInfo, device: torch.device, precision: torch.dtype
 ) -> Outcome:
     task, folder = settled.task, config.out / "checkpoints"
     remarks = settled.store.remarks() if isinstance(settled.store, ClipStore) else []
@@ -93,9 +95,9 @@ def _finetune(
         if config.init_from.is_dir():
             remarks.append(f"the model's shape is that of {config.init_from} ({config.preset}); --preset is for random "
                            "weights and files")
-            remarks += learnt_otherwise(config.init_from, _start(config)["store"], saved["store"])
-        remarks += seen_remarks(config.init_from, **saved["seen"], test=settled.split.test, share=config.test)
-    if saved["store"]["orientation"] == "stored":
+            remarks += learnt_otherwise(config.init_from, _start(config).store.orientation, info.store.orientation)
+        remarks += seen_remarks(config.init_from, **info.labels.seen, test=settled.split.test, share=config.test)
+    if info.store.orientation == "stored":
         remarks.append(AS_STORED_STORE)
     if isinstance(task, TableTask):
         task.extend(model)
@@ -129,16 +131,16 @@ def _finetune(
     best = {"score": -math.inf, "step": 0, "since": 0}
     with ExitStack() as held:
         held.enter_context(lock_run_folder(config.out, remarks.append))
-        check_run_folder(config, saved)  # again: until now another process could write there
-        _check_same_labels(config, saved)
+        check_run_folder(config, info)  # again: until now another process could write there
+        _check_same_labels(config, info.labels)
         restored = checkpoints.restore(model, optimizer, remarks.append) if config.resume else None
         if restored:
             meter.restore(restored["meter"])
             restore_rng(restored["rng"])
             best = restored["best"]
         done = restored["step"] if restored else 0
-        write_config(config.out, saved)
-        log = held.enter_context(RunLog(config.out, steps=config.steps, done=done, sinks=(), settled=saved))
+        write_run_info(config.out, info)
+        log = held.enter_context(RunLog(config.out, steps=config.steps, done=done, sinks=(), info=info))
         held.enter_context(memory_advice(config, **_told_of(config, settled)))
         stop = held.enter_context(StopRequest())
         if config.resume:
@@ -179,7 +181,7 @@ def _finetune(
                             + f"; best {best['score']:.4g} at step {best['step']}")
             if validating or stopped:
                 log.sync()
-                state = {"meter": meter.state(), "rng": rng_state(), "best": best, **saved}
+                state = {"meter": meter.state(), "rng": rng_state(), "best": best, **info.to_dict()}
                 checkpoints.save(done, model, optimizer, state)
             if stopped and not last:
                 checkpoints.finish()
@@ -261,32 +263,32 @@ def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
 
 
-def _with_start(config: FinetuneConfig, before: dict | None) -> FinetuneConfig:
+def _with_start(config: FinetuneConfig, before: RunInfo | None) -> FinetuneConfig:
     """The options with where a run that goes on began, and the preset of the run that weights come from."""
-    if before and "task" in before and (start := before["run"]["init_from"]):
+    if before and before.labels and (start := before.options["init_from"]):
         config = dataclasses.replace(config, init_from=config.init_from or Path(start))
         if config.to_dict()["init_from"] == start:
-            return dataclasses.replace(config, preset=before["run"]["preset"])
+            return dataclasses.replace(config, preset=before.options["preset"])
     if config.init_from and config.init_from.is_dir():
-        return dataclasses.replace(config, preset=_start(config)["run"]["preset"])
+        return dataclasses.replace(config, preset=_start(config).options["preset"])
     return config
 
 
-def _base_shape(config: FinetuneConfig, before: dict | None = None) -> CineMAConfig:
+def _base_shape(config: FinetuneConfig, before: RunInfo | None = None) -> CineMAConfig:
     """The shape of this run where it goes on, of the run that its weights come from, or of the preset."""
     if before:
-        return config_from_dict(before["model"])
+        return config_from_dict(before.model)
     if config.init_from and config.init_from.is_dir():
-        return config_from_dict(_start(config)["model"])
+        return config_from_dict(_start(config).model)
     return preset(config.preset)
 
 
-def _start(config: FinetuneConfig) -> dict:
-    """The config.yaml of the run that weights come from."""
-    settled = read_config(config.init_from)
-    if settled is None:
+def _start(config: FinetuneConfig) -> RunInfo:
+    """What the run is made of that weights come from."""
+    info = read_run_info(config.init_from)
+    if info is None:
         raise ValueError(f"--init-from {config.init_from}: no run in this folder (no config.yaml)")
-    return settled
+    return info
 
 
 def _load(model: nn.Module, config: FinetuneConfig, say: Callable[[str], None]) -> str:
@@ -307,7 +309,7 @@ def _load(model: nn.Module, config: FinetuneConfig, say: Callable[[str], None]) 
 
 
 def _seen(config: FinetuneConfig, settled: Settled, cines: CineStore) -> dict:
-    """The studies that the run and those it starts from learn from, for config.yaml, and why there may be others."""
+    """The studies that the run and those it starts from learn from, for `LabelInfo`, and why there may be others."""
     seen, unknown = seen_by(config.init_from, cines) if config.init_from else (set(), [])
     return {"studies": sorted(seen.union(settled.used, settled.split.val)), "unknown": unknown}
 
@@ -366,11 +368,11 @@ def _save_best(config: FinetuneConfig, step: int, model: nn.Module, figures: dic
     save_checkpoint(config.out / "best", step, cinema_state_dict(model), {"figures": figures}, keep=1)
 
 
-def _check_same_labels(config: FinetuneConfig, saved: dict) -> None:
+def _check_same_labels(config: FinetuneConfig, labels: LabelInfo) -> None:
     """Raise ValueError where a run would go on with other labels, or other studies for them."""
-    before = read_config(config.out) if config.resume else None
+    before = read_run_info(config.out) if config.resume else None
     for part in ("task", "split", "used"):
-        if before and before.get(part) != saved[part]:
+        if before and getattr(before.labels, part, None) != getattr(labels, part):
             raise ValueError(
                 f"{config.out} was begun with other labels ({part} differs from its config.yaml): put them back, or "
                 "begin another run (--out)"
