@@ -38,7 +38,7 @@ from cinema_fast.metrics.function import cardiac_function, ed_es, volume_curves
 from cinema_fast.metrics.rows import Row, key
 from cinema_fast.metrics.segmentation import CLASSES
 from cinema_fast.tasks.split import split_studies
-from cinema_fast.train.run_folder import read_config
+from cinema_fast.train.run_info import read_run_info
 
 TARGET_EF_MAE = 2.0
 
@@ -179,7 +179,7 @@ def document(out: Path, size: Size, results: Mapping[tuple[str, str], Comparison
         ]
     todo = [cell for cell in cells(size) if not is_evaluation(cell.folder(out) / "evaluation")]
     runs = [out / "pretraining", *(cell.folder(out) / "run" for cell in cells(size) if cell not in todo)]
-    commits = sorted({str(read_config(run)["versions"]["commit"]) for run in runs})
+    commits = sorted({str(read_run_info(run).versions["commit"]) for run in runs})
     said = "All cells are complete." if not todo else (
         f"**{len(cells(size)) - len(todo)} of {len(cells(size))} cells are complete.** Missing: "
         + "; ".join(missing(size, seed, todo) for seed in size.seeds if any(c.seed == seed for c in todo)) + "."

@@ -91,7 +91,7 @@ def test_a_target_that_only_one_was_asked_for_is_no_difference(folders, tmp_path
 def test_by_the_command_line(folders, tmp_path, capsys):
     assert main(["compare", str(folders["good"]), str(folders["bad"]), str(folders["fewer"])]) == 0
     assert capsys.readouterr().out.count("studies that both have, paired") == 2
-    (tmp_path / "config.yaml").write_text("run: {}\nmodel: {}\nstore: {}\n")
+    (tmp_path / "config.yaml").write_text("run: {}\nmodel: {}\nstore: {studies: 1, sha256: ab}\n")
     assert main(["compare", str(folders["good"]), str(tmp_path)]) == 1
     assert re.search(r"good is an evaluation, \S+ is not: it lacks results.json or rows.csv", capsys.readouterr().err)
     assert main(["compare", str(folders["good"]), str(folders["good"])]) == 1

@@ -126,13 +126,19 @@ def test_a_run_says_what_its_training_studies_had(tmp_path):
     finetune(config)
     run = load_run(tmp_path / "run", device="cpu")
     every, fewer = run.shape.views, run.shape.views[:-1]
-    assert run.settled["view_sets"] == [{"views": list(views), "studies": 6} for views in (every, fewer)]
+    assert run.info.labels.view_sets == [{"views": list(views), "studies": 6} for views in (every, fewer)]
     assert run.trained_views() == (
         f"training studies of the model: 6 with all of its views; 6 with {', '.join(fewer)} alone")
-    assert run.settled["fewest_slices"] == {"sax": CineStore(store).info("s00", "sax").shape[3]}
-    one = dataclasses.replace(run, settled=run.settled | {"view_sets": run.settled["view_sets"][:1]})
+    assert run.info.labels.fewest_slices == {"sax": CineStore(store).info("s00", "sax").shape[3]}
+
+    def known(sets):
+        info = dataclasses.replace(run.info, labels=dataclasses.replace(labels, view_sets=sets))
+        return dataclasses.replace(run, info=info)
+
+    labels = run.info.labels
+    one = known(labels.view_sets[:1])
     assert one.trained_views().endswith("; it has never seen a study without one of them")
-    none = dataclasses.replace(run, settled=run.settled | {"view_sets": run.settled["view_sets"][1:]})
+    none = known(labels.view_sets[1:])
     assert none.trained_views() == f"training studies of the model: 6 with {', '.join(fewer)} alone"
     apart = dataclasses.replace(run, task=Segmentation(("LV",), every, "0"))  # views are predicted one by one
     single = dataclasses.replace(run, shape=dataclasses.replace(run.shape, views=("sax",)))

@@ -11,7 +11,7 @@ from cinema_fast.data.store.store import CineStore
 from cinema_fast.tasks import finetune as module
 from cinema_fast.tasks.finetune import finetune
 from cinema_fast.tasks.finetuned_run import load_run
-from cinema_fast.train.run_folder import read_config
+from cinema_fast.train.run_info import read_run_info
 
 STEPS = {"steps": 6, "validate_every": 4, "log_every": 2, "batch_size": 2}
 TASKS = {
@@ -52,7 +52,7 @@ def test_stopped_resumed_and_read_back(discs, tmp_path, stop_after, name):  # no
     whole = metrics(tmp_path / "whole")
     assert [line["step"] for line in whole] == [2, 4, 6] and ["score" in line for line in whole] == [False, True, True]
     assert all(line["loss"] > 0 and line["grad_norm"] > 0 and line["skipped"] == 0 for line in whole)
-    assert ("min_frames" in read_config(tmp_path / "whole")) == (name == "clips")  # nothing else counts frames
+    assert (read_run_info(tmp_path / "whole").min_frames is not None) == (name == "clips")  # nothing else counts frames
 
     for n, resume in ((3, False), (5, True), (None, True)):
         stop_after(n)

@@ -17,7 +17,7 @@ from cinema_fast.tasks import finetune as module
 from cinema_fast.tasks.finetune import finetune, layered_adamw
 from cinema_fast.tasks.finetuned_run import load_run
 from cinema_fast.train.memory import OutOfMemory
-from cinema_fast.train.run_folder import read_config
+from cinema_fast.train.run_info import read_run_info
 
 FEW = {"steps": 3, "validate_every": 3}
 
@@ -104,12 +104,12 @@ def test_resuming_without_where_it_started(discs, pretrained, tmp_path, monkeypa
         patch.setattr(module.WholeCheckpoints, "save", lambda *a: save(*a) if not saved.append(1) else None)
         patch.setattr(module.RunLog, "advance", lambda log, done: killed() if done == 2 else None)
         finetune(config)
-    run = read_config(out)["run"]
+    run = read_run_info(out).options
     assert (run["data"], run["init_from"]) == (str(discs.store), str(start)) and run["preset"] == "cinema-demo"
-    seen = read_config(out)["seen"]
+    seen = read_run_info(out).labels.seen
     start.rename(tmp_path / "moved")
     assert finetune(replace(config, init_from=None, resume=True)).step == 2
-    assert read_config(out)["run"]["init_from"] == str(start) and read_config(out)["seen"] == seen
+    assert read_run_info(out).options["init_from"] == str(start) and read_run_info(out).labels.seen == seen
     assert "going on from step 1" in (out / "run.log").read_text()
 
 
@@ -152,14 +152,14 @@ def test_layers_learn_slower_the_deeper_they_lie(discs, tmp_path):  # noqa: F811
 def test_few_labels_are_those_that_are_used(discs, tmp_path):  # noqa: F811
     """Mean and standard deviation are of the studies used alone."""
     finetune(discs.config(tmp_path / "half", "regression", label_fraction=0.5, **FEW))
-    settled = read_config(tmp_path / "half")
-    assert len(settled["used"]) == 3 and set(settled["used"]) < set(settled["split"]["train"])
-    radii = torch.tensor([5.0 + int(study[1:]) % 6 for study in settled["used"]], dtype=torch.float64)
-    (target,) = settled["task"]["targets"]
+    labels = read_run_info(tmp_path / "half").labels
+    assert len(labels.used) == 3 and set(labels.used) < set(labels.split["train"])
+    radii = torch.tensor([5.0 + int(study[1:]) % 6 for study in labels.used], dtype=torch.float64)
+    (target,) = labels.task["targets"]
     assert target["mean"] == pytest.approx(radii.mean().item())
     assert target["sd"] == pytest.approx(radii.std(correction=0).item())
     finetune(discs.config(tmp_path / "shot", "classification", shots=1, **FEW))
-    used = read_config(tmp_path / "shot")["used"]
+    used = read_run_info(tmp_path / "shot").labels.used
     assert sorted(5 + int(study[1:]) % 6 > 7 for study in used) == [False, True]
     assert metrics(tmp_path / "shot")[-1]["epoch"] == 3 * 3 / 2
 

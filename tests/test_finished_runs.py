@@ -16,7 +16,7 @@ from cinema_fast.methods.evaluation import evaluate, fixed_batches, fixed_plan, 
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.models.config import config_from_dict
-from cinema_fast.train.run_folder import read_config
+from cinema_fast.train.run_info import read_run_info
 
 IDS = [f"s{i:02d}" for i in range(12)]
 AWAY = sorted(held_out(IDS, 0.25))
@@ -44,7 +44,7 @@ def store(tmp_path):
 
 
 def trained(out) -> cf.CineMA:
-    model = cf.CineMA(config_from_dict(read_config(out)["model"]))
+    model = cf.CineMA(config_from_dict(read_run_info(out).model))
     cf.load_cinema_weights(model, next((out / "checkpoints").glob("*.safetensors")))
     return model
 

@@ -222,7 +222,7 @@ def test_a_part_of_a_stack_is_continued_and_not_filled_with_zeros(n, few, contin
             return super().forward(images)
 
     run = segmenter(sax=(8, 8, 10))
-    run = replace(run, model=Whole(), settled=run.settled | {"fewest_slices": {"sax": 4}})
+    run = replace(run, model=Whole(), info=replace(run.info, labels=replace(run.info.labels, fewest_slices={"sax": 4})))
     frames = np.broadcast_to(np.arange(n, dtype=np.uint8) + 10, (2, 8, 8, n)).copy()
     frames[:, 1] = 0
     found = run.predict_frames("sax", frames)

@@ -133,7 +133,7 @@ def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
 def _predict(config: PredictConfig, progress: bool) -> PredictReport:
     out = config.out
     run = load_run(config.run, device=config.device, precision=config.precision)
-    made_as = run.settled["store"]["prepare"]
+    made_as = run.info.store.prepare
     grid = {name: tuple(made_as[name]) for name in _GRID if name in made_as}
     grid["orientation"] = orientation_of(made_as)
     preparing = PrepareConfig(
@@ -261,7 +261,7 @@ def _one_file(config: PredictConfig) -> Sources:
 
 def _check_views(config: PredictConfig, run: FinetunedRun, sources: Sources) -> None:
     """Raise ValueError where no study has a view that the model reads, which is to be known before the work."""
-    reads = run.settled["run"]["views"] if CLIP in run.shape.views else run.shape.views
+    reads = run.info.options["views"] if CLIP in run.shape.views else run.shape.views
     found = {view: None for views in sources.studies.values() for view in views}
     if reads and found and not set(reads) & set(found):
         what = f"--view {config.view}" if config.view else f"{config.src} has {', '.join(found)}"

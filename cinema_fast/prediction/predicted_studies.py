@@ -28,7 +28,6 @@ from ..metrics.function import QUANTITIES, CycleFunction, cycle_function, has_vo
 from ..tasks.finetuned_run import FinetunedRun
 from ..tasks.landmarks import Landmarks
 from ..tasks.segmentation import Segmentation
-from ..train.run_folder import min_frames_of
 
 # columns of ED and ES, and of frames without the ventricle; where the RV alone is segmented it has those of the LV
 ENDS = {"LV": ("ed_frame", "es_frame"), "RV": ("rv_ed_frame", "rv_es_frame")}
@@ -107,7 +106,7 @@ def _predicted(
     run: FinetunedRun, store: CineStore, study: str, sources: Mapping[str, Source]
 ) -> StudyPrediction:
     if CLIP in run.shape.views:
-        reads, fewest = run.settled["run"]["views"], min_frames_of(run.settled)
+        reads, fewest = run.info.options["views"], run.info.min_frames
         moving = tuple(v for v in store.views(study) if v in (reads or [v]) and store.n_frames(study, v) >= fewest)
         if not moving:
             raise ValueError(f"the model reads clips of the cycle, and no {' or '.join(reads) or 'view'} has "
