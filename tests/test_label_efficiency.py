@@ -7,12 +7,10 @@ import sys
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import label_cells
 import label_efficiency as experiment
+import numpy as np
+import pytest
 
 from cinema_fast.data.store.tables import read_table
 from cinema_fast.evaluation.assessment import Assessment

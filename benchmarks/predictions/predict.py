@@ -1,6 +1,6 @@
 """Predicts, without a GPU, what one will measure: training steps and kernels, on an H100 and an H200.
 
-    .venv-gpu/bin/python benchmarks/gpu/predict.py [--check]
+    .venv-gpu/bin/python benchmarks/predictions/predict.py [--check]
 
 Counts what a step launches, in eager and compiled, reads the kernels' machine code, and turns both into time by the
 assumptions of step_cost.py. Writes benchmarks/results/predictions.json and docs/predictions.md, from which gpu_report
@@ -18,10 +18,12 @@ import argparse
 import json
 from collections import Counter
 
+from checkout import ROOT
+
+# isort: split
 import audit_launches
 import conditions
 from attention_time import constants
-from checkout import ROOT
 from kernel_work import kernel_work
 from machine_cycles import MachineCode
 from operation_work import ARCH, Compiler
@@ -32,7 +34,7 @@ from step_work import StepWork, steps_work
 from timing import PEAKS
 from tutorial_attention import tutorial_launch
 
-COMMAND = ".venv-gpu/bin/python benchmarks/gpu/predict.py"
+COMMAND = ".venv-gpu/bin/python benchmarks/predictions/predict.py"
 RESULTS, DOCUMENT = ROOT / "benchmarks/results/predictions.json", ROOT / "docs/predictions.md"
 GPUS = {"NVIDIA H200": "H200", "NVIDIA H100 80GB HBM3": "H100"}  # as PyTorch names them: in timing.PEAKS
 PRESET, BATCHES, RATIOS = "cinema-base", (64, 16), (1.0, 0.25)

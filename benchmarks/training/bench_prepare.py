@@ -12,10 +12,8 @@ preparation can take.
 import importlib.util
 import resource
 import shutil
-import sys
 from pathlib import Path
 
-import checkout
 import numpy as np
 import pytest
 from workload import GateError
@@ -39,8 +37,6 @@ def cpu_seconds() -> float:
 def write_dicom(nifti: Path, folder: Path, ids: list[str]) -> None:
     """The studies of a folder of NIfTI as DICOM, a file for each image; the NIfTI gets its slices in DICOM's order."""
     import nibabel
-
-    sys.path.append(str(checkout.ROOT / "tests"))
     from dicom_files import write_series
 
     for number, study in enumerate(ids):

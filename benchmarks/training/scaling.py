@@ -1,6 +1,6 @@
 """What training costs on one to a thousand GPUs, predicted: the tables of docs/scaling.md.
 
-    python benchmarks/scaling.py [--write]
+    python benchmarks/training/scaling.py [--write]
 
 prints them, or puts them into the document. FLOPs are those of `cinema_fast.models.flops`, bytes those of the model as
 `cinema_fast.train.ranks` shares it out; speeds of links and the share of a GPU's peak are assumptions, named here.
@@ -8,8 +8,12 @@ prints them, or puts them into the document. FLOPs are those of `cinema_fast.mod
 
 import argparse
 import math
+import sys
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from checkout import ROOT

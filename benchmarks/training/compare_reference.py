@@ -1,6 +1,6 @@
 """The step on a CPU, ours against the reference implementation of CineMA, in turn in one process.
 
-    python benchmarks/compare_reference.py --reference DIR [--batch 1] [--rounds 7] [--memory]
+    python benchmarks/training/compare_reference.py --reference DIR [--batch 1] [--rounds 7] [--memory]
 
 DIR is a checkout of the reference, with timm and einops importable. A step is forward and backward (no optimiser) on
 the same weights, images and masks; the losses are compared before anything is timed. A ratio is the median over rounds
@@ -22,6 +22,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import checkout
 import conditions

@@ -1,4 +1,4 @@
-"""What the rows of benchmarks/bench_*.py launch on a GPU: {(operation, pass, shape, dtype): kernels}.
+"""What the rows of benchmarks/operations/bench_*.py launch on a GPU: {(operation, pass, shape, dtype): kernels}.
 
 Calls are those of the audit, on fake CUDA tensors.
 """

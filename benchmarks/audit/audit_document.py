@@ -1,4 +1,4 @@
-"""docs/audit.md: what benchmarks/audit.py found, side by side for the versions of Triton that compiled it."""
+"""docs/audit.md: what benchmarks/audit/audit.py found, side by side for the versions of Triton that compiled it."""
 
 import re
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """Does motion-guided masking help? HeartMAE on synthetic hearts, masks by chance against masks that hide or keep what
 moves: the same data, steps and network, several seeds each.
 
-    python benchmarks/flow_guidance.py --out DIR        (with the `test` extra; about half an hour on two cores)
+    python benchmarks/experiments/flow_guidance.py --out DIR    (with the `test` extra; about half an hour on two cores)
 
 writes docs/experiments/flow_guidance.md and .png. Everything between is kept in DIR, so that a run that was stopped
 goes on. Pre-training sees one cohort; everything is measured on another one that it has not seen:
@@ -20,6 +20,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import checkout
 import conditions
@@ -268,7 +270,7 @@ def document(size: Size, results: dict, shares: dict, seconds: float, kinds: int
     return "\n".join([
         "# Motion-guided masks against masks by chance",
         "",
-        f"`python benchmarks/flow_guidance.py --out DIR`, {seconds / 60:.0f} minutes; {machine}",
+        f"`python benchmarks/experiments/flow_guidance.py --out DIR`, {seconds / 60:.0f} minutes; {machine}",
         "",
         f"HeartMAE (`{PRESET}`) over clips of every slice and long-axis view, {size.training} synthetic hearts, "
         f"{size.steps} steps of {size.batch} clips, {MASK_RATIO:.0%} of the tokens masked, strength "

@@ -1,7 +1,9 @@
 """What pre-training is worth when labels are few: synthetic hearts, fine-tuned from scratch and from pre-training.
 
-    python benchmarks/label_efficiency.py --out DIR            (with the `test` extra; under two hours on two cores)
-    python benchmarks/label_efficiency.py --out DIR --write    docs/experiments/labels.md and .png of what is complete
+    python benchmarks/experiments/label_efficiency.py --out DIR    (with the `test` extra; under two hours on two cores)
+    python benchmarks/experiments/label_efficiency.py --out DIR --write
+
+The second writes docs/experiments/labels.md and .png of what is complete.
 
 One pre-training run sees the images of all hearts but the test ones, and no label. Then one fit a cell: two tasks
 (SAX segmentation; ejection fraction and disease from all views), all, half or few of the labels, from scratch or
@@ -21,6 +23,8 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import checkout
 import conditions
@@ -191,8 +195,8 @@ def document(out: Path, size: Size, results: Mapping[tuple[str, str], Comparison
     return "\n".join([
         "# What pre-training is worth when labels are few",
         "",
-        f"`python benchmarks/label_efficiency.py --out DIR`, then with `--write`; {spent / 60:.0f} minutes of one core "
-        f"for pre-training, fits and evaluations; {conditions.cpu_model()}, PyTorch {torch.__version__}; "
+        f"`python benchmarks/experiments/label_efficiency.py --out DIR`, then with `--write`; {spent / 60:.0f} minutes "
+        f"of one core for pre-training, fits and evaluations; {conditions.cpu_model()}, PyTorch {torch.__version__}; "
         f"{conditions.now()[:10]}; runs of commit {', '.join(commits)}",
         "",
         said,

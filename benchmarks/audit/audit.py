@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import audit_code
 import audit_launches
 import conditions

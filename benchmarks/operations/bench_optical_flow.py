@@ -15,15 +15,12 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
-import checkout
 import timing
 import torch
+from flow_cases import DEFAULTS, textured
 from torch import Tensor
 
 from cinema_fast.kernels.optical_flow import optical_flow, optical_flow_bytes, optical_flow_ref, reasons
-
-sys.path.append(str(checkout.ROOT / "tests"))
-from flow_cases import DEFAULTS, textured
 
 # (B, T, X, Y[, Z]); the stack has its slices innermost, as the store keeps them
 GPU_SHAPES = {"clip-b64": (64, 25, 192, 192), "sax-b8": (8, 25, 192, 192, 12)}

@@ -7,22 +7,18 @@ turn with the eager one, so that a machine that slows down for a while slows bot
 
 import copy
 import statistics
-import sys
 import time
 from unittest import mock
 
-import checkout
 import pytest
 import torch
 import workload
+from tolerances import assert_no_worse
 from torch import Tensor, nn
 
 import cinema_fast as cf
 from cinema_fast.models.flops import forward_flops
 from cinema_fast.train.step import compile_model
-
-sys.path.append(str(checkout.ROOT / "tests"))
-from tolerances import assert_no_worse
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PARTS = ("stem", "encoder", "decoder", "update")

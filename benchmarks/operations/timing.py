@@ -13,16 +13,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
-import checkout
 import gpu_turn
 import torch
 import torch._functorch.config
 from report_schema import KernelRow, kernel_sha
+from tolerances import BUDGETS
 from torch import Tensor
 from workload import GateError
-
-sys.path.append(str(checkout.ROOT / "tests"))
-from tolerances import BUDGETS
 
 torch._functorch.config.donated_buffer = False  # backward is timed many times on the graph of one forward
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

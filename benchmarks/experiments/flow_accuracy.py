@@ -1,6 +1,6 @@
 """How far the optical flow is from the true motion of the synthetic heart, beside OpenCV's Farneback and DIS.
 
-    python benchmarks/flow_accuracy.py [--smoke]
+    python benchmarks/experiments/flow_accuracy.py [--smoke]
 
 Studies are drawn by seed until every class of ejection fraction has as many; each is acquired at every noise level.
 The error of a study is the mean distance [pixels] between found and true in-plane displacement over the myocardium of
@@ -18,18 +18,20 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import checkout
+
+# isort: split
 import conditions
 import numpy as np
 import torch
+from flow_cases import DEFAULTS, moving
 from numpy.typing import NDArray
 
 from cinema_fast.data.prepare.geometry import to_uint8
 from cinema_fast.kernels.optical_flow import optical_flow
 from cinema_fast.phantom.cohort import PhantomStudy, make_study
-
-sys.path.append(str(checkout.ROOT / "tests"))
-from flow_cases import DEFAULTS, moving
 
 DOCUMENT = checkout.ROOT / "docs" / "experiments" / "flow_accuracy.md"
 EF_CLASSES = {"reduced": (0, 40), "mildly reduced": (40, 50), "normal": (50, 100)}  # percent, from and below
@@ -237,8 +239,9 @@ def document(rows: list[Measured], seconds: float) -> str:
     lines = [
         "# Accuracy of the optical flow",
         "",
-        f"Written by `python benchmarks/flow_accuracy.py` on {conditions.now()[:10]}, commit {conditions.commit()}, "
-        f"{conditions.cpu_model()}, PyTorch {versions['torch']}, OpenCV {cv2.__version__}, {seconds:.0f} s.",
+        f"Written by `python benchmarks/experiments/flow_accuracy.py` on {conditions.now()[:10]}, "
+        f"commit {conditions.commit()}, {conditions.cpu_model()}, PyTorch {versions['torch']}, "
+        f"OpenCV {cv2.__version__}, {seconds:.0f} s.",
         "",
         f"{len(studies)} synthetic studies (seeds {', '.join(map(str, sorted(studies)))}), {FRAMES} frames of {SIZE} x "
         f"{SIZE} pixels of {PIXEL_MM} mm, each acquired at {len(NOISE)} noise levels (standard deviation in each "
