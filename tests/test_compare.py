@@ -176,7 +176,7 @@ def test_mistakes(two, tmp_path, capfd):
 
 def test_runs_as_they_are_made(tiny_store, tmp_path, capfd, monkeypatch):  # noqa: F811
     """The command line on what `pretrain` writes, its evaluation among it."""
-    monkeypatch.setattr("cinema_fast.methods.report.draw_reconstruction", lambda *_, **__: None)
+    monkeypatch.setattr("cinema_fast.methods.mae_report.draw_reconstruction", lambda *_, **__: None)
     arguments = ["pretrain", "--data", str(tiny_store), "--steps", "2", "--preset", "cinema-tiny", "--batch-size", "2"]
     runs = [str(tmp_path / name) for name in ("one", "two")]
     for run, lr in zip(runs, ("1e-3", "2e-3")):

@@ -20,7 +20,8 @@ from cinema_fast.cohort.embed import EmbedConfig, embed
 from cinema_fast.common.lock import hold_folder
 from cinema_fast.data.loading.sampler import frame_at
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.methods import pretrain as pretrain_module
+from cinema_fast.methods import mae
+from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.train.run_info import LabelInfo, RunInfo, StoreInfo, read_run_info, write_run_info
 from cinema_fast.train.setup import store_fingerprint
@@ -33,9 +34,9 @@ def runs(tiny_store, tmp_path_factory):  # noqa: F811
     """{preset: a run folder of two steps}"""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain_module, "write_report", lambda *_, **__: [])
+        patch.setattr(mae, "write_report", lambda *_, **__: [])
         for preset in PRESETS:
-            pretrain_module.pretrain(
+            pretrain(
                 PretrainConfig(
                     data=tiny_store, out=folder / preset, steps=2, preset=preset, batch_size=3, precision="fp32",
                     device="cpu",

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from training_fixtures import metrics
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.models.conv_vit import ConvViT
-from cinema_fast.tasks import finetune as module
-from cinema_fast.tasks.finetune import finetune, layered_adamw
+from cinema_fast.tasks.finetune import finetune
 from cinema_fast.tasks.finetuned_run import load_run
+from cinema_fast.tasks.supervised import Supervised
+from cinema_fast.train import loop
 from cinema_fast.train.memory import OutOfMemory
 from cinema_fast.train.run_info import read_run_info
 
@@ -100,9 +102,9 @@ def test_resuming_without_where_it_started(discs, pretrained, tmp_path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        saved, save = [], module.WholeCheckpoints.save
-        patch.setattr(module.WholeCheckpoints, "save", lambda *a: save(*a) if not saved.append(1) else None)
-        patch.setattr(module.RunLog, "advance", lambda log, done: killed() if done == 2 else None)
+        saved, save = [], loop.WholeCheckpoints.save
+        patch.setattr(loop.WholeCheckpoints, "save", lambda *a: save(*a) if not saved.append(1) else None)
+        patch.setattr(loop.RunLog, "advance", lambda log, done: killed() if done == 2 else None)
         finetune(config)
     run = read_run_info(out).options
     assert (run["data"], run["init_from"]) == (str(discs.store), str(start)) and run["preset"] == "cinema-demo"
@@ -134,7 +136,7 @@ def test_layers_learn_slower_the_deeper_they_lie(discs, tmp_path):  # noqa: F811
     depth = len(model.encoder.blocks)
     names = {id(p): name for name, p in model.named_parameters()}
     scale, decay = {}, {}
-    for group in layered_adamw(model, config).param_groups:
+    for group in Supervised.groups(SimpleNamespace(units=lambda m: m.encoder.blocks, options=config), model):
         for p in group["params"]:
             scale[names[id(p)]], decay[names[id(p)]] = group["lr_scale"], group["weight_decay"]
     assert set(scale) == {name for name, p in model.named_parameters() if p.requires_grad}
@@ -196,7 +198,7 @@ def test_memory_that_runs_out(discs, tmp_path, monkeypatch):  # noqa: F811
     def greedy(*_):
         raise torch.OutOfMemoryError("Tried to allocate 3.00 GiB")
 
-    monkeypatch.setattr(module, "make_step", lambda *_: greedy)
+    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: greedy)
     told = (r"in training regression with cinema-demo with --batch-size 3 .*--resume with --batch-size 1 --accumulate "
             r"3, or --recompute full, or --precision bf16$")  # fmt: skip
     with pytest.raises(OutOfMemory, match=told):

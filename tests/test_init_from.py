@@ -15,7 +15,7 @@ from cinema_fast.train.run_info import LabelInfo, RunInfo, StoreInfo, read_run_i
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
-    monkeypatch.setattr("cinema_fast.methods.pretrain.write_report", lambda *_, **__: [])
+    monkeypatch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])
 
 
 def weights_of(store, out, **changes):

@@ -98,7 +98,7 @@ def test_a_folder_named_wandb_is_no_library(tmp_path, monkeypatch):
 
 def test_a_run_with_tensorboard_and_its_resumption(tiny_store, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
-    monkeypatch.setattr("cinema_fast.methods.pretrain.write_report", lambda *_, **__: [])
+    monkeypatch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])
     out = tmp_path / "run"
     arguments = ["--data", tiny_store, "--out", out, "--steps", 4, "--preset", "cinema-tiny", "--batch-size", 2]
     arguments += ["--log-every", 2, "--sinks", "tensorboard"]

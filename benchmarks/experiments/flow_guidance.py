@@ -39,8 +39,9 @@ from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
 from cinema_fast.data.store.clips import CLIP, ClipStore, clip_frames
 from cinema_fast.data.store.store import CineStore
 from cinema_fast.kernels.patches import gather_patches
-from cinema_fast.methods.evaluation import fixed_batches, fixed_plan, images_of
 from cinema_fast.methods.guidance import Guidance
+from cinema_fast.methods.mae_evaluation import fixed_batches, fixed_plan, images_of
+from cinema_fast.methods.masking import draw_plan
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import MaskConfig, PretrainConfig
 from cinema_fast.models.cinema import CineMA
@@ -48,7 +49,6 @@ from cinema_fast.models.config import preset
 from cinema_fast.models.weights import load_cinema_weights
 from cinema_fast.phantom.cohort import write_cohort
 from cinema_fast.train.checkpoint import newest_checkpoint
-from cinema_fast.train.step import draw_plan
 
 CPU = torch.device("cpu")
 PRESET = "heartmae-tiny"

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 import cinema_fast as cf
-from cinema_fast.train.step import update
+from cinema_fast.train.optimizer import update
 
 OURS = "cinema_fast::"
 COUNTED = ("aten::", OURS)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import cinema_fast as cf
 from cinema_fast.models.flops import forward_flops
-from cinema_fast.train.step import compile_model
+from cinema_fast.train.compile import compile_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PARTS = ("stem", "encoder", "decoder", "update")

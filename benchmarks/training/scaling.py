@@ -19,8 +19,8 @@ import torch
 from checkout import ROOT
 
 import cinema_fast as cf
+from cinema_fast.methods.masking import token_counts
 from cinema_fast.models.flops import H100_BF16, forward_flops, step_flops
-from cinema_fast.train.step import token_counts
 
 DOCUMENT = ROOT / "docs" / "scaling.md"
 MODELS = ("cinema-base", "cinema-large", "cinema-huge")

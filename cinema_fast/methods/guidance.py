@@ -18,8 +18,8 @@ from ..data.store.store import CineStore
 from ..kernels.motion_score import mask_weights, motion_map, patch_means, relative_to_mean
 from ..kernels.native import cuda_unsupported
 from ..models.config import CLIP, CineMAConfig
-from .stopwatch import Stopwatch
 from .pretrain_config import MaskConfig
+from .stopwatch import Stopwatch
 
 GREY = 255  # optical flow takes grey values of 0..255, the model's images lie in 0..1
 

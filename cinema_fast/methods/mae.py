@@ -37,7 +37,8 @@ class MAE(Method):
 
     def __init__(self, options: PretrainConfig, preset: CineMAConfig, place: Place):
         cines = CineStore(options.data)
-        self.options, self.place, self.shape = options, place, fit_to_store(options, cines, preset)
+        self.options, self.place = options, place
+        self.shape = fit_to_store(preset, cines, options.views, options.preset)
         before = read_run_info(options.out) if options.resume else None
         clips = CLIP in self.shape.views
         self.store = ClipStore(cines, options.views, min_frames=min_frames_of(before)) if clips else cines

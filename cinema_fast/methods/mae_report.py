@@ -18,8 +18,8 @@ from ..kernels.masked_mse import TARGET_EPS
 from ..kernels.patches import gather_patches, scatter_patches
 from ..models.cinema import CineMA
 from ..models.config import CLIP
-from .mae_evaluation import Evaluation, fixed_batches, fixed_plan, images_of
 from .guidance import Guidance
+from .mae_evaluation import Evaluation, fixed_batches, fixed_plan, images_of
 from .motion_figure import draw_motion
 
 STAGES = ("input", "masked", "reconstruction", "absolute error")

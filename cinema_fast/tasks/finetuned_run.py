@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.loading.batch import padded_input
 from ..data.store.clips import CLIP, ClipStore, clip_frames
 from ..data.store.store import CineStore
 from ..models.config import CineMAConfig, config_from_dict
@@ -16,7 +17,6 @@ from ..models.weights import load_cinema_weights
 from ..train.checkpoint import newest_checkpoint
 from ..train.run_info import RunInfo, read_run_info
 from ..train.setup import pick_device, pick_precision
-from .examples import frames_input
 from .finetune_config import FinetuneConfig
 from .registry import TableTask, Task, task_from_dict
 from .segmentation import Segmentation
@@ -82,7 +82,7 @@ class FinetunedRun:
                     f"{view}: frames of {values.shape[2:]} do not fit the model's size {size}; prepare them as the "
                     f"run's store was ({self.info.store.prepare})"
                 )
-            images[view] = frames_input(values, size, self.device, view)
+            images[view] = padded_input(values, size, self.device, view)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             found = self.task.predict(self.model, images)
         if isinstance(self.task, Segmentation):

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.loading.batch import Batch
 from ..data.loading.sampler import frame_at
 from ..data.store.store import CineStore
 from ..data.store.tables import check_landmarks, landmark_voxels, read_landmarks
 from ..models.config import CineMAConfig
 from .augment_targets import blank_boxes, move_points
-from .examples import Examples
 from .finetune_config import FinetuneConfig
 from .heatmaps import gaussian_maps, peaks
 from .landmark_positions import check_positions
@@ -168,7 +168,7 @@ class Landmarks:
             return unet_of(shape, len(self.names), config)
         return vit_of(shape, 2 * len(self.names), 1, config)
 
-    def loss(self, model: nn.Module, batch: Examples, blank: float) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch, blank: float) -> Tensor:
         """Mean over the views of soft Dice plus binary cross-entropy of heatmaps, or squared error of coordinates.
 
         Coordinates are shares of the model's image size. A landmark that augmentation moves off the image is unknown.
@@ -197,7 +197,7 @@ class Landmarks:
         size = torch.tensor(image.shape[2:], device=image.device)
         return {view: out.double().unflatten(1, (-1, 2)) * size}
 
-    def validate(self, model: nn.Module, batches: Iterable[Examples]) -> dict[str, float]:
+    def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """score: minus the mean distance in mm; nothing where no landmark is known."""
         found = []
         for batch in batches:

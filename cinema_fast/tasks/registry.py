@@ -6,7 +6,7 @@ from collections import Counter
 from ..data.store.clips import CLIP, MIN_FRAMES, ClipStore
 from ..data.store.store import CineStore
 from ..models.config import CineMAConfig
-from ..train.setup import model_config
+from ..train.setup import fit_to_store
 from .finetune_config import FinetuneConfig
 from .landmarks import LandmarkLabels, Landmarks
 from .segmentation import Segmentation, SegmentationLabels
@@ -72,7 +72,7 @@ def settle(
     elif config.task == "landmarks":
         task, labels = Landmarks.settle(config, cines)
     if config.task in ("segmentation", "landmarks"):
-        shape = model_config(dataclasses.replace(config, views=task.views), cines, base)
+        shape = fit_to_store(base, cines, task.views, config.preset)
         store = cines
         labelled = split.labelled(labels.views_of, config.task)
         used = fewer(
@@ -86,7 +86,7 @@ def settle(
         else:
             labels.check(config.table, used, labelled.val)
     else:
-        shape = model_config(config, cines, base)
+        shape = fit_to_store(base, cines, config.views, config.preset)
         store = ClipStore(cines, config.views, min_frames=min_frames) if clips else cines
         task, labels, used = TableTask.settle(config, store, shape.views, split)
     shown = {view for study in used for view in labels.views_of[study]}

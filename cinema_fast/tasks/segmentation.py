@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.loading.batch import Batch
 from ..data.loading.sampler import frame_at
 from ..data.store.store import CineStore, StoreError
 from ..models.config import CineMAConfig
 from .augment_targets import blank_boxes, move_labels
-from .examples import Examples
 from .finetune_config import FinetuneConfig
 from .losses import segmentation_loss
 
@@ -136,7 +136,7 @@ class Segmentation:
         """A network of (images) -> {view: logits (B, 1 + structures, *size)}."""
         return unet_of(shape, 1 + len(self.structures), config)
 
-    def loss(self, model: nn.Module, batch: Examples, blank: float) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch, blank: float) -> Tensor:
         """Mean over the views of soft Dice plus cross-entropy."""
         images = {view: blank_boxes(image, blank) for view, image in batch.images().items()}
         n_classes = 1 + len(self.structures)
@@ -150,7 +150,7 @@ class Segmentation:
         """{view: (B, 1 + structures, *size) float32 probabilities}."""
         return {view: logits.float().softmax(1) for view, logits in model(images).items()}
 
-    def validate(self, model: nn.Module, batches: Iterable[Examples]) -> dict[str, float]:
+    def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """score: mean Dice over structures and label maps; a structure that is in neither map counts for nothing."""
         found = []
         for batch in batches:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.loading.batch import Batch
 from ..data.store.clips import CLIP, ClipStore, clip_frames
 from ..data.store.store import CineStore
 from ..data.store.tables import Table, check_matches, is_number, means_number
 from ..models.config import CineMAConfig
 from .augment_targets import blank_boxes
-from .examples import Examples
 from .finetune_config import FinetuneConfig
 from .losses import balanced, target_loss
 from .named_files import read_named
@@ -142,7 +142,7 @@ class TableTask:
         out = model(images, self.reduce) if hasattr(model, "encoder") else model(images)
         return out.split([target.width for target in self.targets], dim=1)
 
-    def loss(self, model: nn.Module, batch: Examples, blank: float) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch, blank: float) -> Tensor:
         """The balanced sum of the targets' losses over the studies that have a value."""
         images = {view: blank_boxes(image, blank) for view, image in batch.images().items()}
         values = batch.target["values"].unbind(1)
@@ -164,7 +164,7 @@ class TableTask:
             found[target.name] = out.softmax(1) if target.classes else out[:, 0] * target.sd + target.mean
         return found
 
-    def validate(self, model: nn.Module, batches: Iterable[Examples]) -> dict[str, float]:
+    def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """score: minus the mean over the targets of cross-entropy, or of absolute error over standard deviation.
 
         Of the clips of a study the probabilities, and the numbers, are averaged.

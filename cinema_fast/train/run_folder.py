@@ -6,23 +6,23 @@ from pathlib import Path
 
 from ..common.lock import hold_folder
 from ..common.output import check_outside_store
-from ..methods.pretrain_config import PretrainConfig
+from .options import RunOptions
 from .run_info import RunInfo, read_run_info
 
-_MARKS = ("config.yaml", "metrics.jsonl", "checkpoints")
+_MARKS = ("options.yaml", "metrics.jsonl", "checkpoints")
 
 
-def check_run_folder(config: PretrainConfig, info: RunInfo) -> None:
+def check_run_folder(options: RunOptions, info: RunInfo) -> None:
     """Refuse what is no folder, is or lies in a store, or holds another run.
 
     info: what the run is made of, compared on resume with what the folder's was.
     Raises ValueError saying what differs and what to do.
     """
-    out = config.out
+    out = options.out
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir():
         raise ValueError(f"--out {out}: {there} is a file; want a folder, which may be new")
-    if not config.resume:
+    if not options.resume:
         check_outside_store(out)
         if any((out / mark).exists() for mark in _MARKS):
             raise ValueError(f"{out} already holds a run: go on with it by --resume, or choose another --out")
@@ -30,16 +30,21 @@ def check_run_folder(config: PretrainConfig, info: RunInfo) -> None:
     before = read_run_info(out)
     if before is None:
         return
-    differs = config.differences(before.options, info.options["ranks"])
+    differs = options.differences(before.options, info.options["ranks"])
     old, new = before.model, info.model
     differs += [f"model {name}: was {old.get(name)}, now {new[name]}" for name in new if new[name] != old.get(name)]
     if before.store.sha256 != info.store.sha256:
         was, now = before.store.studies, info.store.studies
-        differs.append(f"store {config.data}: was {was} studies, now {now}, or their contents have changed")
+        differs.append(f"store {options.data}: was {was} studies, now {now}, or their contents have changed")
     if differs:
         raise ValueError(
             f"{out} was begun otherwise, and going on would not be the same run:\n  " + "\n  ".join(differs)
             + "\ngive the old values, or begin another run (--out) from its weights (--init-from)"
+        )
+    if info.labels and (part := info.labels.difference(before.labels)):
+        raise ValueError(
+            f"{out} was begun with other labels ({part} differs from its config.yaml): put them back, or begin another "
+            "run (--out)"
         )
 
 

@@ -47,6 +47,11 @@ class LabelInfo:
     fewest_slices: dict[str, int] | None = None
     seen: dict[str, list[str]] | None = None
 
+    def difference(self, before: "LabelInfo | None") -> str:
+        """What of task, split or used is other than `before`; "" where nothing is."""
+        parts = ("task", "split", "used")
+        return next((part for part in parts if before is None or getattr(self, part) != getattr(before, part)), "")
+
 
 @dataclass(frozen=True)
 class RunInfo:

@@ -23,15 +23,14 @@ from .ranks import Ranks
 from .run_info import LabelInfo, RunInfo, StoreInfo
 
 
-def fit_to_store(
-    options: RunOptions, store: CineStore, base: CineMAConfig, views: Sequence[str] | None = None
-) -> CineMAConfig:
-    """The shape `base` with the views trained on (`views`, or those of the options) and the sizes of the store.
+def fit_to_store(base: CineMAConfig, store: CineStore, views: Sequence[str], preset: str) -> CineMAConfig:
+    """The shape `base` with the views trained on (where none is named all of the store) and the sizes of the store.
 
     A size is rounded up to whole tokens; frames are padded to it. A preset over clips stays as it is: any view gives
-    clips of its size. Raises ValueError naming a view that the store or the preset lacks.
+    clips of its size. preset: what messages call the shape.
+
+    Raises ValueError naming a view that the store or the preset lacks.
     """
-    views = options.views if views is None else views
     stored: dict[str, tuple[int, ...]] = {}  # largest frame by view
     for study in store.ids:
         for view in store.views(study):
@@ -47,7 +46,7 @@ def fit_to_store(
     wanted = set(views or stored)
     if unknown := sorted(wanted - set(base.views)):
         raise ValueError(
-            f"preset {options.preset!r} has no view {unknown[0]!r}, which {store.path} holds; "
+            f"preset {preset!r} has no view {unknown[0]!r}, which {store.path} holds; "
             f"train on others with --views {' '.join(v for v in base.views if v in stored)}"
         )
     shown = tuple(view for view in base.views if view in wanted)
@@ -56,7 +55,7 @@ def fit_to_store(
         token, largest = base.token_size(view), stored[view]
         if len(token) != len(largest):
             raise ValueError(
-                f"{store.path}: {view} frames have {len(largest)} axes, preset {options.preset!r} wants {len(token)}"
+                f"{store.path}: {view} frames have {len(largest)} axes, preset {preset!r} wants {len(token)}"
             )
         prepared = store.prepare.get("sax_size" if view == "sax" else "lax_size", largest)
         image_size[view] = tuple(-(-n // t) * t for n, t in zip(prepared, token))
@@ -162,7 +161,7 @@ def describe_run(
         store=StoreInfo(
             len(cines.ids), store_fingerprint(cines), orientation_of(cines.prepare),
             prepare=dict(cines.prepare) if labels else None,
-        ),  # fmt: skip
+        ),
         versions=versions(),
         min_frames=store.min_frames if isinstance(store, ClipStore) else None,
         labels=labels,
