@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..common.output import new_folder
 from ..common.pool import run_in_processes
 from ..common.progress import progress_bar
-from ..data.store.tables import LANDMARK_COLUMNS
+from ..common.tables import LANDMARK_COLUMNS
 from .heart import BeatingHeart
 from .patient import DISEASES, Patient, draw_patient
 from .render import HeartRenderer

@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.store.tables import check_matches
+from ..common.tables import check_matches
 from .named_files import read_named
 
 PARTS = ("train", "val", "test")

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..common.tables import Table, check_matches, is_number, means_number
 from ..data.store.clips import CLIP, ClipStore, clip_frames
 from ..data.store.store import CineStore
-from ..data.store.tables import Table, check_matches, is_number, means_number
 from ..models.config import CineMAConfig
 from .augment_targets import blank_boxes
 from .examples import Examples
