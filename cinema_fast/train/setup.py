@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..common.views import CLIP
 from ..data.store.store import CineStore
 from ..methods.pretrain_config import PretrainConfig
-from ..models.config import CLIP, CineMAConfig, preset
+from ..models.config import CineMAConfig, preset
 from .ranks import Ranks
 
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from ...common.views import CLIP
 from ...kernels.augment_images import augment_images, move_maps
 from ...kernels.augment_torch import beyond
-from ..store.clips import CLIP
 from .augmentation import AS_STORED, Augmentation
 from .loader import Batch
 

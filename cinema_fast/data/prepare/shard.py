@@ -1,8 +1,9 @@
 """A part of the studies, which one of many jobs prepares."""
 
-import hashlib
 import re
 from typing import NamedTuple
+
+from ...common.shares import digest
 
 
 class Shard(NamedTuple):
@@ -21,8 +22,7 @@ class Shard(NamedTuple):
 
     def holds(self, study: str) -> bool:
         """Whether a study is this part's; the same on every machine."""
-        digest = hashlib.sha256(study.encode("utf-8", "surrogateescape")).digest()
-        return int.from_bytes(digest[:8]) % self.n == self.k - 1
+        return int.from_bytes(digest(study)[:8]) % self.n == self.k - 1
 
 
 def parse_shard(text: str) -> Shard:
