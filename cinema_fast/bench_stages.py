@@ -1,5 +1,6 @@
 """What `bench_data.py` times."""
 
+import json
 import os
 import statistics
 import time
@@ -23,7 +24,12 @@ from .train.setup import fit_to_store, pick_device
 
 
 def time_stages(config: BenchDataConfig) -> DataReport:
-    """The stages of `bench_data`."""
+    """Time all stages on the studies that share the store's most frequent set of views.
+
+    Raises:
+        ValueError: a store, preset or loader that cannot be had (StoreError and LoaderError are among them).
+        OSError: `config.out` cannot be written.
+    """
     device = pick_device(config.device)
     chosen, why = pick_loader(config.loader, device)
     began = time.perf_counter()
@@ -77,7 +83,10 @@ def time_stages(config: BenchDataConfig) -> DataReport:
         "loader": f"{chosen} ({why})", "bytes read per byte of frames": round(asked / wanted, 4),
         "bytes from the disk when cold": from_disk,
     }  # fmt: skip
-    return DataReport(stages, wait, limit(stages, chosen, wait, config.workers, config.step_ms), facts)
+    report = DataReport(stages, wait, limit(stages, chosen, wait, config.workers, config.step_ms), facts)
+    if config.out:
+        config.out.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    return report
 
 
 def drop_from_cache(paths: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ from evaluation_cases import HOSTILE, assessment
 
 from cinema_fast.cli import main
 from cinema_fast.evaluation.compare_evaluations import compare_evaluations, differences, is_evaluation
+from cinema_fast.evaluation.results import write_results
 from cinema_fast.metrics.rows import KEYS, new_row
 
 
@@ -23,9 +24,9 @@ def folders(tmp_path_factory):
     for row in made["elsewhere"].rows:
         row["study"] += "x"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cinema_fast.evaluation.report.write_report", lambda *_: None)
+        patch.setattr("cinema_fast.evaluation.results.write_report", lambda *_: None)
         for name, one in made.items():
-            one.write(root / name, about={})
+            write_results(one, root / name, about={})
     return {name: root / name for name in made}
 
 

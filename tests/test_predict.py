@@ -28,9 +28,10 @@ from prediction_cases import (
 )
 from test_pretrain_real import PREPARE
 
+from cinema_fast.common.tables import read_landmarks
 from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+from cinema_fast.data.store.landmarks import landmark_voxels
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.data.store.tables import landmark_voxels, read_landmarks
 from cinema_fast.prediction import predict
 from cinema_fast.prediction.predict_config import PredictConfig
 from cinema_fast.tasks.finetuned_run import FinetunedRun

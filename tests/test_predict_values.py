@@ -12,10 +12,10 @@ from prediction_cases import lines_of, tree
 from training_fixtures import tiny_store, write_store  # noqa: F401
 
 from cinema_fast.cli import main
+from cinema_fast.common.tables import read_table
 from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
 from cinema_fast.data.store.clips import ClipStore
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.data.store.tables import read_table
 from cinema_fast.tasks.finetuned_run import load_run
 from cinema_fast.train.run_info import RunInfo, StoreInfo, write_run_info
 

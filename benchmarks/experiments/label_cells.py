@@ -15,10 +15,10 @@ from pathlib import Path
 import conditions
 import torch
 
+from cinema_fast.common.tables import read_table
 from cinema_fast.data.loading.augmentation import AugmentConfig
 from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.data.store.tables import read_table
 from cinema_fast.evaluation.compare_evaluations import is_evaluation
 from cinema_fast.evaluation.evaluate import evaluate_run
 from cinema_fast.evaluation.evaluate_config import EvaluateConfig

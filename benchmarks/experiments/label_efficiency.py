@@ -32,8 +32,8 @@ import numpy as np
 import torch
 from label_cells import LEVELS, PRESET, SMOKE, STARTS, Cell, Size, cells, fit, labelled, make_start, make_store
 
+from cinema_fast.common.tables import read_table
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.data.store.tables import read_table
 from cinema_fast.evaluation.compare_evaluations import is_evaluation, read_evaluation
 from cinema_fast.evaluation.compare_runs import markdown_table
 from cinema_fast.evaluation.summary import Target, measure_of, row_sets

@@ -33,12 +33,13 @@ from workload import GateError
 import cinema_fast as cf
 from cinema_fast.bench_data import BenchDataConfig
 from cinema_fast.bench_stages import drop_from_cache, io_counts, time_stages
+from cinema_fast.common.views import VIEWS
 from cinema_fast.data.loading.augment import model_input
 from cinema_fast.data.loading.augmentation import AugmentConfig
 from cinema_fast.data.loading.dali import make_loader, why_not_dali
 from cinema_fast.data.loading.loader import augmentation_tensors, read_batch
 from cinema_fast.data.loading.sampler import Sampler, frame_at
-from cinema_fast.data.store.store import VIEWS, CineStore, write_index, write_study
+from cinema_fast.data.store.store import CineStore, write_index, write_study
 
 AUGMENT = AugmentConfig(rotation=20, translation=10, flip=0.5, gamma=(0.7, 1.4), noise=0.05)
 TARGETS = {"read": 30, "read and augment": 10}  # times faster than the fastest peer

@@ -94,10 +94,10 @@ def embed(config: EmbedConfig) -> EmbedReport:
     _require_pyarrow()
     from ..common.parsed_file import read_json
     from ..common.progress import progress_bar
+    from ..common.tables import check_matches, read_table
     from ..data.store.clips import CLIP, ClipStore
     from ..data.store.orientation import check_orientation
     from ..data.store.store import CineStore
-    from ..data.store.tables import check_matches, read_table
     from ..figures.canvas import printable
     from ..models.cinema import CineMA
     from ..models.config import config_from_dict

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ..common.output import new_folder
 from ..common.progress import progress_bar
+from ..common.tables import Table, check_matches, is_number, read_landmarks
 from ..data.loading.loader import LoaderError
 from ..data.store.clips import CLIP, ClipStore
+from ..data.store.landmarks import check_landmarks, landmark_voxels
 from ..data.store.orientation import check_orientation
 from ..data.store.store import CineStore, StoreError
-from ..data.store.tables import Table, check_landmarks, check_matches, is_number, landmark_voxels, read_landmarks
 from ..metrics.cases import NEEDED, SegmentationCase, missing_structures
 from ..metrics.function import QUANTITIES, VENTRICLES, has_volumes
 from ..metrics.segmentation import stability_score
@@ -31,6 +32,7 @@ from ..tasks.table_targets import TableTask
 from ..train.setup import store_fingerprint
 from .assessment import Assessment
 from .evaluate_config import EvaluateConfig
+from .results import write_results
 from .summary import check_groups
 
 
@@ -91,7 +93,7 @@ def _evaluate(config: EvaluateConfig) -> dict:
     }  # fmt: skip
     if training := run.trained_views():
         told["training"] = training
-    return sums.write(config.out, about=told, table=groups)
+    return write_results(sums, config.out, about=told, table=groups)
 
 
 def _of_run(run: FinetunedRun, option: Literal["data", "table"]) -> Path | None:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..figures.canvas import printable
 from ..figures.overlays import COLOURS, cycle_gif, landmarks_png, stills_png
@@ -14,11 +14,9 @@ from ..metrics.classification import Classification
 from ..metrics.flags import CODES, in_order
 from ..metrics.function import QUANTITIES
 from ..metrics.rows import Row, number
+from .assessment import Assessment
 from .report_figures import agreement_png, classification_png, dice_png, distances_png, volume_png
 from .summary import ALL_CLASSES, Table, Target, measure_of, row_sets
-
-if TYPE_CHECKING:
-    from .assessment import Assessment
 
 TITLES = {
     "segmentation": ("Label maps", "Means over labelled frames. Distances are between surfaces. A class that is in "
@@ -56,7 +54,7 @@ class Picture(NamedTuple):
     alt: str
 
 
-def write_report(path: Path, results: Mapping, tables: Sequence[Table], assessment: "Assessment") -> None:
+def write_report(path: Path, results: Mapping, tables: Sequence[Table], assessment: Assessment) -> None:
     """Write the report. Every name in it comes from a file or a table, and is escaped."""
     import jinja2
 
@@ -91,7 +89,7 @@ def label(metric: str) -> str:
     return LABELS.get(metric, words)
 
 
-def _section(kind: str, tables: Sequence[Table], sets: Sequence, assessment: "Assessment") -> dict:
+def _section(kind: str, tables: Sequence[Table], sets: Sequence, assessment: Assessment) -> dict:
     title, about = TITLES[kind]
     own = [(view, name, rows) for (of, view, name), rows in sets if of == kind]
     pictures = [picture for draw in (_PICTURES.get(kind),) if draw for picture in draw(own, assessment.targets)]
@@ -184,7 +182,7 @@ def _wrong(row: Row) -> float:
     return math.nan if row["truth"] == row["decided"] else max(probabilities, default=math.nan)
 
 
-def _cases(assessment: "Assessment") -> Iterator[dict]:
+def _cases(assessment: Assessment) -> Iterator[dict]:
     for view, gallery in assessment.galleries.items():
         for why, exhibit in gallery.chosen():
             pictures = []
@@ -202,13 +200,13 @@ def _cases(assessment: "Assessment") -> Iterator[dict]:
             yield {"title": title, "pictures": pictures}
 
 
-def _legend(assessment: "Assessment") -> Iterator[tuple[str, int]]:
+def _legend(assessment: Assessment) -> Iterator[tuple[str, int]]:
     """Names of the classes, and which of COLOURS they have."""
     for value, name in assessment.classes.items():
         yield name, (value - 1) % len(COLOURS)
 
 
-def _landmark_cases(assessment: "Assessment") -> Iterator[dict]:
+def _landmark_cases(assessment: Assessment) -> Iterator[dict]:
     for view, gallery in assessment.landmark_galleries.items():
         for why, exhibit in gallery.chosen():
             what = f"{view}, {why} of {len(gallery.scores)} frames: {exhibit.study}, frame {exhibit.frame}"

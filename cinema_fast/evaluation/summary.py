@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.store.tables import is_number
+from ..common.tables import is_number
 from ..metrics.bootstrap import RESAMPLES, Estimate, Measure, estimate
 from ..metrics.characteristics import WORDS
 from ..metrics.classification import Classification

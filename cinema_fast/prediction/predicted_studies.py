@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..common.tables import LANDMARK_COLUMNS
 from ..data.formats.nifti import Cine
 from ..data.prepare.geometry import spacing_of
 from ..data.prepare.original_geometry import (
@@ -21,7 +22,6 @@ from ..data.store.clips import CLIP, ClipStore
 from ..data.store.orientation import arrange, arranged, inverse
 from ..data.store.records import CineInfo
 from ..data.store.store import CineStore
-from ..data.store.tables import LANDMARK_COLUMNS
 from ..figures.prediction import landmarks_gif, outlines_gif, volume_png
 from ..metrics.flags import cycle_flags, in_order
 from ..metrics.function import QUANTITIES, CycleFunction, cycle_function, has_volumes, volume_curves

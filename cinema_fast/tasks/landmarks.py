@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..common.tables import read_landmarks
 from ..data.loading.batch import Batch
 from ..data.loading.sampler import frame_at
+from ..data.store.landmarks import check_landmarks, landmark_voxels
 from ..data.store.store import CineStore
-from ..data.store.tables import check_landmarks, landmark_voxels, read_landmarks
 from ..models.config import CineMAConfig
 from .augment_targets import blank_boxes, move_points
 from .finetune_config import FinetuneConfig

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..common.tables import Table, check_matches, is_number, means_number
 from ..data.loading.batch import Batch
 from ..data.store.clips import CLIP, ClipStore, clip_frames
 from ..data.store.store import CineStore
-from ..data.store.tables import Table, check_matches, is_number, means_number
 from ..models.config import CineMAConfig
 from .augment_targets import blank_boxes
 from .finetune_config import FinetuneConfig

@@ -7,7 +7,8 @@ from typing import Literal
 
 from ..common.parsed_file import parse_yaml
 from ..common.regular_file import read_regular
-from ..data.store.clips import CLIP, MIN_FRAMES
+from ..common.views import CLIP
+from ..data.store.clips import MIN_FRAMES
 from ..data.store.orientation import Orientation, orientation_of
 
 FORMAT = 2  # 1, which files do not say: no kind; runs of `finetune` have a task

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..common.views import CLIP
 from ..data.store.clips import ClipStore
 from ..data.store.orientation import orientation_of
 from ..data.store.store import CineStore
-from ..models.config import CLIP, CineMAConfig
+from ..models.config import CineMAConfig
 from .method import Place
 from .options import RunOptions
 from .ranks import Ranks

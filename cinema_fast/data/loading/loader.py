@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..store.clips import CLIP, ClipStore
+from ...common.views import CLIP
+from ..store.clips import ClipStore
 from ..store.store import CineStore, StoreError
 from .augmentation import Augmentation
 from .batch import Batch

@@ -13,12 +13,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from hashlib import sha256
 
 import numpy as np
 
 from cinema_fast.kernels.philox import philox_numpy
 
+from ...common.shares import cut
 from .augmentation import AS_STORED, Augmentation, AugmentConfig
 
 # Word 3 of the counter says what a word is for. Masks put the view's index there, so these start far above.
@@ -61,11 +61,10 @@ def held_out(ids: Iterable[str], share: float) -> set[str]:
     """
     if not 0.0 <= share < 1.0:
         raise ValueError(f"holdout must lie in [0, 1), got {share}")
-    order = sorted(ids, key=lambda study: sha256(study.encode("utf-8", "surrogateescape")).digest())
-    count = max(round(share * len(order)), 1) if share else 0
-    if count and count >= len(order):
-        raise ValueError(f"holdout {share} of {len(order)} studies leaves none to train on")
-    return set(order[:count])
+    away, training = cut(ids, share)
+    if share and not training:
+        raise ValueError(f"holdout {share} of {len(away)} studies leaves none to train on")
+    return set(away)
 
 
 class Sampler:

@@ -15,21 +15,17 @@ A NIfTI header that says nothing of the patient (no code, or the scanner's own a
 cine is kept as stored. DICOM always says it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from ...common.naming import named
 from ..formats.nifti import Cine, Volume
-
-if TYPE_CHECKING:
-    from .store import CineStore
+from .store import CineStore
 
 # Where X and Y lead, as shares of (left, back, feet): rounded means of rows and columns as scanners of three sites had
 # them (M&Ms, M&Ms-2 and a Siemens study). So the anterior wall is up in SAX, 2C and 3C, the apex on the left in 2C and

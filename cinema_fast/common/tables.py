@@ -8,19 +8,15 @@ import io
 import math
 import re
 import sys
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ...common.naming import named
-from .records import CineInfo
+from .naming import named
 
 LANDMARK_COLUMNS = ("study", "view", "frame", "landmark", "x_mm", "y_mm", "z_mm")
-
-
 MOST = float(np.finfo(np.float32).max)  # what models compute in
 
 
@@ -108,35 +104,6 @@ def _named(studies: Sequence[str]) -> str:
     return named([repr(study) for study in studies])
 
 
-def check_landmarks(
-    path: Path, points: Mapping[str, Mapping[str, Mapping]], views_of: Mapping[str, Sequence[str]],
-    studies: Collection[str], where: Path,
-) -> None:  # fmt: skip
-    """Say on stderr which views of a table of `read_landmarks` a store has not, and which studies, as `check_matches`.
-    views_of: {study of the store `where`: its views}. studies: those of it that are wanted.
-
-    Raises ValueError where a view is one of the store's but for case and signs, or none of the studies is in the table.
-    """
-    check_matches(path, points, studies, where, views_of)
-    lines = Counter(view for views in points.values() for view, frames in views.items()
-                    for known in frames.values() for _ in known)  # fmt: skip
-    here = dict.fromkeys(view for views in views_of.values() for view in views)
-    spelt = {_plain(view): view for view in here}
-    absent = [view for view in lines if view not in here]
-    for view in absent:
-        if _plain(view) in spelt:
-            raise ValueError(f"{path}: {lines[view]} lines are of the view {view!r}, which {where} spells "
-                             f"{spelt[_plain(view)]!r}: correct the table")
-    if absent:
-        counted = ", ".join(f"{view!r} ({lines[view]} lines)" for view in absent)
-        print(f"{path}: no study of {where} has the view {counted}: left out; its views are {', '.join(here)}",
-              file=sys.stderr)
-
-
-def _plain(view: str) -> str:
-    return re.sub("[^a-z0-9]", "", view.lower())
-
-
 def read_table(path: Path | str, column: str = "study") -> Table:
     """Read a CSV table with a line per study, and a first line of names.
 
@@ -193,17 +160,6 @@ def read_landmarks(path: Path | str) -> dict[str, dict[str, dict[int, dict[str, 
     if not found:
         raise ValueError(f"{path}: no landmarks in it, only the names of columns")
     return found
-
-
-def landmark_voxels(info: CineInfo, mm: np.ndarray) -> np.ndarray:
-    """Where points (n, 3) in scanner mm lie in the stored images of a view: float64 (n, 2) voxel coordinates in plane
-    for a single slice, to which points off it are projected; (n, 3) for a stack.
-
-    Raises StoreError where the store does not know the view's geometry.
-    """
-    affine = info.affine
-    voxels = np.linalg.solve(affine[:3, :3], (np.asarray(mm, np.float64).reshape(-1, 3) - affine[:3, 3]).T).T
-    return voxels[:, : len(info.shape) - 1]
 
 
 def _read_lines(path: Path, wanted: tuple[str, ...]) -> tuple[tuple[str, ...], Iterator[tuple[int, dict[str, str]]]]:
