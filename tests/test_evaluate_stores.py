@@ -8,13 +8,12 @@ import torch
 from labelled_discs import discs, write_discs  # noqa: F401
 from test_finetune_inputs import rewrite
 
-from cinema_fast.evaluation import evaluate
 from cinema_fast.evaluation.evaluate import evaluate_run
 from cinema_fast.evaluation.evaluate_config import EvaluateConfig
 from cinema_fast.metrics.rows import read_rows
 from cinema_fast.metrics.segmentation import stability_score
 from cinema_fast.tasks.finetune import finetune
-from cinema_fast.tasks.finetuned_run import load_run
+from cinema_fast.tasks.finetuned_run import FinetunedRun, load_run
 from cinema_fast.train.run_info import read_run_info
 
 pytest.importorskip("jinja2")
@@ -80,7 +79,7 @@ def test_pixels_of_another_size(runs, tmp_path):
 def test_a_label_without_a_name_is_named_before_the_work(runs, tmp_path, monkeypatch):
     other = write_discs(tmp_path / "other", 14, views=("sax",))
     rewrite(other, "s13", "sax", lambda maps: np.where(maps == 3, 9, maps))
-    monkeypatch.setattr(evaluate, "_judge_segmentation", lambda *_: pytest.fail("studies were judged"))
+    monkeypatch.setattr(FinetunedRun, "predict_frames", lambda *_: pytest.fail("studies were judged"))
     with pytest.raises(ValueError, match=r"study s13: its sax label maps hold the label 9, and the structures are 3"):
         judge(runs / "first", tmp_path / "eval", data=other)
     assert not (tmp_path / "eval").exists()
@@ -98,6 +97,6 @@ def test_the_stability_of_a_sure_model(runs):
     logits = 15 * torch.randn(2, 4, 24, 24, 3, generator=rng)
     assert float((logits.amax(1) - logits.amin(1)).median()) > 28
     right = stability_score(logits)[:, 1:]
-    found = evaluate._stability(logits.softmax(1), task, {0: np.zeros(1), 1: np.zeros(1)})
+    found = task.stability(logits.softmax(1), (0, 1))
     for t in (0, 1):
         assert list(found[t].values()) == pytest.approx(right[t].tolist(), abs=1e-3)

@@ -169,7 +169,7 @@ def test_landmarks_are_drawn_where_they_are():
     for frame, off in enumerate((0.0, 40.0, 8.0)):
         made.add_landmarks("a" * (1 + frame), "lax_4c", frame, truth | {"apex": (40.0, 20 + off)}, truth, **how)
     made.add_landmarks("d", "lax_4c", 0, {}, truth, **how)
-    chosen = made.landmark_galleries["lax_4c"].chosen()
+    chosen = made.galleries["landmarks", "lax_4c"].chosen()
     assert [(why, exhibit.study) for why, exhibit in chosen][:2] == [("worst", "d"), ("worst", "aa")]
     picture = np.asarray(Image.open(io.BytesIO(landmarks_png(chosen[1][1]))).convert("RGB")).swapaxes(0, 1)[:, 28:]
     zoom = picture.shape[0] // 80

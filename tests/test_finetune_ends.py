@@ -21,7 +21,6 @@ from cinema_fast.models.config import preset
 from cinema_fast.tasks.finetune import finetune
 from cinema_fast.tasks.finetune_config import FinetuneConfig
 from cinema_fast.tasks.finetuned_run import load_run
-from cinema_fast.tasks.registry import settle
 from cinema_fast.tasks.segmentation import Segmentation
 from cinema_fast.tasks.split import Split
 from cinema_fast.tasks.supervised import Supervised
@@ -164,7 +163,7 @@ def test_the_smallest_stack_is_that_of_all_labelled_studies(tmp_path, monkeypatc
     for split, fewest in (
         (Split((*train, names[7]), (names[9],), (names[8],)), 2), (Split(train, (names[7],), (names[8],)), 2),
     ):  # fmt: skip
-        settled = settle(config, store, preset(config.preset), split)
+        settled = Segmentation.settle(config, store, preset(config.preset), split, min_frames=3)
         assert names[7] not in settled.used and settled.fewest_slices == {"sax": fewest}
 
 

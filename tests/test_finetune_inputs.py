@@ -14,7 +14,7 @@ from cinema_fast.data.store.store import CineStore, read_index, write_index, wri
 from cinema_fast.models.config import preset
 from cinema_fast.tasks.finetune import finetune
 from cinema_fast.tasks.finetune_config import FinetuneConfig
-from cinema_fast.tasks.registry import settle
+from cinema_fast.tasks.segmentation import Segmentation
 from cinema_fast.tasks.split import split_studies
 
 TABLE = "study,ef,kind,odd\n"
@@ -81,7 +81,8 @@ def test_labels_of_few_maps(refused, discs, tmp_path):  # noqa: F811
 def settle_of(discs, store):  # noqa: F811
     config = discs.config(store, "segmentation", data=store)
     cines = CineStore(store)
-    return settle(config, cines, preset(config.preset), split_studies(cines.ids, val=config.val, test=config.test))
+    split = split_studies(cines.ids, val=config.val, test=config.test)
+    return Segmentation.settle(config, cines, preset(config.preset), split, min_frames=3)
 
 
 def rewrite(store, study: str, view: str, change) -> None:

@@ -189,7 +189,7 @@ def test_the_baseline(discs, tmp_path, task):  # noqa: F811
     finetune(config)
     run = load_run(tmp_path / "run", device="cpu")
     torch.manual_seed(config.seed)
-    fresh = dict(run.task.build(run.shape, config).named_parameters())
+    fresh = dict(run.task.network(run.shape, config).named_parameters())
     assert fresh and not any(torch.equal(fresh[name], after) for name, after in run.model.named_parameters())
     assert type(run.model).__name__ == {"segmentation": "UNetBaseline", "regression": "ResNetBaseline"}[task]
 

@@ -36,9 +36,11 @@ from cinema_fast.common.tables import read_table
 from cinema_fast.data.store.store import CineStore
 from cinema_fast.evaluation.compare_evaluations import is_evaluation, read_evaluation
 from cinema_fast.evaluation.compare_runs import markdown_table
-from cinema_fast.evaluation.summary import Target, measure_of, row_sets
+from cinema_fast.evaluation.judgements import JUDGEMENTS
+from cinema_fast.evaluation.summary import row_sets
 from cinema_fast.metrics.bootstrap import Estimate, Measure, estimate
 from cinema_fast.metrics.function import cardiac_function, ed_es, volume_curves
+from cinema_fast.metrics.judgement import Target
 from cinema_fast.metrics.rows import Row, key
 from cinema_fast.metrics.segmentation import CLASSES
 from cinema_fast.tasks.split import split_studies
@@ -104,7 +106,7 @@ def compare(out: Path, size: Size, figure: Figure, level: str) -> Comparison:
             of = [row["study"] for row in rows]
             if studies and of != studies:
                 raise SystemExit(f"{folder} judges other studies than the cells before: begin with another --out")
-            studies, measures[start][seed] = of, measure_of(figure.rows[0], rows, target)
+            studies, measures[start][seed] = of, JUDGEMENTS[figure.rows[0]].measure(rows, target)
 
     def judged(parts: list[tuple[float, Measure]]) -> Estimate:
         return estimate(Sum(parts), studies, resamples=size.resamples)[figure.metric]

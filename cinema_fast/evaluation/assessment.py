@@ -7,13 +7,14 @@ import numpy as np
 
 from ..common.extras import need
 from ..metrics.bootstrap import RESAMPLES
-from ..metrics.cases import Gallery, LandmarkExhibit, SegmentationCase, case_rows, check_case, exhibit_of
+from ..metrics.cases import Exhibit, Gallery, LandmarkExhibit, SegmentationCase, case_rows, check_case, exhibit_of
 from ..metrics.classification import checked, decide
 from ..metrics.function import has_volumes
+from ..metrics.judgement import Judgement, Target
 from ..metrics.means import landmark_scores
 from ..metrics.rows import Row, new_row
 from ..metrics.segmentation import CLASSES
-from .summary import Target
+from .judgements import JUDGEMENTS
 
 WITHIN_MM = (5.0, 10.0)
 FAR_MM = 1000.0  # how far off a landmark that was not found counts where cases are chosen for pictures
@@ -40,8 +41,8 @@ class Assessment:
         self.left_out: list[tuple[str, str]] = []
         self.flags: list[tuple[str, str, str]] = []  # study, view, code
         self.targets: dict[str, Target] = {}
-        self.galleries: dict[str, Gallery] = {}
-        self.landmark_galleries: dict[str, Gallery] = {}
+        self.judgements: dict[str, Judgement] = dict(JUDGEMENTS)
+        self.galleries: dict[tuple[str, str], Gallery] = {}  # by kind and view
         self._seen: set[tuple] = set()
 
     def add_segmentation(self, case: SegmentationCase) -> None:
@@ -61,7 +62,7 @@ class Assessment:
         exhibit = exhibit_of(case, rows, self.classes)
         for code in exhibit.flags:
             self.flag(case.study, code, case.view)
-        self.galleries.setdefault(case.view, Gallery()).offer(exhibit)
+        self._offer("segmentation", exhibit)
 
     def add_regression(self, study: str, target: str, pred: float, truth: float, unit: str = "") -> None:
         """A predicted number and the true one, of a unit."""
@@ -130,8 +131,18 @@ class Assessment:
             points = {name: (np.asarray(pred_mm.get(name, nowhere)) / pixel, np.asarray(truth) / pixel)
                       for name, truth in truth_mm.items()}  # fmt: skip
             score = -sum(min(row["distance_mm"], FAR_MM) for row in rows) / len(rows)
-            gallery = self.landmark_galleries.setdefault(view, Gallery())
-            gallery.offer(LandmarkExhibit(study, view, frame, score, image.copy(), points))
+            self._offer("landmarks", LandmarkExhibit(study, view, frame, score, image.copy(), points))
+
+    def add(
+        self, judgement: Judgement, study: str, name: str, view: str = "", frame: int | str = "", **values: float
+    ) -> None:
+        """A row of a kind that the evaluation itself does not know: numbers of what has a name. nan: there was nothing
+        to judge; inf: it failed."""
+        if self.judgements.setdefault(judgement.kind, judgement) is not judgement:
+            raise ValueError(f"{judgement.kind}: there is another judgement of this name")
+        self._once(judgement.kind, study, name, view, frame)
+        values = {column: float(value) for column, value in values.items()}
+        self.rows.append(new_row(judgement.kind, study, name, view, frame, **values))
 
     def flag(self, study: str, code: str, view: str = "") -> None:
         """Mark a study as one to look at again: a code of `flags`, and the views that it is about. It is judged all the
@@ -141,6 +152,9 @@ class Assessment:
     def leave_out(self, study: str, why: str) -> None:
         """Note what could not be judged; the report and results.json say it."""
         self.left_out.append((study, why))
+
+    def _offer(self, kind: str, exhibit: Exhibit | LandmarkExhibit) -> None:
+        self.galleries.setdefault((kind, exhibit.view), Gallery()).offer(exhibit)
 
     def _once(self, kind: str, study: str, *where: object) -> None:
         if (kind, study, *where) in self._seen:

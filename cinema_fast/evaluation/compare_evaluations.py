@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..common.naming import named
@@ -14,10 +14,13 @@ from ..common.output import folder_for, whole_file
 from ..common.parsed_file import read_json
 from ..figures.canvas import printable
 from ..metrics.bootstrap import LEVEL, RESAMPLES, Difference, difference
+from ..metrics.judgement import Judgement, Target
 from ..metrics.rows import KINDS, Row, key, number, read_rows
+from ..tasks.registry import task_class
 from .compare_runs import UNKNOWN, markdown_table
+from .judgements import JUDGEMENTS
 from .report import figure, label
-from .summary import Target, measure_of, row_sets
+from .summary import row_sets
 
 RESULTS, ROWS = "results.json", "rows.csv"
 TRUTHS = ("truth", "truth_ml")
@@ -25,11 +28,12 @@ TRUTHS = ("truth", "truth_ml")
 
 @dataclass(frozen=True)
 class EvaluationFolder:
-    """What `evaluate` wrote: rows by what they are of, and the targets by name."""
+    """What `evaluate` wrote: rows by what they are of, the targets by name, and the kinds of rows by name."""
 
     path: Path
     rows: dict[tuple, Row]
     targets: dict[str, Target]
+    judgements: Mapping[str, Judgement] = field(default_factory=lambda: JUDGEMENTS)
 
     @property
     def studies(self) -> set[str]:
@@ -61,7 +65,7 @@ def _compare(paths: Sequence[Path], out: Path | None) -> str:
     texts, numbers = [], []
     for second in others:
         pairs = pair(first, second)
-        found = differences(*pairs, first.targets)
+        found = differences(*pairs, first.targets, first.judgements)
         texts.append(_text(first, second, pairs[0], found))
         numbers.append({
             "first": str(first.path), "second": str(second.path),
@@ -83,16 +87,20 @@ def read_evaluation(path: Path) -> EvaluationFolder:
     """Read an evaluation folder. Raises ValueError naming the file that is damaged."""
     file = path / RESULTS
     try:
-        found = read_json(file)["targets"]
-        targets = {name: Target(tuple(t["classes"]), float(t["threshold"]), t["unit"]) for name, t in found.items()}
+        found = read_json(file)
+        targets = {name: Target(tuple(t["classes"]), float(t["threshold"]), t["unit"])
+                   for name, t in found["targets"].items()}  # fmt: skip
+        kinds = found.get("kinds", ())
+        own = () if JUDGEMENTS.keys() >= set(kinds) else task_class(found["about"]["task"]).judgements
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); evaluate again") from None
-    rows = read_rows(path / ROWS)
+    own = {judgement.kind: judgement for judgement in own}
+    rows = read_rows(path / ROWS, (*KINDS, *own))
     by_key = {key(row): row for row in rows}
     if len(by_key) < len(rows) or not rows:
         raise ValueError(f"{path / ROWS}: want rows, each of another study, view, frame and name; got {len(rows)} rows "
                          f"of {len(by_key)}; evaluate again")  # fmt: skip
-    return EvaluationFolder(path, by_key, targets)
+    return EvaluationFolder(path, by_key, targets, JUDGEMENTS | own)
 
 
 def pair(first: EvaluationFolder, second: EvaluationFolder) -> tuple[list[Row], list[Row]]:
@@ -100,7 +108,7 @@ def pair(first: EvaluationFolder, second: EvaluationFolder) -> tuple[list[Row], 
     was true or how it is judged."""
     shared = [of for of in first.rows if of in second.rows]
     if not shared:
-        kinds = [", ".join(k for k in KINDS if any(of[0] == k for of in one.rows)) for one in (first, second)]
+        kinds = [", ".join(k for k in one.judgements if any(of[0] == k for of in one.rows)) for one in (first, second)]
         raise ValueError(f"{first.path} ({kinds[0]}) and {second.path} ({kinds[1]}) have no study with the same "
                          "view and target in common; want two evaluations of one task on the same studies")  # fmt: skip
     for name in dict.fromkeys(of[-1] for of in shared):
@@ -121,6 +129,7 @@ def differences(
     first: Sequence[Row],
     second: Sequence[Row],
     targets: Mapping[str, Target],
+    judgements: Mapping[str, Judgement] = JUDGEMENTS,
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -130,8 +139,9 @@ def differences(
     Compared is what both have; the note of a difference counts what failed in each: a model that misses the hard
     hearts must not look as good as one that finds them.
     """
-    before = [dict(_sets(rows)) for rows in (first, second)]  # what failed in which is no longer seen in `both`
-    both = list(zip(*(_sets(rows) for rows in _where_both_are_defined(first, second))))
+    # what failed in which is no longer seen in `both`
+    before = [dict(_sets(rows, judgements)) for rows in (first, second)]
+    both = list(zip(*(_sets(rows, judgements) for rows in _where_both_are_defined(first, second))))
     found = {}
     for (where, ours), (_, theirs) in both:
         kind, _, name = where
@@ -139,20 +149,24 @@ def differences(
         if not shared:
             continue
         rows = [ours[of] for of in shared], [theirs[of] for of in shared]
-        measures = [measure_of(kind, part, targets.get(name, Target())) for part in (*rows, rows[0] + rows[1])]
+        measures = [judgements[kind].measure(part, targets.get(name, Target())) for part in (*rows, rows[0] + rows[1])]
         studies = [row["study"] for row in rows[0]]
         found[where] = difference(*measures, studies, resamples=resamples, seed=seed)
         for metric, one in found[where].items():
-            column = "pred" if kind in ("function", "cycle") else metric
-            failed = [sum(math.isinf(number(sets[where][of], column)) for of in shared) for sets in before]
+            failed = [sum(_failed(sets[where][of], metric) for of in shared) for sets in before]
             if any(failed):
                 told = f"failed in {failed[0]} (first) and {failed[1]} (second)"
                 found[where][metric] = dataclasses.replace(one, note="; ".join(filter(None, (told, one.note))))
     return found
 
 
-def _sets(rows: Sequence[Row]) -> list[tuple[tuple, dict[tuple, Row]]]:
-    return [(where, {key(row): row for row in found}) for where, found in row_sets(rows)]
+def _sets(rows: Sequence[Row], judgements: Mapping[str, Judgement]) -> list[tuple[tuple, dict[tuple, Row]]]:
+    return [(where, {key(row): row for row in found}) for where, found in row_sets(rows, judgements)]
+
+
+def _failed(row: Row, metric: str) -> bool:
+    """Whether the metric is a failure in a row, or the prediction that it is made of."""
+    return any(isinstance(row.get(name), float) and math.isinf(row[name]) for name in (metric, "pred"))
 
 
 def _where_both_are_defined(first: Sequence[Row], second: Sequence[Row]) -> tuple[list[Row], list[Row]]:

@@ -57,14 +57,14 @@ def classification_png(title: str, measure: Classification, threshold: float) ->
     return _png(figure, f"{title}, n = {measure.n}")
 
 
-def volume_png(exhibit: Exhibit, classes: Mapping[int, str]) -> bytes:
+def volume_png(exhibit: Exhibit) -> bytes:
     """Volumes over the cycle as predicted, those of the labels as crosses, the ejection fraction of both, and flags.
 
-    classes: label -> name; a curve has the colour of its outline.
+    A curve has the colour of its outline.
     """
     figure = new_figure(5.2, 3.2)
     axes = figure.subplots()
-    for label, name in classes.items():
+    for label, name in exhibit.classes.items():
         if name not in exhibit.curves:
             continue
         curve = exhibit.curves[name]

@@ -33,7 +33,7 @@ def write_results(
     groups = {column: subgroups({s: cells[s] for s in judged if s in cells})
               for column, cells in (table or {}).items()}  # fmt: skip
     drawn = {"resamples": assessment.resamples, "seed": assessment.seed}
-    tables = summarise(assessment.rows, assessment.targets, groups, **drawn)
+    tables = summarise(assessment.rows, assessment.targets, groups, judgements=assessment.judgements, **drawn)
     results = {
         "format": 1,
         "version": __version__,

@@ -83,7 +83,7 @@ class Exhibit:
     the cycle, of a stack the middle slice, which `slice` names ("" otherwise). stills: (caption, image, pred, truth),
     each (x, y). curves, truth_ml: {class: volumes [ml]} at `frames`, and {frame: {class: ml}} where labelled; empty for
     single slices. cycle_ef: {ventricle: EF of its own predicted curve}. values: {quantity: (pred, truth)} at the
-    labelled frames. flags: codes of what is to be looked at again.
+    labelled frames. flags: codes of what is to be looked at again. classes: names of the labels.
     """
 
     study: str
@@ -100,6 +100,7 @@ class Exhibit:
     values: dict[str, tuple[float, float]]
     frame_time_ms: float | None
     flags: list[str]
+    classes: Mapping[int, str]
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def exhibit_of(case: SegmentationCase, rows: list[Row], classes: Mapping[int, st
         f"slice {middle} of 0 to {case.pred.shape[3] - 1}" if stack else "", stills, frames,
         curves, volumes, cycle_ef,
         {row["name"]: (row["pred"], row["truth"]) for row in rows if row["kind"] == "function"}, case.frame_time_ms,
-        case_flags(case, rows, classes),
+        case_flags(case, rows, classes), classes,
     )  # fmt: skip
 
 

@@ -11,12 +11,14 @@ Columns: kind, study, view, frame, name, then the values that any kind has; a ce
     classification name: target    truth, decided: classes; p0, p1, ...: their probabilities
     landmarks     name: landmark   distance_mm, within_5_mm, ...
 
+A task's own kind of rows (see judgement.py) has numbers alone.
+
 A value of kind function or cycle that is negative or implausible has its code in the column `flags` (see flags.py).
 """
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 KINDS = ("segmentation", "function", "cycle", "regression", "retest", "classification", "landmarks")
@@ -46,8 +48,9 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
                          for row in rows)  # fmt: skip
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a rows.csv. Raises ValueError naming file, line and column of what cannot be read."""
+def read_rows(path: Path, kinds: Collection[str] = KINDS) -> list[Row]:
+    """The rows of a rows.csv, each of one of the kinds. Raises ValueError naming file, line and column of what cannot
+    be read."""
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
@@ -57,8 +60,8 @@ def read_rows(path: Path) -> list[Row]:
         except (csv.Error, ValueError) as error:
             raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
     for number, row in enumerate(rows, start=2):
-        if row["kind"] not in KINDS:
-            raise ValueError(f"{path}, row {number}: kind {row['kind']!r}; want one of {', '.join(KINDS)}")
+        if row["kind"] not in kinds:
+            raise ValueError(f"{path}, row {number}: kind {row['kind']!r}; want one of {', '.join(kinds)}")
     return rows
 
 

@@ -114,9 +114,10 @@ def load_starting_weights(
     """
     name = name or ("" if isinstance(source, Mapping) else str(source))
     state, where = _published(_read(source)), f" in {name}" * bool(name)
-    balance = state.pop("log_variance", None)
-    if not _is_pretrained(state) and not _misfits(cinema_state_dict(model), state):
-        _load(model, state, where)
+    balance, own = state.pop("log_variance", None), cinema_state_dict(model)
+    whole = state | {name: tensor for name, tensor in own.items() if name == "log_variance"}
+    if not _is_pretrained(state) and not _misfits(own, whole):
+        _load(model, whole, where)
         said, absent = f"all {len(state)} tensors" + "; left: log_variance" * (balance is not None), ()
     else:
         said = _load_encoder(model, state, where)

@@ -31,13 +31,12 @@ from ..data.prepare.sources import (
     unmatched_line,
 )
 from ..data.prepare.study import StudyTask
-from ..data.store.clips import CLIP
 from ..data.store.orientation import AS_STORED_RUN, gather_remarks, orientation_of, told_remarks
 from ..data.store.store import CineStore, publish_study, write_index
 from ..metrics.flags import CODES, in_order
+from ..tasks.context import StudyPrediction
 from ..tasks.finetuned_run import FinetunedRun, load_run
 from .predict_config import PredictConfig
-from .predicted_studies import StudyPrediction, predict_prepared, tables_of
 
 _GRID = ("sax_size", "lax_size", "sax_spacing", "lax_spacing")
 _TABLES = ("studies.csv", "frames.csv", "landmarks.csv")
@@ -178,8 +177,8 @@ def _predict_all(
                 report.cut_off[task.study] = cut
             if made.summary["flags"]:
                 report.flags[task.study] = made.summary["flags"]
-            if made.missing:
-                report.missing[task.study] = made.missing
+            if missing := made.summary["missing_views"]:
+                report.missing[task.study] = tuple(missing)
             report.studies += 1
     order = {task.study: n for n, task in enumerate(tasks)}
     report.flags, report.missing = (
@@ -230,11 +229,18 @@ def _one_study(
     publish_study(root, task.folder, task.study)
     write_index(root, task.config.shaping(), {task.study: records})
     try:
-        return predict_prepared(run, CineStore(root), task.study, task.sources)
+        store = CineStore(root)
+        made = run.task.export(run, store, task.study, task.sources)
     except CineError as error:
         report.failures.append(task.failure(None, error.path, error.reason))
     except (ValueError, OSError) as error:
         report.failures.append(task.failure(None, file, f"study {task.study}: {error}"))
+    else:
+        missing = run.missing_views(store.views(task.study))
+        flags = in_order([*made.flags, *["missing_views"] * bool(missing)])
+        made.summary |= {"flags": flags, "missing_views": list(missing)}
+        made.row[run.task.flags_column] = " ".join(flags)
+        return made
     finally:
         shutil.rmtree(root / "studies" / task.study, ignore_errors=True)
     return None
@@ -262,16 +268,15 @@ def _one_file(config: PredictConfig) -> Sources:
 
 def _check_views(config: PredictConfig, run: FinetunedRun, sources: Sources) -> None:
     """Raise ValueError where no study has a view that the model reads, which is to be known before the work."""
-    reads = run.info.options["views"] if CLIP in run.shape.views else run.shape.views
     found = {view: None for views in sources.studies.values() for view in views}
-    if reads and found and not set(reads) & set(found):
+    if run.reads and found and not set(run.reads) & set(found):
         what = f"--view {config.view}" if config.view else f"{config.src} has {', '.join(found)}"
-        raise ValueError(f"{what}: the model of {config.run} reads {', '.join(reads)}")
+        raise ValueError(f"{what}: the model of {config.run} reads {', '.join(run.reads)}")
 
 
 def _columns_of(run: FinetunedRun) -> dict[str, tuple[str, ...]]:
     """{file: columns} of studies.csv and of the table with more lines a study, where the task has one."""
-    tables = tables_of(run)
+    tables = run.task.tables
     files = {"studies.csv": ("study", *tables.columns)}
     return files | {tables.other: tables.other_columns} if tables.other else files
 

@@ -48,17 +48,17 @@ def move_points(points: Tensor, extent: Tensor, augment: Augmentation) -> Tensor
 def blank_boxes(images: Tensor, share: float) -> Tensor:
     """Half of the images (B, n, *size) with a box of zeros, its sides `share` of the image's, anywhere in it.
 
-    Coarse dropout; draws from PyTorch's generator of the CPU, on every device the same.
+    Coarse dropout; draws from PyTorch's generator of the images' device.
     """
     if not share:
         return images
     batch, _, *size = images.shape
-    drawn = torch.rand(batch, 1 + len(size))
+    drawn = torch.rand(batch, 1 + len(size), device=images.device)
     kept = (drawn[:, :1] >= BLANK_SHARE).view(batch, *[1] * len(size))
     for axis, n in enumerate(size):
         side = max(round(share * n), 1)
         start = (drawn[:, 1 + axis, None] * (n - side + 1)).floor()
-        along = torch.arange(n)
+        along = torch.arange(n, device=images.device)
         outside = (along < start) | (along >= start + side)
         kept = kept | outside.view(batch, *(n if a == axis else 1 for a in range(len(size))))
-    return images * kept.unsqueeze(1).to(images.device)
+    return images * kept.unsqueeze(1)

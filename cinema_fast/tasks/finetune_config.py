@@ -6,8 +6,9 @@ from typing import Literal
 
 from ..data.loading.augmentation import AugmentConfig
 from ..train.options import RunOptions, flag
+from .registry import TASKS, task_class
 
-TaskName = Literal["segmentation", "regression", "classification", "landmarks", "multitask"]
+TaskName = Literal[tuple(TASKS)]
 
 # the reference's recipe of fine-tuning: each change to half of the images
 RECIPE = AugmentConfig(
@@ -118,19 +119,7 @@ class FinetuneConfig(RunOptions):
         self._check_task()
 
     def _check_task(self):
-        tabled = self.task in ("regression", "classification", "multitask")
-        if tabled and not (self.table and self.targets):
-            raise ValueError(f"--task {self.task} wants --table CSV and --targets COLUMN ..., which columns to learn")
-        if not tabled and self.targets:
-            raise ValueError(f"--targets has no effect for --task {self.task}")
-        if self.task == "landmarks" and not self.table:
-            raise ValueError(
-                "--task landmarks wants --table CSV with the columns study, view, frame, landmark, x_mm, y_mm, z_mm"
-            )
-        if self.task == "segmentation" and self.table:
-            raise ValueError("--table has no effect for --task segmentation: its labels are in the store")
-        if self.task in ("regression", "classification") and len(self.targets) > 1:
-            raise ValueError(f"--task {self.task} learns one column, got {len(self.targets)}: use --task multitask")
+        task_class(self.task).check(self)
         if unknown := sorted(set(self.classes) - set(self.targets)):
             raise ValueError(f"--classes {unknown[0]}: not among --targets")
         if len(set(self.targets)) < len(self.targets):
@@ -146,10 +135,6 @@ class FinetuneConfig(RunOptions):
             raise ValueError("--network baseline starts from random weights: it takes no --init-from and no --frozen")
         if self.network == "baseline" and (self.reduce == "cls" or self.recompute != "none"):
             raise ValueError("--network baseline takes no --reduce cls and no --recompute: it has neither")
-        if self.network == "baseline" and tabled and self.batch_size == 1:
-            raise ValueError("--batch-size 1: --network baseline normalises over the studies of a step, and wants two")
-        if taken := {"study", "views"}.intersection(self.targets):
-            raise ValueError(f"--targets {taken.pop()}: `predict` writes a column of that name: rename yours")
         if self.frozen and not self.init_from and not self.resume:
             raise ValueError("--frozen wants --init-from: random weights are of no use as they are")
         if not self.structures or len(set(self.structures)) < len(self.structures):

@@ -1,7 +1,7 @@
 """A fine-tuning run read back: its task, its model with the best weights, and how its studies were prepared."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -10,17 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from ..data.loading.batch import padded_input
+from ..data.prepare.sources import Source
+from ..data.prepare.study import read_source
 from ..data.store.clips import CLIP, ClipStore, clip_frames
 from ..data.store.store import CineStore
 from ..models.config import CineMAConfig, config_from_dict
 from ..models.weights import load_cinema_weights
 from ..train.checkpoint import newest_checkpoint
-from ..train.run_info import RunInfo, read_run_info
+from ..train.run_info import RunInfo, min_frames_of, read_run_info
 from ..train.setup import pick_device, pick_precision
+from .context import PredictedView
 from .finetune_config import FinetuneConfig
-from .registry import TableTask, Task, task_from_dict
-from .segmentation import Segmentation
+from .registry import task_from_dict
 from .split import Split
+from .task import Task
 
 BATCH = 8  # frames at a time
 
@@ -44,10 +47,24 @@ class FinetunedRun:
         return Split(**{part: tuple(self.info.labels.split[part]) for part in Split._fields})
 
     @property
+    def clips(self) -> bool:
+        """Whether the model reads clips, and not frames."""
+        return CLIP in self.shape.views
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The views of a scan that the model reads; empty for clips of any view."""
+        return tuple(self.info.options["views"] if self.clips else self.shape.views)
+
+    @property
+    def min_frames(self) -> int:
+        """The frames that a cine has at least that clips are drawn from."""
+        return min_frames_of(self.info)
+
+    @property
     def fused_views(self) -> tuple[str, ...]:
         """The views that one answer is made of; none where each view, or each clip, is predicted by itself."""
-        fuses = isinstance(self.task, TableTask) and CLIP not in self.shape.views
-        return tuple(self.shape.views) if fuses else ()
+        return tuple(self.shape.views) if self.task.fuses_views and not self.clips else ()
 
     def missing_views(self, views: Sequence[str]) -> tuple[str, ...]:
         """Those of the views that one answer is made of that are not among `views`."""
@@ -85,7 +102,7 @@ class FinetunedRun:
             images[view] = padded_input(values, size, self.device, view)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             found = self.task.predict(self.model, images)
-        if isinstance(self.task, Segmentation):
+        if self.task.predicts_maps:
             inside = {view: tuple(slice(n) for n in values.shape[2:]) for view, values in frames.items()}
             found = {view: maps[(slice(None), slice(None), *inside[view])] for view, maps in found.items()}
         return {name: values.cpu() for name, values in found.items()}
@@ -120,6 +137,35 @@ class FinetunedRun:
         parts = [self.predict({view: frames[i : i + BATCH, None]})[view] for i in range(0, len(frames), BATCH)]
         found = torch.cat(parts)
         return found[..., before : before + n] if frames.ndim == 4 else found
+
+    def views_of(self, store: CineStore, study: str) -> tuple[str, ...]:
+        """The views of a study that the model reads, of clips those that are long enough. Raises ValueError where there
+        is none."""
+        if self.clips:
+            found = tuple(v for v in store.views(study) if v in (self.reads or [v])
+                          and store.n_frames(study, v) >= self.min_frames)  # fmt: skip
+            if not found:
+                raise ValueError(f"the model reads clips of the cycle, and no {' or '.join(self.reads) or 'view'} has "
+                                 f"{self.min_frames} frames or more: give cines, not ED and ES alone")  # fmt: skip
+            return found
+        found = tuple(view for view in store.views(study) if view in self.reads)
+        if not found:
+            have, read = ", ".join(store.views(study)), ", ".join(self.reads)
+            raise ValueError(f"none of the views that the model reads: {read}; it has {have}")
+        return found
+
+    def predict_scan(
+        self, store: CineStore, study: str, sources: Mapping[str, Source]
+    ) -> Iterator[PredictedView]:
+        """Every view of a study that the model reads, each predicted by itself, with the files it was prepared from.
+
+        Raises ValueError where there is none, or a file no longer is what was prepared; OSError where one cannot be
+        read.
+        """
+        for view in self.views_of(store, study):
+            scan, info = read_source(sources[view], stack=view == "sax"), store.info(study, view)
+            found = self.predict_frames(view, store.read_frames(study, view, range(info.shape[0]))).numpy()
+            yield PredictedView(view, found, info, scan, sources[view])
 
     def predict_study(
         self, store: CineStore | ClipStore, study: str, views: Sequence[str]
@@ -159,9 +205,7 @@ def load_run(folder: Path, *, device: str = "auto", precision: str | None = None
         first = info.options["validate_every"]
         raise ValueError(f"{folder} has no weights yet: its first validation is at step {first}")
     task, shape = task_from_dict(info.labels.task), config_from_dict(info.model)
-    model = task.build(shape, _options(info.options))
-    if isinstance(task, TableTask):
-        task.extend(model)
+    model = task.network(shape, _options(info.options))
     load_cinema_weights(model, best.weights)
     where = pick_device(device)
     arithmetic = pick_precision(precision or info.options["precision"], where)

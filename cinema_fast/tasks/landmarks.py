@@ -3,28 +3,39 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..common.tables import read_landmarks
+from ..common.tables import LANDMARK_COLUMNS, read_landmarks
 from ..data.loading.batch import Batch
 from ..data.loading.sampler import frame_at
+from ..data.prepare.geometry import spacing_of
+from ..data.prepare.original_geometry import original_points
+from ..data.prepare.sources import Source
 from ..data.store.landmarks import check_landmarks, landmark_voxels
-from ..data.store.store import CineStore
+from ..data.store.orientation import arrange
+from ..data.store.store import CineStore, StoreError
+from ..figures.prediction import landmarks_gif
 from ..models.config import CineMAConfig
+from ..train.setup import fit_to_store
 from .augment_targets import blank_boxes, move_points
+from .context import Assessor, EvaluationData, PredictedView, Predictor, StudyPrediction, Tables
 from .finetune_config import FinetuneConfig
 from .heatmaps import gaussian_maps, peaks
 from .landmark_positions import check_positions
 from .losses import heatmap_loss
 from .named_files import read_named
-from .segmentation import unet_of
-from .table_targets import vit_of
+from .networks import unet_of, vit_of
+from .split import Split
+from .task import Settled, Task, model_over_frames, used_of
+
+LENGTHS = ("longest_mm", "shortest_mm", "shortening_mm")
 
 
 class LandmarkLabels:
@@ -100,7 +111,7 @@ def sigma_of(maps: Tensor) -> float:
 
 
 @dataclass(frozen=True)
-class Landmarks:
+class Landmarks(Task):
     """names: in the order of the outputs. how: "heatmap" or "coordinates". labels_sha256: of the points.
 
     of_view: {view: the names that are learnt in it}; what an output says of another name is worth nothing.
@@ -115,32 +126,45 @@ class Landmarks:
     kind = "landmarks"
     n_frames = 1
     validation_phases = (0.0, 0.25, 0.5, 0.75)  # among the frames with landmarks
+    table_of_studies = False  # but of points
 
     @classmethod
-    def settle(cls, config: FinetuneConfig, store: CineStore) -> tuple["Landmarks", LandmarkLabels]:
-        """The task, and its labels. Raises ValueError naming the view, study or frame that does not fit."""
+    def check(cls, config: FinetuneConfig) -> None:
+        """Raise ValueError where there is no --table, and for options of columns."""
+        super().check(config)
+        if not config.table:
+            raise ValueError(
+                "--task landmarks wants --table CSV with the columns study, view, frame, landmark, x_mm, y_mm, z_mm"
+            )
+
+    @classmethod
+    def settle(
+        cls, config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
+    ) -> Settled:
+        """As of `Task`. Raises ValueError naming the view, study or frame that does not fit."""
+        model_over_frames(config, base)
         points = read_named("--table", config.table, read_landmarks)
-        check_landmarks(config.table, points, {s: store.views(s) for s in store.ids}, store.ids, store.path)
-        every = [(study, view) for study in store.ids for view in points.get(study, {}) if view in store.views(study)]
+        check_landmarks(config.table, points, {s: cines.views(s) for s in cines.ids}, cines.ids, cines.path)
+        every = [(study, view) for study in cines.ids for view in points.get(study, {}) if view in cines.views(study)]
         found = dict.fromkeys(view for _, view in every)
         views = tuple(view for view in config.views or found if view in found)
         missing = [view for view in config.views if view not in found]
         if missing or not found:
             which = missing[0] if missing else "any view"
             raise ValueError(
-                f"{config.table}: no landmarks of {which} of a study of {store.path} (the table's first study is "
-                f"{next(iter(points), None)!r}, the store's {store.ids[0]!r}; of views of the store the table has "
+                f"{config.table}: no landmarks of {which} of a study of {cines.path} (the table's first study is "
+                f"{next(iter(points), None)!r}, the store's {cines.ids[0]!r}; of views of the store the table has "
                 f"{', '.join(found) or 'none'})"
             )
         chosen = [(study, view) for study, view in every if view in views]
         for study, view in chosen:
-            info = store.info(study, view)
+            info = cines.info(study, view)
             if len(info.shape) != 3:
                 raise ValueError(f"{config.table}: landmarks are of long-axis views, and {view} of {study} is a stack")
             if (last := max(points[study][view])) >= info.shape[0]:
                 raise ValueError(f"{config.table}: frame {last} of {view} of {study}, which has {info.shape[0]} "
                                  "frames, counted from 0")
-        check_positions(config.table, store, points, chosen)
+        check_positions(config.table, cines, points, chosen)
         if config.landmarks == "coordinates" and len(views) > 1:
             raise ValueError(
                 f"--landmarks coordinates is for one view, and there are landmarks of {', '.join(views)}: name one by "
@@ -150,20 +174,18 @@ class Landmarks:
         plain = [[s, v, t, name, *mm] for s, v in chosen for t, known in points[s][v].items()
                  for name, mm in known.items()]  # fmt: skip
         digest = hashlib.sha256(json.dumps(plain).encode()).hexdigest()
-        order = tuple(v for v in dict.fromkeys(v for s in store.ids for v in store.views(s)) if v in views)
-        labels = LandmarkLabels(store, points, names, views)
+        order = tuple(v for v in dict.fromkeys(v for s in cines.ids for v in cines.views(s)) if v in views)
+        labels = LandmarkLabels(cines, points, names, views)
         there = set().union(*labels.on_image().values())
         of_view = {view: tuple(name for name in names if (view, name) in there) for view in order}
-        return cls(tuple(names), config.landmarks, order, of_view, digest), labels
+        task = cls(tuple(names), config.landmarks, order, of_view, digest)
+        shape = fit_to_store(base, cines, task.views, config.preset)
+        split = split.labelled(labels.views_of, config.task)
+        used = used_of(config, split.train)
+        labels.check(config.table, used, split.val)
+        return Settled(task, labels, shape, cines, split, used)
 
-    def to_dict(self) -> dict:
-        """Plain values."""
-        return {
-            "kind": self.kind, "names": list(self.names), "how": self.how, "views": list(self.views),
-            "of_view": {view: list(names) for view, names in self.of_view.items()}, "labels_sha256": self.labels_sha256,
-        }  # fmt: skip
-
-    def build(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
+    def network(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
         """A network of (images) -> {view: (B, landmarks, X, Y)}, or for coordinates (B, 2 landmarks)."""
         if self.how == "heatmap":
             return unet_of(shape, len(self.names), config)
@@ -177,7 +199,6 @@ class Landmarks:
         images = {view: blank_boxes(image, blank) for view, image in batch.images().items()}
         out, losses = model(images), []
         for view, image in images.items():
-            size = torch.tensor(image.shape[2:], device=image.device)
             extent = batch.extent[view]
             points = move_points(batch.target[f"points {view}"], extent, batch.augment[view])
             known = ((points >= 0) & (points <= extent[:, None] - 1)).all(-1)  # false for NaN
@@ -185,7 +206,8 @@ class Landmarks:
                 maps = gaussian_maps(points, tuple(image.shape[2:]), sigma_of(image))
                 losses.append(heatmap_loss(out[view], maps, known))
             else:
-                error = out.float().unflatten(1, (-1, 2)) - (points / size).nan_to_num(0.0).float()
+                share = torch.stack([at / n for at, n in zip(points.unbind(-1), image.shape[2:])], -1)
+                error = out.float().unflatten(1, (-1, 2)) - share.nan_to_num(0.0).float()
                 losses.append((error.square().mean(-1) * known).sum() / known.sum().clamp(min=1))
         return torch.stack(losses).mean()
 
@@ -207,3 +229,96 @@ class Landmarks:
                 found.append(off.square().sum(-1).sqrt().flatten())
         distance = torch.cat(found).nanmean().item()
         return {} if math.isnan(distance) else {"score": -distance, "val_distance_mm": distance}
+
+    def evaluator(
+        self, run: Predictor, data: EvaluationData, assessment: Assessor
+    ) -> Callable[[str], dict[str, float]]:
+        """Of each study every frame with landmarks is judged; no numbers are returned."""
+        points, store = read_named("--table", data.labels, read_landmarks), data.store
+        judged = [(study, view) for study in data.studies for view in store.views(study)
+                  if view in self.views and view in points.get(study, {})]  # fmt: skip
+        check_positions(data.labels, store, points, judged)
+        every = {study: store.views(study) for study in store.ids}
+        check_landmarks(data.labels, points, every, data.studies, store.path)
+        return partial(self._judge, run, store, points, assessment)
+
+    def _judge(
+        self, run: Predictor, store: CineStore, points: Mapping, assessment: Assessor, study: str
+    ) -> dict[str, float]:
+        for view in (v for v in store.views(study) if v in self.views and v in points.get(study, {})):
+            info, known = store.info(study, view), points[study][view]
+            frames = [t for t in sorted(known) if t < info.shape[0]]
+            if absent := sorted(set(known) - set(frames)):
+                assessment.leave_out(study, f"view {view}: landmarks of frame {absent[0]}, of {info.shape[0]} frames")
+            if not frames:
+                continue
+            try:
+                images = store.read_frames(study, view, frames)
+                found = run.predict_frames(view, images)
+            except (StoreError, OSError) as error:
+                assessment.leave_out(study, f"view {view}: {error}")
+                continue
+            spacing = np.array(info.spacing_mm)
+            for t, image, row in zip(frames, images, found.numpy()):
+                pred = {name: at * spacing for name, at in zip(self.names, row)}
+                right = {name: landmark_voxels(info, mm)[0] * spacing for name, mm in known[t].items()
+                         if name in self.of_view[view]}  # fmt: skip
+                if unknown := sorted(set(known[t]) - set(right)):
+                    why = f"view {view}, frame {t}: {unknown[0]}, which training did not know there"
+                    assessment.leave_out(study, why)
+                assessment.add_landmarks(study, view, t, pred, right, image=image, spacing_mm=spacing)
+        return {}
+
+    @property
+    def tables(self) -> Tables:
+        """A line per study, and one per landmark and frame."""
+        along = (view for view in self.views if _has_axis(self.of_view[view]))
+        lengths = tuple(f"{view}_{name}" for view in along for name in LENGTHS)
+        points = (*LANDMARK_COLUMNS, "x_voxel", "y_voxel", "z_voxel")
+        return Tables(("flags", "landmarks", *lengths), "landmarks.csv", points)
+
+    def export(
+        self, run: Predictor, store: CineStore, study: str, sources: Mapping[str, Source]
+    ) -> StudyPrediction:
+        """Positions in scanner mm and voxels, pictures, and lengths from annulus to apex."""
+        made = StudyPrediction({"views": {}})
+        for predicted in run.predict_scan(store, study, sources):
+            self._export_view(made, study, predicted)
+        return made
+
+    def _export_view(self, made: StudyPrediction, study: str, predicted: PredictedView) -> None:
+        view, pixels, stored, scan, source = predicted
+        names = self.of_view[view]
+        pixels = pixels[:, [self.names.index(name) for name in names]]
+        voxels, mm = (np.round(found, 6) + 0.0 for found in original_points(pixels, stored.affine, scan.affine))
+        cine = arrange(scan, stored.arrangement)
+        made.files[f"{view}.gif"] = landmarks_gif(cine, original_points(pixels, stored.affine, cine.affine)[0][..., :2],
+                                                  names)  # fmt: skip
+        summary = {
+            "files": [path.name for path in source.files], "frames": cine.n_frames, "frame_time_ms": cine.frame_time_ms,
+            "pixel_mm": spacing_of(scan.affine)[:2].tolist(),
+            "landmarks": {
+                name: {"mm": mm[:, k].tolist(), "voxel": voxels[:, k].tolist()} for k, name in enumerate(names)
+            },
+        }  # fmt: skip
+        made.summary["views"][view] = summary
+        made.row["landmarks"] = int(made.row.get("landmarks", 0)) + mm.shape[0] * mm.shape[1]
+        for t in range(cine.n_frames):
+            for k, name in enumerate(names):
+                values = dict(zip((*LANDMARK_COLUMNS[4:], "x_voxel", "y_voxel", "z_voxel"), (*mm[t, k], *voxels[t, k])))
+                made.lines.append({"study": study, "view": view, "frame": t, "landmark": name}
+                                  | {column: float(value) for column, value in values.items()})  # fmt: skip
+        if _has_axis(names) and cine.n_frames > 1:
+            length = annulus_to_apex({name: mm[:, k] for k, name in enumerate(names)})
+            ends = dict(zip(LENGTHS, (float(length.max()), float(length.min()), float(np.ptp(length)))))
+            summary |= {"annulus_to_apex_mm": length.tolist(), **ends}
+            made.row |= {f"{view}_{name}": value for name, value in ends.items()}
+
+
+def annulus_to_apex(mm: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(T,) [mm] from the middle of the mitral annulus to the apex, of {annulus_1, annulus_2, apex: (T, 3) mm}."""
+    return np.linalg.norm((mm["annulus_1"] + mm["annulus_2"]) / 2 - mm["apex"], axis=-1)
+
+
+def _has_axis(names: tuple[str, ...]) -> bool:
+    return {"annulus_1", "annulus_2", "apex"} <= set(names)

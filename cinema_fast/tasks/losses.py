@@ -50,5 +50,5 @@ def balanced(losses: Tensor, log_variance: Tensor, classified: list[bool], known
 
     known (targets,) bool: which of them some study of the batch has a value of; nothing is learnt of the others.
     """
-    half = torch.tensor([1.0 if is_class else 0.5 for is_class in classified], device=losses.device)
-    return (half * torch.exp(-log_variance) * losses + known * log_variance / 2).sum()
+    halved = torch.stack([loss if is_class else loss / 2 for loss, is_class in zip(losses.unbind(), classified)])
+    return (torch.exp(-log_variance) * halved + known * log_variance / 2).sum()

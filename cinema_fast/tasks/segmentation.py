@@ -2,21 +2,49 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.formats.nifti import Cine
 from ..data.loading.batch import Batch
+from ..data.loading.loader import LoaderError
 from ..data.loading.sampler import frame_at
+from ..data.prepare.original_geometry import label_files, label_map, plan_return, reaching_edge, voxel_size
+from ..data.prepare.sources import Source
+from ..data.store.orientation import arrange, arranged, inverse
 from ..data.store.store import CineStore, StoreError
+from ..figures.prediction import outlines_gif, volume_png
+from ..metrics.cases import NEEDED, SegmentationCase, missing_structures
+from ..metrics.flags import cycle_flags, in_order
+from ..metrics.function import (
+    QUANTITIES,
+    VENTRICLES,
+    CycleFunction,
+    cycle_function,
+    has_volumes,
+    volume_curves,
+)
+from ..metrics.segmentation import stability_score
 from ..models.config import CineMAConfig
+from ..train.setup import fit_to_store
 from .augment_targets import blank_boxes, move_labels
+from .context import Assessor, EvaluationData, PredictedView, Predictor, StudyPrediction, Tables
 from .finetune_config import FinetuneConfig
 from .losses import segmentation_loss
+from .networks import unet_of
+from .split import Split
+from .task import Settled, Task, model_over_frames, used_of
+
+# columns of ED and ES, and of frames without the ventricle; where the RV alone is segmented it has those of the LV
+ENDS = {"LV": ("ed_frame", "es_frame"), "RV": ("rv_ed_frame", "rv_es_frame")}
+EMPTY = {"LV": "empty_frames", "RV": "rv_empty_frames"}
 
 
 class SegmentationLabels:
@@ -36,17 +64,17 @@ class SegmentationLabels:
         return (frames[frame_at(phase, len(frames))],)
 
     def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-        """{view: (*size) uint8} of the frame that is shown. Raises StoreError for a label that has no name."""
+        """{view: (*size) uint8} of the frame that is shown. Raises LoaderError for a label that has no name."""
         found = {view: self._store.read_labels(study, view, frames[0]) for view, frames in shown.items()}
         for view, labels in found.items():
-            self._check_named(view, int(labels.max()))
+            self._check_named(study, view, int(labels.max()))
         return found
 
-    def _check_named(self, view: str, label: int) -> None:
+    def _check_named(self, study: str, view: str, label: int) -> None:
         if label > len(self._structures):
-            raise StoreError(
-                f"its {view} label maps hold the label {label}, and the structures are {len(self._structures)}: "
-                f"{', '.join(self._structures)} (1 to {len(self._structures)})"
+            raise LoaderError(
+                f"study {study}: its {view} label maps hold the label {label}, and the structures are "
+                f"{len(self._structures)}: {', '.join(self._structures)} (1 to {len(self._structures)})"
             )
 
     def sha256(self) -> str:
@@ -74,7 +102,7 @@ class SegmentationLabels:
                     if values is None:
                         maps = [self.target_of(study, {view: self.frames_of(study, view, at)}) for at in (0.0, 0.5)]
                         values = np.unique(np.stack([one[view] for one in maps])).tolist()
-                    self._check_named(view, max(values, default=0))
+                    self._check_named(study, view, max(values, default=0))
                     found.update(values)
             except StoreError as error:
                 raise ValueError(f"study {study}: {error}") from error
@@ -97,7 +125,7 @@ class SegmentationLabels:
 
 
 @dataclass(frozen=True)
-class Segmentation:
+class Segmentation(Task):
     """structures: names of the labels 1, 2, ...; views: those with label maps, in the model's order.
 
     labels_sha256: of the label maps, so that a run is not resumed with others.
@@ -109,30 +137,39 @@ class Segmentation:
 
     kind = "segmentation"
     n_frames = 1
+    predicts_maps = True
     validation_phases = (0.0, 0.25, 0.5, 0.75)  # among the labelled frames of a study: the first and the middle of two
 
     @classmethod
-    def settle(cls, config: FinetuneConfig, store: CineStore) -> tuple["Segmentation", SegmentationLabels]:
-        """The task, and its labels. Raises ValueError where a view has none."""
-        views = tuple(dict.fromkeys(view for study in store.ids for view in store.views(study)))
-        labels = SegmentationLabels(store, config.views or views, config.structures)
+    def check(cls, config: FinetuneConfig) -> None:
+        """Raise ValueError for options of tables."""
+        super().check(config)
+        if config.table:
+            raise ValueError("--table has no effect for --task segmentation: its labels are in the store")
+
+    @classmethod
+    def settle(
+        cls, config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
+    ) -> Settled:
+        """As of `Task`. Raises ValueError where a view has no label maps, and for labels that do not fit."""
+        model_over_frames(config, base)
+        views = tuple(dict.fromkeys(view for study in cines.ids for view in cines.views(study)))
+        labels = SegmentationLabels(cines, config.views or views, config.structures)
         found = {view for has in labels.views_of.values() for view in has}
         if missing := [view for view in config.views if view not in found]:
             if missing[0] not in views:
-                raise ValueError(f"--views {missing[0]}: {store.path} has no such view; it has {', '.join(views)}")
-            raise ValueError(f"--task segmentation: {store.path} has no label maps of {missing[0]}: {_PREPARE}")
+                raise ValueError(f"--views {missing[0]}: {cines.path} has no such view; it has {', '.join(views)}")
+            raise ValueError(f"--task segmentation: {cines.path} has no label maps of {missing[0]}: {_PREPARE}")
         if not found:
-            raise ValueError(f"--task segmentation: {store.path} holds no label maps: {_PREPARE}")
-        return cls(config.structures, tuple(v for v in views if v in found), labels.sha256()), labels
+            raise ValueError(f"--task segmentation: {cines.path} holds no label maps: {_PREPARE}")
+        task = cls(config.structures, tuple(v for v in views if v in found), labels.sha256())
+        shape = fit_to_store(base, cines, task.views, config.preset)
+        split = split.labelled(labels.views_of, config.task)
+        used = used_of(config, split.train)
+        labels.check(used, config.workers)
+        return Settled(task, labels, shape, cines, split, used)
 
-    def to_dict(self) -> dict:
-        """Plain values."""
-        return {
-            "kind": self.kind, "structures": list(self.structures), "views": list(self.views),
-            "labels_sha256": self.labels_sha256,
-        }  # fmt: skip
-
-    def build(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
+    def network(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
         """A network of (images) -> {view: logits (B, 1 + structures, *size)}."""
         return unet_of(shape, 1 + len(self.structures), config)
 
@@ -164,48 +201,149 @@ class Segmentation:
         dice, counted = torch.cat(found).sum(0).tolist()
         return {"score": dice / max(counted, 1.0), "val_dice": dice / max(counted, 1.0)}
 
+    def check_known(self, quantities: Iterable[str]) -> None:
+        """Raise ValueError where a quantity is measured from other structures."""
+        for name in quantities:
+            if absent := missing_structures(name, self.structures):
+                raise ValueError(f"--known {name}: the run segments {', '.join(self.structures)}, not "
+                                 f"{', '.join(absent)}. {NEEDED}")  # fmt: skip
+
+    def check_retest(self) -> None:
+        """Raise ValueError where nothing can be measured of the structures."""
+        if not set(VENTRICLES) & set(self.structures):
+            raise ValueError(f"--retest: the run segments {', '.join(self.structures)}. {NEEDED}")
+
+    def evaluator(
+        self, run: Predictor, data: EvaluationData, assessment: Assessor
+    ) -> Callable[[str], dict[str, float]]:
+        """Of each study every view over its whole cycle is judged; what is measured of stacks is returned."""
+        assessment.classes = dict(enumerate(self.structures, start=1))
+        maps = SegmentationLabels(data.store, self.views, self.structures)
+        maps.values_of([study for study in data.studies if study in maps.views_of], workers=2)
+        return partial(self._judge, run, data, assessment)
+
+    def _judge(self, run: Predictor, data: EvaluationData, assessment: Assessor, study: str) -> dict[str, float]:
+        store, known, measured = data.store, data.known.get(study, {}), {}
+        for view in (v for v in store.views(study) if v in self.views):
+            info = store.info(study, view)
+            try:
+                frames = store.read_frames(study, view, range(info.shape[0]))
+                truth = {t: store.read_labels(study, view, t) for t in (info.labels.frames if info.labels else ())}
+            except (StoreError, OSError) as error:
+                assessment.leave_out(study, f"view {view}: {error}")
+                continue
+            probability = run.predict_frames(view, frames)
+            pred = probability.argmax(1).byte().numpy()
+            volumes = has_volumes(pred.shape)
+            case = SegmentationCase(
+                study=study,
+                view=view,
+                spacing_mm=info.spacing_mm,
+                image=frames,
+                pred=pred,
+                truth=truth,
+                known=known if volumes else {},
+                stability=self.stability(probability, truth),
+                frame_time_ms=info.frame_time_ms,
+            )
+            assessment.add_segmentation(case)
+            if run.has_few_slices(view, info.shape):
+                assessment.flag(study, "few_slices", view)
+            if pred.ndim == 4 and not volumes and known:
+                assessment.leave_out(study, f"view {view}: of a single slice there is no {', '.join(known)}")
+            if volumes:
+                function = case.cycle(assessment.classes).function
+                measured = {name: function.get(name, math.nan) for name in QUANTITIES
+                            if not missing_structures(name, self.structures)}  # fmt: skip
+        return measured
+
+    def stability(self, probability: Tensor, labelled: Iterable[int]) -> dict[int, dict[str, float]]:
+        """{labelled frame: {structure: score}} of (T, 1 + structures, ...); the logits are known up to what the score
+        takes off."""
+        if not (at := sorted(labelled)):
+            return {}
+        scores = stability_score(probability[at].clamp(min=torch.finfo(torch.float32).tiny).log())[:, 1:].tolist()
+        return {t: dict(zip(self.structures, row)) for t, row in zip(at, scores)}
+
+    @property
+    def tables(self) -> Tables:
+        """A line per study, and of stacks one per frame."""
+        volumes = tuple(f"{name}_ml" for name in self.structures)
+        found = ("frames", "flags", "cut_off", *EMPTY.values(), *(column for pair in ENDS.values() for column in pair))
+        return Tables((*found, *QUANTITIES), "frames.csv", ("study", "view", "frame", "time_ms", *volumes))
+
+    def export(
+        self, run: Predictor, store: CineStore, study: str, sources: Mapping[str, Source]
+    ) -> StudyPrediction:
+        """Label maps and pictures, and of stacks volumes, function and curves."""
+        made = StudyPrediction({"views": {}})
+        for predicted in run.predict_scan(store, study, sources):
+            few = run.has_few_slices(predicted.view, predicted.stored.shape)
+            self._export_view(made, study, predicted, few)
+        return made
+
+    def _export_view(self, made: StudyPrediction, study: str, predicted: PredictedView, few: bool) -> None:
+        view, probability, stored, scan, source = predicted
+        probability = probability.reshape(*probability.shape[:4], -1)
+        cine = arrange(scan, stored.arrangement)
+        back = plan_return(probability.shape[2:], stored.affine, cine.shape, cine.affine)
+        labels = np.stack([label_map(frame, back) for frame in probability])
+        names = dict(enumerate(self.structures, start=1))
+        files = label_files(view, arranged(labels, inverse(stored.arrangement), first=1), source, scan)
+        made.files |= files
+        summary = {
+            "label_maps": list(files), "frames": cine.n_frames, "frame_time_ms": cine.frame_time_ms,
+            "slices": cine.shape[2], "voxel_mm": list(voxel_size(cine.affine)),
+            "cut_off": [names[label] for label in sorted(reaching_edge(labels, back))],
+        }  # fmt: skip
+        made.summary["views"][view] = summary
+        flags = ["nothing_found"] * (not labels.any()) + ["few_slices"] * few + ["cut_off"] * bool(summary["cut_off"])
+        marks: dict[int, list[str]] = {}  # frame: what it is called
+        if has_volumes(labels.shape):
+            curves = volume_curves(labels, voxel_size(cine.affine), names)
+            cycle = cycle_function(curves)
+            flags = in_order([*flags, *cycle_flags(cycle, cine.n_frames), *_named_otherwise(source, cycle)])
+            for ventricle, (ed, es) in cycle.frames.items():
+                marks.setdefault(ed, []).append(f"{ventricle} ED")
+                marks.setdefault(es, []).append(f"{ventricle} ES")
+            _tell_volumes(made, summary, study, view, curves, cycle, cine)
+            made.files[f"{view}_volumes.png"] = volume_png(curves, cycle, cine.frame_time_ms, study, flags)
+        summary["flags"] = flags
+        made.flags += flags
+        made.files[f"{view}.gif"] = outlines_gif(
+            cine, labels, voxel_size(cine.affine), self.structures, marks=marks, flags=flags
+        )
+
 
 _PREPARE = "store them by `cinema-fast prepare SRC STORE --labels PATTERN`"
 
 
-def unet_of(shape: CineMAConfig, out_channels: int, config: FinetuneConfig) -> nn.Module:
-    """ConvUNetR, or the baseline's U-Net. Raises ValueError for a decoder that does not fit the images."""
-    if config.network == "baseline":
-        from ..models.baselines import unet
-
-        return unet(shape, out_channels)
-    from ..models.conv_unetr import ConvUNetR
-
-    channels = f"--decoder-channels {' '.join(map(str, config.decoder_channels))}"
-    try:
-        model = ConvUNetR(
-            shape,
-            out_channels,
-            dec_channels=config.decoder_channels,
-            dropout=config.dropout,
-            drop_path=0.0 if config.frozen else config.drop_path,
-        )
-    except ValueError as error:
-        fewest = next((n for n in range(1, 9) if _has_levels(shape, n)), None)
-        hint = f"; this model takes {fewest} channels or more, one a level" if fewest else ""
-        raise ValueError(f"{channels}: {error}{hint}") from error
-    for view, size in shape.image_size.items():
-        if any(n % pixels for n, pixels in zip(size, model.coarsest[view])):
-            image, position = (" x ".join(map(str, pixels)) for pixels in (size, model.coarsest[view]))
-            raise ValueError(
-                f"{channels}: {view} images of {image} voxels do not divide into positions of {position}, those of the "
-                f"coarsest of {len(config.decoder_channels)} levels: name fewer, or prepare the store at another size"
-            )
-    return model
+def _tell_volumes(
+    made: StudyPrediction, summary: dict, study: str, view: str, curves: Mapping[str, np.ndarray],
+    cycle: CycleFunction, cine: Cine,
+) -> None:  # fmt: skip
+    """Put what was measured in a stack into its summary and into the tables."""
+    summary["volumes_ml"] = {name: curve.tolist() for name, curve in curves.items()}
+    made.lines += [
+        {"study": study, "view": view, "frame": t, "time_ms": t * cine.frame_time_ms if cine.frame_time_ms else ""}
+        | {f"{name}_ml": float(curve[t]) for name, curve in curves.items()}
+        for t in range(cine.n_frames)
+    ]
+    place = {ventricle: "LV" if ventricle == cycle.guide else ventricle for ventricle in cycle.empty}
+    ends = {
+        column: t for ventricle, frames in cycle.frames.items() for column, t in zip(ENDS[place[ventricle]], frames)
+    }
+    if cycle.function:
+        summary |= {**ends, "function": cycle.function}
+    empty = {EMPTY[place[ventricle]]: frames for ventricle, frames in cycle.empty.items()}
+    summary |= empty
+    made.row |= {"frames": cine.n_frames, "cut_off": " ".join(summary["cut_off"]), **ends, **cycle.function}
+    made.row |= {column: " ".join(map(str, frames)) for column, frames in empty.items()}
 
 
-def _has_levels(shape: CineMAConfig, n: int) -> bool:
-    """Whether a decoder of n levels meets the stem's."""
-    from ..models.conv_unetr import ConvUNetR
-
-    try:
-        with torch.device("meta"):
-            ConvUNetR(shape, 1, dec_channels=(8,) * n)
-    except ValueError:
-        return False
-    return True
+def _named_otherwise(source: Source, cycle: CycleFunction) -> list[str]:
+    """The flag of a cine of single files, two of which are named ed and es, whose LV is larger in that of es."""
+    names = [frame.lower() for frame in source.frames]
+    if "LV" not in cycle.frames or not {"ed", "es"} <= set(names):
+        return []
+    return ["ed_es_swapped"] * (cycle.frames["LV"] == (names.index("es"), names.index("ed")))

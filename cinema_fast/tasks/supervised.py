@@ -24,7 +24,7 @@ from ..train.optimizer import Group, groups_of
 from ..train.run_info import LabelInfo, RunInfo, min_frames_of, read_run_info
 from ..train.setup import describe_run
 from .finetune_config import FinetuneConfig
-from .registry import settle
+from .registry import task_class
 from .seen import seen_by, seen_remarks
 from .split import split_studies
 
@@ -39,7 +39,8 @@ class Supervised(Method):
         self.options, self.place = options, place
         cines = CineStore(options.data)
         split = split_studies(cines.ids, val=options.val, test=options.test, path=options.split)
-        settled = settle(options, cines, _base_shape(options, before), split, min_frames=min_frames_of(before))
+        base, task = _base_shape(options, before), task_class(options.task)
+        settled = task.settle(options, cines, base, split, min_frames=min_frames_of(before))
         self.settled, self.task, self.shape, self.store = settled, settled.task, settled.shape, settled.store
         self.labels, self.sizes = settled.labels, settled.shape.image_size
         self.sampler = Sampler(
@@ -83,7 +84,7 @@ class Supervised(Method):
         return f"the model of {self.options.init_from}" if self.options.init_from else self.options.preset
 
     def build(self) -> nn.Module:
-        model = self.task.build(self.shape, self.options)
+        model = self.task.network(self.shape, self.options)
         for block in self.units(model):
             block.recompute = self.options.recompute
         if self.options.frozen:

@@ -4,8 +4,9 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,14 +14,20 @@ from torch import Tensor, nn
 
 from ..common.tables import Table, check_matches, is_number, means_number
 from ..data.loading.batch import Batch
+from ..data.loading.loader import LoaderError
+from ..data.prepare.sources import Source
 from ..data.store.clips import CLIP, ClipStore, clip_frames
-from ..data.store.store import CineStore
+from ..data.store.store import CineStore, StoreError
 from ..models.config import CineMAConfig
+from ..train.setup import fit_to_store
 from .augment_targets import blank_boxes
+from .context import Assessor, EvaluationData, Predictor, StudyPrediction, Tables
 from .finetune_config import FinetuneConfig
 from .losses import balanced, target_loss
 from .named_files import read_named
-from .split import Split, fewer
+from .networks import vit_of
+from .split import Split
+from .task import Settled, Task, used_of
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class TableLabels:
 
 
 @dataclass(frozen=True)
-class TableTask:
+class TableTask(Task):
     """kind: regression, classification or multitask. n_frames: read together, 1 for clips. reduce: of ConvViT.
 
     balance, weights: of several losses; no weights where uncertainties are learnt.
@@ -84,14 +91,31 @@ class TableTask:
     weights: tuple[float, ...]
     labels_sha256: str
 
-    validation_phases = (0.0,)  # the frames of a study are spread over the cycle from its first one on
+    fuses_views = True
+
+    @classmethod
+    def check(cls, config: FinetuneConfig) -> None:
+        """Raise ValueError where the options do not name columns that can be learnt."""
+        if not (config.table and config.targets):
+            raise ValueError(f"--task {config.task} wants --table CSV and --targets COLUMN ..., which columns to learn")
+        if config.task != "multitask" and len(config.targets) > 1:
+            raise ValueError(
+                f"--task {config.task} learns one column, got {len(config.targets)}: use --task multitask"
+            )
+        if config.network == "baseline" and config.batch_size == 1:
+            raise ValueError("--batch-size 1: --network baseline normalises over the studies of a step, and wants two")
+        if taken := {"study", "views"}.intersection(config.targets):
+            raise ValueError(f"--targets {taken.pop()}: `predict` writes a column of that name: rename yours")
 
     @classmethod
     def settle(
-        cls, config: FinetuneConfig, store: CineStore | ClipStore, views: tuple[str, ...], split: Split
-    ) -> tuple["TableTask", TableLabels, tuple[str, ...]]:
-        """The task, its labels, and the training studies whose labels are used: classes, means and standard deviations
-        are those of these alone. Raises ValueError naming a column, a study or a class that does not fit."""
+        cls, config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
+    ) -> Settled:
+        """As of `Task`; classes, means and standard deviations are those of the training studies whose labels are used
+        alone. Raises ValueError naming a column, a study or a class that does not fit."""
+        shape = fit_to_store(base, cines, config.views, config.preset)
+        views, clips = shape.views, base.views == (CLIP,)
+        store = ClipStore(cines, config.views, min_frames=min_frames) if clips else cines
         table = read_named("--table", config.table)
         values = {name: _of_studies(table, name, store) for name in config.targets}
         shown = {study for study in store.ids if set(views).intersection(store.views(study))}
@@ -103,9 +127,7 @@ class TableTask:
         (first, *others), class_of = config.targets, None
         if classified[first] and not others:
             class_of = {study: values[first][study] for study in split.train}
-        used = fewer(
-            split.train, fraction=config.label_fraction, shots=config.shots, seed=config.subset_seed, class_of=class_of
-        )
+        used = used_of(config, split.train, class_of)
         for name in config.targets:
             _check_parts(table, name, values[name], split, classified=classified[name])
         targets = tuple(
@@ -116,26 +138,22 @@ class TableTask:
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
         weights = () if config.balance == "uncertainty" else config.weights or (1.0,) * len(targets)
         task = cls(config.task, targets, views, n_frames, config.reduce, config.balance, weights, digest)
-        return task, TableLabels(store, views, targets, values, n_frames), used
+        labels = TableLabels(store, views, targets, values, n_frames)
+        return Settled(task, labels, shape, store, split.labelled(labels.views_of, config.task), used)
 
-    def to_dict(self) -> dict:
-        """Plain values."""
-        targets = [asdict(target) | {"classes": list(target.classes)} for target in self.targets]
-        return {
-            "kind": self.kind, "targets": targets, "views": list(self.views), "n_frames": self.n_frames,
-            "reduce": self.reduce, "balance": self.balance, "weights": list(self.weights),
-            "labels_sha256": self.labels_sha256,
-        }  # fmt: skip
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "TableTask":
+        """As of `Task`."""
+        targets = tuple(Target(**t | {"classes": tuple(t["classes"])}) for t in values["targets"])
+        return super().from_dict(values | {"targets": targets})
 
-    def build(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
-        """A network of (images) -> (B, outputs of all targets)."""
-        out_dim = sum(target.width for target in self.targets)
-        return vit_of(shape, out_dim, self.n_frames, config)
-
-    def extend(self, model: nn.Module) -> None:
-        """Give the model the uncertainties that are learnt with it, where there are several losses to balance."""
+    def network(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
+        """A network of (images) -> (B, outputs of all targets); with the uncertainties `log_variance` (targets,) that
+        are learnt with it, where there are several losses to balance."""
+        model = vit_of(shape, sum(target.width for target in self.targets), self.n_frames, config)
         if len(self.targets) > 1 and self.balance == "uncertainty":
             model.log_variance = nn.Parameter(torch.zeros(len(self.targets)))
+        return model
 
     def outputs(self, model: nn.Module, images: dict[str, Tensor]) -> tuple[Tensor, ...]:
         """Of each target (B, 1) standardised numbers, or (B, classes) logits."""
@@ -150,11 +168,11 @@ class TableTask:
             target_loss(out, known, classified=bool(target.classes))
             for target, out, known in zip(self.targets, self.outputs(model, images), values)
         ]
-        losses = torch.stack(losses)
         if hasattr(model, "log_variance"):
             known = torch.stack([~value.isnan().all() for value in values])
-            return balanced(losses, model.log_variance, [bool(t.classes) for t in self.targets], known)
-        return (losses * losses.new_tensor(self.weights)).sum() if self.weights else losses.sum()
+            return balanced(torch.stack(losses), model.log_variance, [bool(t.classes) for t in self.targets], known)
+        weights = self.weights or (1.0,) * len(losses)
+        return torch.stack([weight * loss for weight, loss in zip(weights, losses)]).sum()
 
     def predict(self, model: nn.Module, images: dict[str, Tensor]) -> dict[str, Tensor]:
         """{target: (B,) float32 in the column's own unit, or (B, classes) probabilities}."""
@@ -191,16 +209,106 @@ class TableTask:
                 line[f"val_{target.name}_mae"] = losses[-1] * target.sd
         return {"score": -math.fsum(losses) / len(losses), **line}
 
+    def check_retest(self) -> None:
+        """Numbers are compared, where there are any."""
 
-def vit_of(shape: CineMAConfig, out_dim: int, n_frames: int, config: FinetuneConfig) -> nn.Module:
-    """ConvViT, or the baseline's ResNet."""
-    if config.network == "baseline":
-        from ..models.baselines import resnet
+    def check_decisions(self, threshold: float | None, positive: str | None) -> None:
+        """As of `Task`."""
+        classes = [name for target in self.targets if len(target.classes) == 2 for name in target.classes]
+        if not classes:
+            found = "; ".join(f"{t.name}: {', '.join(t.classes) or 'a number'}" for t in self.targets)
+            self._refuse_decisions(threshold, positive, found)
+        elif positive is not None and positive not in classes:
+            raise ValueError(f"--positive {positive!r} is no class of two: want one of {', '.join(classes)}")
 
-        return resnet(shape, out_dim, n_frames)
-    from ..models.conv_vit import ConvViT
+    def evaluator(
+        self, run: Predictor, data: EvaluationData, assessment: Assessor
+    ) -> Callable[[str], dict[str, float]]:
+        """Of each study every target that has a value is judged; the predicted numbers are returned."""
+        store = ClipStore(data.store, run.reads, min_frames=run.min_frames) if run.clips else data.store
+        for target in (target for target in self.targets if target.classes):
+            data.table.check_classes(target.name, data.studies)
+        truth = {target.name: data.table.values(target.name) if target.classes else data.table.numeric(target.name)
+                 for target in self.targets}  # fmt: skip
+        return partial(self._judge, run, data, store, truth, assessment)
 
-    return ConvViT(shape, out_dim, n_frames, drop_path=0.0 if config.frozen else config.drop_path)
+    def _judge(
+        self, run: Predictor, data: EvaluationData, store: CineStore | ClipStore, truth: Mapping,
+        assessment: Assessor, study: str,
+    ) -> dict[str, float]:  # fmt: skip
+        predicted: dict[str, float] = {}
+        views = tuple(v for v in store.views(study) if v in run.shape.views)
+        if not views:
+            reads = f"views {', '.join(run.shape.views)}"
+            why = f"no cine of {run.min_frames} frames or more" if run.clips else f"none of the {reads}"
+            assessment.leave_out(study, why)
+            return predicted
+        try:
+            found = run.predict_study(store, study, views)
+        except (StoreError, LoaderError, OSError) as error:
+            assessment.leave_out(study, str(error))
+            return predicted
+        if missing := run.missing_views(views):
+            assessment.flag(study, "missing_views", " ".join(missing))
+        if few := [v for v in views if not run.clips and run.has_few_slices(v, store.info(study, v).shape)]:
+            assessment.flag(study, "few_slices", " ".join(few))
+        for target in self.targets:
+            value, right = found[target.name], truth[target.name].get(study)
+            if not target.classes:
+                predicted[target.name] = float(value)
+            if right is None:
+                assessment.leave_out(study, f"no value of {target.name} in {data.table.path.name}")
+            elif target.classes:
+                if right not in target.classes:
+                    assessment.leave_out(study, f"{target.name} {right!r}, which training did not know")
+                    continue
+                shares, classes = (value.double() / value.double().sum()).tolist(), target.classes
+                if len(classes) == 2 and classes[0] == data.positive:
+                    shares, classes = shares[::-1], classes[::-1]  # the second is the positive one
+                threshold = 0.5 if data.threshold is None else data.threshold
+                assessment.add_classification(study, target.name, shares, right, classes, threshold)
+            else:
+                assessment.add_regression(study, target.name, float(value), right)
+        return predicted
+
+    @property
+    def tables(self) -> Tables:
+        """A line per study."""
+        columns = []
+        for target in self.targets:
+            columns += [target.name, *(f"{target.name}: {name}" for name in target.classes)]
+        return Tables(("views", self.flags_column, *columns))
+
+    @property
+    def flags_column(self) -> str:
+        """"flags", but where a target has that name."""
+        name, taken = super().flags_column, {target.name for target in self.targets}
+        while name in taken:
+            name = f"predict_{name}"
+        return name
+
+    def export(
+        self, run: Predictor, store: CineStore, study: str, sources: Mapping[str, Source]
+    ) -> StudyPrediction:
+        """The predicted numbers, classes and their probabilities."""
+        shown = run.views_of(store, study)
+        if run.clips:
+            found = run.predict_study(ClipStore(store, shown, min_frames=run.min_frames), study, (CLIP,))
+        else:
+            found = run.predict_study(store, study, shown)
+        made = StudyPrediction({"views": list(shown), "predictions": {}}, {"views": " ".join(shown)})
+        few = not run.clips and any(run.has_few_slices(view, store.info(study, view).shape) for view in shown)
+        made.flags += ["few_slices"] * few
+        for target in self.targets:
+            value = found[target.name].double()
+            if not target.classes:
+                made.summary["predictions"][target.name] = made.row[target.name] = float(value)
+                continue
+            shares = dict(zip(target.classes, (value / value.sum()).tolist()))
+            likeliest = max(shares, key=shares.get)
+            made.summary["predictions"][target.name] = {"class": likeliest, "probabilities": shares}
+            made.row |= {target.name: likeliest, **{f"{target.name}: {name}": p for name, p in shares.items()}}
+        return made
 
 
 def _of_studies(table: Table, column: str, store: CineStore | ClipStore) -> dict[str, str]:

@@ -38,10 +38,14 @@ class Labels(Protocol):
     """What is read of labelled studies: which frames together, and what is to be learnt from them."""
 
     def frames_of(self, study: str, view: str, phase: float) -> Sequence[int]:
-        """The frames of a view that are read together at a phase in [0, 1); not asked of clips."""
+        """The frames of a view that are read together at a phase in [0, 1), as many for all; not asked of clips."""
 
     def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-        """What is to be learnt from {view: its frames}; maps of a view as its frames lie in the store."""
+        """What is to be learnt from {view: its frames}: of a view's name a map as the frames lie in the store, padded
+        to the model's size in a batch; of any other name an array of one shape for all studies.
+
+        Raises StoreError where it cannot be read, LoaderError where it is wrong.
+        """
 
 
 def augmentation_tensors(draw: Draw, *, pin: bool = False) -> dict[str, Augmentation]:

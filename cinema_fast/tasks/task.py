@@ -1,0 +1,226 @@
+"""What a task is: all that fine-tuning, `evaluate` and `predict` ask of what is learnt from labels.
+
+A new task is one file with a frozen dataclass that derives from `Task`, and its line in registry.py: its fields are
+what config.yaml keeps of it. It may import metrics, figures, data, models, train and methods. A task with scores of its
+own, such as the concordance of survival times, declares a `Judgement` (metrics/judgement.py: how its rows are summed
+up, and what the report shows of them) in its file, names it in `judgements`, and adds rows by `assessment.add`.
+"""
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor, nn
+
+from ..data.loading import loader
+from ..data.loading.batch import Batch
+from ..data.prepare.sources import Source
+from ..data.store.clips import CLIP, ClipStore
+from ..data.store.store import CineStore
+from ..metrics.judgement import Judgement
+from ..models.config import CineMAConfig
+from .context import Assessor, EvaluationData, Predictor, StudyPrediction, Tables
+from .finetune_config import FinetuneConfig
+from .split import Split, fewer
+
+
+class Labels(loader.Labels, Protocol):
+    """What is to be learnt of which studies. views_of: {labelled study: its views that have labels}.
+
+    `frames_of` gives as many frames as the task's n_frames.
+    """
+
+    views_of: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A task with its labels, the shape of its model, where its images are, and who is for what.
+
+    split: of the studies that have labels. used: those of its training studies whose labels are used.
+    Raises ValueError where none of these has a label of one of the model's views.
+    """
+
+    task: "Task"
+    labels: Labels
+    shape: CineMAConfig
+    store: CineStore | ClipStore
+    split: Split
+    used: tuple[str, ...]
+
+    def __post_init__(self):
+        shown = {view for study in self.used for view in self.labels.views_of[study]}
+        if absent := [view for view in self.shape.views if view not in shown]:
+            raise ValueError(
+                f"none of the {len(self.used)} training studies whose labels are used has {absent[0]} with a label: "
+                f"name the others by --views ({' '.join(v for v in self.shape.views if v in shown)}), or take other "
+                "studies (--split, --label-fraction, --shots)"
+            )
+
+    @property
+    def view_sets(self) -> dict[tuple[str, ...], int]:
+        """{views: how many of the studies used show these and no others of the model's}, the most frequent first."""
+        return dict(Counter(self.labels.views_of[study] for study in self.used).most_common())
+
+    @property
+    def fewest_slices(self) -> dict[str, int]:
+        """{view of stacks: slices of the smallest one among all labelled studies of training and validation}; none for
+        a model over clips."""
+        found: dict[str, int] = {}
+        for study in (*self.split.train, *self.split.val) if isinstance(self.store, CineStore) else ():
+            for view in self.labels.views_of[study]:
+                shape = self.store.info(study, view).shape
+                if len(shape) == 4:
+                    found[view] = min(shape[3], found.get(view, shape[3]))
+        return found
+
+    @property
+    def planes(self) -> dict[str, int] | None:
+        """{labelled study: the image planes that its clips are of}, None for a model over frames."""
+        if CLIP not in self.shape.views:
+            return None
+        return {study: len(self.store.planes(study)) for study in self.labels.views_of}
+
+
+class Task(ABC):
+    """What is learnt. Subclasses are frozen dataclasses whose fields are plain values, tuples and dicts of them.
+
+    kind: the name in registry.py.
+    n_frames: read together of a view, 1 for clips.
+    validation_phases: phases in [0, 1) at which validation reads `Labels.frames_of` (0 alone: frames spread over it).
+    fuses_views: whether one answer is made of all views of a study.
+    predicts_maps: whether `predict` gives maps {view: (B, channels, *size)} on the grid of its images.
+    table_of_studies: whether --table has a line per study.
+    judgements: kinds of rows of its own.
+    """
+
+    kind: str
+    views: tuple[str, ...]
+    n_frames: int
+    judgements: ClassVar[tuple[Judgement, ...]] = ()
+    validation_phases: ClassVar[tuple[float, ...]] = (0.0,)
+    fuses_views: ClassVar[bool] = False
+    predicts_maps: ClassVar[bool] = False
+    table_of_studies: ClassVar[bool] = True
+
+    @classmethod
+    def check(cls, config: FinetuneConfig) -> None:
+        """Raise ValueError for options of `finetune` that do not fit the task; by default for --targets."""
+        if config.targets:
+            raise ValueError(f"--targets has no effect for --task {config.task}")
+
+    @classmethod
+    @abstractmethod
+    def settle(
+        cls, config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
+    ) -> Settled:
+        """What a run is about, before anything is built.
+
+        Args:
+            base: the model's shape, before it is fitted to the store (train.setup.fit_to_store).
+            split: of all studies.
+            min_frames: of a cine that clips are drawn from.
+
+        Raises:
+            ValueError: names a view, column, label or part of the split that does not fit.
+        """
+
+    def to_dict(self) -> dict:
+        """Plain values for config.yaml."""
+        return {"kind": self.kind} | json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "Task":
+        """The task again. Raises TypeError or KeyError where these are not its values."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: _tuples(value) for name, value in values.items() if name in known or name != "kind"})
+
+    @abstractmethod
+    def network(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
+        """The model, with all that is learnt beside it. Raises ValueError for options that do not fit the shape."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, blank: float) -> Tensor:
+        """The loss () of a batch. blank: side of the boxes that `blank_boxes` cuts out.
+
+        It may be recorded into a CUDA graph: it makes no tensor from Python numbers, and reads none back.
+        """
+
+    @abstractmethod
+    def predict(self, model: nn.Module, images: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{name of a view or a target: (B, ...)} of images {view: (B, n_frames, *size) float32 in [0, 1]}."""
+
+    @abstractmethod
+    def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Figures by name, `score` among them, (higher is better); none where nothing can be judged."""
+
+    def check_known(self, quantities: Iterable[str]) -> None:
+        """Raise ValueError where the task does not measure one of the quantities of `evaluate --known`."""
+        for name in quantities:
+            raise ValueError(f"--known {name} is for what segmentation measures, and the run is of {self.kind}")
+
+    def check_retest(self) -> None:
+        """Raise ValueError where the task has no numbers for `evaluate --retest` to compare."""
+        raise ValueError(f"--retest compares numbers of two scans of a heart, and the run finds {self.kind}")
+
+    def check_decisions(self, threshold: float | None, positive: str | None) -> None:
+        """Raise ValueError where `evaluate --threshold` or --positive is given, and no target of two classes fits."""
+        self._refuse_decisions(threshold, positive, self.kind)
+
+    def _refuse_decisions(self, threshold: float | None, positive: str | None, predicted: str) -> None:
+        for option, given in (("--threshold", threshold), ("--positive", positive)):
+            if given is not None:
+                raise ValueError(f"{option} {given} is for targets of two classes, and the run predicts {predicted}")
+
+    @abstractmethod
+    def evaluator(
+        self, run: Predictor, data: EvaluationData, assessment: Assessor
+    ) -> Callable[[str], dict[str, float]]:
+        """What judges a study: a function of its name that fills the assessment, and returns {quantity: number} for
+        --retest, none where there are none. Raises ValueError for labels that do not fit, before the work."""
+
+    @property
+    @abstractmethod
+    def tables(self) -> Tables:
+        """Which tables `predict` writes."""
+
+    @property
+    def flags_column(self) -> str:
+        """The name of the column of flags in studies.csv."""
+        return "flags"
+
+    @abstractmethod
+    def export(
+        self, run: Predictor, store: CineStore, study: str, sources: Mapping[str, Source]
+    ) -> StudyPrediction:
+        """Predict a study of a store, and bring it back to the geometry of the files {view: source} it was made from.
+
+        Raises ValueError where none of its views is one that the model reads, or a file no longer is what was
+        prepared; OSError where one can no longer be read.
+        """
+
+
+def model_over_frames(config: FinetuneConfig, base: CineMAConfig) -> None:
+    """Raise ValueError where the model is one over clips."""
+    if base.views == (CLIP,):
+        raise ValueError(f"--task {config.task} wants a model over frames, and this one is over clips")
+
+
+def used_of(
+    config: FinetuneConfig, studies: Sequence[str], class_of: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
+    """The training studies whose labels are used, by the options. Raises ValueError where there are too few."""
+    return fewer(
+        studies, fraction=config.label_fraction, shots=config.shots, seed=config.subset_seed, class_of=class_of
+    )
+
+
+def _tuples(value):
+    """Lists, also those in dicts and lists, as tuples."""
+    if isinstance(value, Mapping):
+        return {name: _tuples(part) for name, part in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
