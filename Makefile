@@ -82,7 +82,7 @@ bench: setup
 audit: setup
 	@wrong=0; for python in $(BIN)/python .venv-gpu/bin/python; do \
 	if [ ! -x $$python ]; then echo "NOT AUDITED AGAIN: what the GPU machine's Triton makes (make env-gpu)"; \
-	else OMP_NUM_THREADS=1 $$python benchmarks/audit.py || wrong=1; fi; done; exit $$wrong
+	else OMP_NUM_THREADS=1 $$python benchmarks/audit/audit.py || wrong=1; fi; done; exit $$wrong
 
 clean:
 	rm -rf .venv .venv-gpu build dist *.egg-info demo

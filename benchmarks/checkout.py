@@ -1,14 +1,16 @@
-"""Importing this module makes `cinema_fast` come from this checkout, installed or not.
+"""Importing this module makes `cinema_fast` come from this checkout, installed or not, and finds the benchmarks.
 
-The source tree keeps `cinema_fast.kernels` in kernels/, which only an installation maps; here an import finder does.
-It also serves `python -m pytest -p checkout`, with this folder on PYTHONPATH.
+Files in the folders here, and the helpers in tests/, are imported by their names alone. The source tree keeps
+`cinema_fast.kernels` in kernels/, which only an installation maps; here an import finder does. It also serves
+`python -m pytest -p checkout`, with this folder on PYTHONPATH.
 """
 
 import importlib.util
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = Path(__file__).resolve().parent
+ROOT = BENCHMARKS.parent
 PACKAGES = {"cinema_fast": ROOT / "cinema_fast", "cinema_fast.kernels": ROOT / "kernels"}
 
 
@@ -27,3 +29,4 @@ class CheckoutFinder:
 
 
 sys.meta_path.insert(0, CheckoutFinder)
+sys.path[:0] = [*sorted({str(path.parent) for path in BENCHMARKS.rglob("*.py")}), str(ROOT / "tests")]

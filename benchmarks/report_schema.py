@@ -20,7 +20,8 @@ class KernelRow:
 
     us: median; limit_us: the larger of bytes over bandwidth and FLOPs over peak; rel_err: ||out - ref|| / ||ref||
     against float64, err_budget: what is allowed of it; kernel_sha: of the operation's source files, as they ran; per_s:
-    units that it works off a second, where the operation counts any; predicted_us: what gpu/predict.py says of it.
+    units that it works off a second, where the operation counts any; predicted_us: what predictions/predict.py says of
+    it.
     """
 
     op: str
@@ -52,8 +53,8 @@ class StepRow:
 
     ms: median; studies_per_s and mfu follow from it; peak_mib: most device memory that this way alone holds during a
     step (weights, gradients, optimiser, activations); speedup: median of the rounds' ratios; attention: the backend of
-    sparse_attention, "auto" for its own choice; predicted_ms: what gpu/predict.py says, expected, low and high. None:
-    not measurable here.
+    sparse_attention, "auto" for its own choice; predicted_ms: what predictions/predict.py says, expected, low and
+    high. None: not measurable here.
     """
 
     preset: str
@@ -103,7 +104,7 @@ class WaterfallRow:
 
 @dataclass
 class BreakdownRow:
-    """What a component takes of a training step on the device, a study; predicted_ms: what gpu/predict.py says;
+    """What a component takes of a training step on the device, a study; predicted_ms: what predictions/predict.py says;
     budget_ms: what it may take (None: no limit set).
 
     The components of a step add up to what its kernels take; what a step takes beyond that, the device idles.
@@ -257,19 +258,22 @@ def from_json(section: str, values: dict) -> Row:
 
 
 def predicted(path: Path = PREDICTIONS) -> dict:
-    """What gpu/predict.py wrote; without rows where it is not there."""
+    """What predictions/predict.py wrote; without rows where it is not there."""
     return json.loads(path.read_text()) if path.exists() else {"steps": [], "kernels": []}
 
 
 def kernel_sha(op: str) -> str:
-    """SHA-256 of kernels/<op>.py, of the files there that it takes code from, and of csrc/ by the names of all."""
-    folder, names, seen = PACKAGES["cinema_fast.kernels"], [op], []
+    """SHA-256 of kernels/<op>.py or all of kernels/<op>/, of what else there they take code from, and of csrc/ by the
+    names of all."""
+    folder, names, seen = PACKAGES["cinema_fast.kernels"], [op], {}
     while names:
         name = names.pop()
         if name not in seen and name != "backend":  # which says what runs, not what it computes
-            seen.append(name)
-            names += re.findall(r"^from \.(\w+) import", (folder / f"{name}.py").read_text(), re.MULTILINE)
-    sources = [folder / f"{name}.py" for name in sorted(seen)]
+            seen[name] = sorted((folder / name).rglob("*.py")) or [folder / f"{name}.py"]
+            for path in seen[name]:
+                dots = len(path.relative_to(folder).parts)
+                names += re.findall(rf"^from \.{{{dots}}}(\w+)[\w.]* import", path.read_text(), re.MULTILINE)
+    sources = [path for name in sorted(seen) for path in seen[name]]
     sources += sorted({path for name in seen for path in (ROOT / "csrc").glob(f"{name}*")})
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 

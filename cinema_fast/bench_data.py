@@ -4,7 +4,6 @@ Each stage alone, each loader alone, and a loader beside a step of a given lengt
 about the one that is the limit. What times them is in `bench_stages.py`.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -88,21 +87,6 @@ class DataReport:
             rate = f"{stage.frames_per_s:.0f}" if stage.ms else ""
             lines.append(f"{stage.name:<28} {stage.ms:>10.2f} {rate:>10}  {stage.note}".rstrip())
         return "\n".join([*lines, "", f"limit: {self.limit}"])
-
-
-def bench_data(config: BenchDataConfig) -> DataReport:
-    """Time all stages on the studies that share the store's most frequent set of views.
-
-    Raises:
-        ValueError: a store, preset or loader that cannot be had (StoreError and LoaderError are among them).
-        OSError: `config.out` cannot be written.
-    """
-    from .bench_stages import time_stages
-
-    report = time_stages(config)
-    if config.out:
-        config.out.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-    return report
 
 
 def limit(stages: dict[str, Stage], loader: str, wait: float, workers: int, step_ms: float) -> str:

@@ -1,5 +1,6 @@
 """What `bench_data.py` times."""
 
+import json
 import os
 import statistics
 import time
@@ -12,25 +13,29 @@ import torch
 
 from .bench_data import BenchDataConfig, DataReport, Stage, limit
 from .data.loading.augment import model_input
+from .data.loading.batch import Batch
 from .data.loading.dali import make_loader, pick_loader, why_not_dali
-from .data.loading.loader import Batch, Loader, read_batch
+from .data.loading.loader import Loader, read_batch
 from .data.loading.sampler import Draw, Sampler, frame_at
 from .data.store.clips import ClipStore
 from .data.store.store import CineStore
-from .methods.pretrain_config import PretrainConfig
-from .models.config import CLIP
-from .train.setup import model_config, pick_device
+from .models.config import CLIP, preset
+from .train.setup import fit_to_store, pick_device
 
 
 def time_stages(config: BenchDataConfig) -> DataReport:
-    """The stages of `bench_data`."""
+    """Time all stages on the studies that share the store's most frequent set of views.
+
+    Raises:
+        ValueError: a store, preset or loader that cannot be had (StoreError and LoaderError are among them).
+        OSError: `config.out` cannot be written.
+    """
     device = pick_device(config.device)
     chosen, why = pick_loader(config.loader, device)
     began = time.perf_counter()
     cines = CineStore(config.store)
     opening = (time.perf_counter() - began) * 1e3
-    run = PretrainConfig(data=config.store, out=Path(), steps=1, preset=config.preset, views=config.views)
-    shape = model_config(run, cines)
+    shape = fit_to_store(preset(config.preset), cines, config.views, config.preset)
     store = ClipStore(cines, config.views) if CLIP in shape.views else cines
     usable = {study: tuple(view for view in store.views(study) if view in shape.views) for study in store.ids}
     views, _ = Counter(has for has in usable.values() if has).most_common(1)[0]
@@ -78,7 +83,10 @@ def time_stages(config: BenchDataConfig) -> DataReport:
         "loader": f"{chosen} ({why})", "bytes read per byte of frames": round(asked / wanted, 4),
         "bytes from the disk when cold": from_disk,
     }  # fmt: skip
-    return DataReport(stages, wait, limit(stages, chosen, wait, config.workers, config.step_ms), facts)
+    report = DataReport(stages, wait, limit(stages, chosen, wait, config.workers, config.step_ms), facts)
+    if config.out:
+        config.out.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+    return report
 
 
 def drop_from_cache(paths: Iterable[str]) -> None:

@@ -65,7 +65,7 @@ def _commands() -> dict[str, Callable[..., int]]:
     import tyro
 
     from .bench_data import BenchDataConfig
-    from .cohort.cluster import ClusterConfig
+    from .cohort.cluster_config import ClusterConfig
     from .cohort.embed import EmbedConfig
     from .cohort.probe_embeddings import ProbeConfig
     from .data.prepare.prepare_config import PrepareConfig
@@ -222,9 +222,9 @@ def _commands() -> dict[str, Callable[..., int]]:
 
     def bench(config: Annotated[BenchDataConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
         """Time every stage from a cine store to a training step, and say which is the limit: bench data STORE."""
-        from .bench_data import bench_data
+        from .bench_stages import time_stages
 
-        print(bench_data(config))
+        print(time_stages(config))
         return 0
 
     def demo(config: Annotated[DemoConfig, plain]) -> int:

@@ -87,10 +87,11 @@ def make(out: Path, arguments: list[str], rng: random.Random, longest: float) ->
 def main() -> None:
     import torch._dynamo  # noqa: F401  # which optimisers import
 
-    from cinema_fast.methods import pretrain
+    from cinema_fast.methods import mae
+    from cinema_fast.train import loop
 
-    pretrain.write_report = lambda *_, **__: []
-    inline = pretrain.WholeCheckpoints
+    mae.write_report = lambda *_, **__: []
+    inline = loop.WholeCheckpoints
 
     class Behind(inline):
         """Checkpoints as a GPU's run writes them, while the steps go on."""
@@ -110,7 +111,7 @@ def main() -> None:
     longest = time.monotonic() - begun
     for number in range(int(first), int(last)):
         rng = random.Random(number)
-        pretrain.WholeCheckpoints = Behind if number % 2 else inline
+        loop.WholeCheckpoints = Behind if number % 2 else inline
         out = Path(folder) / f"run-{number}"
         every = ["--checkpoint-every", str(rng.choice([1, 2, 3, 5]))]
         print(json.dumps(make(out, [*arguments(out), *every], rng, longest)), flush=True)

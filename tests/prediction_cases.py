@@ -10,11 +10,13 @@ from scipy.ndimage import binary_dilation
 from torch import nn
 
 import cinema_fast as cf
+from cinema_fast.data.store.orientation import orientation_of
 from cinema_fast.prediction import predict
 from cinema_fast.prediction.predict_config import PredictConfig
 from cinema_fast.tasks.finetuned_run import FinetunedRun
 from cinema_fast.tasks.landmarks import Landmarks
 from cinema_fast.tasks.segmentation import Segmentation
+from cinema_fast.train.run_info import LabelInfo, RunInfo, StoreInfo
 
 RADIUS_MM = 30.0  # of the heart; the cavity lies in it off its middle, so that no flip goes unnoticed
 CAVITY_MM = np.array([6.0, -4.0, 5.0])
@@ -83,8 +85,9 @@ def stand_in(task: Segmentation | Landmarks, model: nn.Module, prepare: dict, si
         enc_conv_n_blocks=1, enc_embed_dim=16, enc_depth=1, enc_n_heads=2, dec_embed_dim=16, dec_depth=1, dec_n_heads=2,
         **fields,
     )  # fmt: skip
-    settled = {"store": {"prepare": prepare}, "run": {"views": []}}
-    return FinetunedRun(Path("run"), 7, settled, shape, task, model, torch.device("cpu"), torch.float32)
+    store = StoreInfo(1, "ab", orientation_of(prepare), prepare)
+    info = RunInfo({"views": []}, {}, store, {}, labels=LabelInfo(task.to_dict(), {}, []))
+    return FinetunedRun(Path("run"), 7, info, shape, task, model, torch.device("cpu"), torch.float32)
 
 
 def predict_as(monkeypatch, run: FinetunedRun, src: Path, out: Path, **options) -> predict.PredictReport:

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import pytest
 
 from cinema_fast.train import sinks as module
+from cinema_fast.train.run_info import RunInfo, StoreInfo
 from cinema_fast.train.sinks import Sinks
 
 LINES = [{"step": n, "epoch": n / 2, "loss": 1 / n, "skipped": 0, "reader": "torch"} for n in (2, 4, 6, 8)]
-SETTLED = {"run": {"lr": 1e-3, "views": ["sax"]}, "model": {"depth": 2}}
+INFO = RunInfo({"lr": 1e-3, "views": ["sax"]}, {"depth": 2}, StoreInfo(1, "ab", "stored"), {})
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def write(tmp_path, said, monkeypatch):
 
     def process(name: str, lines: list[dict], kept: Sequence[dict] = (), *, end: str = "done", seconds: float = 0):
         clock[0] += 1000
-        sinks = Sinks([name], tmp_path, SETTLED, lines=kept, say=said.append)
+        sinks = Sinks([name], tmp_path, INFO, lines=kept, say=said.append)
         for line in lines:
             clock[0] += seconds
             sinks.write(line)

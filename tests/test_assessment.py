@@ -10,6 +10,7 @@ import pytest
 from evaluation_cases import HOSTILE, SHAPE, assessment, case, heart
 
 from cinema_fast.evaluation.assessment import Assessment
+from cinema_fast.evaluation.results import write_results
 from cinema_fast.evaluation.summary import check_groups, subgroups
 from cinema_fast.metrics import cases
 from cinema_fast.metrics.cases import Gallery, SegmentationCase, exhibit_of
@@ -26,8 +27,8 @@ def written(tmp_path_factory):
     made.leave_out("heart-9", "no readable frame")
     table = {"sex": {f"heart-{i}": "mf"[i % 2] for i in range(5)}, "bmi": {f"heart-{i}": "" for i in range(6)}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cinema_fast.evaluation.report.write_report", lambda *_: None)
-        return folder, made.write(folder, about={"model": "runs/a"}, table=table)
+        patch.setattr("cinema_fast.evaluation.results.write_report", lambda *_: None)
+        return folder, write_results(made, folder, about={"model": "runs/a"}, table=table)
 
 
 def numbers(results: dict, kind: str, name: str, view: str = "", group: str = "") -> dict:
@@ -229,5 +230,5 @@ def test_what_is_no_prediction_is_named(tmp_path):
     empty = Assessment()
     empty.leave_out("a", "damaged")
     with pytest.raises(ValueError, match="nothing could be judged; 1 were left out: a: damaged"):
-        empty.write(tmp_path / "none", about={})
+        write_results(empty, tmp_path / "none", about={})
     assert not (tmp_path / "none").exists()

@@ -2,14 +2,12 @@
 
 import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="the audit compiles Triton kernels")
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 audit, audit_code, audit_launches = map(importlib.import_module, ("audit", "audit_code", "audit_launches"))
 audit_document = importlib.import_module("audit_document")
 Expected, faults = audit.Expected, audit.faults

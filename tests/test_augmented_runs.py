@@ -12,11 +12,13 @@ from cinema_fast.data.loading.loader import read_batch
 from cinema_fast.data.loading.sampler import Sampler
 from cinema_fast.data.store.store import CineStore
 from cinema_fast.kernels.motion_score import patch_means, relative_to_mean
-from cinema_fast.methods import pretrain as module
+from cinema_fast.methods import mae as module
 from cinema_fast.methods.guidance import stored_score
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import MaskConfig, PretrainConfig
-from cinema_fast.train.setup import model_config
+from cinema_fast.models.config import preset
+from cinema_fast.train import loop
+from cinema_fast.train.setup import fit_to_store
 
 FULL = AugmentConfig(rotation=40.0, translation=6.0, flip=0.3, gamma=(0.5, 1.5), noise=0.1)
 
@@ -43,11 +45,11 @@ def config_of(store, out, **changes) -> PretrainConfig:
 
 def watched_run(monkeypatch, config: PretrainConfig, fail_at: int | None = None) -> list[dict]:
     """The images of each step, as the model gets them."""
-    seen, make = [], module.make_train_step
+    seen, make = [], loop.make_train_step
 
-    def watched(model, *args, **how):
+    def watched(loss, model, *args, **how):
         model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        train_step = make(model, *args, **how)
+        train_step = make(loss, model, *args, **how)
 
         def step(batches, number, lr):
             if number == fail_at:
@@ -57,7 +59,7 @@ def watched_run(monkeypatch, config: PretrainConfig, fail_at: int | None = None)
         return step
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "make_train_step", watched)
+        patch.setattr(loop, "make_train_step", watched)
         pretrain(config)
     return seen
 
@@ -65,7 +67,7 @@ def watched_run(monkeypatch, config: PretrainConfig, fail_at: int | None = None)
 def test_the_model_sees_what_the_sampler_drew(mapped, tmp_path, monkeypatch, quiet):
     config = config_of(mapped, tmp_path / "run", steps=2)
     seen, store = watched_run(monkeypatch, config), CineStore(mapped)
-    shape = model_config(config, store)
+    shape = fit_to_store(preset("cinema-tiny"), store, (), "cinema-tiny")
     sampler = Sampler({s: store.views(s) for s in store.ids}, seed=5, batch_size=3, augment=FULL)
     for step, images in enumerate(seen):
         batch = read_batch(store, sampler.draw(step), shape.image_size)
@@ -93,7 +95,7 @@ def test_a_run_that_was_cut_off_resumes_to_the_bit(mapped, tmp_path, monkeypatch
 
 def test_scores_of_masks_move_with_the_image(mapped, tmp_path):
     store = CineStore(mapped)
-    shape = model_config(config_of(mapped, tmp_path), store)
+    shape = fit_to_store(preset("cinema-tiny"), store, (), "cinema-tiny")
     sampler = Sampler({s: store.views(s) for s in store.ids}, seed=5, batch_size=3, augment=FULL)
     batch = read_batch(store, sampler.draw(0), shape.image_size, motion=True)
     for view, maps in batch.motion.items():

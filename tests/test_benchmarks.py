@@ -39,7 +39,7 @@ def test_pytest_benchmarks_at_toy_sizes(tmp_path):
 
 def test_a_compiled_model_with_other_gradients_is_not_timed():
     program = f"""
-import sys; sys.path.insert(0, {str(BENCHMARKS)!r})
+import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import checkout
 from types import SimpleNamespace
 import bench_step, torch
 step = bench_step.Step("toy")
@@ -60,10 +60,9 @@ LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="p
 
 
 def compare(tmp_path, reference, *options):
-    command = [sys.executable, BENCHMARKS / "compare_reference.py", "--reference", reference, "--preset", "toy"]
-    return subprocess.run(
-        [*command, "--out", tmp_path / "out", *options], env=ENVIRONMENT, capture_output=True, text=True
-    )
+    script = BENCHMARKS / "training" / "compare_reference.py"
+    command = [sys.executable, script, "--reference", reference, "--preset", "toy", "--out", tmp_path / "out"]
+    return subprocess.run([*command, *options], env=ENVIRONMENT, capture_output=True, text=True)
 
 
 @LINUX
@@ -89,7 +88,7 @@ def test_comparison_with_the_reference_adds_up(tmp_path):
 @LINUX
 def test_peak_memory_of_a_known_step():
     program = f"""
-import sys; sys.path.insert(0, {str(BENCHMARKS)!r})
+import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import checkout
 from types import SimpleNamespace
 import compare_reference, torch
 kept = torch.ones(32, 2**18)  # 32 MiB that are resident before and after

@@ -12,7 +12,7 @@ from training_fixtures import run
 
 from cinema_fast.data.loading.sampler import held_out
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.train.run_folder import read_config
+from cinema_fast.train.run_info import read_run_info
 
 NAME = os.fsdecode(b"M\xfcller")
 SIZES = ("--sax-size", 32, 32, 2, "--lax-size", 32, 32, "--sax-spacing", 3, 3, 20, "--lax-spacing", 3, 3)
@@ -53,7 +53,7 @@ def test_names_that_are_no_text(folder):
     trained = run("pretrain", *options)
     assert trained.returncode == 0, trained.stderr
     assert (out / "report" / "reconstruction.png").exists()
-    assert read_config(out)["run"]["data"] == str(store) and list((out / "checkpoints").glob("*.safetensors"))
+    assert read_run_info(out).options["data"] == str(store) and list((out / "checkpoints").glob("*.safetensors"))
 
     (folder / "labels.csv").write_text("study,ef\na,50\nM\\udcfcller,60\n")
     embedded = run("embed", out, store, folder / "v.parquet", "--labels", folder / "labels.csv")

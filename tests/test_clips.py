@@ -15,10 +15,9 @@ from cinema_fast.data.loading.augment import model_input
 from cinema_fast.data.loading.augmentation import Augmentation
 from cinema_fast.data.loading.loader import Loader
 from cinema_fast.data.loading.sampler import Sampler, frame_at
-from cinema_fast.data.store.clips import MIN_FRAMES, ClipStore, Plane, clip_frames
+from cinema_fast.data.store.clips import ClipStore, Plane, clip_frames
 from cinema_fast.data.store.store import CineStore
 from cinema_fast.kernels.augment_torch import zoom_images
-from cinema_fast.train.run_folder import min_frames_of
 
 SIZE = {"clip": (6, 24, 40)}  # of frames of 32 x 32: cropped along one axis, padded along the other
 
@@ -178,7 +177,6 @@ def test_a_store_without_a_beating_heart(tmp_path):
     pairs = write_store(tmp_path / "pairs", {"a": FOUR}, frames=2)  # ED and ES
     with pytest.raises(ValueError, match=r"4 frames or more \(the longest has 2\): prepare cines of the whole cycle"):
         ClipStore(CineStore(pairs))
-    assert min_frames_of(None) == MIN_FRAMES and min_frames_of({}) == 2  # a run of an older version goes on as it began
     assert ClipStore(CineStore(pairs), min_frames=2).remarks() == []
     with pytest.raises(ValueError, match="no cine of sax, lax_2c there"):
         ClipStore(CineStore(path), ("sax", "lax_2c"))

@@ -11,8 +11,9 @@ import pytest
 from embedding_files import planted, write_embeddings
 
 from cinema_fast.cli import main
-from cinema_fast.cohort.cluster import ClusterConfig, cluster
-from cinema_fast.data.store.tables import read_table
+from cinema_fast.cohort.cluster import cluster
+from cinema_fast.cohort.cluster_config import ClusterConfig
+from cinema_fast.common.tables import read_table
 
 pytest.importorskip("sklearn")
 QUICK = ("--resamples", "20", "--most", "4")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from matplotlib.image import imread
+from sink_fixtures import INFO
 from training_fixtures import tiny_store  # noqa: F401
 
 from cinema_fast.cli import main
@@ -128,7 +129,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
         shutil.rmtree(tmp_path / "sound")
     (damaged / "metrics.jsonl").write_bytes(b"\xff\xfe\x01")
     with pytest.raises(ValueError, match=r"damaged/metrics\.jsonl is no text, .*: put it back .* or move it away"):
-        RunLog(damaged, steps=2, done=1, sinks=(), settled={})
+        RunLog(damaged, steps=2, done=1, sinks=(), info=INFO)
 
 
 def test_options_that_only_one_run_has_and_names_that_two_have(tmp_path):
@@ -175,7 +176,7 @@ def test_mistakes(two, tmp_path, capfd):
 
 def test_runs_as_they_are_made(tiny_store, tmp_path, capfd, monkeypatch):  # noqa: F811
     """The command line on what `pretrain` writes, its evaluation among it."""
-    monkeypatch.setattr("cinema_fast.methods.report.draw_reconstruction", lambda *_, **__: None)
+    monkeypatch.setattr("cinema_fast.methods.mae_report.draw_reconstruction", lambda *_, **__: None)
     arguments = ["pretrain", "--data", str(tiny_store), "--steps", "2", "--preset", "cinema-tiny", "--batch-size", "2"]
     runs = [str(tmp_path / name) for name in ("one", "two")]
     for run, lr in zip(runs, ("1e-3", "2e-3")):

@@ -9,6 +9,7 @@ from evaluation_cases import HOSTILE, assessment
 
 from cinema_fast.cli import main
 from cinema_fast.evaluation.compare_evaluations import compare_evaluations, differences, is_evaluation
+from cinema_fast.evaluation.results import write_results
 from cinema_fast.metrics.rows import KEYS, new_row
 
 
@@ -23,9 +24,9 @@ def folders(tmp_path_factory):
     for row in made["elsewhere"].rows:
         row["study"] += "x"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cinema_fast.evaluation.report.write_report", lambda *_: None)
+        patch.setattr("cinema_fast.evaluation.results.write_report", lambda *_: None)
         for name, one in made.items():
-            one.write(root / name, about={})
+            write_results(one, root / name, about={})
     return {name: root / name for name in made}
 
 
@@ -91,7 +92,7 @@ def test_a_target_that_only_one_was_asked_for_is_no_difference(folders, tmp_path
 def test_by_the_command_line(folders, tmp_path, capsys):
     assert main(["compare", str(folders["good"]), str(folders["bad"]), str(folders["fewer"])]) == 0
     assert capsys.readouterr().out.count("studies that both have, paired") == 2
-    (tmp_path / "config.yaml").write_text("run: {}\nmodel: {}\nstore: {}\n")
+    (tmp_path / "config.yaml").write_text("run: {}\nmodel: {}\nstore: {studies: 1, sha256: ab}\n")
     assert main(["compare", str(folders["good"]), str(tmp_path)]) == 1
     assert re.search(r"good is an evaluation, \S+ is not: it lacks results.json or rows.csv", capsys.readouterr().err)
     assert main(["compare", str(folders["good"]), str(folders["good"])]) == 1

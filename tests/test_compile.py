@@ -10,7 +10,7 @@ from tolerances import assert_close
 from torch._dynamo.utils import counters
 
 import cinema_fast as cf
-from cinema_fast.train.step import compile_model, source_digest
+from cinema_fast.train.compile import compile_model, source_digest
 
 
 @pytest.mark.parametrize(

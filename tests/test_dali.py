@@ -11,8 +11,9 @@ from training_fixtures import FOUR, metrics, run, tiny_store  # noqa: F401
 
 from cinema_fast.cli import main
 from cinema_fast.data.loading import dali
+from cinema_fast.data.loading.batch import Batch
 from cinema_fast.data.loading.dali import DaliLoader, pack, pick_loader, unpack
-from cinema_fast.data.loading.loader import Batch, LoaderError
+from cinema_fast.data.loading.loader import LoaderError
 
 
 def test_equality_sees_every_part(mapped):  # noqa: F811

@@ -4,12 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import bench_data
+import pytest
 from report_schema import DataRow, Report, StepRow
 
 LOADER = {"loader": "torch", "batch": 64, "workers": 4, "cores": 4, "augmentation_ms": 1.0, "transfer_ms": None}

@@ -10,7 +10,7 @@ from cinema_fast.data.loading.sampler import held_out
 from cinema_fast.data.store.store import CineStore
 from cinema_fast.tasks.finetune import finetune
 from cinema_fast.tasks.seen import seen_by
-from cinema_fast.train.run_folder import read_config
+from cinema_fast.train.run_info import read_run_info
 
 ONE = {"steps": 1, "validate_every": 1}
 
@@ -30,18 +30,19 @@ def test_what_a_chain_of_runs_has_seen(discs, pretrained, tmp_path):  # noqa: F8
     index["studies"] = {study: views for study, views in index["studies"].items() if study not in ("s00", "s01")}
     (few / "index.json").write_text(json.dumps(index))
     finetune(discs.config(tmp_path / "first", "segmentation", data=few, test=0.1, init_from=pretrained, **ONE))
-    first = read_config(tmp_path / "first")
-    own = {*first["used"], *first["split"]["val"]}
-    assert set(first["seen"]["studies"]) == pretraining | own > pretraining and first["seen"]["unknown"] == []
-    assert first["store"]["sha256"] != read_config(pretrained)["store"]["sha256"]
+    first = read_run_info(tmp_path / "first")
+    own = {*first.labels.used, *first.labels.split["val"]}
+    seen = first.labels.seen
+    assert set(seen["studies"]) == pretraining | own > pretraining and seen["unknown"] == []
+    assert first.store.sha256 != read_run_info(pretrained).store.sha256
     finetune(discs.config(tmp_path / "second", "segmentation", test=0.5, init_from=tmp_path / "first", **ONE))
-    second = read_config(tmp_path / "second")
-    both = len((pretraining | own) & set(second["split"]["test"]))
+    second = read_run_info(tmp_path / "second")
+    both = len((pretraining | own) & set(second.labels.split["test"]))
     assert f"{both} of the 6 test studies were seen by {tmp_path / 'first'} or what it started" in (
         tmp_path / "second/run.log").read_text()
     weights = next((tmp_path / "first/best").glob("*.safetensors"))
     finetune(discs.config(tmp_path / "third", "segmentation", init_from=weights, **ONE))
-    third = read_config(tmp_path / "third")["seen"]
+    third = read_run_info(tmp_path / "third").labels.seen
     assert third["unknown"] == [f"{weights} does not say which studies it has learnt from"]
     assert f"not known in full: {weights} does not say" in (tmp_path / "third/run.log").read_text()
 

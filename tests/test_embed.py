@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,9 +20,10 @@ from cinema_fast.cohort.embed import EmbedConfig, embed
 from cinema_fast.common.lock import hold_folder
 from cinema_fast.data.loading.sampler import frame_at
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.methods import pretrain as pretrain_module
+from cinema_fast.methods import mae
+from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
-from cinema_fast.train.run_folder import read_config
+from cinema_fast.train.run_info import LabelInfo, RunInfo, StoreInfo, read_run_info, write_run_info
 from cinema_fast.train.setup import store_fingerprint
 
 PRESETS = ("heartmae-tiny", "cinema-tiny")
@@ -32,9 +34,9 @@ def runs(tiny_store, tmp_path_factory):  # noqa: F811
     """{preset: a run folder of two steps}"""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pretrain_module, "write_report", lambda *_, **__: [])
+        patch.setattr(mae, "write_report", lambda *_, **__: [])
         for preset in PRESETS:
-            pretrain_module.pretrain(
+            pretrain(
                 PretrainConfig(
                     data=tiny_store, out=folder / preset, steps=2, preset=preset, batch_size=3, precision="fp32",
                     device="cpu",
@@ -49,7 +51,7 @@ def small_parts(monkeypatch):
 
 
 def model_of(folder) -> cf.CineMA:
-    model = cf.CineMA(cf.CineMAConfig(**read_config(folder)["model"]))
+    model = cf.CineMA(cf.CineMAConfig(**read_run_info(folder).model))
     cf.load_cinema_weights(model, folder / "checkpoints" / "step-00000002.safetensors")
     return model.eval()
 
@@ -199,10 +201,10 @@ def test_labels_colour_a_picture_beside_the_table(tiny_store, runs, tmp_path):  
 
 def test_when_no_study_has_what_the_model_takes(runs, tmp_path, capfd):
     path = write_store(tmp_path / "store", {"a": ("sax",), "b": ("lax_2c",)})
-    settled = read_config(runs["cinema-tiny"])
+    info = read_run_info(runs["cinema-tiny"])
     narrow = shutil.copytree(runs["cinema-tiny"], tmp_path / "run")
-    settled["model"]["image_size"] = {view: [16, 16, 1][: len(n)] for view, n in settled["model"]["image_size"].items()}
-    (narrow / "config.yaml").write_text(json.dumps(settled))
+    sizes = {view: [16, 16, 1][: len(n)] for view, n in info.model["image_size"].items()}
+    write_run_info(narrow, replace(info, model=info.model | {"image_size": sizes}))
     with pytest.raises(ValueError, match="do not fit this model"):  # position tables of another size
         embed(EmbedConfig(run=narrow, store=path, out=tmp_path / "out", device="cpu"))
     large = write_store(tmp_path / "large", {"c": ("sax",)}, frames=1)
@@ -242,7 +244,7 @@ def test_mistakes(tiny_store, runs, tmp_path, monkeypatch):  # noqa: F811
 
 
 def test_a_fine_tuned_run(tmp_path, tiny_store):  # noqa: F811
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.yaml").write_text("run: {}\nmodel: {}\nstore: {}\ntask: {kind: segmentation}\n")
+    labels = LabelInfo({"kind": "segmentation"}, {"train": [], "val": [], "test": []}, [])
+    write_run_info(tmp_path / "run", RunInfo({}, {}, StoreInfo(1, "ab", "stored"), {}, labels=labels))
     with pytest.raises(ValueError, match=r"^\S+run is a run of finetune, and embed takes one of pretrain; [^\n]*$"):
         embed(EmbedConfig(tmp_path / "run", tiny_store, tmp_path / "out.parquet"))

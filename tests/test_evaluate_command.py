@@ -24,9 +24,9 @@ from labelled_discs import (
 
 from cinema_fast.cli import main
 from cinema_fast.common.output import OutputError
+from cinema_fast.common.tables import read_table
 from cinema_fast.data.store.clips import ClipStore, clip_frames
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.data.store.tables import read_table
 from cinema_fast.evaluation.assessment import Assessment
 from cinema_fast.evaluation.evaluate import evaluate_run
 from cinema_fast.evaluation.evaluate_config import EvaluateConfig

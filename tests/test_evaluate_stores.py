@@ -14,7 +14,7 @@ from cinema_fast.metrics.rows import read_rows
 from cinema_fast.metrics.segmentation import stability_score
 from cinema_fast.tasks.finetune import finetune
 from cinema_fast.tasks.finetuned_run import FinetunedRun, load_run
-from cinema_fast.train.run_folder import read_config
+from cinema_fast.train.run_info import read_run_info
 
 pytest.importorskip("jinja2")
 FEW = {"steps": 2, "validate_every": 2, "views": ("sax",)}
@@ -40,8 +40,8 @@ def judge(run, out, **options) -> tuple[dict, set[str]]:
 
 def test_what_the_starting_weights_have_learnt_from(runs, discs, tmp_path):  # noqa: F811
     """Of the run's own test studies it is told; studies of another store are left out."""
-    first, second = (read_config(runs / name) for name in ("first", "second"))
-    learnt = {*first["used"], *first["split"]["val"]}
+    first, second = (read_run_info(runs / name).labels for name in ("first", "second"))
+    learnt = {*first.used, *first.split["val"]}
     results, judged = judge(runs / "second", tmp_path / "own")
     both = len(learnt & {"s03", "s04", "s05"})
     assert judged == {"s03", "s04", "s05"} and results["about"][SEEN] == f"{both} of 3" and both > 0
@@ -51,7 +51,7 @@ def test_what_the_starting_weights_have_learnt_from(runs, discs, tmp_path):  # n
     every = {f"s{n:02d}" for n in range(14)}
     assert judged == every - learnt - {"s00", "s01", "s02"} | {"s03", "s04", "s05"}
     why = {line["study"]: line["why"] for line in results["left_out"]}
-    for study in learnt - set(second["split"]["train"]) - {"s03", "s04", "s05"}:
+    for study in learnt - set(second.split["train"]) - {"s03", "s04", "s05"}:
         assert why[study] == "by its name one that the run's starting weights have learnt from"
     results, _ = judge(runs / "first", tmp_path / "first")
     assert results["about"][SEEN] == "none: the run began from random weights"
@@ -64,7 +64,7 @@ def test_pixels_of_another_size(runs, tmp_path):
     index = json.loads((other / "index.json").read_text())
     index["prepare"]["sax_spacing"] = [2.0, 2.0, 10.0]
     (other / "index.json").write_text(json.dumps(index))
-    assert "sax_spacing" not in run.settled["store"]["prepare"]
+    assert "sax_spacing" not in run.info.store.prepare
     judge(runs / "first", tmp_path / "eval", data=other)  # of one of them it is not known
     before = config.read_text()
     config.write_text(before.replace("prepare:\n", "prepare:\n    sax_spacing: [1.5, 1.5, 10.0]\n"))

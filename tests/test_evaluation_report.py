@@ -14,6 +14,7 @@ from PIL import Image
 from cinema_fast.evaluation import report_figures
 from cinema_fast.evaluation.assessment import Assessment
 from cinema_fast.evaluation.report_figures import classification_png, distances_png
+from cinema_fast.evaluation.results import write_results
 from cinema_fast.figures.overlays import (
     COLOURS,
     PANEL,
@@ -51,7 +52,7 @@ def html(tmp_path_factory):
     made = assessment()
     made.leave_out("<img src=http://elsewhere/x.png>", "no readable frame & more")
     table = {"sex": {f"heart-{i}": "mf"[i % 2] for i in range(5)} | {HOSTILE: "<b>m"}}
-    made.write(folder, about={"model": "runs/<a>", "views": ["sax", "lax_4c"]}, table=table)
+    write_results(made, folder, about={"model": "runs/<a>", "views": ["sax", "lax_4c"]}, table=table)
     return (folder / "report" / "index.html").read_text(encoding="utf-8")
 
 

@@ -18,12 +18,14 @@ from cinema_fast.evaluation.compare_runs import compare
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.models.config import preset
-from cinema_fast.tasks import finetune as module
 from cinema_fast.tasks.finetune import finetune
 from cinema_fast.tasks.finetune_config import FinetuneConfig
 from cinema_fast.tasks.finetuned_run import load_run
 from cinema_fast.tasks.segmentation import Segmentation
 from cinema_fast.tasks.split import Split
+from cinema_fast.tasks.supervised import Supervised
+from cinema_fast.train import loop
+from cinema_fast.train.best import Best
 
 FEW = {"steps": 2, "validate_every": 2}
 SCORES = [0.1, 0.5, 0.4, 0.5, 0.2, 0.9]
@@ -33,7 +35,7 @@ SCORES = [0.1, 0.5, 0.4, 0.5, 0.2, 0.9]
 def scored(monkeypatch):
     """Validations give SCORES in turn."""
     left = iter(SCORES)
-    monkeypatch.setattr(module, "validate", lambda *_: {"score": next(left)})
+    monkeypatch.setattr(Supervised, "validate", lambda *_: {"score": next(left)})
 
 
 def test_early_stopping(discs, tmp_path, scored):  # noqa: F811
@@ -50,7 +52,8 @@ def test_early_stopping(discs, tmp_path, scored):  # noqa: F811
 
 
 def test_with_all_updates_skipped_it_fails(discs, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(module, "make_step", lambda *_: lambda *_: torch.tensor([math.nan, math.nan, 0.0]))
+    skipped = torch.tensor([math.nan, math.nan, 0.0])
+    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: lambda *_: skipped)
     ended = finetune(discs.config(tmp_path / "run", "regression", **FEW))
     assert (ended.step, ended.exit_code) == (2, 1)
     log = (tmp_path / "run" / "run.log").read_text()
@@ -59,19 +62,19 @@ def test_with_all_updates_skipped_it_fails(discs, tmp_path, monkeypatch):  # noq
 
 def test_patience_is_counted_over_a_stop(discs, tmp_path, scored, monkeypatch):  # noqa: F811
     options = {"steps": 12, "validate_every": 2, "patience": 3}
-    save = module._save_best
+    save = Best.save
 
-    def killed(config, step, *rest):
-        save(config, step, *rest)
-        if step == 4:
+    def killed(best, *rest):
+        save(best, *rest)
+        if best.step == 4:
             raise KeyboardInterrupt  # between best/ and the checkpoint of the same step
 
-    monkeypatch.setattr(module, "_save_best", killed)
+    monkeypatch.setattr(Best, "save", killed)
     with pytest.raises(KeyboardInterrupt):
         finetune(discs.config(tmp_path / "run", "regression", **options))
-    monkeypatch.setattr(module, "_save_best", save)
+    monkeypatch.setattr(Best, "save", save)
     left = iter(SCORES[1:])
-    monkeypatch.setattr(module, "validate", lambda *_: {"score": next(left)})
+    monkeypatch.setattr(Supervised, "validate", lambda *_: {"score": next(left)})
     assert finetune(discs.config(tmp_path / "run", "regression", resume=True, **options)).step == 10
     assert load_run(tmp_path / "run", device="cpu").step == 4
 
@@ -93,8 +96,9 @@ def test_a_study_that_cannot_be_read_ends_the_run_with_its_name(discs, tmp_path,
     for path in (store / "studies").glob("*/lax_4c.npy"):
         path.write_bytes(bytes(path.stat().st_size))
     config = discs.config(tmp_path / "run", "regression", data=store, **FEW)
-    with pytest.raises(LoaderError, match=r"study s\d\d: .*lax_4c\.npy"):
-        finetune(config)
+    for strict, told in ((True, r"study s\d\d: .*lax_4c\.npy"), (False, r"study s\d\d and \d drawn in its place")):
+        with pytest.raises(LoaderError, match=told):
+            finetune(dataclasses.replace(config, strict=strict, out=tmp_path / ("run" if strict else "other")))
     assert "ended by LoaderError: study s" in (tmp_path / "run" / "run.log").read_text()
 
 
@@ -120,18 +124,24 @@ def test_a_run_says_what_its_training_studies_had(tmp_path):
     """Views of the training studies, and the slices of their smallest stack, for what is predicted later."""
     store = write_discs(tmp_path / "store", last_view_of=6)
     write_table(tmp_path / "table.csv")
-    config = FinetuneConfig(store, tmp_path / "run", "regression", table=tmp_path / "table.csv", targets=("radius",),
-                            **QUICK | FEW | {"val": 0.0, "test": 0.0})  # fmt: skip
+    config = FinetuneConfig(data=store, out=tmp_path / "run", task="regression", table=tmp_path / "table.csv",
+                            targets=("radius",), **QUICK | FEW | {"val": 0.0, "test": 0.0})  # fmt: skip
     finetune(config)
     run = load_run(tmp_path / "run", device="cpu")
     every, fewer = run.shape.views, run.shape.views[:-1]
-    assert run.settled["view_sets"] == [{"views": list(views), "studies": 6} for views in (every, fewer)]
+    assert run.info.labels.view_sets == [{"views": list(views), "studies": 6} for views in (every, fewer)]
     assert run.trained_views() == (
         f"training studies of the model: 6 with all of its views; 6 with {', '.join(fewer)} alone")
-    assert run.settled["fewest_slices"] == {"sax": CineStore(store).info("s00", "sax").shape[3]}
-    one = dataclasses.replace(run, settled=run.settled | {"view_sets": run.settled["view_sets"][:1]})
+    assert run.info.labels.fewest_slices == {"sax": CineStore(store).info("s00", "sax").shape[3]}
+
+    def known(sets):
+        info = dataclasses.replace(run.info, labels=dataclasses.replace(labels, view_sets=sets))
+        return dataclasses.replace(run, info=info)
+
+    labels = run.info.labels
+    one = known(labels.view_sets[:1])
     assert one.trained_views().endswith("; it has never seen a study without one of them")
-    none = dataclasses.replace(run, settled=run.settled | {"view_sets": run.settled["view_sets"][1:]})
+    none = known(labels.view_sets[1:])
     assert none.trained_views() == f"training studies of the model: 6 with {', '.join(fewer)} alone"
     apart = dataclasses.replace(run, task=Segmentation(("LV",), every, "0"))  # views are predicted one by one
     single = dataclasses.replace(run, shape=dataclasses.replace(run.shape, views=("sax",)))
@@ -146,7 +156,8 @@ def test_the_smallest_stack_is_that_of_all_labelled_studies(tmp_path, monkeypatc
     monkeypatch.setattr(labelled_discs, "drawn", lambda n, view: tuple(
         part[..., : shallow.get(n, 3)] if view == "sax" else part for part in plain(n, view)))  # fmt: skip
     store = CineStore(write_discs(tmp_path / "store"))
-    config = FinetuneConfig(store.path, tmp_path / "run", "segmentation", **QUICK | FEW | {"label_fraction": 0.1})
+    few = QUICK | FEW | {"label_fraction": 0.1}
+    config = FinetuneConfig(data=store.path, out=tmp_path / "run", task="segmentation", **few)
     names = {n: f"s{n:02d}" for n in range(12)}
     train = tuple(names[n] for n in range(7))
     for split, fewest in (

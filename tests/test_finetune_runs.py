@@ -7,11 +7,12 @@ import pytest
 from labelled_discs import discs  # noqa: F401
 from training_fixtures import metrics
 
-from cinema_fast.data.store.store import CineStore
-from cinema_fast.tasks import finetune as module
 from cinema_fast.tasks.finetune import finetune
 from cinema_fast.tasks.finetuned_run import load_run
-from cinema_fast.train.run_folder import read_config
+from cinema_fast.tasks.supervised import Supervised
+from cinema_fast.train import loop
+from cinema_fast.train.method import Place
+from cinema_fast.train.run_info import read_run_info
 
 STEPS = {"steps": 6, "validate_every": 4, "log_every": 2, "batch_size": 2}
 TASKS = {
@@ -27,20 +28,20 @@ TASKS = {
 @pytest.fixture
 def stop_after(monkeypatch):
     """A function of n: from then on SIGTERM comes in the middle of the n-th step (counted from 1)."""
-    make = module.make_step
+    make = loop.make_train_step
 
     def plan(n: int | None) -> None:
-        def wrapped(*arguments):
-            step_of = make(*arguments)
+        def wrapped(*arguments, **options):
+            step_of = make(*arguments, **options)
 
-            def step(batches, number):
+            def step(batches, number, lr):
                 if number + 1 == n:
                     os.kill(os.getpid(), signal.SIGTERM)
-                return step_of(batches, number)
+                return step_of(batches, number, lr)
 
             return step
 
-        monkeypatch.setattr(module, "make_step", wrapped)
+        monkeypatch.setattr(loop, "make_train_step", wrapped)
 
     return plan
 
@@ -52,7 +53,7 @@ def test_stopped_resumed_and_read_back(discs, tmp_path, stop_after, name):  # no
     whole = metrics(tmp_path / "whole")
     assert [line["step"] for line in whole] == [2, 4, 6] and ["score" in line for line in whole] == [False, True, True]
     assert all(line["loss"] > 0 and line["grad_norm"] > 0 and line["skipped"] == 0 for line in whole)
-    assert ("min_frames" in read_config(tmp_path / "whole")) == (name == "clips")  # nothing else counts frames
+    assert (read_run_info(tmp_path / "whole").min_frames is not None) == (name == "clips")  # nothing else counts frames
 
     for n, resume in ((3, False), (5, True), (None, True)):
         stop_after(n)
@@ -68,26 +69,8 @@ def test_stopped_resumed_and_read_back(discs, tmp_path, stop_after, name):  # no
     run = load_run(tmp_path / "parts", device="cpu")
     best = max((line for line in whole if "score" in line), key=lambda line: line["score"])
     assert run.step == best["step"] and not run.model.training
-    said = module.validate(_settled(config), run.model, _reader(config), config.batch_size, run.device, run.precision)
+    said = Supervised(config, None, Place(run.device, run.precision)).validate(run.model, print)
     assert said == {key: value for key, value in best.items() if key == "score" or key.startswith("val_")}
-
-
-def _settled(config):
-    cines = CineStore(config.data)
-    split = module.split_studies(cines.ids, val=config.val, test=config.test, path=config.split)
-    return module.task_class(config.task).settle(config, cines, module._base_shape(config), split, min_frames=3)
-
-
-def _reader(config):
-    settled = _settled(config)
-
-    def read(draw):
-        return module.read_examples(
-            settled.store, draw, settled.shape.image_size, frames_of=settled.labels.frames_of,
-            target_of=settled.labels.target_of,
-        )  # fmt: skip
-
-    return read
 
 
 def _line(discs, out, **options) -> dict:  # noqa: F811

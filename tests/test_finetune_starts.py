@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from training_fixtures import metrics
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.models.conv_vit import ConvViT
-from cinema_fast.tasks import finetune as module
-from cinema_fast.tasks.finetune import finetune, layered_adamw
+from cinema_fast.tasks.finetune import finetune
 from cinema_fast.tasks.finetuned_run import load_run
+from cinema_fast.tasks.supervised import Supervised
+from cinema_fast.train import loop
 from cinema_fast.train.memory import OutOfMemory
-from cinema_fast.train.run_folder import read_config
+from cinema_fast.train.run_info import read_run_info
 
 FEW = {"steps": 3, "validate_every": 3}
 
@@ -100,16 +102,16 @@ def test_resuming_without_where_it_started(discs, pretrained, tmp_path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        saved, save = [], module.WholeCheckpoints.save
-        patch.setattr(module.WholeCheckpoints, "save", lambda *a: save(*a) if not saved.append(1) else None)
-        patch.setattr(module.RunLog, "advance", lambda log, done: killed() if done == 2 else None)
+        saved, save = [], loop.WholeCheckpoints.save
+        patch.setattr(loop.WholeCheckpoints, "save", lambda *a: save(*a) if not saved.append(1) else None)
+        patch.setattr(loop.RunLog, "advance", lambda log, done: killed() if done == 2 else None)
         finetune(config)
-    run = read_config(out)["run"]
+    run = read_run_info(out).options
     assert (run["data"], run["init_from"]) == (str(discs.store), str(start)) and run["preset"] == "cinema-demo"
-    seen = read_config(out)["seen"]
+    seen = read_run_info(out).labels.seen
     start.rename(tmp_path / "moved")
     assert finetune(replace(config, init_from=None, resume=True)).step == 2
-    assert read_config(out)["run"]["init_from"] == str(start) and read_config(out)["seen"] == seen
+    assert read_run_info(out).options["init_from"] == str(start) and read_run_info(out).labels.seen == seen
     assert "going on from step 1" in (out / "run.log").read_text()
 
 
@@ -134,7 +136,7 @@ def test_layers_learn_slower_the_deeper_they_lie(discs, tmp_path):  # noqa: F811
     depth = len(model.encoder.blocks)
     names = {id(p): name for name, p in model.named_parameters()}
     scale, decay = {}, {}
-    for group in layered_adamw(model, config).param_groups:
+    for group in Supervised.groups(SimpleNamespace(units=lambda m: m.encoder.blocks, options=config), model):
         for p in group["params"]:
             scale[names[id(p)]], decay[names[id(p)]] = group["lr_scale"], group["weight_decay"]
     assert set(scale) == {name for name, p in model.named_parameters() if p.requires_grad}
@@ -152,14 +154,14 @@ def test_layers_learn_slower_the_deeper_they_lie(discs, tmp_path):  # noqa: F811
 def test_few_labels_are_those_that_are_used(discs, tmp_path):  # noqa: F811
     """Mean and standard deviation are of the studies used alone."""
     finetune(discs.config(tmp_path / "half", "regression", label_fraction=0.5, **FEW))
-    settled = read_config(tmp_path / "half")
-    assert len(settled["used"]) == 3 and set(settled["used"]) < set(settled["split"]["train"])
-    radii = torch.tensor([5.0 + int(study[1:]) % 6 for study in settled["used"]], dtype=torch.float64)
-    (target,) = settled["task"]["targets"]
+    labels = read_run_info(tmp_path / "half").labels
+    assert len(labels.used) == 3 and set(labels.used) < set(labels.split["train"])
+    radii = torch.tensor([5.0 + int(study[1:]) % 6 for study in labels.used], dtype=torch.float64)
+    (target,) = labels.task["targets"]
     assert target["mean"] == pytest.approx(radii.mean().item())
     assert target["sd"] == pytest.approx(radii.std(correction=0).item())
     finetune(discs.config(tmp_path / "shot", "classification", shots=1, **FEW))
-    used = read_config(tmp_path / "shot")["used"]
+    used = read_run_info(tmp_path / "shot").labels.used
     assert sorted(5 + int(study[1:]) % 6 > 7 for study in used) == [False, True]
     assert metrics(tmp_path / "shot")[-1]["epoch"] == 3 * 3 / 2
 
@@ -196,7 +198,7 @@ def test_memory_that_runs_out(discs, tmp_path, monkeypatch):  # noqa: F811
     def greedy(*_):
         raise torch.OutOfMemoryError("Tried to allocate 3.00 GiB")
 
-    monkeypatch.setattr(module, "make_step", lambda *_: greedy)
+    monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: greedy)
     told = (r"in training regression with cinema-demo with --batch-size 3 .*--resume with --batch-size 1 --accumulate "
             r"3, or --recompute full, or --precision bf16$")  # fmt: skip
     with pytest.raises(OutOfMemory, match=told):

@@ -12,11 +12,11 @@ from cinema_fast.cli import main
 from cinema_fast.data.loading.sampler import held_out
 from cinema_fast.data.store.clips import ClipStore
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.methods.evaluation import evaluate, fixed_batches, fixed_plan, images_of, mean_patches
+from cinema_fast.methods.mae_evaluation import evaluate, fixed_batches, fixed_plan, images_of, mean_patches
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.models.config import config_from_dict
-from cinema_fast.train.run_folder import read_config
+from cinema_fast.train.run_info import read_run_info
 
 IDS = [f"s{i:02d}" for i in range(12)]
 AWAY = sorted(held_out(IDS, 0.25))
@@ -44,7 +44,7 @@ def store(tmp_path):
 
 
 def trained(out) -> cf.CineMA:
-    model = cf.CineMA(config_from_dict(read_config(out)["model"]))
+    model = cf.CineMA(config_from_dict(read_run_info(out).model))
     cf.load_cinema_weights(model, next((out / "checkpoints").glob("*.safetensors")))
     return model
 
@@ -122,7 +122,7 @@ def test_a_report_that_fails_does_not_fail_the_run(store, tmp_path, monkeypatch)
     def failing(*_, **__):
         raise RuntimeError("no fonts here")
 
-    monkeypatch.setattr("cinema_fast.methods.report.draw_loss", failing)
+    monkeypatch.setattr("cinema_fast.methods.mae_report.draw_loss", failing)
     outcome = pretrain(config_of(store, tmp_path / "run"))
     assert outcome.exit_code == 0 and outcome.evaluation.studies == 3
     said = "the run is finished and saved, but there is no report: RuntimeError: no fonts here"

@@ -1,13 +1,9 @@
-"""benchmarks/flow_accuracy.py: what it measures on few small studies, and what ours must hold there."""
-
-import sys
-from pathlib import Path
+"""benchmarks/experiments/flow_accuracy.py: what it measures on few small studies, and what ours must hold there."""
 
 import numpy as np
 import pytest
 
 pytest.importorskip("cv2", reason="opencv is not installed (pip install opencv-python-headless)")
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import flow_accuracy
 
 SEEDS = {1: "reduced", 6: "mildly reduced", 9: "normal"}

@@ -3,14 +3,11 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
+import flow_guidance as experiment
 import nibabel
 import numpy as np
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import flow_guidance as experiment
 
 from cinema_fast.data.store.clips import ClipStore
 from cinema_fast.data.store.store import CineStore

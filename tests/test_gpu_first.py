@@ -8,15 +8,12 @@ import sys
 import tarfile
 from pathlib import Path
 
+import gpu_first
 import pytest
 from fake_reference import write_fake_reference
 
 from cinema_fast.data.loading.dali import why_not_dali
 from cinema_fast.kernels import tuning
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"))
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import gpu_first
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu" / "gpu_first.py"

@@ -7,15 +7,12 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-import pytest
-from fake_reference import write_fake_reference
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"))
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import gpu_errors
 import gpu_report
 import gpu_tests
+import pytest
 import sections
+from fake_reference import write_fake_reference
 from report_schema import KernelRow, Report, kernel_sha
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,15 +1,9 @@
 """The steps that a GPU report times, on a CPU: a graph of the eager step makes the same, and none moves weights."""
 
-import sys
-from pathlib import Path
-
+import gpu_step
 import pytest
 import torch
 from tape import TapeCapture
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"))
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import gpu_step
 
 
 @pytest.fixture

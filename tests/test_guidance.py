@@ -20,11 +20,12 @@ from cinema_fast.data.loading.sampler import Draw, Sampler
 from cinema_fast.data.store.clips import ClipStore
 from cinema_fast.data.store.store import CineStore
 from cinema_fast.kernels import optical_flow
-from cinema_fast.methods import pretrain as module
+from cinema_fast.methods import mae as module
 from cinema_fast.methods.guidance import Guidance, check_guidance
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import MaskConfig, PretrainConfig
 from cinema_fast.models.config import preset
+from cinema_fast.train import loop
 
 CPU = torch.device("cpu")
 GUIDED = MaskConfig(guidance="motion", strength=0.8, temperature=0.7)
@@ -60,14 +61,14 @@ def formula(score: np.ndarray, mask: MaskConfig) -> np.ndarray:
 
 def first_plans(monkeypatch, config) -> list[dict]:
     """The plans of the first step of a run, as its model gets them."""
-    plans, draw = [], module.make_train_step
+    plans, draw = [], loop.make_train_step
 
-    def watched(model, *args, **how):
+    def watched(loss, model, *args, **how):
         model.register_forward_pre_hook(lambda _, inputs: plans.append(inputs[1]))
-        return draw(model, *args, **how)
+        return draw(loss, model, *args, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "make_train_step", watched)
+        patch.setattr(loop, "make_train_step", watched)
         patch.setattr(module, "write_report", lambda *_, **__: [])
         pretrain(config)
     return plans

@@ -14,10 +14,11 @@ from cinema_fast.data.loading.augment import model_input
 from cinema_fast.data.loading.sampler import Sampler
 from cinema_fast.data.store.clips import ClipStore
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.methods import pretrain as module
-from cinema_fast.methods.evaluation import PHASES, evaluate, fixed_batches, fixed_plan, mean_patches
+from cinema_fast.methods import mae as module
+from cinema_fast.methods.mae_evaluation import PHASES, evaluate, fixed_batches, fixed_plan, mean_patches
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
+from cinema_fast.train import loop
 
 SIZE = (8, 48, 48)
 CPU = torch.device("cpu")
@@ -121,7 +122,7 @@ def test_evaluation_equals_sums_written_out(tiny_store):  # noqa: F811
 
 def test_a_run_that_is_cut_off_goes_on_to_the_same_bits(tiny_store, tmp_path, monkeypatch, quiet):  # noqa: F811
     pretrain(config_of(tiny_store, tmp_path / "whole"))
-    make = module.make_train_step
+    make = loop.make_train_step
 
     def failing(*arguments, **options):
         train_step = make(*arguments, **options)
@@ -134,7 +135,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_bits(tiny_store, tmp_path, mo
         return step
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "make_train_step", failing)
+        patch.setattr(loop, "make_train_step", failing)
         with pytest.raises(OSError, match="power"):
             pretrain(config_of(tiny_store, tmp_path / "cut", workers=1))
     assert len(metrics(tmp_path / "cut")) == 5

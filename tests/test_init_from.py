@@ -1,5 +1,7 @@
 """`--init-from`: weights for the views that both have; what is taken, fresh and left is said."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -8,12 +10,12 @@ from training_fixtures import FOUR, tiny_store  # noqa: F401
 import cinema_fast as cf
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
-from cinema_fast.train.run_folder import read_config, write_config
+from cinema_fast.train.run_info import LabelInfo, RunInfo, StoreInfo, read_run_info, write_run_info
 
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
-    monkeypatch.setattr("cinema_fast.methods.pretrain.write_report", lambda *_, **__: [])
+    monkeypatch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])
 
 
 def weights_of(store, out, **changes):
@@ -95,9 +97,8 @@ def test_what_is_shared_has_to_fit(tiny_store, tmp_path):  # noqa: F811
 def test_the_folder_of_a_run_gives_its_newest_weights(tiny_store, tmp_path):  # noqa: F811
     start, _ = weights_of(tiny_store, tmp_path / "start", seed=1)
     fresh, _ = weights_of(tiny_store, tmp_path / "fresh", seed=2)
-    settled = read_config(tmp_path / "start")
-    settled["store"]["orientation"] = "patient"
-    write_config(tmp_path / "start", settled)
+    info = read_run_info(tmp_path / "start")
+    write_run_info(tmp_path / "start", replace(info, store=replace(info.store, orientation="patient")))
     found, said = weights_of(tiny_store, tmp_path / "run", seed=2, init_from=tmp_path / "start")
     check(start, found, fresh, FOUR, FOUR)
     assert said[0].endswith(f"weights of {tmp_path / 'start'}, step 1: views taken: {', '.join(FOUR)}")
@@ -110,13 +111,14 @@ def test_folders_that_give_none(tiny_store, tmp_path):  # noqa: F811
     (tmp_path / "start").mkdir()
     with pytest.raises(ValueError, match=r"--init-from .*start: no run in this folder \(no config\.yaml\)"):
         weights_of(**run)
-    parts = {"run": {"preset": "cinema-tiny"}, "model": {}, "store": {}}
-    write_config(tmp_path / "start", parts)
+    info = RunInfo({"preset": "cinema-tiny"}, {}, StoreInfo(1, "ab", "stored"), {})
+    write_run_info(tmp_path / "start", info)
     with pytest.raises(ValueError, match=r"--init-from .*start: this run has no checkpoint yet"):
         weights_of(**run)
     with pytest.raises(ValueError, match="--preset cinema-tiny, this one is to be of cinema-demo: give --preset"):
         weights_of(**run, preset="cinema-demo")
-    write_config(tmp_path / "start", parts | {"task": {}})
+    labels = LabelInfo({}, {"train": [], "val": [], "test": []}, [])
+    write_run_info(tmp_path / "start", replace(info, labels=labels))
     with pytest.raises(ValueError, match=r"start: a run of finetune, .* no decoder .*; want one of pretrain"):
         weights_of(**run)
     assert not (tmp_path / "run").exists()

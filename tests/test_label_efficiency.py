@@ -7,15 +7,14 @@ import sys
 from itertools import islice
 from pathlib import Path
 
+import label_cells
+import label_efficiency as experiment
 import numpy as np
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import label_cells
-import label_efficiency as experiment
-
-from cinema_fast.data.store.tables import read_table
+from cinema_fast.common.tables import read_table
 from cinema_fast.evaluation.assessment import Assessment
+from cinema_fast.evaluation.results import write_results
 from cinema_fast.metrics.regression import Agreement
 from cinema_fast.tasks.split import fewer
 
@@ -63,7 +62,8 @@ def judge(out: Path, start: str, seed: int, errors: dict[str, float]) -> None:
     made = Assessment(resamples=20)
     for i, (study, error) in enumerate(errors.items()):
         made.add_regression(study, "ef", 40.0 + i + error, 40.0 + i)
-    made.write(label_cells.Cell("multitask", "few", start, seed).folder(out) / "evaluation", about={}, table={})
+    folder = label_cells.Cell("multitask", "few", start, seed).folder(out)
+    write_results(made, folder / "evaluation", about={}, table={})
 
 
 def test_starts_are_compared_heart_by_heart_over_the_seeds_of_both(tmp_path):

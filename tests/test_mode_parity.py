@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-import cinema_fast.methods.pretrain as module
 from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
 from cinema_fast.kernels import use
+from cinema_fast.methods import mae as module
+from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.phantom.cohort import write_cohort
 
@@ -22,7 +23,7 @@ def curve(store, out, **how) -> np.ndarray:
         data=store, out=out, steps=STEPS, preset="cinema-demo", batch_size=2, seed=1, log_every=1, device="cpu",
         precision="fp32", **how,
     )  # fmt: skip
-    module.pretrain(config)
+    pretrain(config)
     return np.array([json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()])
 
 

@@ -17,12 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import cinema_fast as cf
 from cinema_fast.data.loading.augment import model_input
 from cinema_fast.data.loading.augmentation import Augmentation
-from cinema_fast.data.loading.loader import Batch
+from cinema_fast.data.loading.batch import Batch
 from cinema_fast.data.loading.sampler import Draw
 from cinema_fast.kernels import use
 from cinema_fast.methods.guidance import Guidance
+from cinema_fast.methods.masking import MaskedLoss
 from cinema_fast.methods.pretrain_config import MaskConfig
-from cinema_fast.train.step import adamw, make_train_step
+from cinema_fast.train.method import Place
+from cinema_fast.train.optimizer import adamw, groups_of
+from cinema_fast.train.step import make_train_step
 
 aten = torch.ops.aten
 WAITING = {  # reads a value; makes a tensor from Python numbers, to be copied over; has a result of unknown size
@@ -114,8 +117,10 @@ def test_a_step_never_waits_for_the_device(backend, device, shape, precision, ch
     widths = {"enc_embed_dim": 16, "enc_depth": 1, "dec_embed_dim": 24, "dec_depth": 1}  # head dims of 8
     model = small_model(**shape, **widths).to(device)
     train_step = make_train_step(
-        model, adamw(model, lr=1e-3, weight_decay=0.05), device=torch.device(device), precision=precision,
-        mask_ratio=0.6, decode_ratio=0.5, seed=0, clip=1e-3,
+        MaskedLoss(
+            model.config, Place(torch.device(device), precision), mask_ratio=0.6, decode_ratio=0.5, seed=0
+        ),
+        model, adamw(groups_of(model, weight_decay=0.05), lr=1e-3), device=torch.device(device), clip=1e-3,
     )  # fmt: skip
     batches = micro_batches(model.config, changes, pin=has_gpu())
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad and p.ndim > 1}

@@ -21,7 +21,7 @@ WEIGHT = "encoder.blocks.0.mlp.fc1.weight"
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr("cinema_fast.methods.pretrain.write_report", lambda *_, **__: [])
+    monkeypatch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])
 
 
 def config_of(store, out, **changes) -> PretrainConfig:

@@ -164,7 +164,7 @@ def test_stores_and_runs_of_earlier_versions_keep_the_axes_of_their_files(sixtee
     report = predict_as(monkeypatch, run, sixteen / "3", tmp_path / "out")
     assert orientation.AS_STORED_RUN in str(report)
     with pytest.raises(ValueError, match=r"was prepared with --orientation stored, and .* with patient"):
-        orientation.check_orientation(both, tmp_path / "run", {"orientation": "patient"})
+        orientation.check_orientation(both, tmp_path / "run", "patient")
 
 
 @pytest.mark.parametrize("axes", [(-1, -1, 1), (1, 1, 1)], ids=str)

@@ -140,7 +140,7 @@ def arguments_of(command: str, folder) -> list:
     if command == "compare":
         for name in "ab":
             (folder / name).mkdir()
-            (folder / name / "config.yaml").write_text("{run: {steps: 3}, model: {}, store: {}}")
+            (folder / name / "config.yaml").write_text("{run: {steps: 3}, model: {}, store: {studies: 1, sha256: ab}}")
             (folder / name / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
         return [folder / "a", folder / "b", "--out"]
     pytest.importorskip("sklearn")

@@ -13,10 +13,10 @@ from cinema_fast.data.store.store import CineStore, StoreError
 from cinema_fast.evaluation.compare_evaluations import read_evaluation
 from cinema_fast.evaluation.compare_runs import read_run
 from cinema_fast.train.checkpoint import CheckpointError, newest_checkpoint, save_checkpoint
-from cinema_fast.train.run_folder import read_config
+from cinema_fast.train.run_info import read_run_info
 
 DEEP = "[" * 100_000
-RUN = "{run: {}, model: {}, store: {}}"
+RUN = "{run: {}, model: {}, store: {studies: 1, sha256: ab}}"
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_what_can_be_parsed_is(tmp_path):
 @pytest.mark.parametrize(
     ("name", "read"),
     [
-        ("config.yaml", read_config),
+        ("config.yaml", read_run_info),
         ("results.json", read_evaluation),
         ("rules.yaml", lambda folder: read_rules(folder / "rules.yaml")),
         ("index.json", CineStore),

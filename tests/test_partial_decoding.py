@@ -11,10 +11,10 @@ from cinema_fast.data.loading.augment import model_input
 from cinema_fast.data.loading.loader import read_batch
 from cinema_fast.data.loading.sampler import Sampler
 from cinema_fast.data.store.store import CineStore
+from cinema_fast.methods.masking import draw_plan
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
-from cinema_fast.train.setup import model_config
-from cinema_fast.train.step import draw_plan
+from cinema_fast.train.setup import fit_to_store
 
 SEED, BATCH = 11, 4
 
@@ -31,7 +31,7 @@ def test_a_run_decodes_the_share_asked_for(tiny_store, tmp_path):  # noqa: F811
     )  # fmt: skip
     pretrain(config)
     store = CineStore(tiny_store)
-    shape = model_config(config, store)
+    shape = fit_to_store(cf.preset(config.preset), store, config.views, config.preset)
     torch.manual_seed(SEED)
     model = cf.CineMA(shape)
     draw = Sampler({s: store.views(s) for s in store.ids}, seed=SEED, batch_size=BATCH).draw(0)

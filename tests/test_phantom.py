@@ -8,7 +8,8 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy import stats
 
-from cinema_fast.phantom.cohort import DISEASES, VIEWS, make_study
+from cinema_fast.common.views import VIEWS
+from cinema_fast.phantom.cohort import DISEASES, make_study
 from cinema_fast.phantom.patient import draw_patient
 from cinema_fast.phantom.scan import add_rician_noise
 

@@ -7,7 +7,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from cinema_fast.phantom.cohort import VIEWS, make_study, write_cohort
+from cinema_fast.common.views import VIEWS
+from cinema_fast.phantom.cohort import make_study, write_cohort
 from cinema_fast.phantom.figure import draw_phantom
 
 SMALL = {"n_frames": 4, "in_plane_mm": 4.0, "n_slices": 4}

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from cinema_fast.phantom.cohort import VIEWS, make_study
+from cinema_fast.common.views import VIEWS
+from cinema_fast.phantom.cohort import make_study
 from cinema_fast.phantom.heart import BeatingHeart
 from cinema_fast.phantom.patient import draw_patient
 from cinema_fast.phantom.render import HeartRenderer

@@ -28,9 +28,10 @@ from prediction_cases import (
 )
 from test_pretrain_real import PREPARE
 
+from cinema_fast.common.tables import read_landmarks
 from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+from cinema_fast.data.store.landmarks import landmark_voxels
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.data.store.tables import landmark_voxels, read_landmarks
 from cinema_fast.prediction import predict
 from cinema_fast.prediction.predict_config import PredictConfig
 from cinema_fast.tasks.finetuned_run import FinetunedRun
@@ -222,7 +223,7 @@ def test_a_part_of_a_stack_is_continued_and_not_filled_with_zeros(n, few, contin
             return super().forward(images)
 
     run = segmenter(sax=(8, 8, 10))
-    run = replace(run, model=Whole(), settled=run.settled | {"fewest_slices": {"sax": 4}})
+    run = replace(run, model=Whole(), info=replace(run.info, labels=replace(run.info.labels, fewest_slices={"sax": 4})))
     frames = np.broadcast_to(np.arange(n, dtype=np.uint8) + 10, (2, 8, 8, n)).copy()
     frames[:, 1] = 0
     found = run.predict_frames("sax", frames)

@@ -12,11 +12,12 @@ from prediction_cases import lines_of, tree
 from training_fixtures import tiny_store, write_store  # noqa: F401
 
 from cinema_fast.cli import main
+from cinema_fast.common.tables import read_table
 from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
 from cinema_fast.data.store.clips import ClipStore
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.data.store.tables import read_table
 from cinema_fast.tasks.finetuned_run import load_run
+from cinema_fast.train.run_info import RunInfo, StoreInfo, write_run_info
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_values_are_those_of_a_prepared_store(fitted, tmp_path, capsys):
     assert main(["predict", str(fitted), str(tmp_path / "src"), str(out), "--workers", "1"]) == 0
     assert "2 studies predicted, 0 failures" in capsys.readouterr().out
     run = load_run(fitted)
-    shaping = {name: tuple(run.settled["store"]["prepare"][name]) for name in ("sax_size", "lax_size")}
+    shaping = {name: tuple(run.info.store.prepare[name]) for name in ("sax_size", "lax_size")}
     options = {"workers": 1, "orientation": "stored"}  # as the store of the run says, by having no word of it
     prepare(PrepareConfig(tmp_path / "src", tmp_path / "store", **options, **shaping), progress=False)
     store, table = CineStore(tmp_path / "store"), read_table(out / "studies.csv")
@@ -94,8 +95,7 @@ def test_clips_are_of_cines(tiny_store, tmp_path, capsys):  # noqa: F811
 
 def test_mistakes(fitted, tmp_path, capsys):
     write_study(tmp_path / "src", "p", ("sax",))
-    (tmp_path / "pre").mkdir()
-    (tmp_path / "pre" / "config.yaml").write_text("run: {preset: cinema-demo}\nmodel: {}\nstore: {}\n")
+    write_run_info(tmp_path / "pre", RunInfo({"preset": "cinema-demo"}, {}, StoreInfo(1, "ab", "stored"), {}))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     for run, src, out, options, expected in (

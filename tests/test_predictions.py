@@ -3,9 +3,7 @@
 import importlib
 import json
 import math
-import sys
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +11,6 @@ import torch
 from torch import nn
 
 pytest.importorskip("triton", reason="predictions read the machine code of Triton kernels")
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-sys.path += [str(BENCHMARKS), str(BENCHMARKS / "gpu")]
 audit_code, workload = map(importlib.import_module, ("audit_code", "workload"))
 faked_gpu, python_backward, step_traffic, machine_cycles = map(
     importlib.import_module, ("faked_gpu", "python_backward", "step_traffic", "machine_cycles")

@@ -16,9 +16,10 @@ from cinema_fast.data.loading.augment import model_input
 from cinema_fast.data.loading.loader import read_batch
 from cinema_fast.data.loading.sampler import Sampler
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.methods.pretrain import _replaced, pretrain
+from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
-from cinema_fast.train.setup import model_config
+from cinema_fast.train.loop import _replaced
+from cinema_fast.train.setup import fit_to_store
 
 
 def config_of(store, out, **changes) -> PretrainConfig:
@@ -32,7 +33,7 @@ def config_of(store, out, **changes) -> PretrainConfig:
 def plain_loop(config: PretrainConfig) -> tuple[list[float], list[float], dict]:
     """Losses, gradient norms and final weights by torch's own AdamW and clipping, in one batch a step."""
     store = CineStore(config.data)
-    shape = model_config(config, store)
+    shape = fit_to_store(cf.preset(config.preset), store, config.views, config.preset)
     torch.manual_seed(config.seed)
     model = cf.CineMA(shape)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -86,7 +87,8 @@ def test_equals_a_plain_loop(tiny_store, tmp_path, clip):  # noqa: F811
     saved = load_file(tmp_path / "run" / "checkpoints" / "step-00000006.safetensors")
     # As a whole: a gradient that is zero but for rounding (a key's bias) is blown up by Adam to a step of its own.
     torch.manual_seed(11)
-    start = cf.cinema_state_dict(cf.CineMA(model_config(config, CineStore(tiny_store))))
+    shape = fit_to_store(cf.preset(config.preset), CineStore(tiny_store), (), config.preset)
+    start = cf.cinema_state_dict(cf.CineMA(shape))
     moved = sum(float((weights[name] - start[name]).square().sum()) for name in weights)
     apart = sum(float((weights[name] - saved[name]).square().sum()) for name in weights)
     assert math.sqrt(apart / moved) < 1e-4
@@ -148,7 +150,7 @@ def poison(monkeypatch, where: str, bad_steps: set[int]) -> None:
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_bad_step_is_skipped_and_named(tiny_store, tmp_path, monkeypatch, capfd, where):  # noqa: F811
     poison(monkeypatch, where, {3})
-    monkeypatch.setattr("cinema_fast.methods.pretrain.write_report", lambda *_, **__: [])
+    monkeypatch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])
     config = config_of(tiny_store, tmp_path / "run", log_every=2, checkpoint_every=1, keep=9, workers=1)
     pretrain(config)
     two, three, four = (
@@ -182,7 +184,7 @@ def test_a_lost_study_is_replaced_or_ends_a_strict_run(tmp_path, monkeypatch, ca
                 raise OSError(5, "Input/output error", f"{study}/{view}.npy")
             return super().read_frame(study, view, t)
 
-    monkeypatch.setattr("cinema_fast.methods.pretrain.CineStore", Losing)
+    monkeypatch.setattr("cinema_fast.methods.mae.CineStore", Losing)
     assert pretrain(config_of(store, tmp_path / "run", steps=3, batch_size=5)).exit_code == 0
     told, times = capfd.readouterr().err, metrics(tmp_path / "run")[-1]["replaced"]
     assert told.count("study s3 replaced") == times >= 3
@@ -198,7 +200,7 @@ def test_a_lost_study_is_replaced_or_ends_a_strict_run(tmp_path, monkeypatch, ca
 
 
 def test_weights_of_another_run_and_of_another_shape(tiny_store, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("cinema_fast.methods.pretrain.write_report", lambda *_, **__: [])
+    monkeypatch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])
     pretrain(config_of(tiny_store, tmp_path / "first", steps=1))
     weights = tmp_path / "first" / "checkpoints" / "step-00000001.safetensors"
     pretrain(config_of(tiny_store, tmp_path / "second", steps=1, lr=1e-12, min_lr=0, init_from=weights))

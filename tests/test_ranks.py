@@ -31,7 +31,7 @@ ONE = [
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 AT_STEP = """
 import os, signal, sys
-import cinema_fast.methods.pretrain as p
+import cinema_fast.train.loop as p
 from cinema_fast.cli import main
 make = p.make_train_step
 def watched(*arguments, **options):

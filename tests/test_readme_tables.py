@@ -3,11 +3,8 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import readme_tables
 from checkout import ROOT
 from report_schema import kernel_sha
@@ -69,6 +66,27 @@ def test_a_kernel_is_what_it_is_made_of(tmp_path, monkeypatch):
             file.write("# changed\n")
         assert (kernel_sha("op") != before) == counts
         before = kernel_sha("op")
+
+
+def test_a_kernel_in_a_folder_is_all_of_it(tmp_path, monkeypatch):
+    import report_schema
+
+    monkeypatch.setitem(report_schema.PACKAGES, "cinema_fast.kernels", tmp_path)
+    texts = {
+        "other.py": "from .op.inner import f\n",
+        "op/__init__.py": "from .inner import f\nfrom ..backend import choose\n",
+        "op/inner.py": "from ..part import g\nfrom ..folder.some import h\n", "op/beside.py": "", "part.py": "",
+        "folder/__init__.py": "", "folder/some.py": "", "backend.py": "", "inner.py": "", "some.py": "",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for op, unused in (("op", {"other.py"}), ("other", set())):
+        for name in texts:
+            before = kernel_sha(op)
+            with (tmp_path / name).open("a") as file:
+                file.write("# changed\n")
+            assert (kernel_sha(op) != before) == (name not in unused | {"backend.py", "inner.py", "some.py"})
 
 
 def test_section_of_the_cpu(cpu):

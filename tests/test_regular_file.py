@@ -9,7 +9,7 @@ from cinema_fast.common.regular_file import read_regular
 from cinema_fast.data.store.store import CineStore
 from cinema_fast.evaluation.compare_runs import read_run
 from cinema_fast.train.checkpoint import newest_checkpoint, save_checkpoint
-from cinema_fast.train.run_folder import read_config
+from cinema_fast.train.run_info import read_run_info
 
 
 def outcome(act) -> list:
@@ -31,14 +31,14 @@ def outcome(act) -> list:
     ("name", "read"),
     [
         ("index.json", CineStore),
-        ("config.yaml", read_config),
+        ("config.yaml", read_run_info),
         ("metrics.jsonl", lambda folder: read_run(folder, "a")),
         ("anything", lambda folder: read_regular(folder / "anything")),
     ],
     ids=["store", "run", "compare", "any"],
 )
 def test_it_is_refused(tmp_path, name, read):
-    (tmp_path / "config.yaml").write_text("{run: {}, model: {}, store: {}}")
+    (tmp_path / "config.yaml").write_text("{run: {}, model: {}, store: {studies: 1, sha256: ab}}")
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
     (words,) = outcome(lambda: read(tmp_path))

@@ -10,7 +10,7 @@ from training_fixtures import FOUR, tiny_store, write_store  # noqa: F401
 import cinema_fast as cf
 from cinema_fast.data.loading.sampler import frame_at
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.methods.evaluation import (
+from cinema_fast.methods.mae_evaluation import (
     PHASES,
     Evaluation,
     evaluate,
@@ -19,16 +19,16 @@ from cinema_fast.methods.evaluation import (
     images_of,
     mean_patches,
 )
+from cinema_fast.methods.mae_report import draw_loss, draw_reconstruction, fill_in
 from cinema_fast.methods.pretrain_config import PretrainConfig
-from cinema_fast.methods.report import draw_loss, draw_reconstruction, fill_in
-from cinema_fast.train.setup import model_config
+from cinema_fast.train.setup import fit_to_store
 
 CPU = torch.device("cpu")
 
 
 def model_of(store: CineStore, tmp_path, **changes) -> cf.CineMA:
     config = PretrainConfig(data=store.path, out=tmp_path, steps=1, preset="cinema-tiny")
-    shape = model_config(config, store)
+    shape = fit_to_store(cf.preset(config.preset), store, config.views, config.preset)
     torch.manual_seed(0)
     return cf.CineMA(cf.CineMAConfig(**{name: getattr(shape, name) for name in shape.__slots__} | changes))
 
@@ -175,7 +175,7 @@ def test_a_view_that_nobody_trained_on_is_not_judged(tmp_path):
 
 def test_the_mean_patch_of_a_rare_view_is_found(tmp_path, monkeypatch):
     """However few studies are read, some of each view are among them."""
-    monkeypatch.setattr("cinema_fast.methods.evaluation.BLIND_STUDIES", 2)
+    monkeypatch.setattr("cinema_fast.methods.mae_evaluation.BLIND_STUDIES", 2)
     store = CineStore(write_store(tmp_path / "store", {f"s{i}": FOUR if i == 3 else ("sax",) for i in range(7)}))
     model = model_of(store, tmp_path)
     assert set(mean_patches(store, model.config, store.ids, batch_size=4, device=CPU)) == set(FOUR)

@@ -13,7 +13,7 @@ from training_fixtures import FOUR, command, metrics, run, tiny_store, write_sto
 from cinema_fast.data.store.store import CineStore
 from cinema_fast.methods.pretrain import pretrain as run_in_process
 from cinema_fast.methods.pretrain_config import PretrainConfig
-from cinema_fast.train.run_folder import read_config
+from cinema_fast.train.run_info import read_run_info
 from cinema_fast.train.setup import store_fingerprint
 
 OPTIONS = {
@@ -21,7 +21,7 @@ OPTIONS = {
     "device": "cpu",
 }  # fmt: skip
 RUN = [word for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-QUIET = "import cinema_fast.methods.pretrain as p; p.write_report = lambda *a, **k: []"
+QUIET = "import cinema_fast.methods.mae as p; p.write_report = lambda *a, **k: []"
 # Ends the process, or signals it, just before a file gets its name or a step is taken.
 AT_FILE = """
 import os, signal, resource
@@ -179,5 +179,5 @@ def test_another_store_may_not_take_the_place_of_the_first(tiny_store, undisturb
     with pytest.raises(ValueError, match="was 12 studies, now 2"):
         run_in_process(PretrainConfig(**options))
     moved = shutil.copytree(tiny_store, tmp_path / "moved")  # the same studies in another place are the same
-    settled = read_config(undisturbed)
-    assert settled["store"]["sha256"] == store_fingerprint(CineStore(moved))
+    info = read_run_info(undisturbed)
+    assert info.store.sha256 == store_fingerprint(CineStore(moved))

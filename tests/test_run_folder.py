@@ -64,7 +64,7 @@ def test_what_begins_between_the_check_and_the_lock_is_seen(tiny_store, tmp_path
         run_in_process(config)
         return build(*_)
 
-    from cinema_fast.methods import pretrain as module
+    from cinema_fast.methods import mae as module
 
     build = module.CineMA
     monkeypatch.setattr(module, "CineMA", slow)

@@ -24,8 +24,8 @@ def old(tmp_path_factory):
     task = "--task regression --targets ef --validate-every 1 --val 0.2 --test 0.4"
     table = ["--table", str(folder / "t.csv"), *task.split()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cinema_fast.train.run_folder.MIN_FRAMES", 2)
-        patch.setattr("cinema_fast.methods.pretrain.write_report", lambda *_, **__: [])
+        patch.setattr("cinema_fast.train.run_info.MIN_FRAMES", 2)
+        patch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])
         for command, out, more in (("pretrain", "mae", []), ("finetune", "ef", table)):
             where = ["--data", str(folder / "store"), "--out", str(folder / out)]
             assert main([command, *where, *OPTIONS.split(), *more]) == 0

@@ -1,18 +1,18 @@
-"""docs/scaling.md: its tables are those of benchmarks/scaling.py, which is held to what is really sent and kept; its
-examples can be parsed, and the Slurm script saves and comes back at the end of its time."""
+"""docs/scaling.md: its tables are those of benchmarks/training/scaling.py, which is held to what is really sent and
+kept; its examples can be parsed, and the Slurm script saves and comes back at the end of its time."""
 
 import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
+import scaling
 import torch
 import torch.distributed as dist
 import yaml
+from checkout import ROOT
 from torch.distributed.run import get_args_parser
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,17 +20,13 @@ import cinema_fast as cf
 from cinema_fast.cli import main
 from cinema_fast.train.ranks import Ranks, shard_model
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import scaling
-from checkout import ROOT
-
 EXAMPLES = ROOT / "docs" / "examples"
 RANKS = 4
 
 
 def test_the_document_holds_the_tables_of_today():
     text = scaling.DOCUMENT.read_text()
-    assert text == scaling.with_tables(text), "run: python benchmarks/scaling.py --write"
+    assert text == scaling.with_tables(text), "run: python benchmarks/training/scaling.py --write"
 
 
 @pytest.fixture

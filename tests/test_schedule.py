@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cinema_fast.train.schedule import cosine_schedule
+from cinema_fast.train.optimizer import cosine_schedule
 
 
 def test_landmarks_of_the_published_recipe():

@@ -12,12 +12,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"))
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import gpu_turn
 import gpu_work
+import pytest
 import sections
 from gpu_work import Checks
 from report_schema import Report
@@ -243,7 +240,7 @@ time.sleep(100)
 def test_one_process_at_a_time_has_its_turn(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_turn, "lock", tmp_path / "lock")
     program = f"""
-import sys; sys.path.append({str(GPU.parent)!r})
+import sys; sys.path.append({str(GPU)!r})
 import gpu_turn
 from pathlib import Path
 gpu_turn.lock = Path({str(tmp_path / "lock")!r})

@@ -12,9 +12,9 @@ from test_checkpoint import cut, flip
 from torch import nn
 
 from cinema_fast.train.checkpoint import CheckpointError, WholeCheckpoints, file_sum, manifest_sum
+from cinema_fast.train.optimizer import adamw, groups_of
 from cinema_fast.train.ranks import ALONE, Ranks
 from cinema_fast.train.sharded_checkpoint import ShardedCheckpoints
-from cinema_fast.train.step import adamw
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,7 +30,7 @@ class Trained:
 
     def __init__(self, folder, kind=ShardedCheckpoints, keep: int = 2, ranks: Ranks = ALONE, **how):
         self.model = nn.Sequential(nn.Linear(40, 30), nn.LayerNorm(30))
-        self.optimizer = adamw(self.model, lr=1e-2, weight_decay=0.1)
+        self.optimizer = adamw(groups_of(self.model, weight_decay=0.1), lr=1e-2)
         self.checkpoints = kind(folder, keep=keep, ranks=ranks, **how)
         self.step = 0
 

@@ -13,7 +13,7 @@ from test_prepare_faults import wait_for
 
 from cinema_fast.cli import main
 from cinema_fast.data.prepare.prepare import PrepareConfig
-from cinema_fast.data.prepare.shards import Shard, parse_shard
+from cinema_fast.data.prepare.shard import Shard, parse_shard
 from cinema_fast.data.store.store import CineStore, StoreError
 
 SCRIPT = """

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import yaml
-from sink_fixtures import LINES, SETTLED, no_wandb_settings, said, stand_in, write
+from sink_fixtures import INFO, LINES, no_wandb_settings, said, stand_in, write
 from training_fixtures import tiny_store
 
 from cinema_fast.cli import main
@@ -30,7 +30,7 @@ def test_tensorboard_has_every_number_and_the_config_once(tmp_path, write, said)
     write("tensorboard", [*LINES[:2], LINES[2] | {"loss": None}, LINES[3]])
     found = events(tmp_path / "tensorboard")
     config = found.pop("config")
-    assert list(config) == [0] and yaml.safe_load(config[0]) == SETTLED
+    assert list(config) == [0] and yaml.safe_load(config[0]) == INFO.to_dict()
     assert found == {
         "epoch": {2: 1, 4: 2, 6: 3, 8: 4},
         "loss": {2: 0.5, 4: 0.25, 8: 0.125},  # one that is not finite is no point
@@ -69,7 +69,7 @@ def test_a_sink_that_fails_is_named_once_and_left_out(write, stand_in, said, bro
 def test_one_sink_that_fails_takes_no_other_with_it(tmp_path, stand_in, said, monkeypatch):
     wandb = stand_in()
     (tmp_path / "tensorboard").write_text("in the way")
-    sinks = Sinks(["tensorboard", "wandb", "wandb"], tmp_path, SETTLED, lines=[], say=said.append)
+    sinks = Sinks(["tensorboard", "wandb", "wandb"], tmp_path, INFO, lines=[], say=said.append)
     for line in LINES:
         sinks.write(line)
     assert [step for step, _ in wandb.points] == [2, 4, 6, 8] and "--sinks tensorboard: left out" in said[0]
@@ -98,7 +98,7 @@ def test_a_folder_named_wandb_is_no_library(tmp_path, monkeypatch):
 
 def test_a_run_with_tensorboard_and_its_resumption(tiny_store, tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
-    monkeypatch.setattr("cinema_fast.methods.pretrain.write_report", lambda *_, **__: [])
+    monkeypatch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])
     out = tmp_path / "run"
     arguments = ["--data", tiny_store, "--out", out, "--steps", 4, "--preset", "cinema-tiny", "--batch-size", 2]
     arguments += ["--log-every", 2, "--sinks", "tensorboard"]

@@ -10,13 +10,16 @@ from tape import TapeCapture
 from test_no_wait import CINEMA, CLIPS, FULL
 from tolerances import assert_same_training
 
-from cinema_fast.data.loading.loader import Batch
+from cinema_fast.data.loading.batch import Batch
 from cinema_fast.data.loading.sampler import Draw
 from cinema_fast.kernels import use
 from cinema_fast.methods.guidance import Guidance
+from cinema_fast.methods.masking import MaskedLoss
 from cinema_fast.methods.pretrain_config import MaskConfig
 from cinema_fast.train.graph import WARM_UP, CudaCapture
-from cinema_fast.train.step import adamw, make_train_step
+from cinema_fast.train.method import Place
+from cinema_fast.train.optimizer import adamw, groups_of
+from cinema_fast.train.step import make_train_step
 
 WIDTHS = {"enc_embed_dim": 16, "enc_depth": 1, "dec_embed_dim": 24, "dec_depth": 1}  # head dims of 8
 
@@ -43,7 +46,7 @@ def train(
 ):
     """Plans that the model gets, results, and weights, of a few steps in a mode."""
     model = small_model(**shape, **WIDTHS).to(device)
-    optimizer = adamw(model, lr=1e-3, weight_decay=0.05)
+    optimizer = adamw(groups_of(model, weight_decay=0.05), lr=1e-3)
     device, plans = torch.device(device), []
     mask = MaskConfig(guidance="motion", warmup=0.5)
     guidance = Guidance(mask, model.config, steps=steps, online=online, device=device) if guided else None
@@ -55,9 +58,9 @@ def train(
     captures = {"replayed": lambda: TapeCapture(state), "graph": lambda: CudaCapture(device)}
     if mode != "compiled":
         model.register_forward_pre_hook(lambda _, inputs: plans.append(inputs[1]))
+    loss = MaskedLoss(model.config, Place(device), mask_ratio=0.6, decode_ratio=0.5, seed=3, guidance=guidance)
     step = make_train_step(
-        model, optimizer, device=device, precision=torch.float32, mask_ratio=0.6, decode_ratio=0.5, seed=3, clip=0.5,
-        guidance=guidance, compiled=mode == "compiled",
+        loss, model, optimizer, device=device, clip=0.5, compiled=mode == "compiled",
         capture=captures.get(mode, lambda: None)(),
     )  # fmt: skip
     drawn, results = [], []
@@ -111,15 +114,14 @@ def test_steps_of_other_views_are_other_graphs():
 
 def test_a_replay_that_is_not_finite_changes_nothing():
     model = small_model(**CINEMA, **WIDTHS)
-    optimizer = adamw(model, lr=1e-3, weight_decay=0.05)
+    optimizer = adamw(groups_of(model, weight_decay=0.05), lr=1e-3)
 
     def state():
         return [*model.parameters(), *(value for of in optimizer.state.values() for value in of.values())]
 
-    step = make_train_step(
-        model, optimizer, device=torch.device("cpu"), precision=torch.float32, mask_ratio=0.6, decode_ratio=0.5,
-        seed=3, clip=0.5, capture=TapeCapture(state),
-    )  # fmt: skip
+    cpu = torch.device("cpu")
+    loss = MaskedLoss(model.config, Place(cpu), mask_ratio=0.6, decode_ratio=0.5, seed=3)
+    step = make_train_step(loss, model, optimizer, device=cpu, clip=0.5, capture=TapeCapture(state))
     with use("torch"):
         for number in range(WARM_UP + 2):
             assert step([batch_of(model.config, number, CINEMA["views"])], number, 1e-3)[2] == 1

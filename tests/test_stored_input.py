@@ -10,8 +10,9 @@ from small_models import make_plan, small_model
 from test_no_wait import CINEMA, CLIPS, FULL, micro_batches
 from tolerances import assert_close
 
-from cinema_fast.data.loading.augment import batch_input, model_input, stored_input
+from cinema_fast.data.loading.augment import model_input, stored_input
 from cinema_fast.data.loading.augmentation import AS_STORED
+from cinema_fast.data.loading.batch import batch_input
 
 AXES = st.lists(st.tuples(st.integers(1, 6), st.integers(0, 3)), min_size=2, max_size=3)
 

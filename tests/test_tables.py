@@ -10,16 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_prepare import run
 
+from cinema_fast.common.tables import MOST, check_matches, read_landmarks, read_table
 from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+from cinema_fast.data.store.landmarks import check_landmarks, landmark_voxels
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.data.store.tables import (
-    MOST,
-    check_landmarks,
-    check_matches,
-    landmark_voxels,
-    read_landmarks,
-    read_table,
-)
 from cinema_fast.phantom.cohort import LANDMARKS, make_study, write_cohort
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=8).map(str.strip)

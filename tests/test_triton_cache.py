@@ -1,15 +1,11 @@
 """What gpu/triton_cache.py compiles without a GPU is what a launch finds, once it is unpacked on another machine."""
 
 import os
-import sys
 from contextlib import suppress
-from pathlib import Path
 from unittest import mock
 
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks" / "gpu"))
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 triton = pytest.importorskip("triton")
 audit_launches, triton_cache = pytest.importorskip("audit_launches"), pytest.importorskip("triton_cache")
 gpu_work = pytest.importorskip("gpu_work")

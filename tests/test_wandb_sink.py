@@ -5,7 +5,7 @@ import json
 import types
 
 import pytest
-from sink_fixtures import LINES, SETTLED, no_wandb_settings, said, stand_in, write
+from sink_fixtures import INFO, LINES, no_wandb_settings, said, stand_in, write
 
 from cinema_fast.train import sinks as module
 
@@ -21,7 +21,7 @@ def test_wandb_goes_on_in_its_run_and_gets_no_step_twice(tmp_path, write, stand_
     assert wandb.points == [(line["step"], numbers(line)) for line in LINES]
     first, second = (named for what, named in wandb.calls if what == "init")
     assert first["id"] == second["id"] and first["resume"] == "allow"
-    assert first["config"] == SETTLED and first["dir"] == str(tmp_path) and first["mode"] == "offline"
+    assert first["config"] == INFO.to_dict() and first["dir"] == str(tmp_path) and first["mode"] == "offline"
     assert (first["project"], first["name"]) == ("cinema-fast", tmp_path.name)
     assert [named for what, named in wandb.calls if what == "finish"] == [{"exit_code": 1}, {"exit_code": 0}]
     assert len(said) == 2 and "offline: no key" in said[0]

@@ -14,10 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from cinema_fast import CineMAConfig
 from cinema_fast.data.loading.augmentation import Augmentation
-from cinema_fast.data.loading.loader import Batch
+from cinema_fast.data.loading.batch import Batch
 from cinema_fast.methods.guidance import Guidance
+from cinema_fast.methods.masking import draw_plan
 from cinema_fast.methods.pretrain_config import MaskConfig
-from cinema_fast.train.step import draw_plan
 
 # the first pattern that a kernel's name (on the CPU: an operator's) has in it says what it is
 COMPONENTS = {

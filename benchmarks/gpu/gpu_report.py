@@ -22,8 +22,7 @@ from gpu_work import add_options
 from section_runner import Section, drive
 from sections import OPERATIONS
 
-BENCHED = tuple(sorted(path.stem.removeprefix("bench_") for path in Path(checkout.__file__).parent.glob("bench_*.py")))
-WITHOUT_ROWS = ("data", "downstream", "prepare", "stem", "step")  # benchmarks that have none for a GPU, or their own
+BENCHES = (checkout.BENCHMARKS / "operations").glob("bench_*.py")
 SECTIONS = [
     Section("machine", 60),
     Section("errors", 120, parts=OPERATIONS, at_once=AT_ONCE),
@@ -32,7 +31,7 @@ SECTIONS = [
     Section("profile", 120),
     Section("tiles", 300),
     Section("reference", 300),
-    Section("kernels", 1200, parts=tuple(op for op in BENCHED if op not in WITHOUT_ROWS)),
+    Section("kernels", 1200, parts=tuple(sorted(path.stem.removeprefix("bench_") for path in BENCHES))),
     Section("tests", 900),
     Section("data", 300),
     Section("reference compiled", 900),

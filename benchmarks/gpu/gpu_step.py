@@ -22,9 +22,10 @@ from torch import Tensor, nn
 import cinema_fast as cf
 from cinema_fast import kernels
 from cinema_fast.models.flops import mfu
+from cinema_fast.train.compile import compile_model
 from cinema_fast.train.graph import CudaCapture, GraphedStep
-from cinema_fast.train.step import adamw as recipe_adamw
-from cinema_fast.train.step import compile_model, update
+from cinema_fast.train.optimizer import adamw as recipe_adamw
+from cinema_fast.train.optimizer import groups_of, update
 
 PUBLISHED = "reference as published"  # gradient checkpointing
 COMPILED = "reference compiled, no checkpointing"
@@ -273,7 +274,7 @@ def backend_of(device: str) -> str:
 
 def adamw(model: nn.Module, lr: float = 0.0) -> torch.optim.AdamW:
     """The recipe's optimiser; at a learning rate of 0 it does the same work, and the weights stay those of the gate."""
-    optimizer = recipe_adamw(model, lr=lr, weight_decay=0.05)
+    optimizer = recipe_adamw(groups_of(model, weight_decay=0.05), lr=lr)
     for group in optimizer.param_groups:
         group["capturable"] = next(model.parameters()).is_cuda  # by a CUDA graph
     return optimizer

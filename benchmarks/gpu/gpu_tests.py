@@ -15,7 +15,6 @@ import checkout
 import pytest
 
 MARKED = "gpu and not slow and not recompiles"
-BENCHMARKS = Path(__file__).resolve().parents[1]
 LINES = "GPU_TESTS_LINES"  # the environment's name of the file
 
 
@@ -26,7 +25,7 @@ def run(folder: Path, out: Path, *, processes: int, seconds_a_test: int) -> Iter
     """
     lines, log = out / "tests.jsonl", out / "tests.log"
     lines.write_text("")
-    path = os.pathsep.join(filter(None, [str(BENCHMARKS), str(BENCHMARKS / "gpu"), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(checkout.BENCHMARKS), os.environ.get("PYTHONPATH")]))
     command = [
         sys.executable, "-m", "pytest", "-p", "checkout", "-p", "gpu_tests", "-m", MARKED, "-q",
         "--continue-on-collection-errors", "-n", str(processes), f"--timeout={seconds_a_test}",

@@ -18,8 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import audit_launches
 import checkout
+
+# isort: split
+import audit_launches
 import torch
 import triton
 from audit_code import threads_may_compile

@@ -2,103 +2,20 @@
 
 import csv
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from tyro.conf import Positional
 
 from ..common.extras import need
 from ..common.output import new_folder
-from ..data.store.tables import Table, is_number, means_number
+from ..common.tables import Table, is_number, means_number
 from ..metrics.characteristics import Characteristic, describe
-from .clustering import CRITERION, SHARE_DRAWN, VARIANCE_KEPT, Clustering, check_cohort, find_clusters, lay_out
-from .embeddings import Embeddings, read_beside, read_embeddings
-
-METHODS = {"kmeans": "k-means", "gaussian": "Gaussian mixture"}
-
-
-@dataclass(frozen=True)
-class ClusterConfig:
-    """Cluster the embeddings of a cohort, say how stable the clusters are, and describe them by a table.
-
-    Writes OUT/clusters.csv (study, cluster, place in the map), characteristics.csv, results.json, and
-    report/index.html with its pictures.
-    """
-
-    # Parquet file of `cinema-fast embed`
-    embeddings: Positional[Path]
-    # folder to write
-    out: Path
-    # CSV with a column study: what is known of the studies, by which clusters are described
-    table: Path | None = None
-    # columns of the table to describe; all when none is named
-    columns: tuple[str, ...] = ()
-    # k-means, or a mixture of Gaussians with diagonal covariances
-    method: Literal["kmeans", "gaussian"] = "kmeans"
-    # number of clusters; by default that of the highest silhouette (kmeans) or the lowest BIC (gaussian)
-    clusters: int | None = None
-    # largest number of clusters tried
-    most: int = 10
-    # pairs of subsamples for the stability, and Gaussian clouds for the separation, whose p is at least 1 / (1 + these)
-    resamples: int = 50
-    # how studies are laid out in two dimensions
-    map: Literal["pca", "tsne"] = "pca"
-    # key of everything random
-    seed: int = 0
-
-    def __post_init__(self):
-        for name, least in (("most", 2), ("clusters", 2), ("resamples", 20)):
-            if (given := getattr(self, name)) is not None and given < least:
-                raise ValueError(f"--{name} must be at least {least}, got {given}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"--seed must lie in 0..2**32 - 1, got {self.seed}")
-        if self.columns and not self.table:
-            raise ValueError("--columns wants --table CSV, whose columns they are")
-
-
-@dataclass(frozen=True)
-class ClusterReport:
-    """What was found, to print; `lines` of characteristics, and {column left out: why}."""
-
-    config: ClusterConfig
-    embeddings: Embeddings
-    found: Clustering
-    lines: list[Characteristic]
-    left_out: dict[str, str]
-    without_row: int
-
-    @property
-    def choice(self) -> str:
-        """How the number of clusters came about."""
-        criterion, curve = CRITERION[self.config.method], self.found.curve
-        name = {"bic": "BIC", "silhouette": "mean silhouette"}[criterion]
-        if self.config.clusters:
-            return f"given by --clusters {self.config.clusters}"
-        best = {"bic": "lowest", "silhouette": "highest"}[criterion]
-        return f"{best} {name} of {min(curve)} to {max(curve)} clusters"
-
-    @property
-    def sizes(self) -> list[int]:
-        return np.bincount(self.found.clusters)[1:].tolist()
-
-    def __str__(self) -> str:
-        found = self.found
-        lines = [
-            f"{sum(self.sizes)} studies, {found.number} clusters of {', '.join(map(str, self.sizes))} "
-            f"({METHODS[self.config.method]}; number: {self.choice})"
-        ]
-        if found.stability:
-            lines.append(f"stability: adjusted Rand index {found.stability} of {found.stability.n} pairs of subsamples")
-            apart = found.separation
-            lines.append(f"separation: silhouette {apart.silhouette:.2f}; one Gaussian cloud {apart.one_cloud}, "
-                         f"p = {apart.p:.3f}")
-        lines.append(found.stable)
-        lines += [f"{self.without_row} studies are not in {self.config.table}"] * bool(self.without_row)
-        lines += [f"column {column} left out: {why}" for column, why in self.left_out.items()]
-        return "\n".join([*lines, f"written: {self.config.out / 'report' / 'index.html'}"])
+from .cluster_config import ClusterConfig
+from .cluster_report import ClusterReport, write_cluster_report
+from .clustering import CRITERION, SHARE_DRAWN, VARIANCE_KEPT, check_cohort, find_clusters, lay_out
+from .embeddings import read_beside, read_embeddings
 
 
 def cluster(config: ClusterConfig) -> ClusterReport:
@@ -167,8 +84,6 @@ def read_columns(table: Table, names: tuple[str, ...]) -> tuple[dict[str, dict],
 
 
 def _write(report: ClusterReport, places: np.ndarray, columns: dict[str, dict]) -> None:
-    from .cluster_report import write_cluster_report
-
     out, found = report.config.out, report.found
     rows = zip(report.embeddings.studies, found.clusters.tolist(), *np.round(places, 6).T.tolist())
     _write_csv(out / "clusters.csv", ("study", "cluster", "x", "y"), rows)

@@ -2,22 +2,63 @@
 
 import base64
 from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..figures.canvas import new_figure, printable
 from ..metrics.characteristics import Characteristic
-from .clustering import CRITERION
+from .cluster_config import METHODS, ClusterConfig
+from .clustering import CRITERION, Clustering
+from .embeddings import Embeddings
 
-if TYPE_CHECKING:
-    from .cluster import ClusterReport
+
+@dataclass(frozen=True)
+class ClusterReport:
+    """What was found, to print; `lines` of characteristics, and {column left out: why}."""
+
+    config: ClusterConfig
+    embeddings: Embeddings
+    found: Clustering
+    lines: list[Characteristic]
+    left_out: dict[str, str]
+    without_row: int
+
+    @property
+    def choice(self) -> str:
+        """How the number of clusters came about."""
+        criterion, curve = CRITERION[self.config.method], self.found.curve
+        name = {"bic": "BIC", "silhouette": "mean silhouette"}[criterion]
+        if self.config.clusters:
+            return f"given by --clusters {self.config.clusters}"
+        best = {"bic": "lowest", "silhouette": "highest"}[criterion]
+        return f"{best} {name} of {min(curve)} to {max(curve)} clusters"
+
+    @property
+    def sizes(self) -> list[int]:
+        return np.bincount(self.found.clusters)[1:].tolist()
+
+    def __str__(self) -> str:
+        found = self.found
+        lines = [
+            f"{sum(self.sizes)} studies, {found.number} clusters of {', '.join(map(str, self.sizes))} "
+            f"({METHODS[self.config.method]}; number: {self.choice})"
+        ]
+        if found.stability:
+            lines.append(f"stability: adjusted Rand index {found.stability} of {found.stability.n} pairs of subsamples")
+            apart = found.separation
+            lines.append(f"separation: silhouette {apart.silhouette:.2f}; one Gaussian cloud {apart.one_cloud}, "
+                         f"p = {apart.p:.3f}")
+        lines.append(found.stable)
+        lines += [f"{self.without_row} studies are not in {self.config.table}"] * bool(self.without_row)
+        lines += [f"column {column} left out: {why}" for column, why in self.left_out.items()]
+        return "\n".join([*lines, f"written: {self.config.out / 'report' / 'index.html'}"])
 
 
 def write_cluster_report(
-    folder: Path, report: "ClusterReport", places: np.ndarray, columns: Mapping[str, Mapping]
+    folder: Path, report: ClusterReport, places: np.ndarray, columns: Mapping[str, Mapping]
 ) -> None:
     """Write map.png, number.png, and index.html, which holds both and needs no other file.
 
@@ -76,7 +117,7 @@ def draw_criterion(path: Path, curve: Mapping[int, float], criterion: str, numbe
 _SAME = {"Software": None}  # no version of the library in the file
 
 
-def _axis(report: "ClusterReport") -> str:
+def _axis(report: ClusterReport) -> str:
     return {"pca": "component", "tsne": "t-SNE"}[report.config.map]
 
 

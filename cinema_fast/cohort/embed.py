@@ -94,48 +94,48 @@ def embed(config: EmbedConfig) -> EmbedReport:
     _require_pyarrow()
     from ..common.parsed_file import read_json
     from ..common.progress import progress_bar
+    from ..common.tables import check_matches, read_table
     from ..data.store.clips import CLIP, ClipStore
     from ..data.store.orientation import check_orientation
     from ..data.store.store import CineStore
-    from ..data.store.tables import check_matches, read_table
     from ..figures.canvas import printable
     from ..models.cinema import CineMA
     from ..models.config import config_from_dict
     from ..models.weights import load_cinema_weights
     from ..train.checkpoint import newest_checkpoint
-    from ..train.run_folder import min_frames_of, read_config
+    from ..train.run_info import read_run_info
     from ..train.setup import pick_device, pick_precision, store_fingerprint
     from .embedding import embed_studies
     from .embedding_figure import read_labels
 
-    settled = read_config(config.run)
-    if settled is None:
+    info = read_run_info(config.run)
+    if info is None:
         raise ValueError(f"{config.run} holds no run (no config.yaml there); make one with `cinema-fast pretrain`")
-    if "task" in settled:
+    if info.labels:
         raise ValueError(f"{config.run} is a run of finetune, and embed takes one of pretrain; fine-tuned models are "
                          "asked by `cinema-fast predict` and `cinema-fast evaluate`")
     checkpoints = config.run / "checkpoints"
     checkpoint = newest_checkpoint(checkpoints, lambda note: print(note, file=sys.stderr))
     if checkpoint is None:
         raise ValueError(f"{config.run} has no checkpoint yet")
-    shape = config_from_dict(settled["model"])
+    shape = config_from_dict(info.model)
     if config.labels and config.out.suffix == ".png":
         raise ValueError(f"{config.out}: the picture has this name; give the Parquet file another")
     cines = CineStore(config.store)
-    check_orientation(cines, config.run, settled["store"])
-    fewest = min_frames_of(settled)
-    store = ClipStore(cines, settled["run"]["views"], min_frames=fewest) if CLIP in shape.views else cines
-    for remark in store.remarks() if CLIP in shape.views else ():
+    check_orientation(cines, config.run, info.store.orientation)
+    clips = CLIP in shape.views
+    store = ClipStore(cines, info.options["views"], min_frames=info.min_frames) if clips else cines
+    for remark in store.remarks() if clips else ():
         print(remark, file=sys.stderr)
     if config.labels:
         names = [printable(study) for study in store.ids]
         read_labels(config.labels, config.colour, names)  # a table that does not fit is known before the work
         check_matches(config.labels, read_table(config.labels).rows, names, config.store)
     device = pick_device(config.device)
-    precision = pick_precision(settled["run"]["precision"], device)
+    precision = pick_precision(info.options["precision"], device)
     name = f"step-{checkpoint.step:08d}"
     metadata = {
-        "preset": settled["run"]["preset"],
+        "preset": info.options["preset"],
         "checkpoint": f"{name} {read_json(checkpoints / f'{name}.json')['sha256']}",
         "step": str(checkpoint.step),
         "store": store_fingerprint(cines),

@@ -18,7 +18,7 @@ from ..data.loading.augment import stored_input
 from ..data.loading.loader import LoaderError, read_ahead
 from ..data.store.clips import CLIP, ClipStore
 from ..data.store.store import CineStore, StoreError
-from ..methods.evaluation import fixed_batches
+from ..methods.mae_evaluation import fixed_batches
 from ..models.cinema import CineMA
 from ..models.config import CineMAConfig
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.store.tables import read_table
+from ..common.tables import read_table
 from ..figures.canvas import new_figure
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..common.parquet import read_parquet
-from ..data.store.tables import Table, check_matches, read_table
+from ..common.tables import Table, check_matches, read_table
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from ..common.extras import need
 from ..common.output import new_folder
-from ..data.store.tables import Table, is_number, means_number
+from ..common.tables import Table, is_number, means_number
 from ..metrics.bootstrap import RESAMPLES, Estimate, Measure, estimate
 from .embeddings import Embeddings, read_beside, read_embeddings
 from .probes import SCORES, Probe, probes

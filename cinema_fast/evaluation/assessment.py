@@ -1,26 +1,20 @@
 """An evaluation as it is filled, study by study, and the folder that it becomes: rows.csv, report/, results.json."""
 
-import dataclasses
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from .. import __version__
 from ..common.extras import need
-from ..metrics.bootstrap import LEVEL, RESAMPLES
+from ..metrics.bootstrap import RESAMPLES
 from ..metrics.cases import Exhibit, Gallery, LandmarkExhibit, SegmentationCase, case_rows, check_case, exhibit_of
 from ..metrics.classification import checked, decide
 from ..metrics.function import has_volumes
 from ..metrics.judgement import Judgement, Target
 from ..metrics.means import landmark_scores
-from ..metrics.rows import Row, new_row, write_rows
+from ..metrics.rows import Row, new_row
 from ..metrics.segmentation import CLASSES
 from .judgements import JUDGEMENTS
-from .summary import subgroups, summarise
 
 WITHIN_MM = (5.0, 10.0)
 FAR_MM = 1000.0  # how far off a landmark that was not found counts where cases are chosen for pictures
@@ -29,8 +23,8 @@ FAR_MM = 1000.0  # how far off a landmark that was not found counts where cases 
 class Assessment:
     """Scores of predictions as rows, and the arrays of a few cases for pictures: memory does not grow with the images.
 
-    Each add_ judges one prediction and returns nothing; `write` draws the sum. ValueError names the study, and what of
-    it does not fit.
+    Each add_ judges one prediction and returns nothing; `write_results` draws the sum. ValueError names the study, and
+    what of it does not fit.
     """
 
     def __init__(
@@ -158,47 +152,6 @@ class Assessment:
     def leave_out(self, study: str, why: str) -> None:
         """Note what could not be judged; the report and results.json say it."""
         self.left_out.append((study, why))
-
-    def write(
-        self, folder: Path, *, about: Mapping[str, object], table: Mapping[str, Mapping[str, str]] | None = None
-    ) -> dict:
-        """Write FOLDER/rows.csv, report/index.html and, as the last, results.json; returns what that holds.
-
-        about: what was evaluated, with what (JSON values), shown and kept as it is. table: {column: {study: cell}} for
-        tables by subgroup. Raises ValueError where nothing was judged; OSError where the folder cannot be written.
-        """
-        from .report import write_report
-
-        if not self.rows:
-            raise ValueError(f"nothing could be judged; {len(self.left_out)} were left out: "
-                             + "; ".join(f"{study}: {why}" for study, why in self.left_out[:3]))  # fmt: skip
-        judged = list(dict.fromkeys(str(row["study"]) for row in self.rows))
-        groups = {column: subgroups({s: cells[s] for s in judged if s in cells})
-                  for column, cells in (table or {}).items()}  # fmt: skip
-        tables = summarise(self.rows, self.targets, groups, judgements=self.judgements, resamples=self.resamples,
-                           seed=self.seed)  # fmt: skip
-        results = {
-            "format": 1,
-            "version": __version__,
-            "kinds": list(dict.fromkeys(row["kind"] for row in self.rows)),
-            "studies": len(judged),
-            "about": dict(about),
-            "targets": {name: dataclasses.asdict(target) for name, target in self.targets.items()},
-            "bootstrap": {"resamples": self.resamples, "seed": self.seed, "level": LEVEL, "drawn": "studies"},
-            "tables": [dataclasses.asdict(one) for one in tables],
-            "without_group": {column: len(judged) - len(of) for column, of in groups.items()},
-            "flags": [{"study": study, "view": view, "flag": code} for study, view, code in self.flags],
-            "left_out": [{"study": study, "why": why} for study, why in self.left_out],
-        }
-        text = json.dumps(results, indent=1, allow_nan=False)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results.json").unlink(missing_ok=True)  # that of another evaluation must not stand beside new rows
-        write_rows(folder / "rows.csv", self.rows)
-        write_report(folder / "report" / "index.html", results, tables, self)
-        temporary = folder / "results.json.tmp"
-        temporary.write_text(text + "\n", encoding="utf-8")
-        os.replace(temporary, folder / "results.json")
-        return json.loads(text)
 
     def _offer(self, kind: str, exhibit: Exhibit | LandmarkExhibit) -> None:
         self.galleries.setdefault((kind, exhibit.view), Gallery()).offer(exhibit)

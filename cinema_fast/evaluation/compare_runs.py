@@ -12,7 +12,7 @@ from ..common.output import folder_for, whole_file
 from ..common.parsed_file import parse_json, read_json
 from ..common.regular_file import read_regular
 from ..figures.canvas import new_figure, printable
-from ..train.run_folder import read_config
+from ..train.run_info import read_run_info
 
 UNKNOWN = "-"
 WIDTH, LONG = 110, 28  # letters of a line, and of a cell, at most
@@ -84,13 +84,13 @@ def _compare(paths: Sequence[Path], out: Path | None) -> str:
 
 def read_run(path: Path, name: str) -> Run:
     """Read a run folder; ValueError where it is none."""
-    config = read_config(path)
-    if config is None:
+    info = read_run_info(path)
+    if info is None:
         raise ValueError(f"{path} is no run folder: it has no config.yaml; want one that `pretrain --out` made")
     unread: list[str] = []
-    options = _flat(config["run"]) | _flat(config["store"], "store.") | _flat(config.get("versions", {}), "versions.")
+    options = _flat(info.options) | _flat(info.store.to_dict(), "store.") | _flat(info.versions, "versions.")
     options.pop("out", None)
-    lines, tuned = _lines(path / "metrics.jsonl", unread), "task" in config
+    lines, tuned = _lines(path / "metrics.jsonl", unread), info.kind == "finetune"
     return Run(printable(name), lines, options, _evaluation(path, unread), unread, tuned)
 
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 from ..common.output import new_folder
 from ..common.progress import progress_bar
+from ..common.tables import Table, check_matches, is_number
 from ..data.store.orientation import check_orientation
 from ..data.store.store import CineStore
-from ..data.store.tables import Table, check_matches, is_number
 from ..tasks.context import EvaluationData
 from ..tasks.finetuned_run import FinetunedRun, load_run
 from ..tasks.named_files import read_named
@@ -19,6 +19,7 @@ from ..tasks.task import Task
 from ..train.setup import store_fingerprint
 from .assessment import Assessment
 from .evaluate_config import EvaluateConfig
+from .results import write_results
 from .summary import check_groups
 
 
@@ -37,7 +38,7 @@ def _evaluate(config: EvaluateConfig) -> dict:
     run = load_run(config.run, device=config.device, precision=config.precision)
     cines = CineStore(config.data or _of_run(run, "data"))
     _check_prepared(run, cines)
-    own = store_fingerprint(cines) == run.settled["store"]["sha256"]
+    own = store_fingerprint(cines) == run.info.store.sha256
     if config.data is None and not own:
         raise ValueError(
             f"{cines.path} has changed since the run: --data {cines.path} judges its --part {config.part} studies and "
@@ -64,18 +65,18 @@ def _evaluate(config: EvaluateConfig) -> dict:
     _compare_scans(scans, {study: judge(study) for study in _told(studies, "judging studies")}, sums)
     told = {
         "run": str(config.run), "step": run.step, "task": task.kind, "model": type(run.model).__name__,
-        "init_from": run.settled["run"]["init_from"], "training studies": len(run.settled["used"]),
-        "store": str(cines.path), "studies": chosen, "seen by the starting weights": seen_among(run.settled, studies),
+        "init_from": run.info.options["init_from"], "training studies": len(run.info.labels.used),
+        "store": str(cines.path), "studies": chosen, "seen by the starting weights": seen_among(run.info, studies),
         "precision": str(run.precision)[6:],
     }  # fmt: skip
     if training := run.trained_views():
         told["training"] = training
-    return sums.write(config.out, about=told, table=groups)
+    return write_results(sums, config.out, about=told, table=groups)
 
 
 def _of_run(run: FinetunedRun, option: Literal["data", "table"]) -> Path | None:
     """The store or the table of a run. Raises ValueError where it is not there."""
-    said = run.settled["run"][option]
+    said = run.info.options[option]
     if said and not Path(said).exists():
         what = {"data": "store", "table": "table"}[option]
         raise ValueError(f"{said}, the {what} of {run.folder}, is not here (the run was made in another folder or on "
@@ -96,7 +97,7 @@ def _chosen(
                              "others by --data")  # fmt: skip
         return studies, f"{part} of the run"
     part_of = {study: name for name, studies in run.split._asdict().items() for study in studies}
-    earlier = set(seen_of(run.settled)["studies"]) - part_of.keys()
+    earlier = set(seen_of(run.info.labels)["studies"]) - part_of.keys()
     for study in cines.ids:
         if (other := part_of.get(study, part)) != part:
             sums.leave_out(study, f"by its name one of the run's {other} studies, which --part {other} judges")
@@ -114,10 +115,10 @@ def _chosen(
 def _check_prepared(run: FinetunedRun, cines: CineStore) -> None:
     """Raise ValueError where a store has pixels of another size than the run's, or other axes, which its model does not
     know."""
-    check_orientation(cines, run.folder, run.settled["store"])
-    options = {name for name in ("sax_spacing", "lax_spacing") if name in run.settled["store"]["prepare"]}
+    check_orientation(cines, run.folder, run.info.store.orientation)
+    options = {name for name in ("sax_spacing", "lax_spacing") if name in run.info.store.prepare}
     for name in sorted(options & cines.prepare.keys()):
-        here, there = (tuple(prepared[name]) for prepared in (cines.prepare, run.settled["store"]["prepare"]))
+        here, there = (tuple(prepared[name]) for prepared in (cines.prepare, run.info.store.prepare))
         if here != there:
             raise ValueError(
                 f"{cines.path} was prepared with --{name.replace('_', '-')} {' '.join(map(str, here))}, and the run's "

@@ -5,7 +5,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..figures.canvas import printable
 from ..figures.overlays import COLOURS
@@ -13,10 +12,8 @@ from ..metrics.cases import Gallery
 from ..metrics.flags import CODES, in_order
 from ..metrics.function import QUANTITIES
 from ..metrics.judgement import Judgement, Picture, Sets, Target
+from .assessment import Assessment
 from .summary import Table, row_sets
-
-if TYPE_CHECKING:
-    from .assessment import Assessment
 
 LABELS = {
     "dice": "Dice", "iou": "IoU", "hd95_mm": "Hausdorff 95 (mm)", "msd_mm": "mean surface distance (mm)", "mae": "MAE",
@@ -28,7 +25,7 @@ HEADLINES = ("dice", "hd95_mm", "mae", "r2", "bias", "accuracy", "auroc", "sensi
 WORST, MOST, MOST_NOTES = 10, 200, 12
 
 
-def write_report(path: Path, results: Mapping, tables: Sequence[Table], assessment: "Assessment") -> None:
+def write_report(path: Path, results: Mapping, tables: Sequence[Table], assessment: Assessment) -> None:
     """Write the report. Every name in it comes from a file or a table, and is escaped."""
     import jinja2
 
@@ -63,7 +60,7 @@ def label(metric: str) -> str:
     return LABELS.get(metric, words)
 
 
-def _section(judgement: Judgement, tables: Sequence[Table], sets: Sets, assessment: "Assessment") -> dict:
+def _section(judgement: Judgement, tables: Sequence[Table], sets: Sets, assessment: Assessment) -> dict:
     own = {where: rows for where, rows in sets.items() if where[0] == judgement.kind}
     found = [table for table in tables if table.kind == judgement.kind and not table.column]
     cases = list(_cases(judgement, assessment.galleries))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.store.tables import is_number
+from ..common.tables import is_number
 from ..metrics.bootstrap import RESAMPLES, Estimate, estimate
 from ..metrics.characteristics import WORDS
 from ..metrics.judgement import Judgement, Target

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from ..common.naming import named
 from ..data.loading.augment import motion_input
-from ..data.loading.loader import Batch
+from ..data.loading.batch import Batch
 from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore
 from ..kernels.motion_score import mask_weights, motion_map, patch_means, relative_to_mean
 from ..kernels.native import cuda_unsupported
 from ..models.config import CLIP, CineMAConfig
-from ..train.stopwatch import Stopwatch
 from .pretrain_config import MaskConfig
+from .stopwatch import Stopwatch
 
 GREY = 255  # optical flow takes grey values of 0..255, the model's images lie in 0..1
 

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from ..data.loading.augment import motion_input
-from ..data.loading.loader import Batch
+from ..data.loading.batch import Batch
 from ..data.store.clips import CLIP, ClipStore
 from ..data.store.store import CineStore
 from ..figures.canvas import new_figure, printable, put_image
 from ..kernels import TokenPlan, motion_map, optical_flow
 from ..models.config import CineMAConfig
-from ..train.step import draw_plan
-from .evaluation import MASK_SEED, fixed_batches, images_of
 from .guidance import GREY, Guidance
+from .mae_evaluation import MASK_SEED, fixed_batches, images_of
+from .masking import draw_plan
 
 ROWS = ("flow to the next frame", "motion map", "mask by chance", "mask by motion")
 CLIP_FRAMES = 6

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral
 
-VIEWS = ("sax", "lax_2c", "lax_3c", "lax_4c")
+from ..common.views import CLIP, VIEWS
+
 _SIZE_FIELDS = ("enc_embed_dim", "enc_depth", "enc_n_heads", "dec_embed_dim", "dec_depth", "dec_n_heads")
-CLIP = "clip"  # the one view of a model over clips (T, X, Y): any image plane of a study over the cardiac cycle
 
 
 class ByView(dict):

@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 from ..common.output import new_folder
 from ..common.pool import run_in_processes
 from ..common.progress import progress_bar
-from ..data.store.tables import LANDMARK_COLUMNS
+from ..common.tables import LANDMARK_COLUMNS
+from ..common.views import VIEWS
 from .heart import BeatingHeart
 from .patient import DISEASES, Patient, draw_patient
 from .render import HeartRenderer
-from .scan import LAX_ANGLE, VIEWS, ViewGrid, acquire, view_grids
+from .scan import LAX_ANGLE, ViewGrid, acquire, view_grids
 from .thorax import Thorax
 
 LANDMARKS = ("annulus_1", "annulus_2", "apex")

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.views import VIEWS
 from .patient import Patient
 from .render import HeartRenderer, Plane
 from .thorax import Thorax
-
-VIEWS = ("sax", "lax_2c", "lax_3c", "lax_4c")
 
 # Angle of each long-axis plane around the axis, from the middle of the septum to the inferior wall, and the patient
 # directions (RAS+) that point right and down in the image.

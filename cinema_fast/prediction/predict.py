@@ -19,6 +19,7 @@ from .. import __version__
 from ..common.naming import named
 from ..common.output import new_folder
 from ..data.formats.nifti import CineError
+from ..data.prepare.failure import Failure, failure_lines
 from ..data.prepare.prepare import PrepareConfig, prepared_studies, sources_of
 from ..data.prepare.sources import (
     NO_STUDY,
@@ -29,7 +30,7 @@ from ..data.prepare.sources import (
     series_lines,
     unmatched_line,
 )
-from ..data.prepare.study import Failure, StudyTask, failure_lines
+from ..data.prepare.study import StudyTask
 from ..data.store.orientation import AS_STORED_RUN, gather_remarks, orientation_of, told_remarks
 from ..data.store.store import CineStore, publish_study, write_index
 from ..metrics.flags import CODES, in_order
@@ -132,7 +133,7 @@ def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
 def _predict(config: PredictConfig, progress: bool) -> PredictReport:
     out = config.out
     run = load_run(config.run, device=config.device, precision=config.precision)
-    made_as = run.settled["store"]["prepare"]
+    made_as = run.info.store.prepare
     grid = {name: tuple(made_as[name]) for name in _GRID if name in made_as}
     grid["orientation"] = orientation_of(made_as)
     preparing = PrepareConfig(

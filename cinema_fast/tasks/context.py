@@ -8,12 +8,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from torch import Tensor
 
+from ..common.tables import Table
 from ..data.formats.nifti import Cine
 from ..data.prepare.sources import Source
 from ..data.store.clips import ClipStore
 from ..data.store.records import CineInfo
 from ..data.store.store import CineStore
-from ..data.store.tables import Table
 from ..metrics.cases import SegmentationCase
 from ..metrics.judgement import Judgement
 from ..models.config import CineMAConfig

@@ -1,13 +1,11 @@
-"""What a fine-tuning run is made of: the one source of its options, defaults and checks."""
+"""The options of fine-tuning beside those that every run has: the one source of their defaults and checks."""
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from ..data.loading.augmentation import AugmentConfig
-from ..methods.pretrain_config import check_optimiser, option_differences
-from ..models.config import preset
+from ..train.options import RunOptions, flag
 from .registry import TASKS, task_class
 
 TaskName = Literal[tuple(TASKS)]
@@ -20,7 +18,7 @@ RECIPE = AugmentConfig(
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
+class FinetuneConfig(RunOptions):
     """Fine-tune on labelled studies: segmentation, regression, classification, landmarks, or several at once.
 
     Starts from a pre-training run, from a published checkpoint, or from random weights. Segmentation reads the label
@@ -28,14 +26,13 @@ class FinetuneConfig:
     y_mm, z_mm); all else columns of a CSV with one line per study.
     """
 
-    # store made by `cinema-fast prepare`
-    data: Path
-    # run folder: config.yaml, metrics.jsonl, checkpoints/, best/
-    out: Path
-    # what is learnt
-    task: TaskName
+    FREE = RunOptions.FREE | {"table", "split"}
+
     # optimiser steps of the whole run, which early stopping may end before
     steps: int
+    # what is learnt
+    task: TaskName
+    _: KW_ONLY
     # CSV with the labels: a line per study, or for landmarks a line per point
     table: Path | None = None
     # columns of the table to learn, for instance ef disease; a column of numbers is regressed, one of words classified
@@ -66,11 +63,9 @@ class FinetuneConfig:
     balance: Literal["uncertainty", "fixed"] = "uncertainty"
     # weight of each target's loss, in their order; 1 where none is given
     weights: tuple[float, ...] = ()
-    # studies a step takes at once
+    # studies a step takes at once; under torchrun, each rank
     batch_size: int = 4
-    # batches whose gradients are averaged into one step
-    accumulate: int = 1
-    # key of everything random, but for which studies are training, validation and test ones
+    # random seed of everything but which studies are training, validation and test ones
     seed: int = 0
     # share of the studies by which training is stopped and the best weights chosen
     val: float = 0.15
@@ -82,24 +77,18 @@ class FinetuneConfig:
     label_fraction: float = 1.0
     # number of labelled training studies that is used, of a single classified target for each class
     shots: int | None = None
-    # key of which studies these are
+    # random seed of which studies these are
     subset_seed: int = 0
     # how the images are changed at random
     augment: AugmentConfig = field(default_factory=lambda: RECIPE)
     # largest side of a box that is blanked in an image, as a share of the image's; half of the images have one
     blank: float = 0.2
-    # highest learning rate
-    lr: float = 1e-3
     # learning rate at the last step
     min_lr: float = 1e-5
     # factor of the learning rate from a layer to the one before
     layer_decay: float = 0.75
     # share of the steps in which the learning rate rises
     warmup: float = 0.0125
-    # decoupled weight decay; none on 1-D parameters
-    weight_decay: float = 0.05
-    # largest gradient norm
-    clip: float = 5.0
     # share of the channels dropped in the segmentation decoder
     dropout: float = 0.1
     # share of the residual branches of the last encoder block that is dropped, fewer in those before
@@ -108,52 +97,25 @@ class FinetuneConfig:
     validate_every: int = 100
     # validations without a better one after which training stops; 0: never
     patience: int = 5
-    # go on from the newest sound checkpoint in `out`
-    resume: bool = False
-    # where to run; auto takes the GPU if there is one
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    # arithmetic of activations; auto takes bf16 where the machine computes in it
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    # how a step runs: as it is written, or compiled
-    mode: Literal["eager", "compile"] = "eager"
-    # what backward computes again to save memory, as in pre-training
-    recompute: Literal["none", "selective", "full"] = "none"
-    # threads that read the store
-    workers: int = 2
-    # steps between lines of metrics.jsonl; the loss is read back only then
-    log_every: int = 10
-    # checkpoints to keep
-    keep: int = 2
-    # updates in a row that may be skipped for a loss or gradient that is not finite
-    max_skips: int = 10
 
     def __post_init__(self):
-        least = ("steps", "n_frames", "batch_size", "accumulate", "validate_every", "workers", "log_every", "keep")
-        for name in least:
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{_flag(name)} must be at least 1, got {getattr(self, name)}")
-        check_optimiser(self)
-        for name in ("max_skips", "patience"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{_flag(name)} must not be negative, got {getattr(self, name)}")
+        super().__post_init__()
+        self.check_at_least(1, "n_frames", "validate_every")
+        self.check_at_least(0, "patience")
+        self.check_seeds("subset_seed")
         if min(self.decoder_channels, default=0) < 1:
             given = " ".join(map(str, self.decoder_channels)) or "none"
             raise ValueError(f"--decoder-channels wants one number or more, each at least 1, got {given}")
         for name in ("val", "test", "blank", "dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--{_flag(name)} is a share, at least 0 and below 1, got {getattr(self, name)}")
+                raise ValueError(f"--{flag(name)} is a share, at least 0 and below 1, got {getattr(self, name)}")
         if self.val + self.test >= 1:
             raise ValueError(f"--val {self.val:g} and --test {self.test:g} leave no study to train on")
         for name in ("label_fraction", "layer_decay"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"--{_flag(name)} must be above 0 and at most 1, got {getattr(self, name)}")
+                raise ValueError(f"--{flag(name)} must be above 0 and at most 1, got {getattr(self, name)}")
         if self.shots is not None and (self.shots < 1 or self.label_fraction != 1):
             raise ValueError(f"--shots takes a number of studies, without --label-fraction; got {self.shots}")
-        for name in ("seed", "subset_seed"):
-            if not 0 <= getattr(self, name) < 2**64:
-                raise ValueError(f"--{_flag(name)} must lie in 0..2**64 - 1, got {getattr(self, name)}")
-        self.augment.validate()
-        preset(self.preset)
         self._check_task()
 
     def _check_task(self):
@@ -179,25 +141,9 @@ class FinetuneConfig:
             raise ValueError(f"--structures wants different names of the labels 1, 2, ..., got {self.structures}")
 
     def to_dict(self) -> dict:
-        """Plain values for YAML and checkpoints."""
-        values = dataclasses.asdict(self)
-        del values["resume"]  # how this process was called, not what the run is
-        values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
-        values["augment"] = self.augment.to_dict()
-        for name in ("data", "table", "split", "init_from"):  # what is read again from another folder
-            values[name] = values[name] and values[name].absolute()
-        return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
-
-    def differences(self, before: dict, ranks: int = 1) -> list[str]:
-        """What a run would compute otherwise than with the saved options `before`, one line each."""
-        return option_differences(self.to_dict() | {"ranks": ranks}, before, free=_FREE, later={})
-
-
-_FREE = {
-    "data", "out", "table", "split", "device", "precision", "mode", "recompute", "workers", "log_every",
-    "keep", "max_skips",
-}  # fmt: skip
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
+        """As of `RunOptions`; what is read again from another folder has its whole path."""
+        values = super().to_dict()
+        for name in ("data", "table", "split", "init_from"):
+            if values[name] is not None:
+                values[name] = str(Path(values[name]).absolute())
+        return values

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.loading.batch import padded_input
 from ..data.prepare.sources import Source
 from ..data.prepare.study import read_source
 from ..data.store.clips import CLIP, ClipStore, clip_frames
@@ -16,10 +17,9 @@ from ..data.store.store import CineStore
 from ..models.config import CineMAConfig, config_from_dict
 from ..models.weights import load_cinema_weights
 from ..train.checkpoint import newest_checkpoint
-from ..train.run_folder import min_frames_of, read_config
+from ..train.run_info import RunInfo, min_frames_of, read_run_info
 from ..train.setup import pick_device, pick_precision
 from .context import PredictedView
-from .examples import frames_input
 from .finetune_config import FinetuneConfig
 from .registry import task_from_dict
 from .split import Split
@@ -30,11 +30,11 @@ BATCH = 8  # frames at a time
 
 @dataclass(frozen=True)
 class FinetunedRun:
-    """folder; step: of the best weights; settled: all of config.yaml; model: on the device, in eval mode."""
+    """folder; step: of the best weights; info: what the run is made of; model: on the device, in eval mode."""
 
     folder: Path
     step: int
-    settled: dict
+    info: RunInfo
     shape: CineMAConfig
     task: Task
     model: nn.Module
@@ -44,7 +44,7 @@ class FinetunedRun:
     @property
     def split(self) -> Split:
         """The run's labelled studies, by what they were for."""
-        return Split(**{part: tuple(self.settled["split"][part]) for part in Split._fields})
+        return Split(**{part: tuple(self.info.labels.split[part]) for part in Split._fields})
 
     @property
     def clips(self) -> bool:
@@ -54,12 +54,12 @@ class FinetunedRun:
     @property
     def reads(self) -> tuple[str, ...]:
         """The views of a scan that the model reads; empty for clips of any view."""
-        return tuple(self.settled["run"]["views"] if self.clips else self.shape.views)
+        return tuple(self.info.options["views"] if self.clips else self.shape.views)
 
     @property
     def min_frames(self) -> int:
         """The frames that a cine has at least that clips are drawn from."""
-        return min_frames_of(self.settled)
+        return min_frames_of(self.info)
 
     @property
     def fused_views(self) -> tuple[str, ...]:
@@ -75,7 +75,7 @@ class FinetunedRun:
         that is one view at most."""
         if len(self.fused_views) < 2:
             return ""
-        sets = self.settled.get("view_sets")
+        sets = self.info.labels.view_sets
         if sets is None:
             return "how many training studies had which views is not known: the run is of an older version"
         whole = [one for one in sets if set(one["views"]) == set(self.fused_views)]
@@ -97,9 +97,9 @@ class FinetunedRun:
             if len(values.shape) != 2 + len(size) or any(n > most for n, most in zip(values.shape[2:], size)):
                 raise ValueError(
                     f"{view}: frames of {values.shape[2:]} do not fit the model's size {size}; prepare them as the "
-                    f"run's store was ({self.settled['store']['prepare']})"
+                    f"run's store was ({self.info.store.prepare})"
                 )
-            images[view] = frames_input(values, size, self.device, view)
+            images[view] = padded_input(values, size, self.device, view)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             found = self.task.predict(self.model, images)
         if self.task.predicts_maps:
@@ -120,7 +120,7 @@ class FinetunedRun:
         return len(shape) == 4 and shape[3] <= self._fewest_slices(view) // 2
 
     def _fewest_slices(self, view: str) -> int:
-        return self.settled.get("fewest_slices", {}).get(view, 2)
+        return (self.info.labels.fewest_slices or {}).get(view, 2)
 
     def predict_frames(self, view: str, frames: np.ndarray) -> Tensor:
         """Of each frame of a cine (T, *size) uint8, a few at a time: (T, 1 + structures, *size) float32 probabilities,
@@ -195,21 +195,21 @@ def load_run(folder: Path, *, device: str = "auto", precision: str | None = None
     Raises:
         ValueError: no such run, none that has been validated yet, or one that is damaged.
     """
-    settled = read_config(folder)
-    if settled is None:
+    info = read_run_info(folder)
+    if info is None:
         raise ValueError(f"{folder} holds no run (no config.yaml); make one with `cinema-fast finetune`")
-    if "task" not in settled:
+    if not info.labels:
         raise ValueError(f"{folder} is a run of pretrain: fine-tune it by `cinema-fast finetune --init-from {folder}`")
     best = newest_checkpoint(folder / "best", lambda note: print(note, file=sys.stderr))
     if best is None:
-        first = settled["run"]["validate_every"]
+        first = info.options["validate_every"]
         raise ValueError(f"{folder} has no weights yet: its first validation is at step {first}")
-    task, shape = task_from_dict(settled["task"]), config_from_dict(settled["model"])
-    model = task.network(shape, _options(settled["run"]))
+    task, shape = task_from_dict(info.labels.task), config_from_dict(info.model)
+    model = task.network(shape, _options(info.options))
     load_cinema_weights(model, best.weights)
     where = pick_device(device)
-    arithmetic = pick_precision(precision or settled["run"]["precision"], where)
-    return FinetunedRun(folder, best.step, settled, shape, task, model.to(where).eval(), where, arithmetic)
+    arithmetic = pick_precision(precision or info.options["precision"], where)
+    return FinetunedRun(folder, best.step, info, shape, task, model.to(where).eval(), where, arithmetic)
 
 
 def _options(saved: dict) -> FinetuneConfig:

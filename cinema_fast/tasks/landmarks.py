@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,19 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..common.tables import LANDMARK_COLUMNS, read_landmarks
+from ..data.loading.batch import Batch
 from ..data.loading.sampler import frame_at
 from ..data.prepare.geometry import spacing_of
 from ..data.prepare.original_geometry import original_points
 from ..data.prepare.sources import Source
+from ..data.store.landmarks import check_landmarks, landmark_voxels
 from ..data.store.orientation import arrange
 from ..data.store.store import CineStore, StoreError
-from ..data.store.tables import LANDMARK_COLUMNS, check_landmarks, landmark_voxels, read_landmarks
 from ..figures.prediction import landmarks_gif
 from ..models.config import CineMAConfig
-from ..train.setup import model_config
+from ..train.setup import fit_to_store
 from .augment_targets import blank_boxes, move_points
 from .context import Assessor, EvaluationData, PredictedView, Predictor, StudyPrediction, Tables
-from .examples import Examples
 from .finetune_config import FinetuneConfig
 from .heatmaps import gaussian_maps, peaks
 from .landmark_positions import check_positions
@@ -178,7 +179,7 @@ class Landmarks(Task):
         there = set().union(*labels.on_image().values())
         of_view = {view: tuple(name for name in names if (view, name) in there) for view in order}
         task = cls(tuple(names), config.landmarks, order, of_view, digest)
-        shape = model_config(replace(config, views=task.views), cines, base)
+        shape = fit_to_store(base, cines, task.views, config.preset)
         split = split.labelled(labels.views_of, config.task)
         used = used_of(config, split.train)
         labels.check(config.table, used, split.val)
@@ -190,7 +191,7 @@ class Landmarks(Task):
             return unet_of(shape, len(self.names), config)
         return vit_of(shape, 2 * len(self.names), 1, config)
 
-    def loss(self, model: nn.Module, batch: Examples, blank: float) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch, blank: float) -> Tensor:
         """Mean over the views of soft Dice plus binary cross-entropy of heatmaps, or squared error of coordinates.
 
         Coordinates are shares of the model's image size. A landmark that augmentation moves off the image is unknown.
@@ -219,7 +220,7 @@ class Landmarks(Task):
         size = torch.tensor(image.shape[2:], device=image.device)
         return {view: out.double().unflatten(1, (-1, 2)) * size}
 
-    def validate(self, model: nn.Module, batches: Iterable[Examples]) -> dict[str, float]:
+    def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """score: minus the mean distance in mm; nothing where no landmark is known."""
         found = []
         for batch in batches:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from ..data.store.tables import read_table
+from ..common.tables import read_table
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from ..data.loading.sampler import held_out
 from ..data.store.clips import CLIP, ClipStore
 from ..data.store.store import CineStore, StoreError
-from ..train.run_folder import min_frames_of, read_config
+from ..train.run_info import LabelInfo, RunInfo, read_run_info
 from ..train.setup import store_fingerprint
 
 
@@ -17,52 +17,51 @@ def seen_by(source: Path, cines: CineStore) -> tuple[set[str], list[str]]:
         source: folder of a run of `pretrain` or `finetune`, or a file of weights.
         cines: where the studies of a run of `pretrain` are looked up if it was on the same store, or its own is gone.
     """
-    before = read_config(source) if source.is_dir() else None
+    before = read_run_info(source) if source.is_dir() else None
     if before is None:
         return set(), [f"{source} does not say which studies it has learnt from"]
-    if "task" in before:
-        return set(seen_of(before)["studies"]), list(seen_of(before)["unknown"])
+    if before.labels:
+        seen = seen_of(before.labels)
+        return set(seen["studies"]), list(seen["unknown"])
     seen, unknown = _pretrained_on(source, before, cines)
-    if start := before["run"].get("init_from"):
+    if start := before.options.get("init_from"):
         earlier, more = seen_by(Path(start), cines)
         seen, unknown = seen | earlier, unknown + more
     return seen, unknown
 
 
-def seen_of(settled: dict) -> dict:
-    """`seen` of a fine-tuned run's config.yaml: the studies that it and what it started from have learnt from, and why
-    there may be others."""
-    own = {"studies": [*settled["used"], *settled["split"]["val"]], "unknown": ["the run is of an older version"]}
-    return settled.get("seen", own)
+def seen_of(labels: LabelInfo) -> dict[str, list[str]]:
+    """`LabelInfo.seen` of a fine-tuned run, also of one of an older version: its own studies."""
+    own = {"studies": [*labels.used, *labels.split["val"]], "unknown": ["the run is of an older version"]}
+    return own if labels.seen is None else labels.seen
 
 
-def seen_among(settled: dict, studies: Sequence[str]) -> str:
+def seen_among(info: RunInfo, studies: Sequence[str]) -> str:
     """How many of the studies that a fine-tuned run is judged on its starting weights have learnt from, in words.
 
-    Args:
-        settled: config.yaml of the run; studies that it has itself trained on or chosen by are not counted.
+    Studies that the run has itself trained on or chosen by are not counted.
     """
-    if not settled["run"]["init_from"]:
+    if not info.options["init_from"]:
         return "none: the run began from random weights"
-    own = {*settled["used"], *settled["split"]["val"]}
-    seen = seen_of(settled)
+    own = {*info.labels.used, *info.labels.split["val"]}
+    seen = seen_of(info.labels)
     return "; ".join([f"{len(set(studies).intersection(seen['studies']) - own)} of {len(studies)}", *seen["unknown"]])
 
 
-def _pretrained_on(source: Path, before: dict, cines: CineStore) -> tuple[set[str], list[str]]:
+def _pretrained_on(source: Path, before: RunInfo, cines: CineStore) -> tuple[set[str], list[str]]:
     """The training studies of a run of `pretrain`, which its store and --holdout tell."""
-    if store_fingerprint(cines) != before["store"]["sha256"]:
+    if store_fingerprint(cines) != before.store.sha256:
         try:
-            cines = CineStore(before["run"]["data"])
+            cines = CineStore(before.options["data"])
         except StoreError:
-            return set(), [f"the store of {source}, {before['run']['data']}, is not here"]
-        if store_fingerprint(cines) != before["store"]["sha256"]:
-            return set(), [f"the store of {source}, {before['run']['data']}, has changed since"]
-    views = before["model"]["views"]
+            return set(), [f"the store of {source}, {before.options['data']}, is not here"]
+        if store_fingerprint(cines) != before.store.sha256:
+            return set(), [f"the store of {source}, {before.options['data']}, has changed since"]
+    views = before.model["views"]
     clips = CLIP in views
-    store = ClipStore(cines, before["run"]["views"], min_frames=min_frames_of(before)) if clips else cines
+    store = ClipStore(cines, before.options["views"], min_frames=before.min_frames) if clips else cines
     usable = {study for study in store.ids if set(views).intersection(store.views(study))}
-    return usable - held_out(usable, before["run"]["holdout"]), []
+    return usable - held_out(usable, before.options["holdout"]), []
 
 
 def seen_remarks(

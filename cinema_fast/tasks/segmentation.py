@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data.formats.nifti import Cine
+from ..data.loading.batch import Batch
+from ..data.loading.loader import LoaderError
 from ..data.loading.sampler import frame_at
 from ..data.prepare.original_geometry import label_files, label_map, plan_return, reaching_edge, voxel_size
 from ..data.prepare.sources import Source
@@ -31,10 +33,9 @@ from ..metrics.function import (
 )
 from ..metrics.segmentation import stability_score
 from ..models.config import CineMAConfig
-from ..train.setup import model_config
+from ..train.setup import fit_to_store
 from .augment_targets import blank_boxes, move_labels
 from .context import Assessor, EvaluationData, PredictedView, Predictor, StudyPrediction, Tables
-from .examples import Examples
 from .finetune_config import FinetuneConfig
 from .losses import segmentation_loss
 from .networks import unet_of
@@ -63,17 +64,17 @@ class SegmentationLabels:
         return (frames[frame_at(phase, len(frames))],)
 
     def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-        """{view: (*size) uint8} of the frame that is shown. Raises StoreError for a label that has no name."""
+        """{view: (*size) uint8} of the frame that is shown. Raises LoaderError for a label that has no name."""
         found = {view: self._store.read_labels(study, view, frames[0]) for view, frames in shown.items()}
         for view, labels in found.items():
-            self._check_named(view, int(labels.max()))
+            self._check_named(study, view, int(labels.max()))
         return found
 
-    def _check_named(self, view: str, label: int) -> None:
+    def _check_named(self, study: str, view: str, label: int) -> None:
         if label > len(self._structures):
-            raise StoreError(
-                f"its {view} label maps hold the label {label}, and the structures are {len(self._structures)}: "
-                f"{', '.join(self._structures)} (1 to {len(self._structures)})"
+            raise LoaderError(
+                f"study {study}: its {view} label maps hold the label {label}, and the structures are "
+                f"{len(self._structures)}: {', '.join(self._structures)} (1 to {len(self._structures)})"
             )
 
     def sha256(self) -> str:
@@ -101,7 +102,7 @@ class SegmentationLabels:
                     if values is None:
                         maps = [self.target_of(study, {view: self.frames_of(study, view, at)}) for at in (0.0, 0.5)]
                         values = np.unique(np.stack([one[view] for one in maps])).tolist()
-                    self._check_named(view, max(values, default=0))
+                    self._check_named(study, view, max(values, default=0))
                     found.update(values)
             except StoreError as error:
                 raise ValueError(f"study {study}: {error}") from error
@@ -162,7 +163,7 @@ class Segmentation(Task):
         if not found:
             raise ValueError(f"--task segmentation: {cines.path} holds no label maps: {_PREPARE}")
         task = cls(config.structures, tuple(v for v in views if v in found), labels.sha256())
-        shape = model_config(replace(config, views=task.views), cines, base)
+        shape = fit_to_store(base, cines, task.views, config.preset)
         split = split.labelled(labels.views_of, config.task)
         used = used_of(config, split.train)
         labels.check(used, config.workers)
@@ -172,7 +173,7 @@ class Segmentation(Task):
         """A network of (images) -> {view: logits (B, 1 + structures, *size)}."""
         return unet_of(shape, 1 + len(self.structures), config)
 
-    def loss(self, model: nn.Module, batch: Examples, blank: float) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch, blank: float) -> Tensor:
         """Mean over the views of soft Dice plus cross-entropy."""
         images = {view: blank_boxes(image, blank) for view, image in batch.images().items()}
         n_classes = 1 + len(self.structures)
@@ -186,7 +187,7 @@ class Segmentation(Task):
         """{view: (B, 1 + structures, *size) float32 probabilities}."""
         return {view: logits.float().softmax(1) for view, logits in model(images).items()}
 
-    def validate(self, model: nn.Module, batches: Iterable[Examples]) -> dict[str, float]:
+    def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """score: mean Dice over structures and label maps; a structure that is in neither map counts for nothing."""
         found = []
         for batch in batches:

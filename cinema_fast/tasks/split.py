@@ -2,11 +2,11 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from ..data.store.tables import check_matches
+from ..common.shares import cut, digest
+from ..common.tables import check_matches
 from .named_files import read_named
 
 PARTS = ("train", "val", "test")
@@ -35,8 +35,8 @@ class Split(NamedTuple):
 def split_studies(studies: Collection[str], *, val: float, test: float, path: Path | None = None) -> Split:
     """Share all studies of a store out.
 
-    A function of the ids alone, in the order of their SHA-256: the first are the test ones, so that these are among
-    those that `pretrain --holdout` of at least this share has kept away; then come those of validation.
+    A function of the ids alone, cut in the order of their SHA-256: the first are the test ones, so that these are
+    among those that `pretrain --holdout` of at least this share has kept away; then come those of validation.
 
     Args:
         val, test: shares. path: a CSV with the columns study and split, which says it instead.
@@ -59,14 +59,13 @@ def split_studies(studies: Collection[str], *, val: float, test: float, path: Pa
             raise ValueError(f"{path}: no study of the store has the split train; they have: {counted}")
         check_matches(path, said, studies, "the store")
         return split
-    order = sorted(studies, key=lambda study: _digest(study))
-    n_test, n_val = (max(round(share * len(order)), 1) if share else 0 for share in (test, val))
-    if n_test + n_val >= len(order):
+    of_test, of_val, training = cut(studies, test, val)
+    if not training:
         raise ValueError(
-            f"{len(order)} studies cannot be shared out by --val {val:g} and --test {test:g}: none is left to train on"
+            f"{len(studies)} studies cannot be shared out by --val {val:g} and --test {test:g}: none is left to train "
+            "on"
         )
-    parts = order[n_test + n_val :], order[n_test : n_test + n_val], order[:n_test]
-    return Split(*(tuple(sorted(part)) for part in parts))
+    return Split(*(tuple(sorted(part)) for part in (training, of_val, of_test)))
 
 
 def fewer(
@@ -82,7 +81,7 @@ def fewer(
     In the order of the SHA-256 of seed and id: those of a smaller share are among those of a larger one.
     Raises ValueError where there are fewer than `shots`.
     """
-    order = sorted(studies, key=lambda study: _digest(f"{seed}:{study}"))
+    order = sorted(studies, key=lambda study: digest(f"{seed}:{study}"))
     if shots is None:
         return tuple(sorted(order[: max(round(fraction * len(order)), 1)]))
     classes = class_of or dict.fromkeys(studies, "")
@@ -98,7 +97,3 @@ def fewer(
             taken[classes[study]] += 1
             chosen.append(study)
     return tuple(sorted(chosen))
-
-
-def _digest(text: str) -> bytes:
-    return sha256(text.encode("utf-8", "surrogateescape")).digest()

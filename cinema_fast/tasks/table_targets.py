@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..common.tables import Table, check_matches, is_number, means_number
+from ..data.loading.batch import Batch
 from ..data.loading.loader import LoaderError
 from ..data.prepare.sources import Source
 from ..data.store.clips import CLIP, ClipStore, clip_frames
 from ..data.store.store import CineStore, StoreError
-from ..data.store.tables import Table, check_matches, is_number, means_number
 from ..models.config import CineMAConfig
-from ..train.setup import model_config
+from ..train.setup import fit_to_store
 from .augment_targets import blank_boxes
 from .context import Assessor, EvaluationData, Predictor, StudyPrediction, Tables
-from .examples import Examples
 from .finetune_config import FinetuneConfig
 from .losses import balanced, target_loss
 from .named_files import read_named
@@ -113,7 +113,7 @@ class TableTask(Task):
     ) -> Settled:
         """As of `Task`; classes, means and standard deviations are those of the training studies whose labels are used
         alone. Raises ValueError naming a column, a study or a class that does not fit."""
-        shape = model_config(config, cines, base)
+        shape = fit_to_store(base, cines, config.views, config.preset)
         views, clips = shape.views, base.views == (CLIP,)
         store = ClipStore(cines, config.views, min_frames=min_frames) if clips else cines
         table = read_named("--table", config.table)
@@ -160,7 +160,7 @@ class TableTask(Task):
         out = model(images, self.reduce) if hasattr(model, "encoder") else model(images)
         return out.split([target.width for target in self.targets], dim=1)
 
-    def loss(self, model: nn.Module, batch: Examples, blank: float) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch, blank: float) -> Tensor:
         """The balanced sum of the targets' losses over the studies that have a value."""
         images = {view: blank_boxes(image, blank) for view, image in batch.images().items()}
         values = batch.target["values"].unbind(1)
@@ -182,7 +182,7 @@ class TableTask(Task):
             found[target.name] = out.softmax(1) if target.classes else out[:, 0] * target.sd + target.mean
         return found
 
-    def validate(self, model: nn.Module, batches: Iterable[Examples]) -> dict[str, float]:
+    def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """score: minus the mean over the targets of cross-entropy, or of absolute error over standard deviation.
 
         Of the clips of a study the probabilities, and the numbers, are averaged.

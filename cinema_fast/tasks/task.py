@@ -14,32 +14,27 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-import numpy as np
 from torch import Tensor, nn
 
+from ..data.loading import loader
+from ..data.loading.batch import Batch
 from ..data.prepare.sources import Source
 from ..data.store.clips import CLIP, ClipStore
 from ..data.store.store import CineStore
 from ..metrics.judgement import Judgement
 from ..models.config import CineMAConfig
 from .context import Assessor, EvaluationData, Predictor, StudyPrediction, Tables
-from .examples import Examples
 from .finetune_config import FinetuneConfig
 from .split import Split, fewer
 
 
-class Labels(Protocol):
-    """What is to be learnt of which studies. views_of: {labelled study: its views that have labels}."""
+class Labels(loader.Labels, Protocol):
+    """What is to be learnt of which studies. views_of: {labelled study: its views that have labels}.
+
+    `frames_of` gives as many frames as the task's n_frames.
+    """
 
     views_of: Mapping[str, tuple[str, ...]]
-
-    def frames_of(self, study: str, view: str, phase: float) -> tuple[int, ...]:
-        """The frames of a cine that are read together at a phase in [0, 1); as many as the task's n_frames."""
-
-    def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-        """{name: array} to learn from the frames {view: frames} that are shown: of a view's name a map as the frames
-        lie in the store, padded to the model's size in a batch; of any other name an array of one shape for all
-        studies. Raises StoreError."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +121,7 @@ class Task(ABC):
         """What a run is about, before anything is built.
 
         Args:
-            base: the model's shape, before it is fitted to the store (train.setup.model_config).
+            base: the model's shape, before it is fitted to the store (train.setup.fit_to_store).
             split: of all studies.
             min_frames: of a cine that clips are drawn from.
 
@@ -149,7 +144,7 @@ class Task(ABC):
         """The model, with all that is learnt beside it. Raises ValueError for options that do not fit the shape."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Examples, blank: float) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch, blank: float) -> Tensor:
         """The loss () of a batch. blank: side of the boxes that `blank_boxes` cuts out.
 
         It may be recorded into a CUDA graph: it makes no tensor from Python numbers, and reads none back.
@@ -160,8 +155,8 @@ class Task(ABC):
         """{name of a view or a target: (B, ...)} of images {view: (B, n_frames, *size) float32 in [0, 1]}."""
 
     @abstractmethod
-    def validate(self, model: nn.Module, batches: Iterable[Examples]) -> dict[str, float]:
-        """Figures by name, `score` among them, of which more is better; none where nothing can be judged."""
+    def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+        """Figures by name, `score` among them, (higher is better); none where nothing can be judged."""
 
     def check_known(self, quantities: Iterable[str]) -> None:
         """Raise ValueError where the task does not measure one of the quantities of `evaluate --known`."""

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..data.loading.loader import Batch
+from ..data.loading.batch import Batch
 
 WARM_UP = 3  # steps of each kind before its capture: kernels compile, and the optimiser makes its state
 

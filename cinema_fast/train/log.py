@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from ..common.parsed_file import parse_json
+from .run_info import RunInfo
 from .sinks import SinkName, Sinks
 
 
@@ -18,17 +19,17 @@ class RunLog:
     Args:
         out: run folder. steps: steps of the whole run. done: steps made so far; later lines of metrics.jsonl are
         dropped, so that a resumed run's file equals that of a run that was never stopped. sinks: where the
-        lines also go. settled: what config.yaml has, for these.
+        lines also go. info: of the run, for these.
     """
 
-    def __init__(self, out: Path, *, steps: int, done: int, sinks: Sequence[SinkName], settled: dict):
+    def __init__(self, out: Path, *, steps: int, done: int, sinks: Sequence[SinkName], info: RunInfo):
         self.steps = steps
         self._metrics_path = out / "metrics.jsonl"
         lines = self._drop_after(done)
         self._metrics = self._metrics_path.open("a", encoding="utf-8")
         self._text = (out / "run.log").open("a", encoding="utf-8", errors="backslashreplace")
         self._bar = None
-        self._sinks = Sinks(sinks, out, settled, lines=lines, say=self.say)
+        self._sinks = Sinks(sinks, out, info, lines=lines, say=self.say)
         self._bar = _bar(steps, done) if sys.stderr.isatty() else None
 
     def __enter__(self) -> "RunLog":

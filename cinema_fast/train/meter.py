@@ -1,13 +1,15 @@
 """What the steps since the last log line gave: kept on the device until a line is due, then read back at once."""
 
 import math
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from ..models.flops import H100_BF16
 from .ranks import Ranks
 
 
@@ -67,8 +69,7 @@ class Meter:
     _timed: int = 0  # steps since the clock was started
     _flops: float = 0.0  # useful ones of these steps
     _since: float = field(default_factory=time.perf_counter)
-    _waited: float = 0.0
-    _guided: float = 0.0
+    _spent: dict[str, float] = field(default_factory=dict)
 
     def add(self, step: int, ids: tuple[str, ...], result: Tensor, flops: float) -> None:
         """Take the result of a step (counted from 1) over the studies `ids`; waits for nothing. flops: useful ones."""
@@ -102,11 +103,13 @@ class Meter:
         self._pending.clear()
         return notes
 
-    def line(self, waited: float, guided: float | None, batch: int) -> dict:
-        """Means since the last line, over the updates that were made; starts the next line.
+    def line(self, spent: Mapping[str, float], batch: int, device: torch.device) -> dict:
+        """Means since the last line, over the updates that were made; starts the next line. Call `read` first.
 
-        waited, guided: seconds spent so far waiting for data and weighing masks (None: they are not weighed).
-        batch: studies a step. Call `read` first.
+        spent: {name: seconds spent so far}, of which the line has the share of its time. batch: studies a step.
+        "peak_mib" is memory: on a GPU the most that was allocated since the last line, on a CPU the most that the
+        process ever held. "tflops", where FLOPs are counted, are useful ones a second, and "mfu" their share of an
+        H100's bf16.
         """
         made = [(loss, norm) for loss, norm, ok in self._rows if ok]
         seconds = max(time.perf_counter() - self._since, 1e-9)
@@ -116,19 +119,20 @@ class Meter:
             "skipped": self.skipped,
             "replaced": self.replaced,
             "studies_per_s": round(self._timed * batch / seconds, 3),
-            "tflops": round(self._flops / seconds / 1e12, 4),
-            "data_wait": round(min((waited - self._waited) / seconds, 1.0), 4),
         }
-        if guided is not None:
-            values["guidance"] = round(min((guided - self._guided) / seconds, 1.0), 4)
+        if self._flops:
+            values["tflops"] = round(self._flops / seconds / 1e12, 4)
+        for name, total in spent.items():
+            values[name] = round(min((total - self._spent.get(name, 0.0)) / seconds, 1.0), 4)
+        if self._flops and device.type == "cuda":
+            values["mfu"] = round(self._flops / seconds / H100_BF16, 4)
         self._rows.clear()
-        self.start_clock(waited, guided or 0.0)
-        return values
+        self.start_clock(spent)
+        return values | {"peak_mib": _peak_mib(device)}
 
-    def start_clock(self, waited: float, guided: float) -> None:
-        """Begin timing here, with so many seconds spent waiting for data, and weighing masks, before."""
-        self._timed, self._flops, self._since = 0, 0.0, time.perf_counter()
-        self._waited, self._guided = waited, guided
+    def start_clock(self, spent: Mapping[str, float]) -> None:
+        """Begin timing here, with so many seconds `spent` before."""
+        self._timed, self._flops, self._since, self._spent = 0, 0.0, time.perf_counter(), dict(spent)
 
     def skipped_at_end(self, done: int) -> int:
         """Updates in a row that were skipped up to `done`, the last step, where they are LAST or more, or all that were
@@ -149,3 +153,11 @@ class Meter:
         self._rows = [list(row) for row in state["rows"]]
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
         self.replaced = state["replaced"]
+
+
+def _peak_mib(device: torch.device) -> int:
+    if device.type != "cuda":
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return round(peak / 2**20)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity
 
-from ..methods.pretrain_config import SETTLING_STEPS
+from .options import SETTLING_STEPS
 
 TABLE_ROWS = 40
 

@@ -7,7 +7,7 @@ so that no device is waited for.
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,8 +15,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
-from ..models.cinema import CineMA
 
 # of the others, while the main rank writes a checkpoint of a huge model to a slow disk
 PATIENCE = timedelta(minutes=30)
@@ -72,6 +70,14 @@ class Ranks:
         torch.cuda.set_device(self.local)
         return torch.device("cuda", self.local)
 
+    def from_main(self, value: float) -> float:
+        """The main rank's value, on all of them."""
+        if not self.hosts:
+            return value
+        values = torch.tensor([value], dtype=torch.float64)
+        dist.broadcast(values, 0, self.hosts)
+        return float(values)
+
     def wait(self) -> None:
         """For all ranks to come here."""
         if self.hosts:
@@ -99,17 +105,13 @@ class Ranks:
             value /= self.world
         return value
 
-    def average_gradients(self, called: nn.Module, *, view_sets: int) -> nn.Module:
-        """DDP around a model, or around it compiled, where there are other ranks.
-
-        view_sets: different sets of views among the studies: with more than one not every parameter has a gradient in
-        every step.
-        """
+    def average_gradients(self, called: nn.Module, *, unused: bool) -> nn.Module:
+        """DDP around a module where there are other ranks. unused: not every parameter has a gradient in every step."""
         if not self.hosts:
             return called
         # of axes of length one, whose strides mean nothing: autograd gives gradients their parameter's layout otherwise
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        return nn.parallel.DistributedDataParallel(called, find_unused_parameters=view_sets > 1)
+        return nn.parallel.DistributedDataParallel(called, find_unused_parameters=unused)
 
 
 ALONE = Ranks()
@@ -139,9 +141,9 @@ class Agreement:
         return agreed
 
 
-def shard_model(model: CineMA, ranks: Ranks, device: torch.device) -> None:
-    """FSDP2: every rank keeps a part of each trained parameter; the encoder's blocks are gathered one by one, and the
-    decoder as a whole, whose cross attentions read the visible tokens in one product.
+def shard_model(model: nn.Module, units: Sequence[nn.Module], ranks: Ranks, device: torch.device) -> None:
+    """FSDP2: every rank keeps a part of each trained parameter; each of `units` is gathered by itself when it runs, and
+    what lies outside of them at once.
 
     What is not trained, the position tables, every rank keeps whole: of one row each, they would be sent whole by all.
     """
@@ -150,7 +152,7 @@ def shard_model(model: CineMA, ranks: Ranks, device: torch.device) -> None:
 
     mesh = init_device_mesh(device.type, (ranks.world,))
     frozen = {p for p in model.parameters() if not p.requires_grad}
-    for unit in (*model.encoder.blocks, model.decoder, model):
+    for unit in (*units, model):
         fully_shard(unit, mesh=mesh, ignored_params=frozen)
 
 

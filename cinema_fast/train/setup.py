@@ -7,53 +7,60 @@ import json
 import platform
 import random
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..common.views import CLIP
+from ..data.store.clips import ClipStore
+from ..data.store.orientation import orientation_of
 from ..data.store.store import CineStore
-from ..methods.pretrain_config import PretrainConfig
-from ..models.config import CLIP, CineMAConfig, preset
+from ..models.config import CineMAConfig
+from .method import Place
+from .options import RunOptions
 from .ranks import Ranks
+from .run_info import LabelInfo, RunInfo, StoreInfo
 
 
-def model_config(config: PretrainConfig, store: CineStore, base: CineMAConfig | None = None) -> CineMAConfig:
-    """The shape `base`, that of the preset where None, with the views trained on and the sizes of the store.
+def fit_to_store(base: CineMAConfig, store: CineStore, views: Sequence[str], preset: str) -> CineMAConfig:
+    """The shape `base` with the views trained on (where none is named all of the store) and the sizes of the store.
 
     A size is rounded up to whole tokens; frames are padded to it. A preset over clips stays as it is: any view gives
-    clips of its size. Raises ValueError naming a view that the store or the preset lacks.
+    clips of its size. preset: what messages call the shape.
+
+    Raises ValueError naming a view that the store or the preset lacks.
     """
-    base = base or preset(config.preset)
     stored: dict[str, tuple[int, ...]] = {}  # largest frame by view
     for study in store.ids:
         for view in store.views(study):
             size = store.info(study, view).shape[1:]
             stored[view] = tuple(max(pair) for pair in zip(size, stored.get(view, size)))
-    for view in config.views:
+    for view in views:
         if view not in stored:
             near = difflib.get_close_matches(view, stored, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"--views: {store.path} has no view {view!r}{hint} (it has {', '.join(stored)})")
     if base.views == (CLIP,):
         return base
-    wanted = set(config.views or stored)
+    wanted = set(views or stored)
     if unknown := sorted(wanted - set(base.views)):
         raise ValueError(
-            f"preset {config.preset!r} has no view {unknown[0]!r}, which {store.path} holds; "
+            f"preset {preset!r} has no view {unknown[0]!r}, which {store.path} holds; "
             f"train on others with --views {' '.join(v for v in base.views if v in stored)}"
         )
-    views = tuple(view for view in base.views if view in wanted)
+    shown = tuple(view for view in base.views if view in wanted)
     image_size = {}
-    for view in views:
+    for view in shown:
         token, largest = base.token_size(view), stored[view]
         if len(token) != len(largest):
             raise ValueError(
-                f"{store.path}: {view} frames have {len(largest)} axes, preset {config.preset!r} wants {len(token)}"
+                f"{store.path}: {view} frames have {len(largest)} axes, preset {preset!r} wants {len(token)}"
             )
         prepared = store.prepare.get("sax_size" if view == "sax" else "lax_size", largest)
         image_size[view] = tuple(-(-n // t) * t for n, t in zip(prepared, token))
-    return dataclasses.replace(base, views=views, image_size=image_size)
+    return dataclasses.replace(base, views=shown, image_size=image_size)
 
 
 def pick_device(name: str) -> torch.device:
@@ -79,7 +86,7 @@ def _cpu_multiplies_bf16() -> bool:
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
-def check_mode(config: PretrainConfig, device: torch.device, ranks: Ranks) -> None:
+def check_mode(config: RunOptions, device: torch.device, ranks: Ranks) -> None:
     """Raise ValueError where steps cannot run in the mode, or be shared out in the way, that was asked for."""
     if config.mode == "graph" and device.type != "cuda":
         raise ValueError(f"--mode graph replays CUDA graphs, and this run is on {device.type}: use --mode compile")
@@ -138,3 +145,25 @@ def restore_rng(state: dict) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def describe_run(
+    options: RunOptions,
+    place: Place,
+    cines: CineStore,
+    shape: CineMAConfig,
+    store: CineStore | ClipStore,
+    labels: LabelInfo | None = None,
+) -> RunInfo:
+    """What a run is made of, for config.yaml. store: that its images are read from, over `cines`."""
+    return RunInfo(
+        options=options.to_dict() | {"ranks": place.ranks.world},
+        model=json.loads(json.dumps(dataclasses.asdict(shape))),
+        store=StoreInfo(
+            len(cines.ids), store_fingerprint(cines), orientation_of(cines.prepare),
+            prepare=dict(cines.prepare) if labels else None,
+        ),
+        versions=versions(),
+        min_frames=store.min_frames if isinstance(store, ClipStore) else None,
+        labels=labels,
+    )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ..common.parsed_file import read_json
+from .run_info import RunInfo
 
 SinkName = Literal["tensorboard", "wandb"]
 
@@ -49,7 +50,7 @@ class TensorBoard:
     after: step of the last line that is kept. What an earlier process wrote of later ones TensorBoard no longer shows.
     """
 
-    def __init__(self, out: Path, settled: dict, *, after: int, say: Callable[[str], None]):
+    def __init__(self, out: Path, info: RunInfo, *, after: int, say: Callable[[str], None]):
         import yaml
         from torch.utils.tensorboard import SummaryWriter
 
@@ -58,7 +59,7 @@ class TensorBoard:
         self.has = 0 if new else after
         self._writer = SummaryWriter(str(folder), purge_step=None if new else after + 1)
         if new:
-            text = yaml.safe_dump(settled, sort_keys=False)
+            text = yaml.safe_dump(info.to_dict(), sort_keys=False)
             self._writer.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()), 0)
         say(f"TensorBoard: tensorboard --logdir {folder}")
 
@@ -80,7 +81,7 @@ class WeightsAndBiases:
     studies, nor code is sent.
     """
 
-    def __init__(self, out: Path, settled: dict, *, after: int, say: Callable[[str], None]):
+    def __init__(self, out: Path, info: RunInfo, *, after: int, say: Callable[[str], None]):
         import wandb
 
         self._path = out / "wandb.json"
@@ -96,7 +97,7 @@ class WeightsAndBiases:
             resume="allow",
             reinit="create_new",  # beside a run that the caller may have
             mode=mode,
-            config=settled,
+            config=info.to_dict(),
             settings=wandb.Settings(
                 console="off", disable_git=True, save_code=False, init_timeout=INIT_S, finish_timeout=FINISH_S
             ),
@@ -162,18 +163,18 @@ def check_sinks(names: Sequence[SinkName]) -> None:
 class Sinks:
     """All the sinks of a run, that do not fail.
 
-    out: run folder. settled: what config.yaml has. lines: of metrics.jsonl so far. say: tells the person watching.
+    out: run folder. info: of the run. lines: of metrics.jsonl so far. say: tells the person watching.
     """
 
     def __init__(
-        self, names: Sequence[SinkName], out: Path, settled: dict, *, lines: Sequence[dict], say: Callable[[str], None]
+        self, names: Sequence[SinkName], out: Path, info: RunInfo, *, lines: Sequence[dict], say: Callable[[str], None]
     ):
         self._say = say
         self._open: dict[str, Sink] = {}
         after = lines[-1]["step"] if lines else 0
         for name in dict.fromkeys(names):
             with self._survived(name):
-                self._open[name] = _KINDS[name][0](out, settled, after=after, say=say)
+                self._open[name] = _KINDS[name][0](out, info, after=after, say=say)
         for line in lines:
             self.write(line)
 

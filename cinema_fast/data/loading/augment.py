@@ -5,29 +5,7 @@ from torch import Tensor
 
 from ...kernels.augment_images import augment_images, move_maps
 from ...kernels.augment_torch import beyond
-from ..store.clips import CLIP
 from .augmentation import AS_STORED, Augmentation
-from .loader import Batch
-
-
-def batch_input(batch: Batch, *, as_stored: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """A batch as the model takes it: its images and, where they stay as they are stored, their intensity.
-
-    Args:
-        batch: on the device. as_stored: where nothing is done to the images but their scaling, leave that to the
-            kernels, which read 8-bit pixels; else scale them here.
-
-    Returns:
-        {view: (B, 1, *size)}, float32 in [0, 1] and None; or uint8 and {view: (B, 2) offset and scale} (see `CineMA`).
-    """
-    if as_stored and all(part is None for drawn in batch.augment.values() for part in drawn):
-        pairs = {view: stored_input(frames, batch.extent[view]) for view, frames in batch.frames.items()}
-        return {view: image for view, (image, _) in pairs.items()}, {view: pair[1] for view, pair in pairs.items()}
-    images = {
-        view: model_input(frames, batch.extent[view], batch.augment[view], clip=view == CLIP)
-        for view, frames in batch.frames.items()
-    }
-    return images, None
 
 
 def stored_input(frames: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,8 @@ import torch
 from torch import Tensor
 
 from ...common.pool import begin_worker
-from .loader import Batch, Loader, LoaderError
+from .batch import Batch
+from .loader import Loader, LoaderError
 
 END = object()
 WATCH = 0.2  # seconds between two looks at the processes
@@ -188,7 +189,7 @@ class _Source:
     def __init__(self, loader: Loader):
         self.loader = Loader(
             loader.store, loader.sampler, loader.sizes, start=loader.start, stop=loader.stop, rank=loader.rank,
-            strict=loader.strict, motion=loader.motion,
+            strict=loader.strict, motion=loader.motion, labels=loader.labels,
         )  # fmt: skip
 
     def __setstate__(self, state: dict) -> None:

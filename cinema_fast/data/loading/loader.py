@@ -7,20 +7,21 @@ sampler is a pure function, so batches are the same, in the same order, for any 
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..store.clips import CLIP, ClipStore
+from ...common.views import CLIP
+from ..store.clips import ClipStore
 from ..store.store import CineStore, StoreError
 from .augmentation import Augmentation
+from .batch import Batch
 from .sampler import Draw, Sampler, exchanged, frame_at
 
 T = TypeVar("T")
@@ -33,46 +34,18 @@ class LoaderError(ValueError):
     """A study cannot be read, and strict reading was asked for or nothing else of its batch and group can be."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One micro-batch on its way to the device.
+class Labels(Protocol):
+    """What is read of labelled studies: which frames together, and what is to be learnt from them."""
 
-    draw: what it is made of; where a study was replaced, it is the replacement's `ids`, `phase`, `plane`, `augment`.
-    frames: {view: (B, *size) uint8}, zeros beyond each frame's extent, or {"clip": (B, T, X, Y) uint8}.
-    extent: {view: (B, axes) int64}.
-    augment: {view: what is done to each of its images}, as tensors. slot (B,) int64.
-    notes: a line for each study that could not be read.
-    motion: the stored motion maps where they were asked for, padded as the frames: {view: (B, *size) uint8}, for clips
-        {"clip": (B, X, Y) uint8}.
-    replaced: the study of each note.
-    """
+    def frames_of(self, study: str, view: str, phase: float) -> Sequence[int]:
+        """The frames of a view that are read together at a phase in [0, 1), as many for all; not asked of clips."""
 
-    draw: Draw
-    frames: dict[str, Tensor]
-    extent: dict[str, Tensor]
-    augment: dict[str, Augmentation]
-    slot: Tensor
-    notes: tuple[str, ...] = ()
-    motion: dict[str, Tensor] = field(default_factory=dict)
-    replaced: tuple[str, ...] = ()
+    def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
+        """What is to be learnt from {view: its frames}: of a view's name a map as the frames lie in the store, padded
+        to the model's size in a batch; of any other name an array of one shape for all studies.
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """The batch with `change` of each of its tensors."""
-        frames, extent, motion = (
-            {view: change(tensor) for view, tensor in part.items()} for part in (self.frames, self.extent, self.motion)
-        )
-        augment = {view: drawn.map(change) for view, drawn in self.augment.items()}
-        return replace(self, frames=frames, extent=extent, augment=augment, slot=change(self.slot), motion=motion)
-
-    def tensors(self) -> list[Tensor]:
-        """All its tensors, in an order that depends on what there is alone."""
-        found: list[Tensor] = []
-        self.map(lambda tensor: found.append(tensor) or tensor)
-        return found
-
-    def to(self, device: torch.device) -> "Batch":
-        """The batch on a device; the copy from pinned memory does not wait."""
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        Raises StoreError where it cannot be read, LoaderError where it is wrong.
+        """
 
 
 def augmentation_tensors(draw: Draw, *, pin: bool = False) -> dict[str, Augmentation]:
@@ -87,6 +60,7 @@ def read_batch(
     draw: Draw,
     sizes: Mapping[str, tuple[int, ...]],
     *,
+    labels: Labels | None = None,
     sampler: Sampler | None = None,
     pin: bool = False,
     motion: bool = False,
@@ -96,6 +70,7 @@ def read_batch(
     Args:
         store: of frames, or of clips where the draw's view is `clip`.
         sizes: {view: the model's image size}; frames are padded to it with zeros at the end of each axis.
+        labels: which frames are read together, and their targets; None: one frame and no target.
         sampler: where given, a study that cannot be read is replaced by another of its group, and where none of those
             tried can be read either, by another sample of the batch; else it is an error.
         pin: use page-locked memory, from which a copy to a GPU runs by itself.
@@ -105,10 +80,7 @@ def read_batch(
         LoaderError: names the study, the file and the reason.
     """
     batch = len(draw.ids)
-    frames = {view: torch.zeros((batch, *sizes[view]), dtype=torch.uint8, pin_memory=pin) for view in draw.views}
-    extent = {view: torch.zeros((batch, len(sizes[view])), dtype=torch.int64, pin_memory=pin) for view in draw.views}
-    spaces = {view: sizes[view][1:] if view == CLIP else sizes[view] for view in draw.views if motion}
-    maps = {view: torch.zeros((batch, *size), dtype=torch.uint8, pin_memory=pin) for view, size in spaces.items()}
+    room = _Room(batch, draw.views, sizes, pin=pin, motion=motion)
     read, notes, replaced, lost = draw, [], [], {}
     for sample in range(batch):
         others = islice(sampler.replacements(draw, sample), REPLACEMENTS) if sampler else ()
@@ -116,11 +88,10 @@ def read_batch(
             read = exchanged(read, sample, one) if one else read
             study, phase, plane = read.ids[sample], float(read.phase[sample]), int(read.plane[sample])
             try:
-                _read_study(store, study, phase, plane, frames, extent, maps, sample)
+                room.read(store, study, phase, plane, labels, sample)
                 break
             except (StoreError, OSError) as error:
-                for tensor in (*frames.values(), *maps.values()):
-                    tensor[sample] = 0  # views that were read before the one that cannot be
+                room.clear(sample)  # views that were read before the one that cannot be
                 if sampler is None:
                     raise LoaderError(f"study {study}: {error}") from error
                 notes.append(f"step {draw.step + 1}: study {study} replaced: {error}")
@@ -135,40 +106,83 @@ def read_batch(
         # a file cut short still has its first frames: better twice in a batch than the end of the run
         twin = readable[sample % len(readable)]
         read = exchanged(read, sample, read, twin)
-        for tensor in (*frames.values(), *extent.values(), *maps.values()):
-            tensor[sample] = tensor[twin]
+        room.copy(twin, sample)
     slot = torch.tensor(draw.slot, pin_memory=pin)
     augment = augmentation_tensors(read, pin=pin)
-    return Batch(read, frames, extent, augment, slot, tuple(notes), maps, tuple(replaced))
+    return Batch(
+        read, room.frames, room.extent, augment, slot, tuple(notes), room.motion, tuple(replaced), room.target()
+    )
 
 
-def _read_study(store, study: str, phase: float, plane: int, frames, extent, maps, sample: int) -> None:
-    for view, target in frames.items():
-        size = tuple(target.shape[1:])
-        if view == CLIP:
-            image = store.read_clip(study, plane, phase, size)
-        else:
-            image = _read_frame(store, study, view, phase, size)
-        _fill(target[sample], image)
-        extent[view][sample] = torch.tensor(image.shape)
-        if view in maps:
-            at = (plane, size) if view == CLIP else (view,)
-            _fill(maps[view][sample], store.read_motion(study, *at))
+class _Room:
+    """The tensors of a batch, filled sample by sample."""
+
+    def __init__(self, batch: int, views: Sequence[str], sizes: Mapping[str, tuple[int, ...]], *, pin: bool, motion):
+        self._batch, self._sizes, self._pin = batch, sizes, pin
+        self.extent = {view: self._zeros(len(sizes[view]), dtype=torch.int64) for view in views}
+        self.motion = {view: self._zeros(*sizes[view][view == CLIP :]) for view in views if motion}
+        self.frames: dict[str, Tensor] = {}
+        self._views, self._targets = views, {}  # of each sample
+
+    def _zeros(self, *shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+        return torch.zeros((self._batch, *shape), dtype=dtype, pin_memory=self._pin)
+
+    def read(self, store, study: str, phase: float, plane: int, labels: Labels | None, sample: int) -> None:
+        """Read a study into its place. Raises StoreError or OSError where it cannot be."""
+        shown = {}
+        for view in self._views:
+            size = self._sizes[view]
+            if labels and view != CLIP:
+                shown[view] = labels.frames_of(study, view, phase)
+                image = store.read_frames(study, view, shown[view])
+            elif labels:
+                image = store.read_clip(study, plane, 0.0, size)[None]
+            elif view == CLIP:
+                image = store.read_clip(study, plane, phase, size)
+            else:
+                image = store.read_frame(study, view, frame_at(phase, store.n_frames(study, view)))
+            lead = image.shape[: len(image.shape) - len(size)] if labels else ()
+            have = image.shape[len(lead) :]
+            if len(have) != len(size) or any(n > most for n, most in zip(have, size)):
+                raise StoreError(
+                    f"{store.info(study, view).path}: frames of {have} do not fit the model's {view} size {size}; "
+                    "prepare the store again with that size"
+                )
+            if view not in self.frames:
+                self.frames[view] = self._zeros(*lead, *size)
+            _fill(self.frames[view][sample], image)
+            self.extent[view][sample] = torch.tensor(have)
+            if view in self.motion:
+                at = (plane, size) if view == CLIP else (view,)
+                _fill(self.motion[view][sample], store.read_motion(study, *at))
+        if labels:
+            self._targets[sample] = labels.target_of(study, shown)
+
+    def clear(self, sample: int) -> None:
+        for tensor in (*self.frames.values(), *self.motion.values()):
+            tensor[sample] = 0
+
+    def copy(self, source: int, sample: int) -> None:
+        for tensor in (*self.frames.values(), *self.extent.values(), *self.motion.values()):
+            tensor[sample] = tensor[source]
+        if source in self._targets:
+            self._targets[sample] = self._targets[source]
+
+    def target(self) -> dict[str, Tensor]:
+        """The targets of the batch; maps are padded with zeros at the end of each axis to the view's size."""
+        found = {}
+        for name in self._targets.get(0, {}):
+            arrays = [self._targets[sample][name] for sample in range(self._batch)]
+            shape = self._sizes.get(name, arrays[0].shape)
+            dtype = torch.from_numpy(arrays[0]).dtype
+            found[name] = self._zeros(*(shape if len(shape) == arrays[0].ndim else arrays[0].shape), dtype=dtype)
+            for place, array in zip(found[name], arrays):
+                _fill(place, array)
+        return found
 
 
 def _fill(target: Tensor, image: np.ndarray) -> None:
-    target.numpy()[tuple(slice(n) for n in image.shape)] = image  # half of the time that PyTorch takes
-
-
-def _read_frame(store: CineStore, study: str, view: str, phase: float, room: tuple[int, ...]) -> np.ndarray:
-    info = store.info(study, view)
-    size = tuple(info.shape[1:])
-    if len(size) != len(room) or any(n > most for n, most in zip(size, room)):
-        raise StoreError(
-            f"{info.path}: frames of {size} do not fit the model's {view} size {room}; "
-            "prepare the store again with that size"
-        )
-    return store.read_frame(study, view, frame_at(phase, info.shape[0]))
+    target.numpy()[(..., *(slice(n) for n in image.shape))] = image  # half of the time that PyTorch takes
 
 
 def read_ahead(read: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int) -> Iterator[R]:
@@ -193,7 +207,7 @@ class Loader:
     Args:
         sizes: {view: the model's image size}. rank: whose share to read. workers: reading threads.
         strict: a study that cannot be read ends the run (LoaderError) instead of being replaced with a note.
-        pin: use page-locked memory. motion: read the motion maps too.
+        pin: use page-locked memory. motion: read the motion maps too. labels: as of `read_batch`.
 
     `waited` is the time in seconds for which the consumer has waited for data so far.
     """
@@ -211,12 +225,13 @@ class Loader:
         strict: bool = False,
         pin: bool = False,
         motion: bool = False,
+        labels: Labels | None = None,
     ):
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
         self.store, self.sampler, self.sizes = store, sampler, sizes
         self.start, self.stop, self.rank, self.workers = start, stop, rank, workers
-        self.strict, self.pin, self.motion = strict, pin, motion
+        self.strict, self.pin, self.motion, self.labels = strict, pin, motion, labels
         self.waited = 0.0
 
     def __iter__(self) -> Iterator[tuple[Batch, ...]]:
@@ -235,4 +250,6 @@ class Loader:
         step, micro = at
         draw = self.sampler.draw(step, rank=self.rank, micro=micro)
         sampler = None if self.strict else self.sampler
-        return read_batch(self.store, draw, self.sizes, sampler=sampler, pin=self.pin, motion=self.motion)
+        return read_batch(
+            self.store, draw, self.sizes, labels=self.labels, sampler=sampler, pin=self.pin, motion=self.motion
+        )

@@ -10,16 +10,16 @@ global batch over ranks and micro-batches holds the same samples, and worker thr
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from hashlib import sha256
 
 import numpy as np
 
 from cinema_fast.kernels.philox import philox_numpy
 
-from .augmentation import Augmentation, AugmentConfig
+from ...common.shares import cut
+from .augmentation import AS_STORED, Augmentation, AugmentConfig
 
 # Word 3 of the counter says what a word is for. Masks put the view's index there, so these start far above.
 FOR_ORDER, FOR_FRAME, FOR_ZOOM, FOR_REPLACEMENT = range(0x8000_0000, 0x8000_0004)
@@ -61,11 +61,10 @@ def held_out(ids: Iterable[str], share: float) -> set[str]:
     """
     if not 0.0 <= share < 1.0:
         raise ValueError(f"holdout must lie in [0, 1), got {share}")
-    order = sorted(ids, key=lambda study: sha256(study.encode("utf-8", "surrogateescape")).digest())
-    count = max(round(share * len(order)), 1) if share else 0
-    if count and count >= len(order):
-        raise ValueError(f"holdout {share} of {len(order)} studies leaves none to train on")
-    return set(order[:count])
+    away, training = cut(ids, share)
+    if share and not training:
+        raise ValueError(f"holdout {share} of {len(away)} studies leaves none to train on")
+    return set(away)
 
 
 class Sampler:
@@ -208,6 +207,17 @@ class Sampler:
             coin, word, _, _ = words(FOR_NOISE)
             drawn["noise"] = _within((0.0, recipe.noise), word, coin < recipe.noise_share, 0.0)
         return Augmentation(**drawn)
+
+
+def fixed_draw(
+    ids: Sequence[str], views: tuple[str, ...], *, step: int, phase: Sequence[float], slot: Sequence[int],
+    plane: Sequence[int],
+) -> Draw:
+    """Studies as they are stored, each at its phase in [0, 1), or of its plane: for evaluation."""
+    return Draw(
+        step, tuple(ids), views, np.zeros(len(ids), np.int64), np.array(phase, np.float64),
+        dict.fromkeys(views, AS_STORED), np.array(slot, np.int64), np.array(plane, np.int64),
+    )  # fmt: skip
 
 
 def exchanged(draw: Draw, sample: int, other: Draw, place: int = 0) -> Draw:

@@ -24,7 +24,7 @@ from ...common.parsed_file import read_json
 from ...common.pool import available_cores, run_in_processes
 from ...common.progress import progress_bar
 from ..store.store import StoreError, motion_file, sync_folder, write_array, write_atomic
-from .study import Failure
+from .failure import Failure
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from ..store.check import find_altered, read_studies
 from ..store.orientation import gather_remarks, orientation_of
 from ..store.store import IndexLost, StoreError, index_records, publish_study, read_index, write_index
 from .dicom_sources import find_dicom_sources, holds_dicom
+from .failure import Failure
 from .labels import find_labels
 from .motion import add_motion_maps
 from .prepare_config import PrepareConfig
@@ -36,7 +37,7 @@ from .shards import (
     write_failures,
 )
 from .sources import Source, Sources, find_sources, holds_nifti
-from .study import Failure, StudyTask, file_stats, prepare_study
+from .study import StudyTask, file_stats, prepare_study
 
 _TEMPORARY = ".preparing"
 

@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ..store.orientation import AS_STORED_STORE, told_remarks
+from .failure import Failure, failure_lines
 from .shards import Shard
 from .sources import series_lines, unmatched_line
-from .study import Failure, failure_lines
 
 MOST_CUT = 6  # views named of those whose labels the crop cuts off
 

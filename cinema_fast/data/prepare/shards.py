@@ -12,9 +12,7 @@ other by the locks that they find held in STORE/.shards.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -22,42 +20,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from ...common.lock import hold_folder, is_held
 from ...common.parsed_file import parse_json
 from ..store.store import StoreError, lock_store, write_atomic
-from .study import Failure
+from .failure import Failure
+from .shard import Shard
 
 SHARDS = ".shards"
-
-
-class Shard(NamedTuple):
-    """Part `k` of `n`, counted from 1."""
-
-    k: int
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.k}/{self.n}"
-
-    @property
-    def name(self) -> str:
-        """What its files in STORE/.shards begin with."""
-        return f"{self.k}-of-{self.n}"
-
-    def holds(self, study: str) -> bool:
-        """Whether a study is this part's; the same on every machine."""
-        digest = hashlib.sha256(study.encode("utf-8", "surrogateescape")).digest()
-        return int.from_bytes(digest[:8]) % self.n == self.k - 1
-
-
-def parse_shard(text: str) -> Shard:
-    """The Shard of "k/n". Raises ValueError."""
-    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise ValueError(f"shard is {text!r}, expected k/n with k from 1 to n, for instance 3/16")
-    return Shard(int(match[1]), int(match[2]))
 
 
 @contextmanager

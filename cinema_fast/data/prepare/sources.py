@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ...common.naming import named
-from ..store.store import VIEWS
+from ...common.views import VIEWS
 
 NO_STUDY = ("", ".", "..")  # they would name other folders than that of a study
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,45 +12,10 @@ from ..formats.nifti import Cine, CineError, IncompleteCine, read_cine
 from ..store.orientation import AS_STORED, NO_ORIENTATION, Arrangement, arrange, arranged, patient_arrangement
 from ..store.store import write_study
 from . import geometry
+from .failure import Failure
 from .labels import read_label_maps
+from .prepare_config import PrepareConfig
 from .sources import Source
-
-if TYPE_CHECKING:
-    from .prepare_config import PrepareConfig
-
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """One file that could not be prepared, or a whole study where `view` is None."""
-
-    study: str
-    view: str | None
-    file: str
-    reason: str
-
-
-def failure_lines(failures: list[Failure], listed_in: str) -> list[str]:
-    """What failed, for a reader: a line each, but one for all files of a study, or where that is not known of a folder,
-    that are of no known view; `listed_in` then names the file that has them all."""
-    groups: dict[tuple, list[Failure]] = {}
-    for n, failure in enumerate(failures):
-        whose = f"study {failure.study}" if failure.study else f"folder {Path(failure.file).parent.as_posix()}"
-        groups.setdefault((n,) if failure.view else (whose,), []).append(failure)
-    lines = []
-    for (whose, *_), (first, *others) in groups.items():
-        reason = first.reason
-        if others:
-            kinds: dict[str, list[str]] = {}  # numbers of bytes and names in brackets make no other kind
-            for failure in (first, *others):
-                kinds.setdefault(failure.reason.split(" (")[0], []).append(failure.reason)
-            if len(kinds) > 1:
-                most = sorted(kinds.values(), key=len, reverse=True)
-                reason = "; ".join([f"{len(kind)} {kind[0]}" for kind in most[:3]] + ["..."] * (len(most) > 3))
-            reason = f"and {len(others)} more files of {whose}: {reason} (all in {listed_in})"
-        lines.append(f"failed: {first.file}{' ' if others else ': '}{reason}")
-    return lines
-
 
 # Label maps (X, Y, Z) of a view by frame, with the axes of the store; what is recorded of their files; a remark about
 # their headers, or "".

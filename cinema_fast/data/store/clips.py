@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ...common.naming import named
+from ...common.views import CLIP
 from .store import CineStore
 
-CLIP = "clip"  # the one view of a model over clips
 MIN_FRAMES = 4  # of a cine that clips are drawn from: two, ED and ES, or three do not tell how the heart moves
 
 

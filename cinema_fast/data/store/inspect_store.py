@@ -12,8 +12,9 @@ import numpy as np
 from ...common.output import folder_for, whole_file
 from ...common.parsed_file import parse_json
 from ...common.regular_file import read_regular
+from ...common.views import views_in_order
 from .orientation import orientation_of
-from .store import VIEWS, CineInfo, CineStore
+from .store import CineInfo, CineStore
 
 TILE = 192  # pixels of an image in a picture, at most, on its longer side
 LINE, GAP = 14, 4  # pixels of a line of text, and between images
@@ -65,7 +66,7 @@ def describe(store: CineStore) -> str:
     lines.append(f"  axes {how[orientation_of(store.prepare)]}")
     if labelled := _labelled(store):
         lines.append(f"  {labelled} studies have labels")
-    for view in sorted(infos, key=lambda view: (VIEWS.index(view) if view in VIEWS else len(VIEWS), view)):
+    for view in views_in_order(infos):
         lines += [f"{view}: {len(infos[view])} cines", *_describe_view(infos[view])]
     return "\n".join([*lines, *_failures(store.path)])
 
@@ -121,7 +122,7 @@ def contact_sheet(store: CineStore, studies: list[str]):
     A view with labels is at its first labelled frame, with the outline of each class in a colour of its own.
     """
     present = {view for study in studies for view in store.views(study)}
-    columns = [view for view in VIEWS if view in present] + sorted(present - set(VIEWS))
+    columns = views_in_order(present)
     rows = []
     for study in studies:
         images = {view: _still(store, study, view) for view in store.views(study)}

@@ -15,21 +15,17 @@ A NIfTI header that says nothing of the patient (no code, or the scanner's own a
 cine is kept as stored. DICOM always says it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from ...common.naming import named
 from ..formats.nifti import Cine, Volume
-
-if TYPE_CHECKING:
-    from .store import CineStore
+from .store import CineStore
 
 # Where X and Y lead, as shares of (left, back, feet): rounded means of rows and columns as scanners of three sites had
 # them (M&Ms, M&Ms-2 and a Siemens study). So the anterior wall is up in SAX, 2C and 3C, the apex on the left in 2C and
@@ -145,26 +141,28 @@ def like(volume: Volume, cine: Cine) -> Volume:
     return _arranged_volume(volume, _nearest(volume.affine, _directions(cine.affine)))
 
 
-def orientation_of(record: dict) -> Literal["patient", "stored"]:
-    """How the axes lie in a store, by the options of its preparation or by what a run keeps of it; earlier versions
-    have written nothing."""
-    return record.get("orientation") or record.get("prepare", {}).get("orientation", "stored")
+Orientation = Literal["patient", "stored"]
+"""How the axes of a store's images lie: arranged by the rule at the head of this file, or as their files had them."""
 
 
-def check_orientation(store: CineStore, run: Path, learnt_on: dict) -> None:
-    """Raise ValueError where the axes of a store's images lie otherwise than those that a run has learnt on, by what
-    the run keeps of its store."""
-    here, there = orientation_of(store.prepare), orientation_of(learnt_on)
+def orientation_of(prepare: dict) -> Orientation:
+    """How the axes lie in a store, by the options of its preparation; earlier versions have written nothing."""
+    return prepare.get("orientation", "stored")
+
+
+def check_orientation(store: CineStore, run: Path, there: Orientation) -> None:
+    """Raise ValueError where the axes of a store's images lie otherwise than those that a run has learnt on: `there`.
+    """
+    here = orientation_of(store.prepare)
     if here != there:
         raise ValueError(f"{store.path} was prepared with --orientation {here}, and the store that {run} learnt on "
                          f"with {there}: its images may look mirrored or turned to the model; prepare the studies "
                          f"with --orientation {there}")
 
 
-def learnt_otherwise(start: Path, learnt_on: dict, here: dict) -> list[str]:
+def learnt_otherwise(start: Path, there: Orientation, now: Orientation) -> list[str]:
     """What is to be said of a run that weights are taken from, where the axes of its images lie otherwise than those
-    that training goes on with. learnt_on, here: what the two runs keep of their stores."""
-    there, now = orientation_of(learnt_on), orientation_of(here)
+    that training goes on with."""
     return [f"{start} learnt on images whose axes lie otherwise (--orientation {there} of prepare; this store: {now}): "
             "its features may serve less well"] * (there != now)
 

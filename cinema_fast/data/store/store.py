@@ -51,11 +51,11 @@ import numpy as np
 from ...common.lock import hold_folder
 from ...common.parsed_file import parse_json
 from ...common.regular_file import read_regular
+from ...common.views import views_in_order
 from .npy import NPY_HEADER_BYTES, header_fault, npy_header
 from .records import CineInfo, StoreError, make_info
 
 FORMAT, VERSION = "cinema-fast store", 2
-VIEWS = ("sax", "lax_2c", "lax_3c", "lax_4c")
 _SUM = ', "sha256": "'  # the last key of an index
 
 
@@ -86,7 +86,7 @@ class CineStore:
         self._checked: dict[str, tuple[int, int, int]] = {}  # path -> the file whose header was found right
         self._studies: dict[str, dict[str, CineInfo]] = {}
         for study, views in sorted(index["studies"].items()):
-            order = sorted(views, key=lambda view: (VIEWS.index(view) if view in VIEWS else len(VIEWS), view))
+            order = views_in_order(views)
             self._studies[study] = {view: views[view] for view in order}
         self._check_sizes()
 

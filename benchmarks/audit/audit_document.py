@@ -1,0 +1,126 @@
+"""docs/audit.md: what benchmarks/audit/audit.py found, side by side for the versions of Triton that compiled it."""
+
+import re
+from collections.abc import Iterable
+from itertools import pairwise
+from json import dumps
+
+AMOUNTS = {"registers": 1, "spill_loads": 1, "spill_stores": 1, "shared": 1 / 1024}  # and what a unit of them counts
+KINDS = ("matrix", "loads", "stores")
+
+
+def what(entry: dict) -> tuple[str, str, int, str]:
+    """What was compiled, whatever compiled it: kernel, source, architecture and specialisation."""
+    return entry["kernel"], entry["source"], entry["arch"], dumps(entry["passed"], sort_keys=True)
+
+
+def tritons(entries: Iterable[dict]) -> list[str]:
+    """Versions of Triton that made them, as "triton 3.6.0", the oldest first."""
+    found = {entry["compiler"] for entry in entries if entry["compiler"].startswith("triton")}
+    return sorted(found, key=lambda compiler: [int(n) for n in re.findall(r"\d+", compiler)])
+
+
+def markdown(entries: list[dict], wrong: list[str], expected: dict) -> str:
+    """The document: one row for a kernel, an architecture and the shapes that give the same figures."""
+    versions = tritons(entries)
+    compilers = ", ".join([*sorted({entry["compiler"] for entry in entries} - set(versions)), *versions])
+    lines = [
+        "# The kernels' machine code",
+        "",
+        f"Written by `make audit` from `benchmarks/results/audit.json`; compiled by {compilers}, without a GPU.",
+        "Every kernel is compiled as its launcher launches it at the shapes of `kernels/shapes.py`: same blocks,",
+        "warps, stages and divisibility. Counts are of instructions in the code (SASS, by the cuobjdump that comes",
+        "with Triton), not of how often they run, and say nothing about time.",
+        "",
+        "- registers: of a thread; spills: loads and stores of local memory, which must be none",
+        "- shared: KiB of a block, of a .cu those it declares; a block may have 163 on sm_80, 227 on sm_90 and sm_100",
+        "- matrix: instructions of the matrix units (HMMA, on sm_90 HGMMA, on sm_100 UTCHMMA)",
+        "- loads, stores: of global memory, number x bytes a thread",
+        *([f"- two figures, a / b: those of {' / '.join(versions)}, where they differ"] if len(versions) > 1 else []),
+        "",
+        f"Found wrong: {len(wrong)}." if wrong else "Nothing was found wrong.",
+        *[f"- {fault}" for fault in wrong],
+        "",
+        "| kernel | must hold | because |",
+        "|---|---|---|",
+    ]
+    for name, wants in sorted(expected.items()):
+        holds = {"matrix units in 16 bit": wants.matrix, "16-byte loads": wants.wide_loads,
+                 "16-byte stores": wants.wide_stores}  # fmt: skip
+        lines.append(f"| {name} | {', '.join(k for k, v in holds.items() if v) or 'no spills'} | {wants.why} |")
+    compiled: dict[tuple, dict[str, dict]] = {}
+    for entry in entries:
+        compiled.setdefault(what(entry), {})[entry["compiler"]] = entry
+    for old, new in pairwise(versions):
+        lines += differences(compiled, old, new)
+    rows: dict[tuple, list[str]] = {}
+    for (name, _, arch, _), by_compiler in compiled.items():
+        figures = _side_by_side(by_compiler, versions if by_compiler.keys() & set(versions) else list(by_compiler))
+        rows.setdefault((name, arch, figures), []).extend(next(iter(by_compiler.values()))["cases"])
+    kernel = None
+    for (name, arch, figures), cases in sorted(rows.items(), key=lambda row: (row[0][0], sorted(row[1]), row[0])):
+        if name != kernel:
+            kernel = name
+            lines += ["", f"## {name}", "", "| shapes | sm | registers | spills | shared | matrix | loads | stores |"]
+            lines.append("|---|---|---|---|---|---|---|---|")
+        lines.append(f"| {', '.join(sorted(set(cases)))} | {arch} | {' | '.join(figures)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _side_by_side(by_compiler: dict[str, dict], compilers: list[str]) -> tuple[str, ...]:
+    """The cells of a row: one figure where all compilers agree."""
+    known = [_figures(by_compiler[name]["code"]) if name in by_compiler else ["not compiled"] * 6 for name in compilers]
+    return tuple(
+        found[0] if len(set(found)) == 1 else " / ".join(figure or "none" for figure in found) for found in zip(*known)
+    )
+
+
+def _figures(code: dict) -> list[str]:
+    matrix = ", ".join(f"{n} {unit}" for unit, n in sorted(code["matrix"].items()))
+    accesses = [", ".join(f"{n} x {size}" for size, n in code[kind].items()) for kind in ("loads", "stores")]
+    spills = f"{code['spill_loads']} + {code['spill_stores']}"
+    return [str(code["registers"]), spills, f"{code['shared'] / 1024:.1f}", matrix, *accesses]
+
+
+def differences(compiled: dict[tuple, dict[str, dict]], old: str, new: str) -> list[str]:
+    """Lines of the document that name the kernels of which two compilers make different code.
+
+    compiled: entries by `what` was compiled and by compiler.
+    """
+    pairs: dict[tuple[str, int], list[tuple[dict, dict]]] = {}
+    for (name, _, arch, _), by_compiler in compiled.items():
+        if {old, new} <= by_compiler.keys():
+            pairs.setdefault((name, arch), []).append((by_compiler[old]["code"], by_compiler[new]["code"]))
+    rows, alike = [], {name for name, _ in pairs}
+    for (name, arch), both in sorted(pairs.items()):
+        amounts = [_more([(b[key] - a[key]) * unit for a, b in both]) for key, unit in AMOUNTS.items()]
+        kinds = [_other([(a[key], b[key]) for a, b in both]) for key in KINDS]
+        if any(amounts + kinds):
+            alike.discard(name)
+            rows.append(f"| {name} | {arch} | {len(both)} | {' | '.join(amounts + kinds)} |")
+    columns = ["kernel", "sm", "specialisations", "registers", "spill loads", "spill stores", "shared KiB", *KINDS]
+    return [
+        "",
+        f"## What differs between {old} and {new}",
+        "",
+        f"Of a kernel's specialisations \"6: -8 to +4\" says: in 6 {new} has another figure, from 8 fewer to 4 more.",
+        "Of matrix instructions, loads and stores it names the units, or how wide they are (bytes a thread).",
+        "",
+        *([f"Alike: {', '.join(sorted(alike))}."] if alike else ["No kernel is alike in all."]),
+        "",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+        *rows,
+    ]
+
+
+def _more(changes: list[float]) -> str:
+    found = [change for change in changes if change]
+    least, most = (f"{bound(found):+.3g}" for bound in (min, max)) if found else ("", "")
+    return "" if not found else f"{len(found)}: {least}" + f" to {most}" * (least != most)
+
+
+def _other(both: list[tuple[dict, dict]]) -> str:
+    found = [{kind for kind in a | b if a.get(kind) != b.get(kind)} for a, b in both if a != b]
+    kinds = sorted(set().union(*found), key=lambda kind: (-int(kind), "") if kind.isdigit() else (0, kind))
+    return f"{len(found)}: {', '.join(kinds)}" if found else ""

@@ -1,0 +1,110 @@
+"""A batch of stored images on its way to the device, and what the model takes of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..store.clips import CLIP
+from .augment import model_input, stored_input
+from .augmentation import AS_STORED, Augmentation
+from .sampler import Draw
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch.
+
+    draw: what it is made of; where a study was replaced, it is the replacement's `ids`, `phase`, `plane`, `augment`.
+    frames: {view: (B, *size) uint8}, zeros beyond each frame's extent, or {"clip": (B, T, X, Y) uint8}; of labelled
+        studies (B, n, *size), n frames that are read together, of clips one.
+    extent: {view: (B, axes) int64}.
+    augment: {view: what is done to each of its images}, as tensors. slot (B,) int64.
+    notes: a line for each study that could not be read.
+    motion: the stored motion maps where they were asked for, padded as the frames: {view: (B, *size) uint8}, for clips
+        {"clip": (B, X, Y) uint8}.
+    replaced: the study of each note.
+    target: what is to be learnt from labelled studies, by view or otherwise (see the tasks).
+    """
+
+    draw: Draw
+    frames: dict[str, Tensor]
+    extent: dict[str, Tensor]
+    augment: dict[str, Augmentation]
+    slot: Tensor
+    notes: tuple[str, ...] = ()
+    motion: dict[str, Tensor] = field(default_factory=dict)
+    replaced: tuple[str, ...] = ()
+    target: dict[str, Tensor] = field(default_factory=dict)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with `change` of each of its tensors."""
+        frames, extent, motion, target = (
+            {name: change(tensor) for name, tensor in part.items()}
+            for part in (self.frames, self.extent, self.motion, self.target)
+        )
+        augment = {view: drawn.map(change) for view, drawn in self.augment.items()}
+        return replace(
+            self, frames=frames, extent=extent, augment=augment, slot=change(self.slot), motion=motion, target=target
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """All its tensors, in an order that depends on what there is alone."""
+        found: list[Tensor] = []
+        self.map(lambda tensor: found.append(tensor) or tensor)
+        return found
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; the copy from pinned memory does not wait."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def images(self) -> dict[str, Tensor]:
+        """{view: (B, n, *size) float32 in [0, 1]} of labelled studies.
+
+        Frames of a study are moved alike, and each is scaled by itself. A clip is one image of one channel.
+        """
+        return {
+            view: frames_input(frames, self.extent[view], self.augment[view], clip=view == CLIP)
+            for view, frames in self.frames.items()
+        }
+
+
+def frames_input(frames: Tensor, extent: Tensor, augment: Augmentation, *, clip: bool) -> Tensor:
+    """Stored frames (B, n, *size) uint8 as the model takes them: (B, n, *size) float32 in [0, 1]; see `model_input`."""
+    batch, n, *size = frames.shape
+    each = augment.map(lambda values: values.unsqueeze(1).expand(-1, n, *values.shape[1:]).flatten(0, 1))
+    if each.noise_key is not None:
+        each = each._replace(noise_key=each.noise_key + torch.arange(n, device=frames.device).repeat(batch))
+    extent = extent.unsqueeze(1).expand(-1, n, -1).flatten(0, 1)
+    return model_input(frames.flatten(0, 1), extent, each, clip=clip).view(batch, n, *size)
+
+
+def batch_input(batch: Batch, *, as_stored: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """An unlabelled batch as the model takes it: its images and, where they stay as they are stored, their intensity.
+
+    Args:
+        batch: on the device. as_stored: where nothing is done to the images but their scaling, leave that to the
+            kernels, which read 8-bit pixels; else scale them here.
+
+    Returns:
+        {view: (B, 1, *size)}, float32 in [0, 1] and None; or uint8 and {view: (B, 2) offset and scale} (see `CineMA`).
+    """
+    if as_stored and all(part is None for drawn in batch.augment.values() for part in drawn):
+        pairs = {view: stored_input(frames, batch.extent[view]) for view, frames in batch.frames.items()}
+        return {view: image for view, (image, _) in pairs.items()}, {view: pair[1] for view, pair in pairs.items()}
+    images = {
+        view: model_input(frames, batch.extent[view], batch.augment[view], clip=view == CLIP)
+        for view, frames in batch.frames.items()
+    }
+    return images, None
+
+
+def padded_input(frames: np.ndarray, size: tuple[int, ...], device: torch.device, view: str) -> Tensor:
+    """Stored frames (B, n, *up to size) uint8 of a view as the model takes them: (B, n, *size) float32 in [0, 1]."""
+    batch, n, *have = frames.shape
+    padded = np.zeros((batch, n, *size), np.uint8)
+    padded[(..., *(slice(k) for k in have))] = frames
+    extent = torch.tensor(have, device=device).expand(batch, -1)
+    return frames_input(torch.from_numpy(padded).to(device), extent, AS_STORED, clip=view == CLIP)

@@ -1,0 +1,58 @@
+"""The files of an evaluation: rows.csv, the report, and results.json."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from .. import __version__
+from ..metrics.bootstrap import LEVEL
+from ..metrics.rows import write_rows
+from .assessment import Assessment
+from .report import write_report
+from .summary import subgroups, summarise
+
+
+def write_results(
+    assessment: Assessment,
+    folder: Path,
+    *,
+    about: Mapping[str, object],
+    table: Mapping[str, Mapping[str, str]] | None = None,
+) -> dict:
+    """Write FOLDER/rows.csv, report/index.html and, as the last, results.json; returns what that holds.
+
+    about: what was evaluated, with what (JSON values), shown and kept as it is. table: {column: {study: cell}} for
+    tables by subgroup. Raises ValueError where nothing was judged; OSError where the folder cannot be written.
+    """
+    if not assessment.rows:
+        raise ValueError(f"nothing could be judged; {len(assessment.left_out)} were left out: "
+                         + "; ".join(f"{study}: {why}" for study, why in assessment.left_out[:3]))  # fmt: skip
+    judged = list(dict.fromkeys(str(row["study"]) for row in assessment.rows))
+    groups = {column: subgroups({s: cells[s] for s in judged if s in cells})
+              for column, cells in (table or {}).items()}  # fmt: skip
+    drawn = {"resamples": assessment.resamples, "seed": assessment.seed}
+    tables = summarise(assessment.rows, assessment.targets, groups, judgements=assessment.judgements, **drawn)
+    results = {
+        "format": 1,
+        "version": __version__,
+        "kinds": list(dict.fromkeys(row["kind"] for row in assessment.rows)),
+        "studies": len(judged),
+        "about": dict(about),
+        "targets": {name: dataclasses.asdict(target) for name, target in assessment.targets.items()},
+        "bootstrap": drawn | {"level": LEVEL, "drawn": "studies"},
+        "tables": [dataclasses.asdict(one) for one in tables],
+        "without_group": {column: len(judged) - len(of) for column, of in groups.items()},
+        "flags": [{"study": study, "view": view, "flag": code} for study, view, code in assessment.flags],
+        "left_out": [{"study": study, "why": why} for study, why in assessment.left_out],
+    }
+    text = json.dumps(results, indent=1, allow_nan=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").unlink(missing_ok=True)  # that of another evaluation must not stand beside new rows
+    write_rows(folder / "rows.csv", assessment.rows)
+    write_report(folder / "report" / "index.html", results, tables, assessment)
+    temporary = folder / "results.json.tmp"
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, folder / "results.json")
+    return json.loads(text)

@@ -1,0 +1,191 @@
+"""Masked autoencoders as a method: CineMA on single frames of all views, HeartMAE on clips."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from ..common.naming import named
+from ..data.loading.batch import Batch
+from ..data.loading.loader import LoaderError
+from ..data.loading.sampler import Sampler, held_out
+from ..data.store.clips import ClipStore
+from ..data.store.orientation import learnt_otherwise
+from ..data.store.store import CineStore
+from ..models.cinema import CineMA
+from ..models.config import CLIP, CineMAConfig
+from ..models.flops import step_flops
+from ..models.weights import load_shared_views
+from ..train.checkpoint import newest_weights
+from ..train.log import RunLog
+from ..train.method import Method, Place
+from ..train.run_info import min_frames_of, read_run_info
+from ..train.setup import describe_run, fit_to_store
+from .guidance import Guidance, check_guidance, check_online, motion_views
+from .mae_evaluation import Evaluation, evaluate, mean_patches
+from .mae_report import write_report
+from .masking import MaskedLoss, token_counts
+from .pretrain_config import PretrainConfig
+from .registry import method_for
+
+
+@method_for(CineMAConfig)
+class MAE(Method):
+    """Predicts hidden patches from visible ones (Fu et al., "A versatile foundation model for cine CMR")."""
+
+    options: PretrainConfig
+
+    def __init__(self, options: PretrainConfig, preset: CineMAConfig, place: Place):
+        cines = CineStore(options.data)
+        self.options, self.place = options, place
+        self.shape = fit_to_store(preset, cines, options.views, options.preset)
+        before = read_run_info(options.out) if options.resume else None
+        clips = CLIP in self.shape.views
+        self.store = ClipStore(cines, options.views, min_frames=min_frames_of(before)) if clips else cines
+        training, self.away, self.unseen = _split(self.store, self.shape.views, options.holdout)
+        self.sampler = Sampler(
+            training,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            accumulate=options.accumulate,
+            world=place.ranks.world,
+            augment=options.augment,
+            planes={study: len(self.store.planes(study)) for study in training} if clips else None,
+        )
+        self.sizes, self.unused = self.shape.image_size, len(self.sampler.groups) > 1
+        guided, self.motion = options.mask.guidance == "motion", False
+        if guided and options.motion == "stored":
+            self.motion = True
+            check_guidance(cines, {s: motion_views(self.store, self.shape.views, s) for s in (*training, *self.away)})
+        elif guided:
+            check_online(place.device)
+        self.guidance = (
+            Guidance(options.mask, self.shape, steps=options.steps, online=not self.motion, device=place.device)
+            if guided else None
+        )  # fmt: skip
+        self._loss = MaskedLoss(
+            self.shape, place, mask_ratio=options.mask_ratio, decode_ratio=options.decode_ratio, seed=options.seed,
+            guidance=self.guidance,
+        )  # fmt: skip
+        self._flops: dict[tuple[str, ...], int] = {}
+        self.info = describe_run(options, place, cines, self.shape, self.store)
+
+    def build(self) -> CineMA:
+        model = CineMA(self.shape)
+        model.recompute(self.options.recompute)
+        return model
+
+    def load_start(self, model: CineMA, say: Callable[[str], None]) -> None:
+        start, size = self.options.init_from, self.options.preset
+        if not start.is_dir():
+            say(load_shared_views(model, start))
+            return
+        info = read_run_info(start)
+        if info is None:
+            raise ValueError(f"--init-from {start}: no run in this folder (no config.yaml)")
+        if info.labels:
+            raise ValueError(f"--init-from {start}: a run of finetune, whose weights have no decoder to go on with; "
+                             "want one of pretrain")  # fmt: skip
+        if (its := info.options["preset"]) != size:
+            raise ValueError(f"--init-from {start}: a run of --preset {its}, this one is to be of {size}: give "
+                             f"--preset {its}, or start from another run")  # fmt: skip
+        say(load_shared_views(model, *newest_weights(start, say, self.place.ranks)))
+        for remark in learnt_otherwise(start, info.store.orientation, self.info.store.orientation):
+            say(remark)
+
+    def loss(self, model: nn.Module, batch: Batch, step: Tensor) -> Tensor:
+        return self._loss(model, batch, step)
+
+    def units(self, model: CineMA) -> Sequence[nn.Module]:
+        return *model.encoder.blocks, model.decoder  # whose cross attentions read the visible tokens in one product
+
+    def remarks(self, model: nn.Module) -> Iterator[str]:
+        options, place = self.options, self.place
+        clips = f"clips of {', '.join(options.views) or 'every view'}"
+        seen = clips if CLIP in self.shape.views else f"views {', '.join(self.shape.views)}"
+        yield (
+            f"{options.preset} on {len(self.sampler.ids)} studies ({len(self.away)} held out), {seen}; "
+            f"{self.sampler.global_batch} studies a step, lr {options.lr:g}; "
+            f"{place.device.type}, {str(place.precision)[6:]}, {options.mode}"
+        )
+        if self.guidance:
+            source = "the store's maps" if self.motion else "each clip's own frames"
+            yield f"masks {options.mask.mode} what moves, by {source}; strength {options.mask.strength:g}"
+        if self.unseen:
+            yield f"no training study has {', '.join(self.unseen)}: held-out studies are judged without"
+
+    def flops(self, batches: Sequence[Batch]) -> int:
+        return sum(len(batch.draw.ids) * self._of_study(batch.draw.views) for batch in batches)
+
+    def _of_study(self, views: tuple[str, ...]) -> int:
+        if views not in self._flops:
+            ratios = self.options.mask_ratio, self.options.decode_ratio
+            counts = {view: token_counts(self.shape, view, *ratios) for view in views}
+            keep, decode = ({view: pair[i] for view, pair in counts.items()} for i in (0, 1))
+            self._flops[views] = step_flops(self.shape, keep, decode)
+        return self._flops[views]
+
+    def seconds(self) -> dict[str, float]:
+        if self.guidance is None or self.options.mode == "graph":
+            return {}
+        return {"guidance": self.guidance.seconds()}
+
+    def finish(self, model: CineMA, log: RunLog) -> Evaluation | None:
+        """Judge the held-out studies on the views that some training study has, and draw. Raises LoaderError with
+        `strict` only; whatever else goes wrong is said, and is no failure of the run."""
+        options, training = self.options, self.sampler.ids
+        unreadable = None if options.strict else {}
+        device, precision = self.place.device, self.place.precision
+        common = {
+            "mask_ratio": options.mask_ratio, "device": device, "precision": precision, "unreadable": unreadable,
+        }  # fmt: skip
+        evaluation = None
+        with self._survived("evaluation", log):
+            if self.away:
+                size = options.batch_size
+                blind = mean_patches(
+                    self.store, self.shape, training, batch_size=size, device=device, unreadable=unreadable
+                )
+                evaluation = evaluate(model, self.store, self.away, blind, batch_size=size, **common)
+                log.say(f"{evaluation.studies} held-out studies: {evaluation}")
+        with self._survived("report", log):
+            pictures = write_report(
+                options.out, model, self.store, self.away or training, evaluation=evaluation, guidance=self.guidance,
+                **common,
+            )  # fmt: skip
+            log.say(f"pictures: {', '.join(str(path) for path in pictures)}")
+        if unreadable:
+            lines = named([f"{study}: {why}" for study, why in unreadable.items()], "\n  ")
+            log.say(f"cannot be read, so neither judged nor drawn ({len(unreadable)}):\n  {lines}")
+        return evaluation
+
+    @contextmanager
+    def _survived(self, what: str, log: RunLog) -> Iterator[None]:
+        """Hours of training are not to end as a failure for what goes wrong in the block."""
+        try:
+            yield
+        except Exception as error:
+            if self.options.strict and isinstance(error, LoaderError):
+                raise
+            log.say(f"the run is finished and saved, but there is no {what}: {type(error).__name__}: {error}")
+
+
+def _split(
+    store: CineStore | ClipStore, views: tuple[str, ...], share: float
+) -> tuple[dict[str, tuple[str, ...]], list[str], list[str]]:
+    """{training study: its views among `views`}, the studies held out, and the views that only these have.
+
+    A study with none of the views is in neither. Raises ValueError where no held-out study could be judged.
+    """
+    usable = {study: tuple(v for v in store.views(study) if v in views) for study in store.ids}
+    usable = {study: has for study, has in usable.items() if has}
+    away = sorted(held_out(usable, share))
+    training = {study: has for study, has in usable.items() if study not in away}
+    trained = {view for has in training.values() for view in has}
+    if away and not any(trained.intersection(usable[study]) for study in away):
+        raise ValueError(
+            f"--holdout {share:g}: no held-out study ({named(away)}) has a view of "
+            f"the training studies ({', '.join(v for v in views if v in trained)}); hold out another share"
+        )
+    unseen = {view for study in away for view in usable[study]} - trained
+    return training, away, [view for view in views if view in unseen]

@@ -1,0 +1,223 @@
+"""How well a model predicts hidden patches of studies it was not trained on, and how well one could without looking.
+
+The yardstick is the best predictor that does not look at the image: the mean patch of the training studies at each grid
+position. It is scored at the same masked positions of the same images, which are not augmented.
+"""
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.loading.augment import model_input
+from ..data.loading.batch import Batch
+from ..data.loading.loader import LoaderError, read_batch
+from ..data.loading.sampler import fixed_draw
+from ..data.store.clips import ClipStore
+from ..data.store.store import CineStore
+from ..kernels import TokenPlan
+from ..kernels.masked_mse import TARGET_EPS, masked_mse
+from ..kernels.patches import gather_patches
+from ..models.cinema import CineMA
+from ..models.config import CLIP, CineMAConfig
+from .masking import draw_plan
+
+PHASES = (0.0, 0.25, 0.5, 0.75)  # of the cardiac cycle: the frames that every study is judged by
+BLIND_STUDIES = 1024  # the mean patch settles long before; 70,000 studies would take hours to read
+MASK_SEED = 0x5EED  # masks are the same in every evaluation, whatever seed the run has
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """studies judged; loss: their mean masked loss; blind_loss: that of the mean patch; ratio of the two, nan where it
+    is undefined."""
+
+    studies: int
+    loss: float
+    blind_loss: float
+
+    @property
+    def ratio(self) -> float:
+        return self.loss / self.blind_loss if self.blind_loss else math.nan
+
+    def __str__(self) -> str:
+        return (
+            f"masked loss {self.loss:.5f}, that of the mean patch {self.blind_loss:.5f} (the best without looking); "
+            f"ratio {self.ratio:.3f}{self.verdict}"
+        )
+
+    @property
+    def verdict(self) -> str:
+        """What a ratio of 1 or more means and what to do, or that there is none, in words; empty below 1."""
+        if math.isnan(self.ratio):
+            return ", which is undefined and says nothing of the model"
+        if self.ratio >= 1:
+            return (", which is bad: the model predicts no better than the mean patch. Train longer (--steps), and "
+                    "where the training loss does not fall, with a lower --lr")
+        return ""
+
+
+def fixed_batches(
+    store: CineStore | ClipStore,
+    config: CineMAConfig,
+    ids: Sequence[str],
+    *,
+    batch_size: int,
+    views: Collection[str] | None = None,
+    motion: bool = False,
+    unreadable: dict[str, str] | None = None,
+) -> Iterator[Batch]:
+    """Every study of `ids` at each of PHASES, unaugmented; a batch holds one set of views and one phase.
+
+    Of clips one starts at each phase, in planes spread evenly over the study's, from the middle one on.
+
+    Args:
+        views: those of the model's to read; all of them where None.
+        motion: with the store's motion maps.
+        unreadable: takes {study: why} of those that cannot be read, of which no batch then has anything; where None,
+            such a study is an error.
+
+    Raises LoaderError naming a study that cannot be read.
+    """
+    views = config.views if views is None else views
+    numbered = [(tuple(v for v in store.views(s) if v in config.views and v in views), i, s) for i, s in enumerate(ids)]
+    for shown, members in groupby(sorted(m for m in numbered if m[0]), key=lambda member: member[0]):
+        members = [(index, study) for _, index, study in members]
+        for start in range(0, len(members), batch_size):
+            part = members[start : start + batch_size]
+            try:
+                yield from _read_phases(store, config, shown, part, motion)
+            except LoaderError:
+                if unreadable is None:
+                    raise
+                sound = _readable(store, config, shown, part, motion, unreadable)
+                yield from _read_phases(store, config, shown, sound, motion)
+
+
+def _read_phases(
+    store: CineStore | ClipStore,
+    config: CineMAConfig,
+    views: tuple[str, ...],
+    part: Sequence[tuple[int, str]],
+    motion: bool,
+) -> list[Batch]:
+    """`part`, (number, study), at all phases: read before any is used, so that a study counts whole or not at all."""
+    if not part:
+        return []
+    slot, ids = [index for index, _ in part], [study for _, study in part]
+    n, batches = len(part), []
+    for at, phase in enumerate(PHASES):
+        planes = [_plane(store, study, at) if CLIP in views else 0 for study in ids]
+        draw = fixed_draw(ids, views, step=at, phase=[phase] * n, slot=slot, plane=planes)
+        batches.append(read_batch(store, draw, config.image_size, motion=motion))
+    return batches
+
+
+def _readable(store, config, views, part, motion, unreadable: dict[str, str]) -> list[tuple[int, str]]:
+    """Those of `part` that can be read; why the others cannot goes into `unreadable`."""
+    sound = []
+    for member in part:
+        try:
+            _read_phases(store, config, views, [member], motion)
+            sound.append(member)
+        except LoaderError as error:
+            unreadable[member[1]] = str(error).removeprefix(f"study {member[1]}: ")
+    return sound
+
+
+def _plane(store: ClipStore, study: str, at: int) -> int:
+    n = len(store.planes(study))
+    return (n // 2 + at * n // len(PHASES)) % n
+
+
+def fixed_plan(config: CineMAConfig, batch: Batch, mask_ratio: float) -> dict[str, TokenPlan]:
+    """The masks by which a batch of `fixed_batches` is judged: by study and phase, every masked token decoded."""
+    return draw_plan(
+        config, batch.draw.views, batch.slot, mask_ratio=mask_ratio, seed=MASK_SEED, step=batch.draw.step
+    )
+
+
+def images_of(batch: Batch) -> dict[str, Tensor]:
+    """{view: (B, 1, *size)} in [0, 1], without augmentation."""
+    return {view: model_input(frames, batch.extent[view], clip=view == CLIP) for view, frames in batch.frames.items()}
+
+
+def mean_patches(
+    store: CineStore | ClipStore,
+    config: CineMAConfig,
+    ids: Sequence[str],
+    *,
+    batch_size: int,
+    device: torch.device,
+    unreadable: dict[str, str] | None = None,
+) -> dict[str, Tensor]:
+    """{view: (N, P) float32} mean target patch per grid position, over BLIND_STUDIES or so of the studies `ids`.
+
+    For each view that many are taken of the studies that have it. unreadable, and LoaderError: see `fixed_batches`.
+    """
+    chosen: set[str] = set()
+    for view in config.views:
+        has = [study for study in ids if view in store.views(study)]
+        chosen.update(has[i] for i in np.linspace(0, len(has) - 1, BLIND_STUDIES).astype(int) if has)
+    total: dict[str, Tensor] = {}
+    count: dict[str, int] = {}
+    for batch in fixed_batches(store, config, sorted(chosen), batch_size=batch_size, unreadable=unreadable):
+        for view, image in images_of(batch.to(device)).items():
+            every = torch.arange(config.n_tokens(view), device=device).expand(len(image), -1)
+            patch = gather_patches(image, every, config.token_size(view)).flatten(2).double()
+            if config.norm_target:
+                patch = (patch - patch.mean(-1, keepdim=True)) / (patch.std(-1, keepdim=True) + TARGET_EPS)
+            total[view] = total.get(view, 0) + patch.sum(0)
+            count[view] = count.get(view, 0) + len(image)
+    return {view: (total[view] / count[view]).float() for view in total}
+
+
+@torch.no_grad()
+def evaluate(
+    model: CineMA,
+    store: CineStore | ClipStore,
+    held_out: Sequence[str],
+    blind: Mapping[str, Tensor],
+    *,
+    mask_ratio: float,
+    batch_size: int,
+    device: torch.device,
+    precision: torch.dtype,
+    unreadable: dict[str, str] | None = None,
+) -> Evaluation:
+    """Mean masked loss over the studies `held_out` at every phase, and that of the predictor `blind`.
+
+    blind: `mean_patches` of the training studies; only views that it has are judged, and shown to the model. Per study
+    the loss is the mean over its views. unreadable, and LoaderError: see `fixed_batches`.
+    Raises ValueError where no study can be judged.
+    """
+    config = model.config
+    losses = torch.zeros(2, dtype=torch.float64, device=device)
+    n = 0
+    for batch in fixed_batches(
+        store, config, held_out, batch_size=batch_size, views=blind, unreadable=unreadable
+    ):
+        batch = batch.to(device)
+        images, plan, size = images_of(batch), fixed_plan(config, batch, mask_ratio), len(batch.slot)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+            loss = model(images, plan).loss
+        unseen = [
+            masked_mse(
+                blind[view][plan[view].masked.long()],
+                image,
+                plan[view],
+                config.token_size(view),
+                norm=config.norm_target,
+            )
+            for view, image in images.items()
+        ]
+        losses += torch.stack([loss.double(), torch.stack(unseen).mean().double()]) * size
+        n += size
+    if not n:
+        raise ValueError("no held-out study can be judged: none can be read that has a view of the training studies")
+    loss, blind_loss = (losses / n).tolist()
+    return Evaluation(n // len(PHASES), loss, blind_loss)

@@ -1,0 +1,216 @@
+"""Learning from labels as a method: any task, by a network on a pre-trained encoder or on none."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..data.loading.batch import Batch
+from ..data.loading.loader import LoaderError, read_batch
+from ..data.loading.sampler import Sampler, fixed_draw
+from ..data.loading.validation import validation_draws
+from ..data.store.clips import CLIP
+from ..data.store.orientation import learnt_otherwise
+from ..data.store.store import CineStore
+from ..models.config import CineMAConfig, config_from_dict, preset
+from ..models.conv_vit import layer_of
+from ..models.weights import load_starting_weights
+from ..train.checkpoint import newest_weights
+from ..train.method import Method, Place, Validation
+from ..train.optimizer import Group, groups_of
+from ..train.run_info import LabelInfo, RunInfo, min_frames_of, read_run_info
+from ..train.setup import describe_run
+from .finetune_config import FinetuneConfig
+from .registry import task_class
+from .seen import seen_by, seen_remarks
+from .split import split_studies
+
+
+class Supervised(Method):
+    """options: as `starting_options` gives them. before: what the run is made of that goes on, None for a new one."""
+
+    options: FinetuneConfig
+    unused = True  # heads that a task does not read, views that a study lacks
+
+    def __init__(self, options: FinetuneConfig, before: RunInfo | None, place: Place):
+        self.options, self.place = options, place
+        cines = CineStore(options.data)
+        split = split_studies(cines.ids, val=options.val, test=options.test, path=options.split)
+        base, task = _base_shape(options, before), task_class(options.task)
+        settled = task.settle(options, cines, base, split, min_frames=min_frames_of(before))
+        self.settled, self.task, self.shape, self.store = settled, settled.task, settled.shape, settled.store
+        self.labels, self.sizes = settled.labels, settled.shape.image_size
+        self.sampler = Sampler(
+            {study: settled.labels.views_of[study] for study in settled.used},
+            seed=options.seed,
+            batch_size=options.batch_size,
+            accumulate=options.accumulate,
+            world=place.ranks.world,
+            augment=options.augment,
+            planes=settled.planes,
+        )
+        self.validation = Validation(options.validate_every, options.patience)
+        self._unreadable: set[str] = set()
+        self._read = partial(read_batch, self.store, sizes=self.sizes, labels=self.labels)
+        labels = LabelInfo(
+            task=settled.task.to_dict(),
+            split={part: list(studies) for part, studies in settled.split._asdict().items()},
+            used=list(settled.used),
+            view_sets=[{"views": list(views), "studies": n} for views, n in settled.view_sets.items()],
+            fewest_slices=settled.fewest_slices,
+            seen=(before and before.labels and before.labels.seen) or self._seen(cines),
+        )
+        self.info = describe_run(options, place, cines, self.shape, self.store, labels)
+        size = "another network" if options.init_from else "a smaller --preset"
+        views = f", or with fewer --views than {', '.join(self.shape.views)}" * (len(self.shape.views) > 1)
+        self.memory = {
+            "model": f"{self.task.kind} with {self._origin()}",
+            "recomputes": options.network != "baseline",
+            "smaller": f"with {size}{views}",
+        }
+
+    def _seen(self, cines: CineStore) -> dict:
+        """The studies that the run and those it starts from learn from, and why there may be others."""
+        start = self.options.init_from
+        seen, unknown = seen_by(start, cines) if start else (set(), [])
+        return {"studies": sorted(seen.union(self.settled.used, self.settled.split.val)), "unknown": unknown}
+
+    def _origin(self) -> str:
+        if self.options.network == "baseline":
+            return "the baseline's network"
+        return f"the model of {self.options.init_from}" if self.options.init_from else self.options.preset
+
+    def build(self) -> nn.Module:
+        model = self.task.network(self.shape, self.options)
+        for block in self.units(model):
+            block.recompute = self.options.recompute
+        if self.options.frozen:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and not name.startswith(("enc_", "encoder.")))
+        return model
+
+    def load_start(self, model: nn.Module, say: Callable[[str], None]) -> None:
+        options, start = self.options, self.options.init_from
+        source, name = start, str(start)
+        if start.is_dir():
+            source, name = newest_weights(start, say, self.place.ranks)
+        try:
+            said, absent = load_starting_weights(model, source, name)
+        except FileNotFoundError as error:
+            raise ValueError(f"--init-from: {error}") from None
+        if options.frozen and absent:
+            raise ValueError(f"--frozen: {start} has no {', '.join(absent)} to leave as it is: start without --frozen, "
+                             "or from other weights")  # fmt: skip
+        say(f"weights of {name}: {said}")
+        if start.is_dir():
+            say(f"the model's shape is that of {start} ({options.preset}); --preset is for random weights and files")
+            for remark in learnt_otherwise(start, run_of(start).store.orientation, self.info.store.orientation):
+                say(remark)
+        for remark in seen_remarks(start, **self.info.labels.seen, test=self.settled.split.test, share=options.test):
+            say(remark)
+
+    def loss(self, model: nn.Module, batch: Batch, step: Tensor) -> Tensor:
+        with self.place.autocast():
+            return self.task.loss(model, batch, self.options.blank)
+
+    def units(self, model: nn.Module) -> Sequence[nn.Module]:
+        return model.encoder.blocks if hasattr(model, "encoder") else ()
+
+    def groups(self, model: nn.Module) -> list[Group]:
+        """The learning rate of a layer is `layer_decay` of that of the next one, as in the reference's recipe."""
+        depth, decay = len(self.units(model)), self.options.layer_decay
+        layered = (lambda name: decay ** (depth + 1 - layer_of(name, depth))) if depth else lambda _: 1.0
+        return groups_of(model, weight_decay=self.options.weight_decay, scale_of=layered)
+
+    def remarks(self, model: nn.Module) -> Iterator[str]:
+        options, split, place = self.options, self.settled.split, self.place
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        yield (
+            f"{options.task} on {len(self.settled.used)} of {len(split.train)} labelled training studies, "
+            f"{len(split.val)} for validation, {len(split.test)} for the test; views {', '.join(self.shape.views)}"
+        )
+        yield (
+            f"{type(model).__name__}, {trained / 1e6:.3g} M parameters trained{', encoder frozen' * options.frozen}; "
+            f"{self.sampler.global_batch} studies a step, lr {options.lr:g}; {place.device.type}, "
+            f"{str(place.precision)[6:]}, {options.mode}"
+        )
+        for view, size in self.shape.image_size.items():
+            side = min(size[1:] if view == CLIP else size[:2])
+            if 2 * options.augment.translation > side and options.augment.translation_share:
+                yield (
+                    f"--augment.translation {options.augment.translation:g} moves many images of {view}, of {side} "
+                    "pixels, out of sight: want less than half of that"
+                )
+        if not split.val:
+            yield "no studies of validation: the last weights are kept as the best"
+        if not split.test:
+            yield "no labelled studies for the test: evaluate wants others by --data, or another --part"
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, say: Callable[[str], None]) -> dict[str, float]:
+        if not self.settled.split.val:
+            return {}
+        with self.place.autocast():
+            return self.task.validate(model, self._validation_batches(say))
+
+    def _validation_batches(self, say: Callable[[str], None]) -> Iterator[Batch]:
+        """The studies of validation on the device; one that cannot be read is left out, unless `strict`."""
+        draws = validation_draws(
+            {study: self.labels.views_of[study] for study in self.settled.split.val},
+            self.task.validation_phases,
+            batch_size=self.options.batch_size,
+            frames_of=self.labels.frames_of,
+            planes=self.settled.planes,
+        )
+        found = 0
+        for draw in draws:
+            try:
+                batches = [self._read(draw)]
+            except LoaderError:
+                if self.options.strict:
+                    raise
+                batches = []
+                for sample, study in enumerate(draw.ids):
+                    at = {"phase": draw.phase[[sample]], "slot": [0], "plane": draw.plane[[sample]]}
+                    try:
+                        batches.append(self._read(fixed_draw([study], draw.views, step=0, **at)))
+                    except LoaderError as error:
+                        if study not in self._unreadable:
+                            say(f"validation is without {str(error).removeprefix('study ')}")
+                        self._unreadable.add(study)
+            for batch in batches:
+                found += 1
+                yield batch.to(self.place.device)
+        if not found:
+            raise LoaderError("no study of validation can be read")
+
+
+def starting_options(options: FinetuneConfig, before: RunInfo | None) -> FinetuneConfig:
+    """The options with where a run that goes on began, and the preset of the run that weights come from."""
+    if before and before.labels and (start := before.options["init_from"]):
+        options = dataclasses.replace(options, init_from=options.init_from or Path(start))
+        if options.to_dict()["init_from"] == start:
+            return dataclasses.replace(options, preset=before.options["preset"])
+    if options.init_from and options.init_from.is_dir():
+        return dataclasses.replace(options, preset=run_of(options.init_from).options["preset"])
+    return options
+
+
+def run_of(folder: Path) -> RunInfo:
+    """What the run is made of that weights come from. Raises ValueError where there is none."""
+    info = read_run_info(folder)
+    if info is None:
+        raise ValueError(f"--init-from {folder}: no run in this folder (no config.yaml)")
+    return info
+
+
+def _base_shape(options: FinetuneConfig, before: RunInfo | None) -> CineMAConfig:
+    """The shape of this run where it goes on, of the run that its weights come from, or of the preset."""
+    if before:
+        return config_from_dict(before.model)
+    if options.init_from and options.init_from.is_dir():
+        return config_from_dict(run_of(options.init_from).model)
+    return preset(options.preset)
