@@ -22,7 +22,7 @@ from cinema_fast.tasks.finetune_config import TaskName
 from cinema_fast.tasks.networks import vit_of
 from cinema_fast.tasks.registry import TASKS, task_class, task_from_dict
 from cinema_fast.tasks.task import Settled, Task, used_of
-from cinema_fast.train.setup import model_config
+from cinema_fast.train.setup import fit_to_store
 
 ROOT = Path(__file__).resolve().parents[1]
 DARKNESS = Judgement("darkness", "Darkness", "How dark the images are.", worst="error",
@@ -41,7 +41,7 @@ class DarknessLabels:
 
     def target_of(self, study, shown):
         mean = np.mean([self._store.read_frames(study, view, frames).mean() for view, frames in shown.items()])
-        return {"dark": np.float32(1 - mean / 255)}
+        return {"dark": np.array(1 - mean / 255, np.float32)}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Darkness(Task):
 
     @classmethod
     def settle(cls, config, cines, base, split, *, min_frames):
-        shape = model_config(config, cines, base)
+        shape = fit_to_store(base, cines, config.views, config.preset)
         labels = DarknessLabels(cines)
         return Settled(cls(shape.views, 0.25), labels, shape, cines, split, used_of(config, split.train))
 
