@@ -107,8 +107,10 @@ def twin_preset(monkeypatch):
 
 
 def arguments(store, out, *more) -> list[str]:
-    return ["pretrain", "--data", str(store), "--out", str(out), "--preset", "twin", "--steps", "6",
-            "--batch-size", "4", "--log-every", "1", "--checkpoint-every", "2", "--device", "cpu", "--precision", "fp32", *more]  # fmt: skip
+    return [
+        "pretrain", "--data", str(store), "--out", str(out), "--preset", "twin", "--steps", "6", "--batch-size", "4",
+        "--log-every", "1", "--checkpoint-every", "2", "--device", "cpu", "--precision", "fp32", *more,
+    ]  # fmt: skip
 
 
 def last_weights(out: Path) -> dict:
