@@ -4,10 +4,10 @@ import re
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 
+from .options import RunOptions
 from .setup import pick_device, pick_precision
 
 _WORDS = ("out of memory", "annot allocate memory", "can't allocate memory", "not enough memory")
@@ -16,18 +16,6 @@ _ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) (bytes|[KMGTPE]iB)",
 
 class OutOfMemory(ValueError):
     """A run does not fit into memory; says what would."""
-
-
-class TrainingOptions(Protocol):
-    """The options that tell how much memory a run takes: those of `PretrainConfig` and of `FinetuneConfig`."""
-
-    preset: str
-    batch_size: int
-    accumulate: int
-    mode: str
-    recompute: str
-    device: str
-    precision: str
 
 
 def ran_out(error: BaseException) -> bool:
@@ -39,7 +27,7 @@ def ran_out(error: BaseException) -> bool:
 
 @contextmanager
 def memory_advice(
-    config: TrainingOptions,
+    config: RunOptions,
     *,
     model: str | None = None,
     recomputes: bool = True,
@@ -80,7 +68,7 @@ def _used(device: torch.device) -> str:
     return f"this process held at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
 
 
-def _advice(config: TrainingOptions, precision: torch.dtype, *, recomputes: bool) -> str:
+def _advice(config: RunOptions, precision: torch.dtype, *, recomputes: bool) -> str:
     """Options with which the run goes on in less memory; empty where there are none."""
     size, same = config.batch_size, []
     if size > 1:
