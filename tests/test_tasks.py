@@ -207,7 +207,7 @@ def asked(source: str) -> list[str]:
 def test_nobody_asks_which_task_it_is():
     own = {home.partition(":")[0].replace(".", "/") + ".py" for home in TASKS.values()}
     files = [path for path in (ROOT / "cinema_fast").rglob("*.py") if path.relative_to(ROOT).as_posix() not in own]
-    assert len(files) > 100 and len(own) == 3
+    assert len(files) > 100 and "cinema_fast/tasks/segmentation.py" in own
     assert {str(path): told for path in files if (told := asked(path.read_text(encoding="utf-8")))} == {}
 
 

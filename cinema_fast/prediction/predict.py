@@ -39,8 +39,6 @@ from ..tasks.finetuned_run import FinetunedRun, load_run
 from .predict_config import PredictConfig
 
 _GRID = ("sax_size", "lax_size", "sax_spacing", "lax_spacing")
-_TABLES = ("studies.csv", "frames.csv", "landmarks.csv")
-_WRITTEN = ("studies", *_TABLES, *(f"{name}.tmp" for name in _TABLES), "results.json", ".preparing")
 # names of files may hold bytes that are no text: they come back as they were
 _TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
@@ -126,13 +124,15 @@ def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
         ValueError: no fine-tuned run, OUT is not empty, no file that matches, none of a view that the model reads.
         OutputError: OUT cannot be written; nothing of it stays.
     """
-    with new_folder(config.out, "predict", vars(config), _WRITTEN):
-        return _predict(config, progress)
-
-
-def _predict(config: PredictConfig, progress: bool) -> PredictReport:
-    out = config.out
     run = load_run(config.run, device=config.device, precision=config.precision)
+    tables = _columns_of(run)
+    written = ("studies", *tables, *(f"{name}.tmp" for name in tables), "results.json", ".preparing")
+    with new_folder(config.out, "predict", vars(config), written):
+        return _predict(run, config, progress)
+
+
+def _predict(run: FinetunedRun, config: PredictConfig, progress: bool) -> PredictReport:
+    out = config.out
     made_as = run.info.store.prepare
     grid = {name: tuple(made_as[name]) for name in _GRID if name in made_as}
     grid["orientation"] = orientation_of(made_as)

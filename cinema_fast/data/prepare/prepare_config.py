@@ -25,7 +25,7 @@ class PrepareConfig:
     """What SRC holds. auto: NIfTI where files named so lie where the pattern looks, else DICOM."""
     views_rules: Path | None = None
     """DICOM: YAML file of the rules by which descriptions of series become views; without, those that the package
-    brings (data/view_rules.yaml, to begin your own from)."""
+    brings (data/formats/view_rules.yaml, to begin your own from)."""
     pattern: str = "{id}_{view}.nii.gz"
     """Where the files lie, relative to SRC. {id} names the study (without it SRC is one study), {view} the view,
     * matches anything within one name; sub-folders are allowed, as in "{id}/*_{view}.nii.gz". With {frame}, as in
