@@ -34,7 +34,8 @@ class Tape(TorchDispatchMode):
 
 
 class TapeCapture:
-    """What stands for `CudaCapture`; `state` (parameters, what the optimiser keeps) is as before after a capture."""
+    """What stands for `CudaCapture`; after a capture `state` (parameters, what the optimiser keeps) is as before, and
+    PyTorch's generator."""
 
     def __init__(self, state: Callable[[], list[Tensor]]):
         self.state = state
@@ -43,10 +44,11 @@ class TapeCapture:
         return work()
 
     def __call__(self, work):
-        before = [tensor.detach().clone() for tensor in self.state()]
+        before, drawn = [tensor.detach().clone() for tensor in self.state()], torch.get_rng_state()
         with Tape() as tape:
             result = work()
         with torch.no_grad():
             for tensor, value in zip(self.state(), before, strict=True):
                 tensor.copy_(value)
+        torch.set_rng_state(drawn)
         return tape.replay, result

@@ -46,14 +46,17 @@ sys.exit(main())
 
 
 def torchrun(
-    ranks: int, store, out: Path, *more, steps: int = 6, restarts: int = 0, at_step: str = "", timeout: float = 240
+    ranks: int, store, out: Path, *more, steps: int = 6, restarts: int = 0, at_step: str = "", timeout: float = 240,
+    method: str = "pretrain",
 ):
-    """`cinema-fast pretrain` in so many processes of one thread; each runs `at_step` before the step `number`."""
-    command = words(ranks, store, out, *more, steps=steps, restarts=restarts, at_step=at_step)
+    """`cinema-fast METHOD` in so many processes of one thread; each runs `at_step` before the step `number`."""
+    command = words(ranks, store, out, *more, steps=steps, restarts=restarts, at_step=at_step, method=method)
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT)
 
 
-def words(ranks: int, store, out: Path, *more, steps: int, restarts: int = 0, at_step: str = "") -> list[str]:
+def words(
+    ranks: int, store, out: Path, *more, steps: int, restarts: int = 0, at_step: str = "", method: str = "pretrain"
+) -> list[str]:
     """The command line of `torchrun`."""
     program = ["-m", "cinema_fast"]
     if at_step:
@@ -61,7 +64,7 @@ def words(ranks: int, store, out: Path, *more, steps: int, restarts: int = 0, at
         Path(*program).write_text(AT_STEP.format(then=at_step))
     return [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks),
-        "--max-restarts", str(restarts), *program, "pretrain", "--data", str(store), "--out", str(out),
+        "--max-restarts", str(restarts), *program, method, "--data", str(store), "--out", str(out),
         "--steps", str(steps), *ONE, *map(str, more),
     ]  # fmt: skip
 

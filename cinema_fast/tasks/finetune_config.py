@@ -135,6 +135,8 @@ class FinetuneConfig(RunOptions):
             raise ValueError("--network baseline starts from random weights: it takes no --init-from and no --frozen")
         if self.network == "baseline" and (self.reduce == "cls" or self.recompute != "none"):
             raise ValueError("--network baseline takes no --reduce cls and no --recompute: it has neither")
+        if self.network == "baseline" and self.parallel == "fsdp":
+            raise ValueError("--parallel fsdp is for transformers: with --network baseline use ddp")
         if self.frozen and not self.init_from and not self.resume:
             raise ValueError("--frozen wants --init-from: random weights are of no use as they are")
         if not self.structures or len(set(self.structures)) < len(self.structures):

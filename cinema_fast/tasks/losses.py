@@ -26,7 +26,8 @@ def _soft_dice(probability: Tensor, target: Tensor) -> Tensor:
 def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Soft Dice without the background, plus cross-entropy: logits (B, C, *size), labels (B, *size) int64."""
     logits = logits.float()
-    wanted = F.one_hot(labels, logits.shape[1]).movedim(-1, 1)[:, 1:].float()
+    classes = torch.arange(1, logits.shape[1], device=labels.device).view(-1, *[1] * (labels.ndim - 1))
+    wanted = (labels.unsqueeze(1) == classes).float()
     return dice_loss(logits.softmax(1)[:, 1:], wanted) + F.cross_entropy(logits, labels)
 
 

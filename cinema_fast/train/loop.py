@@ -264,6 +264,8 @@ class _Run:
         self.model.eval()
         figures = self.method.validate(self.model, self.log.say)
         self.model.train()
+        if self.sharded:
+            self.model.reshard()  # FSDP keeps what lies outside of the units gathered until a backward pass
         if figures:  # all ranks are to find the same best
             figures = figures | {"score": self.ranks.from_main(figures["score"])}
         if self.best.judge(self.done, figures):
