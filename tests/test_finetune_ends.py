@@ -12,7 +12,7 @@ from labelled_discs import QUICK, discs, write_discs, write_table  # noqa: F401
 from training_fixtures import metrics
 
 from cinema_fast.cli import main
-from cinema_fast.data.loading.loader import LoaderError
+from cinema_fast.data.loading.loader import LabelError, LoaderError
 from cinema_fast.data.store.store import CineStore
 from cinema_fast.evaluation.compare_runs import compare
 from cinema_fast.methods.pretrain import pretrain
@@ -26,6 +26,7 @@ from cinema_fast.tasks.split import Split
 from cinema_fast.tasks.supervised import Supervised
 from cinema_fast.train import loop
 from cinema_fast.train.best import Best
+from cinema_fast.train.run_info import read_run_info
 
 FEW = {"steps": 2, "validate_every": 2}
 SCORES = [0.1, 0.5, 0.4, 0.5, 0.2, 0.9]
@@ -111,6 +112,20 @@ def test_a_label_that_has_no_name_in_a_map_not_looked_at(discs, tmp_path):  # no
         np.save(path, maps)
     with pytest.raises(LoaderError, match=r"study s\d\d: its lax_4c label maps hold the label 9, and the struct"):
         finetune(discs.config(tmp_path / "run", "segmentation", data=store, steps=10))
+
+
+def test_a_wrong_label_of_validation_ends_the_run_too(discs, tmp_path):  # noqa: F811
+    """It is no study that cannot be read, without which validation would go on."""
+    store = write_discs(tmp_path / "store", 12, views=("lax_4c",), labels=(0, 1, 2, 3))
+    config = discs.config(tmp_path / "run", "segmentation", data=store, steps=2, validate_every=1)
+    finetune(dataclasses.replace(config, out=tmp_path / "before", steps=1))
+    for study in read_run_info(tmp_path / "before").labels.split["val"]:
+        path = store / "studies" / study / "lax_4c.labels.npy"
+        maps = np.load(path)
+        maps[1] = 9
+        np.save(path, maps)
+    with pytest.raises(LabelError, match=r"study s\d\d: its lax_4c label maps hold the label 9"):
+        finetune(config)
 
 
 @pytest.fixture(scope="module")

@@ -95,6 +95,16 @@ def test_ranks_make_the_steps_of_one_process(discs, tmp_path, alone, task, shape
     assert log.count("validation at step 6") == log.count("best weights: step") == 1  # one rank speaks
 
 
+def test_ranks_drop_what_micro_batches_drop(discs, tmp_path):  # noqa: F811
+    """Also of dropout, skipped branches and blanked boxes: two ranks make the steps of one with two micro-batches."""
+    common = {"batch_size": 2, "dropout": 0.2, "drop_path": 0.3, "blank": 0.3} | STEPS
+    finetune(discs.config(tmp_path / "one", "segmentation", accumulate=2, **common))
+    ended = run_of_ranks(discs.config(tmp_path / "two", "segmentation", **common))
+    assert ended.returncode == 0, ended.stderr
+    for found, line in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
+        assert found == pytest.approx(line, rel=1e-4), line["step"]
+
+
 def test_ranks_draw_differently_go_on_and_stop_early(discs, tmp_path):  # noqa: F811
     """Dropout, skipped branches and blanked boxes are each rank's own; a stop, and patience, are agreed on."""
     slow = {"lr": 1e-9, "min_lr": 0.0}  # no validation is better than the first

@@ -53,7 +53,7 @@ def test_a_store_that_goes_away_costs_no_step(tiny_store, tmp_path, losing, stri
         pretrain(pretraining(store, out, strict=strict))
     made = metrics(out)[-1]["step"]
     log = (out / "run.log").read_text()
-    assert made >= 3 and f"the data end here: saved after step {made}; go on with --resume" in log
+    assert made >= 3 and f"LoaderError: saved after step {made}; go on with --resume" in log
     losing(None)
     assert pretrain(pretraining(store, out, resume=True)).step == 12
     assert f"going on from step {made}" in (out / "run.log").read_text()
@@ -77,7 +77,7 @@ def test_fine_tuning_too(discs, tmp_path, losing, step):  # noqa: F811
     losing(step)
     with pytest.raises(LoaderError):
         finetune(discs.config(tmp_path / "run", "regression", strict=True, **options))
-    assert "the data end here: saved after step" in (tmp_path / "run" / "run.log").read_text()
+    assert "LoaderError: saved after step" in (tmp_path / "run" / "run.log").read_text()
     losing(None)
     assert finetune(discs.config(tmp_path / "run", "regression", strict=True, resume=True, **options)).step == 8
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")

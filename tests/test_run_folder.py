@@ -72,6 +72,15 @@ def test_what_begins_between_the_check_and_the_lock_is_seen(tiny_store, tmp_path
         run_in_process(config)
 
 
+@pytest.mark.parametrize("mark", ["config.yaml", "metrics.jsonl", "checkpoints"])
+def test_any_part_of_a_run_is_one(tiny_store, tmp_path, mark):  # noqa: F811
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / mark).write_text("kept")
+    with pytest.raises(ValueError, match="already holds a run"):
+        run_in_process(PretrainConfig(data=tiny_store, out=tmp_path / "run", steps=1, preset="cinema-tiny"))
+    assert (tmp_path / "run" / mark).read_text() == "kept"
+
+
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
     def unsupported(*_):
         raise OSError(errno.ENOLCK, "No locks available")

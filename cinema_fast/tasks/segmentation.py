@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..data.formats.nifti import Cine
 from ..data.loading.batch import Batch
-from ..data.loading.loader import LoaderError
+from ..data.loading.loader import LabelError
 from ..data.loading.sampler import frame_at
 from ..data.prepare.original_geometry import label_files, label_map, plan_return, reaching_edge, voxel_size
 from ..data.prepare.sources import Source
@@ -64,7 +64,7 @@ class SegmentationLabels:
         return (frames[frame_at(phase, len(frames))],)
 
     def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-        """{view: (*size) uint8} of the frame that is shown. Raises LoaderError for a label that has no name."""
+        """{view: (*size) uint8} of the frame that is shown. Raises LabelError for a label that has no name."""
         found = {view: self._store.read_labels(study, view, frames[0]) for view, frames in shown.items()}
         for view, labels in found.items():
             self._check_named(study, view, int(labels.max()))
@@ -72,7 +72,7 @@ class SegmentationLabels:
 
     def _check_named(self, study: str, view: str, label: int) -> None:
         if label > len(self._structures):
-            raise LoaderError(
+            raise LabelError(
                 f"study {study}: its {view} label maps hold the label {label}, and the structures are "
                 f"{len(self._structures)}: {', '.join(self._structures)} (1 to {len(self._structures)})"
             )

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data.loading.batch import Batch
-from ..data.loading.loader import LoaderError, read_batch
-from ..data.loading.sampler import Sampler, fixed_draw
+from ..data.loading.loader import LabelError, LoaderError, read_batch
+from ..data.loading.sampler import Draw, Sampler, fixed_draw
 from ..data.loading.validation import validation_draws
 from ..data.store.clips import CLIP
 from ..data.store.orientation import learnt_otherwise
@@ -167,25 +167,39 @@ class Supervised(Method):
         )
         found = 0
         for draw in draws:
-            try:
-                batches = [self._read(draw)]
-            except LoaderError:
-                if self.options.strict:
-                    raise
-                batches = []
-                for sample, study in enumerate(draw.ids):
-                    at = {"phase": draw.phase[[sample]], "slot": [0], "plane": draw.plane[[sample]]}
-                    try:
-                        batches.append(self._read(fixed_draw([study], draw.views, step=0, **at)))
-                    except LoaderError as error:
-                        if study not in self._unreadable:
-                            say(f"validation is without {str(error).removeprefix('study ')}")
-                        self._unreadable.add(study)
-            for batch in batches:
+            batches = [self._read_by_all(draw)]
+            if not batches[0]:
+                batches = [self._read_by_all(one, say) for one in _each(draw)]
+            for batch in filter(None, batches):
                 found += 1
                 yield batch.to(self.place.device)
         if not found:
             raise LoaderError("no study of validation can be read")
+
+    def _read_by_all(self, draw: Draw, say: Callable[[str], None] | None = None) -> Batch | None:
+        """A batch, None where a rank cannot read it, which `say` then takes: all make the same forward passes."""
+        batch, error = None, LoaderError("another rank cannot read a study of validation")
+        try:
+            batch = self._read(draw)
+        except LabelError:
+            raise
+        except LoaderError as own:
+            error = own
+        if not self.place.ranks.most(int(batch is None)):
+            return batch
+        if self.options.strict:
+            raise error
+        if say and not self._unreadable.issuperset(draw.ids):
+            say(f"validation is without {str(error).removeprefix('study ')}")
+            self._unreadable.update(draw.ids)
+        return None
+
+
+def _each(draw: Draw) -> Iterator[Draw]:
+    """The samples of a draw, each by itself."""
+    for sample, study in enumerate(draw.ids):
+        phase, plane = draw.phase[[sample]], draw.plane[[sample]]
+        yield fixed_draw([study], draw.views, step=draw.step, phase=phase, slot=[0], plane=plane)
 
 
 def starting_options(options: FinetuneConfig, before: RunInfo | None) -> FinetuneConfig:

@@ -20,7 +20,7 @@ from .best import Best
 from .checkpoint import WholeCheckpoints, save_checkpoint
 from .graph import CudaCapture
 from .log import RankLog, RunLog
-from .memory import memory_advice
+from .memory import memory_advice, ran_out
 from .meter import Meter, check_weights, ended_skipping
 from .method import Method, Place
 from .optimizer import adamw, cosine_schedule
@@ -68,8 +68,8 @@ def train(options: RunOptions, make: Callable[[Place], Method]) -> Outcome:
     a step waited for data), tflops and, on a GPU, mfu where FLOPs are counted (see `Meter.line`), and what the method
     adds.
 
-    A study that cannot be read is replaced by another, with `options.strict` it ends the run. What has been trained by
-    then is saved first, as on a signal.
+    A study that cannot be read is replaced by another, with `options.strict` it ends the run. Where data end a run,
+    what has been trained by then is saved first, as on a signal (of a sharded model it is not).
 
     Args:
         make: settles the method (see `Method`), before anything is written.
@@ -231,12 +231,13 @@ class _Run:
     def _take(self, micros: Sequence[Batch], lr: float) -> None:
         """Make a step."""
         for note in (note for batch in micros for note in batch.notes):
-            self.meter.replaced += 1
             self.log.say(note)
-        self.replaced.update(study for batch in micros for study in batch.replaced)
         ids = tuple(study for batch in micros for study in batch.draw.ids)
         result = self.step(micros, self.done, lr)
         self.done += 1
+        lost = [study for batch in micros for study in batch.replaced]
+        self.meter.replaced += len(lost)
+        self.replaced.update(lost)
         self.meter.add(self.done, ids, result, self.method.flops(micros))
         self.log.advance(self.done)
 
@@ -249,12 +250,15 @@ class _Run:
         if saving or reporting:
             for note in self.meter.read():
                 self.log.say(note)
-        if saving:
+        replaced = self.ranks.sum(self.meter.replaced) if reporting else 0
+        if validating:
             check_weights(self.model, done, self.checkpoints.newest, self.ranks)
         figures = self._validate() if validating else {}
         if reporting:
-            self._report(lr, figures)
+            self._report(lr, replaced, figures)
         if saving:
+            if not validating:
+                check_weights(self.model, done, self.checkpoints.newest, self.ranks)
             self._save()
 
     def _validation_due(self) -> bool:
@@ -277,13 +281,12 @@ class _Run:
     def _spent(self) -> dict[str, float]:
         return {"data_wait": self.loader.waited, **self.method.seconds()}
 
-    def _report(self, lr: float, figures: dict[str, float]) -> None:
-        """A line of metrics.jsonl."""
+    def _report(self, lr: float, replaced: int, figures: dict[str, float]) -> None:
+        """A line of metrics.jsonl. replaced: studies so far, of all ranks."""
         sampler = self.method.sampler
         line = {"step": self.done, "epoch": round(self.done * sampler.global_batch / len(sampler.ids), 6), "lr": lr}
         line |= self.meter.line(self._spent(), sampler.global_batch, self.place.device)
-        line["replaced"] = self.ranks.sum(self.meter.replaced)
-        self.log.metrics(line | figures, batch=sampler.global_batch)
+        self.log.metrics(line | {"replaced": replaced} | figures, batch=sampler.global_batch)
         if figures:
             told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
             self.log.say(f"validation at step {self.done}: {told}; best {self.best.score:.4g} at step {self.best.step}")
@@ -319,25 +322,26 @@ class _Run:
         """Where data cannot be read any more in the block, what has been trained is saved before the error goes on.
 
         Under torchrun the other ranks wait within a step. The main one, which has all of a model that is not sharded,
-        saves alone: where its own data end, and where a rank that has gone breaks off its step.
+        saves alone: where its own data end, and where gloo tells it that a rank has gone.
         """
         try:
             yield
         except (LoaderError, RuntimeError) as error:
-            ended = isinstance(error, LoaderError) or self.ranks.hosts
+            ended = isinstance(error, LoaderError) or (self.ranks.hosts and not ran_out(error))
             if ended and self.ranks.main and not self.sharded and self.done > self.saved:
-                self._save_alone()
+                self._save_alone(error)
             raise
 
-    def _save_alone(self) -> None:
+    def _save_alone(self, ended: Exception) -> None:
         """Save without the other ranks; what keeps that from being done is said."""
+        self.meter.newest = lambda: self.saved  # no rank else answers
         try:
             for note in self.meter.read():
                 self.log.say(note)
-            check_weights(self.model, self.done, self.checkpoints.newest, ALONE)
+            check_weights(self.model, self.done, self.meter.newest, ALONE)
             self._save(together=False)
             self.checkpoints.finish()
-            self.log.say(f"the data end here: saved after step {self.done}; go on with --resume")
+            self.log.say(f"{type(ended).__name__}: saved after step {self.done}; go on with --resume")
         except (ValueError, OSError, RuntimeError) as error:
             self.log.say(f"step {self.done} could not be saved: {error}")
 
@@ -353,16 +357,15 @@ class _Run:
             log.say(f"best weights: step {self.best.step}, in {options.out / 'best'}")
         if skipped := self.meter.skipped_at_end(self.done):
             log.say(ended_skipping(skipped, self.done))
-        model = self.model
-        if self.sharded:
-            weights = whole_weights(model)  # of all ranks: from here on the main one works alone
+        model, weights = self.model, whole_weights(self.model) if self.sharded else {}  # of all ranks
+        if not self.ranks.main:
+            return Outcome(options.out, self.done, skipped=skipped)
+        if self.sharded:  # a whole checkpoint, for all that reads a run's weights
             model = self.method.build().to(self.place.device)
             load_cinema_weights(model, weights)
-            if self.ranks.main:  # for all that reads a run's weights
-                state = {"meter": self.meter.state(), **self.method.info.to_dict()}
-                save_checkpoint(options.out / "checkpoints", self.done, weights, state, keep=options.keep)
-        evaluation = self.method.finish(model, log) if self.ranks.main else None
-        return Outcome(options.out, self.done, evaluation=evaluation, skipped=skipped)
+            state = {"meter": self.meter.state(), **self.method.info.to_dict()}
+            save_checkpoint(options.out / "checkpoints", self.done, weights, state, keep=options.keep)
+        return Outcome(options.out, self.done, evaluation=self.method.finish(model, log), skipped=skipped)
 
 
 def _replaced(times: int, seen: Counter[str]) -> str:

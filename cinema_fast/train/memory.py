@@ -71,7 +71,7 @@ def _used(device: torch.device) -> str:
 def _advice(config: RunOptions, precision: torch.dtype, *, recomputes: bool) -> str:
     """Options with which the run goes on in less memory; empty where there are none."""
     size, same = config.batch_size, []
-    if size > 1:
+    if size > 1 and recomputes:  # the baselines normalise over the studies of a batch
         parts = next(n for n in range(2, size + 1) if size % n == 0)
         same.append(f"--batch-size {size // parts} --accumulate {config.accumulate * parts}")
     if recomputes and config.recompute != "full":

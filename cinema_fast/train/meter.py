@@ -117,7 +117,6 @@ class Meter:
             "loss": math.fsum(loss for loss, _ in made) / len(made) if made else None,
             "grad_norm": math.fsum(norm for _, norm in made) / len(made) if made else None,
             "skipped": self.skipped,
-            "replaced": self.replaced,
             "studies_per_s": round(self._timed * batch / seconds, 3),
         }
         if self._flops:

@@ -82,7 +82,7 @@ class Method:
         """The loss () of a batch on the device, by a model that may be compiled.
 
         step: (1,) int64 on the device, the number of the step from 0. What is random is a function of the seed, `step`
-        and the batch's slots, or is drawn from PyTorch's generators, which start each step from seed, step and rank.
+        and the batch's slots, or is drawn from PyTorch's generators, which start anew with every batch.
         Makes no tensor from Python numbers and reads none back: it is recorded into CUDA graphs.
         """
         raise NotImplementedError
@@ -96,7 +96,7 @@ class Method:
         return groups_of(model, weight_decay=self.options.weight_decay)
 
     def after_update(self, model: nn.Module, step: Tensor) -> None:
-        """What follows the update of a step, as the average of a teacher. model: as built; step, limits: of `loss`."""
+        """What follows the update of a step, as the average of a teacher. As `loss` it is recorded. model: as built."""
 
     def state(self) -> dict:
         """What checkpoints keep beside model and optimiser: plain values and tensors."""

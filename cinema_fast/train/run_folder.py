@@ -9,7 +9,7 @@ from ..common.output import check_outside_store
 from .options import RunOptions
 from .run_info import RunInfo, read_run_info
 
-_MARKS = ("options.yaml", "metrics.jsonl", "checkpoints")
+_MARKS = ("config.yaml", "metrics.jsonl", "checkpoints")
 
 
 def check_run_folder(options: RunOptions, info: RunInfo) -> None:

@@ -168,6 +168,8 @@ class ShardedCheckpoints:
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Parameters, and what the optimiser keeps of each, by name."""
     found = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    if strays := optimizer.state.keys() - set(model.parameters()):
+        raise CheckpointError(f"{len(strays)} of {len(optimizer.state)} parameters are not in parts: reshard the model")
     for name, parameter in model.named_parameters():
         for kind, value in optimizer.state.get(parameter, {}).items():
             found[f"{OPTIMIZER}{kind}.{name}"] = value

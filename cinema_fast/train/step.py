@@ -44,7 +44,8 @@ def make_train_step(
     """The training step as a function of (micro-batches, step, learning rate).
 
     loss, after_update: as of `Method`. clip: largest gradient norm.
-    seed: PyTorch's generators start each step from it, the step and the rank: dropout and drop path draw from them.
+    seed: PyTorch's generators, from which dropout and drop path draw, start each micro-batch from it, the step and
+        which part of the step it is; in a captured step only the first.
     ranks: who trains together, on the parts of a step that each reads. sharded: `model` is (`ranks.shard_model`).
     unused: not every parameter has a gradient in every step.
     compiled: run the model through torch.compile, as one graph of fixed shapes for each set of views.
@@ -56,7 +57,7 @@ def make_train_step(
     trained = [p for p in model.parameters() if p.requires_grad]
     called = _LossModule(compile_model(model) if compiled else model, loss)
     called = called if sharded else ranks.average_gradients(called, unused=unused)
-    number = torch.zeros(1, dtype=torch.int64, device=device)
+    number, at = torch.zeros(1, dtype=torch.int64, device=device), 0
     # what a GPU's fused AdamW reads; on a CPU the bits of a Python number
     kind = torch.float32 if device.type == "cuda" else torch.float64
     rates = [torch.zeros((), dtype=kind, device=device) for _ in optimizer.param_groups]
@@ -67,6 +68,8 @@ def make_train_step(
     def work(batches: Sequence[Batch]) -> Tensor:
         total = torch.zeros((), device=device)
         for micro, batch in enumerate(batches):
+            if not capture:
+                start_generators(micro)
             with sum_later(model if sharded else called, last=micro == len(batches) - 1):
                 part = called(batch, number) / len(batches)
                 part.backward()
@@ -77,11 +80,17 @@ def make_train_step(
             after_update(model, number)
         return result
 
+    def start_generators(micro: int) -> None:
+        words = np.random.SeedSequence([seed, at, micro * ranks.world + ranks.rank]).generate_state(2, np.uint32)
+        high, low = words.tolist()
+        torch.manual_seed(high << 31 | low >> 1)
+
     step_of = GraphedStep(work, capture) if capture else work
 
     def train_step(batches: Sequence[Batch], step: int, lr: float) -> Tensor:
-        words = np.random.SeedSequence([seed, step, ranks.rank]).generate_state(2, np.uint32).tolist()
-        torch.manual_seed(words[0] << 31 | words[1] >> 1)
+        nonlocal at
+        at = step
+        start_generators(0)
         number.fill_(step)
         for group, rate in zip(optimizer.param_groups, rates):
             rate.fill_(lr * group["lr_scale"])

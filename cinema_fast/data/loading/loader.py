@@ -34,6 +34,10 @@ class LoaderError(ValueError):
     """A study cannot be read, and strict reading was asked for or nothing else of its batch and group can be."""
 
 
+class LabelError(LoaderError):
+    """A study can be read, but its labels are wrong: no other is taken in its place."""
+
+
 class Labels(Protocol):
     """What is read of labelled studies: which frames together, and what is to be learnt from them."""
 
@@ -44,7 +48,7 @@ class Labels(Protocol):
         """What is to be learnt from {view: its frames}: of a view's name a map as the frames lie in the store, padded
         to the model's size in a batch; of any other name an array of one shape for all studies.
 
-        Raises StoreError where it cannot be read, LoaderError where it is wrong.
+        Raises StoreError where it cannot be read, LabelError where it is wrong.
         """
 
 
@@ -141,7 +145,7 @@ class _Room:
                 image = store.read_clip(study, plane, phase, size)
             else:
                 image = store.read_frame(study, view, frame_at(phase, store.n_frames(study, view)))
-            lead = image.shape[: len(image.shape) - len(size)] if labels else ()
+            lead = image.shape[:1] if labels else ()
             have = image.shape[len(lead) :]
             if len(have) != len(size) or any(n > most for n, most in zip(have, size)):
                 raise StoreError(
