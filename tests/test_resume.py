@@ -21,7 +21,9 @@ OPTIONS = {
     "device": "cpu",
 }  # fmt: skip
 RUN = [word for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-QUIET = "import cinema_fast.methods.mae as p; p.write_report = lambda *a, **k: []"
+QUIET = (
+    "import cinema_fast.methods.mae as m, cinema_fast.train.loop as p; m.write_report = lambda *a, **k: []"
+)
 # Ends the process, or signals it, just before a file gets its name or a step is taken.
 AT_FILE = """
 import os, signal, resource
