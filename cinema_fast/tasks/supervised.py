@@ -33,7 +33,6 @@ class Supervised(Method):
     """options: as `starting_options` gives them. before: what the run is made of that goes on, None for a new one."""
 
     options: FinetuneConfig
-    unused = True  # heads that a task does not read, views that a study lacks
 
     def __init__(self, options: FinetuneConfig, before: RunInfo | None, place: Place):
         self.options, self.place = options, place
@@ -52,6 +51,7 @@ class Supervised(Method):
             augment=options.augment,
             planes=settled.planes,
         )
+        self.unused = len(self.sampler.groups) > 1 or options.reduce != "all"  # of views, and of heads
         self.validation = Validation(options.validate_every, options.patience)
         self._unreadable: set[str] = set()
         self._read = partial(read_batch, self.store, sizes=self.sizes, labels=self.labels)
