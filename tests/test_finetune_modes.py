@@ -94,7 +94,7 @@ def test_graphs_are_the_eager_steps(discs, tmp_path, name):  # noqa: F811
 
 
 @pytest.mark.slow  # minutes of C++
-@pytest.mark.parametrize("name", ["segmentation", "heatmaps", "multitask", "clips"])
+@pytest.mark.parametrize("name", ["heatmaps", "multitask"])
 def test_compiled_steps_agree(discs, tmp_path, name):  # noqa: F811
     still = {"dropout": 0.0, "drop_path": 0.0, "steps": 3, "validate_every": 3, "log_every": 1, "batch_size": 2}
     runs = [tmp_path / mode for mode in ("eager", "compile")]
