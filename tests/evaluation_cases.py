@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cinema_fast.evaluation.assessment import Assessment
+from cinema_fast.metrics.assessment import Assessment
 from cinema_fast.metrics.cases import SegmentationCase
 
 HOSTILE = "<script>alert('1')</script>\" onerror=\"x & $\\frac$ \udcff"

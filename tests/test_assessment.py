@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from evaluation_cases import HOSTILE, SHAPE, assessment, case, heart
 
-from cinema_fast.evaluation.assessment import Assessment
 from cinema_fast.evaluation.results import write_results
 from cinema_fast.evaluation.summary import check_groups, subgroups
 from cinema_fast.metrics import cases
+from cinema_fast.metrics.assessment import Assessment
 from cinema_fast.metrics.cases import Gallery, SegmentationCase, exhibit_of
 from cinema_fast.metrics.characteristics import WORDS
 from cinema_fast.metrics.rows import read_rows, write_rows

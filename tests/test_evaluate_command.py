@@ -27,9 +27,9 @@ from cinema_fast.common.output import OutputError
 from cinema_fast.common.tables import read_table
 from cinema_fast.data.store.clips import ClipStore, clip_frames
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.evaluation.assessment import Assessment
 from cinema_fast.evaluation.evaluate import evaluate_run
 from cinema_fast.evaluation.evaluate_config import EvaluateConfig
+from cinema_fast.metrics.assessment import Assessment
 from cinema_fast.metrics.function import QUANTITIES
 from cinema_fast.metrics.rows import read_rows
 from cinema_fast.tasks.finetune import finetune

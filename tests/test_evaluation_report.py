@@ -12,7 +12,6 @@ from evaluation_cases import HOSTILE, assessment, case
 from PIL import Image
 
 from cinema_fast.evaluation import report_figures
-from cinema_fast.evaluation.assessment import Assessment
 from cinema_fast.evaluation.report_figures import classification_png, distances_png
 from cinema_fast.evaluation.results import write_results
 from cinema_fast.figures.overlays import (
@@ -26,6 +25,7 @@ from cinema_fast.figures.overlays import (
     under_words,
 )
 from cinema_fast.figures.prediction import landmarks_gif
+from cinema_fast.metrics.assessment import Assessment
 from cinema_fast.metrics.cases import exhibit_of
 from cinema_fast.metrics.classification import Classification
 from cinema_fast.metrics.segmentation import CLASSES

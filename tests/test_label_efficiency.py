@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from cinema_fast.common.tables import read_table
-from cinema_fast.evaluation.assessment import Assessment
 from cinema_fast.evaluation.results import write_results
+from cinema_fast.metrics.assessment import Assessment
 from cinema_fast.metrics.regression import Agreement
 from cinema_fast.tasks.split import fewer
 

@@ -11,13 +11,13 @@ from ..common.progress import progress_bar
 from ..common.tables import Table, check_matches, is_number
 from ..data.store.orientation import check_orientation
 from ..data.store.store import CineStore
+from ..metrics.assessment import Assessment
 from ..tasks.context import EvaluationData
 from ..tasks.finetuned_run import FinetunedRun, load_run
 from ..tasks.named_files import read_named
 from ..tasks.seen import seen_among, seen_of
 from ..tasks.task import Task
 from ..train.setup import store_fingerprint
-from .assessment import Assessment
 from .evaluate_config import EvaluateConfig
 from .results import write_results
 from .summary import check_groups

@@ -224,3 +224,10 @@ _KNOWN = (
     ),
 )  # fmt: skip
 JUDGEMENTS = {judgement.kind: judgement for judgement in _KNOWN}
+
+
+def known_and(own: Mapping[str, Judgement]) -> dict[str, Judgement]:
+    """The kinds that all evaluations know and those of a task. Raises ValueError where it names one of the others."""
+    if taken := sorted(JUDGEMENTS.keys() & own.keys()):
+        raise ValueError(f"a task has a judgement {taken[0]!r}, which there is already")
+    return JUDGEMENTS | own

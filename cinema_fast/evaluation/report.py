@@ -8,11 +8,12 @@ from pathlib import Path
 
 from ..figures.canvas import printable
 from ..figures.overlays import COLOURS
+from ..metrics.assessment import Assessment
 from ..metrics.cases import Gallery
 from ..metrics.flags import CODES, in_order
 from ..metrics.function import QUANTITIES
 from ..metrics.judgement import Judgement, Picture, Sets, Target
-from .assessment import Assessment
+from .judgements import known_and
 from .summary import Table, row_sets
 
 LABELS = {
@@ -35,13 +36,14 @@ def write_report(path: Path, results: Mapping, tables: Sequence[Table], assessme
         finalize=lambda value: printable(value) if type(value) is str else value,
     )  # fmt: skip
     environment.filters |= {"figure": figure, "label": label}
-    sets = dict(row_sets(assessment.rows, assessment.judgements))
+    judgements = known_and(assessment.judgements)
+    sets = dict(row_sets(assessment.rows, judgements))
     kinds = list(dict.fromkeys(table.kind for table in tables))
     html = environment.get_template("report.html.j2").render(
         results=results,
         about=[(name, _plain(value)) for name, value in results["about"].items()],
-        sections=[_section(assessment.judgements[kind], tables, sets, assessment) for kind in kinds],
-        subgroups=list(_subgroups(results["without_group"], tables, assessment.judgements)),
+        sections=[_section(judgements[kind], tables, sets, assessment) for kind in kinds],
+        subgroups=list(_subgroups(results["without_group"], tables, judgements)),
         flags=list(_flagged(results["flags"])),
         most=MOST,
         colours=COLOURS,

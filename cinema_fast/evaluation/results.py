@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .. import __version__
+from ..metrics.assessment import Assessment
 from ..metrics.bootstrap import LEVEL
 from ..metrics.rows import write_rows
-from .assessment import Assessment
+from .judgements import known_and
 from .report import write_report
 from .summary import subgroups, summarise
 
@@ -33,7 +34,8 @@ def write_results(
     groups = {column: subgroups({s: cells[s] for s in judged if s in cells})
               for column, cells in (table or {}).items()}  # fmt: skip
     drawn = {"resamples": assessment.resamples, "seed": assessment.seed}
-    tables = summarise(assessment.rows, assessment.targets, groups, judgements=assessment.judgements, **drawn)
+    judgements = known_and(assessment.judgements)
+    tables = summarise(assessment.rows, assessment.targets, groups, judgements=judgements, **drawn)
     results = {
         "format": 1,
         "version": __version__,

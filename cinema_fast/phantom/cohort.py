@@ -1,8 +1,8 @@
 """Synthetic cine cardiac MR with known truth: one beating 3D heart, cut by a short-axis stack and three long axes.
 
 `make_study` gives images, labels, landmarks, volumes and displacements of one study; `write_cohort` writes many as
-NIfTI. The heart and its motion are in `phantom_heart.py`, the body in `phantom_thorax.py`, who is drawn in
-`phantom_patient.py`, the planes and the noise in `phantom_scan.py`, how a plane is drawn in `phantom_render.py`.
+NIfTI. The heart and its motion are in `heart.py`, the body in `thorax.py`, who is drawn in
+`patient.py`, the planes and the noise in `scan.py`, how a plane is drawn in `render.py`.
 """
 
 import csv

@@ -35,7 +35,9 @@ from ..data.store.orientation import AS_STORED_RUN, gather_remarks, orientation_
 from ..data.store.store import CineStore, publish_study, write_index
 from ..metrics.flags import CODES, in_order
 from ..tasks.context import StudyPrediction
-from ..tasks.finetuned_run import FinetunedRun, load_run
+from ..tasks.finetuned_run import FinetunedRun, load_run, read_finetuned
+from ..tasks.registry import task_from_dict
+from ..tasks.task import Task
 from .predict_config import PredictConfig
 
 _GRID = ("sax_size", "lax_size", "sax_spacing", "lax_spacing")
@@ -124,15 +126,15 @@ def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
         ValueError: no fine-tuned run, OUT is not empty, no file that matches, none of a view that the model reads.
         OutputError: OUT cannot be written; nothing of it stays.
     """
-    run = load_run(config.run, device=config.device, precision=config.precision)
-    tables = _columns_of(run)
+    tables = _columns_of(task_from_dict(read_finetuned(config.run).labels.task))
     written = ("studies", *tables, *(f"{name}.tmp" for name in tables), "results.json", ".preparing")
     with new_folder(config.out, "predict", vars(config), written):
-        return _predict(run, config, progress)
+        return _predict(config, progress)
 
 
-def _predict(run: FinetunedRun, config: PredictConfig, progress: bool) -> PredictReport:
+def _predict(config: PredictConfig, progress: bool) -> PredictReport:
     out = config.out
+    run = load_run(config.run, device=config.device, precision=config.precision)
     made_as = run.info.store.prepare
     grid = {name: tuple(made_as[name]) for name in _GRID if name in made_as}
     grid["orientation"] = orientation_of(made_as)
@@ -267,16 +269,16 @@ def _check_views(config: PredictConfig, run: FinetunedRun, sources: Sources) -> 
         raise ValueError(f"{what}: the model of {config.run} reads {', '.join(run.reads)}")
 
 
-def _columns_of(run: FinetunedRun) -> dict[str, tuple[str, ...]]:
+def _columns_of(task: Task) -> dict[str, tuple[str, ...]]:
     """{file: columns} of studies.csv and of the table with more lines a study, where the task has one."""
-    tables = run.task.tables
+    tables = task.tables
     files = {"studies.csv": ("study", *tables.columns)}
     return files | {tables.other: tables.other_columns} if tables.other else files
 
 
 def _begin_tables(run: FinetunedRun, out: Path, files: ExitStack) -> list[csv.DictWriter]:
     writers = []
-    for name, columns in _columns_of(run).items():
+    for name, columns in _columns_of(run.task).items():
         file = (out / name).open("w", buffering=1, **_TEXT)
         writers.append(csv.DictWriter(files.enter_context(file), columns, restval=""))
         writers[-1].writeheader()
@@ -285,7 +287,7 @@ def _begin_tables(run: FinetunedRun, out: Path, files: ExitStack) -> list[csv.Di
 
 def _sort_tables(run: FinetunedRun, out: Path, order: Mapping[str, int]) -> None:
     """Put the lines of the studies in order; those of one study stay as they are."""
-    for name in _columns_of(run):
+    for name in _columns_of(run.task):
         with (out / name).open(**_TEXT) as file:
             head, *lines = csv.reader(file)
         lines.sort(key=lambda line: order[line[0]])

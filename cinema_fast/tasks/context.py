@@ -1,22 +1,17 @@
 """What a task is handed of a run and of an evaluation, and what it gives back of a study that is predicted."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from ..common.tables import Table
 from ..data.formats.nifti import Cine
 from ..data.prepare.sources import Source
-from ..data.store.clips import ClipStore
 from ..data.store.records import CineInfo
 from ..data.store.store import CineStore
-from ..metrics.cases import SegmentationCase
-from ..metrics.judgement import Judgement
-from ..models.config import CineMAConfig
 
 Cell = str | int | float
 
@@ -34,35 +29,6 @@ class PredictedView(NamedTuple):
     source: Source
 
 
-class Predictor(Protocol):
-    """What a task is handed of a fine-tuned run (a `FinetunedRun`, which says more of each)."""
-
-    shape: CineMAConfig
-    clips: bool
-    reads: Sequence[str]
-    min_frames: int
-
-    def views_of(self, store: CineStore, study: str) -> tuple[str, ...]:
-        """The views of a study that the model reads. Raises ValueError where there is none."""
-
-    def predict_frames(self, view: str, frames: np.ndarray) -> Tensor:
-        """`Task.predict` of each frame of a cine (T, *size) uint8."""
-
-    def predict_study(self, store: CineStore | ClipStore, study: str, views: Sequence[str]) -> dict[str, Tensor]:
-        """`Task.predict` of a whole study, without the axis of the batch."""
-
-    def predict_scan(
-        self, store: CineStore, study: str, sources: Mapping[str, Source]
-    ) -> Iterator[PredictedView]:
-        """Every view of a study that the model reads, each by itself. Raises as `Task.export`."""
-
-    def has_few_slices(self, view: str, shape: Sequence[int]) -> bool:
-        """Whether cines of a shape (T, X, Y[, Z]) have fewer slices than any of training and validation."""
-
-    def missing_views(self, views: Sequence[str]) -> tuple[str, ...]:
-        """Those of the views that one answer is made of that are not among `views`."""
-
-
 @dataclass(frozen=True)
 class EvaluationData:
     """What is judged, by what. labels: the file of labels, the run's or --table. table: that file where it has a line
@@ -75,44 +41,6 @@ class EvaluationData:
     known: Mapping[str, Mapping[str, float]]
     positive: str | None
     threshold: float | None
-
-
-class Assessor(Protocol):
-    """What a task tells its findings to: an `evaluation.assessment.Assessment`, which says more of each method.
-
-    classes: names of the labels of label maps; a task that predicts some sets them before the first.
-    """
-
-    classes: dict[int, str]
-
-    def add_segmentation(self, case: SegmentationCase) -> None:
-        """A segmented cine."""
-
-    def add_regression(self, study: str, target: str, pred: float, truth: float, unit: str = "") -> None:
-        """A number."""
-
-    def add_classification(
-        self, study: str, target: str, probabilities: Sequence[float], truth: str, classes: Sequence[str],
-        threshold: float = 0.5,
-    ) -> None:  # fmt: skip
-        """Probabilities of classes."""
-
-    def add_landmarks(
-        self, study: str, view: str, frame: int, pred_mm: Mapping[str, Sequence[float]],
-        truth_mm: Mapping[str, Sequence[float]], *, image: np.ndarray | None = None, spacing_mm: Sequence[float] = (),
-    ) -> None:  # fmt: skip
-        """Positions in one frame."""
-
-    def add(
-        self, judgement: Judgement, study: str, name: str, view: str = "", frame: int | str = "", **values: float
-    ) -> None:
-        """A row of a kind of the task's own: numbers."""
-
-    def flag(self, study: str, code: str, view: str = "") -> None:
-        """A study to look at again; code of metrics.flags."""
-
-    def leave_out(self, study: str, why: str) -> None:
-        """What could not be judged."""
 
 
 @dataclass

@@ -195,11 +195,7 @@ def load_run(folder: Path, *, device: str = "auto", precision: str | None = None
     Raises:
         ValueError: no such run, none that has been validated yet, or one that is damaged.
     """
-    info = read_run_info(folder)
-    if info is None:
-        raise ValueError(f"{folder} holds no run (no config.yaml); make one with `cinema-fast finetune`")
-    if not info.labels:
-        raise ValueError(f"{folder} is a run of pretrain: fine-tune it by `cinema-fast finetune --init-from {folder}`")
+    info = read_finetuned(folder)
     best = newest_checkpoint(folder / "best", lambda note: print(note, file=sys.stderr))
     if best is None:
         first = info.options["validate_every"]
@@ -210,6 +206,18 @@ def load_run(folder: Path, *, device: str = "auto", precision: str | None = None
     where = pick_device(device)
     arithmetic = pick_precision(precision or info.options["precision"], where)
     return FinetunedRun(folder, best.step, info, shape, task, model.to(where).eval(), where, arithmetic)
+
+
+def read_finetuned(folder: Path) -> RunInfo:
+    """What a run of `finetune` is made of. Raises ValueError where there is none."""
+    info = read_run_info(folder)
+    if info is None:
+        raise ValueError(f"{folder} holds no run (no config.yaml); make one with `cinema-fast finetune`")
+    if not info.labels:
+        raise ValueError(f"{folder} is a run of pretrain: fine-tune it by `cinema-fast finetune --init-from {folder}`")
+    if info.store.prepare is None:
+        raise ValueError(f"{folder} is of a version that did not keep how its store was prepared: fine-tune anew")
+    return info
 
 
 def _options(saved: dict) -> FinetuneConfig:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,11 +23,11 @@ from ..data.store.landmarks import check_landmarks, landmark_voxels
 from ..data.store.orientation import arrange
 from ..data.store.store import CineStore, StoreError
 from ..figures.prediction import landmarks_gif
+from ..metrics.assessment import Assessment
 from ..models.config import CineMAConfig
 from ..train.setup import fit_to_store
 from .augment_targets import blank_boxes, move_points
-from .context import Assessor, EvaluationData, PredictedView, Predictor, StudyPrediction, Tables
-from .finetune_config import FinetuneConfig
+from .context import EvaluationData, PredictedView, StudyPrediction, Tables
 from .heatmaps import gaussian_maps, peaks
 from .landmark_positions import check_positions
 from .losses import heatmap_loss
@@ -34,6 +35,10 @@ from .named_files import read_named
 from .networks import unet_of, vit_of
 from .split import Split
 from .task import Settled, Task, model_over_frames, used_of
+
+if TYPE_CHECKING:
+    from .finetune_config import FinetuneConfig
+    from .finetuned_run import FinetunedRun
 
 LENGTHS = ("longest_mm", "shortest_mm", "shortening_mm")
 
@@ -129,7 +134,7 @@ class Landmarks(Task):
     table_of_studies = False  # but of points
 
     @classmethod
-    def check(cls, config: FinetuneConfig) -> None:
+    def check(cls, config: "FinetuneConfig") -> None:
         """Raise ValueError where there is no --table, and for options of columns."""
         super().check(config)
         if not config.table:
@@ -139,7 +144,7 @@ class Landmarks(Task):
 
     @classmethod
     def settle(
-        cls, config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
+        cls, config: "FinetuneConfig", cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
     ) -> Settled:
         """As of `Task`. Raises ValueError naming the view, study or frame that does not fit."""
         model_over_frames(config, base)
@@ -185,7 +190,7 @@ class Landmarks(Task):
         labels.check(config.table, used, split.val)
         return Settled(task, labels, shape, cines, split, used)
 
-    def network(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
+    def network(self, shape: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
         """A network of (images) -> {view: (B, landmarks, X, Y)}, or for coordinates (B, 2 landmarks)."""
         if self.how == "heatmap":
             return unet_of(shape, len(self.names), config)
@@ -231,7 +236,7 @@ class Landmarks(Task):
         return {} if math.isnan(distance) else {"score": -distance, "val_distance_mm": distance}
 
     def evaluator(
-        self, run: Predictor, data: EvaluationData, assessment: Assessor
+        self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
         """Of each study every frame with landmarks is judged; no numbers are returned."""
         points, store = read_named("--table", data.labels, read_landmarks), data.store
@@ -243,7 +248,7 @@ class Landmarks(Task):
         return partial(self._judge, run, store, points, assessment)
 
     def _judge(
-        self, run: Predictor, store: CineStore, points: Mapping, assessment: Assessor, study: str
+        self, run: "FinetunedRun", store: CineStore, points: Mapping, assessment: Assessment, study: str
     ) -> dict[str, float]:
         for view in (v for v in store.views(study) if v in self.views and v in points.get(study, {})):
             info, known = store.info(study, view), points[study][view]
@@ -278,7 +283,7 @@ class Landmarks(Task):
         return Tables(("flags", "landmarks", *lengths), "landmarks.csv", points)
 
     def export(
-        self, run: Predictor, store: CineStore, study: str, sources: Mapping[str, Source]
+        self, run: "FinetunedRun", store: CineStore, study: str, sources: Mapping[str, Source]
     ) -> StudyPrediction:
         """Positions in scanner mm and voxels, pictures, and lengths from annulus to apex."""
         made = StudyPrediction({"views": {}})

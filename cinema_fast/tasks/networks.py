@@ -1,13 +1,17 @@
 """The networks that tasks are built of: one output per pixel, or one per study; or the baselines to compare with."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 
 from ..models.config import CineMAConfig
-from .finetune_config import FinetuneConfig
+
+if TYPE_CHECKING:
+    from .finetune_config import FinetuneConfig
 
 
-def vit_of(shape: CineMAConfig, out_dim: int, n_frames: int, config: FinetuneConfig) -> nn.Module:
+def vit_of(shape: CineMAConfig, out_dim: int, n_frames: int, config: "FinetuneConfig") -> nn.Module:
     """ConvViT, or the baseline's ResNet."""
     if config.network == "baseline":
         from ..models.baselines import resnet
@@ -18,7 +22,7 @@ def vit_of(shape: CineMAConfig, out_dim: int, n_frames: int, config: FinetuneCon
     return ConvViT(shape, out_dim, n_frames, drop_path=0.0 if config.frozen else config.drop_path)
 
 
-def unet_of(shape: CineMAConfig, out_channels: int, config: FinetuneConfig) -> nn.Module:
+def unet_of(shape: CineMAConfig, out_channels: int, config: "FinetuneConfig") -> nn.Module:
     """ConvUNetR, or the baseline's U-Net. Raises ValueError for a decoder that does not fit the images."""
     if config.network == "baseline":
         from ..models.baselines import unet

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from ..data.prepare.sources import Source
 from ..data.store.orientation import arrange, arranged, inverse
 from ..data.store.store import CineStore, StoreError
 from ..figures.prediction import outlines_gif, volume_png
+from ..metrics.assessment import Assessment
 from ..metrics.cases import NEEDED, SegmentationCase, missing_structures
 from ..metrics.flags import cycle_flags, in_order
 from ..metrics.function import (
@@ -35,12 +37,15 @@ from ..metrics.segmentation import stability_score
 from ..models.config import CineMAConfig
 from ..train.setup import fit_to_store
 from .augment_targets import blank_boxes, move_labels
-from .context import Assessor, EvaluationData, PredictedView, Predictor, StudyPrediction, Tables
-from .finetune_config import FinetuneConfig
+from .context import EvaluationData, PredictedView, StudyPrediction, Tables
 from .losses import segmentation_loss
 from .networks import unet_of
 from .split import Split
 from .task import Settled, Task, model_over_frames, used_of
+
+if TYPE_CHECKING:
+    from .finetune_config import FinetuneConfig
+    from .finetuned_run import FinetunedRun
 
 # columns of ED and ES, and of frames without the ventricle; where the RV alone is segmented it has those of the LV
 ENDS = {"LV": ("ed_frame", "es_frame"), "RV": ("rv_ed_frame", "rv_es_frame")}
@@ -141,7 +146,7 @@ class Segmentation(Task):
     validation_phases = (0.0, 0.25, 0.5, 0.75)  # among the labelled frames of a study: the first and the middle of two
 
     @classmethod
-    def check(cls, config: FinetuneConfig) -> None:
+    def check(cls, config: "FinetuneConfig") -> None:
         """Raise ValueError for options of tables."""
         super().check(config)
         if config.table:
@@ -149,7 +154,7 @@ class Segmentation(Task):
 
     @classmethod
     def settle(
-        cls, config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
+        cls, config: "FinetuneConfig", cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
     ) -> Settled:
         """As of `Task`. Raises ValueError where a view has no label maps, and for labels that do not fit."""
         model_over_frames(config, base)
@@ -169,7 +174,7 @@ class Segmentation(Task):
         labels.check(used, config.workers)
         return Settled(task, labels, shape, cines, split, used)
 
-    def network(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
+    def network(self, shape: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
         """A network of (images) -> {view: logits (B, 1 + structures, *size)}."""
         return unet_of(shape, 1 + len(self.structures), config)
 
@@ -214,7 +219,7 @@ class Segmentation(Task):
             raise ValueError(f"--retest: the run segments {', '.join(self.structures)}. {NEEDED}")
 
     def evaluator(
-        self, run: Predictor, data: EvaluationData, assessment: Assessor
+        self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
         """Of each study every view over its whole cycle is judged; what is measured of stacks is returned."""
         assessment.classes = dict(enumerate(self.structures, start=1))
@@ -222,7 +227,7 @@ class Segmentation(Task):
         maps.values_of([study for study in data.studies if study in maps.views_of], workers=2)
         return partial(self._judge, run, data, assessment)
 
-    def _judge(self, run: Predictor, data: EvaluationData, assessment: Assessor, study: str) -> dict[str, float]:
+    def _judge(self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment, study: str) -> dict[str, float]:
         store, known, measured = data.store, data.known.get(study, {}), {}
         for view in (v for v in store.views(study) if v in self.views):
             info = store.info(study, view)
@@ -273,7 +278,7 @@ class Segmentation(Task):
         return Tables((*found, *QUANTITIES), "frames.csv", ("study", "view", "frame", "time_ms", *volumes))
 
     def export(
-        self, run: Predictor, store: CineStore, study: str, sources: Mapping[str, Source]
+        self, run: "FinetunedRun", store: CineStore, study: str, sources: Mapping[str, Source]
     ) -> StudyPrediction:
         """Label maps and pictures, and of stacks volumes, function and curves."""
         made = StudyPrediction({"views": {}})

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,16 +19,20 @@ from ..data.loading.loader import LoaderError
 from ..data.prepare.sources import Source
 from ..data.store.clips import CLIP, ClipStore, clip_frames
 from ..data.store.store import CineStore, StoreError
+from ..metrics.assessment import Assessment
 from ..models.config import CineMAConfig
 from ..train.setup import fit_to_store
 from .augment_targets import blank_boxes
-from .context import Assessor, EvaluationData, Predictor, StudyPrediction, Tables
-from .finetune_config import FinetuneConfig
+from .context import EvaluationData, StudyPrediction, Tables
 from .losses import balanced, target_loss
 from .named_files import read_named
 from .networks import vit_of
 from .split import Split
 from .task import Settled, Task, used_of
+
+if TYPE_CHECKING:
+    from .finetune_config import FinetuneConfig
+    from .finetuned_run import FinetunedRun
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ class TableTask(Task):
     fuses_views = True
 
     @classmethod
-    def check(cls, config: FinetuneConfig) -> None:
+    def check(cls, config: "FinetuneConfig") -> None:
         """Raise ValueError where the options do not name columns that can be learnt."""
         if not (config.table and config.targets):
             raise ValueError(f"--task {config.task} wants --table CSV and --targets COLUMN ..., which columns to learn")
@@ -109,7 +114,7 @@ class TableTask(Task):
 
     @classmethod
     def settle(
-        cls, config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
+        cls, config: "FinetuneConfig", cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
     ) -> Settled:
         """As of `Task`; classes, means and standard deviations are those of the training studies whose labels are used
         alone. Raises ValueError naming a column, a study or a class that does not fit."""
@@ -147,7 +152,7 @@ class TableTask(Task):
         targets = tuple(Target(**t | {"classes": tuple(t["classes"])}) for t in values["targets"])
         return super().from_dict(values | {"targets": targets})
 
-    def network(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
+    def network(self, shape: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
         """A network of (images) -> (B, outputs of all targets); with the uncertainties `log_variance` (targets,) that
         are learnt with it, where there are several losses to balance."""
         model = vit_of(shape, sum(target.width for target in self.targets), self.n_frames, config)
@@ -222,7 +227,7 @@ class TableTask(Task):
             raise ValueError(f"--positive {positive!r} is no class of two: want one of {', '.join(classes)}")
 
     def evaluator(
-        self, run: Predictor, data: EvaluationData, assessment: Assessor
+        self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
         """Of each study every target that has a value is judged; the predicted numbers are returned."""
         store = ClipStore(data.store, run.reads, min_frames=run.min_frames) if run.clips else data.store
@@ -233,8 +238,8 @@ class TableTask(Task):
         return partial(self._judge, run, data, store, truth, assessment)
 
     def _judge(
-        self, run: Predictor, data: EvaluationData, store: CineStore | ClipStore, truth: Mapping,
-        assessment: Assessor, study: str,
+        self, run: "FinetunedRun", data: EvaluationData, store: CineStore | ClipStore, truth: Mapping,
+        assessment: Assessment, study: str,
     ) -> dict[str, float]:  # fmt: skip
         predicted: dict[str, float] = {}
         views = tuple(v for v in store.views(study) if v in run.shape.views)
@@ -288,7 +293,7 @@ class TableTask(Task):
         return name
 
     def export(
-        self, run: Predictor, store: CineStore, study: str, sources: Mapping[str, Source]
+        self, run: "FinetunedRun", store: CineStore, study: str, sources: Mapping[str, Source]
     ) -> StudyPrediction:
         """The predicted numbers, classes and their probabilities."""
         shown = run.views_of(store, study)
@@ -323,7 +328,7 @@ def _of_studies(table: Table, column: str, store: CineStore | ClipStore) -> dict
     return here
 
 
-def _is_classified(config: FinetuneConfig, table: Table, name: str, values: dict[str, str]) -> bool:
+def _is_classified(config: "FinetuneConfig", table: Table, name: str, values: dict[str, str]) -> bool:
     """Whether a column is one of classes. Raises ValueError where the task, or what else it holds, says otherwise."""
     if config.task == "classification" or name in config.classes:
         if config.task == "regression":

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -21,11 +21,15 @@ from ..data.loading.batch import Batch
 from ..data.prepare.sources import Source
 from ..data.store.clips import CLIP, ClipStore
 from ..data.store.store import CineStore
+from ..metrics.assessment import Assessment
 from ..metrics.judgement import Judgement
 from ..models.config import CineMAConfig
-from .context import Assessor, EvaluationData, Predictor, StudyPrediction, Tables
-from .finetune_config import FinetuneConfig
+from .context import EvaluationData, StudyPrediction, Tables
 from .split import Split, fewer
+
+if TYPE_CHECKING:
+    from .finetune_config import FinetuneConfig
+    from .finetuned_run import FinetunedRun
 
 
 class Labels(loader.Labels, Protocol):
@@ -108,7 +112,7 @@ class Task(ABC):
     table_of_studies: ClassVar[bool] = True
 
     @classmethod
-    def check(cls, config: FinetuneConfig) -> None:
+    def check(cls, config: "FinetuneConfig") -> None:
         """Raise ValueError for options of `finetune` that do not fit the task; by default for --targets."""
         if config.targets:
             raise ValueError(f"--targets has no effect for --task {config.task}")
@@ -116,7 +120,7 @@ class Task(ABC):
     @classmethod
     @abstractmethod
     def settle(
-        cls, config: FinetuneConfig, cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
+        cls, config: "FinetuneConfig", cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
     ) -> Settled:
         """What a run is about, before anything is built.
 
@@ -140,7 +144,7 @@ class Task(ABC):
         return cls(**{name: _tuples(value) for name, value in values.items() if name in known or name != "kind"})
 
     @abstractmethod
-    def network(self, shape: CineMAConfig, config: FinetuneConfig) -> nn.Module:
+    def network(self, shape: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
         """The model, with all that is learnt beside it. Raises ValueError for options that do not fit the shape."""
 
     @abstractmethod
@@ -178,7 +182,7 @@ class Task(ABC):
 
     @abstractmethod
     def evaluator(
-        self, run: Predictor, data: EvaluationData, assessment: Assessor
+        self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
         """What judges a study: a function of its name that fills the assessment, and returns {quantity: number} for
         --retest, none where there are none. Raises ValueError for labels that do not fit, before the work."""
@@ -195,7 +199,7 @@ class Task(ABC):
 
     @abstractmethod
     def export(
-        self, run: Predictor, store: CineStore, study: str, sources: Mapping[str, Source]
+        self, run: "FinetunedRun", store: CineStore, study: str, sources: Mapping[str, Source]
     ) -> StudyPrediction:
         """Predict a study of a store, and bring it back to the geometry of the files {view: source} it was made from.
 
@@ -204,14 +208,14 @@ class Task(ABC):
         """
 
 
-def model_over_frames(config: FinetuneConfig, base: CineMAConfig) -> None:
+def model_over_frames(config: "FinetuneConfig", base: CineMAConfig) -> None:
     """Raise ValueError where the model is one over clips."""
     if base.views == (CLIP,):
         raise ValueError(f"--task {config.task} wants a model over frames, and this one is over clips")
 
 
 def used_of(
-    config: FinetuneConfig, studies: Sequence[str], class_of: Mapping[str, str] | None = None
+    config: "FinetuneConfig", studies: Sequence[str], class_of: Mapping[str, str] | None = None
 ) -> tuple[str, ...]:
     """The training studies whose labels are used, by the options. Raises ValueError where there are too few."""
     return fewer(

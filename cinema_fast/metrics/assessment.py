@@ -1,4 +1,4 @@
-"""An evaluation as it is filled, study by study, and the folder that it becomes: rows.csv, report/, results.json."""
+"""An evaluation as it is filled, study by study; `evaluation.results` writes what it becomes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..common.extras import need
-from ..metrics.bootstrap import RESAMPLES
-from ..metrics.cases import Exhibit, Gallery, LandmarkExhibit, SegmentationCase, case_rows, check_case, exhibit_of
-from ..metrics.classification import checked, decide
-from ..metrics.function import has_volumes
-from ..metrics.judgement import Judgement, Target
-from ..metrics.means import landmark_scores
-from ..metrics.rows import Row, new_row
-from ..metrics.segmentation import CLASSES
-from .judgements import JUDGEMENTS
+from .bootstrap import RESAMPLES
+from .cases import Exhibit, Gallery, LandmarkExhibit, SegmentationCase, case_rows, check_case, exhibit_of
+from .classification import checked, decide
+from .function import has_volumes
+from .judgement import Judgement, Target
+from .means import landmark_scores
+from .rows import Row, new_row
+from .segmentation import CLASSES
 
 WITHIN_MM = (5.0, 10.0)
 FAR_MM = 1000.0  # how far off a landmark that was not found counts where cases are chosen for pictures
@@ -41,7 +40,7 @@ class Assessment:
         self.left_out: list[tuple[str, str]] = []
         self.flags: list[tuple[str, str, str]] = []  # study, view, code
         self.targets: dict[str, Target] = {}
-        self.judgements: dict[str, Judgement] = dict(JUDGEMENTS)
+        self.judgements: dict[str, Judgement] = {}  # of kinds that tasks bring, by name
         self.galleries: dict[tuple[str, str], Gallery] = {}  # by kind and view
         self._seen: set[tuple] = set()
 
@@ -145,8 +144,8 @@ class Assessment:
         self.rows.append(new_row(judgement.kind, study, name, view, frame, **values))
 
     def flag(self, study: str, code: str, view: str = "") -> None:
-        """Mark a study as one to look at again: a code of `flags`, and the views that it is about. It is judged all the
-        same."""
+        """Mark a study as one to look at again, by a code of `metrics.flags`, and the views that it is about; it is
+        judged all the same."""
         self.flags.append((study, view, code))
 
     def leave_out(self, study: str, why: str) -> None:
