@@ -177,7 +177,7 @@ def _commands() -> dict[str, Callable[..., int]]:
         return report.exit_code
 
     def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> int:
-        """Show pre-training runs side by side, or evaluations, paired on the studies that both have.
+        """Show runs side by side, or evaluations, paired on the studies that both have.
 
         Args:
             runs: two run folders or more, which may be under way; or folders that `evaluate` wrote, each compared with

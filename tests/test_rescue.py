@@ -104,5 +104,5 @@ def test_the_first_line_comes_after_the_first_step(tiny_store, tmp_path):  # noq
     """With the time that it took; metrics.jsonl is as without, also after a resume."""
     pretrain(pretraining(tiny_store, tmp_path / "run", steps=4, log_every=4))
     log = (tmp_path / "run" / "run.log").read_text()
-    assert log.count("the first of this process, in") == 1 and "step 1/4 done" in log and "3 left" in log
+    assert log.count("the first step took ") == 1 and " s; 3 to go" in log
     assert [line["step"] for line in metrics(tmp_path / "run")] == [4]

@@ -66,7 +66,8 @@ def loss_of(model, config, decode=None, batch=1):
 def test_what_fsdp_sends(pretended_ranks):
     config = cf.preset("cinema-demo")
     model = cf.CineMA(config)
-    shard_model(model, Ranks(world=RANKS), torch.device("cpu"))
+    units = (*model.encoder.blocks, model.decoder)
+    shard_model(model, units, Ranks(world=RANKS), torch.device("cpu"))
     with Collectives() as counted:
         loss_of(model, config).backward()
     expected = scaling.fsdp_traffic("cinema-demo", RANKS)

@@ -106,7 +106,7 @@ class Supervised(Method):
                              "or from other weights")  # fmt: skip
         say(f"weights of {name}: {said}")
         if start.is_dir():
-            say(f"the model's shape is that of {start} ({options.preset}); --preset is for random weights and files")
+            say(f"the model's shape is that of {start} ({options.preset})")
             for remark in learnt_otherwise(start, run_of(start).store.orientation, self.info.store.orientation):
                 say(remark)
         for remark in seen_remarks(start, **self.info.labels.seen, test=self.settled.split.test, share=options.test):

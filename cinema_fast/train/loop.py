@@ -297,8 +297,7 @@ class _Run:
             self.log.say(note)
         settling = ", compiling included" * (self.options.mode != "eager")
         left = self.options.steps - self.done
-        self.log.say(f"step {self.done}/{self.options.steps} done, the first of this process, in {seconds:.3g} s"
-                     f"{settling}; {left} left")  # fmt: skip
+        self.log.say(f"the first step took {seconds:.3g} s{settling}; {left} to go")
 
     def _save(self, *, together: bool = True) -> None:
         """Write a checkpoint of all that goes on. together: all ranks are here."""
