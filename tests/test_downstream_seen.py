@@ -19,7 +19,7 @@ def test_test_studies_that_pretraining_has_seen_are_told_of(discs, pretrained, t
     finetune(discs.config(tmp_path / "run", "regression", init_from=pretrained, **FEW | {"test": 0.5}))
     log = (tmp_path / "run" / "run.log").read_text()
     assert "3 of the 6 test studies were seen by" in log and "pretrain --holdout 0.5" in log
-    assert f"the model's shape is that of {pretrained} (cinema-demo); --preset is for" in log
+    assert f"the model's shape is that of {pretrained} (cinema-demo)" in log
 
 
 def test_what_a_chain_of_runs_has_seen(discs, pretrained, tmp_path):  # noqa: F811
