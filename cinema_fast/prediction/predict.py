@@ -20,7 +20,8 @@ from ..common.naming import named
 from ..common.output import new_folder
 from ..data.formats.nifti import CineError
 from ..data.prepare.failure import Failure, failure_lines
-from ..data.prepare.prepare import PrepareConfig, prepared_studies, sources_of
+from ..data.prepare.prepare import PrepareConfig, prepared_studies
+from ..data.prepare.source_format import find_studies
 from ..data.prepare.sources import (
     NO_STUDY,
     Source,
@@ -142,7 +143,7 @@ def _predict(config: PredictConfig, progress: bool) -> PredictReport:
         config.src.parent if config.src.is_file() else config.src, out / ".preparing", format=config.format,
         views_rules=config.views_rules, pattern=config.pattern, aliases=config.aliases, workers=config.workers, **grid,
     )  # fmt: skip
-    sources = _one_file(config) if config.src.is_file() else sources_of(preparing, progress)
+    sources = _one_file(config) if config.src.is_file() else find_studies(preparing, progress)
     _check_views(config, run, sources)
     report = PredictReport(out, unmatched_files=sources.unmatched_names(preparing.src),
                            series=series_lines(sources.series),

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..data.prepare.source_format import FormatName
+
 
 @dataclass(frozen=True)
 class PredictConfig:
@@ -20,7 +22,7 @@ class PredictConfig:
     # folder to write, new or empty
     out: Path
     # what SRC holds. auto: NIfTI where files named so lie where the pattern looks, else DICOM
-    format: Literal["auto", "nifti", "dicom"] = "auto"
+    format: FormatName = "auto"
     # DICOM: YAML file of the rules by which descriptions of series become views, in place of the package's own
     views_rules: Path | None = None
     # where the files lie, relative to SRC, with {id}, {view} and {frame} as for `prepare`

@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ...common.pool import available_cores, run_in_processes
 from ...common.progress import progress_bar
-from ..formats.dicom_cine import SAME_PLACE_MM
+from ..formats.dicom_cine import SAME_PLACE_MM, read_dicom_cine
 from ..formats.dicom_file import (
     image_places,
     is_dicom,
@@ -34,8 +34,12 @@ from ..formats.dicom_file import (
     whole_number,
 )
 from ..formats.nifti import CineError
-from ..formats.view_rules import ViewRules
+from ..formats.view_rules import ViewRules, read_rules
+from .source_format import SourceFormat
 from .sources import Refusal, Source, Sources, list_folder, refusal_of
+
+if TYPE_CHECKING:
+    from .prepare_config import PrepareConfig
 
 FILES_PER_TASK = 250
 # |cosine| between the normals of two images of the same plane
@@ -304,3 +308,17 @@ def _last(found: list[Series], *, stack: bool) -> list[File]:
 
 def _same_place(one: tuple, other: tuple) -> bool:
     return abs(np.dot(one[0], other[0])) > SAME_NORMAL and abs(one[1] - other[1]) < SAME_PLACE_MM
+
+
+def _find(config: PrepareConfig, progress: bool) -> Sources:
+    if config.aliases:
+        raise ValueError(f"--aliases is for names of NIfTI files, and {config.src} is read as DICOM: --views-rules")
+    return find_dicom_sources(config.src, read_rules(config.views_rules), workers=config.workers, progress=progress)
+
+
+DICOM = SourceFormat(
+    holds=lambda config: config.src.is_dir() and holds_dicom(config.src),
+    find=_find,
+    read=lambda source, stack: read_dicom_cine(source.files, stack=stack),
+    contained=True,  # decoders of compressed DICOM are compiled code of many hands
+)

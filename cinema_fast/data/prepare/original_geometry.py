@@ -89,13 +89,13 @@ def label_files(name: str, labels: np.ndarray, source: Source, cine: Cine) -> di
     """{file name: NIfTI, compressed} of label maps uint8 (T, X, Y, Z), one for each file of a NIfTI cine.
 
     Shape, affines with their codes, zooms and units are those of that file; nothing else of its header is kept. Of
-    DICOM there is one file, with the affine that the cine was read with and the time in seconds.
+    other formats there is one file, with the affine that the cine was read with and the time in seconds.
 
     Raises:
         OSError: a file of the cine can no longer be read.
     """
     in_time = np.moveaxis(labels, 0, -1)
-    if source.format == "dicom":
+    if source.format != "nifti":
         image = nib.Nifti1Image(in_time, cine.affine)
         image.set_sform(cine.affine, code="scanner")
         image.set_qform(cine.affine, code="scanner")

@@ -18,11 +18,9 @@ from pathlib import Path
 from ...common.pool import available_cores, run_in_processes
 from ...common.progress import progress_bar
 from ..formats.nifti import file_sha256
-from ..formats.view_rules import read_rules
 from ..store.check import find_altered, read_studies
 from ..store.orientation import gather_remarks, orientation_of
 from ..store.store import IndexLost, StoreError, index_records, publish_study, read_index, write_index
-from .dicom_sources import find_dicom_sources, holds_dicom
 from .failure import Failure
 from .labels import find_labels
 from .motion import add_motion_maps
@@ -36,7 +34,8 @@ from .shards import (
     read_outcomes,
     write_failures,
 )
-from .sources import Source, Sources, find_sources, holds_nifti
+from .source_format import find_studies, format_of
+from .sources import Source, Sources
 from .study import StudyTask, file_stats, prepare_study
 
 _TEMPORARY = ".preparing"
@@ -82,7 +81,7 @@ def _kept(report: PrepareReport, config: PrepareConfig) -> str:
 def _prepare(config: PrepareConfig, report: PrepareReport, progress: bool) -> None:
     """`prepare`, into `report`."""
     part = config.part
-    sources = sources_of(config, progress)
+    sources = find_studies(config, progress)
     if config.labels is not None:
         find_labels(sources, config.src, config.labels)
     store = config.dst
@@ -104,21 +103,6 @@ def _prepare(config: PrepareConfig, report: PrepareReport, progress: bool) -> No
                 forget_shards(store, outcomes=not config.merge)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def sources_of(config: PrepareConfig, progress: bool) -> Sources:
-    """The studies of `config.src`, NIfTI or DICOM. Raises ValueError as `prepare` does."""
-    dicom = config.format == "dicom" or (
-        config.format == "auto" and config.src.is_dir() and not holds_nifti(config.src, config.pattern)
-        and holds_dicom(config.src))
-    if dicom:
-        if config.aliases:
-            raise ValueError(f"--aliases is for names of NIfTI files, and {config.src} is read as DICOM: --views-rules")
-        rules = read_rules(config.views_rules)
-        return find_dicom_sources(config.src, rules, workers=config.workers, progress=progress)
-    if config.views_rules:
-        raise ValueError(f"--views-rules is for DICOM, and {config.src} is read as NIfTI: --format dicom, or --aliases")
-    return find_sources(config.src, config.pattern, config.aliases)
 
 
 def _fill(
@@ -298,8 +282,7 @@ def prepared_studies(
 ) -> Iterator[tuple[StudyTask, tuple | Exception]]:
     """Each task with what `prepare_study` made of it, or the exception that ended it, in the order of completion."""
     workers = min(workers or available_cores(), max(len(tasks), 1))
-    # decoders of compressed DICOM are compiled code of many hands, and what a file makes of them may end a process
-    contained = any(source.format == "dicom" for task in tasks for source in task.sources.values())
+    contained = any(format_of(source.format).contained for task in tasks for source in task.sources.values())
     results = run_in_processes(prepare_study, tasks, workers, contained=contained)
     with progress_bar(what, len(tasks), show=progress) as advance, closing(results):
         for result in results:

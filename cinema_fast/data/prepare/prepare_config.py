@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from .shard import Shard, parse_shard
+from .source_format import FormatName
 
 _SHAPING = ("sax_size", "lax_size", "sax_spacing", "lax_spacing", "labels", "lv_label")
 
@@ -21,7 +22,7 @@ class PrepareConfig:
     DICOM cine series, in folders of any depth."""
     dst: Path
     """Folder of the store: new, empty, or a store that an earlier run with the same options began."""
-    format: Literal["auto", "nifti", "dicom"] = "auto"
+    format: FormatName = "auto"
     """What SRC holds. auto: NIfTI where files named so lie where the pattern looks, else DICOM."""
     views_rules: Path | None = None
     """DICOM: YAML file of the rules by which descriptions of series become views; without, those that the package

@@ -8,10 +8,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...common.naming import named
 from ...common.views import VIEWS
+from ..formats.nifti import Cine, read_cine
+from .source_format import SourceFormat
+
+if TYPE_CHECKING:
+    from .prepare_config import PrepareConfig
 
 NO_STUDY = ("", ".", "..")  # they would name other folders than that of a study
 
@@ -21,15 +26,15 @@ class Source:
     """The files of one view of one study: NIfTI in the order of time (several only where the pattern has {frame}),
     DICOM in that of their names.
 
-    spelling: the view's name as the files spell it. frames: the {frame} of each file, where there is one. labels: the
-    files of its label maps; label_frames: the {frame} of each, where there is one. broken: DICOM files in the same
-    folders whose headers cannot be read, any of which may be of this view.
+    spelling: the view's name as the files spell it. frames: the {frame} of each file, where there is one. format: its
+    name in `source_format.FORMATS`. labels: the files of its label maps; label_frames: the {frame} of each, where there
+    is one. broken: DICOM files in the same folders whose headers cannot be read, any of which may be of this view.
     """
 
     files: tuple[Path, ...]
     spelling: str
     frames: tuple[str, ...] = ()
-    format: Literal["nifti", "dicom"] = "nifti"
+    format: str = "nifti"
     labels: tuple[Path, ...] = ()
     label_frames: tuple[str, ...] = ()
     broken: tuple[Path, ...] = ()
@@ -203,3 +208,20 @@ def _walk(src: Path, folder: Path, depth: int, refused: list[Refusal]) -> Iterat
 def _natural(name: str) -> list[tuple[int, int | str]]:
     """Sort key by which frame 10 follows frame 9, and ED precedes ES."""
     return [(0, int(part)) if part.isdecimal() else (1, part.lower()) for part in re.split(r"(\d+)", name) if part]
+
+
+def _find_nifti(config: PrepareConfig, progress: bool) -> Sources:
+    if config.views_rules:
+        raise ValueError(f"--views-rules is for DICOM, and {config.src} is read as NIfTI: --format dicom, or --aliases")
+    return find_sources(config.src, config.pattern, config.aliases)
+
+
+def _read_nifti(source: Source, stack: bool) -> Cine:
+    return read_cine(source.files if source.frames else source.files[0], stack=stack)
+
+
+NIFTI = SourceFormat(
+    holds=lambda config: config.src.is_dir() and holds_nifti(config.src, config.pattern),
+    find=_find_nifti,
+    read=_read_nifti,
+)

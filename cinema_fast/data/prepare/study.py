@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..formats.dicom_cine import read_dicom_cine
-from ..formats.nifti import Cine, CineError, IncompleteCine, read_cine
+from ..formats.nifti import Cine, CineError, IncompleteCine
 from ..store.orientation import AS_STORED, NO_ORIENTATION, Arrangement, arrange, arranged, patient_arrangement
 from ..store.store import write_study
 from . import geometry
 from .failure import Failure
 from .labels import read_label_maps
 from .prepare_config import PrepareConfig
+from .source_format import format_of
 from .sources import Source
 
 # Label maps (X, Y, Z) of a view by frame, with the axes of the store; what is recorded of their files; a remark about
@@ -109,9 +109,7 @@ def _remarks(scan: Cine, orientation: str, labels: Labels | None) -> dict[str, l
 
 def read_source(source: Source, *, stack: bool) -> Cine:
     """The cine of one view as it was scanned. Raises CineError."""
-    if source.format == "dicom":
-        return read_dicom_cine(source.files, stack=stack)
-    return read_cine(source.files if source.frames else source.files[0], stack=stack)
+    return format_of(source.format).read(source, stack)
 
 
 def file_stats(files: tuple[Path, ...], src: Path) -> list[list]:
