@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from cine_files import BALL, affine_of, grid_mm, write_cine
 from scipy.ndimage import binary_dilation
@@ -91,8 +92,9 @@ def stand_in(task: Segmentation | Landmarks, model: nn.Module, prepare: dict, si
 
 
 def predict_as(monkeypatch, run: FinetunedRun, src: Path, out: Path, **options) -> predict.PredictReport:
-    """Predict by a run that is in no folder."""
-    monkeypatch.setattr(predict, "load_run", lambda folder, **how: run)
+    """Predict by a run that is in no folder; None: one that must not be loaded."""
+    monkeypatch.setattr(predict, "load_run", lambda folder, **how: run or pytest.fail("the weights were read"))
+    monkeypatch.setattr(predict, "task_of", lambda folder: (run or segmenter()).task)
     return predict.predict(PredictConfig(Path("run"), src, out, workers=1, **options), progress=False)
 
 

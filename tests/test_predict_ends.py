@@ -53,3 +53,10 @@ def test_a_full_disk(monkeypatch, tmp_path, src):
     with pytest.raises(OutputError, match=r"out: the disk is full; nothing half-written stays: free some space"):
         predict_as(monkeypatch, segmenter(), src, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_taken_is_refused_before_weights_are_read(monkeypatch, tmp_path, src):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("kept")
+    with pytest.raises(OutputError, match="is not empty"):
+        predict_as(monkeypatch, None, src, tmp_path / "out")

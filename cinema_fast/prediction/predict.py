@@ -36,8 +36,7 @@ from ..data.store.orientation import AS_STORED_RUN, gather_remarks, orientation_
 from ..data.store.store import CineStore, publish_study, write_index
 from ..metrics.flags import CODES, in_order
 from ..tasks.context import StudyPrediction
-from ..tasks.finetuned_run import FinetunedRun, load_run, read_finetuned
-from ..tasks.registry import task_from_dict
+from ..tasks.finetuned_run import FinetunedRun, load_run, task_of
 from ..tasks.task import Task
 from .predict_config import PredictConfig
 
@@ -127,7 +126,7 @@ def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
         ValueError: no fine-tuned run, OUT is not empty, no file that matches, none of a view that the model reads.
         OutputError: OUT cannot be written; nothing of it stays.
     """
-    tables = _columns_of(task_from_dict(read_finetuned(config.run).labels.task))
+    tables = _columns_of(task_of(config.run))
     written = ("studies", *tables, *(f"{name}.tmp" for name in tables), "results.json", ".preparing")
     with new_folder(config.out, "predict", vars(config), written):
         return _predict(config, progress)

@@ -195,7 +195,7 @@ def load_run(folder: Path, *, device: str = "auto", precision: str | None = None
     Raises:
         ValueError: no such run, none that has been validated yet, or one that is damaged.
     """
-    info = read_finetuned(folder)
+    info = _read(folder)
     best = newest_checkpoint(folder / "best", lambda note: print(note, file=sys.stderr))
     if best is None:
         first = info.options["validate_every"]
@@ -208,7 +208,7 @@ def load_run(folder: Path, *, device: str = "auto", precision: str | None = None
     return FinetunedRun(folder, best.step, info, shape, task, model.to(where).eval(), where, arithmetic)
 
 
-def read_finetuned(folder: Path) -> RunInfo:
+def _read(folder: Path) -> RunInfo:
     """What a run of `finetune` is made of. Raises ValueError where there is none."""
     info = read_run_info(folder)
     if info is None:
@@ -218,6 +218,11 @@ def read_finetuned(folder: Path) -> RunInfo:
     if info.store.prepare is None:
         raise ValueError(f"{folder} is of a version that did not keep how its store was prepared: fine-tune anew")
     return info
+
+
+def task_of(folder: Path) -> Task:
+    """What a run of `finetune` has learnt, without its weights. Raises ValueError as `load_run`."""
+    return task_from_dict(_read(folder).labels.task)
 
 
 def _options(saved: dict) -> FinetuneConfig:
