@@ -77,7 +77,7 @@ def train(options: RunOptions, make: Callable[[Place], Method]) -> Outcome:
     Raises:
         ValueError: options, store, run folder or checkpoint that do not fit (StoreError, LoaderError, CheckpointError,
             NonFiniteError and OutOfMemory are among them).
-        OSError: the run folder cannot be written, a table not be read.
+        OSError: the run folder cannot be written, or a table cannot be read.
     """
     with joined_ranks() as ranks:
         with memory_advice(options):
@@ -103,10 +103,10 @@ class _Run:
             self.said += method.store.remarks()
         torch.manual_seed(options.seed)
         self.model = method.build()
-        self.sharded, folder, how = options.parallel == "fsdp", options.out / "checkpoints", {"keep": options.keep}
+        self.sharded, folder = options.parallel == "fsdp", options.out / "checkpoints"
         self.checkpoints = (
-            ShardedCheckpoints(folder, ranks=ranks, **how) if self.sharded
-            else WholeCheckpoints(folder, ranks=ranks, behind=device.type == "cuda", **how)
+            ShardedCheckpoints(folder, keep=options.keep, ranks=ranks) if self.sharded
+            else WholeCheckpoints(folder, keep=options.keep, ranks=ranks, behind=device.type == "cuda")
         )  # fmt: skip
         begun = options.resume and ranks.most(int(self.checkpoints.any()))
         if options.init_from and not begun:
