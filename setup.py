@@ -21,8 +21,10 @@ GPU_FLAGS = ["-std=c++17", "-O3", "-lineinfo", "-fatbin"]
 # machine code for A100 and H100, PTX for what comes after
 GPU_ARCHS = os.environ.get("CINEMA_FAST_CUDA_ARCHS", "80;90").split(";")
 
-VECTORS = "vectorised.hpp"
-RANDOM = ["philox.hpp", VECTORS]
+# csrc/NAME_cpu.cpp becomes kernels/_NAME_cpu.so, csrc/NAME.cu kernels/_NAME_cuda.fatbin
+CSRC = Path("csrc")
+LIBRARIES = {path.stem: path for path in CSRC.glob("*_cpu.cpp")} | {f"{p.stem}_cuda": p for p in CSRC.glob("*.cu")}
+HEADERS = [str(path) for pattern in ("*.hpp", "*.cuh") for path in CSRC.glob(pattern)]
 
 
 class BuildCsrc(build_ext):
@@ -78,16 +80,8 @@ setup(
         "cinema_fast.kernels": ["tuned/*.json"],
     },
     ext_modules=[
-        Extension(
-            f"cinema_fast.kernels._{name}", [f"csrc/{source}"], depends=[f"csrc/{d}" for d in depends], optional=True
-        )
-        for name, source, depends in (
-            ("augment_images_cpu", "augment_images_cpu.cpp", ["augment_images_move.hpp", *RANDOM]),
-            ("optical_flow_cpu", "optical_flow_cpu.cpp", ["optical_flow.cuh", VECTORS]),
-            ("optical_flow_cuda", "optical_flow.cu", ["optical_flow.cuh"]),
-            ("sample_mask_cpu", "sample_mask_cpu.cpp", RANDOM),
-            ("sparse_depthwise_conv_cpu", "sparse_depthwise_conv_cpu.cpp", [VECTORS]),
-        )
+        Extension(f"cinema_fast.kernels._{name}", [str(source)], depends=HEADERS, optional=True)
+        for name, source in LIBRARIES.items()
     ],
     cmdclass={"build_ext": BuildCsrc},
 )

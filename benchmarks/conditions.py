@@ -59,10 +59,15 @@ def cpu_model() -> str:
 
 def write_json(path: Path, content: dict) -> None:
     """Replace `path` as a whole: whoever reads it, or is killed while writing it, has the old file or the new one."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """As `write_json`, of any text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     with part.open("w") as file:
-        json.dump(content, file, indent=1, allow_nan=False)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)

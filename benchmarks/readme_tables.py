@@ -2,20 +2,21 @@
 
     python benchmarks/readme_tables.py [--check]
 
-The comparison on a CPU stands between <!-- cpu --> and <!-- /cpu -->; of each operation's row in the table of kernels
-the last cell is written, from the newest report of a GPU that holds the operation. --check changes nothing, and gives
-exit status 1 where the README is not what it would be.
+The comparison on a CPU stands between <!-- cpu --> and <!-- /cpu -->, the table of operations between <!-- kernels -->
+and <!-- /kernels -->: what each says of itself (kernels/registry.py), and what the newest report of a GPU that holds it
+measured. --check changes nothing, and gives exit status 1 where the README is not what it would be.
 """
 
 import argparse
 import json
-import re
 import statistics
 import sys
 from pathlib import Path
 
 from checkout import ROOT
 from report_schema import kernel_sha
+
+from cinema_fast.kernels import OPERATIONS
 
 README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
 UNMEASURED, EARLIER = "not measured on a GPU", "measured on an earlier version"
@@ -64,19 +65,30 @@ def gpu_cell(operation: str, reports: list[dict]) -> str:
     return UNMEASURED
 
 
+def kernels_section(reports: list[dict]) -> str:
+    """A row for each operation."""
+    lines = ["| operation | computes | passes | backends | on a GPU |", "| --- | --- | --- | --- | --- |"]
+    for name, operation in OPERATIONS.items():
+        module = operation.function.__module__.removeprefix("cinema_fast.").replace(".", "/")
+        links = f"[test](tests/test_{name}.py), [bench](benchmarks/operations/bench_{name}.py)"
+        cells = [
+            f"[`{name}`]({module}.py) ({links})", operation.computes, ", ".join(operation.passes),
+            ", ".join(operation.backends), gpu_cell(name, reports),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def with_figures(text: str, cpu: dict, reports: list[dict]) -> str:
     """README's text with the figures of today."""
-    begin, end = "<!-- cpu -->", "<!-- /cpu -->"
-    before, _, rest = text.partition(begin)
-    _, found, after = rest.partition(end)
-    if not found:
-        raise SystemExit(f"{README.name}: the section between {begin} and {end} is missing")
-    text = f"{before}{begin}\n{cpu_section(cpu)}\n{end}{after}"
-
-    def row(match: re.Match) -> str:
-        return f"{match['start']} {gpu_cell(match['operation'], reports)} |"
-
-    return re.sub(r"^(?P<start>\| \[`(?P<operation>\w+)`\]\(kernels/.*\|)[^|]*\|$", row, text, flags=re.MULTILINE)
+    for name, section in (("cpu", cpu_section(cpu)), ("kernels", kernels_section(reports))):
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, _, rest = text.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise SystemExit(f"{README.name}: the section between {begin} and {end} is missing")
+        text = f"{before}{begin}\n{section}\n{end}{after}"
+    return text
 
 
 def read_results(folder: Path) -> tuple[dict, list[dict]]:

@@ -42,9 +42,8 @@ def describe() -> str:
         ("presets", ", ".join(presets())),
     ]
     lines = [f"{name:<12} {value}" for name, value in rows]
-    if hasattr(kernels, "table"):
-        lines += ["", "operation                backend   why"]
-        lines += [f"{operation:<24} {backend:<9} {why}" for operation, backend, why in kernels.table()]
+    lines += ["", "operation                backend   why"]
+    lines += [f"{operation:<24} {backend:<9} {why}" for operation, backend, why in kernels.table()]
     return "\n".join(lines)
 
 

@@ -1,5 +1,5 @@
 // Stored frames moved, scaled and changed in brightness on the CPU, as a plain C library: threads over samples, or over
-// rows of those that are left, vectors along rows. kernels/augment_images.py says what it computes.
+// rows of those that are left, vectors along rows. kernels/augment_images/operation.py says what it computes.
 //
 // A sample takes two passes. The first makes moved rows and the extrema of each; the second scales, raises to a power
 // and adds noise, in blocks of calls of the generator. Neither rows nor blocks depend on the number of threads or on
@@ -20,7 +20,7 @@
 
 namespace {
 
-constexpr float FLAT = 0x1p-10f;  // as in kernels/augment_torch.py
+constexpr float FLAT = 0x1p-10f;  // as in kernels/augment_images/torch_form.py
 constexpr int CALLS = 512;        // of the generator in a block
 constexpr int PER_CALL = 8;       // normal values of each
 

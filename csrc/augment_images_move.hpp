@@ -27,7 +27,7 @@ struct Request {
 namespace {
 
 constexpr float INF = std::numeric_limits<float>::infinity();
-constexpr double CUBIC = -0.75;           // as in kernels/augment_torch.py
+constexpr double CUBIC = -0.75;           // as in kernels/augment_images/torch_form.py
 constexpr double GRID = 0x1.8p28;         // added and taken away again: rounds to multiples of 2^-24
 constexpr int LINE = 16;                  // slices that fit one vector
 

@@ -1,5 +1,5 @@
 // Farneback's flow on the CPU, as a plain C library: threads over frames and over pairs, vectors along rows.
-// kernels/optical_flow.py describes the method and calls it; the arithmetic is in optical_flow.cuh.
+// kernels/optical_flow/operation.py describes the method and calls it; the arithmetic is in optical_flow.cuh.
 
 #include <cstdint>
 #include <cstring>

@@ -1,34 +1,27 @@
-"""Operations on images and their visible tokens: one file an operation, its oracle and its kernels in it."""
+"""Operations on images and their visible tokens: an operation is one file, or a folder, with its oracle and kernels.
 
-from .assemble_queries import assemble_queries
-from .augment_images import augment_images, move_maps
+Importing an operation's file makes it known (`registry.py`). They stand in the order in which a report on a GPU
+measures them: what costs a step most comes first.
+"""
+
 from .backend import BackendError, launches, use
-from .masked_mse import masked_mse
-from .motion_score import mask_weights, motion_map, motion_score
-from .optical_flow import optical_flow
-from .patch_embed import patch_embed
-from .sample_mask import sample_mask
-from .sparse_attention import sparse_attention
-from .sparse_depthwise_conv import sparse_depthwise_conv
+from .registry import OPERATIONS
 from .table import table
 from .token_plan import TokenPlan
 
+# isort: off
+from .patch_embed import patch_embed as patch_embed
+from .sparse_depthwise_conv import sparse_depthwise_conv as sparse_depthwise_conv
+from .sparse_attention import sparse_attention as sparse_attention
+from .masked_mse import masked_mse as masked_mse
+from .assemble_queries import assemble_queries as assemble_queries
+from .sample_mask import sample_mask as sample_mask
+from .augment_images import augment_images as augment_images, move_maps as move_maps
+from .optical_flow import FlowParams as FlowParams, optical_flow as optical_flow
+from .motion_score import mask_weights as mask_weights, motion_map as motion_map, motion_score as motion_score
+# isort: on
+
 __all__ = [
-    "BackendError",
-    "TokenPlan",
-    "assemble_queries",
-    "augment_images",
-    "launches",
-    "mask_weights",
-    "masked_mse",
-    "motion_map",
-    "motion_score",
-    "move_maps",
-    "optical_flow",
-    "patch_embed",
-    "sample_mask",
-    "sparse_attention",
-    "sparse_depthwise_conv",
-    "table",
-    "use",
-]
+    "OPERATIONS", "BackendError", "FlowParams", "TokenPlan", "launches", "mask_weights", "motion_map", "move_maps",
+    "table", "use", *OPERATIONS,
+]  # fmt: skip

@@ -8,11 +8,17 @@ of fixed order: the same bits every time. The table is fixed in these models: th
 that requires a gradient is served by the PyTorch form.
 """
 
+from collections.abc import Iterator
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .backend import choose, launching, tl, triton, triton_unsupported
+from .inputs import Inputs
+from .registry import Call, Code, Operation, call_name, in_both, register
+from .shapes import SMALL_VIEW, VIEWS, ViewShape
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -163,3 +169,33 @@ def assemble_queries(mask_token: Tensor, table: Tensor, masked: Tensor, *, backe
     if choose("assemble_queries", backend, {"triton": lambda: unsupported(mask_token, table)}) == "torch":
         return assemble_queries_ref(mask_token, table, masked)
     return _assemble_queries_op(mask_token.contiguous(), table.contiguous(), masked.contiguous())
+
+
+def _call(view: ViewShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
+    token = inputs.floats(view.dec_width, grad=True)
+    table = inputs.floats(view.n, view.dec_width, dtype=dtype)
+    masked = inputs.plan(view.batch, view.n, view.keep).masked
+    return inputs.with_gradients(assemble_queries(token, table, masked, backend="triton"), token)
+
+
+def _calls() -> Iterator[Call]:
+    """The residual stream is float32 under autocast too."""
+    for name, view in VIEWS.items():
+        for dtype in (torch.bfloat16, torch.float32) if in_both(name) else (torch.float32,):
+            yield Call(call_name(name, dtype), partial(_call, view, dtype=dtype))
+
+
+register(Operation(
+    assemble_queries,
+    computes="mask token + position, for the tokens to decode",
+    unsupported=lambda x: {"triton": lambda: triton_unsupported(x)},
+    launches=("assemble_queries", "assemble_queries_bwd"),
+    calls=_calls,
+    small=partial(_call, SMALL_VIEW),
+    code={
+        "_assemble_queries_fwd": Code(False, True, True, "rows of the table in, of queries out"),
+        "_assemble_queries_bwd": Code(
+            False, True, False, "rows of gradients in; out goes one sum for every 16 rows at most"
+        ),
+    },
+))  # fmt: skip

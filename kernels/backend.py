@@ -13,11 +13,8 @@ from types import SimpleNamespace
 
 import torch
 
-BACKENDS = ("cuda", "triton", "native", "flash", "sdpa", "cudnn", "xformers", "torch")
-OPERATIONS = (
-    "assemble_queries", "augment_images", "masked_mse", "motion_score", "optical_flow", "patch_embed", "sample_mask",
-    "sparse_attention", "sparse_depthwise_conv",
-)  # fmt: skip
+from .registry import OPERATIONS
+
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 NVTX = torch.version.cuda is not None and not INTERPRET
@@ -29,7 +26,7 @@ else:  # the decorators and annotations of kernel definitions must still evaluat
     triton = SimpleNamespace(jit=lambda fn=None, **_: fn if fn else (lambda f: f), constexpr_function=lambda fn: fn)
     tl = SimpleNamespace(constexpr=lambda value: value)
 
-__all__ = ["BACKENDS", "HAS_TRITON", "INTERPRET", "BackendError", "choose", "launches", "tl", "triton", "use"]
+__all__ = ["HAS_TRITON", "INTERPRET", "BackendError", "choose", "launches", "tl", "triton", "use"]
 
 _forced: dict[str | None, str] = {}  # by operation; None: every other
 _launches: Counter[str] = Counter()
@@ -41,7 +38,7 @@ class BackendError(ValueError):
 
 @contextmanager
 def use(name: str, *operations: str) -> Iterator[None]:
-    """Operations called with backend="auto" inside the block run on `name`, one of BACKENDS.
+    """Operations called with backend="auto" inside the block run on `name`, a backend of some operation.
 
     operations: only those, by name ("sparse_attention"); every one where none is named. An operation's own name goes
     before a block around or inside it that names none. An operation that has no such backend raises BackendError where
@@ -49,8 +46,9 @@ def use(name: str, *operations: str) -> Iterator[None]:
     meant to be entered inside compiled code.
     """
     global _forced
-    if name not in BACKENDS:
-        raise BackendError(f"unknown backend {name!r}; want one of {', '.join(BACKENDS)}")
+    backends = dict.fromkeys(backend for operation in OPERATIONS.values() for backend in operation.backends)
+    if name not in backends:
+        raise BackendError(f"unknown backend {name!r}; want one of {', '.join(backends)}")
     if unknown := set(operations) - set(OPERATIONS):
         raise BackendError(f"unknown operation {min(unknown)!r}; want some of {', '.join(OPERATIONS)}")
     before, _forced = _forced, _forced | dict.fromkeys(operations or (None,), name)

@@ -12,14 +12,20 @@ rows, hence the same bits every time.
 """
 
 import math
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .backend import choose, launching, tl, triton, triton_unsupported
+from .inputs import Inputs
 from .patch_address import image_unsupported, load_values, locate_rows, patch_layout, sector_bytes
 from .patches import gather_patches, grid_of
+from .registry import Call, Code, Operation, call_name, dtypes_of, register
+from .shapes import SMALL_VIEW, VIEWS, ViewShape
 from .token_plan import TokenPlan
 
 TARGET_EPS = 1e-6
@@ -225,3 +231,29 @@ def masked_mse(
     pred = pred if pred.stride(2) == 1 else pred.contiguous()
     intensity = None if intensity is None else intensity.float().contiguous()
     return _masked_mse_op(pred, image.detach(), masked.contiguous(), intensity, list(patch), norm)
+
+
+def _call(view: ViewShape, inputs: Inputs, dtype: torch.dtype, norm: bool = True) -> list[Tensor]:
+    image, intensity = inputs.image(view, dtype)
+    plan = inputs.plan(view.batch, view.n, view.keep)
+    n_values = math.prod(view.token) * view.channels
+    pred = inputs.floats(*plan.masked.shape, n_values, dtype=dtype, grad=True)
+    loss = masked_mse(pred, image, plan, view.token, norm=norm, intensity=intensity, backend="triton")
+    return inputs.with_gradients(loss, pred)
+
+
+def _calls() -> Iterator[Call]:
+    for name, view in VIEWS.items():
+        for dtype, norm in product(dtypes_of(name), (False, True)):
+            yield Call(call_name(name, dtype, "norm" * norm), partial(_call, view, dtype=dtype, norm=norm))
+
+
+register(Operation(
+    masked_mse,
+    computes="loss against the image's own pixels, no patchified copy, fixed summation order",
+    unsupported=lambda x: {"triton": lambda: triton_unsupported(x)},
+    launches=("masked_mse", "masked_mse_bwd"),
+    calls=_calls,
+    small=partial(_call, SMALL_VIEW),
+    code=Code(False, True, "GRAD", "predictions in; their gradient out, but forward writes one number a row"),
+))  # fmt: skip

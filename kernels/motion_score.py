@@ -13,36 +13,29 @@ Means are of float32, in a fixed order: the same bits every time, for any number
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .backend import choose, launching
-from .flow_cuda import run_cuda
-from .flow_groups import PairGroups, pair_groups, pair_shares
-from .flow_native import run_native
-from .optical_flow import checked, integer, optical_flow_bytes, optical_flow_ref, reasons, refuse_non_finite
+from .optical_flow.cuda_form import run_cuda
+from .optical_flow.native_form import run_native
+from .optical_flow.operation import checked, optical_flow_bytes, optical_flow_ref, reasons, refuse_non_finite
+from .optical_flow.pair_groups import PairGroups, pair_groups, pair_shares
+from .optical_flow.params import DEFAULT, FlowParams, integer
 from .patches import grid_of
+from .registry import Operation, register
 
 LOG_SMALLEST, LOG_LARGEST = -13.0, 80.0
 
 
 def motion_map_ref(
-    frames: Tensor,
-    pairs: Sequence[tuple[int, int]],
-    tubelet: int | None,
-    levels: int,
-    pyr_scale: float,
-    window: int,
-    iterations: int,
-    poly_n: int,
-    poly_sigma: float,
-    refine: int,
+    frames: Tensor, pairs: Sequence[tuple[int, int]], tubelet: int | None, params: FlowParams = DEFAULT
 ) -> Tensor:
     """Plain PyTorch in the frames' dtype, at least float32, under autocast too; arguments as `motion_map` has checked
     them."""
-    flow = optical_flow_ref(frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
+    flow = optical_flow_ref(frames, pairs, params)
     magnitude = torch.linalg.vector_norm(flow, dim=2)  # (B, P, *size)
     shares = pair_shares(pairs, frames.shape[1], tubelet).to(magnitude)
     with torch.autocast(frames.device.type, enabled=False):
@@ -51,47 +44,43 @@ def motion_map_ref(
 
 
 def motion_map_bytes(
-    shape: Sequence[int], n_pairs: int, groups: PairGroups, item_size: int, levels: int, pyr_scale: float,
-    iterations: int, refine: int,
-) -> int:  # fmt: skip
+    shape: Sequence[int], n_pairs: int, groups: PairGroups, item_size: int, params: FlowParams = DEFAULT
+) -> int:
     """Bytes that move for frames of `shape` (B, T, X, Y[, Z]): those of the flow, less the flow, and the maps. What the
     last step reads of a pair, both expansions and the flow so far, it reads once for each group that the pair is in."""
-    flow = optical_flow_bytes(shape, n_pairs, item_size, levels, pyr_scale, iterations, refine)
+    flow = optical_flow_bytes(shape, n_pairs, item_size, params)
     pixels = math.prod(shape) // shape[1]
     again = len(groups.members) - n_pairs
     return flow + pixels * 4 * (groups.count - 2 * n_pairs + (5 + 5 + 2) * again)
 
 
-@torch.library.custom_op("cinema_fast::motion_map_native", mutates_args=())
-def _native_op(
+@torch.library.custom_op("cinema_fast::motion_map", mutates_args=(), device_types="cpu")
+def _map_op(
     frames: Tensor, pairs: list[int], tubelet: int | None, levels: int, pyr_scale: float, window: int, iterations: int,
     poly_n: int, poly_sigma: float, refine: int,
 ) -> Tensor:  # fmt: skip
-    return _run(run_native, frames, pairs, tubelet, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
+    params = FlowParams(levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
+    return _launch(run_native, frames, pairs, tubelet, params)
 
 
-@torch.library.custom_op("cinema_fast::motion_map_cuda", mutates_args=())
-def _cuda_op(
-    frames: Tensor, pairs: list[int], tubelet: int | None, levels: int, pyr_scale: float, window: int, iterations: int,
-    poly_n: int, poly_sigma: float, refine: int,
-) -> Tensor:  # fmt: skip
-    return _run(run_cuda, frames, pairs, tubelet, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
+@_map_op.register_kernel("cuda")
+def _map_on_cuda(frames, pairs, tubelet, *params):
+    return _launch(run_cuda, frames, pairs, tubelet, FlowParams(*params))
 
 
-def _run(how, frames, pairs, tubelet, *parameters):
-    out = _empty_map(frames, pairs, tubelet, *parameters)
+def _launch(run: Callable, frames: Tensor, pairs: list[int], tubelet: int | None, params: FlowParams) -> Tensor:
+    out = _empty_map(frames, pairs, tubelet)
     if not pairs:
         return out.zero_()
     if out.numel():
         groups = pair_groups(tuple(zip(pairs[::2], pairs[1::2])), frames.shape[1], tubelet)
         with launching("motion_score", frames):
-            how(frames.contiguous(), out, pairs, *parameters, groups)
+            run(frames.contiguous(), out, pairs, params, groups)
     return out
 
 
-@_cuda_op.register_fake
-@_native_op.register_fake
-def _empty_map(frames, pairs, tubelet, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine):
+@_map_op.register_fake
+def _empty_map(frames, pairs, tubelet, *_):
     b, t, *size = frames.shape
     groups = [] if tubelet is None else [t // tubelet]
     return frames.new_empty((b, *groups, *size), dtype=torch.float32)
@@ -102,19 +91,13 @@ def motion_map(
     pairs: str | Sequence[Sequence[int]] | Tensor = "consecutive",
     *,
     tubelet: int | None = None,
-    levels: int = 3,
-    pyr_scale: float = 0.5,
-    window: int = 15,
-    iterations: int = 3,
-    poly_n: int = 7,
-    poly_sigma: float = 1.5,
-    refine: int = 10,
+    params: FlowParams = DEFAULT,
     backend: str = "auto",
 ) -> Tensor:
     """Mean magnitude of the motion of every pixel, over the cycle or in each tubelet of a clip.
 
     Args:
-        frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine: as for `optical_flow`.
+        frames, pairs, params: as for `optical_flow`.
         tubelet: frames of a tubelet, a divisor of T, for frames (B, T, X, Y). A frame moves by the mean of the pairs
             that name it, by 0 where none does; a tubelet by the mean of its frames.
         backend: "auto", "torch", "native" (C++ on the CPU) or "cuda".
@@ -127,19 +110,18 @@ def motion_map(
         ValueError: what `optical_flow` raises; a tubelet that does not divide T, or one for frames with slices.
         BackendError: `backend` cannot run here.
     """
-    listed, how = checked(frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
+    listed, params = checked(frames, pairs, params)
     if tubelet is not None:
         if frames.ndim != 4:
             raise ValueError(f"motion_map: tubelet is for frames (B, T, X, Y), got frames {tuple(frames.shape)}")
         tubelet = integer("tubelet", tubelet, "motion_map")
         if tubelet < 1 or frames.shape[1] % tubelet:
             raise ValueError(f"motion_map: tubelet must divide the {frames.shape[1]} frames, got {tubelet}")
-    picked = choose("motion_map", backend, reasons(frames))
+    picked = choose("motion_score", backend, reasons(frames))
     if picked == "torch":
         refuse_non_finite(frames, listed)
-        return motion_map_ref(frames, listed, tubelet, *how)
-    op = {"native": _native_op, "cuda": _cuda_op}[picked]
-    return op(frames, [t for pair in listed for t in pair], tubelet, *how)
+        return motion_map_ref(frames, listed, tubelet, params)
+    return _map_op(frames, [t for pair in listed for t in pair], tubelet, *params)
 
 
 def motion_score(flow: Tensor, patch: tuple[int, ...]) -> Tensor:
@@ -211,3 +193,12 @@ def mask_weights(score: Tensor, *, strength: float, temperature: float = 1.0, ke
     log = torch.log((1 - strength + strength * score).clamp(min=1e-6)) / temperature
     log = log.amax(1, keepdim=True) - log  # from what moves most, at 0, upwards
     return torch.exp(LOG_SMALLEST + log.clamp(max=LOG_LARGEST - LOG_SMALLEST) if keep else LOG_LARGEST - log)
+
+
+register(Operation(
+    motion_score,
+    computes="mean motion of each pixel over the cycle or in each tubelet, taken where the flow is found, which is not "
+    "written whole; scores of patches and the weights of guided masks",
+    unsupported=reasons,
+    launches=("motion_score",),
+))  # fmt: skip

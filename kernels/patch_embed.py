@@ -14,14 +14,19 @@ GEMM and a scatter-add in PyTorch.
 """
 
 import math
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .backend import INTERPRET, choose, launching, tl, triton, triton_unsupported
+from .inputs import Inputs
 from .patch_address import image_unsupported, load_values, locate_rows, patch_layout, sector_bytes
 from .patches import gather_patches, grid_of, scatter_patches
+from .registry import Call, Code, Operation, call_name, dtypes_of, register
+from .shapes import SMALL_VIEW, VIEWS, ViewShape
 
 DOT_DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
@@ -350,3 +355,35 @@ def _check(image, weight, bias, index, patch, table, intensity):
     for name, tensor in others.items():
         if tensor is not None and tensor.device != image.device:
             raise ValueError(f"patch_embed: image is on {image.device}, {name} on {tensor.device}")
+
+
+def _call(view: ViewShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
+    """Float32 parameters under autocast."""
+    image, intensity = inputs.image(view, dtype)
+    outputs = math.prod(view.block)  # of a token
+    index = inputs.plan(view.batch, view.n * outputs, view.keep * outputs).keep
+    weight = inputs.floats(view.width, math.prod(view.kernel) * view.channels, grad=True)
+    bias = inputs.floats(view.width, grad=True)
+    with inputs.autocast(dtype):
+        out = patch_embed(image, weight, bias, index, view.kernel, intensity=intensity, backend="triton")
+    return inputs.with_gradients(out, weight, bias)
+
+
+def _calls() -> Iterator[Call]:
+    for name, view in VIEWS.items():
+        for dtype in dtypes_of(name):
+            yield Call(call_name(name, dtype), partial(_call, view, dtype=dtype))
+
+
+register(Operation(
+    patch_embed,
+    computes="visible patches of 2-, 3-, 4-D images gathered inside the GEMM; intensity window, bias and position "
+    "added",
+    unsupported=lambda x: {"triton": lambda: triton_unsupported(x)},
+    launches=("patch_embed", "patch_embed_dw"),
+    calls=_calls,
+    small=partial(_call, SMALL_VIEW),
+    code=Code(
+        True, True, True, "a GEMM: weight in and tokens out, or gradients; pixels as wide as they lie together"
+    ),
+))  # fmt: skip

@@ -17,6 +17,9 @@ the CPU takes any row, and gives the PyTorch form's plans to the bit, with weigh
 """
 
 import operator
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -24,7 +27,10 @@ from torch import Tensor
 from . import mask_native
 from .backend import choose, launching, tl, triton, triton_unsupported
 from .gumbel import WEIGHT_FLOOR, gumbel_priority
+from .inputs import Inputs
 from .philox import philox4x32
+from .registry import Call, Code, Operation, register
+from .shapes import SMALL_VIEW, VIEWS, ViewShape
 from .token_plan import TokenPlan
 
 KERNEL_TOKENS = 8192  # a row that the registers of one program hold; longer ones are the PyTorch form's
@@ -223,3 +229,38 @@ def sample_mask(
     step = 0 if step_tensor is not None else step
     draw = mask_native.draw if picked == "native" else _sample_mask_op
     return TokenPlan(*draw(scores, ids, step_tensor, device, batch, n, keep, n_decode, signed_seed, step, stream))
+
+
+def _call(view: ViewShape, inputs: Inputs, weighted: bool, part: bool) -> list[Tensor]:
+    scores = inputs.floats(view.batch, view.n).exp() if weighted else None
+    masked = view.n - view.keep
+    ids = inputs.integers(10**6, view.batch, dtype=torch.int64)
+    return list(sample_mask(
+        scores, batch=view.batch, n=view.n, keep=view.keep, seed=0, sample_ids=ids,
+        decode=round(masked / 4) if part else masked, backend="triton",
+    ))  # fmt: skip
+
+
+def _calls() -> Iterator[Call]:
+    for (name, view), weighted, part in product(VIEWS.items(), (False, True), (False, True)):
+        variant = ("weighted" if weighted else "uniform") + ", a quarter decoded" * part
+        yield Call(f"{name} {variant}", partial(_call, view, weighted=weighted, part=part))
+
+
+def _small(inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
+    """In float32 whatever the activations are."""
+    return [*_call(SMALL_VIEW, inputs, False, False), *_call(SMALL_VIEW, inputs, True, True)]
+
+
+register(Operation(
+    sample_mask,
+    computes="exactly `keep` visible tokens a sample, uniform or weighted without replacement, from Philox words; one "
+    "launch, no sort",
+    unsupported=lambda x: {
+        "triton": lambda: triton_unsupported(x), "native": lambda: mask_native.unsupported(x.device),
+    },
+    launches=("sample_mask",),
+    calls=_calls,
+    small=_small,
+    code=Code(False, False, False, "all in registers; a sample's weights and ids are a few KB"),
+))  # fmt: skip

@@ -35,6 +35,17 @@ class ViewShape(NamedTuple):
         """Tokens of the grid."""
         return math.prod(self.grid)
 
+    def stem_stages(self) -> "list[DepthwiseShape]":
+        """The convolutions of both stages of the convolutional stem, where there is one: the second halves the
+        positions of a token and doubles the channels."""
+        if math.prod(self.block) == 1:
+            return []
+        kernel, half = (5,) * len(self.grid), tuple(-(-b // 2) for b in self.block)
+        return [
+            DepthwiseShape(self.batch, self.grid, block, kernel, channels, self.keep)
+            for block, channels in ((self.block, self.width), (half, 2 * self.width))
+        ]
+
 
 class AttentionShape(NamedTuple):
     """Sequences of one length: queries and keys of each of `batch` samples."""
@@ -76,6 +87,8 @@ VIEWS = {
     # nothing divides anything: odd patches, three channels, a width that is no multiple of 16
     "awkward": ViewShape(3, 3, (30, 35), (5, 7), (5, 7), 41, 11, 30),
 }
+# for the interpreter, nothing a multiple of a tile
+SMALL_VIEW = ViewShape(2, 1, (20, 24, 3), (4, 4, 1), (4, 4, 1), 48, 23, 48)
 
 ATTENTION = {
     "cinema-base-encoder-b16": AttentionShape(16, 769, 769, 12, 64),

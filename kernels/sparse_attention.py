@@ -20,6 +20,7 @@ backward those, dout and three gradients. At these lengths the matrix units and 
 """
 
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -28,10 +29,16 @@ from torch import Tensor
 from . import tuning
 from .attention_peers import PEERS
 from .backend import INTERPRET, choose, launching, tl, triton, triton_unsupported
+from .inputs import Inputs
 from .packed_sequences import check_packed, is_uniform, longest_sequence, sequence_lengths
+from .registry import Call, Code, Operation, call_name, dtypes_of, register
+from .shapes import ATTENTION, AttentionShape
 
 MAX_HEAD_DIM = 128
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# entries of HEAD, what all kernels know of a head: its width, that rounded up to a power of two, the precision of
+# tl.dot, and whether Triton's interpreter runs it
+DIM, PADDED_DIM, PRECISION, INTERPRETED = (tl.constexpr(i) for i in range(4))
 
 
 def sparse_attention_ref(
@@ -73,7 +80,7 @@ def _locate(cu_q_ptr, cu_k_ptr, n_heads, n_tiles):
 @triton.jit
 def _bound(n, HEAD: tl.constexpr):
     # triton 3.6's interpreter, under numpy >= 2.4, wants Python's integers as bounds of a loop
-    return tl.cast(n, tl.int32).handle.data.item() if HEAD[3] else n
+    return tl.cast(n, tl.int32).handle.data.item() if HEAD[INTERPRETED] else n
 
 
 @triton.jit
@@ -85,8 +92,8 @@ def _rows(ptr, token_stride, head_stride, first, head):
 @triton.jit
 def _load(rows, start, end, BLOCK: tl.constexpr, MASKED: tl.constexpr, HEAD: tl.constexpr):
     """Rows start..start + BLOCK, zero from row `end` on if MASKED: [BLOCK, BLOCK_D]"""
-    D: tl.constexpr = HEAD[0]
-    BLOCK_D: tl.constexpr = HEAD[1]
+    D: tl.constexpr = HEAD[DIM]
+    BLOCK_D: tl.constexpr = HEAD[PADDED_DIM]
     row, col = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_D)[None, :]
     at = rows[0] + start * rows[1] + row * rows[1] + col
     if MASKED and D < BLOCK_D:
@@ -98,15 +105,15 @@ def _load(rows, start, end, BLOCK: tl.constexpr, MASKED: tl.constexpr, HEAD: tl.
     else:
         x = tl.load(at)
     # the interpreter computes wrongly in bfloat16; on a GPU the matrix units want the dtype as it is
-    return x.to(tl.float32) if HEAD[3] else x
+    return x.to(tl.float32) if HEAD[INTERPRETED] else x
 
 
 @triton.jit
 def _store(rows, n_rows, x, BLOCK: tl.constexpr, HEAD: tl.constexpr):
-    BLOCK_D: tl.constexpr = HEAD[1]
+    BLOCK_D: tl.constexpr = HEAD[PADDED_DIM]
     row, col = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_D)[None, :]
     at = rows[0] + row * rows[1] + col
-    tl.store(at, x.to(rows[0].dtype.element_ty), mask=(row < n_rows) & (col < HEAD[0]))
+    tl.store(at, x.to(rows[0].dtype.element_ty), mask=(row < n_rows) & (col < HEAD[DIM]))
 
 
 @triton.jit
@@ -116,7 +123,7 @@ def _fwd_walk(
 ):  # fmt: skip
     for start in tl.range(_bound(begin, HEAD), _bound(end, HEAD), COLS, num_stages=1 if MASKED else None):
         k = _load(keys, start, end, COLS, MASKED, HEAD)
-        logits = tl.dot(q, tl.trans(k), input_precision=HEAD[2])  # [ROWS, COLS], without the scale
+        logits = tl.dot(q, tl.trans(k), input_precision=HEAD[PRECISION])  # [ROWS, COLS], without the scale
         if MASKED:
             logits = tl.where(start + tl.arange(0, COLS)[None, :] < end, logits, float("-inf"))
         new_top = tl.maximum(top, tl.max(logits, 1) * scale_log2)
@@ -125,7 +132,7 @@ def _fwd_walk(
         top = new_top
         total = total * shrink + tl.sum(weights, 1)
         v = _load(values, start, end, COLS, MASKED, HEAD)
-        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=HEAD[2])
+        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision=HEAD[PRECISION])
     return top, total, acc
 
 
@@ -134,7 +141,7 @@ def _fwd_tile(
     queries, keys, values, out, lse_ptr, n_rows, n_k, scale_log2,
     ROWS: tl.constexpr, COLS: tl.constexpr, TAIL_COLS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
-    BLOCK_D: tl.constexpr = HEAD[1]
+    BLOCK_D: tl.constexpr = HEAD[PADDED_DIM]
     q = _load(queries, 0, n_rows, ROWS, True, HEAD)
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
@@ -159,7 +166,7 @@ def _attention_fwd(
     first_q += tile * ROWS
     queries = _rows(q_ptr, q_token, q_head, first_q, head)
     keys, values = _rows(k_ptr, k_token, k_head, first_k, head), _rows(v_ptr, v_token, v_head, first_k, head)
-    out = _rows(out_ptr, n_heads * HEAD[0], HEAD[0], first_q, head)
+    out = _rows(out_ptr, n_heads * HEAD[DIM], HEAD[DIM], first_q, head)
     lse_ptr += head * total_q + first_q
     if left > (TAIL_ROWS if TAIL_ROWS < ROWS else 0):
         _fwd_tile(queries, keys, values, out, lse_ptr, left, n_k, scale_log2, ROWS, COLS, TAIL_COLS, HEAD)
@@ -175,13 +182,13 @@ def _dq_walk(
     for start in tl.range(_bound(begin, HEAD), _bound(end, HEAD), COLS, num_stages=1 if MASKED else None):
         k = _load(keys, start, end, COLS, MASKED, HEAD)
         v = _load(values, start, end, COLS, MASKED, HEAD)
-        logits = tl.dot(q, tl.trans(k), input_precision=HEAD[2])  # [ROWS, COLS]
+        logits = tl.dot(q, tl.trans(k), input_precision=HEAD[PRECISION])  # [ROWS, COLS]
         weights = tl.math.exp2(logits * scale_log2 - lse[:, None])
         if MASKED:  # a key that is not there has the logit 0, whose weight may be infinite
             weights = tl.where(start + tl.arange(0, COLS)[None, :] < end, weights, 0.0)
-        dweights = tl.dot(dout, tl.trans(v), input_precision=HEAD[2])
+        dweights = tl.dot(dout, tl.trans(v), input_precision=HEAD[PRECISION])
         dlogits = weights * (dweights - delta[:, None])
-        dq = tl.dot(dlogits.to(k.dtype), k, dq, input_precision=HEAD[2])
+        dq = tl.dot(dlogits.to(k.dtype), k, dq, input_precision=HEAD[PRECISION])
     return dq
 
 
@@ -190,7 +197,7 @@ def _dq_tile(
     owned, keys, values, n_rows, n_k, scale, scale_log2,
     ROWS: tl.constexpr, COLS: tl.constexpr, TAIL_COLS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
-    BLOCK_D: tl.constexpr = HEAD[1]
+    BLOCK_D: tl.constexpr = HEAD[PADDED_DIM]
     queries, out, dout, dqueries, lse_ptr, lse_delta_ptr = owned
     row = tl.arange(0, ROWS)
     do = _load(dout, 0, n_rows, ROWS, True, HEAD)
@@ -218,8 +225,8 @@ def _attention_bwd_dq(
     first_q += tile * ROWS
     queries, dout = _rows(q_ptr, q_token, q_head, first_q, head), _rows(dout_ptr, dout_token, dout_head, first_q, head)
     keys, values = _rows(k_ptr, k_token, k_head, first_k, head), _rows(v_ptr, v_token, v_head, first_k, head)
-    out = _rows(out_ptr, n_heads * HEAD[0], HEAD[0], first_q, head)
-    dqueries = _rows(dq_ptr, n_heads * HEAD[0], HEAD[0], first_q, head)
+    out = _rows(out_ptr, n_heads * HEAD[DIM], HEAD[DIM], first_q, head)
+    dqueries = _rows(dq_ptr, n_heads * HEAD[DIM], HEAD[DIM], first_q, head)
     row = head * total_q + first_q
     owned = queries, out, dout, dqueries, lse_ptr + row, lse_delta_ptr + 2 * row
     if left > (TAIL_ROWS if TAIL_ROWS < ROWS else 0):
@@ -241,12 +248,12 @@ def _dkv_walk(
         pair = lse_delta_ptr + 2 * row + tl.arange(0, 2)[None, :]
         # a query that is not there has dout = delta = 0 and adds nothing
         lse, delta = tl.split(tl.load(pair, mask=row < end, other=0.0) if MASKED else tl.load(pair))
-        logits = tl.dot(k, tl.trans(q), input_precision=HEAD[2])  # [ROWS, COLS]
+        logits = tl.dot(k, tl.trans(q), input_precision=HEAD[PRECISION])  # [ROWS, COLS]
         weights = tl.math.exp2(logits * scale_log2 - lse[None, :])
-        dv = tl.dot(weights.to(do.dtype), do, dv, input_precision=HEAD[2])
-        dweights = tl.dot(v, tl.trans(do), input_precision=HEAD[2])
+        dv = tl.dot(weights.to(do.dtype), do, dv, input_precision=HEAD[PRECISION])
+        dweights = tl.dot(v, tl.trans(do), input_precision=HEAD[PRECISION])
         dlogits = weights * (dweights - delta[None, :])
-        dk = tl.dot(dlogits.to(q.dtype), q, dk, input_precision=HEAD[2])
+        dk = tl.dot(dlogits.to(q.dtype), q, dk, input_precision=HEAD[PRECISION])
     return dk, dv
 
 
@@ -255,7 +262,7 @@ def _dkv_tile(
     owned, walked, n_rows, n_q, scale, scale_log2,
     ROWS: tl.constexpr, COLS: tl.constexpr, TAIL_COLS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
-    BLOCK_D: tl.constexpr = HEAD[1]
+    BLOCK_D: tl.constexpr = HEAD[PADDED_DIM]
     keys, values, dkeys, dvalues = owned
     k, v = _load(keys, 0, n_rows, ROWS, True, HEAD), _load(values, 0, n_rows, ROWS, True, HEAD)
     dk, dv = tl.zeros((ROWS, BLOCK_D), tl.float32), tl.zeros((ROWS, BLOCK_D), tl.float32)
@@ -278,8 +285,8 @@ def _attention_bwd_dkv(
     queries, dout = _rows(q_ptr, q_token, q_head, first_q, head), _rows(dout_ptr, dout_token, dout_head, first_q, head)
     walked = queries, dout, lse_delta_ptr + 2 * (head * total_q + first_q)
     keys, values = _rows(k_ptr, k_token, k_head, first_k, head), _rows(v_ptr, v_token, v_head, first_k, head)
-    dkeys = _rows(dk_ptr, n_heads * HEAD[0], HEAD[0], first_k, head)
-    dvalues = _rows(dv_ptr, n_heads * HEAD[0], HEAD[0], first_k, head)
+    dkeys = _rows(dk_ptr, n_heads * HEAD[DIM], HEAD[DIM], first_k, head)
+    dvalues = _rows(dv_ptr, n_heads * HEAD[DIM], HEAD[DIM], first_k, head)
     owned = keys, values, dkeys, dvalues
     if left > (TAIL_ROWS if TAIL_ROWS < ROWS else 0):
         _dkv_tile(owned, walked, left, n_q, scale, scale_log2, ROWS, COLS, TAIL_COLS, HEAD)
@@ -452,3 +459,49 @@ def sparse_attention(
         return _forward_op(q, k, v, cu_q, cu_k, max_q, max_k, scale)[0]
     attend = sparse_attention_ref if name == "torch" else PEERS[name][0]
     return attend(q, k, v, cu_q, cu_k, max_q, max_k, scale)
+
+
+PROJECTED_TOGETHER = 8  # blocks of the decoder, whose keys and values are one projection
+
+
+def _call(s: AttentionShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
+    """q, k and v as views of one projection where queries and keys are the same tokens, else of two."""
+    queries, keys = s.batch * s.queries, s.batch * s.keys
+    if s.queries == s.keys:
+        q, k, v = inputs.floats(queries, 3, s.heads, s.head_dim, dtype=dtype).unbind(1)
+    else:
+        q = inputs.floats(queries, s.heads, s.head_dim, dtype=dtype)
+        k, v = inputs.floats(keys, 2 * PROJECTED_TOGETHER, s.heads, s.head_dim, dtype=dtype).unbind(1)[:2]
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    cu_q, cu_k = inputs.offsets(s.batch, s.queries), inputs.offsets(s.batch, s.keys)
+    out = sparse_attention(*leaves, cu_q, cu_k, max_q=s.queries, max_k=s.keys, backend="triton")
+    return inputs.with_gradients(out, *leaves)
+
+
+def _calls() -> Iterator[Call]:
+    for name, shape in ATTENTION.items():
+        for dtype in dtypes_of(name):
+            yield Call(call_name(name, dtype), partial(_call, shape, dtype=dtype))
+
+
+def _tuned_remark(device: torch.device) -> str:
+    if device.type != "cuda" or not tuning.has_table(device):
+        return ""
+    return f"equally long sequences as kernels/tuned/{tuning.slug(tuning.gpu_of(device))}.json says"
+
+
+register(Operation(
+    sparse_attention,
+    computes="softmax attention over packed sequences, self and cross, head dims 8-128, deterministic (a peer that a "
+    "table picks may not be)",
+    unsupported=lambda x: {
+        "triton": lambda: triton_unsupported(x),
+        **{name: partial(why, x, x, x, True) for name, (_, why) in PEERS.items()},
+    },
+    launches=("sparse_attention", "sparse_attention_dq", "sparse_attention_dkv"),
+    calls=_calls,
+    # longer than a tile, and not a multiple of one
+    small=partial(_call, AttentionShape(2, 145, 130, 3, 32)),
+    code=Code(True, True, True, "GEMMs: heads' rows in and out"),
+    remark=_tuned_remark,
+))  # fmt: skip

@@ -7,8 +7,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cinema_fast.kernels.augment_torch import FLAT, beyond, min_max, move_images
-from cinema_fast.kernels.gaussian_noise import gaussian_noise
+from cinema_fast.kernels.augment_images.gaussian_noise import gaussian_noise
+from cinema_fast.kernels.augment_images.torch_form import FLAT, beyond, min_max, move_images
 
 MOVES = ("zoom", "angle", "shift", "flip")
 # float32 sums of at most four or 2 x 4 products of grey values up to 255 and weights, and those bicubic ones below 0

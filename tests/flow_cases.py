@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from cinema_fast.kernels import launches
-from cinema_fast.kernels.optical_flow import reasons
+from cinema_fast.kernels.optical_flow.operation import reasons
+from cinema_fast.kernels.optical_flow.params import DEFAULT, FlowParams
 
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
-DEFAULTS = {
-    "levels": 3, "pyr_scale": 0.5, "window": 15, "iterations": 3, "poly_n": 7, "poly_sigma": 1.5, "refine": 10,
-}  # fmt: skip
 # Float32 against float64 [pixels], worst and mean: three times the worst that the suite shows in any form with windows
 # of 15 pixels and more (1.1e-5 and 8e-7: a pixel's flow is a quotient of sums, each off by some 1e-6 of itself). Where
 # a window holds little, the equations are nearly singular and spread rounding: windows of 9 pixels in a texture of
@@ -101,9 +99,15 @@ def assert_same_flow(actual: Tensor, expected: Tensor, worst: float = WORST, mea
         assert float(error.max()) <= worst and float(error.mean()) <= mean, (float(error.max()), float(error.mean()))
 
 
+def arguments(how: dict) -> dict:
+    """Arguments of `optical_flow` or `motion_map`, parameters of the flow among them by their own names."""
+    params = {name: value for name, value in how.items() if name in FlowParams._fields}
+    return {name: value for name, value in how.items() if name not in params} | {"params": FlowParams(**params)}
+
+
 def worst_of(how: dict) -> float:
     """Bound of the largest error for parameters that differ from the defaults."""
-    return WORST_OF_SMALL_WINDOWS if how.get("window", DEFAULTS["window"]) < DEFAULTS["window"] else WORST
+    return WORST_OF_SMALL_WINDOWS if how.get("window", DEFAULT.window) < DEFAULT.window else WORST
 
 
 def compile_with(*command: str) -> str:

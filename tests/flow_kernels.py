@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 import torch
-from flow_cases import CSRC, DEFAULTS, compile_with, poisoned
+from flow_cases import CSRC, compile_with, poisoned
 
-from cinema_fast.kernels import flow_cuda
-from cinema_fast.kernels.flow_groups import pair_groups
+from cinema_fast.kernels.optical_flow import FlowParams, cuda_form
+from cinema_fast.kernels.optical_flow.pair_groups import pair_groups
 
 
 class OnCpu:
@@ -51,14 +51,14 @@ def library(tmp_path_factory):
 @pytest.fixture
 def on_cpu(library, monkeypatch):
     module = OnCpu(library)
-    monkeypatch.setattr(flow_cuda, "cuda_module", lambda operation: module)
+    monkeypatch.setattr(cuda_form, "cuda_module", lambda operation: module)
     return module
 
 
 def flow_by_kernels(frames, pairs, dtype=torch.float32, **how):
     """As the registered operator calls them; the result and the workspace start as NaN."""
     out = torch.full((frames.shape[0], len(pairs), 2, *frames.shape[2:]), torch.nan, dtype=dtype)
-    flow_cuda.run_cuda(frames.contiguous(), out, [t for pair in pairs for t in pair], *(DEFAULTS | how).values())
+    cuda_form.run_cuda(frames.contiguous(), out, [t for pair in pairs for t in pair], FlowParams(**how))
     return out
 
 
@@ -66,7 +66,7 @@ def map_by_kernels(frames, pairs, tubelet=None, **how):
     groups = pair_groups(tuple(pairs), frames.shape[1], tubelet)
     out = torch.full((len(frames), groups.count, *frames.shape[2:]), torch.nan)
     pairs = [t for pair in pairs for t in pair]
-    flow_cuda.run_cuda(frames.contiguous(), out, pairs, *(DEFAULTS | how).values(), groups)
+    cuda_form.run_cuda(frames.contiguous(), out, pairs, FlowParams(**how), groups)
     return out.squeeze(1) if tubelet is None else out
 
 

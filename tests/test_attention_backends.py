@@ -12,9 +12,9 @@ from torch._dynamo.backends.debugging import aot_eager
 from torch.nn.attention import SDPBackend
 
 from cinema_fast.info import describe
-from cinema_fast.kernels import BackendError, attention_peers, table, use
+from cinema_fast.kernels import OPERATIONS, BackendError, attention_peers, table, use
 from cinema_fast.kernels.attention_peers import PEERS
-from cinema_fast.kernels.backend import OPERATIONS, choose
+from cinema_fast.kernels.backend import choose
 from cinema_fast.kernels.sparse_attention import (
     sparse_attention,
     sparse_attention_bytes,

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from cinema_fast.data.loading.augment import model_input
 from cinema_fast.data.loading.augmentation import Augmentation
-from cinema_fast.kernels.augment_torch import beyond, min_max, zoom_images, zoom_matrix
+from cinema_fast.kernels.augment_images.torch_form import beyond, min_max, zoom_images, zoom_matrix
 
 ZOOMS = (0.9, 0.95, 1.0, 1.03, 1.1)
 

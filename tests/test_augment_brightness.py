@@ -7,7 +7,7 @@ from scipy import stats
 
 from cinema_fast.data.loading.augment import model_input
 from cinema_fast.data.loading.augmentation import Augmentation
-from cinema_fast.kernels.gaussian_noise import gaussian_noise
+from cinema_fast.kernels.augment_images.gaussian_noise import gaussian_noise
 from cinema_fast.kernels.philox import philox_numpy
 
 N = 192 * 192 * 16

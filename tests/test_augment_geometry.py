@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from cinema_fast.data.loading.augment import model_input, motion_input
 from cinema_fast.data.loading.augmentation import AS_STORED, Augmentation
-from cinema_fast.kernels.augment_torch import move_images
+from cinema_fast.kernels.augment_images.torch_form import move_images
 
 KINDS = {"2-D": (20, 20), "3-D": (20, 20, 5), "clip": (4, 20, 20)}
 

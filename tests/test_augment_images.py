@@ -6,8 +6,9 @@ from augment_cases import MOVED, MOVES, Case, cases, check, everything, images, 
 from conftest import INTERPRET
 from hypothesis import HealthCheck, assume, given, settings
 
-from cinema_fast.kernels import BackendError, augment_images, augment_native, launches, move_maps, use
-from cinema_fast.kernels.augment_torch import move_maps_ref
+from cinema_fast.kernels import BackendError, augment_images, launches, move_maps, use
+from cinema_fast.kernels.augment_images import native_form
+from cinema_fast.kernels.augment_images.torch_form import move_maps_ref
 
 CPU_BACKENDS = ("native",)
 SIZES = {"2-D": (21, 18), "3-D": (9, 8, 16), "clip": (3, 14, 17)}
@@ -128,7 +129,7 @@ def test_no_images(backend, device):
     assert made(case, backend, device).any()
 
 
-native = pytest.mark.skipif(bool(augment_native.PROBLEM), reason=augment_native.PROBLEM)
+native = pytest.mark.skipif(bool(native_form.PROBLEM), reason=native_form.PROBLEM)
 
 
 @native
@@ -157,11 +158,11 @@ def test_extents_beyond_the_room_and_parameters_that_are_no_numbers_read_no_othe
 @native
 def test_the_operator_is_sound():
     frames, extent, clip, how = case_of("clip")
-    torch.library.opcheck(augment_native.augment, (frames, extent), {**how, "clip": clip, "maps": False})
+    torch.library.opcheck(native_form.augment, (frames, extent), {**how, "clip": clip, "maps": False})
 
 
 def test_without_the_library_the_pytorch_form_runs(monkeypatch):
-    monkeypatch.setattr(augment_native, "PROBLEM", "it was not built")
+    monkeypatch.setattr(native_form, "PROBLEM", "it was not built")
     case = case_of("2-D")
     before = launches().get("augment_images", 0)
     assert torch.equal(made(case, "auto"), made(case, "torch")) and launches().get("augment_images", 0) == before

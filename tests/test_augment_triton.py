@@ -10,7 +10,8 @@ import torch
 from augment_cases import everything, images
 from conftest import has_gpu
 
-from cinema_fast.kernels import BackendError, augment_images, augment_triton, launches, move_maps
+from cinema_fast.kernels import BackendError, augment_images, launches, move_maps
+from cinema_fast.kernels.augment_images import triton_form
 
 ROOMS = {"stored": (70, 71), "2-D": (31, 40), "3-D": (25, 9, 5), "clip": (3, 18, 23)}
 
@@ -33,20 +34,20 @@ def test_parts_of_any_number_of_tiles(backend, device, monkeypatch, kind):
     frames, extent, how = some(ROOMS[kind], device)
     how = {} if kind == "stored" else {"zoom": how["zoom"]}
     how = {**how, "clip": kind == "clip", "backend": backend}
-    monkeypatch.setattr(augment_triton, "_parts", lambda n, tile: {"PARTS": -(-n // tile), "TILES": 1})
+    monkeypatch.setattr(triton_form, "_parts", lambda n, tile: {"PARTS": -(-n // tile), "TILES": 1})
     expected = augment_images(frames, extent, **how)
     monkeypatch.undo()
-    monkeypatch.setattr(augment_triton, "MOST_PARTS", 2)
+    monkeypatch.setattr(triton_form, "MOST_PARTS", 2)
     assert torch.equal(augment_images(frames, extent, **how), expected)
 
 
 def test_config_covers_a_room():
     for room in ((1, 192, 192, 16), (16, 192, 192, 1), (1, 1, 1, 1), (1, 3, 5, 700), (1, 1021, 1031, 3)):
-        config, lines, pixels = augment_triton.augment_config(room), math.prod(room[:3]), math.prod(room)
+        config, lines, pixels = triton_form.augment_config(room), math.prod(room[:3]), math.prod(room)
         move, extremes, brighten = config["move"], config["extremes"], config["brighten"]
         assert room[3] <= move["BLOCK_Z"] < 2 * room[3] and move["LINES"] * move["BLOCK_Z"] <= max(1024, 2 * room[3])
         for shared, tile, n in ((move, move["LINES"], lines), (extremes, extremes["BLOCK"], pixels)):
-            assert shared["PARTS"] <= augment_triton.MOST_PARTS
+            assert shared["PARTS"] <= triton_form.MOST_PARTS
             assert (shared["PARTS"] - 1) * shared["TILES"] * tile < n <= shared["PARTS"] * shared["TILES"] * tile
         assert (brighten["BLOCKS"] - 1) * brighten["BLOCK"] * 8 < pixels <= brighten["BLOCKS"] * brighten["BLOCK"] * 8
 
@@ -99,7 +100,7 @@ def test_wrong_extents_and_parameters_that_are_no_numbers_read_no_other_memory(b
 def test_the_operator_is_sound(backend, device, maps):
     frames, extent, how = some((5, 4), device)
     how |= dict.fromkeys(("gamma", "noise", "noise_key")) if maps else {}
-    torch.library.opcheck(augment_triton.augment, (frames, extent), {**how, "clip": False, "maps": maps})
+    torch.library.opcheck(triton_form.augment, (frames, extent), {**how, "clip": False, "maps": maps})
 
 
 @pytest.mark.parametrize("size", [(1, 16385), (2**10, 2**10, 2**10)])

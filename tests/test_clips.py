@@ -17,7 +17,7 @@ from cinema_fast.data.loading.loader import Loader
 from cinema_fast.data.loading.sampler import Sampler, frame_at
 from cinema_fast.data.store.clips import ClipStore, Plane, clip_frames
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.kernels.augment_torch import zoom_images
+from cinema_fast.kernels.augment_images.torch_form import zoom_images
 
 SIZE = {"clip": (6, 24, 40)}  # of frames of 32 x 32: cropped along one axis, padded along the other
 

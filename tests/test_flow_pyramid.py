@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cinema_fast.kernels.flow_pyramid import (
+from cinema_fast.kernels.optical_flow.pyramid import (
     axis_taps,
     border_weight,
     expansion_filters,

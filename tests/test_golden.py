@@ -10,15 +10,13 @@ from conftest import INTERPRET
 
 import cinema_fast as cf
 from cinema_fast import kernels
+from cinema_fast.kernels import OPERATIONS
 
 CASES = ("tiny", "sax_only", "norm_other_size")
 CPU_BACKENDS = ("native",)
 NOT_CONFIG = ("name", "batch", "mask_ratio")
 IN_FEATURES = {"patch_embed", "sparse_depthwise_conv", "sparse_attention"}
-IN_STEP = {
-    *IN_FEATURES, "assemble_queries", "masked_mse", "patch_embed_dw", "sparse_depthwise_conv_dx",
-    "sparse_depthwise_conv_dw", "sparse_attention_dq", "sparse_attention_dkv", "assemble_queries_bwd", "masked_mse_bwd",
-}  # fmt: skip
+IN_STEP = {launch for name in (*IN_FEATURES, "assemble_queries", "masked_mse") for launch in OPERATIONS[name].launches}
 
 
 def load_case(shared, name, device="cpu"):

@@ -13,7 +13,7 @@ import pytest
 from fake_reference import write_fake_reference
 
 from cinema_fast.data.loading.dali import why_not_dali
-from cinema_fast.kernels import tuning
+from cinema_fast.kernels import OPERATIONS, tuning
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu" / "gpu_first.py"
@@ -99,9 +99,7 @@ def test_the_second_command_reaches_everything(second):
 def test_every_operation_is_held_to_float64(first):
     _, _, report, _ = first
     rows = {(row["op"], row["pass"]): row for row in report["errors"]}
-    both = ("patch_embed", "sparse_depthwise_conv", "sparse_attention", "masked_mse", "assemble_queries")
-    forward = ("sample_mask", "augment_images", "optical_flow", "motion_score")
-    assert rows.keys() == {(op, p) for op in both for p in ("fwd", "bwd")} | {(op, "fwd") for op in forward}
+    assert rows.keys() == {(name, pass_) for name, op in OPERATIONS.items() for pass_ in op.passes}
     assert all(row["right"] and 0 <= row["rel_err"] <= row["err_budget"] for row in rows.values())
     assert report["fallbacks"] == {}
 

@@ -3,15 +3,17 @@
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import has_gpu
-from operation_cases import OPERATIONS
+from operation_cases import SMALL, call
 from tolerances import assert_close
 
+from cinema_fast import kernels
 from cinema_fast.kernels import TokenPlan, assemble_queries, augment_images, launches, masked_mse, sparse_attention
 from cinema_fast.kernels import backend as kernel_backend
 from cinema_fast.kernels.sparse_attention import sparse_attention_ref
@@ -41,18 +43,26 @@ def warps(request, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", SMALL)
+def test_what_an_operation_says_it_launches(backend, device, operation):
+    before = Counter(launches())
+    call(operation, device, torch.float32)
+    declared = set(kernels.OPERATIONS[operation].launches)
+    assert declared == {name for name in Counter(launches()) - before if name.startswith(operation)}
+
+
+@pytest.mark.parametrize("operation", SMALL)
 def test_twice_the_same_bits(backend, device, operation, dtype):
-    for once, again in zip(*(OPERATIONS[operation](device, dtype) for _ in range(2))):
+    for once, again in zip(*(call(operation, device, dtype) for _ in range(2))):
         assert torch.equal(once, again)
 
 
 @pytest.mark.parametrize("warps", [2, 8], indirect=True)
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", SMALL)
 def test_any_number_of_warps(backend, device, operation, warps):
-    outs = OPERATIONS[operation](device, torch.float32)
+    outs = call(operation, device, torch.float32)
     warps.undo()
-    for out, expected in zip(outs, OPERATIONS[operation](device, torch.float32)):
+    for out, expected in zip(outs, call(operation, device, torch.float32)):
         if out.is_floating_point():
             assert_close(out, expected)
         else:

@@ -8,22 +8,22 @@ import math
 
 import pytest
 import torch
-from flow_cases import DEFAULTS, WAYS, assert_same_flow, device_of, really_runs, textured, worst_of
+from flow_cases import WAYS, arguments, assert_same_flow, device_of, really_runs, textured, worst_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
 
 from cinema_fast.kernels import BackendError, motion_map, motion_score, optical_flow
-from cinema_fast.kernels.flow_groups import pair_groups
 from cinema_fast.kernels.motion_score import (
-    _native_op,
+    _map_op,
     motion_map_bytes,
     motion_map_ref,
     patch_means,
     relative_to_mean,
 )
 from cinema_fast.kernels.native import load_library
-from cinema_fast.kernels.optical_flow import optical_flow_bytes
+from cinema_fast.kernels.optical_flow import FlowParams, optical_flow_bytes
+from cinema_fast.kernels.optical_flow.pair_groups import pair_groups
 
 GOOD = torch.zeros(1, 6, 33, 40)
 LIBRARY, PROBLEM = load_library("optical_flow")
@@ -38,7 +38,7 @@ def way(request):
 
 
 def map_by(way, frames, pairs="consecutive", **how):
-    return motion_map(frames.to(device_of(way)), pairs, **how, backend=way)
+    return motion_map(frames.to(device_of(way)), pairs, **arguments(how), backend=way)
 
 
 def consecutive(frames):
@@ -62,7 +62,7 @@ def consecutive(frames):
 def test_equals_the_float64_oracle(way, size, frames, tubelet, dtype, how):
     frames = textured(2, frames, size).clamp(0, 255).to(dtype)
     before = frames.clone()
-    expected = motion_map_ref(frames.double(), consecutive(frames), tubelet, **DEFAULTS | how)
+    expected = motion_map_ref(frames.double(), consecutive(frames), tubelet, FlowParams(**how))
     assert_same_flow(map_by(way, frames, tubelet=tubelet, **how), expected, worst_of(how))
     assert torch.equal(frames, before)
 
@@ -166,7 +166,7 @@ def test_no_pair_no_motion(name):
 )
 def test_bad_arguments_are_named(frames, how, match):
     with pytest.raises(ValueError, match=match):
-        motion_map(frames, **how)
+        motion_map(frames, **arguments(how))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf], ids=str)
@@ -195,7 +195,7 @@ def test_parameters_and_defaults_are_those_of_optical_flow():
 @needs_library
 @pytest.mark.parametrize(("shape", "tubelet"), [((1, 3, 33, 40), None), ((2, 4, 20, 21), 2), ((2, 2, 20, 21, 3), None)])
 def test_registration(shape, tubelet):
-    torch.library.opcheck(_native_op, (torch.rand(shape) * 255, [0, 1, 1, 0], tubelet, 3, 0.5, 15, 3, 7, 1.5, 10))
+    torch.library.opcheck(_map_op, (torch.rand(shape) * 255, [0, 1, 1, 0], tubelet, 3, 0.5, 15, 3, 7, 1.5, 10))
 
 
 @pytest.mark.gpu
@@ -228,13 +228,13 @@ def test_threads_do_not_change_a_bit(size, tubelet):
 @pytest.mark.parametrize("refine", [0, 10])
 def test_bytes_of_a_small_case(refine):
     # one level of 40 x 50, frames in uint8
-    how, plane = {"levels": 3, "pyr_scale": 0.5, "iterations": 2, "refine": refine}, 40 * 50 * 4
-    flow = optical_flow_bytes((1, 3, 40, 50, 4), 2, 1, **how)
+    params, plane = FlowParams(iterations=2, refine=refine), 40 * 50 * 4
+    flow = optical_flow_bytes((1, 3, 40, 50, 4), 2, 1, params)
     cycle = pair_groups(((0, 1), (1, 2)), 3, None)  # in place of 2 x 2 planes of flow one of the map
-    assert motion_map_bytes((1, 3, 40, 50, 4), 2, cycle, 1, **how) == flow - 4 * 3 * plane
-    flow = optical_flow_bytes((1, 4, 40, 50), 3, 1, **how)
+    assert motion_map_bytes((1, 3, 40, 50, 4), 2, cycle, 1, params) == flow - 4 * 3 * plane
+    flow = optical_flow_bytes((1, 4, 40, 50), 3, 1, params)
     clip = pair_groups(((0, 1), (1, 2), (2, 3)), 4, 2)  # two maps; the pair between the tubelets is read for both
-    assert motion_map_bytes((1, 4, 40, 50), 3, clip, 1, **how) == flow - 4 * plane + 12 * plane
+    assert motion_map_bytes((1, 4, 40, 50), 3, clip, 1, params) == flow - 4 * plane + 12 * plane
 
 
 def test_autocast_changes_nothing(way):

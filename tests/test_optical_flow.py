@@ -8,11 +8,13 @@ import math
 
 import pytest
 import torch
-from flow_cases import DEFAULTS, WAYS, assert_same_flow, device_of, moving, really_runs, textured, worst_of
+from flow_cases import WAYS, assert_same_flow, device_of, moving, really_runs, textured, worst_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cinema_fast.kernels.optical_flow import SMOOTHNESS, _refine, optical_flow, optical_flow_ref
+from cinema_fast.kernels.optical_flow import FlowParams, optical_flow, optical_flow_ref
+from cinema_fast.kernels.optical_flow.operation import SMOOTHNESS, _refine
+from cinema_fast.kernels.optical_flow.params import DEFAULT
 
 
 @pytest.fixture(params=WAYS)
@@ -23,11 +25,11 @@ def way(request):
 
 
 def flow_by(way, frames, pairs="consecutive", **how):
-    return optical_flow(frames.to(device_of(way)), pairs, **how, backend=way)
+    return optical_flow(frames.to(device_of(way)), pairs, params=FlowParams(**how), backend=way)
 
 
 def oracle(frames, pairs, **how):
-    return optical_flow_ref(frames.double(), pairs, **DEFAULTS | how)
+    return optical_flow_ref(frames.double(), pairs, FlowParams(**how))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_any_size(way, size, window, poly_n, iterations, refine, batch):
     how = {"window": window, "poly_n": poly_n, "iterations": iterations, "refine": refine}
     frames = textured(batch, 2, size).float()
     actual, expected = flow_by(way, frames, **how), oracle(frames, [(0, 1)], **how)
-    plain = optical_flow_ref(frames, [(0, 1)], **DEFAULTS | how)
+    plain = optical_flow_ref(frames, [(0, 1)], FlowParams(**how))
     theirs = float((plain.double() - expected).abs().max())
     assert_same_flow(actual, expected, worst=2e-3 + 4 * theirs, mean=2e-4 + 4 * theirs)
 
@@ -150,7 +152,7 @@ def test_refinement_halves_the_error_where_motion_changes_from_pixel_to_pixel(wa
     frames, truth = moving((128, 112), rotation(3), torch.zeros(2, dtype=torch.float64))
     window, refined = (
         (flow_by(way, frames[None].float(), refine=refine)[0, 0].cpu() - truth).norm(dim=0)[16:-16, 16:-16].mean()
-        for refine in (0, DEFAULTS["refine"])
+        for refine in (0, DEFAULT.refine)
     )
     assert refined < 0.5 * window
 

@@ -9,13 +9,14 @@ import shutil
 
 import pytest
 import torch
-from flow_cases import CSRC, DEFAULTS, assert_same_flow, compile_with, textured, worst_of
+from flow_cases import CSRC, assert_same_flow, compile_with, textured, worst_of
 from flow_kernels import OnCpu, flow_by_kernels, for_cpu, library, map_by_kernels, on_cpu, poison  # noqa: F401
 
-from cinema_fast.kernels import flow_cuda
-from cinema_fast.kernels.flow_pyramid import POLY_N
 from cinema_fast.kernels.motion_score import motion_map_ref
-from cinema_fast.kernels.optical_flow import DAMPING, MAX_REFINE, SMOOTHNESS, SPREAD, optical_flow_ref
+from cinema_fast.kernels.optical_flow import FlowParams, cuda_form, optical_flow_ref
+from cinema_fast.kernels.optical_flow.operation import DAMPING, SMOOTHNESS, SPREAD
+from cinema_fast.kernels.optical_flow.params import MAX_REFINE
+from cinema_fast.kernels.optical_flow.pyramid import POLY_N
 
 KERNELS = {
     "flow_image_uint8", "flow_image_float16", "flow_image_float32", "flow_expand_5", "flow_expand_7", "flow_upsample",
@@ -57,9 +58,9 @@ def test_compiles_for_a100_and_h100_without_spills_and_keeps_ptx(tmp_path):
 )
 def test_kernels_equal_the_oracle(on_cpu, poison, size, dtype, how):  # noqa: F811
     frames, pairs = textured(2, 3, size).clamp(0, 255).to(dtype), [(0, 1), (2, 0)]
-    expected = optical_flow_ref(frames.double(), pairs, **DEFAULTS | how)
+    expected = optical_flow_ref(frames.double(), pairs, FlowParams(**how))
     assert_same_flow(flow_by_kernels(frames, pairs, **how), expected, worst_of(how))
-    last = "flow_refine_float32" if (DEFAULTS | how)["refine"] else "flow_solve_float32"
+    last = "flow_refine_float32" if FlowParams(**how).refine else "flow_solve_float32"
     assert set(on_cpu.launched) <= KERNELS and on_cpu.launched[-1] == last
 
 
@@ -88,9 +89,9 @@ def test_halves_are_the_nearest_to_what_float32_gives(on_cpu, poison, size, refi
 def test_maps_equal_the_oracle(on_cpu, poison, size, frames, pairs, tubelet, how):  # noqa: F811
     frames = textured(2, frames, size).clamp(0, 255).to(torch.uint8)
     pairs = [(t, t + 1) for t in range(frames.shape[1] - 1)] if pairs == "consecutive" else pairs
-    expected = motion_map_ref(frames.double(), pairs, tubelet, **DEFAULTS | how)
+    expected = motion_map_ref(frames.double(), pairs, tubelet, FlowParams(**how))
     assert_same_flow(map_by_kernels(frames, pairs, tubelet, **how), expected, worst_of(how))
-    last = "flow_refine_mean" if (DEFAULTS | how)["refine"] else "flow_mean_magnitude"
+    last = "flow_refine_mean" if FlowParams(**how).refine else "flow_mean_magnitude"
     assert on_cpu.launched[-1] == last and on_cpu.launched.count(last) == 1
     assert set(on_cpu.launched) <= KERNELS
     assert "flow_refine_float32" not in on_cpu.launched  # which would write the flow
@@ -98,20 +99,20 @@ def test_maps_equal_the_oracle(on_cpu, poison, size, frames, pairs, tubelet, how
 
 @pytest.mark.parametrize("n", [1, 32, 33, 96, 192, 256, 257, 400, 1000])
 def test_blocks_cover_a_row(n):
-    threads, blocks = flow_cuda.row_blocks(n)
+    threads, blocks = cuda_form.row_blocks(n)
     assert threads % 32 == 0 and threads <= 256 and threads * blocks >= n > threads * (blocks - 1)
 
 
 def test_constants_agree_with_the_header():
     values = dict(re.findall(r"(\w+) = ([\d.e-]+)f?[,;]", (CSRC / "optical_flow.cuh").read_text()))
     twins = {
-        "STRIP": flow_cuda.STRIP, "MEAN_WIDTH": flow_cuda.MEAN_BLOCK[0], "MEAN_PAIRS": flow_cuda.MEAN_BLOCK[1],
-        "REGION_X": flow_cuda.REGION[0], "REGION_Y": flow_cuda.REGION[1], "REGION_ROWS": flow_cuda.REGION_ROWS,
+        "STRIP": cuda_form.STRIP, "MEAN_WIDTH": cuda_form.MEAN_BLOCK[0], "MEAN_PAIRS": cuda_form.MEAN_BLOCK[1],
+        "REGION_X": cuda_form.REGION[0], "REGION_Y": cuda_form.REGION[1], "REGION_ROWS": cuda_form.REGION_ROWS,
         "MAX_RADIUS": max(POLY_N), "SMOOTHNESS": SMOOTHNESS, "SPREAD": SPREAD, "DAMPING": DAMPING,
         "COEFFICIENTS": 5,
     }  # fmt: skip
     assert {name: float(values[name]) for name in twins} == twins
-    assert min(flow_cuda.REGION) > 2 * MAX_REFINE
+    assert min(cuda_form.REGION) > 2 * MAX_REFINE
 
 
 def test_shared_memory_is_not_what_the_block_before_has_left(tmp_path):

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flow_cases import textured
+from flow_cases import arguments, textured
 
 from cinema_fast.kernels import BackendError
 from cinema_fast.kernels.native import load_library
-from cinema_fast.kernels.optical_flow import _native_op, optical_flow, optical_flow_bytes
+from cinema_fast.kernels.optical_flow import FlowParams, optical_flow, optical_flow_bytes
+from cinema_fast.kernels.optical_flow.operation import _flow_op
 
 GOOD = torch.zeros(1, 3, 33, 40)
 
@@ -30,6 +31,7 @@ def test_one_frame_has_no_pairs(pairs):
         (torch.zeros(1, 0, 33, 40), {}, r"frames must be .* got \(1, 0, 33, 40\)"),
         (GOOD.double(), {}, "frames must be uint8, float16 or float32, got torch.float64"),
         (GOOD.short(), {}, "got torch.int16"),
+        (GOOD, {"params": {"levels": 3}}, r"params must be a FlowParams, got \{'levels': 3\}"),
         (GOOD, {"levels": 0}, r"levels must be in 1\.\.32, got 0"),
         (GOOD, {"pyr_scale": 1.0}, r"pyr_scale must be in \(0, 1\), got 1.0"),
         (GOOD, {"pyr_scale": 0}, "pyr_scale"),
@@ -70,7 +72,7 @@ def test_one_frame_has_no_pairs(pairs):
 )
 def test_bad_arguments_are_named(frames, how, match):
     with pytest.raises(ValueError, match=match):
-        optical_flow(frames, **how)
+        optical_flow(frames, **arguments(how) | {k: v for k, v in how.items() if k == "params"})
 
 
 @pytest.mark.parametrize(
@@ -81,8 +83,8 @@ def test_bad_arguments_are_named(frames, how, match):
 )  # fmt: skip
 def test_integers_of_any_kind(pairs):
     frames = textured(1, 3, (33, 40)).float()
-    flow = optical_flow(frames, pairs, window=np.int32(9), levels=np.uint8(1), pyr_scale=np.float32(0.5))
-    assert torch.equal(flow, optical_flow(frames, [(0, 2), (1, 0)], window=9, levels=1))
+    flow = optical_flow(frames, pairs, params=FlowParams(np.uint8(1), np.float32(0.5), np.int32(9)))
+    assert torch.equal(flow, optical_flow(frames, [(0, 2), (1, 0)], params=FlowParams(window=9, levels=1)))
 
 
 def test_a_backend_that_cannot_run_says_why(monkeypatch):
@@ -102,7 +104,7 @@ def test_registration(shape):
     if not load_library("optical_flow")[0]:
         pytest.skip(load_library("optical_flow")[1])
     for dtype in (torch.float32, torch.float16):
-        torch.library.opcheck(_native_op, (torch.rand(shape) * 255, [0, 1, 1, 0], dtype, 3, 0.5, 15, 3, 7, 1.5, 10))
+        torch.library.opcheck(_flow_op, (torch.rand(shape) * 255, [0, 1, 1, 0], dtype, 3, 0.5, 15, 3, 7, 1.5, 10))
 
 
 @pytest.mark.gpu
@@ -136,6 +138,6 @@ def test_bytes_of_a_small_case():
     # one level of 40 x 50, 3 frames in uint8, 2 pairs, 2 iterations, 4 slices
     pixels = 40 * 50
     expected = 4 * (3 * (pixels + pixels * 28) + 2 * pixels * 2 * 56)
-    how = {"levels": 3, "pyr_scale": 0.5, "iterations": 2}
-    assert optical_flow_bytes((1, 3, 40, 50, 4), 2, 1, **how, refine=0) == expected
-    assert optical_flow_bytes((1, 3, 40, 50, 4), 2, 1, **how, refine=10) == expected + 4 * 2 * pixels * 56
+    unrefined, refined = (FlowParams(iterations=2, refine=refine) for refine in (0, 10))
+    assert optical_flow_bytes((1, 3, 40, 50, 4), 2, 1, unrefined) == expected
+    assert optical_flow_bytes((1, 3, 40, 50, 4), 2, 1, refined) == expected + 4 * 2 * pixels * 56

@@ -6,7 +6,7 @@ from flow_cases import CSRC, textured
 from flow_kernels import OnCpu, flow_by_kernels, for_cpu, library, map_by_kernels, on_cpu, poison  # noqa: F401
 from tolerances import assert_close
 
-from cinema_fast.kernels import flow_cuda
+from cinema_fast.kernels.optical_flow import cuda_form
 
 
 def test_groups_of_slices_give_the_same(on_cpu, poison, monkeypatch):  # noqa: F811
@@ -15,7 +15,7 @@ def test_groups_of_slices_give_the_same(on_cpu, poison, monkeypatch):  # noqa: F
     whole, launched = flow_by_kernels(frames, pairs), len(on_cpu.launched)
     whole_map = map_by_kernels(frames, pairs)
     launched_for_map = len(on_cpu.launched) - launched
-    monkeypatch.setattr(flow_cuda, "slices_at_once", lambda *_: 3)
+    monkeypatch.setattr(cuda_form, "slices_at_once", lambda *_: 3)
     assert torch.equal(flow_by_kernels(frames, pairs), whole)
     assert torch.equal(map_by_kernels(frames, pairs), whole_map)
     assert len(on_cpu.launched) == (1 + 4) * (launched + launched_for_map)
@@ -38,7 +38,7 @@ def test_runs_of_pairs_give_the_same(on_cpu, poison, monkeypatch, refine):  # no
     whole, launched = results(), len(on_cpu.launched)
     for limit, value in (("MAX_PLANES", 11), ("WORKSPACE_BYTES", 4 * 20 * 33 * (6 * 4 + 9 * 6))):
         with monkeypatch.context() as small:
-            small.setattr(flow_cuda, limit, value)
+            small.setattr(cuda_form, limit, value)
             flow, *maps = results()
         assert torch.equal(flow, whole[0])
         for actual, expected in zip(maps, whole[1:]):
@@ -49,17 +49,17 @@ def test_runs_of_pairs_give_the_same(on_cpu, poison, monkeypatch, refine):  # no
 def test_runs_of_pairs_cover_all_and_fit():
     """Every pair of 100 frames of 256 x 256, which together would take 12 GB."""
     pairs = [t for pair in all_pairs(100) for t in pair]
-    runs = list(flow_cuda.pair_runs(pairs, 256 * 256))
+    runs = list(cuda_form.pair_runs(pairs, 256 * 256))
     assert [first for first, _ in runs] == [0, *(end for _, end in runs[:-1])] and runs[-1][1] == 100**2
     for first, end in runs:
         floats = 6 * len(set(pairs[2 * first : 2 * end])) + 9 * (end - first)
-        assert 4 * 256 * 256 * floats <= flow_cuda.WORKSPACE_BYTES
-    assert list(flow_cuda.pair_runs([0, 1] * 70_000, 1)) == [(0, 32767), (32767, 65534), (65534, 70_000)]
-    assert list(flow_cuda.pair_runs([0, 1, 1, 0], 10**9)) == [(0, 1), (1, 2)]  # at least one
+        assert 4 * 256 * 256 * floats <= cuda_form.WORKSPACE_BYTES
+    assert list(cuda_form.pair_runs([0, 1] * 70_000, 1)) == [(0, 32767), (32767, 65534), (65534, 70_000)]
+    assert list(cuda_form.pair_runs([0, 1, 1, 0], 10**9)) == [(0, 1), (1, 2)]  # at least one
 
 
 def test_more_tubelets_than_planes_are_refused(monkeypatch):
-    monkeypatch.setattr(flow_cuda, "MAX_PLANES", 3)
+    monkeypatch.setattr(cuda_form, "MAX_PLANES", 3)
     with pytest.raises(ValueError, match="motion_map: at most 3 tubelets on a GPU, got 4"):
         map_by_kernels(torch.zeros(1, 4, 20, 20), [(0, 1)], 1)
 
@@ -79,20 +79,20 @@ def test_slices_are_counted_first(tmp_path):
 
 @pytest.mark.parametrize("captured", [False, True])
 def test_tables_are_bounded_but_a_graph_keeps_its_own(on_cpu, monkeypatch, captured):  # noqa: F811
-    assert all(cached.cache_info().maxsize for cached in (flow_cuda._table, flow_cuda._levels, flow_cuda._filters))
-    monkeypatch.setattr(flow_cuda, "_captured", {})
-    monkeypatch.setattr(flow_cuda, "_capturing", lambda: captured)
+    assert all(cached.cache_info().maxsize for cached in (cuda_form._table, cuda_form._levels, cuda_form._filters))
+    monkeypatch.setattr(cuda_form, "_captured", {})
+    monkeypatch.setattr(cuda_form, "_capturing", lambda: captured)
     map_by_kernels(textured(1, 2, (64, 70)).to(torch.uint8), [(1, 0)], 1)
     n_tables = 5 + 1 + 4 + 8  # of pairs and groups, the filters, and the taps of two levels
-    assert len(flow_cuda._captured) == captured * n_tables
-    assert all(flow_cuda._captured[address].data_ptr() == address for address in flow_cuda._captured)
-    assert flow_cuda._captured.keys() <= on_cpu.given
+    assert len(cuda_form._captured) == captured * n_tables
+    assert all(cuda_form._captured[address].data_ptr() == address for address in cuda_form._captured)
+    assert cuda_form._captured.keys() <= on_cpu.given
 
 
 def test_the_workspace_is_bounded():
     per_slice = 192 * 192 * 4 * (6 * 25 + 9 * 24)
-    assert flow_cuda.slices_at_once(1000, 25, 24, 0, 192 * 192) == flow_cuda.WORKSPACE_BYTES // per_slice
-    assert flow_cuda.slices_at_once(4, 25, 24, 1, 192 * 192) == 4
-    assert flow_cuda.slices_at_once(10**6, 2, 1, 1, 64) == 65535 // 2
-    assert flow_cuda.slices_at_once(10**6, 2, 1, 30, 64) == 65535 // 30
-    assert flow_cuda.slices_at_once(10, 1000, 999, 0, 1024 * 1024) == 1
+    assert cuda_form.slices_at_once(1000, 25, 24, 0, 192 * 192) == cuda_form.WORKSPACE_BYTES // per_slice
+    assert cuda_form.slices_at_once(4, 25, 24, 1, 192 * 192) == 4
+    assert cuda_form.slices_at_once(10**6, 2, 1, 1, 64) == 65535 // 2
+    assert cuda_form.slices_at_once(10**6, 2, 1, 30, 64) == 65535 // 30
+    assert cuda_form.slices_at_once(10, 1000, 999, 0, 1024 * 1024) == 1

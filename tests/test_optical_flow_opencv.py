@@ -3,19 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from flow_cases import DEFAULTS
 
 from cinema_fast.data.formats.nifti import read_cine, read_nifti
-from cinema_fast.kernels.optical_flow import optical_flow, reasons
+from cinema_fast.kernels.optical_flow import FlowParams, optical_flow
+from cinema_fast.kernels.optical_flow.operation import reasons
+from cinema_fast.kernels.optical_flow.params import DEFAULT
 from cinema_fast.phantom.cohort import make_study
 
 cv2 = pytest.importorskip("cv2", reason="opencv is not installed (pip install opencv-python-headless)")
 MYOCARDIUM = 2
-UNREFINED = DEFAULTS | {"refine": 0}
+UNREFINED = FlowParams(refine=0)
 PARAMETERS = [
     UNREFINED,
-    UNREFINED | {"levels": 4, "pyr_scale": 0.8, "window": 11, "iterations": 2, "poly_n": 5, "poly_sigma": 1.1},
-    UNREFINED | {"levels": 1, "pyr_scale": 0.5, "window": 31, "iterations": 5, "poly_n": 7, "poly_sigma": 1.5},
+    FlowParams(levels=4, pyr_scale=0.8, window=11, iterations=2, poly_n=5, poly_sigma=1.1, refine=0),
+    FlowParams(levels=1, window=31, iterations=5, refine=0),
 ]
 
 
@@ -26,17 +27,16 @@ def way(request):
     return request.param
 
 
-def by_opencv(first, second, how=UNREFINED) -> np.ndarray:
+def by_opencv(first, second, p=UNREFINED) -> np.ndarray:
     """(2, X, Y): OpenCV's x runs along columns, our Y."""
     flow = cv2.calcOpticalFlowFarneback(
-        first, second, None, how["pyr_scale"], how["levels"], how["window"], how["iterations"], how["poly_n"],
-        how["poly_sigma"], 0,
-    )  # fmt: skip
+        first, second, None, p.pyr_scale, p.levels, p.window, p.iterations, p.poly_n, p.poly_sigma, 0
+    )
     return flow[..., ::-1].transpose(2, 0, 1)
 
 
-def ours(frames: np.ndarray, way: str, how=UNREFINED, pairs="consecutive") -> np.ndarray:
-    return optical_flow(torch.from_numpy(frames)[None], pairs, **how, backend=way)[0].numpy()
+def ours(frames: np.ndarray, way: str, params=UNREFINED, pairs="consecutive") -> np.ndarray:
+    return optical_flow(torch.from_numpy(frames)[None], pairs, params=params, backend=way)[0].numpy()
 
 
 def in_8_bits(image: np.ndarray) -> np.ndarray:
@@ -59,13 +59,13 @@ def hearts():
     return views
 
 
-@pytest.mark.parametrize("how", PARAMETERS, ids=["defaults", "scale 0.8", "one level"])
+@pytest.mark.parametrize("params", PARAMETERS, ids=["defaults", "scale 0.8", "one level"])
 @pytest.mark.parametrize("view", ["sax", "lax_4c"])
-def test_equals_opencv_on_the_synthetic_heart(way, hearts, view, how):
+def test_equals_opencv_on_the_synthetic_heart(way, hearts, view, params):
     frames, pairs, _, tissue = hearts[view]
-    flow = ours(frames, way, how, pairs)
+    flow = ours(frames, way, params, pairs)
     for p, (a, b) in enumerate(pairs):
-        difference = np.linalg.norm(flow[p] - by_opencv(frames[a], frames[b], how), axis=0)
+        difference = np.linalg.norm(flow[p] - by_opencv(frames[a], frames[b], params), axis=0)
         # the one rule that differs acts at the last row and column
         assert difference[tissue[p]].max() < 0.01 and difference.mean() < 0.01
 
@@ -73,7 +73,7 @@ def test_equals_opencv_on_the_synthetic_heart(way, hearts, view, how):
 @pytest.mark.parametrize("view", ["sax", "lax_4c"])
 def test_motion_of_the_myocardium_is_found_better_than_by_opencv(way, hearts, view):
     frames, pairs, truth, tissue = hearts[view]
-    flow = ours(frames, way, DEFAULTS, pairs)
+    flow = ours(frames, way, DEFAULT, pairs)
     for p, (a, b) in enumerate(pairs):
         error, theirs = (
             np.linalg.norm(found - truth[p], axis=0)[tissue[p]].mean()

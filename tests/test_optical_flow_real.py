@@ -9,12 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import shared_path
-from flow_cases import DEFAULTS
 
 from cinema_fast.data.formats.nifti import read_cine
 from cinema_fast.data.prepare.geometry import to_uint8
 from cinema_fast.kernels.native import load_library
-from cinema_fast.kernels.optical_flow import optical_flow
+from cinema_fast.kernels.optical_flow import FlowParams, optical_flow
 
 LIBRARY, PROBLEM = load_library("optical_flow")
 STEP = 4  # frames: far enough apart for tissue to have moved
@@ -43,8 +42,8 @@ def test_refinement_lowers_what_is_left_between_real_frames(name):
     in each cine, and in no plane more than without."""
     cine = read_cine(shared_path(f"data/cine/{name}.nii.gz"), stack=name.startswith("sax"))
     frames = torch.stack([torch.from_numpy(to_uint8(cine.frame(t))[0]) for t in (0, STEP, 2 * STEP)])[None]
-    before = optical_flow(frames, **DEFAULTS | {"refine": 0}, backend="native")
-    after = optical_flow(frames, **DEFAULTS, backend="native")
+    before = optical_flow(frames, params=FlowParams(refine=0), backend="native")
+    after = optical_flow(frames, backend="native")
     left = []
     for z in range(frames.shape[-1]):
         first, second = frames[0, :-1, ..., z].float(), frames[0, 1:, ..., z].float()

@@ -20,6 +20,7 @@ attention_time, operation_work, step_cost, step_work, tutorial_attention, predic
     ("attention_time", "operation_work", "step_cost", "step_work", "tutorial_attention", "predict"),
 )
 
+from cinema_fast.kernels import OPERATIONS  # noqa: E402
 from cinema_fast.kernels.backend import launching  # noqa: E402
 from cinema_fast.kernels.sparse_attention import sparse_attention_flops  # noqa: E402
 from cinema_fast.models.cinema import CineMA  # noqa: E402
@@ -319,10 +320,9 @@ def test_committed_kernels(committed):
     assert len(names) == len(committed["kernels"])
     for row in committed["kernels"]:
         assert 0 < row["us_low"] < row["us"] < row["us_high"], row
-    for module in ("sparse_attention", "patch_embed", "masked_mse", "sparse_depthwise_conv", "assemble_queries"):
-        assert {p for _, op, p, _, _ in names if op == module} == {"fwd", "bwd"}
-    for module in ("sample_mask", "augment_images"):
-        assert {p for _, op, p, _, _ in names if op == module} == {"fwd"}
+    for name, operation in OPERATIONS.items():
+        wanted = set(operation.passes if list(operation.calls()) else ())  # of Triton's kernels
+        assert {p for _, op, p, _, _ in names if op == name} == wanted
 
 
 @pytest.mark.slow

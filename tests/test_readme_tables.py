@@ -1,6 +1,7 @@
 """The README's figures are those of the results files, and say when they are of another version of a kernel."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -9,9 +10,10 @@ import readme_tables
 from checkout import ROOT
 from report_schema import kernel_sha
 
+from cinema_fast.kernels import OPERATIONS
+
 README = """<!-- cpu -->old<!-- /cpu -->
-| [`masked_mse`](kernels/masked_mse.py) | loss | torch, triton | old |
-| [`sample_mask`](kernels/sample_mask.py) | masks | torch | old |
+<!-- kernels -->old<!-- /kernels -->
 | other | kernels/ | row |
 """
 
@@ -40,13 +42,19 @@ def test_cells_of_kernels(cpu):
     old = report("2026-01-02T0", kernel("fwd", 99.0, now))
     new = report("2026-03-04T0", kernel("fwd", 12.4, now, "compiled peer", 1.84), kernel("bwd", 20.0, now))
     text = readme_tables.with_figures(README, cpu, [old, new])
-    lines = text.splitlines()
-    assert lines[-3] == (
-        "| [`masked_mse`](kernels/masked_mse.py) | loss | torch, triton | GPU X, 2026-03-04: fwd 12 us (a, bf16), 72 % "
-        "of the limit, 1.8 times as fast as compiled peer; bwd 20 us (a, bf16), 72 % of the limit |"
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| [")}
+    assert list(rows) == list(OPERATIONS)
+    assert rows["masked_mse"] == (
+        "| [`masked_mse`](kernels/masked_mse.py) ([test](tests/test_masked_mse.py), "
+        "[bench](benchmarks/operations/bench_masked_mse.py)) | loss against the image's own pixels, no patchified "
+        "copy, fixed summation order | fwd, bwd | triton, torch | GPU X, 2026-03-04: fwd 12 us (a, bf16), 72 % of the "
+        "limit, 1.8 times as fast as compiled peer; bwd 20 us (a, bf16), 72 % of the limit |"
     )
-    assert lines[-2] == "| [`sample_mask`](kernels/sample_mask.py) | masks | torch | not measured on a GPU |"
-    assert lines[-1] == "| other | kernels/ | row |"
+    assert rows["sample_mask"].endswith(" | fwd | triton, native, torch | not measured on a GPU |")
+    assert "(kernels/optical_flow/operation.py)" in rows["optical_flow"]
+    for row in rows.values():
+        assert all((ROOT / path).exists() for path in re.findall(r"\]\(([^)]+)\)", row))
+    assert text.splitlines()[-1] == "| other | kernels/ | row |" and "old" not in text.splitlines()
     assert readme_tables.with_figures(text, cpu, [old, new]) == text
     stale = readme_tables.with_figures(README, cpu, [report("2026-03-04T0", kernel("fwd", 12.4, "0" * 64))])
     assert stale.count("(measured on an earlier version) |") == 1

@@ -1,9 +1,10 @@
 """The machine code of every kernel as it is launched, for GPUs that need not be there: `make audit`.
 
-Triton's kernels are compiled for sm_80, sm_90 and sm_100 at the registry's shapes, csrc/*.cu for sm_80 and sm_90. What
-was compiled before from the same source, specialisation and compiler is taken from results/audit.json, and what another
-version of Triton made of today's launches stays there: each version in use runs this once. Writes that file and
-docs/audit.md; prints a line for each thing that is wrong, with any version, and exits with 1 where there is any.
+Triton's kernels are compiled for sm_80, sm_90 and sm_100 in the calls that operations declare (kernels/registry.py),
+csrc/*.cu for sm_80 and sm_90. What was compiled before from the same source, specialisation and compiler is taken from
+results/audit.json, and what another version of Triton made of today's launches stays there: each version in use runs
+this once. Writes that file and docs/audit.md; prints a line for each thing that is wrong, with any version, and exits
+with 1 where there is any.
 """
 
 import hashlib
@@ -13,9 +14,8 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from json import loads
+from json import dumps, loads
 from pathlib import Path
-from typing import NamedTuple
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,6 +28,9 @@ from audit_document import markdown, what
 from audit_launches import Launch
 from checkout import ROOT
 
+from cinema_fast.kernels import OPERATIONS
+from cinema_fast.kernels.registry import Code
+
 ARCHS = (80, 90, 100)
 RESULTS, DOCUMENT, CUDA_SOURCES = ROOT / "benchmarks/results/audit.json", ROOT / "docs/audit.md", ROOT / "csrc"
 TRITON = f"triton {triton.__version__}"
@@ -35,45 +38,18 @@ SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that a
 UNALIGNED = "awkward"  # of this shape no address is a multiple of anything
 
 
-class Expected(NamedTuple):
-    """What a kernel's code must hold: instructions of the matrix units where it computes in 16 bit; 16-byte loads and
-    16-byte stores of global memory at every shape but UNALIGNED (or only where the constant of that name is True)."""
-
-    matrix: bool
-    wide_loads: bool
-    wide_stores: bool | str
-    why: str
-
-
-# by operation, or by kernel where an operation's kernels differ
-EXPECTED = {
-    "assemble_queries._assemble_queries_fwd": Expected(False, True, True, "rows of the table in, of queries out"),
-    "assemble_queries._assemble_queries_bwd": Expected(
-        False, True, False, "rows of gradients in; out goes one sum for every 16 rows at most"
-    ),
-    "augment_triton._extremes": Expected(False, True, False, "8-bit pixels in, two numbers for each part out"),
-    "augment_triton._move": Expected(
-        False, False, True, "four neighbouring pixels a thread out; in come 8-bit ones, from where rotation says"
-    ),
-    "augment_triton._brighten": Expected(
-        False, False, True, "four neighbouring pixels a thread: 16 bytes out, and in 4 where they come as stored"
-    ),
-    "masked_mse": Expected(
-        False, True, "GRAD", "predictions in; their gradient out, but forward writes one number a row"
-    ),
-    "optical_flow": Expected(False, False, False, "a thread makes one pixel: neighbours read neighbouring floats"),
-    "patch_embed": Expected(
-        True, True, True, "a GEMM: weight in and tokens out, or gradients; pixels as wide as they lie together"
-    ),
-    "sample_mask": Expected(False, False, False, "all in registers; a sample's weights and ids are a few KB"),
-    "sparse_attention": Expected(True, True, True, "GEMMs: heads' rows in and out"),
-    "sparse_depthwise_conv": Expected(
-        False, False, False, "a lane holds two channels: 4 or 8 bytes, whole lines of 128 bytes a warp"
-    ),
-}
+def expected() -> dict[str, Code]:
+    """What operations say of their kernels' code, by operation, or by kernel where an operation's kernels differ."""
+    found = {}
+    for name, operation in OPERATIONS.items():
+        if isinstance(operation.code, Code):
+            found[name] = operation.code
+        else:
+            found |= {f"{name}.{kernel}": code for kernel, code in operation.code.items()}
+    return found
 
 
-def faults(entry: dict, expected: dict[str, Expected]) -> list[str]:
+def faults(entry: dict, expected: dict[str, Code]) -> list[str]:
     """What is wrong with an entry of the results, each with the kernel, its shapes and its architecture."""
     code, types = entry["code"], entry["passed"].get("types", "")
     wants = expected.get(entry["kernel"]) or expected.get(entry["kernel"].partition(".")[0])
@@ -85,7 +61,7 @@ def faults(entry: dict, expected: dict[str, Expected]) -> list[str]:
     if code["shared"] > (limit := SHARED_LIMIT[entry["arch"]]):
         wrong.append(f"{code['shared']} bytes of shared memory, the limit is {limit}")
     if wants is None:
-        wrong.append("audit.EXPECTED does not say what its code must hold")
+        wrong.append("its operation does not say what its code must hold")
     else:
         if wants.matrix and ("bf16" in types or "fp16" in types) and not code["matrix"]:
             wrong.append("no instruction of the matrix units")
@@ -173,7 +149,7 @@ def cuda_entries(folder: Path, known: dict[str, dict]) -> dict[str, dict]:
 
 
 def audit(
-    launches: dict[str, Launch], sources: Path, results: Path, document: Path, expected: dict[str, Expected]
+    launches: dict[str, Launch], sources: Path, results: Path, document: Path, expected: dict[str, Code]
 ) -> tuple[list[str], int]:
     """Brings `results` and `document` up to date; what is wrong, and how many entries had to be compiled."""
     known = loads(results.read_text())["kernels"] if results.exists() else {}
@@ -194,13 +170,19 @@ def audit(
                 pool.shutdown(cancel_futures=True)
         entries |= cuda_entries(sources, known) | other_versions(launches, known)
     except BaseException:  # an interrupt too: what is compiled need not be compiled again
-        conditions.write_json(results, {"kernels": known | entries})
+        write_results(results, known | entries)
         raise
     entries = dict(sorted(entries.items()))
-    conditions.write_json(results, {"kernels": entries})
+    write_results(results, entries)
     wrong = [fault for entry in entries.values() for fault in faults(entry, expected)]
     document.write_text(markdown(list(entries.values()), wrong, expected))
     return wrong, len(entries.keys() - known.keys())
+
+
+def write_results(path: Path, entries: dict[str, dict]) -> None:
+    """JSON with a line an entry, so that a changed kernel changes its own lines."""
+    lines = ",\n".join(f"{dumps(key)}: {dumps(entry, allow_nan=False)}" for key, entry in entries.items())
+    conditions.write_text(path, f'{{"kernels": {{\n{lines}\n}}}}\n')
 
 
 def main() -> int:
@@ -209,8 +191,8 @@ def main() -> int:
     launches = {key: launch for arch in ARCHS for key, launch in audit_launches.record(cases, arch).items()}
     every = audit_launches.kernels_of(audit_launches.kernel_modules())
     missing = every.keys() - {launch.name for launch in launches.values()}
-    wrong, compiled = audit(launches, CUDA_SOURCES, RESULTS, DOCUMENT, EXPECTED)
-    wrong += [f"{name}: launched by no case of audit_launches.cases()" for name in sorted(missing)]
+    wrong, compiled = audit(launches, CUDA_SOURCES, RESULTS, DOCUMENT, expected())
+    wrong += [f"{name}: launched by no call that its operation declares" for name in sorted(missing)]
     print("\n".join([*wrong, f"{len(launches)} launches, {compiled} compiled, {len(wrong)} faults"]))
     return 1 if wrong else 0
 

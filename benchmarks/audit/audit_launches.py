@@ -8,36 +8,23 @@ nothing is launched. What goes between is the launchers' and Triton's own code.
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
-from itertools import product
 from types import ModuleType
 from typing import NamedTuple
 from unittest import mock
 
-import torch
 import triton
-import workload
 from checkout import PACKAGES
-from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITCallable, JITFunction
 
-from cinema_fast.kernels import TokenPlan
-from cinema_fast.kernels.assemble_queries import assemble_queries
-from cinema_fast.kernels.augment_images import augment_images, move_maps
+from cinema_fast.kernels import OPERATIONS
 from cinema_fast.kernels.backend import INTERPRET
-from cinema_fast.kernels.masked_mse import masked_mse
-from cinema_fast.kernels.patch_embed import patch_embed
-from cinema_fast.kernels.sample_mask import sample_mask
-from cinema_fast.kernels.shapes import ATTENTION, VIEWS, AttentionShape, ViewShape
-from cinema_fast.kernels.sparse_attention import sparse_attention
-from cinema_fast.kernels.sparse_depthwise_conv import sparse_depthwise_conv
-from cinema_fast.models.stem import block_positions
+from cinema_fast.kernels.inputs import Inputs
 
 
 class Case(NamedTuple):
@@ -62,7 +49,7 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """<operation's file>.<kernel>"""
+        """<operation>.<kernel>"""
         return kernel_name(self.kernel)
 
     @property
@@ -100,8 +87,9 @@ def _types(kind, path: tuple[int, ...], divisible: set) -> str:
 
 
 def kernel_name(kernel: JITFunction) -> str:
-    """<operation's file>.<kernel>"""
-    return f"{kernel.__module__.rpartition('.')[2]}.{kernel.__name__}"
+    """<operation's file or folder in kernels/>.<kernel>"""
+    file = kernel.__module__.removeprefix("cinema_fast.kernels.").partition(".")[0]
+    return f"{file}.{kernel.__name__}"
 
 
 def source_hash(kernel: JITCallable) -> str:
@@ -198,146 +186,9 @@ def _instead_of_a_gpu(arch: int, hook: Callable[..., bool]) -> Iterator[None]:
             triton.runtime.driver.set_active(before)
 
 
-# Operations as the models and the benchmarks call them. bf16: uint8 images with their intensities, float32 parameters
-# under autocast; fp32: float32 images as they are.
-
-BASE_VIEWS = tuple(name for name in VIEWS if name.startswith("cinema-base"))
-BASE_ATTENTION = tuple(name for name in ATTENTION if name.startswith(("cinema-base", "cinema-decoder")))
-SHORT = {torch.bfloat16: "bf16", torch.float32: "fp32"}
-DECODER_BLOCKS = 8  # whose keys and values are one projection
-MOVES = ("zoom", "angle", "shift", "flip")
-AUGMENTED = {  # what is drawn: nothing, as by default, as with all options
-    "as stored": (), "zoomed": ("zoom",), "augmented": (*MOVES, "gamma", "noise", "noise_key"),
-}  # fmt: skip
-
-
 def cases() -> list[Case]:
-    """Every operation at every shape, at those of cinema-base in both precisions."""
-    mixed, single = torch.bfloat16, torch.float32
-    found = []
-    for name, view in VIEWS.items():
-        base = name in BASE_VIEWS
-        for dtype in (mixed, single) if base else (mixed,):
-            found.append(_case("patch_embed", name, dtype, "", _patch_embed, view))
-            found.append(_case("masked_mse", name, dtype, "", _masked_mse, view, False))
-            found.append(_case("masked_mse", name, dtype, "norm", _masked_mse, view, True))
-        for dtype in (single, mixed) if base else (single,):  # the residual stream is float32 under autocast too
-            found.append(_case("assemble_queries", name, dtype, "", _assemble_queries, view))
-        for weighted, part in product((False, True), repeat=2):
-            variant = ("weighted" if weighted else "uniform") + ", a quarter decoded" * part
-            found.append(Case("sample_mask", f"{name} {variant}", partial(_sample_mask, view, weighted, part)))
-        for variant, parameters in AUGMENTED.items():
-            found.append(Case("augment_images", f"{name} {variant}", partial(_augment, view, parameters)))
-        for block, channels in _stages(view):
-            for dtype in (mixed, single) if base else (mixed,):
-                variant = "x".join(map(str, block))
-                found.append(
-                    _case("sparse_depthwise_conv", name, dtype, variant, _depthwise_conv, view, block, channels)
-                )
-    for name, shape in ATTENTION.items():
-        for dtype in (mixed, single) if name in BASE_ATTENTION else (mixed,):
-            found.append(_case("sparse_attention", name, dtype, "", _sparse_attention, shape))
-    return found
-
-
-def _stages(view: ViewShape) -> list[tuple[tuple[int, ...], int]]:
-    """Positions of a token and channels at each stage of the view's convolutional stem, where it has one; the second
-    stage halves the one and doubles the other."""
-    if math.prod(view.block) == 1:
-        return []
-    return [(view.block, view.width), (tuple(-(-b // 2) for b in view.block), 2 * view.width)]
-
-
-def _case(operation: str, shape: str, dtype: torch.dtype, variant: str, function: Callable, *args) -> Case:
-    return Case(operation, f"{shape} {SHORT[dtype]} {variant}".strip(), partial(function, *args, dtype=dtype))
-
-
-def _differentiate(out: Tensor, *leaves: Tensor) -> None:
-    torch.autograd.grad(out, leaves, torch.empty_like(out))
-
-
-def _plan(view: ViewShape) -> TokenPlan:
-    """Ids that are all zero: no kernel reads them here."""
-    sizes = view.keep, view.n - view.keep, view.n
-    return TokenPlan(*(torch.zeros(view.batch, size, dtype=torch.int32) for size in sizes))
-
-
-def _image(view: ViewShape, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    stored = dtype != torch.float32
-    image = torch.empty(view.batch, view.channels, *view.size, dtype=torch.uint8 if stored else dtype)
-    return image, torch.empty(view.batch, 2) if stored else None
-
-
-def _values(view: ViewShape, patch: tuple[int, ...]) -> int:
-    return math.prod(patch) * view.channels
-
-
-def _patch_embed(view: ViewShape, dtype: torch.dtype) -> None:
-    image, intensity = _image(view, dtype)
-    index = block_positions(_plan(view).keep, view.grid, view.block).flatten(1)
-    weight = torch.empty(view.width, _values(view, view.kernel), requires_grad=True)
-    bias = torch.empty(view.width, requires_grad=True)
-    with workload.autocast("cpu", dtype):
-        out = patch_embed(image, weight, bias, index, view.kernel, intensity=intensity, backend="triton")
-    _differentiate(out, weight, bias)
-
-
-def _assemble_queries(view: ViewShape, dtype: torch.dtype) -> None:
-    token = torch.empty(view.dec_width, requires_grad=True)
-    table = torch.empty(view.n, view.dec_width, dtype=dtype)
-    _differentiate(assemble_queries(token, table, _plan(view).masked, backend="triton"), token)
-
-
-def _depthwise_conv(view: ViewShape, block: tuple[int, ...], channels: int, dtype: torch.dtype) -> None:
-    x = torch.empty(view.batch, view.keep, *block, channels, dtype=dtype, requires_grad=True)
-    weight = torch.empty(channels, *[5] * len(block), requires_grad=True)
-    bias = torch.empty(channels, requires_grad=True)
-    _differentiate(sparse_depthwise_conv(x, weight, bias, _plan(view), view.grid, backend="triton"), x, weight, bias)
-
-
-def _masked_mse(view: ViewShape, norm: bool, dtype: torch.dtype) -> None:
-    image, intensity = _image(view, dtype)
-    plan = _plan(view)
-    pred = torch.empty(*plan.masked.shape, _values(view, view.token), dtype=dtype, requires_grad=True)
-    loss = masked_mse(pred, image, plan, view.token, norm=norm, intensity=intensity, backend="triton")
-    _differentiate(loss, pred)
-
-
-def _sparse_attention(s: AttentionShape, dtype: torch.dtype) -> None:
-    """q, k and v as views of one projection where queries and keys are the same tokens, else of two."""
-    queries, keys = s.batch * s.queries, s.batch * s.keys
-    if s.queries == s.keys:
-        q, k, v = torch.empty(queries, 3, s.heads, s.head_dim, dtype=dtype).unbind(1)
-    else:
-        q = torch.empty(queries, s.heads, s.head_dim, dtype=dtype)
-        k, v = torch.empty(keys, 2 * DECODER_BLOCKS, s.heads, s.head_dim, dtype=dtype).unbind(1)[:2]
-    leaves = [x.requires_grad_() for x in (q, k, v)]
-    offsets = [torch.arange(s.batch + 1, dtype=torch.int32) * n for n in (s.queries, s.keys)]
-    out = sparse_attention(*leaves, *offsets, max_q=s.queries, max_k=s.keys, backend="triton")
-    _differentiate(out, *leaves)
-
-
-def _augment(view: ViewShape, names: tuple[str, ...]) -> None:
-    """Frames, and the motion maps that go with them; a view of three axes is a clip where tokens span frames."""
-    batch, clip = view.batch, len(view.size) == 3 and view.token[0] < view.token[2]
-    drawn = {"zoom": torch.empty(batch), "angle": torch.empty(batch, dtype=torch.float64),
-             "shift": torch.empty(batch, 2), "flip": torch.empty(batch, 2, dtype=torch.bool),
-             "gamma": torch.empty(batch), "noise": torch.empty(batch),
-             "noise_key": torch.empty(batch, dtype=torch.int64)}  # fmt: skip
-    how = {name: drawn[name] for name in names}
-    frames = torch.empty(batch, *view.size, dtype=torch.uint8)
-    extent = torch.empty(batch, len(view.size), dtype=torch.int64)
-    augment_images(frames, extent, **how, clip=clip, backend="triton")
-    moves = {name: how[name] for name in how if name in MOVES}
-    if clip:
-        frames, extent = frames[:, 0], extent[:, 1:]
-    move_maps(frames, extent, **moves, backend="triton")
-
-
-def _sample_mask(view: ViewShape, weighted: bool, part: bool) -> None:
-    scores = torch.empty(view.batch, view.n) if weighted else None
-    masked = view.n - view.keep
-    sample_mask(
-        scores, batch=view.batch, n=view.n, keep=view.keep, seed=0, sample_ids=torch.arange(view.batch),
-        decode=round(masked / 4) if part else masked, backend="triton",
-    )  # fmt: skip
+    """Every call that an operation declares."""
+    return [
+        Case(name, call.name, partial(call.run, Inputs()))
+        for name, operation in OPERATIONS.items() for call in operation.calls()
+    ]  # fmt: skip

@@ -26,11 +26,12 @@ import checkout
 import conditions
 import numpy as np
 import torch
-from flow_cases import DEFAULTS, moving
+from flow_cases import moving
 from numpy.typing import NDArray
 
 from cinema_fast.data.prepare.geometry import to_uint8
-from cinema_fast.kernels.optical_flow import optical_flow
+from cinema_fast.kernels.optical_flow import FlowParams, optical_flow
+from cinema_fast.kernels.optical_flow.params import DEFAULT
 from cinema_fast.phantom.cohort import PhantomStudy, make_study
 
 DOCUMENT = checkout.ROOT / "docs" / "experiments" / "flow_accuracy.md"
@@ -69,8 +70,8 @@ def no_motion(cine: Cine, pairs: Pairs) -> NDArray[np.floating]:
     return np.zeros((len(pairs), 2, *cine.frames.shape[1:]), np.float32)
 
 
-def ours(cine: Cine, pairs: Pairs, refine: int = DEFAULTS["refine"]) -> NDArray[np.floating]:
-    return optical_flow(torch.from_numpy(cine.frames)[None], pairs, **DEFAULTS | {"refine": refine})[0].numpy()
+def ours(cine: Cine, pairs: Pairs, refine: int = DEFAULT.refine) -> NDArray[np.floating]:
+    return optical_flow(torch.from_numpy(cine.frames)[None], pairs, params=FlowParams(refine=refine))[0].numpy()
 
 
 def _plane_by_plane(flow_of: Callable[..., NDArray[np.floating]]) -> Method:
@@ -87,7 +88,8 @@ def _plane_by_plane(flow_of: Callable[..., NDArray[np.floating]]) -> Method:
 def _farneback(first: NDArray, second: NDArray, flow: None) -> NDArray[np.floating]:
     import cv2
 
-    how = (DEFAULTS[k] for k in ("pyr_scale", "levels", "window", "iterations", "poly_n", "poly_sigma"))
+    p = DEFAULT
+    how = p.pyr_scale, p.levels, p.window, p.iterations, p.poly_n, p.poly_sigma
     return cv2.calcOpticalFlowFarneback(first, second, flow, *how, 0)
 
 
@@ -219,8 +221,8 @@ def closed_form_table() -> list[str]:
     for name, (matrix, shift) in motions.items():
         frames, truth = moving((128, 128), matrix, torch.tensor(shift, dtype=torch.float64))
         line = f"| {name} | {truth.norm(dim=0)[inner, inner].max():.2f} |"
-        for refine in (DEFAULTS["refine"], 0):
-            flow = optical_flow(frames[None].float(), **DEFAULTS | {"refine": refine})[0, 0]
+        for refine in (DEFAULT.refine, 0):
+            flow = optical_flow(frames[None].float(), params=FlowParams(refine=refine))[0, 0]
             error = (flow - truth).norm(dim=0)[inner, inner]
             at = divmod(int(error.argmax()), error.shape[1])
             from_centre = math.dist(at, [(n - 1) / 2 for n in error.shape])
@@ -234,7 +236,7 @@ def document(rows: list[Measured], seconds: float) -> str:
     import cv2
 
     versions = conditions.versions()
-    how = ", ".join(f"{name} {value}" for name, value in DEFAULTS.items() if name != "refine")
+    how = ", ".join(f"{name} {value}" for name, value in DEFAULT._asdict().items() if name != "refine")
     studies = {row.seed: row.ef_class for row in rows}
     lines = [
         "# Accuracy of the optical flow",
@@ -248,7 +250,7 @@ def document(rows: list[Measured], seconds: float) -> str:
         "channel, blood being 400); two middle slices of the short axis and a four-chamber view, grey values as in a "
         "store. An error is the mean distance between found and true in-plane displacement over the left ventricle's "
         "myocardium; mean ± standard deviation over n studies. \"No motion\" is the error of a flow of zero, that is, "
-        f"how far the tissue moves. Ours and OpenCV's Farneback: {how}; ours refined by {DEFAULTS['refine']} "
+        f"how far the tissue moves. Ours and OpenCV's Farneback: {how}; ours refined by {DEFAULT.refine} "
         "sweeps. DIS: OpenCV's preset \"medium\". The classes are of the left ventricle's ejection fraction: "
         + ", ".join(f"{name} {low}-{high} %" for name, (low, high) in EF_CLASSES.items()) + ".",
     ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Every operation on the device against its float64 oracle, forward and backward, before anything is timed.
 
-An operation runs in a process of its own: one that computes wrongly, hangs or brings the device down costs no other.
+The shapes are each benchmark's CHECKED. An operation runs in a process of its own: one that computes wrongly, hangs or
+brings the device down costs no other.
 """
 
 import importlib
@@ -11,22 +12,10 @@ import timing
 from gpu_step import attempt
 from report_schema import ErrorRow, error_name
 
-SHAPES = {  # one that nothing divides, and of a batch of 16 where the benchmark has one
-    "patch_embed": ("awkward", "cinema-base-sax-b16"),
-    "sparse_depthwise_conv": ("awkward", "cinema-base-sax-stage0-b16"),
-    "sparse_attention": ("awkward", "cinema-base-encoder-b16", "cinema-decoder-b16"),
-    "masked_mse": ("awkward", "cinema-base-sax-b16"),
-    "assemble_queries": ("awkward", "cinema-base-sax-b16"),
-    "sample_mask": ("awkward", "cinema-base-4-views-b16"),
-    "augment_images": ("awkward", "sax-full-b64"),
-    "optical_flow": ("awkward", "clip-b64"),
-    "motion_score": ("awkward", "clip-b64"),
-}
-
 
 def shapes_of(op: str, smoke: bool) -> tuple[str, ...]:
     """Those that `measure` checks."""
-    return ("awkward",) if smoke else SHAPES[op]
+    return (timing.SMOKE_SHAPE,) if smoke else importlib.import_module(f"bench_{op}").CHECKED
 
 
 def names(op: str, smoke: bool) -> list[str]:

@@ -23,7 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gpu_work import add_options
 from section_runner import Section, drive
-from sections import OPERATIONS
+
+from cinema_fast.kernels import OPERATIONS
 
 AT_ONCE = min(len(OPERATIONS), os.cpu_count() or 1)
 SECONDS = {"A": 330, "B": 400}
@@ -31,7 +32,7 @@ COMMANDS = {
     "A": [
         Section("compile", 330, parts=("1", "0.25"), at_once=2, background=True),
         Section("machine", 25),
-        Section("errors", 60, parts=OPERATIONS, at_once=AT_ONCE),
+        Section("errors", 60, parts=tuple(OPERATIONS), at_once=AT_ONCE),
         Section("step", 90),
         Section("profile", 45),
         Section("tiles", 110),

@@ -15,15 +15,17 @@ from torch.profiler import ProfilerActivity, profile
 from cinema_fast import CineMAConfig
 from cinema_fast.data.loading.augmentation import Augmentation
 from cinema_fast.data.loading.batch import Batch
+from cinema_fast.kernels import OPERATIONS
 from cinema_fast.methods.guidance import Guidance
 from cinema_fast.methods.masking import draw_plan
 from cinema_fast.methods.pretrain_config import MaskConfig
 
+OTHERS = "our other kernels"
 # the first pattern that a kernel's name (on the CPU: an operator's) has in it says what it is
 COMPONENTS = {
     "depthwise convolution": r"depthwise|convolution",
-    "patch embedding, queries, loss, masks": r"patch_embed|assemble_queries|masked_mse|sample_mask",
     "attention": r"attention|flash|fmha|sdpa",
+    OTHERS: "|".join(OPERATIONS),
     "matrix products": r"gemm|nvjet|cutlass|xmma|cublas|splitk|::mm|::bmm|::addmm|::linear",
     "optimiser": r"multi_tensor|adam|lpnorm|_foreach|l2norm",
     "norm, GELU, residual and the rest": r"",

@@ -16,22 +16,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import checkout
 from gpu_first import AT_ONCE
 from gpu_work import add_options
 from section_runner import Section, drive
-from sections import OPERATIONS
 
-BENCHES = (checkout.BENCHMARKS / "operations").glob("bench_*.py")
+from cinema_fast.kernels import OPERATIONS
+
 SECTIONS = [
     Section("machine", 60),
-    Section("errors", 120, parts=OPERATIONS, at_once=AT_ONCE),
+    Section("errors", 120, parts=tuple(OPERATIONS), at_once=AT_ONCE),
     Section("step", 300),
     Section("compiled", 600),
     Section("profile", 120),
     Section("tiles", 300),
     Section("reference", 300),
-    Section("kernels", 1200, parts=tuple(sorted(path.stem.removeprefix("bench_") for path in BENCHES))),
+    Section("kernels", 1200, parts=tuple(OPERATIONS)),
     Section("tests", 900),
     Section("data", 300),
     Section("reference compiled", 900),

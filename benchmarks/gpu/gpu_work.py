@@ -17,9 +17,9 @@ import conditions
 import torch
 from checkout import ROOT
 from report_schema import Report
-from sections import OPERATIONS, Task
+from sections import Task
 
-from cinema_fast.kernels import tuning
+from cinema_fast.kernels import OPERATIONS, tuning
 
 FILES_HOME, FILE_BYTES = 8, 16 * 2**20  # what is brought home of a run: at most so many files, each at most so large
 NEEDED = {  # what is not there, and what is missing without it
@@ -116,7 +116,7 @@ def missing(with_reference: bool) -> list[str]:
     wanted = {name: what for name, what in NEEDED.items() if with_reference or what != "the reference"}
     found = [f"{name} ({what})" for name, what in wanted.items() if importlib.util.find_spec(name) is None]
     if not list((ROOT / "kernels").glob("_*_cuda.fatbin")):
-        found.append("kernels/_*_cuda.fatbin (the flow's kernels are compiled at first use)")
+        found.append("kernels/_*_cuda.fatbin (CUDA kernels are compiled at first use)")
     return found
 
 

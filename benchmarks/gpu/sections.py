@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 Rows = Iterator[tuple[str, "Row | dict | str"]]
 PARENT = "GPU_SECTION_PARENT"  # the environment's name of the process that waits for this one
 BATCHES = (64, 16)
-OPERATIONS = (
-    "patch_embed", "sparse_depthwise_conv", "sparse_attention", "masked_mse", "assemble_queries", "sample_mask",
-    "augment_images", "optical_flow", "motion_score",
-)  # fmt: skip
 
 
 @dataclass

@@ -15,6 +15,7 @@ from cinema_fast.kernels.shapes import VIEWS
 GPU_SHAPES = ("cinema-base-sax-b64", "cinema-base-sax-b16", "cinema-base-lax-b64", "heartmae-clip-b16")
 SHAPES = GPU_SHAPES if timing.DEVICE == "cuda" else ("cinema-base-sax-b16", "cinema-base-lax-b16")
 PASSES = ("fwd", "bwd")
+CHECKED = (timing.SMOKE_SHAPE, "cinema-base-sax-b16")  # held to float64 on a GPU before anything is timed
 PEER = "expand + boolean index + cat"
 
 
@@ -44,6 +45,11 @@ def build(shape: str) -> timing.Operation:
         lambda token: assemble_queries_ref(token, table.double(), plan.masked),
         n_bytes=dict.fromkeys(PASSES, moved),
     )  # fmt: skip
+
+
+def predicted() -> dict[tuple[str, str], list[str]]:
+    """The operation's calls that a row on a GPU is made of, by shape and dtype, for `predict.py`."""
+    return {(shape, "float32"): [f"{shape} fp32"] for shape in GPU_SHAPES}
 
 
 def kernel_rows(device: str, smoke: bool):

@@ -6,6 +6,7 @@ compared. "full" is rotation, shift, flips, zoom, gamma and noise, "zoom" the pu
     pytest benchmarks --benchmark-only -k augment_images
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -15,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cinema_fast.kernels import augment_images, augment_native
-from cinema_fast.kernels.augment_images import PARAMETERS, augment_images_bytes
-from cinema_fast.kernels.augment_torch import augment_images_ref
+from cinema_fast.kernels import augment_images
+from cinema_fast.kernels.augment_images import augment_images_bytes, native_form
+from cinema_fast.kernels.augment_images.operation import PARAMETERS
+from cinema_fast.kernels.augment_images.torch_form import augment_images_ref
 
 try:
     from scipy import ndimage
@@ -34,9 +36,10 @@ GPU_SHAPES = {
 CPU_SHAPES = {name.replace("b64", "b4"): (4, *size[1:]) for name, size in GPU_SHAPES.items()}
 SHAPES = GPU_SHAPES if timing.DEVICE == "cuda" else CPU_SHAPES
 EVERY_SHAPE = SHAPES | {timing.SMOKE_SHAPE: (2, 19, 17, 6)}
-OURS = timing.OURS if timing.DEVICE == "cuda" or augment_native.PROBLEM else "native"
+OURS = timing.OURS if timing.DEVICE == "cuda" or native_form.PROBLEM else "native"
 PEERS = ("grid_sample",) if timing.DEVICE == "cuda" or ndimage is None else ("grid_sample", "scipy")
 PASSES = ("fwd",)
+CHECKED = (timing.SMOKE_SHAPE, "sax-full-b64")  # held to float64 on a GPU before anything is timed
 
 
 def parameters(n: int, full: bool) -> dict[str, Tensor]:
@@ -147,6 +150,12 @@ def build(shape: str) -> timing.Operation:
         "augment_images", shape, torch.float32, ways, (), None,
         n_bytes={"fwd": augment_images_bytes(room)}, check=error, items=(room[0], "images"),
     )  # fmt: skip
+
+
+def predicted_traffic() -> dict[tuple[str, str], tuple[float, int]]:
+    """Bytes of a launch and launches of a row on a GPU, for `predict.py`: frames in and float32 out, then float32 in
+    and out."""
+    return {(shape, "float32"): (13 * math.prod(size) / 2, 2) for shape, size in GPU_SHAPES.items()}
 
 
 def kernel_rows(device: str, smoke: bool):

@@ -16,6 +16,7 @@ from cinema_fast.kernels.shapes import VIEWS
 
 SHAPES = workload.GPU_IMAGE_SHAPES if timing.DEVICE == "cuda" else workload.CPU_IMAGE_SHAPES
 PASSES = ("fwd", "bwd")
+CHECKED = (timing.SMOKE_SHAPE, "cinema-base-sax-b16")  # held to float64 on a GPU before anything is timed
 PEER = "patchify + index + mse"
 
 
@@ -45,6 +46,11 @@ def build(shape: str) -> timing.Operation:
         lambda pred: masked_mse_ref(pred, image, plan.masked, s.token, intensity=intensity),
         n_bytes={"fwd": read, "bwd": read + pred.numel() * pred.element_size()},
     )  # fmt: skip
+
+
+def predicted() -> dict[tuple[str, str], list[str]]:
+    """The operation's calls that a row on a GPU is made of, by shape and dtype, for `predict.py`."""
+    return {(shape, "bfloat16"): [f"{shape} bf16"] for shape in workload.GPU_IMAGE_SHAPES}
 
 
 def kernel_rows(device: str, smoke: bool):

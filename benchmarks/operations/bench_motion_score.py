@@ -13,18 +13,19 @@ import bench_optical_flow
 import numpy as np
 import timing
 import torch
-from bench_optical_flow import DEFAULTS, OURS, PASSES, PEERS, UNREFINED, WORK, by_opencv, error_of, make_frames, n_pairs
+from bench_optical_flow import OURS, PASSES, PEERS, UNREFINED, by_opencv, error_of, make_frames, n_pairs
 from torch import Tensor
 
-from cinema_fast.kernels.flow_groups import pair_groups, pair_shares
 from cinema_fast.kernels.motion_score import motion_map, motion_map_bytes, motion_map_ref
 from cinema_fast.kernels.optical_flow import optical_flow
+from cinema_fast.kernels.optical_flow.pair_groups import pair_groups, pair_shares
 
 GPU_SHAPES = {**bench_optical_flow.GPU_SHAPES, "tubelets-b64": (64, 24, 192, 192)}
 CPU_SHAPES = {**bench_optical_flow.CPU_SHAPES, "tubelets-b1": (1, 8, 192, 192)}
 SHAPES = GPU_SHAPES if timing.DEVICE == "cuda" else CPU_SHAPES
 EVERY_SHAPE = SHAPES | {timing.SMOKE_SHAPE: (1, 4, 33, 40)}
 WAYS = list(dict.fromkeys([OURS, "torch", "flow, then means", *PEERS]))
+CHECKED = (timing.SMOKE_SHAPE, "clip-b64")  # held to float64 on a GPU before anything is timed
 
 
 @lru_cache(maxsize=1)
@@ -39,7 +40,7 @@ def build(shape: str) -> timing.Operation:
         return maps.squeeze(1) if tubelet is None else maps
 
     def unfused() -> Tensor:
-        moved = torch.linalg.vector_norm(optical_flow(frames, **DEFAULTS, backend=OURS), dim=2)
+        moved = torch.linalg.vector_norm(optical_flow(frames, backend=OURS), dim=2)
         return of_groups(torch.einsum("gp,bp...->bg...", shares.to(moved), moved))
 
     def numpy_after(flow):
@@ -50,15 +51,15 @@ def build(shape: str) -> timing.Operation:
         return run
 
     ways = {
-        name: lambda name=name: motion_map(frames, tubelet=tubelet, **DEFAULTS, backend=name)
+        name: lambda name=name: motion_map(frames, tubelet=tubelet, backend=name)
         for name in dict.fromkeys([OURS, "torch"])
     }
     ways["flow, then means"] = unfused
     ways |= {name: numpy_after(by_opencv(frames)) for name in PEERS}
-    expected = dict.fromkeys(ways, motion_map_ref(frames[:1].double(), pairs, tubelet, **DEFAULTS))
-    expected |= {name: motion_map_ref(frames[:1].double(), pairs, tubelet, **UNREFINED) for name in PEERS}
+    expected = dict.fromkeys(ways, motion_map_ref(frames[:1].double(), pairs, tubelet))
+    expected |= {name: motion_map_ref(frames[:1].double(), pairs, tubelet, UNREFINED) for name in PEERS}
     groups = pair_groups(tuple(pairs), frames.shape[1], tubelet)
-    n_bytes = motion_map_bytes(frames.shape, len(pairs), groups, frames.element_size(), *WORK)
+    n_bytes = motion_map_bytes(frames.shape, len(pairs), groups, frames.element_size())
     return timing.Operation(
         "motion_score", shape, torch.float32, ways, (), None, n_bytes={"fwd": n_bytes},
         check=lambda way: error_of(ways[way](), expected[way], way), items=(n_pairs(frames.shape), "frame pairs"),

@@ -17,10 +17,11 @@ from itertools import pairwise
 
 import timing
 import torch
-from flow_cases import DEFAULTS, textured
+from flow_cases import textured
 from torch import Tensor
 
-from cinema_fast.kernels.optical_flow import optical_flow, optical_flow_bytes, optical_flow_ref, reasons
+from cinema_fast.kernels.optical_flow import FlowParams, optical_flow, optical_flow_bytes, optical_flow_ref
+from cinema_fast.kernels.optical_flow.operation import reasons
 
 # (B, T, X, Y[, Z]); the stack has its slices innermost, as the store keeps them
 GPU_SHAPES = {"clip-b64": (64, 25, 192, 192), "sax-b8": (8, 25, 192, 192, 12)}
@@ -29,12 +30,12 @@ PEER_SHAPES = {"clip-b8": (8, 25, 192, 192)}  # a batch that a CPU works off in 
 SHAPES = GPU_SHAPES if timing.DEVICE == "cuda" else CPU_SHAPES
 EVERY_SHAPE = SHAPES | PEER_SHAPES | {timing.SMOKE_SHAPE: (1, 3, 33, 40, 2)}
 PASSES = ("fwd",)
+CHECKED = (timing.SMOKE_SHAPE, "clip-b64")  # held to float64 on a GPU before anything is timed
 COMPILED = "cuda" if timing.DEVICE == "cuda" else "native"
 OURS = "torch" if reasons(torch.empty(0, device=timing.DEVICE))[COMPILED]() else COMPILED
 HAS_OPENCV = importlib.util.find_spec("cv2") is not None
 PEERS = ["opencv"] if timing.DEVICE == "cpu" and HAS_OPENCV else []
-UNREFINED = DEFAULTS | {"refine": 0}  # what OpenCV computes
-WORK = tuple(DEFAULTS[name] for name in ("levels", "pyr_scale", "iterations", "refine"))
+UNREFINED = FlowParams(refine=0)  # what OpenCV computes
 
 
 def by_opencv(frames: Tensor) -> Callable[[], Tensor]:
@@ -42,7 +43,8 @@ def by_opencv(frames: Tensor) -> Callable[[], Tensor]:
     (B, P, 2, X, Y[, Z]) with component 0 along X, one pair and slice after the other."""
     import cv2
 
-    how = [DEFAULTS[name] for name in ("pyr_scale", "levels", "window", "iterations", "poly_n", "poly_sigma")]
+    p = UNREFINED
+    how = p.pyr_scale, p.levels, p.window, p.iterations, p.poly_n, p.poly_sigma
     planes = frames.movedim(4, 1) if frames.ndim == 5 else frames.unsqueeze(1)  # (B, Z, T, X, Y)
     planes = planes.contiguous().cpu().numpy()
 
@@ -95,14 +97,14 @@ def build(shape: str) -> timing.Operation:
     """A drifting texture; nothing is differentiated."""
     frames = make_frames(EVERY_SHAPE[shape])
     ways = {
-        name: lambda name=name: optical_flow(frames, **DEFAULTS, backend=name)
+        name: lambda name=name: optical_flow(frames, backend=name)
         for name in dict.fromkeys([OURS, "torch"])
     }
     ways |= {name: by_opencv(frames) for name in PEERS}
     pairs = list(pairwise(range(frames.shape[1])))
-    expected = dict.fromkeys(ways, optical_flow_ref(frames[:1].double(), pairs, **DEFAULTS))
-    expected |= {name: optical_flow_ref(frames[:1].double(), pairs, **UNREFINED) for name in PEERS}
-    n_bytes = optical_flow_bytes(frames.shape, len(pairs), frames.element_size(), *WORK)
+    expected = dict.fromkeys(ways, optical_flow_ref(frames[:1].double(), pairs))
+    expected |= {name: optical_flow_ref(frames[:1].double(), pairs, UNREFINED) for name in PEERS}
+    n_bytes = optical_flow_bytes(frames.shape, len(pairs), frames.element_size())
     return timing.Operation(
         "optical_flow", shape, torch.float32, ways, (), None, n_bytes={"fwd": n_bytes},
         check=lambda way: error_of(ways[way](), expected[way], way), items=(n_pairs(frames.shape), "frame pairs"),
@@ -118,7 +120,7 @@ def against(shape: str, peer: str) -> timing.Operation:
     def check(way: str) -> float:
         if way == OURS:
             return operation.check(way)
-        mine = optical_flow(frames, **UNREFINED, backend=OURS)
+        mine = optical_flow(frames, params=UNREFINED, backend=OURS)
         if (found := theirs()).shape != mine.shape:
             raise ValueError(f"{peer} gives {tuple(found.shape)}, want {tuple(mine.shape)}")
         return error_of(found, mine[:1].double(), "opencv") if "opencv" in peer else 0.0

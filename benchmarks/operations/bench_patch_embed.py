@@ -19,6 +19,7 @@ from cinema_fast.models.stem import block_positions
 
 SHAPES = workload.GPU_IMAGE_SHAPES if timing.DEVICE == "cuda" else workload.CPU_IMAGE_SHAPES
 PASSES = ("fwd", "bwd")
+CHECKED = (timing.SMOKE_SHAPE, "cinema-base-sax-b16")  # held to float64 on a GPU before anything is timed
 PEER = "patchify + linear + index"
 
 
@@ -56,6 +57,11 @@ def build(shape: str) -> timing.Operation:
         lambda weight, bias: patch_embed_ref(image, weight, bias, index, s.kernel, intensity=intensity),
         n_bytes=dict.fromkeys(PASSES, moved), flops=dict.fromkeys(PASSES, flops),
     )  # fmt: skip
+
+
+def predicted() -> dict[tuple[str, str], list[str]]:
+    """The operation's calls that a row on a GPU is made of, by shape and dtype, for `predict.py`."""
+    return {(shape, "bfloat16"): [f"{shape} bf16"] for shape in workload.GPU_IMAGE_SHAPES}
 
 
 def kernel_rows(device: str, smoke: bool):

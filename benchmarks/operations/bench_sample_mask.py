@@ -18,7 +18,9 @@ SHAPES = {
     f"cinema-base-4-views-b{batch}": [VIEWS[f"cinema-base-{view}-b{batch}"] for view in ("sax", "lax", "lax", "lax")]
     for batch in (64, 16)
 } | {timing.SMOKE_SHAPE: [VIEWS[timing.SMOKE_SHAPE]]}
+GPU_SHAPES = list(SHAPES)[:2]
 PASSES = ("fwd",)
+CHECKED = (timing.SMOKE_SHAPE, "cinema-base-4-views-b16")  # held to float64 on a GPU before anything is timed
 OURS = timing.OURS if timing.DEVICE == "cuda" or mask_native.PROBLEM else "native"
 PEER = "rand + two argsorts + gather"
 
@@ -75,13 +77,23 @@ def _is_partition(plan: TokenPlan, s) -> bool:
     return plan.keep.shape == (s.batch, s.keep) and bool((ids == torch.arange(s.n, device=ids.device)).all())
 
 
+def predicted() -> dict[tuple[str, str], list[str]]:
+    """The operation's calls that a row on a GPU is made of, by shape and dtype, for `predict.py`."""
+    views = ("sax", "lax", "lax", "lax")
+    batches = {shape: shape.rsplit("-", 1)[1] for shape in GPU_SHAPES}
+    return {
+        (shape, "float32"): [f"cinema-base-{view}-{batch} uniform" for view in views]
+        for shape, batch in batches.items()
+    }
+
+
 def kernel_rows(device: str, smoke: bool):
     """Rows for `gpu_report.py`."""
-    return timing.kernel_rows(build, "sample_mask", list(SHAPES)[:2], PASSES, smoke)
+    return timing.kernel_rows(build, "sample_mask", GPU_SHAPES, PASSES, smoke)
 
 
 def pytest_generate_tests(metafunc):
-    timing.parametrize(metafunc, list(SHAPES)[:2], PASSES, dict.fromkeys([OURS, *timing.ways(PEER)]))
+    timing.parametrize(metafunc, GPU_SHAPES, PASSES, dict.fromkeys([OURS, *timing.ways(PEER)]))
 
 
 def test_sample_mask(benchmark, summary, pytestconfig, shape, pass_, way):

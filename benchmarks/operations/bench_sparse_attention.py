@@ -20,8 +20,11 @@ from cinema_fast.kernels.sparse_attention import (
 )
 
 CPU_SHAPES = ("heartmae-encoder-b16", "heartmae-decoder-b16")
-SHAPES = [name for name in ATTENTION if name != timing.SMOKE_SHAPE] if timing.DEVICE == "cuda" else CPU_SHAPES
+GPU_SHAPES = [name for name in ATTENTION if name != timing.SMOKE_SHAPE]
+SHAPES = GPU_SHAPES if timing.DEVICE == "cuda" else CPU_SHAPES
 PASSES = ("fwd", "bwd")
+# held to float64 on a GPU before anything is timed
+CHECKED = (timing.SMOKE_SHAPE, "cinema-base-encoder-b16", "cinema-decoder-b16")
 DECODER_BLOCKS = 8  # whose keys and values are one projection
 KERNELS = {"sdpa cudnn": SDPBackend.CUDNN_ATTENTION, "sdpa flash": SDPBackend.FLASH_ATTENTION}
 PEERS = ("sdpa", *KERNELS, "flash", "xformers") if timing.DEVICE == "cuda" else ("sdpa",)
@@ -73,6 +76,11 @@ def accepts(way, leaves) -> bool:
     except (RuntimeError, ValueError, NotImplementedError, AssertionError, ImportError):
         return False
     return True
+
+
+def predicted() -> dict[tuple[str, str], list[str]]:
+    """The operation's calls that a row on a GPU is made of, by shape and dtype, for `predict.py`."""
+    return {(shape, "bfloat16"): [f"{shape} bf16"] for shape in GPU_SHAPES}
 
 
 def kernel_rows(device: str, smoke: bool):

@@ -37,6 +37,7 @@ GPU_SHAPES = (
 # larger maps are beyond what PyTorch's CPU sums to a bias's gradient, channels-last, within the budget
 SHAPES = GPU_SHAPES if timing.DEVICE == "cuda" else ("cinema-base-lax-stage1-b16",)
 PASSES = ("fwd", "bwd")
+CHECKED = (timing.SMOKE_SHAPE, "cinema-base-sax-stage0-b16")  # held to float64 on a GPU before anything is timed
 PEERS = ("dense", "dense channels-last")
 OURS = timing.OURS if timing.DEVICE == "cuda" or depthwise_native.PROBLEM else "native"
 
@@ -108,6 +109,15 @@ def build(shape: str) -> DepthwiseConv:
         n_bytes={"fwd": moved, "bwd": moved * 3 // 2}, flops={"fwd": flops, "bwd": 2 * flops},
         dense={way: (convolve, maps[layout]) for way, (convolve, layout) in peers.items()},
     )  # fmt: skip
+
+
+def predicted() -> dict[tuple[str, str], list[str]]:
+    """The operation's calls that a row on a GPU is made of, by shape and dtype, for `predict.py`."""
+    found = {}
+    for shape in GPU_SHAPES:
+        view, _, batch = shape.rsplit("-", 2)
+        found[shape, "bfloat16"] = [f"{view}-{batch} bf16 {'x'.join(map(str, DEPTHWISE[shape].block))}"]
+    return found
 
 
 def kernel_rows(device: str, smoke: bool):

@@ -21,7 +21,7 @@ REST, OPTIMISER = "norm, GELU, residual and the rest", "optimiser"
 COMPONENTS = {  # names of the GPU reports' breakdown; the first that fits
     "depthwise convolution": lambda op: op.name.startswith(f"{OURS}sparse_depthwise"),
     "attention": lambda op: op.name.startswith(f"{OURS}sparse_attention"),
-    "patch embedding, queries, loss, masks": lambda op: op.name.startswith(OURS),
+    "our other kernels": lambda op: op.name.startswith(OURS),
     "matrix products": lambda op: op.flops > 0,
     REST: lambda op: True,
 }

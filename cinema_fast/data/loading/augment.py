@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.augment_images import augment_images, move_maps
-from ...kernels.augment_torch import beyond
+from ...kernels.augment_images.torch_form import beyond
 from .augmentation import AS_STORED, Augmentation
 
 

@@ -6,9 +6,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .flow_groups import PairGroups
-from .flow_pyramid import AxisTaps, half_filters, pyramid, used_frames
-from .native import load_library
+from ..native import load_library
+from .pair_groups import PairGroups
+from .params import FlowParams
+from .pyramid import AxisTaps, half_filters, pyramid, used_frames
 
 NON_FINITE = 1  # what the library returns, as in csrc/optical_flow_cpu.cpp
 NON_FINITE_TEXT = "optical_flow: frames must be finite, got NaN or infinity"
@@ -61,9 +62,8 @@ def _c_levels(size: tuple[int, int], levels: int, pyr_scale: float) -> tuple[cty
 
 
 def run_native(
-    frames: Tensor, out: Tensor, pairs: list[int], levels: int, pyr_scale: float, window: int, iterations: int,
-    poly_n: int, poly_sigma: float, refine: int, groups: PairGroups | None = None,
-) -> None:  # fmt: skip
+    frames: Tensor, out: Tensor, pairs: list[int], params: FlowParams, groups: PairGroups | None = None
+) -> None:
     """Fills `out` from contiguous `frames` on torch's number of threads: with the flow (B, P, 2, X, Y[, Z]) float32 or
     float16 or, given groups of pairs, with the mean magnitude over each of the G, (B, G, X, Y[, Z]) float32.
 
@@ -72,15 +72,15 @@ def run_native(
     """
     b, t, x, y, *z = frames.shape
     used, places = (torch.tensor(values, dtype=torch.int32) for values in used_frames(pairs))
-    c_levels, _ = _c_levels((x, y), levels, pyr_scale)
-    filters, groups = half_filters(poly_n, poly_sigma), groups or PairGroups((0,), (), ())
+    c_levels, _ = _c_levels((x, y), params.levels, params.pyr_scale)
+    filters, groups = half_filters(params.poly_n, params.poly_sigma), groups or PairGroups((0,), (), ())
     begin, members = (torch.tensor(values, dtype=torch.int32) for values in (groups.begin, groups.members))
     shares = torch.tensor(groups.shares, dtype=torch.float32)
     request = _Request(
         frames.data_ptr(), out.data_ptr(), used.data_ptr(), places.data_ptr(), ctypes.addressof(c_levels),
         filters.data_ptr(), begin.data_ptr(), members.data_ptr(), shares.data_ptr(), b, t, x, y, z[0] if z else 1,
-        len(used), len(pairs) // 2, groups.count, frames.element_size(), out.element_size(), len(c_levels), iterations,
-        window, poly_n, refine, torch.get_num_threads(),
+        len(used), len(pairs) // 2, groups.count, frames.element_size(), out.element_size(), len(c_levels),
+        params.iterations, params.window, params.poly_n, params.refine, torch.get_num_threads(),
     )  # fmt: skip
     library, _ = load_library("optical_flow")
     status = library.cinema_fast_optical_flow(ctypes.byref(request))

@@ -5,8 +5,8 @@ import ctypes
 import torch
 from torch import Tensor
 
-from .backend import launching
-from .native import load_library
+from ..backend import launching
+from ..native import load_library
 
 LIBRARY, PROBLEM = load_library("augment_images")  # here, where torch.compile does not trace it
 

@@ -24,24 +24,21 @@ the per-pixel arithmetic of csrc/optical_flow.cuh, expand each frame once whatev
 where they lie, and hold planes of single slices in between. In float32 throughout; no gradient.
 """
 
-import operator
 from collections.abc import Callable, Sequence
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .backend import choose, launching
-from .flow_cuda import run_cuda
-from .flow_native import NON_FINITE_TEXT, run_native
-from .flow_pyramid import POLY_N, border_weight, expansion_filters, pyramid, repeated_edge
-from .native import cuda_unsupported, native_unsupported
+from ..backend import choose, launching
+from ..native import cuda_unsupported, native_unsupported
+from ..registry import Code, Operation, register
+from .cuda_form import run_cuda
+from .native_form import NON_FINITE_TEXT, run_native
+from .params import DEFAULT, FlowParams, integer
+from .pyramid import border_weight, expansion_filters, pyramid, repeated_edge
 
 DAMPING = 1e-3  # of the determinant: where the image is flat the equations say nothing, and the flow is zero
-MAX_LEVELS = 32
-MAX_WINDOW = 511
-MAX_REFINE = 16  # more would leave little of the region that a block of flow_refine_* works on
 SMOOTHNESS = 50.0  # s of the refinement [grey values^2 / pixel^4]
 SPREAD = 0.98  # largest eigenvalue of a plain sweep that Chebyshev's weights reckon with; above it they damp less
 DTYPES = (torch.uint8, torch.float16, torch.float32)
@@ -111,28 +108,20 @@ def _refine(equations: Tensor, flow: Tensor, sweeps: int) -> Tensor:
 
 
 def optical_flow_ref(
-    frames: Tensor,
-    pairs: Sequence[tuple[int, int]],
-    levels: int,
-    pyr_scale: float,
-    window: int,
-    iterations: int,
-    poly_n: int,
-    poly_sigma: float,
-    refine: int,
+    frames: Tensor, pairs: Sequence[tuple[int, int]], params: FlowParams = DEFAULT
 ) -> Tensor:
     """Plain PyTorch in the frames' dtype, at least float32, under autocast too; arguments as `optical_flow` has checked
     them."""
     b, _, *size = frames.shape
     images = frames.to(torch.promote_types(frames.dtype, torch.float32))
     images = images.view(*frames.shape[:4], *(size[2:] or [1])).movedim(-1, 1)  # (B, Z, T, X, Y)
-    ones = torch.full((window,), 1 / window, dtype=torch.float64)
+    ones = torch.full((params.window,), 1 / params.window, dtype=torch.float64)
     flow = images.new_empty(0)
     first, second = torch.tensor(pairs, dtype=torch.long, device=frames.device).view(-1, 2).unbind(1)
     with torch.autocast(frames.device.type, enabled=False):  # 16 bits would move the flow by 0.1 pixels
-        for level in pyramid(tuple(size[:2]), levels, pyr_scale):
+        for level in pyramid(tuple(size[:2]), params.levels, params.pyr_scale):
             small = _along(images, *(taps.matrix(n) for taps, n in zip(level.image, size)))
-            expansion = _expand(small, expansion_filters(poly_n, poly_sigma))
+            expansion = _expand(small, expansion_filters(params.poly_n, params.poly_sigma))
             before, after = (expansion[:, :, which].flatten(0, 2) for which in (first, second))
             if level.flow is None:
                 flow = before.new_zeros(before.shape[0], 2, *level.size)
@@ -140,57 +129,51 @@ def optical_flow_ref(
                 flow = _along(flow, *(taps.matrix(n) for taps, n in zip(level.flow, flow.shape[-2:])))
             box = tuple(repeated_edge(ones, n) for n in level.size)
             weight = torch.outer(*(border_weight(n) for n in level.size)).to(flow)
-            for _ in range(iterations):
+            for _ in range(params.iterations):
                 flow = _solve(_along(_equations(before, after, flow, weight), *box), DAMPING)
-        flow = _refine(_equations(before, after, flow, weight), flow, refine)
+        flow = _refine(_equations(before, after, flow, weight), flow, params.refine)
     flow = flow.view(b, images.shape[1], len(first), 2, *size[:2]).movedim(1, -1)  # (B, P, 2, X, Y, Z)
     return (flow if len(size) == 3 else flow.squeeze(-1)).contiguous()
 
 
 def optical_flow_bytes(
-    shape: Sequence[int], n_pairs: int, item_size: int, levels: int, pyr_scale: float, iterations: int,
-    refine: int,
-) -> int:  # fmt: skip
+    shape: Sequence[int], n_pairs: int, item_size: int, params: FlowParams = DEFAULT
+) -> int:
     """Bytes that must move for frames of `shape` (B, T, X, Y[, Z]) of which each is in some pair: frames read, images
     and expansions written and read once, and in each iteration and in the refinement as a whole both expansions and the
     flow read, the flow written."""
     b, t, x, y, *z = shape
     slices = b * (z[0] if z else 1)
-    pixels = sum(level.size[0] * level.size[1] for level in pyramid((x, y), levels, pyr_scale))
+    pixels = sum(level.size[0] * level.size[1] for level in pyramid((x, y), params.levels, params.pyr_scale))
     frame = x * y * item_size + pixels * 4 * (1 + 1 + 5)
-    solved = pixels * iterations + x * y * (refine > 0)
+    solved = pixels * params.iterations + x * y * (params.refine > 0)
     return slices * (t * frame + n_pairs * solved * 4 * (5 + 5 + 2 + 2))
 
 
-@torch.library.custom_op("cinema_fast::optical_flow_native", mutates_args=())
-def _native_op(
+@torch.library.custom_op("cinema_fast::optical_flow", mutates_args=(), device_types="cpu")
+def _flow_op(
     frames: Tensor, pairs: list[int], dtype: torch.dtype, levels: int, pyr_scale: float, window: int, iterations: int,
     poly_n: int, poly_sigma: float, refine: int,
 ) -> Tensor:  # fmt: skip
-    out = _empty_flow(frames, pairs, dtype, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
+    params = FlowParams(levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
+    return _launch(run_native, frames, pairs, dtype, params)
+
+
+@_flow_op.register_kernel("cuda")
+def _flow_on_cuda(frames, pairs, dtype, *params):
+    return _launch(run_cuda, frames, pairs, dtype, FlowParams(*params))
+
+
+def _launch(run: Callable, frames: Tensor, pairs: list[int], dtype: torch.dtype, params: FlowParams) -> Tensor:
+    out = _empty_flow(frames, pairs, dtype)
     if out.numel():
         with launching("optical_flow", frames):
-            run_native(
-                frames.contiguous(), out, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine
-            )
+            run(frames.contiguous(), out, pairs, params)
     return out
 
 
-@torch.library.custom_op("cinema_fast::optical_flow_cuda", mutates_args=())
-def _cuda_op(
-    frames: Tensor, pairs: list[int], dtype: torch.dtype, levels: int, pyr_scale: float, window: int, iterations: int,
-    poly_n: int, poly_sigma: float, refine: int,
-) -> Tensor:  # fmt: skip
-    out = _empty_flow(frames, pairs, dtype, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
-    if out.numel():
-        with launching("optical_flow", frames):
-            run_cuda(frames.contiguous(), out, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
-    return out
-
-
-@_cuda_op.register_fake
-@_native_op.register_fake
-def _empty_flow(frames, pairs, dtype, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine):
+@_flow_op.register_fake
+def _empty_flow(frames, pairs, dtype, *_):
     b, _, *size = frames.shape
     return frames.new_empty((b, len(pairs) // 2, 2, *size), dtype=dtype)
 
@@ -219,54 +202,17 @@ def _pair(row: Sequence[int], n_frames: int) -> tuple[int, int]:
     return first, second
 
 
-def integer(name: str, value: int, operation: str = "optical_flow") -> int:
-    """Python's int of any kind of integer. ValueError for anything else, True and False too."""
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise ValueError(f"{operation}: {name} must be an integer, got {value!r}")
-
-
-def _real(name: str, value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"optical_flow: {name} must be a number, got {value!r}")
-    return float(value)
-
-
 def checked(
-    frames: Tensor,
-    pairs: str | Sequence[Sequence[int]] | Tensor,
-    levels: int,
-    pyr_scale: float,
-    window: int,
-    iterations: int,
-    poly_n: int,
-    poly_sigma: float,
-    refine: int,
-) -> tuple[list[tuple[int, int]], tuple[int, float, int, int, int, float, int]]:
-    """The pairs one by one, and the parameters in their order. ValueError where one is not as `optical_flow` says."""
+    frames: Tensor, pairs: str | Sequence[Sequence[int]] | Tensor, params: FlowParams
+) -> tuple[list[tuple[int, int]], FlowParams]:
+    """The pairs one by one, and the parameters. ValueError where something is not as `optical_flow` says."""
     if frames.ndim not in (4, 5) or 0 in frames.shape[1:]:
         raise ValueError(f"optical_flow: frames must be (B, T, X, Y) or (B, T, X, Y, Z), got {tuple(frames.shape)}")
     if frames.dtype not in DTYPES:
         raise ValueError(f"optical_flow: frames must be uint8, float16 or float32, got {frames.dtype}")
-    levels, window, iterations = integer("levels", levels), integer("window", window), integer("iterations", iterations)
-    poly_n, refine = integer("poly_n", poly_n), integer("refine", refine)
-    pyr_scale, poly_sigma = _real("pyr_scale", pyr_scale), _real("poly_sigma", poly_sigma)
-    for name, value, good, wanted in (
-        ("levels", levels, 1 <= levels <= MAX_LEVELS, f"in 1..{MAX_LEVELS}"),
-        ("pyr_scale", pyr_scale, 0 < pyr_scale < 1, "in (0, 1)"),
-        ("window", window, 3 <= window <= MAX_WINDOW and window % 2 == 1, f"odd, in 3..{MAX_WINDOW}"),
-        ("iterations", iterations, iterations >= 1, "at least 1"),
-        ("poly_n", poly_n, poly_n in POLY_N, "5 or 7"),
-        ("poly_sigma", poly_sigma, 0 < poly_sigma < float("inf"), "positive"),
-        ("refine", refine, 0 <= refine <= MAX_REFINE, f"in 0..{MAX_REFINE}"),
-    ):
-        if not good:
-            raise ValueError(f"optical_flow: {name} must be {wanted}, got {value}")
-    how = (levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
-    return _listed(pairs, frames.shape[1]), how
+    if not isinstance(params, FlowParams):
+        raise ValueError(f"optical_flow: params must be a FlowParams, got {params!r}")
+    return _listed(pairs, frames.shape[1]), params.checked()
 
 
 def refuse_non_finite(frames: Tensor, pairs: Sequence[tuple[int, int]]) -> None:
@@ -288,13 +234,7 @@ def optical_flow(
     frames: Tensor,
     pairs: str | Sequence[Sequence[int]] | Tensor = "consecutive",
     *,
-    levels: int = 3,
-    pyr_scale: float = 0.5,
-    window: int = 15,
-    iterations: int = 3,
-    poly_n: int = 7,
-    poly_sigma: float = 1.5,
-    refine: int = 10,
+    params: FlowParams = DEFAULT,
     dtype: torch.dtype = torch.float32,
     backend: str = "auto",
 ) -> Tensor:
@@ -305,13 +245,7 @@ def optical_flow(
             is a plane of its own. Floats are taken as they are, as OpenCV does: with images in 0..1 the terms that
             keep flat regions at rest and the flow smooth would outweigh everything; multiply them by 255.
         pairs: "consecutive" (t, t + 1), "reference" (0, t) for t >= 1, or (P, 2) frames: a list, tensor or array.
-        levels: pyramid levels below the frame's own; none is made whose shorter side is under 32 pixels.
-        pyr_scale: size of a level relative to the next finer one, in (0, 1).
-        window: pixels along a side of the square over which motion is taken to be the same, odd.
-        iterations: at each level.
-        poly_n: 5 or 7, pixels to either side that the expansion looks at.
-        poly_sigma: standard deviation [pixels] of its weights.
-        refine: sweeps of the refinement at the frame's own size; 0 leaves OpenCV's flow.
+        params: of the method, such as FlowParams(window=9); see there.
         dtype: of the result, float32 or float16; half of the bytes, to 1/2048 of a displacement, and infinity above
             65504 pixels. All is computed in float32.
         backend: "auto", "torch", "native" (C++ on the CPU) or "cuda".
@@ -326,10 +260,20 @@ def optical_flow(
     """
     if dtype not in OUT_DTYPES:
         raise ValueError(f"optical_flow: dtype must be torch.float32 or torch.float16, got {dtype}")
-    listed, how = checked(frames, pairs, levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
+    listed, params = checked(frames, pairs, params)
     picked = choose("optical_flow", backend, reasons(frames))
     if picked == "torch":
         refuse_non_finite(frames, listed)
-        return optical_flow_ref(frames, listed, *how).to(dtype)
-    op = {"native": _native_op, "cuda": _cuda_op}[picked]
-    return op(frames, [t for pair in listed for t in pair], dtype, *how)
+        return optical_flow_ref(frames, listed, params).to(dtype)
+    return _flow_op(frames, [t for pair in listed for t in pair], dtype, *params)
+
+
+register(Operation(
+    optical_flow,
+    computes="dense flow between frames of whole batches of cines: Farneback's with OpenCV's parameters by name, "
+    "refined by a variational step (closer to the true motion than OpenCV's Farneback and DIS: "
+    "[accuracy](docs/experiments/flow_accuracy.md)); one arithmetic in C++ for the CPU and CUDA",
+    unsupported=reasons,
+    launches=("optical_flow",),
+    code=Code(False, False, False, "a thread makes one pixel: neighbours read neighbouring floats"),
+))  # fmt: skip

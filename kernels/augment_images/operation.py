@@ -12,18 +12,22 @@ Bytes: at least the frames read and the images written, 5 a pixel. Kernels take 
 moved image must be known before any pixel of it is done.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor
 
-from .augment_native import augment as native_augment
-from .augment_native import unsupported as native_unsupported
-from .augment_torch import augment_images_ref, move_maps_ref
-from .augment_triton import augment as triton_augment
-from .augment_triton import unsupported as triton_unsupported
-from .backend import choose
+from ..backend import choose
+from ..inputs import Inputs
+from ..registry import Call, Code, Operation, register
+from ..shapes import VIEWS
+from .native_form import augment as native_augment
+from .native_form import unsupported as native_unsupported
+from .torch_form import augment_images_ref, move_maps_ref
+from .triton_form import augment as triton_augment
+from .triton_form import unsupported as triton_unsupported
 
 OPERATORS = {"native": native_augment, "triton": triton_augment}
 
@@ -115,7 +119,7 @@ def move_maps(
     """
     moves = {"zoom": zoom, "angle": angle, "shift": shift, "flip": flip}
     _check("move_maps", "maps", maps, extent, moves)
-    picked = choose("move_maps", backend, reasons(maps))
+    picked = choose("augment_images", backend, reasons(maps))
     if picked != "torch":
         nothing = {"gamma": None, "noise": None, "noise_key": None}
         return OPERATORS[picked](maps, extent, **moves, **nothing, clip=False, maps=True)
@@ -141,3 +145,62 @@ def _check(operation: str, name: str, frames: Tensor, extent: Tensor, parameters
             )
         if value.device != frames.device:
             raise ValueError(f"{operation}: {name} are on {frames.device}, {part} on {value.device}")
+
+
+MOVES = ("zoom", "angle", "shift", "flip")
+DRAWN = {  # what is drawn: nothing, as by default, as with all options
+    "as stored": (), "zoomed": ("zoom",), "augmented": (*MOVES, "gamma", "noise", "noise_key"),
+}  # fmt: skip
+
+
+def _parameters(inputs: Inputs, batch: int) -> dict[str, Tensor]:
+    return {
+        "zoom": 1 + 0.1 * inputs.floats(batch), "angle": inputs.floats(batch, dtype=torch.float64),
+        "shift": inputs.floats(batch, 2), "flip": inputs.integers(2, batch, 2, dtype=torch.bool),
+        "gamma": inputs.floats(batch).abs(), "noise": inputs.floats(batch).abs(),
+        "noise_key": inputs.integers(2**62, batch, dtype=torch.int64),
+    }  # fmt: skip
+
+
+def _call(size: tuple[int, ...], inputs: Inputs, batch: int, names: tuple[str, ...], clip: bool) -> list[Tensor]:
+    """Frames, and the motion maps that go with them."""
+    how = {name: value for name, value in _parameters(inputs, batch).items() if name in names}
+    frames = inputs.integers(256, batch, *size, dtype=torch.uint8)
+    extent = torch.tensor([size]).repeat(batch, 1).to(frames.device)
+    images = augment_images(frames, extent, **how, clip=clip, backend="triton")
+    moves = {name: how[name] for name in how if name in MOVES}
+    maps, of_maps = (frames[:, 0], extent[:, 1:]) if clip else (frames, extent)
+    return [images, move_maps(maps, of_maps, **moves, backend="triton")]
+
+
+def _calls() -> Iterator[Call]:
+    """A view of three axes is a clip where tokens span frames."""
+    for (name, view), (variant, names) in product(VIEWS.items(), DRAWN.items()):
+        clip = len(view.size) == 3 and view.token[0] < view.token[2]
+        yield Call(f"{name} {variant}", partial(_call, view.size, batch=view.batch, names=names, clip=clip))
+
+
+def _small(inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
+    """A volume in several tiles with every parameter, and a plane zoomed bicubically."""
+    volume = _call((17, 9, 5), inputs, 2, DRAWN["augmented"], False)
+    return [*volume, *_call((30, 25), inputs, 2, ("zoom",), False)]
+
+
+register(Operation(
+    augment_images,
+    computes="stored frames flipped, zoomed, turned, shifted, scaled to [0, 1], with gamma and noise from Philox "
+    "words, in two passes; motion maps by the same geometry",
+    unsupported=reasons,
+    launches=("augment_images",),
+    calls=_calls,
+    small=_small,
+    code={
+        "_extremes": Code(False, True, False, "8-bit pixels in, two numbers for each part out"),
+        "_move": Code(
+            False, False, True, "four neighbouring pixels a thread out; in come 8-bit ones, from where rotation says"
+        ),
+        "_brighten": Code(
+            False, False, True, "four neighbouring pixels a thread: 16 bytes out, and in 4 where they come as stored"
+        ),
+    },
+))  # fmt: skip

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .augment_torch import CUBIC, FLAT
-from .backend import launching, tl, triton, triton_unsupported
+from ..backend import launching, tl, triton, triton_unsupported
 from .gaussian_noise import HALF, PER_CALL
+from .torch_form import CUBIC, FLAT
 
 MOST_PARTS = 128  # of an image: each program of `_brighten` reads the extremes of all
 # Pixels of an axis, of a shift, and between the inputs of neighbours where the zoom is tiny: with these a place stays

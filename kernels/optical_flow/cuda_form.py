@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .flow_groups import PairGroups
-from .flow_pyramid import AxisTaps, half_filters, pyramid, used_frames
-from .native import cuda_module
+from ..native import cuda_module
+from .pair_groups import PairGroups
+from .params import FlowParams
+from .pyramid import AxisTaps, half_filters, pyramid, used_frames
 
 STRIP = 16  # rows of a thread of flow_solve, as in csrc/optical_flow.cuh
 MEAN_BLOCK = (32, 4)  # MEAN_WIDTH and MEAN_PAIRS there
@@ -112,9 +113,8 @@ def _stream(device: torch.device) -> AbstractContextManager:
 
 
 def run_cuda(
-    frames: Tensor, out: Tensor, pairs: list[int], levels: int, pyr_scale: float, window: int, iterations: int,
-    poly_n: int, poly_sigma: float, refine: int, groups: PairGroups | None = None,
-) -> None:  # fmt: skip
+    frames: Tensor, out: Tensor, pairs: list[int], params: FlowParams, groups: PairGroups | None = None
+) -> None:
     """Fills `out` from contiguous `frames`: with the flow (B, P, 2, X, Y[, Z]) float32 or float16 or, given groups of
     pairs, with the mean magnitude over each of the G, (B, G, X, Y[, Z]) float32.
 
@@ -123,32 +123,30 @@ def run_cuda(
     """
     if groups and groups.count > MAX_PLANES:
         raise ValueError(f"motion_map: at most {MAX_PLANES} tubelets on a GPU, got {groups.count}")
-    how = (levels, pyr_scale, window, iterations, poly_n, poly_sigma, refine)
     with _stream(frames.device):
         for first, end in pair_runs(pairs, frames.shape[2] * frames.shape[3]):
             of_run = groups.of_pairs(first, end) if groups else None
-            _run_pairs(frames, out, pairs[2 * first : 2 * end], first, *how, of_run)
+            _run_pairs(frames, out, pairs[2 * first : 2 * end], first, params, of_run)
 
 
 def _run_pairs(
-    frames: Tensor, out: Tensor, pairs: list[int], first_pair: int, levels: int, pyr_scale: float, window: int,
-    iterations: int, poly_n: int, poly_sigma: float, refine: int, groups: PairGroups | None,
-) -> None:  # fmt: skip
+    frames: Tensor, out: Tensor, pairs: list[int], first_pair: int, params: FlowParams, groups: PairGroups | None
+) -> None:
     """What `run_cuda` says for a run of the pairs, of which `first_pair` is the first; maps are added to after it."""
     device = frames.device
     b, t, x, y, *z = frames.shape
     z = z[0] if z else 1
     used, places = used_frames(pairs)
-    n_used, n_pairs, half = len(used), len(pairs) // 2, window // 2
+    n_used, n_pairs, half = len(used), len(pairs) // 2, params.window // 2
     n_means = groups.count if groups else 0
     group = slices_at_once(b * z, n_used, n_pairs, n_means, x * y)
     used, places = _table(tuple(used), device), _table(tuple(places), device)
-    filters, means = _filters(poly_n, poly_sigma, device), []
+    filters, means = _filters(params.poly_n, params.poly_sigma, device), []
     if groups:
         means = [_table(groups.begin, device), _table(groups.members, device)]
         means += [_table(groups.shares, device, torch.float32), int(first_pair > 0)]
     read, written = (str(tensor.dtype).removeprefix("torch.") for tensor in (frames, out))
-    module, pyramid_levels = cuda_module("optical_flow"), _levels((x, y), levels, pyr_scale, device)
+    module, pyramid_levels = cuda_module("optical_flow"), _levels((x, y), params.levels, params.pyr_scale, device)
     if _capturing():
         of_levels = [item for level in pyramid_levels for item in [*level.image, *(level.flow or [])]]
         tables = [item for item in [used, places, filters, *means, *of_levels] if isinstance(item, Tensor)]
@@ -176,7 +174,7 @@ def _run_pairs(
                 [frames, image, used, *level.image, first, n_used, t, x, y, z, height, width],
             )  # fmt: skip
             launch(
-                f"flow_expand_{poly_n}", (blocks, height, n * n_used), (threads,),
+                f"flow_expand_{params.poly_n}", (blocks, height, n * n_used), (threads,),
                 [image, expansion, filters, height, width],
             )  # fmt: skip
             if before is None:
@@ -188,7 +186,7 @@ def _run_pairs(
                     [coarser, flow, *level.flow, *before, height, width],
                 )  # fmt: skip
             last_level = level is pyramid_levels[-1]
-            for i in range(iterations):
+            for i in range(params.iterations):
                 launch(
                     "flow_equations", (blocks, height, n * n_pairs), (threads,),
                     [expansion, flow, sums, places, n_used, n_pairs, height, width, half],
@@ -196,7 +194,7 @@ def _run_pairs(
                 )  # fmt: skip
                 strips = math.ceil(height / STRIP)
                 blocks_128 = (math.ceil(width / 128), strips, n * n_pairs)
-                if refine or not last_level or i < iterations - 1:
+                if params.refine or not last_level or i < params.iterations - 1:
                     launch(
                         "flow_solve_float32", blocks_128, (128,),
                         [sums, flow, 0, n_pairs, n_pairs, height, width, 1, half],
@@ -211,19 +209,19 @@ def _run_pairs(
                         "flow_mean_magnitude", (math.ceil(width / MEAN_BLOCK[0]), strips, n * n_means), MEAN_BLOCK,
                         [sums, result, *means, first, n_pairs, n_means, height, width, z, half],
                     )  # fmt: skip
-            if refine and last_level:
-                tiles = tuple(math.ceil(n / (side - 2 * refine)) for n, side in zip(level.size, REGION))[::-1]
+            if params.refine and last_level:
+                tiles = tuple(math.ceil(n / (side - 2 * params.refine)) for n, side in zip(level.size, REGION))[::-1]
                 block = (REGION[1], REGION_ROWS)
                 if not groups:
                     launch(
                         f"flow_refine_{written}", (*tiles, n * n_pairs), block,
                         [expansion, flow, result, places, first, n_used, n_pairs, out.shape[1], height, width, z,
-                         refine],
+                         params.refine],
                     )  # fmt: skip
                 else:
                     launch(
                         "flow_refine_mean", (*tiles, n * n_means), block,
                         [expansion, flow, result, places, *means, first, n_used, n_pairs, n_means, height, width, z,
-                         refine],
+                         params.refine],
                     )  # fmt: skip
             before = level.size

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from .philox import philox4x32
+from ..philox import philox4x32
 
 HALF = 1 << 16
 PER_CALL = 8

@@ -1,0 +1,5 @@
+"""Stored frames to training images: one operation in several files; `operation.py` has its public functions."""
+
+from .operation import augment_images, augment_images_bytes, move_maps
+
+__all__ = ["augment_images", "augment_images_bytes", "move_maps"]
