@@ -262,17 +262,24 @@ def predicted(path: Path = PREDICTIONS) -> dict:
     return json.loads(path.read_text()) if path.exists() else {"steps": [], "kernels": []}
 
 
+# modules of kernels/ that say what runs, or describe operations, not what is computed
+NOT_COMPUTING = {"backend", "registry", "inputs", "shapes"}
+
+
 def kernel_sha(op: str) -> str:
     """SHA-256 of kernels/<op>.py or all of kernels/<op>/, of what else there they take code from, and of csrc/ by the
     names of all."""
     folder, names, seen = PACKAGES["cinema_fast.kernels"], [op], {}
     while names:
         name = names.pop()
-        if name not in seen and name != "backend":  # which says what runs, not what it computes
+        if name not in seen and name not in NOT_COMPUTING:
             seen[name] = sorted((folder / name).rglob("*.py")) or [folder / f"{name}.py"]
             for path in seen[name]:
                 dots = len(path.relative_to(folder).parts)
-                names += re.findall(rf"^from \.{{{dots}}}(\w+)[\w.]* import", path.read_text(), re.MULTILINE)
+                text = path.read_text()
+                names += re.findall(rf"^from \.{{{dots}}}(\w+)[\w.]* import", text, re.MULTILINE)
+                for modules in re.findall(rf"^from \.{{{dots}}} import ([\w, ]+)", text, re.MULTILINE):
+                    names += modules.split(", ")
     sources = [path for name in sorted(seen) for path in seen[name]]
     sources += sorted({path for name in seen for path in (ROOT / "csrc").glob(f"{name}*")})
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()

@@ -63,13 +63,14 @@ def test_cells_of_kernels(cpu):
 def test_a_kernel_is_what_it_is_made_of(tmp_path, monkeypatch):
     import report_schema
 
-    (tmp_path / "op.py").write_text("from .backend import choose\nfrom .part import f\n")
+    (tmp_path / "op.py").write_text("from . import beside, both\nfrom .backend import choose\nfrom .part import f\n")
     (tmp_path / "part.py").write_text("from .deeper import (\n    g,\n)\n")
-    for name in ("deeper", "backend", "other"):
+    for name in ("deeper", "backend", "registry", "other", "beside", "both"):
         (tmp_path / f"{name}.py").write_text("")
     monkeypatch.setitem(report_schema.PACKAGES, "cinema_fast.kernels", tmp_path)
     before = kernel_sha("op")
-    for name, counts in (("backend", False), ("other", False), ("deeper", True), ("part", True), ("op", True)):
+    unused, used = ("backend", "registry", "other"), ("beside", "both", "deeper", "part", "op")
+    for name, counts in {**dict.fromkeys(unused, False), **dict.fromkeys(used, True)}.items():
         with (tmp_path / f"{name}.py").open("a") as file:
             file.write("# changed\n")
         assert (kernel_sha("op") != before) == counts
