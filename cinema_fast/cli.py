@@ -13,6 +13,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
+from .common.renamed import current_arguments
+
+# {command: {an option that it lacks or that wants more: what is said of it}}, after the parser's own message
+_OF_RUNS = {"--learning-rate": "the learning rate is --lr", "--epochs": "the length of a run is given by --steps"}
+_HINTS = {
+    "prepare": {
+        "--check": "prepare --repair SRC STORE makes damaged studies anew from their sources; to check a store alone: "
+        "cinema-fast verify STORE"
+    },
+    "pretrain": _OF_RUNS,
+    "finetune": _OF_RUNS,
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command (by default that of sys.argv) and return its exit status."""
@@ -22,25 +35,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # names of files may be bytes that are no text in its encoding
             stream.reconfigure(errors="backslashreplace")
     commands = _commands()
-    arguments = sys.argv[1:] if argv is None else argv
-    named = next(iter(arguments), "-")
+    given = list(sys.argv[1:] if argv is None else argv)
+    named = next(iter(given), "-")
     if not named.startswith("-") and named not in commands:  # the parser's own hints are about options
         near = difflib.get_close_matches(named, commands, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         print(f"cinema-fast: no command {named!r}{hint} (commands: {', '.join(commands)})", file=sys.stderr)
         return 2
+    arguments, warnings = current_arguments(named, given)
+    for warning in warnings:
+        print(f"cinema-fast: {warning}", file=sys.stderr)
     try:
         return tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="cinema-fast",
             description="Fast pre-training of masked autoencoders on cine cardiac MRI.",
-            args=argv,
+            args=arguments,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except SystemExit as end:  # how the parser ends: 0 after help
-        if end.code and named == "prepare" and "--check" in arguments:
-            print("cinema-fast: prepare --check SRC STORE repairs a store from its sources; to check one without them: "
-                  "cinema-fast verify STORE", file=sys.stderr)
+        if end.code:
+            for option, hint in _HINTS.get(named, {}).items():
+                if option in given:
+                    print(f"cinema-fast: {hint}", file=sys.stderr)
         raise
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -185,17 +202,9 @@ def _commands() -> dict[str, Callable[..., int]]:
             out: folder for the tables (comparison.md), and the loss curves (comparison.png) or the numbers
                 (comparison.json).
         """
-        from .evaluation.compare_evaluations import compare_evaluations, is_evaluation
-        from .evaluation.compare_runs import compare
+        from .evaluation.compare import compare
 
-        evaluations = [path for path in runs if is_evaluation(path)]
-        if evaluations and len(evaluations) < len(runs):
-            other = next(path for path in runs if path not in evaluations)
-            if not other.exists():
-                raise ValueError(f"compare: there is no folder {other}")
-            raise ValueError(f"compare: {evaluations[0]} is an evaluation, {other} is not: it lacks results.json or "
-                             "rows.csv; want run folders alone, or evaluation folders alone")
-        print((compare_evaluations if evaluations else compare)(runs, out))
+        print(compare(runs, out))
         return 0
 
     def embed(config: Annotated[EmbedConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:

@@ -16,7 +16,7 @@ from cinema_fast.cohort.cluster_config import ClusterConfig
 from cinema_fast.common.tables import read_table
 
 pytest.importorskip("sklearn")
-QUICK = ("--resamples", "20", "--most", "4")
+QUICK = ("--resamples", "20", "--max-clusters", "4")
 EVIL = "<script>alert(1)</script> & \"$\\frac"
 
 
@@ -71,7 +71,7 @@ def test_files_of_a_cohort(cohort, tmp_path, capsys):
 
 def test_characteristics_of_a_cohort(cohort, tmp_path):
     folder, group = cohort
-    cluster(ClusterConfig(folder / "e.parquet", tmp_path / "out", folder / "t.csv", resamples=20, most=4))
+    cluster(ClusterConfig(folder / "e.parquet", tmp_path / "out", folder / "t.csv", resamples=20, max_clusters=4))
     rows = lines_of(tmp_path / "out" / "characteristics.csv")
     ef = [row for row in rows if row["column"] == "ef"]
     known = read_table(folder / "t.csv").numeric("ef")
@@ -120,7 +120,8 @@ def test_the_page_stands_alone_and_shows_names_as_text(cohort, tmp_path):
 def test_the_same_again_to_the_byte(cohort, tmp_path):
     folder, _ = cohort
     for name in ("a", "b"):
-        cluster(ClusterConfig(folder / "e.parquet", tmp_path / name, folder / "t.csv", resamples=20, most=4, seed=5))
+        options = {"resamples": 20, "max_clusters": 4, "seed": 5}
+        cluster(ClusterConfig(folder / "e.parquet", tmp_path / name, folder / "t.csv", **options))
     for path in (p for p in (tmp_path / "a").rglob("*.*")):
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path.name
 

@@ -255,7 +255,7 @@ def test_tables_that_are_not_there(runs, discs, tmp_path):  # noqa: F811
     for name, options, told in (
         ("multitask", {"table": tmp_path / "no.csv"}, r"^--table .*no\.csv: No such file or directory$"),
         ("landmarks", {"table": tmp_path}, r"^--table .*: Is a directory$"),
-        ("landmarks", {"about": tmp_path}, r"^--about .*: Is a directory$"),
+        ("landmarks", {"study_table": tmp_path}, r"^--study-table .*: Is a directory$"),
     ):
         with pytest.raises(ValueError, match=told):
             evaluate_run(EvaluateConfig(runs / name, tmp_path / "eval", device="cpu", **options))

@@ -14,7 +14,7 @@ from training_fixtures import metrics
 from cinema_fast.cli import main
 from cinema_fast.data.loading.loader import LabelError, LoaderError
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.evaluation.compare_runs import compare
+from cinema_fast.evaluation.compare_runs import compare_runs
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.models.config import preset
@@ -200,7 +200,7 @@ def test_folders_of_others(discs, finished, tmp_path):  # noqa: F811
     with pytest.raises(ValueError, match=r"is a run of pretrain: fine-tune it by"):
         load_run(mae)
     with pytest.raises(ValueError, match=r"compare: run is a run of finetune, mae one of pretrain"):
-        compare([finished, mae])
+        compare_runs([finished, mae])
 
 
 @pytest.mark.parametrize("task", ["regression", "landmarks", "segmentation"])

@@ -59,7 +59,7 @@ def plain_loop(config: PretrainConfig) -> tuple[list[float], list[float], dict]:
             )  # fmt: skip
         loss = model(images, plan).loss
         loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, config.clip)))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, config.clip_grad)))
         warm = round(config.warmup * config.steps)
         decay = (step + 1 - warm) / (config.steps - warm)
         for group in optimizer.param_groups:
@@ -74,7 +74,7 @@ def plain_loop(config: PretrainConfig) -> tuple[list[float], list[float], dict]:
 
 @pytest.mark.parametrize("clip", [5.0, 0.05])
 def test_equals_a_plain_loop(tiny_store, tmp_path, clip):  # noqa: F811
-    config = config_of(tiny_store, tmp_path / "run", clip=clip)
+    config = config_of(tiny_store, tmp_path / "run", clip_grad=clip)
     losses, norms, weights = plain_loop(config)
     assert clip == 5.0 or max(norms) > clip  # the second case does clip
     outcome = pretrain(config)
@@ -104,7 +104,8 @@ def test_accumulation_equals_one_large_batch(tiny_store, tmp_path):  # noqa: F81
 
 def test_the_run_folder(tiny_store, tmp_path):  # noqa: F811
     out = tmp_path / "run"
-    outcome = pretrain(config_of(tiny_store, out, steps=5, log_every=2, checkpoint_every=2, keep=2, holdout=0.25))
+    options = {"steps": 5, "log_every": 2, "checkpoint_every": 2, "keep_checkpoints": 2, "holdout": 0.25}
+    outcome = pretrain(config_of(tiny_store, out, **options))
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 5]
     for line in lines:
@@ -151,7 +152,7 @@ def poison(monkeypatch, where: str, bad_steps: set[int]) -> None:
 def test_a_bad_step_is_skipped_and_named(tiny_store, tmp_path, monkeypatch, capfd, where):  # noqa: F811
     poison(monkeypatch, where, {3})
     monkeypatch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])
-    config = config_of(tiny_store, tmp_path / "run", log_every=2, checkpoint_every=1, keep=9, workers=1)
+    config = config_of(tiny_store, tmp_path / "run", log_every=2, checkpoint_every=1, keep_checkpoints=9, workers=1)
     pretrain(config)
     two, three, four = (
         load_file(tmp_path / "run" / "checkpoints" / f"step-0000000{n}.safetensors") for n in (2, 3, 4)

@@ -98,7 +98,7 @@ def test_altered_maps_are_told_by_a_merge_that_checks(src, tmp_path):
     run(src, store, shard="1/1", motion=True)
     path = store / "studies/p1/sax.motion.npy"
     path.write_bytes(path.read_bytes()[:-1] + b"\x9c")
-    (failure,) = run(src, store, merge=True, check=True).failures
+    (failure,) = run(src, store, merge=True, repair=True).failures
     assert failure.file == "studies/p1/sax.motion.npy" and "altered" in failure.reason
 
 

@@ -145,7 +145,7 @@ def test_an_altered_label_is_found_and_mended(prepared, capfd):
     assert again(src, store).unchanged == 3  # reads nothing that is there
     assert main(["verify", str(store)]) == 1
     assert f"{FILE}: altered" in capfd.readouterr().out
-    report = again(src, store, check=True)
+    report = again(src, store, repair=True)
     assert (report.prepared, report.exit_code) == (1, 0) and content(store) == before
     assert main(["verify", str(store)]) == 0
 

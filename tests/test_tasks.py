@@ -65,7 +65,7 @@ class Darkness(Task):
     def network(self, shape, config):
         return vit_of(shape, 1, 1, config)
 
-    def loss(self, model, batch, blank):
+    def loss(self, model, batch, cutout):
         return (self.predict(model, batch.images())["dark"] - batch.target["dark"]).square().mean()
 
     def predict(self, model, images):

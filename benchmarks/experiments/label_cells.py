@@ -151,7 +151,7 @@ def options(out: Path, cell: Cell, size: Size, subset_seed: int, n_training: int
         data=out / "store", out=run, task=cell.task, steps=steps, batch_size=batch, preset=PRESET,
         init_from=out / "pretraining" if cell.start == "pre-trained" else None, seed=cell.seed, val=size.val,
         test=size.test, label_fraction=labelled(size, cell.level, n_training) / n_training, subset_seed=subset_seed,
-        augment=AUGMENT[cell.task], blank=0.0, layer_decay=1.0, warmup=0.05, drop_path=0.0, patience=0,
+        augment=AUGMENT[cell.task], cutout=0.0, layer_decay=1.0, warmup=0.05, drop_path=0.0, patience=0,
         validate_every=max(steps // size.validations, 1), device="cpu", precision="fp32", workers=1,
         log_every=max(steps // 10, 1), resume=(run / "config.yaml").exists(), **task,
     )  # fmt: skip

@@ -30,7 +30,7 @@ class ClusterConfig:
     # number of clusters; by default that of the highest silhouette (kmeans) or the lowest BIC (gaussian)
     clusters: int | None = None
     # largest number of clusters tried
-    most: int = 10
+    max_clusters: int = 10
     # pairs of subsamples for the stability, and Gaussian clouds for the separation, whose p is at least 1 / (1 + these)
     resamples: int = 50
     # how studies are laid out in two dimensions
@@ -39,9 +39,9 @@ class ClusterConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in (("most", 2), ("clusters", 2), ("resamples", 20)):
+        for name, least in (("max_clusters", 2), ("clusters", 2), ("resamples", 20)):
             if (given := getattr(self, name)) is not None and given < least:
-                raise ValueError(f"--{name} must be at least {least}, got {given}")
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {given}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed must lie in 0..2**32 - 1, got {self.seed}")
         if self.columns and not self.table:

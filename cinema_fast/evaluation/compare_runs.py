@@ -49,7 +49,7 @@ class Run:
         return self.over_lines(mean, name, after=0.9 * step, to=step)
 
 
-def compare(paths: Sequence[Path], out: Path | None = None) -> str:
+def compare_runs(paths: Sequence[Path], out: Path | None = None) -> str:
     """The tables as Markdown; with `out` also written there, as comparison.md, with the curves, as comparison.png.
 
     A run may be under way, and its last line cut short. Raises ValueError naming what is no run folder, has a damaged

@@ -48,7 +48,7 @@ def _evaluate(config: EvaluateConfig) -> dict:
     studies, chosen = _chosen(run, cines, config.part, sums, own=own)
     of_labels = config.table or _of_run(run, "table")
     table = read_named("--table", of_labels) if of_labels and task.table_of_studies else None
-    about = read_named("--about", config.about) if config.about else table
+    about = read_named("--study-table", config.study_table) if config.study_table else table
     for one in (table, about if about is not table else None):
         if one:
             check_matches(one.path, one.rows, studies, cines.path, cines.ids)
@@ -128,7 +128,7 @@ def _check_prepared(run: FinetunedRun, cines: CineStore) -> None:
 
 def _about(table: Table | None, option: str) -> Table:
     if table is None:
-        raise ValueError(f"{option} wants a table with a line per study: --table CSV, for landmarks --about CSV")
+        raise ValueError(f"{option} wants a table with a line per study: --table CSV, for landmarks --study-table CSV")
     return table
 
 

@@ -25,7 +25,7 @@ class EvaluateConfig:
     # columns by which studies are grouped
     subgroups: tuple[str, ...] = ()
     # table of known values and of subgroups where that of the labels is another (landmarks)
-    about: Path | None = None
+    study_table: Path | None = None
     # column that is the same for scans of one heart: the repeated measurements of which are compared
     retest: str | None = None
     # which of two classes is the positive one, of sensitivity and --threshold; the second by name where none is named

@@ -52,17 +52,17 @@ class FinetuneConfig(RunOptions):
     # weights to start from: the folder of a run, pre-training or fine-tuned, or a .safetensors or torch file
     init_from: Path | None = None
     # leave stem and encoder as they are, and train what is on top
-    frozen: bool = False
+    freeze: bool = False
     # the encoder of this project, or a network that starts from nothing, to compare with: a U-Net or a ResNet of MONAI
     network: Literal["cinema", "baseline"] = "cinema"
     # channels of the segmentation decoder, from the image's resolution down
     decoder_channels: tuple[int, ...] = (32, 64, 128, 256, 512)
     # what a prediction is made of: the mean over the heads of views and class token, or one kind of them
     reduce: Literal["all", "patch", "cls"] = "all"
-    # how the losses of several targets are balanced: by learned uncertainty (Kendall et al. 2018), or by --weights
+    # how the losses of several targets are balanced: by learned uncertainty (Kendall et al. 2018), or by --loss-weights
     balance: Literal["uncertainty", "fixed"] = "uncertainty"
     # weight of each target's loss, in their order; 1 where none is given
-    weights: tuple[float, ...] = ()
+    loss_weights: tuple[float, ...] = ()
     # studies a step takes at once; under torchrun, each rank
     batch_size: int = 4
     # random seed of everything but which studies are training, validation and test ones
@@ -81,8 +81,8 @@ class FinetuneConfig(RunOptions):
     subset_seed: int = 0
     # how the images are changed at random
     augment: AugmentConfig = field(default_factory=lambda: RECIPE)
-    # largest side of a box that is blanked in an image, as a share of the image's; half of the images have one
-    blank: float = 0.2
+    # side of the box that is set to zero in half of the images, as a share of the image's side; 0: no box
+    cutout: float = 0.2
     # learning rate at the last step
     min_lr: float = 1e-5
     # factor of the learning rate from a layer to the one before
@@ -106,7 +106,7 @@ class FinetuneConfig(RunOptions):
         if min(self.decoder_channels, default=0) < 1:
             given = " ".join(map(str, self.decoder_channels)) or "none"
             raise ValueError(f"--decoder-channels wants one number or more, each at least 1, got {given}")
-        for name in ("val", "test", "blank", "dropout", "drop_path"):
+        for name in ("val", "test", "cutout", "dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{flag(name)} is a share, at least 0 and below 1, got {getattr(self, name)}")
         if self.val + self.test >= 1:
@@ -124,21 +124,21 @@ class FinetuneConfig(RunOptions):
             raise ValueError(f"--classes {unknown[0]}: not among --targets")
         if len(set(self.targets)) < len(self.targets):
             raise ValueError("--targets names a column twice")
-        if self.weights and (self.balance != "fixed" or len(self.weights) != len(self.targets)):
+        if self.loss_weights and (self.balance != "fixed" or len(self.loss_weights) != len(self.targets)):
             raise ValueError(
-                f"--weights are of --balance fixed, one for each of --targets; got {len(self.weights)} with --balance "
-                f"{self.balance} and {len(self.targets)} targets"
+                f"--loss-weights are of --balance fixed, one for each of --targets; got {len(self.loss_weights)} with "
+                f"--balance {self.balance} and {len(self.targets)} targets"
             )
-        if any(not 0 < weight < float("inf") for weight in self.weights):
-            raise ValueError(f"--weights must be above 0, got {' '.join(map(str, self.weights))}")
-        if self.network == "baseline" and (self.init_from or self.frozen):
-            raise ValueError("--network baseline starts from random weights: it takes no --init-from and no --frozen")
+        if any(not 0 < weight < float("inf") for weight in self.loss_weights):
+            raise ValueError(f"--loss-weights must be above 0, got {' '.join(map(str, self.loss_weights))}")
+        if self.network == "baseline" and (self.init_from or self.freeze):
+            raise ValueError("--network baseline starts from random weights: it takes no --init-from and no --freeze")
         if self.network == "baseline" and (self.reduce == "cls" or self.recompute != "none"):
             raise ValueError("--network baseline takes no --reduce cls and no --recompute: it has neither")
         if self.network == "baseline" and self.parallel == "fsdp":
             raise ValueError("--parallel fsdp is for transformers: with --network baseline use ddp")
-        if self.frozen and not self.init_from and not self.resume:
-            raise ValueError("--frozen wants --init-from: random weights are of no use as they are")
+        if self.freeze and not self.init_from and not self.resume:
+            raise ValueError("--freeze wants --init-from: random weights are of no use as they are")
         if not self.structures or len(set(self.structures)) < len(self.structures):
             raise ValueError(f"--structures wants different names of the labels 1, 2, ..., got {self.structures}")
 

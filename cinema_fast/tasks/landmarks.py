@@ -26,7 +26,7 @@ from ..figures.prediction import landmarks_gif
 from ..metrics.assessment import Assessment
 from ..models.config import CineMAConfig
 from ..train.setup import fit_to_store
-from .augment_targets import blank_boxes, move_points
+from .augment_targets import cut_boxes, move_points
 from .context import EvaluationData, PredictedView, StudyPrediction, Tables
 from .heatmaps import gaussian_maps, peaks
 from .landmark_positions import check_positions
@@ -196,12 +196,12 @@ class Landmarks(Task):
             return unet_of(shape, len(self.names), config)
         return vit_of(shape, 2 * len(self.names), 1, config)
 
-    def loss(self, model: nn.Module, batch: Batch, blank: float) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch, cutout: float) -> Tensor:
         """Mean over the views of soft Dice plus binary cross-entropy of heatmaps, or squared error of coordinates.
 
         Coordinates are shares of the model's image size. A landmark that augmentation moves off the image is unknown.
         """
-        images = {view: blank_boxes(image, blank) for view, image in batch.images().items()}
+        images = {view: cut_boxes(image, cutout) for view, image in batch.images().items()}
         out, losses = model(images), []
         for view, image in images.items():
             extent = batch.extent[view]

@@ -19,7 +19,7 @@ def vit_of(shape: CineMAConfig, out_dim: int, n_frames: int, config: "FinetuneCo
         return resnet(shape, out_dim, n_frames)
     from ..models.conv_vit import ConvViT
 
-    return ConvViT(shape, out_dim, n_frames, drop_path=0.0 if config.frozen else config.drop_path)
+    return ConvViT(shape, out_dim, n_frames, drop_path=0.0 if config.freeze else config.drop_path)
 
 
 def unet_of(shape: CineMAConfig, out_channels: int, config: "FinetuneConfig") -> nn.Module:
@@ -37,7 +37,7 @@ def unet_of(shape: CineMAConfig, out_channels: int, config: "FinetuneConfig") ->
             out_channels,
             dec_channels=config.decoder_channels,
             dropout=config.dropout,
-            drop_path=0.0 if config.frozen else config.drop_path,
+            drop_path=0.0 if config.freeze else config.drop_path,
         )
     except ValueError as error:
         fewest = next((n for n in range(1, 9) if _has_levels(shape, n)), None)

@@ -36,7 +36,7 @@ from ..metrics.function import (
 from ..metrics.segmentation import stability_score
 from ..models.config import CineMAConfig
 from ..train.setup import fit_to_store
-from .augment_targets import blank_boxes, move_labels
+from .augment_targets import cut_boxes, move_labels
 from .context import EvaluationData, PredictedView, StudyPrediction, Tables
 from .losses import segmentation_loss
 from .networks import unet_of
@@ -178,9 +178,9 @@ class Segmentation(Task):
         """A network of (images) -> {view: logits (B, 1 + structures, *size)}."""
         return unet_of(shape, 1 + len(self.structures), config)
 
-    def loss(self, model: nn.Module, batch: Batch, blank: float) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch, cutout: float) -> Tensor:
         """Mean over the views of soft Dice plus cross-entropy."""
-        images = {view: blank_boxes(image, blank) for view, image in batch.images().items()}
+        images = {view: cut_boxes(image, cutout) for view, image in batch.images().items()}
         n_classes = 1 + len(self.structures)
         losses = []
         for view, logits in model(images).items():

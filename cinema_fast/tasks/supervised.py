@@ -87,7 +87,7 @@ class Supervised(Method):
         model = self.task.network(self.shape, self.options)
         for block in self.units(model):
             block.recompute = self.options.recompute
-        if self.options.frozen:
+        if self.options.freeze:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(parameter.requires_grad and not name.startswith(("enc_", "encoder.")))
         return model
@@ -101,8 +101,8 @@ class Supervised(Method):
             said, absent = load_starting_weights(model, source, name)
         except FileNotFoundError as error:
             raise ValueError(f"--init-from: {error}") from None
-        if options.frozen and absent:
-            raise ValueError(f"--frozen: {start} has no {', '.join(absent)} to leave as it is: start without --frozen, "
+        if options.freeze and absent:
+            raise ValueError(f"--freeze: {start} has no {', '.join(absent)} to leave as it is: start without --freeze, "
                              "or from other weights")  # fmt: skip
         say(f"weights of {name}: {said}")
         if start.is_dir():
@@ -114,7 +114,7 @@ class Supervised(Method):
 
     def loss(self, model: nn.Module, batch: Batch, step: Tensor) -> Tensor:
         with self.place.autocast():
-            return self.task.loss(model, batch, self.options.blank)
+            return self.task.loss(model, batch, self.options.cutout)
 
     def units(self, model: nn.Module) -> Sequence[nn.Module]:
         return model.encoder.blocks if hasattr(model, "encoder") else ()
@@ -133,7 +133,7 @@ class Supervised(Method):
             f"{len(split.val)} for validation, {len(split.test)} for the test; views {', '.join(self.shape.views)}"
         )
         yield (
-            f"{type(model).__name__}, {trained / 1e6:.3g} M parameters trained{', encoder frozen' * options.frozen}; "
+            f"{type(model).__name__}, {trained / 1e6:.3g} M parameters trained{', encoder frozen' * options.freeze}; "
             f"{self.sampler.global_batch} studies a step, lr {options.lr:g}; {place.device.type}, "
             f"{str(place.precision)[6:]}, {options.mode}"
         )

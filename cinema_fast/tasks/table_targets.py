@@ -22,7 +22,7 @@ from ..data.store.store import CineStore, StoreError
 from ..metrics.assessment import Assessment
 from ..models.config import CineMAConfig
 from ..train.setup import fit_to_store
-from .augment_targets import blank_boxes
+from .augment_targets import cut_boxes
 from .context import EvaluationData, StudyPrediction, Tables
 from .losses import balanced, target_loss
 from .named_files import read_named
@@ -141,7 +141,7 @@ class TableTask(Task):
         )
         n_frames = 1 if CLIP in views else config.n_frames
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-        weights = () if config.balance == "uncertainty" else config.weights or (1.0,) * len(targets)
+        weights = () if config.balance == "uncertainty" else config.loss_weights or (1.0,) * len(targets)
         task = cls(config.task, targets, views, n_frames, config.reduce, config.balance, weights, digest)
         labels = TableLabels(store, views, targets, values, n_frames)
         return Settled(task, labels, shape, store, split.labelled(labels.views_of, config.task), used)
@@ -165,9 +165,9 @@ class TableTask(Task):
         out = model(images, self.reduce) if hasattr(model, "encoder") else model(images)
         return out.split([target.width for target in self.targets], dim=1)
 
-    def loss(self, model: nn.Module, batch: Batch, blank: float) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch, cutout: float) -> Tensor:
         """The balanced sum of the targets' losses over the studies that have a value."""
-        images = {view: blank_boxes(image, blank) for view, image in batch.images().items()}
+        images = {view: cut_boxes(image, cutout) for view, image in batch.images().items()}
         values = batch.target["values"].unbind(1)
         losses = [
             target_loss(out, known, classified=bool(target.classes))

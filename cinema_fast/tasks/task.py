@@ -148,8 +148,8 @@ class Task(ABC):
         """The model, with all that is learnt beside it. Raises ValueError for options that do not fit the shape."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch, blank: float) -> Tensor:
-        """The loss () of a batch. blank: side of the boxes that `blank_boxes` cuts out.
+    def loss(self, model: nn.Module, batch: Batch, cutout: float) -> Tensor:
+        """The loss () of a batch. cutout: side of the boxes that `cut_boxes` sets to zero.
 
         It may be recorded into a CUDA graph: it makes no tensor from Python numbers, and reads none back.
         """

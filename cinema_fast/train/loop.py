@@ -105,8 +105,8 @@ class _Run:
         self.model = method.build()
         self.sharded, folder = options.parallel == "fsdp", options.out / "checkpoints"
         self.checkpoints = (
-            ShardedCheckpoints(folder, keep=options.keep, ranks=ranks) if self.sharded
-            else WholeCheckpoints(folder, keep=options.keep, ranks=ranks, behind=device.type == "cuda")
+            ShardedCheckpoints(folder, keep=options.keep_checkpoints, ranks=ranks) if self.sharded
+            else WholeCheckpoints(folder, keep=options.keep_checkpoints, ranks=ranks, behind=device.type == "cuda")
         )  # fmt: skip
         begun = options.resume and ranks.most(int(self.checkpoints.any()))
         if options.init_from and not begun:
@@ -182,7 +182,7 @@ class _Run:
             self.model,
             self.optimizer,
             device=device,
-            clip=options.clip,
+            clip=options.clip_grad,
             seed=options.seed,
             ranks=self.ranks,
             sharded=self.sharded,
@@ -363,7 +363,7 @@ class _Run:
             model = self.method.build().to(self.place.device)
             load_cinema_weights(model, weights)
             state = {"meter": self.meter.state(), **self.method.info.to_dict()}
-            save_checkpoint(options.out / "checkpoints", self.done, weights, state, keep=options.keep)
+            save_checkpoint(options.out / "checkpoints", self.done, weights, state, keep=options.keep_checkpoints)
         return Outcome(options.out, self.done, evaluation=self.method.finish(model, log), skipped=skipped)
 
 

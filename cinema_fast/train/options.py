@@ -24,7 +24,7 @@ class RunOptions:
 
     FREE: ClassVar[frozenset[str]] = frozenset({
         "data", "out", "device", "precision", "mode", "recompute", "loader", "workers", "strict", "log_every", "sinks",
-        "checkpoint_every", "keep", "max_skips", "profile",
+        "checkpoint_every", "keep_checkpoints", "max_skips", "profile",
     })  # fmt: skip
     # options that older runs did not have, and what they did
     LATER: ClassVar[Mapping[str, Any]] = {"augment": AugmentConfig().to_dict(), "parallel": "ddp", "ranks": 1}
@@ -56,8 +56,8 @@ class RunOptions:
     warmup: float = 10 / 800
     # decoupled weight decay; none on 1-D parameters
     weight_decay: float = 0.05
-    # largest gradient norm
-    clip: float = 5.0
+    # gradients of a larger norm are scaled down to it
+    clip_grad: float = 5.0
     # weights to start from: the folder of a run, or a .safetensors or torch file
     init_from: Path | None = None
     # go on from the newest sound checkpoint in `out`
@@ -84,16 +84,18 @@ class RunOptions:
     sinks: tuple[SinkName, ...] = ()
     # steps between checkpoints
     checkpoint_every: int = 1000
-    # checkpoints to keep
-    keep: int = 2
+    # newest checkpoints to keep
+    keep_checkpoints: int = 2
     # updates in a row that may be skipped for a loss or gradient that is not finite
     max_skips: int = 10
     # steps to profile, after the first three, into profile/ of the run folder
     profile: int = 0
 
     def __post_init__(self):
-        self.check_at_least(1, "steps", "batch_size", "accumulate", "workers", "log_every", "checkpoint_every", "keep")
-        for name in ("lr", "clip"):
+        self.check_at_least(
+            1, "steps", "batch_size", "accumulate", "workers", "log_every", "checkpoint_every", "keep_checkpoints"
+        )
+        for name in ("lr", "clip_grad"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{flag(name)} must be above 0 and finite, got {getattr(self, name)}")
         for name in ("min_lr", "weight_decay"):

@@ -111,7 +111,7 @@ def _fill(
     config, rebuild = _open_for_writing(store, config)
     report.as_stored = config.orientation == "stored"
     done, unchanged, broken = _survey(store, config, sources, rebuild)
-    if config.check:
+    if config.repair:
         _check(store, config, done, broken, report, progress)
     had_motion = any("motion" in record for views in done.values() for record in views.values())
     unchanged -= broken.keys()

@@ -64,7 +64,7 @@ class PrepareConfig:
     """Also give every view in the store a motion map, where it has none or a damaged one: how much each pixel moves
     over the cycle, by which the masks of pre-training can be guided. It is made from the stored frames, on a GPU where
     there is one."""
-    check: bool = False
+    repair: bool = False
     """Also read all that is in the store, and make anew the studies whose files are not what was written: altered
     pixels, that is; a study with a file missing, cut short or of another header is made anew without it. To read a
     store and change nothing, without SRC: `cinema-fast verify STORE`."""

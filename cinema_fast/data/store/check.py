@@ -2,9 +2,9 @@
 
 What is noticed when: opening a store, a file that is missing or has another size; the first read of a file, another
 header; preparing again, both and a damaged study.json, of which it makes the studies anew; `cinema-fast verify` and
-`prepare --check`, which read everything, any other byte in a .npy. A motion map that is not sound leaves the index, and
-`prepare --motion` makes it anew; label maps come from the sources as cines do, and their study is made anew. Times of
-modification tell nothing: copies have their own.
+`prepare --repair`, which read everything, any other byte in a .npy. A motion map that is not sound leaves the index,
+and `prepare --motion` makes it anew; label maps come from the sources as cines do, and their study is made anew. Times
+of modification tell nothing: copies have their own.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class CheckReport:
         spoilt = len({fault.study for fault in self.faults if fault.file != INDEX})
         maps = [fault.motion is not None for fault in self.faults]
         what = "motion maps" if all(maps) else "studies and motion maps" if any(maps) else "studies"
-        check = f"`cinema-fast prepare SRC STORE{' --check' * bool(spoilt)}{' --motion' * any(maps)}`"
+        check = f"`cinema-fast prepare SRC STORE{' --repair' * bool(spoilt)}{' --motion' * any(maps)}`"
         return "\n".join([
             f"{len(self.faults)} files, of {spoilt} of {self.n_studies} studies, are not what was prepared:",
             *(f"{fault.file}: {fault.reason}" for fault in self.faults),
