@@ -108,7 +108,7 @@ def _commands() -> dict[str, Callable[..., int]]:
         Args:
             dst: folder to write.
             n: number of studies.
-            seed: key of everything drawn.
+            seed: random seed.
             workers: studies made at a time, each in a process of its own.
         """
         from .phantom.cohort import write_cohort

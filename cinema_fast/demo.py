@@ -23,7 +23,7 @@ class DemoConfig:
     studies: int = 160
     # training steps
     steps: int = 2000
-    # key of everything random
+    # random seed
     seed: int = 0
 
     def __post_init__(self):
@@ -45,7 +45,7 @@ def demo(config: DemoConfig) -> int:
 
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
         raise ValueError(f"{config.out} is a file or not empty: choose another --out")
-    shape = preset(PRESET)
+    model_config = preset(PRESET)
     began = time.perf_counter()
 
     def heading(text: str) -> None:
@@ -60,8 +60,8 @@ def demo(config: DemoConfig) -> int:
         PrepareConfig(
             src=cohort,
             dst=store,
-            sax_size=shape.image_size["sax"],
-            lax_size=shape.image_size["lax_2c"],
+            sax_size=model_config.image_size["sax"],
+            lax_size=model_config.image_size["lax_2c"],
             sax_spacing=(PIXEL_MM, PIXEL_MM, 10.0),
             lax_spacing=(PIXEL_MM, PIXEL_MM),
         )
@@ -96,9 +96,9 @@ def demo(config: DemoConfig) -> int:
     result = outcome.evaluation
     met = result.ratio < TARGET
     print(
-        f"{result.studies} studies the model has never seen, 75 % of their patches hidden:\n"
+        f"{result.studies} studies the model has never seen, 75 % of their patches masked:\n"
         f"  masked loss of the model                        {result.loss:.5f}\n"
-        f"  best predictor that does not look (mean patch)  {result.blind_loss:.5f}\n"
+        f"  best predictor that does not look (mean patch)  {result.baseline_loss:.5f}\n"
         f"  ratio {result.ratio:.3f}, {'below' if met else 'NOT below'} the target of {TARGET}{result.verdict}\n"
         f"pictures: {run / 'report' / 'reconstruction.png'}, {run / 'report' / 'loss.png'}"
     )

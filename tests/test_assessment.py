@@ -108,7 +108,7 @@ def test_a_column_that_is_a_group_per_study_is_refused():
     check_groups({"site": {study: f"w{i % WORDS}" for i, study in enumerate(studies)}, "none": {}}, studies)
 
 
-def test_function_is_measured_at_the_true_ed_and_es_and_its_absence_is_said():
+def test_function_is_measured_at_the_true_ed_and_es_and_its_absence_is_reported():
     made = Assessment()
     one = case("a")
     made.add_segmentation(dataclasses.replace(one, truth={0: one.truth[0]}))

@@ -47,7 +47,7 @@ def two(tmp_path):
         | {"peak_mib": peak}
         for n, peak in zip(range(2, 101, 2), [10, 99, *[20] * 48])
     ]
-    judged = {"studies": 3, "loss": 0.75, "blind_loss": 1.5, "ratio": 0.5}
+    judged = {"studies": 3, "loss": 0.75, "baseline_loss": 1.5, "ratio": 0.5}
     long = folder(tmp_path / "long", whole, evaluation=judged)
     half = [line(n, 3.0) for n in range(5, 46, 5)] + [line(50, None)]
     short = folder(tmp_path / "short", half, lr=2e-3, mask={"guidance": "motion"}, after='{"step": 55, "lo')
@@ -109,7 +109,7 @@ def test_of_a_full_run_and_one_without_lines_the_figures_are_shown(two, tmp_path
     assert not any("up to step" in label for label in found)
 
 
-def test_what_cannot_be_read_is_left_out_and_said(tmp_path):
+def test_what_cannot_be_read_is_left_out_and_reported(tmp_path):
     damaged = folder(tmp_path / "damaged", [line(10, 1.0)], after='{"loss": 1.0}\n\0\0\n[3]\n')
     with (damaged / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line(20, 0.5)) + "\n" + json.dumps(line(30, "0.5")) + "\n")

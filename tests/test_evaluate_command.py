@@ -183,7 +183,7 @@ def test_an_ordinary_stack_is_predicted_among_zeros(discs, runs, tmp_path, monke
     for case in stacks:
         frames = store.read_frames(case.study, "sax", range(4))
         whole = run.predict({"sax": frames[:, None]})["sax"]  # fills up with zeros, as batches of training
-        assert run.shape.image_size["sax"][2] > frames.shape[3]
+        assert run.model_config.image_size["sax"][2] > frames.shape[3]
         np.testing.assert_array_equal(case.pred, whole.argmax(1).byte().numpy())
         assert torch.equal(run.predict_frames("sax", frames), whole)
     assert {case.study for case in stacks} == set(run.split.test)

@@ -143,7 +143,7 @@ def test_a_run_says_what_its_training_studies_had(tmp_path):
                             targets=("radius",), **QUICK | FEW | {"val": 0.0, "test": 0.0})  # fmt: skip
     finetune(config)
     run = load_run(tmp_path / "run", device="cpu")
-    every, fewer = run.shape.views, run.shape.views[:-1]
+    every, fewer = run.model_config.views, run.model_config.views[:-1]
     assert run.info.labels.view_sets == [{"views": list(views), "studies": 6} for views in (every, fewer)]
     assert run.trained_views() == (
         f"training studies of the model: 6 with all of its views; 6 with {', '.join(fewer)} alone")
@@ -159,7 +159,7 @@ def test_a_run_says_what_its_training_studies_had(tmp_path):
     none = known(labels.view_sets[1:])
     assert none.trained_views() == f"training studies of the model: 6 with {', '.join(fewer)} alone"
     apart = dataclasses.replace(run, task=Segmentation(("LV",), every, "0"))  # views are predicted one by one
-    single = dataclasses.replace(run, shape=dataclasses.replace(run.shape, views=("sax",)))
+    single = dataclasses.replace(run, model_config=dataclasses.replace(run.model_config, views=("sax",)))
     assert apart.trained_views() == single.trained_views() == "" and apart.missing_views(("sax",)) == ()
     assert run.missing_views(("sax",)) == ("lax_4c",)
 

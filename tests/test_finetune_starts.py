@@ -30,7 +30,7 @@ def last_weights(out) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def pretrained(discs, tmp_path_factory):  # noqa: F811
-    """A run of two steps that keeps a quarter of the studies away, as the fine-tuning of these tests does."""
+    """A run of two steps that holds out a quarter of the studies, as the fine-tuning of these tests does."""
     out = tmp_path_factory.mktemp("pretrained") / "run"
     pretrain(PretrainConfig(data=discs.store, out=out, steps=2, preset="cinema-demo", batch_size=2, device="cpu",
                             precision="fp32", holdout=0.25))  # fmt: skip
@@ -189,7 +189,7 @@ def test_the_baseline(discs, tmp_path, task):  # noqa: F811
     finetune(config)
     run = load_run(tmp_path / "run", device="cpu")
     torch.manual_seed(config.seed)
-    fresh = dict(run.task.network(run.shape, config).named_parameters())
+    fresh = dict(run.task.network(run.model_config, config).named_parameters())
     assert fresh and not any(torch.equal(fresh[name], after) for name, after in run.model.named_parameters())
     assert type(run.model).__name__ == {"segmentation": "UNetBaseline", "regression": "ResNetBaseline"}[task]
 

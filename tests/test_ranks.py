@@ -144,7 +144,7 @@ def test_a_signal_to_every_process_stops_and_saves(tiny_store, tmp_path):  # noq
     assert (out / "checkpoints" / f"step-{step:08d}.json").exists()
 
 
-def test_what_cannot_be_is_said_before_anything_is_done(tiny_store, tmp_path, monkeypatch):  # noqa: F811
+def test_what_cannot_be_is_refused_before_anything_is_done(tiny_store, tmp_path, monkeypatch):  # noqa: F811
     def refusal(**changes) -> str:
         with pytest.raises(ValueError) as caught:
             pretrain(PretrainConfig(tiny_store, tmp_path / "run", 1, preset="cinema-tiny", device="cpu", **changes))

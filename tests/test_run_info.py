@@ -80,7 +80,7 @@ def test_options_under_their_old_names(tmp_path):
     }  # fmt: skip
 
 
-def test_the_axes_of_a_store_are_told_by_its_own_word_or_by_its_preparation(tmp_path):
+def test_the_axes_of_a_store_come_from_its_own_entry_or_its_preparation(tmp_path):
     prepared = OLD | {"store": OLD["store"] | {"prepare": {"orientation": "patient"}}}
     assert read(tmp_path, prepared).store.orientation == "patient"
     assert read(tmp_path, OLD | {"store": OLD["store"] | {"orientation": "patient"}}).store.orientation == "patient"

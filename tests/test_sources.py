@@ -45,7 +45,7 @@ def test_default_pattern_splits_id_and_view(tmp_path):
     assert [path.name for path in sources.unmatched] == ["a_b_label.nii.gz"]
 
 
-def test_what_was_found_and_what_has_no_place_is_said(tmp_path):
+def test_what_was_found_and_what_has_no_place_is_reported(tmp_path):
     touch(tmp_path, *(f"{n}_sa_{t}.nii" for n in range(3) for t in range(2)), "3_sax_1.nii", "3_lax_2c_1.nii")
     touch(tmp_path, *(f"other{n}.nii" for n in range(7)))
     sources = find_sources(tmp_path, "{id}_{view}_{frame}.nii", ("sax=sa",))

@@ -27,7 +27,7 @@ from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.phantom.cohort import write_cohort
 from cinema_fast.tasks.finetune import finetune
 from cinema_fast.tasks.finetune_config import FinetuneConfig
-from cinema_fast.tasks.split import fewer, split_studies
+from cinema_fast.tasks.split import split_studies, subsample
 
 PRESET = "cinema-demo"
 TASKS = ("segmentation", "multitask")
@@ -125,7 +125,7 @@ def few_keys(training: Sequence[str], disease: Mapping[str, str], few: int) -> I
     """
     kinds = {disease[study] for study in training}
     for at in count():
-        chosen = fewer(training, fraction=few / len(training), shots=None, seed=at)
+        chosen = subsample(training, fraction=few / len(training), shots=None, seed=at)
         if {disease[study] for study in chosen} == kinds:
             yield at
         if at > 10_000:

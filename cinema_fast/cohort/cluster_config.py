@@ -35,7 +35,7 @@ class ClusterConfig:
     resamples: int = 50
     # how studies are laid out in two dimensions
     map: Literal["pca", "tsne"] = "pca"
-    # key of everything random
+    # random seed
     seed: int = 0
 
     def __post_init__(self):

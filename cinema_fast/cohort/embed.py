@@ -118,12 +118,12 @@ def embed(config: EmbedConfig) -> EmbedReport:
     checkpoint = newest_checkpoint(checkpoints, lambda note: print(note, file=sys.stderr))
     if checkpoint is None:
         raise ValueError(f"{config.run} has no checkpoint yet")
-    shape = config_from_dict(info.model)
+    model_config = config_from_dict(info.model)
     if config.labels and config.out.suffix == ".png":
         raise ValueError(f"{config.out}: the picture has this name; give the Parquet file another")
     cines = CineStore(config.store)
     check_orientation(cines, config.run, info.store.orientation)
-    clips = CLIP in shape.views
+    clips = CLIP in model_config.views
     store = ClipStore(cines, info.options["views"], min_frames=info.min_frames) if clips else cines
     for remark in store.remarks() if clips else ():
         print(remark, file=sys.stderr)
@@ -150,7 +150,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
         return _drawn(config, finished)
 
     with parts_folder(folder):
-        model = CineMA(shape).to(device).eval()
+        model = CineMA(model_config).to(device).eval()
         load_cinema_weights(model, checkpoint.weights)
         with progress_bar("embedding studies", len(store.ids)) as advance:
             for start, part in zip(starts, parts):
@@ -168,7 +168,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
                     workers=config.workers,
                     advance=advance,
                 )
-                _write_part(part, vectors, shape.enc_embed_dim, metadata | {_SKIPPED: json.dumps(skipped)})
+                _write_part(part, vectors, model_config.enc_embed_dim, metadata | {_SKIPPED: json.dumps(skipped)})
         report = _drawn(config, _join(config.out, parts, metadata))
     if not report.skipped:
         shutil.rmtree(folder)

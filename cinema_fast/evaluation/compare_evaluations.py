@@ -155,8 +155,8 @@ def differences(
         for metric, one in found[where].items():
             failed = [sum(_failed(sets[where][of], metric) for of in shared) for sets in before]
             if any(failed):
-                told = f"failed in {failed[0]} (first) and {failed[1]} (second)"
-                found[where][metric] = dataclasses.replace(one, note="; ".join(filter(None, (told, one.note))))
+                note = f"failed in {failed[0]} (first) and {failed[1]} (second)"
+                found[where][metric] = dataclasses.replace(one, note="; ".join(filter(None, (note, one.note))))
     return found
 
 

@@ -34,7 +34,7 @@ class EvaluateConfig:
     threshold: float | None = None
     # resamples of the studies for the intervals
     resamples: int = 1000
-    # key of the resampling
+    # random seed of the resampling
     seed: int = 0
     # where to run; auto takes the GPU if there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -111,8 +111,8 @@ def distances_png(title: str, distances: Mapping[str, Sequence[float]]) -> bytes
         ordered = np.sort(np.asarray(values, float))
         known = ordered[np.isfinite(ordered)]
         share = np.arange(1, len(known) + 1) / len(ordered)
-        told = f" {printable(name)}, n = {len(ordered)}"
-        axes.step([0, *known], [0, *share], where="post", color=_colour(k), label=told)
+        label = f" {printable(name)}, n = {len(ordered)}"
+        axes.step([0, *known], [0, *share], where="post", color=_colour(k), label=label)
     axes.set(xlabel="distance (mm)", ylabel="share within", ylim=(0, 1.02), xlim=(0, None))
     _legend(axes)
     return _png(figure, title)

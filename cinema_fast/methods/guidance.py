@@ -28,7 +28,7 @@ class Guidance:
     """Weights of being masked for the batches of a run.
 
     Args:
-        mask: strength, its warm-up, temperature and what is to be hidden.
+        mask: strength, its warm-up, temperature and whether moving patches are masked or kept.
         config: of the model: which tokens there are.
         steps: of the whole run.
         online: motion of the batch's own frames instead of the store's maps; for clips only.

@@ -1,4 +1,4 @@
-"""How well a model predicts hidden patches of studies it was not trained on, and how well one could without looking.
+"""Masked loss on held-out studies, beside that of the mean training patch as a baseline.
 
 The yardstick is the best predictor that does not look at the image: the mean patch of the training studies at each grid
 position. It is scored at the same masked positions of the same images, which are not augmented.
@@ -33,20 +33,20 @@ MASK_SEED = 0x5EED  # masks are the same in every evaluation, whatever seed the 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """studies judged; loss: their mean masked loss; blind_loss: that of the mean patch; ratio of the two, nan where it
-    is undefined."""
+    """studies: how many were evaluated. loss: their mean masked loss; baseline_loss: that of the mean patch; ratio: of
+    the two, nan where it is undefined."""
 
     studies: int
     loss: float
-    blind_loss: float
+    baseline_loss: float
 
     @property
     def ratio(self) -> float:
-        return self.loss / self.blind_loss if self.blind_loss else math.nan
+        return self.loss / self.baseline_loss if self.baseline_loss else math.nan
 
     def __str__(self) -> str:
         return (
-            f"masked loss {self.loss:.5f}, that of the mean patch {self.blind_loss:.5f} (the best without looking); "
+            f"masked loss {self.loss:.5f}, that of the mean patch {self.baseline_loss:.5f} (the best without looking); "
             f"ratio {self.ratio:.3f}{self.verdict}"
         )
 
@@ -181,7 +181,7 @@ def evaluate(
     model: CineMA,
     store: CineStore | ClipStore,
     held_out: Sequence[str],
-    blind: Mapping[str, Tensor],
+    baseline: Mapping[str, Tensor],
     *,
     mask_ratio: float,
     batch_size: int,
@@ -189,17 +189,17 @@ def evaluate(
     precision: torch.dtype,
     unreadable: dict[str, str] | None = None,
 ) -> Evaluation:
-    """Mean masked loss over the studies `held_out` at every phase, and that of the predictor `blind`.
+    """Mean masked loss over the studies `held_out` at every phase, and that of `baseline`.
 
-    blind: `mean_patches` of the training studies; only views that it has are judged, and shown to the model. Per study
-    the loss is the mean over its views. unreadable, and LoaderError: see `fixed_batches`.
+    baseline: `mean_patches` of the training studies; only views that it has are evaluated, and shown to the model. Per
+    study the loss is the mean over its views. unreadable, and LoaderError: see `fixed_batches`.
     Raises ValueError where no study can be judged.
     """
     config = model.config
     losses = torch.zeros(2, dtype=torch.float64, device=device)
     n = 0
     for batch in fixed_batches(
-        store, config, held_out, batch_size=batch_size, views=blind, unreadable=unreadable
+        store, config, held_out, batch_size=batch_size, views=baseline, unreadable=unreadable
     ):
         batch = batch.to(device)
         images, plan, size = images_of(batch), fixed_plan(config, batch, mask_ratio), len(batch.slot)
@@ -207,7 +207,7 @@ def evaluate(
             loss = model(images, plan).loss
         unseen = [
             masked_mse(
-                blind[view][plan[view].masked.long()],
+                baseline[view][plan[view].masked.long()],
                 image,
                 plan[view],
                 config.token_size(view),
@@ -219,5 +219,5 @@ def evaluate(
         n += size
     if not n:
         raise ValueError("no held-out study can be judged: none can be read that has a view of the training studies")
-    loss, blind_loss = (losses / n).tolist()
-    return Evaluation(n // len(PHASES), loss, blind_loss)
+    loss, baseline_loss = (losses / n).tolist()
+    return Evaluation(n // len(PHASES), loss, baseline_loss)

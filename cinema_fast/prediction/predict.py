@@ -32,7 +32,7 @@ from ..data.prepare.sources import (
     unmatched_line,
 )
 from ..data.prepare.study import StudyTask
-from ..data.store.orientation import AS_STORED_RUN, gather_remarks, orientation_of, told_remarks
+from ..data.store.orientation import AS_STORED_RUN, gather_remarks, orientation_of, remark_lines
 from ..data.store.store import CineStore, publish_study, write_index
 from ..metrics.flags import CODES, in_order
 from ..tasks.context import StudyPrediction
@@ -89,7 +89,7 @@ class PredictReport:
         lines += self.series
         if self.as_stored:
             lines.append(AS_STORED_RUN)
-        lines += told_remarks(self.remarks)
+        lines += remark_lines(self.remarks)
         lines += [f"study {study}: {what} cut off at the edge of what the model sees" for study, what in
                   self.cut_off.items()]
         for views in dict.fromkeys(self.missing.values()):
@@ -97,8 +97,8 @@ class PredictReport:
             lines.append(f"without {', '.join(views)}, which the model reads: {_named(have)}")
         if self.missing:
             lines.append(self.trained)
-        told = {"cut_off", "missing_views"}  # above, with what is cut off and missing
-        for code in in_order(code for codes in self.flags.values() for code in codes if code not in told):
+        shown = {"cut_off", "missing_views"}  # above, with what is cut off and missing
+        for code in in_order(code for codes in self.flags.values() for code in codes if code not in shown):
             having = [study for study, codes in self.flags.items() if code in codes]
             lines.append(f"flag {code}: {_named(having)}: {CODES[code]}")
         lines += failure_lines(self.failures, "results.json")
@@ -189,7 +189,7 @@ def _predict_all(
     report.failures.sort(key=lambda failure: order.get(failure.study, -1))  # those of no task first
     if studies:
         _sort_tables(run, config.out, order)
-        told = {
+        results = {
             "format": 1, "version": __version__, "run": str(config.run), "step": run.step, "task": run.task.kind,
             "model": type(run.model).__name__, "precision": str(run.precision)[6:], "source": str(config.src),
             "studies": dict(sorted(studies.items())),
@@ -200,7 +200,7 @@ def _predict_all(
             "failures": [{"study": f.study, "view": f.view, "file": f.file, "reason": f.reason}
                          for f in report.failures],
         }  # fmt: skip
-        text = json.dumps(_finite(told), indent=1, allow_nan=False) + "\n"
+        text = json.dumps(_finite(results), indent=1, allow_nan=False) + "\n"
         (config.out / "results.json").write_text(text, encoding="utf-8")
 
 

@@ -69,7 +69,7 @@ class FinetuneConfig(RunOptions):
     seed: int = 0
     # share of the studies by which training is stopped and the best weights chosen
     val: float = 0.15
-    # share of the studies that training never sees; those that `pretrain --holdout` of the same share keeps away
+    # share of the studies held out for the test; `pretrain --holdout` of the same share holds out the same ones
     test: float = 0.2
     # CSV with the columns study and split (train, val or test), in place of both shares
     split: Path | None = None

@@ -184,17 +184,17 @@ class Landmarks(Task):
         there = set().union(*labels.on_image().values())
         of_view = {view: tuple(name for name in names if (view, name) in there) for view in order}
         task = cls(tuple(names), config.landmarks, order, of_view, digest)
-        shape = fit_to_store(base, cines, task.views, config.preset)
+        model_config = fit_to_store(base, cines, task.views, config.preset)
         split = split.labelled(labels.views_of, config.task)
         used = used_of(config, split.train)
         labels.check(config.table, used, split.val)
-        return Settled(task, labels, shape, cines, split, used)
+        return Settled(task, labels, model_config, cines, split, used)
 
-    def network(self, shape: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
+    def network(self, model_config: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
         """A network of (images) -> {view: (B, landmarks, X, Y)}, or for coordinates (B, 2 landmarks)."""
         if self.how == "heatmap":
-            return unet_of(shape, len(self.names), config)
-        return vit_of(shape, 2 * len(self.names), 1, config)
+            return unet_of(model_config, len(self.names), config)
+        return vit_of(model_config, 2 * len(self.names), 1, config)
 
     def loss(self, model: nn.Module, batch: Batch, cutout: float) -> Tensor:
         """Mean over the views of soft Dice plus binary cross-entropy of heatmaps, or squared error of coordinates.

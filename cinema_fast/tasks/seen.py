@@ -76,6 +76,6 @@ def seen_remarks(
     if both := set(studies).intersection(test):
         said.append(
             f"{len(both)} of the {len(test)} test studies were seen by {source} or what it started from, in training "
-            f"or validation; `pretrain --holdout {share:g}` keeps them away"
+            f"or validation; `pretrain --holdout {share:g}` holds them out"
         )
     return said

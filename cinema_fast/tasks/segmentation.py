@@ -168,15 +168,15 @@ class Segmentation(Task):
         if not found:
             raise ValueError(f"--task segmentation: {cines.path} holds no label maps: {_PREPARE}")
         task = cls(config.structures, tuple(v for v in views if v in found), labels.sha256())
-        shape = fit_to_store(base, cines, task.views, config.preset)
+        model_config = fit_to_store(base, cines, task.views, config.preset)
         split = split.labelled(labels.views_of, config.task)
         used = used_of(config, split.train)
         labels.check(used, config.workers)
-        return Settled(task, labels, shape, cines, split, used)
+        return Settled(task, labels, model_config, cines, split, used)
 
-    def network(self, shape: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
+    def network(self, model_config: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
         """A network of (images) -> {view: logits (B, 1 + structures, *size)}."""
-        return unet_of(shape, 1 + len(self.structures), config)
+        return unet_of(model_config, 1 + len(self.structures), config)
 
     def loss(self, model: nn.Module, batch: Batch, cutout: float) -> Tensor:
         """Mean over the views of soft Dice plus cross-entropy."""

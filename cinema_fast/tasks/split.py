@@ -36,7 +36,7 @@ def split_studies(studies: Collection[str], *, val: float, test: float, path: Pa
     """Share all studies of a store out.
 
     A function of the ids alone, cut in the order of their SHA-256: the first are the test ones, so that these are
-    among those that `pretrain --holdout` of at least this share has kept away; then come those of validation.
+    among those that `pretrain --holdout` of at least this share has held out; then come those of validation.
 
     Args:
         val, test: shares. path: a CSV with the columns study and split, which says it instead.
@@ -68,7 +68,7 @@ def split_studies(studies: Collection[str], *, val: float, test: float, path: Pa
     return Split(*(tuple(sorted(part)) for part in (training, of_val, of_test)))
 
 
-def fewer(
+def subsample(
     studies: Sequence[str],
     *,
     fraction: float,

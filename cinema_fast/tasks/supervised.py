@@ -38,10 +38,11 @@ class Supervised(Method):
         self.options, self.place = options, place
         cines = CineStore(options.data)
         split = split_studies(cines.ids, val=options.val, test=options.test, path=options.split)
-        base, task = _base_shape(options, before), task_class(options.task)
+        base, task = _base_config(options, before), task_class(options.task)
         settled = task.settle(options, cines, base, split, min_frames=min_frames_of(before))
-        self.settled, self.task, self.shape, self.store = settled, settled.task, settled.shape, settled.store
-        self.labels, self.sizes = settled.labels, settled.shape.image_size
+        self.settled, self.task, self.store = settled, settled.task, settled.store
+        self.model_config = settled.model_config
+        self.labels, self.sizes = settled.labels, self.model_config.image_size
         self.sampler = Sampler(
             {study: settled.labels.views_of[study] for study in settled.used},
             seed=options.seed,
@@ -63,13 +64,14 @@ class Supervised(Method):
             fewest_slices=settled.fewest_slices,
             seen=(before and before.labels and before.labels.seen) or self._seen(cines),
         )
-        self.info = describe_run(options, place, cines, self.shape, self.store, labels)
+        self.info = describe_run(options, place, cines, self.model_config, self.store, labels)
         size = "another network" if options.init_from else "a smaller --preset"
-        views = f", or with fewer --views than {', '.join(self.shape.views)}" * (len(self.shape.views) > 1)
+        views = self.model_config.views
+        fewer_views = f", or with fewer --views than {', '.join(views)}" * (len(views) > 1)
         self.memory = {
             "model": f"{self.task.kind} with {self._origin()}",
             "recomputes": options.network != "baseline",
-            "smaller": f"with {size}{views}",
+            "smaller": f"with {size}{fewer_views}",
         }
 
     def _seen(self, cines: CineStore) -> dict:
@@ -84,7 +86,7 @@ class Supervised(Method):
         return f"the model of {self.options.init_from}" if self.options.init_from else self.options.preset
 
     def build(self) -> nn.Module:
-        model = self.task.network(self.shape, self.options)
+        model = self.task.network(self.model_config, self.options)
         for block in self.units(model):
             block.recompute = self.options.recompute
         if self.options.freeze:
@@ -106,7 +108,7 @@ class Supervised(Method):
                              "or from other weights")  # fmt: skip
         say(f"weights of {name}: {said}")
         if start.is_dir():
-            say(f"the model's shape is that of {start} ({options.preset})")
+            say(f"the model is configured as in {start} ({options.preset})")
             for remark in learnt_otherwise(start, run_of(start).store.orientation, self.info.store.orientation):
                 say(remark)
         for remark in seen_remarks(start, **self.info.labels.seen, test=self.settled.split.test, share=options.test):
@@ -130,14 +132,15 @@ class Supervised(Method):
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         yield (
             f"{options.task} on {len(self.settled.used)} of {len(split.train)} labelled training studies, "
-            f"{len(split.val)} for validation, {len(split.test)} for the test; views {', '.join(self.shape.views)}"
+            f"{len(split.val)} for validation, {len(split.test)} for the test; "
+            f"views {', '.join(self.model_config.views)}"
         )
         yield (
             f"{type(model).__name__}, {trained / 1e6:.3g} M parameters trained{', encoder frozen' * options.freeze}; "
             f"{self.sampler.global_batch} studies a step, lr {options.lr:g}; {place.device.type}, "
             f"{str(place.precision)[6:]}, {options.mode}"
         )
-        for view, size in self.shape.image_size.items():
+        for view, size in self.model_config.image_size.items():
             side = min(size[1:] if view == CLIP else size[:2])
             if 2 * options.augment.translation > side and options.augment.translation_share:
                 yield (
@@ -221,8 +224,8 @@ def run_of(folder: Path) -> RunInfo:
     return info
 
 
-def _base_shape(options: FinetuneConfig, before: RunInfo | None) -> CineMAConfig:
-    """The shape of this run where it goes on, of the run that its weights come from, or of the preset."""
+def _base_config(options: FinetuneConfig, before: RunInfo | None) -> CineMAConfig:
+    """The model's configuration: that of this run when resumed, of the run the weights come from, or of the preset."""
     if before:
         return config_from_dict(before.model)
     if options.init_from and options.init_from.is_dir():

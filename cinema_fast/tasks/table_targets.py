@@ -118,8 +118,8 @@ class TableTask(Task):
     ) -> Settled:
         """As of `Task`; classes, means and standard deviations are those of the training studies whose labels are used
         alone. Raises ValueError naming a column, a study or a class that does not fit."""
-        shape = fit_to_store(base, cines, config.views, config.preset)
-        views, clips = shape.views, base.views == (CLIP,)
+        model_config = fit_to_store(base, cines, config.views, config.preset)
+        views, clips = model_config.views, base.views == (CLIP,)
         store = ClipStore(cines, config.views, min_frames=min_frames) if clips else cines
         table = read_named("--table", config.table)
         values = {name: _of_studies(table, name, store) for name in config.targets}
@@ -144,7 +144,7 @@ class TableTask(Task):
         weights = () if config.balance == "uncertainty" else config.loss_weights or (1.0,) * len(targets)
         task = cls(config.task, targets, views, n_frames, config.reduce, config.balance, weights, digest)
         labels = TableLabels(store, views, targets, values, n_frames)
-        return Settled(task, labels, shape, store, split.labelled(labels.views_of, config.task), used)
+        return Settled(task, labels, model_config, store, split.labelled(labels.views_of, config.task), used)
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "TableTask":
@@ -152,10 +152,10 @@ class TableTask(Task):
         targets = tuple(Target(**t | {"classes": tuple(t["classes"])}) for t in values["targets"])
         return super().from_dict(values | {"targets": targets})
 
-    def network(self, shape: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
+    def network(self, model_config: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
         """A network of (images) -> (B, outputs of all targets); with the uncertainties `log_variance` (targets,) that
         are learnt with it, where there are several losses to balance."""
-        model = vit_of(shape, sum(target.width for target in self.targets), self.n_frames, config)
+        model = vit_of(model_config, sum(target.width for target in self.targets), self.n_frames, config)
         if len(self.targets) > 1 and self.balance == "uncertainty":
             model.log_variance = nn.Parameter(torch.zeros(len(self.targets)))
         return model
@@ -242,9 +242,9 @@ class TableTask(Task):
         assessment: Assessment, study: str,
     ) -> dict[str, float]:  # fmt: skip
         predicted: dict[str, float] = {}
-        views = tuple(v for v in store.views(study) if v in run.shape.views)
+        views = tuple(v for v in store.views(study) if v in run.model_config.views)
         if not views:
-            reads = f"views {', '.join(run.shape.views)}"
+            reads = f"views {', '.join(run.model_config.views)}"
             why = f"no cine of {run.min_frames} frames or more" if run.clips else f"none of the {reads}"
             assessment.leave_out(study, why)
             return predicted

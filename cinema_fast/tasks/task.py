@@ -25,7 +25,7 @@ from ..metrics.assessment import Assessment
 from ..metrics.judgement import Judgement
 from ..models.config import CineMAConfig
 from .context import EvaluationData, StudyPrediction, Tables
-from .split import Split, fewer
+from .split import Split, subsample
 
 if TYPE_CHECKING:
     from .finetune_config import FinetuneConfig
@@ -43,7 +43,7 @@ class Labels(loader.Labels, Protocol):
 
 @dataclass(frozen=True)
 class Settled:
-    """A task with its labels, the shape of its model, where its images are, and who is for what.
+    """A task with its labels, the configuration of its model, where its images are, and the data split.
 
     split: of the studies that have labels. used: those of its training studies whose labels are used.
     Raises ValueError where none of these has a label of one of the model's views.
@@ -51,17 +51,18 @@ class Settled:
 
     task: "Task"
     labels: Labels
-    shape: CineMAConfig
+    model_config: CineMAConfig
     store: CineStore | ClipStore
     split: Split
     used: tuple[str, ...]
 
     def __post_init__(self):
         shown = {view for study in self.used for view in self.labels.views_of[study]}
-        if absent := [view for view in self.shape.views if view not in shown]:
+        views = self.model_config.views
+        if absent := [view for view in views if view not in shown]:
             raise ValueError(
                 f"none of the {len(self.used)} training studies whose labels are used has {absent[0]} with a label: "
-                f"name the others by --views ({' '.join(v for v in self.shape.views if v in shown)}), or take other "
+                f"name the others by --views ({' '.join(v for v in views if v in shown)}), or take other "
                 "studies (--split, --label-fraction, --shots)"
             )
 
@@ -85,7 +86,7 @@ class Settled:
     @property
     def planes(self) -> dict[str, int] | None:
         """{labelled study: the image planes that its clips are of}, None for a model over frames."""
-        if CLIP not in self.shape.views:
+        if CLIP not in self.model_config.views:
             return None
         return {study: len(self.store.planes(study)) for study in self.labels.views_of}
 
@@ -125,7 +126,7 @@ class Task(ABC):
         """What a run is about, before anything is built.
 
         Args:
-            base: the model's shape, before it is fitted to the store (train.setup.fit_to_store).
+            base: the model's configuration, before it is fitted to the store (train.setup.fit_to_store).
             split: of all studies.
             min_frames: of a cine that clips are drawn from.
 
@@ -144,8 +145,8 @@ class Task(ABC):
         return cls(**{name: _tuples(value) for name, value in values.items() if name in known or name != "kind"})
 
     @abstractmethod
-    def network(self, shape: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
-        """The model, with all that is learnt beside it. Raises ValueError for options that do not fit the shape."""
+    def network(self, model_config: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
+        """The model, with all that is learnt beside it. Raises ValueError for options that do not fit it."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, cutout: float) -> Tensor:
@@ -218,7 +219,7 @@ def used_of(
     config: "FinetuneConfig", studies: Sequence[str], class_of: Mapping[str, str] | None = None
 ) -> tuple[str, ...]:
     """The training studies whose labels are used, by the options. Raises ValueError where there are too few."""
-    return fewer(
+    return subsample(
         studies, fraction=config.label_fraction, shots=config.shots, seed=config.subset_seed, class_of=class_of
     )
 

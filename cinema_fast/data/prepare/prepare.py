@@ -150,10 +150,10 @@ def _check(
     store: Path, config: PrepareConfig, done: dict, broken: dict[str, str], report: PrepareReport, progress: bool
 ) -> None:
     """Move the studies of which a file was altered from `done` to `broken`, and forget maps that were."""
-    sums = {study: {file["file"]: file["sha256"] for record in views.values()
+    checksums = {study: {file["file"]: file["sha256"] for record in views.values()
                     for file in (record, record.get("motion"), record.get("labels")) if file}
             for study, views in done.items()}
-    for fault in find_altered(store, sums, workers=config.workers, progress=progress):
+    for fault in find_altered(store, checksums, workers=config.workers, progress=progress):
         if fault.motion and config.motion:
             del done[fault.study][fault.motion]["motion"]
         elif fault.motion:
