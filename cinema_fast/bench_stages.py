@@ -1,4 +1,4 @@
-"""What `bench_data.py` times."""
+"""The stages that `bench data` times."""
 
 import json
 import os
@@ -90,7 +90,7 @@ def time_stages(config: BenchDataConfig) -> DataReport:
 
 
 def drop_from_cache(paths: Iterable[str]) -> None:
-    """Ask the system to forget files, so that the next read is the disk's; some file systems do not listen."""
+    """Drop files from the page cache, so that the next read is from disk; some file systems ignore it."""
     for path in set(paths):
         fd = os.open(path, os.O_RDONLY)
         try:
@@ -119,7 +119,7 @@ def _files(cines: CineStore, store: CineStore | ClipStore, draw: Draw) -> list[s
 
 
 def _read(store: CineStore | ClipStore, draw: Draw, sizes: Mapping[str, tuple[int, ...]]) -> int:
-    """Read what a draw asks for, and say how many bytes that was."""
+    """Read the frames of a draw; returns the number of bytes."""
     n_bytes = 0
     for study, phase, plane in zip(draw.ids, draw.phase, draw.plane):
         for view in draw.views:
@@ -132,7 +132,7 @@ def _read(store: CineStore | ClipStore, draw: Draw, sizes: Mapping[str, tuple[in
 
 
 class _Remembered:
-    """A store that answers a question it has been asked before from memory: what is left is what is done with it."""
+    """A store that answers repeated reads from memory, to time what follows reading."""
 
     def __init__(self, store: CineStore | ClipStore):
         self._store, self._answers = store, {}
@@ -152,7 +152,7 @@ def _augment(batch: Batch) -> list[torch.Tensor]:
 
 
 def _arrived(batch: Batch, device: torch.device) -> None:
-    """The batch is on the device: what one loader leaves to the step, another has done."""
+    """Wait until the batch is on the device, whichever loader it is from."""
     batch.to(device)
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -229,6 +229,6 @@ def test_what_is_no_prediction_is_named(tmp_path):
         made.add_segmentation(case("a"))
     empty = Assessment()
     empty.leave_out("a", "damaged")
-    with pytest.raises(ValueError, match="nothing could be judged; 1 were left out: a: damaged"):
+    with pytest.raises(ValueError, match="nothing could be evaluated; 1 left out: a: damaged"):
         write_results(empty, tmp_path / "none", about={})
     assert not (tmp_path / "none").exists()

@@ -44,6 +44,12 @@ def lines_of(path):
         return list(csv.DictReader(file))
 
 
+def test_embeddings_that_are_not_there(tmp_path, capsys):
+    assert main(["cluster", str(tmp_path / "none.parquet"), "--out", str(tmp_path / "out")]) == 1
+    told = "is no file; want the Parquet file that `cinema-fast embed` wrote"
+    assert capsys.readouterr().err == f"cinema-fast: {tmp_path / 'none.parquet'} {told}\n"
+
+
 def test_files_of_a_cohort(cohort, tmp_path, capsys):
     folder, group = cohort
     out = tmp_path / "out"
@@ -51,7 +57,7 @@ def test_files_of_a_cohort(cohort, tmp_path, capsys):
     assert main(["cluster", str(folder / "e.parquet"), *files, *QUICK]) == 0
     said = capsys.readouterr().out
     assert "60 studies, 3 clusters of 30, 20, 10 (k-means; number: highest mean silhouette of 2 to 4 clusters)" in said
-    assert "2 studies are not in" in said and "column name left out: 58 different words" in said
+    assert "t.csv: 2 studies" in said and "column name left out: 58 different words" in said
     assert "column empty left out: no study has a value" in said
     assert "column percent left out: " in said and "line 2: percent is '42 %', not a number: write 42, with" in said
     assert "column sex left out: " in said and "sex is 'male' on line 2 and 'Male' on line 3, which would" in said

@@ -36,7 +36,7 @@ def test_the_test_part_is_held_out_of_pretraining(ids, test, more):
 
 
 def test_too_few_studies():
-    with pytest.raises(ValueError, match=r"2 studies cannot be shared out by --val 0\.15 and --test 0\.2: none"):
+    with pytest.raises(ValueError, match=r"2 studies cannot be split by --val 0\.15 and --test 0\.2: none"):
         split_studies(["a", "b"], val=0.15, test=0.2)
 
 

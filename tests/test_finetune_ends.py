@@ -52,6 +52,16 @@ def test_early_stopping(discs, tmp_path, scored):  # noqa: F811
     assert again.step == 10 and metrics(tmp_path / "run") == before
 
 
+@pytest.mark.parametrize(("task", "score", "warns"), [
+    ("segmentation", 0.0, True), ("segmentation", 0.2, False), ("regression", 0.0, False),
+])  # fmt: skip
+def test_a_segmentation_that_learnt_nothing_warns(discs, tmp_path, monkeypatch, task, score, warns):  # noqa: F811
+    monkeypatch.setattr(Supervised, "validate", lambda *_: {"score": score})
+    assert finetune(discs.config(tmp_path / "run", task, **FEW)).exit_code == 0
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert ("warning: the best validation has Dice 0" in log and "--init-from" in log) == warns
+
+
 def test_with_all_updates_skipped_it_fails(discs, tmp_path, monkeypatch):  # noqa: F811
     skipped = torch.tensor([math.nan, math.nan, 0.0])
     monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: lambda *_: skipped)
@@ -88,7 +98,7 @@ def test_without_patience_all_steps_are_made(discs, tmp_path, scored):  # noqa: 
 def test_without_validation_the_last_weights_are_kept(discs, tmp_path):  # noqa: F811
     finetune(discs.config(tmp_path / "run", "regression", val=0.0, steps=4, validate_every=2, patience=1))
     assert load_run(tmp_path / "run", device="cpu").step == 4
-    assert "no studies of validation" in (tmp_path / "run" / "run.log").read_text()
+    assert "no validation studies" in (tmp_path / "run" / "run.log").read_text()
     assert all("score" not in line for line in metrics(tmp_path / "run"))
 
 

@@ -80,7 +80,7 @@ def test_studies_that_cannot_be_read_are_left_out_and_named(store, tmp_path, pre
         )
         assert outcome.evaluation.baseline_loss == pytest.approx(expected.baseline_loss, rel=1e-6)
     text = (out / "run.log").read_text()
-    assert "cannot be read, so neither judged nor drawn (3):\n" in text
+    assert "cannot be read, so neither evaluated nor drawn (3):\n" in text
     assert all(f"  {study}: " in text for study in lost)
     assert {path.name for path in (out / "report").iterdir()} == {"loss.png", "reconstruction.png", "evaluation.json"}
     assert json.loads((out / "report" / "evaluation.json").read_text())["studies"] == 2
@@ -100,7 +100,7 @@ def test_no_held_out_study_can_be_read(store, tmp_path):
     outcome = pretrain(config_of(store, tmp_path / "run"))
     assert outcome.exit_code == 0 and outcome.evaluation is None
     text = (tmp_path / "run" / "run.log").read_text()
-    assert "there is no evaluation: ValueError: no held-out study can be judged" in text and "nor drawn (3)" in text
+    assert "its evaluation failed: ValueError: no held-out study can be evaluated" in text and "nor drawn (3)" in text
     assert [path.name for path in (tmp_path / "run" / "report").iterdir()] == ["loss.png"]
 
 
@@ -125,7 +125,7 @@ def test_a_report_that_fails_does_not_fail_the_run(store, tmp_path, monkeypatch)
     monkeypatch.setattr("cinema_fast.methods.mae_report.draw_loss", failing)
     outcome = pretrain(config_of(store, tmp_path / "run"))
     assert outcome.exit_code == 0 and outcome.evaluation.studies == 3
-    said = "the run is finished and saved, but there is no report: RuntimeError: no fonts here"
+    said = "the run is finished and saved, but its report failed: RuntimeError: no fonts here"
     assert said in (tmp_path / "run" / "run.log").read_text()
     assert json.loads((tmp_path / "run" / "report" / "evaluation.json").read_text())["studies"] == 3
 
@@ -135,7 +135,7 @@ def test_held_out_studies_are_judged_on_the_views_that_were_trained(tmp_path):
     out = tmp_path / "run"
     outcome = pretrain(config_of(store, out))
     text = (out / "run.log").read_text()
-    assert "no training study has lax_2c, lax_3c: held-out studies are judged without" in text
+    assert "no training study has lax_2c, lax_3c: held-out studies are evaluated without" in text
     assert text.index("judged without") < text.index("step 1/2")
     model, losses = trained(out), []
     for batch in fixed_batches(CineStore(store), model.config, HELD_OUT, batch_size=1):

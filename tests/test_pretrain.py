@@ -120,7 +120,9 @@ def test_the_run_folder(tiny_store, tmp_path):  # noqa: F811
         assert (out / "report" / picture).read_bytes()[:4] == b"\x89PNG"
     assert outcome.evaluation.studies == 3
     assert json.loads((out / "report" / "evaluation.json").read_text())["ratio"] == outcome.evaluation.ratio
-    assert "3 held out" in (out / "run.log").read_text()
+    log = (out / "run.log").read_text()
+    assert "3 held out" in log and "images of 32 x 32 x 4 (sax), 32 x 32 (lax_2c, lax_3c, lax_4c)" in log
+    assert " M parameters, " in log and f"mask ratio 0.75, seed {run_info['run']['seed']}; cpu" in log
     # the weights load by the public names into a model of the configuration that was written
     model = cf.CineMA(cf.CineMAConfig(**run_info["model"]))
     cf.load_cinema_weights(model, out / "checkpoints" / "step-00000005.safetensors")

@@ -54,7 +54,7 @@ def test_a_model_worse_than_the_mean_patch_is_called_bad():
     assert "ratio 2.900, which is bad: the model predicts no better than the mean patch" in str(bad)
     assert "Train longer (--steps)" in str(bad)
     for undefined in (Evaluation(3, loss=math.nan, baseline_loss=0.04), Evaluation(3, loss=0.0, baseline_loss=0.0)):
-        assert str(undefined).endswith("ratio nan, which is undefined and says nothing of the model")
+        assert str(undefined).endswith("ratio nan, which is undefined: a loss is not finite, or the baseline's is 0")
 
 
 @pytest.mark.parametrize("norm_target", [False, True])
@@ -170,7 +170,7 @@ def test_a_view_that_nobody_trained_on_is_not_judged(tmp_path):
             losses.append(float(model(sax, {"sax": fixed_plan(model.config, batch, 0.75)["sax"]}).loss))
     assert found.studies == 1 and found.loss == pytest.approx(np.mean(losses), rel=1e-5)
     for ids, means in (([], baseline), (["a"], {"lax_2c": baseline["sax"]})):
-        with pytest.raises(ValueError, match="no held-out study can be judged"):
+        with pytest.raises(ValueError, match="no held-out study can be evaluated"):
             evaluate(model, store, ids, means, **options)
 
 

@@ -1,4 +1,4 @@
-"""`cinema-fast cluster`: groups among the embeddings of a cohort, how stable they are, and in what they differ."""
+"""`cinema-fast cluster`: clusters of a cohort's embeddings, their stability and characteristics."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""`cinema-fast embed`: the vectors of a whole store as one Parquet file, in parts that outlive a kill.
+"""`cinema-fast embed`: the vectors of a whole store as one Parquet file; a killed run goes on where it stopped.
 
 Parts of STUDIES_PER_PART studies are written to OUT.parts/, each whole or not at all, then joined to OUT; the parts go
 when no study is missing. Batches never run over the end of a part, so a run that was killed and gone on with, by the
@@ -13,8 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
+
+from ..common.naming import count_studies
 from ..common.output import UNFINISHED, parts_folder, whole_file
 
 STUDIES_PER_PART = 128
@@ -30,28 +33,29 @@ class EmbedConfig:
     the mean of.
     """
 
-    run: Path
-    """Run folder of `cinema-fast pretrain`; its newest sound checkpoint is taken."""
-    store: Path
-    """Store made by `cinema-fast prepare`, the one trained on or another."""
-    out: Path
-    """Parquet file to write."""
+    run: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    """Run folder of `cinema-fast pretrain`; its newest intact checkpoint is used."""
+    store: Annotated[Path, tyro.conf.arg(metavar="STORE")]
+    """Cine store made by `cinema-fast prepare`: the one trained on or another."""
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT")]
+    """Parquet file to write; its name ends in .parquet."""
     labels: Path | None = None
-    """CSV table with a column `study`: draw the cohort in two dimensions, beside OUT as .png, coloured by one of its
-    columns."""
+    """CSV with a column study: also draw the embeddings in two dimensions (OUT with .png), coloured by --colour."""
     colour: str = "ef"
-    """The column of `labels`, of numbers."""
+    """Column of --labels, of numbers, that colours the picture."""
     batch_size: int = 32
-    """Clips, or time points of a study, encoded at once."""
+    """Clips, or time points of a study, per forward pass."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run; auto takes the GPU if there is one."""
+    """Device to run on; auto: the GPU if there is one."""
     workers: int = 2
     """Threads that read the store."""
     resume: bool = False
-    """Go on with what an earlier run of the same command has written, and try again what it could not read. A run that
-    was killed is gone on with by the same command, without this."""
+    """Try again the studies that an earlier run of the same command could not read. A run that was killed goes on by
+    the same command without this."""
 
     def __post_init__(self):
+        if self.out.suffix != ".parquet":
+            raise ValueError(f"{self.out}: OUT is a Parquet file, name it {self.out.with_suffix('.parquet')}")
         for name in ("batch_size", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
@@ -61,7 +65,7 @@ class EmbedConfig:
 class EmbedReport:
     """What is in OUT: number of studies, {study: why it has no vector}, and the picture, where one was drawn."""
 
-    out: Path
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT")]
     studies: int
     skipped: dict[str, str] = field(default_factory=dict)
     picture: Path | None = None
@@ -74,7 +78,7 @@ class EmbedReport:
         return 1 if self.skipped else 0
 
     def __str__(self) -> str:
-        lines = [f"{self.studies} studies embedded, {len(self.skipped)} skipped"]
+        lines = [f"{count_studies(self.studies)} embedded, {len(self.skipped)} skipped"]
         lines += [f"skipped: study {study}: {why}" for study, why in self.skipped.items()]
         written = [self.out] * bool(self.studies) + [self.picture] * bool(self.picture)
         return "\n".join(lines + [f"written: {path}" for path in written])
@@ -119,8 +123,6 @@ def embed(config: EmbedConfig) -> EmbedReport:
     if checkpoint is None:
         raise ValueError(f"{config.run} has no checkpoint yet")
     model_config = config_from_dict(info.model)
-    if config.labels and config.out.suffix == ".png":
-        raise ValueError(f"{config.out}: the picture has this name; give the Parquet file another")
     cines = CineStore(config.store)
     check_orientation(cines, config.run, info.store.orientation)
     clips = CLIP in model_config.views
@@ -188,7 +190,7 @@ def _drawn(config: EmbedConfig, report: EmbedReport) -> EmbedReport:
         values = read_labels(config.labels, config.colour, table["study"].to_pylist())
         report.picture = config.out.with_suffix(".png")
         with whole_file(report.picture) as file:
-            draw_embeddings(file, {f"{report.studies} studies": vectors}, values, config.colour)
+            draw_embeddings(file, {count_studies(report.studies): vectors}, values, config.colour)
     return report
 
 

@@ -1,4 +1,4 @@
-"""`evaluate`: what a fine-tuned model says of studies with known labels, judged, with a report."""
+"""`evaluate`: scores of a fine-tuned model on labelled studies, with a report."""
 
 import math
 from collections import defaultdict
@@ -24,10 +24,10 @@ from .summary import check_groups
 
 
 def evaluate_run(config: EvaluateConfig) -> dict:
-    """Judge a run; returns what results.json holds.
+    """Evaluate a run; returns the content of results.json.
 
     Raises:
-        ValueError: no run, its store or a table that is not there, labels that do not fit, nothing that can be judged.
+        ValueError: no run, its store or a table that is not there, labels that do not fit, nothing to evaluate.
         OutputError: OUT cannot be written; nothing of it stays.
     """
     with new_folder(config.out, "evaluate", vars(config), ("rows.csv", "report", "results.json", "results.json.tmp")):
@@ -41,8 +41,8 @@ def _evaluate(config: EvaluateConfig) -> dict:
     own = store_fingerprint(cines) == run.info.store.sha256
     if config.data is None and not own:
         raise ValueError(
-            f"{cines.path} has changed since the run: --data {cines.path} judges its --part {config.part} studies and "
-            "those that the run did not know"
+            f"{cines.path} has changed since the run: --data {cines.path} evaluates its --part {config.part} studies "
+            "and those that are new to the run"
         )
     task, assessment = run.task, Assessment(resamples=config.resamples, seed=config.seed)
     studies, chosen = _chosen(run, cines, config.part, assessment, own=own)
@@ -62,7 +62,7 @@ def _evaluate(config: EvaluateConfig) -> dict:
     task.check_decisions(config.threshold, config.positive)
     data = EvaluationData(cines, studies, of_labels, table, known, config.positive, config.threshold)
     judge = task.evaluator(run, data, assessment)
-    _compare_scans(scans, {study: judge(study) for study in _with_progress(studies, "judging studies")}, assessment)
+    _compare_scans(scans, {study: judge(study) for study in _with_progress(studies, "evaluating studies")}, assessment)
     about = {
         "run": str(config.run), "step": run.step, "task": task.kind, "model": type(run.model).__name__,
         "init_from": run.info.options["init_from"], "training studies": len(run.info.labels.used),
@@ -87,34 +87,33 @@ def _of_run(run: FinetunedRun, option: Literal["data", "table"]) -> Path | None:
 def _chosen(
     run: FinetunedRun, cines: CineStore, part: str, assessment: Assessment, *, own: bool
 ) -> tuple[tuple[str, ...], str]:
-    """The studies to judge, and what they are: of the run's own store a part, of another that and what is new to it.
+    """The studies to evaluate, and what they are: of the run's own store a part, of another that and what is new to it.
 
     What the run was trained on or validated by is left out by its name, whatever store it is in.
     """
     if own:
         if not (studies := getattr(run.split, part)):
-            raise ValueError(f"the run has no labelled studies for --part {part}: judge another --part, or a store of "
-                             "others by --data")  # fmt: skip
+            raise ValueError(f"the run has no labelled studies for --part {part}: evaluate another --part, or a store "
+                             "of others by --data")  # fmt: skip
         return studies, f"{part} of the run"
     part_of = {study: name for name, studies in run.split._asdict().items() for study in studies}
     earlier = set(seen_of(run.info.labels)["studies"]) - part_of.keys()
     for study in cines.ids:
         if (other := part_of.get(study, part)) != part:
-            assessment.leave_out(study, f"by its name one of the run's {other} studies, which --part {other} judges")
+            assessment.leave_out(study, f"by its name one of the run's {other} studies, which --part {other} evaluates")
         elif study in earlier:
             assessment.leave_out(study, "by its name one that the run's starting weights have learnt from")
     studies = tuple(study for study in cines.ids if part_of.get(study, part) == part and study not in earlier)
     if not studies:
         others = ", ".join(dict.fromkeys(part_of.get(study, "starting weights'") for study in cines.ids))
-        raise ValueError(f"{cines.path}: by their names all its {len(cines.ids)} studies are {others} studies of the "
-                         f"run, none is new to it or for --part {part}: judge another --part")  # fmt: skip
+        raise ValueError(f"{cines.path}: by their names all {len(cines.ids)} of its studies are {others} studies of "
+                         f"the run, none is new to it or for --part {part}: evaluate another --part")  # fmt: skip
     new = sum(study not in part_of for study in studies)
-    return studies, f"of another store: {new} that the run did not know, {len(studies) - new} {part} of the run"
+    return studies, f"of another store: {new} new to the run, {len(studies) - new} {part} of the run"
 
 
 def _check_prepared(run: FinetunedRun, cines: CineStore) -> None:
-    """Raise ValueError where a store has pixels of another size than the run's, or other axes, which its model does not
-    know."""
+    """Raise ValueError where a store has pixels of another size than the run's, or other axes."""
     check_orientation(cines, run.folder, run.info.store.orientation)
     options = {name for name in ("sax_spacing", "lax_spacing") if name in run.info.store.prepare}
     for name in sorted(options & cines.prepare.keys()):

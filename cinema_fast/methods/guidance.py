@@ -1,4 +1,4 @@
-"""Masks guided by motion: from the motion of what a batch shows to the weights that its masks are drawn by.
+"""Motion-guided masking: from the motion in a batch to the weights that its masks are drawn with.
 
 Kim et al., "HeartMAE", ML4H 2024: the moving heart, found by optical flow, guides the mask. The motion is the cycle's,
 read from the map that the store holds beside each cine and moved as the image was, or, for clips, each tubelet's own,

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from ..common.naming import named
+from ..common.naming import count_studies, counted, named, sizes_in_words
 from ..data.loading.batch import Batch
 from ..data.loading.loader import LoaderError
 from ..data.loading.sampler import Sampler, held_out
@@ -104,17 +104,21 @@ class MAE(Method):
         options, place = self.options, self.place
         clips = f"clips of {', '.join(options.views) or 'every view'}"
         seen = clips if CLIP in self.model_config.views else f"views {', '.join(self.model_config.views)}"
+        parameters = sum(p.numel() for p in model.parameters())
         yield (
-            f"{options.preset} on {len(self.sampler.ids)} studies ({len(self.held_out)} held out), {seen}; "
-            f"{self.sampler.global_batch} studies a step, lr {options.lr:g}; "
-            f"{place.device.type}, {str(place.precision)[6:]}, {options.mode}"
+            f"{options.preset} on {count_studies(len(self.sampler.ids))} ({len(self.held_out)} held out), {seen}; "
+            f"{parameters / 1e6:.3g} M parameters, images of {sizes_in_words(self.sizes)}"
+        )
+        yield (
+            f"{count_studies(self.sampler.global_batch)} a step, lr {options.lr:g}, mask ratio {options.mask_ratio:g}, "
+            f"seed {options.seed}; {place.device.type}, {str(place.precision)[6:]}, {options.mode}"
         )
         if self.guidance:
             source = "the store's maps" if self.motion else "each clip's own frames"
             strength = f"strength {options.mask.strength:g}"
             yield f"motion guidance: {options.mask.mode} the patches that move, by {source}; {strength}"
         if self.unseen:
-            yield f"no training study has {', '.join(self.unseen)}: held-out studies are judged without"
+            yield f"no training study has {', '.join(self.unseen)}: held-out studies are evaluated without"
 
     def flops(self, batches: Sequence[Batch]) -> int:
         return sum(len(batch.draw.ids) * self._of_study(batch.draw.views) for batch in batches)
@@ -133,8 +137,8 @@ class MAE(Method):
         return {"guidance": self.guidance.seconds()}
 
     def finish(self, model: CineMA, log: RunLog) -> Evaluation | None:
-        """Judge the held-out studies on the views that some training study has, and draw. Raises LoaderError with
-        `strict` only; whatever else goes wrong is said, and is no failure of the run."""
+        """Evaluate the held-out studies on the views of the training studies, and draw. Raises LoaderError with
+        `strict` only; other errors are logged, and the run counts as finished."""
         options, training = self.options, self.sampler.ids
         unreadable = None if options.strict else {}
         device, precision = self.place.device, self.place.precision
@@ -149,7 +153,7 @@ class MAE(Method):
                     self.store, self.model_config, training, batch_size=size, device=device, unreadable=unreadable
                 )
                 evaluation = evaluate(model, self.store, self.held_out, baseline, batch_size=size, **common)
-                log.say(f"{evaluation.studies} held-out studies: {evaluation}")
+                log.say(f"{counted(evaluation.studies, 'held-out study', 'held-out studies')}: {evaluation}")
         with self._survived("report", log):
             pictures = write_report(
                 options.out, model, self.store, self.held_out or training, evaluation=evaluation,
@@ -158,18 +162,18 @@ class MAE(Method):
             log.say(f"pictures: {', '.join(str(path) for path in pictures)}")
         if unreadable:
             lines = named([f"{study}: {why}" for study, why in unreadable.items()], "\n  ")
-            log.say(f"cannot be read, so neither judged nor drawn ({len(unreadable)}):\n  {lines}")
+            log.say(f"cannot be read, so neither evaluated nor drawn ({len(unreadable)}):\n  {lines}")
         return evaluation
 
     @contextmanager
     def _survived(self, what: str, log: RunLog) -> Iterator[None]:
-        """Hours of training are not to end as a failure for what goes wrong in the block."""
+        """Log an error in the block, and go on: the training itself is finished."""
         try:
             yield
         except Exception as error:
             if self.options.strict and isinstance(error, LoaderError):
                 raise
-            log.say(f"the run is finished and saved, but there is no {what}: {type(error).__name__}: {error}")
+            log.say(f"the run is finished and saved, but its {what} failed: {type(error).__name__}: {error}")
 
 
 def _split(

@@ -1,7 +1,7 @@
 """Masked loss on held-out studies, beside that of the mean training patch as a baseline.
 
-The yardstick is the best predictor that does not look at the image: the mean patch of the training studies at each grid
-position. It is scored at the same masked positions of the same images, which are not augmented.
+The baseline is the mean patch of the training studies at each grid position, the best predictor that does not see the
+image. It is scored at the same masked positions of the same images, which are not augmented.
 """
 
 import math
@@ -46,15 +46,15 @@ class Evaluation:
 
     def __str__(self) -> str:
         return (
-            f"masked loss {self.loss:.5f}, that of the mean patch {self.baseline_loss:.5f} (the best without looking); "
+            f"masked loss {self.loss:.5f}, baseline (mean patch) {self.baseline_loss:.5f}; "
             f"ratio {self.ratio:.3f}{self.verdict}"
         )
 
     @property
     def verdict(self) -> str:
-        """What a ratio of 1 or more means and what to do, or that there is none, in words; empty below 1."""
+        """What a ratio of 1 or more, or none, means and what to do; empty below 1."""
         if math.isnan(self.ratio):
-            return ", which is undefined and says nothing of the model"
+            return ", which is undefined: a loss is not finite, or the baseline's is 0"
         if self.ratio >= 1:
             return (", which is bad: the model predicts no better than the mean patch. Train longer (--steps), and "
                     "where the training loss does not fall, with a lower --lr")
@@ -135,7 +135,7 @@ def _plane(store: ClipStore, study: str, at: int) -> int:
 
 
 def fixed_plan(config: CineMAConfig, batch: Batch, mask_ratio: float) -> dict[str, TokenPlan]:
-    """The masks by which a batch of `fixed_batches` is judged: by study and phase, every masked token decoded."""
+    """The masks of a batch of `fixed_batches`: by study and phase, every masked token decoded."""
     return draw_plan(
         config, batch.draw.views, batch.slot, mask_ratio=mask_ratio, seed=MASK_SEED, step=batch.draw.step
     )
@@ -218,6 +218,6 @@ def evaluate(
         losses += torch.stack([loss.double(), torch.stack(unseen).mean().double()]) * size
         n += size
     if not n:
-        raise ValueError("no held-out study can be judged: none can be read that has a view of the training studies")
+        raise ValueError("no held-out study can be evaluated: none that can be read has a view of the training studies")
     loss, baseline_loss = (losses / n).tolist()
     return Evaluation(n // len(PHASES), loss, baseline_loss)

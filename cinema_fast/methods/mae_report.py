@@ -1,4 +1,4 @@
-"""Pictures of a run: its loss curve, and what the model makes of the patches it does not see."""
+"""Pictures of a pre-training run: loss curve, and reconstructions of masked patches."""
 
 import json
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ from .guidance import Guidance
 from .mae_evaluation import Evaluation, fixed_batches, fixed_plan, images_of
 from .motion_figure import draw_motion
 
-STAGES = ("input", "masked", "reconstruction", "absolute error")
+STAGES = ("input", "visible patches", "reconstruction", "absolute error")
 CLIP_FRAMES = 6
 
 
 def fill_in(
     image: Tensor, pred: Tensor, plan: TokenPlan, patch: tuple[int, ...], *, norm: bool
 ) -> tuple[Tensor, Tensor]:
-    """What the model sees and what it makes of it.
+    """The visible patches of an image, and its reconstruction.
 
     Args:
         image (B, C, *size), pred (B, M, P) at plan.masked. norm: predictions are of normalised patches; the true mean
@@ -116,7 +116,7 @@ def draw_reconstruction(
     device: torch.device,
     precision: torch.dtype,
 ) -> None:
-    """Input, what is left of it, reconstruction and error: of each view of one frame in a row, of a clip in columns.
+    """Input, visible patches, reconstruction and error: of each view of one frame in a row, of a clip in columns.
 
     Of a stack the middle slice is shown, of a clip CLIP_FRAMES frames spread over it.
     Raises LoaderError where the study cannot be read.

@@ -1,4 +1,4 @@
-"""A picture of what guides the masks of a run: motion over the cycle, and masks without it and with it."""
+"""A picture of motion-guided masking: motion over the cycle, and masks without and with guidance."""
 
 from pathlib import Path
 from typing import NamedTuple

@@ -55,15 +55,14 @@ class PretrainConfig(RunOptions):
     mask_ratio: float = 0.75
     # share of the masked tokens that is decoded and predicted; 1: all, less is faster
     decode_ratio: float = 1.0
-    # whether and how motion guides the masks
+    # motion-guided masking
     mask: MaskConfig = field(default_factory=MaskConfig)
     # where the motion comes from: maps in the store (prepare --motion), or optical flow of the augmented clips of each
     # step
     motion: Literal["stored", "online"] = "stored"
     # share of the studies held out of training and evaluated at the end
     holdout: float = 0.0
-    # weights to start from: the folder of a run, or a .safetensors or torch file; views that it lacks start from random
-    # weights
+    # initial weights: the folder of a run, or a .safetensors or torch file; views that it lacks start at random
     init_from: Path | None = None
 
     def __post_init__(self):

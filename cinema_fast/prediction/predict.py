@@ -1,4 +1,4 @@
-"""`cinema-fast predict`: studies as they come from the scanner, prepared, predicted, and brought back to their grid.
+"""`cinema-fast predict`: prepare studies, predict them, and bring the predictions back to the grid of the scan.
 
 Each study is prepared by the code of `prepare`, with the options of the run's store, into OUT/.preparing, and goes from
 there when it has been predicted. Its files go to OUT/studies/ID/; its lines are in the tables before the next begins,
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import __version__
-from ..common.naming import named
+from ..common.naming import count_studies, counted, named
 from ..common.output import new_folder
 from ..data.formats.nifti import CineError
 from ..data.prepare.failure import Failure, failure_lines
@@ -47,7 +47,7 @@ _TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 @dataclass
 class PredictReport:
-    """What is in OUT: number of studies, what could not be predicted, and which NIfTI files had no place.
+    """Summary of OUT: number of studies, failures, and NIfTI files that the pattern does not match.
 
     series: a line for each kind of DICOM series. cut_off: {study: structures at the edge of what the model sees, whose
     volumes are therefore too small}. flags: {study: codes of what is to be looked at again}. missing: {study: views
@@ -82,15 +82,15 @@ class PredictReport:
 
     def __str__(self) -> str:
         nothing = sum("nothing_found" in codes for codes in self.flags.values())
-        lines = [f"{self.studies} studies predicted, {len(self.failures)} failures"
-                 + f", nothing found in a view of {_studies(nothing)}" * bool(nothing)]  # fmt: skip
+        lines = [f"{count_studies(self.studies)} predicted, {counted(len(self.failures), 'failure')}"
+                 + f", nothing found in a view of {count_studies(nothing)}" * bool(nothing)]  # fmt: skip
         if self.unmatched_files:
             lines.append(unmatched_line(self.unmatched_files))
         lines += self.series
         if self.as_stored:
             lines.append(AS_STORED_RUN)
         lines += remark_lines(self.remarks)
-        lines += [f"study {study}: {what} cut off at the edge of what the model sees" for study, what in
+        lines += [f"study {study}: {what} cut off at the edge of the model's field of view" for study, what in
                   self.cut_off.items()]
         for views in dict.fromkeys(self.missing.values()):
             have = [study for study, missing in self.missing.items() if missing == views]
@@ -105,13 +105,9 @@ class PredictReport:
         return "\n".join(lines + [f"written: {self.out}"] * bool(self.studies))
 
 
-def _named(studies: list[str]) -> str:
+def _named(ids: list[str]) -> str:
     """How many studies, and the first of them by name."""
-    return f"{_studies(len(studies))} ({named(studies)})"
-
-
-def _studies(n: int) -> str:
-    return f"{n} {'study' if n == 1 else 'studies'}"
+    return f"{count_studies(len(ids))} ({named(ids)})"
 
 
 def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:

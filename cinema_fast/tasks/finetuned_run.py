@@ -43,7 +43,7 @@ class FinetunedRun:
 
     @property
     def split(self) -> Split:
-        """The run's labelled studies, by what they were for."""
+        """The run's data split."""
         return Split(**{part: tuple(self.info.labels.split[part]) for part in Split._fields})
 
     @property
@@ -58,16 +58,16 @@ class FinetunedRun:
 
     @property
     def min_frames(self) -> int:
-        """The frames that a cine has at least that clips are drawn from."""
+        """Least number of frames of a cine that clips are drawn from."""
         return min_frames_of(self.info)
 
     @property
     def fused_views(self) -> tuple[str, ...]:
-        """The views that one answer is made of; none where each view, or each clip, is predicted by itself."""
+        """The views that are fused into one prediction; none where each view, or each clip, is predicted by itself."""
         return tuple(self.model_config.views) if self.task.fuses_views and not self.clips else ()
 
     def missing_views(self, views: Sequence[str]) -> tuple[str, ...]:
-        """Those of the views that one answer is made of that are not among `views`."""
+        """The fused views that are not among `views`."""
         return tuple(view for view in self.fused_views if view not in views)
 
     def trained_views(self) -> str:
@@ -86,7 +86,7 @@ class FinetunedRun:
 
     @torch.no_grad()
     def predict(self, frames: dict[str, np.ndarray]) -> dict[str, Tensor]:
-        """What the task makes of examples {view: (B, n, *size) uint8}, stored frames no larger than the model's.
+        """Predictions for examples {view: (B, n, *size) uint8}: stored frames, no larger than the model's.
 
         n: the task's n_frames, and 1 for clips. Returns the task's own `predict`, on the CPU; maps are as large as the
         frames given. Raises ValueError naming the view whose frames do not fit.
@@ -221,7 +221,7 @@ def _read(folder: Path) -> RunInfo:
 
 
 def task_of(folder: Path) -> Task:
-    """What a run of `finetune` has learnt, without its weights. Raises ValueError as `load_run`."""
+    """The task of a run of `finetune`. Raises ValueError as `load_run`."""
     return task_from_dict(_read(folder).labels.task)
 
 

@@ -238,7 +238,7 @@ class Landmarks(Task):
     def evaluator(
         self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
-        """Of each study every frame with landmarks is judged; no numbers are returned."""
+        """Of each study every frame with landmarks is evaluated; no numbers are returned."""
         points, store = read_named("--table", data.labels, read_landmarks), data.store
         judged = [(study, view) for study in data.studies for view in store.views(study)
                   if view in self.views and view in points.get(study, {})]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The networks that tasks are built of: one output per pixel, or one per study; or the baselines to compare with."""
+"""The networks of the tasks: one output per pixel, or one per study; or the baselines to compare with."""
 
 from typing import TYPE_CHECKING
 

@@ -144,6 +144,10 @@ class Segmentation(Task):
     n_frames = 1
     predicts_maps = True
     validation_phases = (0.0, 0.25, 0.5, 0.75)  # among the labelled frames of a study: the first and the middle of two
+    warning_at_zero = (
+        "the best validation has Dice 0, so the model has not learnt to segment: train longer (--steps), start from "
+        "pre-trained weights (--init-from), or look at the labels by `cinema-fast inspect STORE --out FOLDER`"
+    )
 
     @classmethod
     def check(cls, config: "FinetuneConfig") -> None:
@@ -221,7 +225,7 @@ class Segmentation(Task):
     def evaluator(
         self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
-        """Of each study every view over its whole cycle is judged; what is measured of stacks is returned."""
+        """Of each study every view over its whole cycle is evaluated; measurements of stacks are returned."""
         assessment.classes = dict(enumerate(self.structures, start=1))
         maps = SegmentationLabels(data.store, self.views, self.structures)
         maps.values_of([study for study in data.studies if study in maps.views_of], workers=2)
@@ -312,7 +316,7 @@ class Segmentation(Task):
             for ventricle, (ed, es) in cycle.frames.items():
                 marks.setdefault(ed, []).append(f"{ventricle} ED")
                 marks.setdefault(es, []).append(f"{ventricle} ES")
-            _tell_volumes(made, summary, study, view, curves, cycle, cine)
+            _add_volumes(made, summary, study, view, curves, cycle, cine)
             made.files[f"{view}_volumes.png"] = volume_png(curves, cycle, cine.frame_time_ms, study, flags)
         summary["flags"] = flags
         made.flags += flags
@@ -324,11 +328,11 @@ class Segmentation(Task):
 _PREPARE = "store them by `cinema-fast prepare SRC STORE --labels PATTERN`"
 
 
-def _tell_volumes(
+def _add_volumes(
     made: StudyPrediction, summary: dict, study: str, view: str, curves: Mapping[str, np.ndarray],
     cycle: CycleFunction, cine: Cine,
 ) -> None:  # fmt: skip
-    """Put what was measured in a stack into its summary and into the tables."""
+    """Add the measurements of a stack to its summary and to the tables."""
     summary["volumes_ml"] = {name: curve.tolist() for name, curve in curves.items()}
     made.lines += [
         {"study": study, "view": view, "frame": t, "time_ms": t * cine.frame_time_ms if cine.frame_time_ms else ""}

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..common.naming import count_studies, sizes_in_words
 from ..data.loading.batch import Batch
 from ..data.loading.loader import LabelError, LoaderError, read_batch
 from ..data.loading.sampler import Draw, Sampler, fixed_draw
@@ -53,7 +54,8 @@ class Supervised(Method):
             planes=settled.planes,
         )
         self.unused = len(self.sampler.groups) > 1 or options.reduce != "all"  # of views, and of heads
-        self.validation = Validation(options.validate_every, options.patience)
+        warning = task.warning_at_zero if settled.split.val else ""
+        self.validation = Validation(options.validate_every, options.patience, warning)
         self._unreadable: set[str] = set()
         self._read = partial(read_batch, self.store, sizes=self.sizes, labels=self.labels)
         labels = LabelInfo(
@@ -132,13 +134,16 @@ class Supervised(Method):
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         yield (
             f"{options.task} on {len(self.settled.used)} of {len(split.train)} labelled training studies, "
-            f"{len(split.val)} for validation, {len(split.test)} for the test; "
+            f"{len(split.val)} for validation, {len(split.test)} for testing; "
             f"views {', '.join(self.model_config.views)}"
         )
         yield (
             f"{type(model).__name__}, {trained / 1e6:.3g} M parameters trained{', encoder frozen' * options.freeze}; "
-            f"{self.sampler.global_batch} studies a step, lr {options.lr:g}; {place.device.type}, "
-            f"{str(place.precision)[6:]}, {options.mode}"
+            f"images of {sizes_in_words(self.sizes)}"
+        )
+        yield (
+            f"{count_studies(self.sampler.global_batch)} a step, lr {options.lr:g}, seed {options.seed}; "
+            f"{place.device.type}, {str(place.precision)[6:]}, {options.mode}"
         )
         for view, size in self.model_config.image_size.items():
             side = min(size[1:] if view == CLIP else size[:2])
@@ -148,9 +153,9 @@ class Supervised(Method):
                     "pixels, out of sight: want less than half of that"
                 )
         if not split.val:
-            yield "no studies of validation: the last weights are kept as the best"
+            yield "no validation studies: the last weights are kept as the best"
         if not split.test:
-            yield "no labelled studies for the test: evaluate wants others by --data, or another --part"
+            yield "no labelled test studies: give `evaluate` a store of others (--data), or another --part"
 
     @torch.no_grad()
     def validate(self, model: nn.Module, say: Callable[[str], None]) -> dict[str, float]:
@@ -160,7 +165,7 @@ class Supervised(Method):
             return self.task.validate(model, self._validation_batches(say))
 
     def _validation_batches(self, say: Callable[[str], None]) -> Iterator[Batch]:
-        """The studies of validation on the device; one that cannot be read is left out, unless `strict`."""
+        """The validation studies on the device; one that cannot be read is left out, unless `strict`."""
         draws = validation_draws(
             {study: self.labels.views_of[study] for study in self.settled.split.val},
             self.task.validation_phases,
@@ -177,11 +182,11 @@ class Supervised(Method):
                 found += 1
                 yield batch.to(self.place.device)
         if not found:
-            raise LoaderError("no study of validation can be read")
+            raise LoaderError("no validation study can be read")
 
     def _read_by_all(self, draw: Draw, say: Callable[[str], None] | None = None) -> Batch | None:
         """A batch, None where a rank cannot read it, which `say` then takes: all make the same forward passes."""
-        batch, error = None, LoaderError("another rank cannot read a study of validation")
+        batch, error = None, LoaderError("another rank cannot read a validation study")
         try:
             batch = self._read(draw)
         except LabelError:
@@ -206,7 +211,7 @@ def _each(draw: Draw) -> Iterator[Draw]:
 
 
 def starting_options(options: FinetuneConfig, before: RunInfo | None) -> FinetuneConfig:
-    """The options with where a run that goes on began, and the preset of the run that weights come from."""
+    """The options, with the starting weights of a resumed run, and the preset of the run that weights come from."""
     if before and before.labels and (start := before.options["init_from"]):
         options = dataclasses.replace(options, init_from=options.init_from or Path(start))
         if options.to_dict()["init_from"] == start:
@@ -217,7 +222,7 @@ def starting_options(options: FinetuneConfig, before: RunInfo | None) -> Finetun
 
 
 def run_of(folder: Path) -> RunInfo:
-    """What the run is made of that weights come from. Raises ValueError where there is none."""
+    """The RunInfo of the run that weights come from. Raises ValueError where there is none."""
     info = read_run_info(folder)
     if info is None:
         raise ValueError(f"--init-from {folder}: no run in this folder (no config.yaml)")

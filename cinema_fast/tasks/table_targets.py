@@ -229,7 +229,7 @@ class TableTask(Task):
     def evaluator(
         self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
-        """Of each study every target that has a value is judged; the predicted numbers are returned."""
+        """Of each study every target that has a value is evaluated; the predicted numbers are returned."""
         store = ClipStore(data.store, run.reads, min_frames=run.min_frames) if run.clips else data.store
         for target in (target for target in self.targets if target.classes):
             data.table.check_classes(target.name, data.studies)
@@ -353,7 +353,7 @@ def _check_parts(table: Table, name: str, values: dict[str, str], split: Split, 
         if classified and len(set(here)) == 1:
             raise ValueError(
                 f"{table.path}: all {len(here)} {said} studies have {name!r} {here[0]!r}: take other shares (--val, "
-                "--test), or say by --split which studies are for what"
+                "--test), or give a data split by --split"
             )
     if classified and len(classes := set(values.values())) > max(len(values) // 2, 2):
         hint = "; a number is learnt by --task regression or multitask" if all(map(is_number, classes)) else ""
@@ -361,7 +361,7 @@ def _check_parts(table: Table, name: str, values: dict[str, str], split: Split, 
 
 
 def _target(table: Table, name: str, values: dict[str, str], split: Split, *, classified: bool) -> Target:
-    """What the studies of split.train tell of a column."""
+    """The target of a column, from the studies of split.train."""
     parts = {part: [values[s] for s in studies if s in values] for part, studies in split._asdict().items()}
     train = parts["train"]
     few = f"the {len(split.train)} training studies whose labels are used"

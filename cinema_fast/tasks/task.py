@@ -1,4 +1,4 @@
-"""What a task is: all that fine-tuning, `evaluate` and `predict` ask of what is learnt from labels.
+"""The `Task` protocol: what fine-tuning, `evaluate` and `predict` need of a task.
 
 A new task is one file with a frozen dataclass that derives from `Task`, and its line in registry.py: its fields are
 what config.yaml keeps of it. It may import metrics, figures, data, models, train and methods. A task with scores of its
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Labels(loader.Labels, Protocol):
-    """What is to be learnt of which studies. views_of: {labelled study: its views that have labels}.
+    """The labels of the studies. views_of: {labelled study: its views that have labels}.
 
     `frames_of` gives as many frames as the task's n_frames.
     """
@@ -92,7 +92,7 @@ class Settled:
 
 
 class Task(ABC):
-    """What is learnt. Subclasses are frozen dataclasses whose fields are plain values, tuples and dicts of them.
+    """A task, learnt from labels. Subclasses are frozen dataclasses with fields of plain values, tuples and dicts.
 
     kind: the name in registry.py.
     n_frames: read together of a view, 1 for clips.
@@ -100,6 +100,7 @@ class Task(ABC):
     fuses_views: whether one answer is made of all views of a study.
     predicts_maps: whether `predict` gives maps {view: (B, channels, *size)} on the grid of its images.
     table_of_studies: whether --table has a line per study.
+    warning_at_zero: as of `Validation`.
     judgements: kinds of rows of its own.
     """
 
@@ -111,6 +112,7 @@ class Task(ABC):
     fuses_views: ClassVar[bool] = False
     predicts_maps: ClassVar[bool] = False
     table_of_studies: ClassVar[bool] = True
+    warning_at_zero: ClassVar[str] = ""
 
     @classmethod
     def check(cls, config: "FinetuneConfig") -> None:
@@ -123,7 +125,7 @@ class Task(ABC):
     def settle(
         cls, config: "FinetuneConfig", cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
     ) -> Settled:
-        """What a run is about, before anything is built.
+        """Check labels and options against the store, before anything is built.
 
         Args:
             base: the model's configuration, before it is fitted to the store (train.setup.fit_to_store).
@@ -161,7 +163,7 @@ class Task(ABC):
 
     @abstractmethod
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """Figures by name, `score` among them, (higher is better); none where nothing can be judged."""
+        """Metrics by name, `score` (higher is better) among them; none where nothing can be evaluated."""
 
     def check_known(self, quantities: Iterable[str]) -> None:
         """Raise ValueError where the task does not measure one of the quantities of `evaluate --known`."""
@@ -185,7 +187,7 @@ class Task(ABC):
     def evaluator(
         self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
-        """What judges a study: a function of its name that fills the assessment, and returns {quantity: number} for
+        """A function that evaluates a study by its name: it fills the assessment and returns {quantity: number} for
         --retest, none where there are none. Raises ValueError for labels that do not fit, before the work."""
 
     @property

@@ -1,5 +1,6 @@
 """The training loop, one for all methods: begin or go on, step, report, validate, save, stop, end."""
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..common.naming import named
+from ..common.naming import counted, named
 from ..data.loading.batch import Batch
 from ..data.loading.dali import make_loader, pick_loader
 from ..data.loading.loader import LoaderError
@@ -165,7 +166,9 @@ class _Run:
         self.remarks += self.method.remarks(self.model)
         if self.ranks.hosts:
             self.remarks.append(f"{self.ranks.world} ranks, {self.options.parallel}")
-        self.remarks.append(f"loader {self.reader} ({why}), {self.options.workers} workers")
+        readers = counted(self.options.workers, "reading process" if self.reader == "dali" else "reading thread",
+                          "reading processes" if self.reader == "dali" else "")  # fmt: skip
+        self.remarks.append(f"loader {self.reader} ({why}), {readers}{' on each rank' * bool(self.ranks.hosts)}")
         if self.method.info.store.orientation == "stored":
             self.remarks.append(AS_STORED_STORE)
         for remark in self.remarks:
@@ -221,7 +224,8 @@ class _Run:
                 self._after_step(float(schedule[self.done - 1]), stopped=bool(stopped), last=last)
                 if stopped and not last:
                     self.checkpoints.finish()
-                    self.log.say(f"stopped by signal {stopped} after step {self.done} and saved; go on with --resume")
+                    name = "Ctrl-C" if stopped == signal.SIGINT else signal.Signals(stopped).name
+                    self.log.say(f"stopped by {name} after step {self.done} and saved; go on with --resume")
                     return stopped
                 if not last and self.best and self.best.enough():
                     stopping.after(0, last=True)
@@ -355,6 +359,8 @@ class _Run:
             if self.best.enough():
                 log.say(f"stopped early: no better score in {self.best.since} validations")
             log.say(f"best weights: step {self.best.step}, in {options.out / 'best'}")
+            if round(self.best.score, 3) == 0 and (warning := self.method.validation.warning_at_zero):
+                log.say(f"warning: {warning}")
         if skipped := self.meter.skipped_at_end(self.done):
             log.say(ended_skipping(skipped, self.done))
         model, weights = self.model, whole_weights(self.model) if self.sharded else {}  # of all ranks

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from .shard import Shard, parse_shard
 from .source_format import FormatName
@@ -17,10 +19,10 @@ _SHAPING = ("sax_size", "lax_size", "sax_spacing", "lax_spacing", "labels", "lv_
 class PrepareConfig:
     """Options of `prepare`."""
 
-    src: Path
+    src: Annotated[Path, tyro.conf.arg(metavar="SRC")]
     """Folder of NIfTI cines (.nii or .nii.gz), 4D with time last: (X, Y, Z, T), long-axis views (X, Y, 1, T); or of
     DICOM cine series, in folders of any depth."""
-    dst: Path
+    dst: Annotated[Path, tyro.conf.arg(metavar="STORE")]
     """Folder of the store: new, empty, or a store that an earlier run with the same options began."""
     format: FormatName = "auto"
     """What SRC holds. auto: NIfTI where files named so lie where the pattern looks, else DICOM."""

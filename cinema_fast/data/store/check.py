@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...common.naming import count_studies, counted
 from ...common.parsed_file import read_json
 from ...common.pool import available_cores
 from ...common.progress import progress_bar
@@ -75,13 +76,15 @@ class CheckReport:
     def __str__(self) -> str:
         if not self.faults:
             unsummed = "; the index itself has no checksum: the next `cinema-fast prepare` of this store gives it one"
-            return f"{self.n_studies} studies, every file as it was prepared" + unsummed * (not self.index_summed)
+            sound = f"{count_studies(self.n_studies)}, every file as it was prepared"
+            return sound + unsummed * (not self.index_summed)
         spoilt = len({fault.study for fault in self.faults if fault.file != INDEX})
         maps = [fault.motion is not None for fault in self.faults]
         what = "motion maps" if all(maps) else "studies and motion maps" if any(maps) else "studies"
         check = f"`cinema-fast prepare SRC STORE{' --repair' * bool(spoilt)}{' --motion' * any(maps)}`"
+        files = counted(len(self.faults), "file")
         return "\n".join([
-            f"{len(self.faults)} files, of {spoilt} of {self.n_studies} studies, are not what was prepared:",
+            f"not as it was prepared: {files}, of {spoilt} of {count_studies(self.n_studies)}",
             *(f"{fault.file}: {fault.reason}" for fault in self.faults),
             f"{check}, with the options of before, makes these {what} anew" if spoilt else
             f"remove it, and {check}, with the options of before, makes the index anew from the studies",
