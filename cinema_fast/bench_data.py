@@ -25,7 +25,7 @@ class BenchDataConfig:
     store: Annotated[Path, tyro.conf.arg(metavar="STORE")]
     # name of the model configuration, for its views and image sizes
     preset: str = "cinema-base"
-    # views to read; default: all of the store
+    # views to read; if not given: all of the store
     views: tuple[str, ...] = ()
     # studies per batch
     batch_size: int = 64

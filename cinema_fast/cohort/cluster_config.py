@@ -24,11 +24,11 @@ class ClusterConfig:
     out: Path
     # CSV with a column study and characteristics of the studies, by which clusters are described
     table: Path | None = None
-    # columns of the table to describe clusters by; default: all
+    # columns of the table to describe clusters by; if not given: all
     columns: tuple[str, ...] = ()
     # clustering method: k-means, or a Gaussian mixture with diagonal covariances
     method: Literal["kmeans", "gaussian"] = "kmeans"
-    # number of clusters; default: that of the highest silhouette (kmeans) or the lowest BIC (gaussian)
+    # number of clusters; if not given: that of the highest silhouette (kmeans) or the lowest BIC (gaussian)
     clusters: int | None = None
     # largest number of clusters to try
     max_clusters: int = 10

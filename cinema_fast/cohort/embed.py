@@ -33,25 +33,25 @@ class EmbedConfig:
     the mean of.
     """
 
+    # run folder of `cinema-fast pretrain`; its newest intact checkpoint is used
     run: Annotated[Path, tyro.conf.arg(metavar="RUN")]
-    """Run folder of `cinema-fast pretrain`; its newest intact checkpoint is used."""
+    # cine store made by `cinema-fast prepare`: the one trained on or another
     store: Annotated[Path, tyro.conf.arg(metavar="STORE")]
-    """Cine store made by `cinema-fast prepare`: the one trained on or another."""
+    # Parquet file to write; its name ends in .parquet
     out: Annotated[Path, tyro.conf.arg(metavar="OUT")]
-    """Parquet file to write; its name ends in .parquet."""
+    # CSV with a column study: also draw the embeddings in two dimensions (OUT with .png), coloured by --colour
     labels: Path | None = None
-    """CSV with a column study: also draw the embeddings in two dimensions (OUT with .png), coloured by --colour."""
+    # column of --labels, of numbers, that colours the picture
     colour: str = "ef"
-    """Column of --labels, of numbers, that colours the picture."""
+    # clips, or time points of a study, per forward pass
     batch_size: int = 32
-    """Clips, or time points of a study, per forward pass."""
+    # device to run on; auto: the GPU if there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to run on; auto: the GPU if there is one."""
+    # threads that read the store
     workers: int = 2
-    """Threads that read the store."""
+    # try again the studies that an earlier run of the same command could not read. A run that was killed goes on by
+    # the same command without this
     resume: bool = False
-    """Try again the studies that an earlier run of the same command could not read. A run that was killed goes on by
-    the same command without this."""
 
     def __post_init__(self):
         if self.out.suffix != ".parquet":

@@ -15,12 +15,12 @@ class EvaluateConfig:
     run: Annotated[Path, tyro.conf.arg(metavar="RUN")]
     # folder to write, new or empty
     out: Annotated[Path, tyro.conf.arg(metavar="OUT")]
-    # store to evaluate on; default: the run's own
+    # store to evaluate on; if not given: the run's own
     data: Path | None = None
     # which part of the run's data split to evaluate; of another store also the studies that are new to the run
     part: Literal["train", "val", "test"] = "test"
-    # CSV with one line per study: targets (default: the run's table), reference values, subgroups; for landmarks one
-    # line per point
+    # CSV with one line per study: targets (if not given: the run's table), reference values, subgroups; for landmarks
+    # one line per point
     table: Path | None = None
     # reference values, as lv_ef=COLUMN: compared with what is measured from the segmentation over the cycle
     known: tuple[str, ...] = ()
@@ -30,9 +30,9 @@ class EvaluateConfig:
     study_table: Path | None = None
     # test-retest: column that is the same for repeated scans of one heart, whose measurements are compared
     retest: str | None = None
-    # positive class of two, for sensitivity and --threshold; default: the second by name
+    # positive class of two, for sensitivity and --threshold; if not given: the second by name
     positive: str | None = None
-    # decision threshold on the probability of the positive class; default: 0.5
+    # decision threshold on the probability of the positive class; if not given: 0.5
     threshold: float | None = None
     # bootstrap resamples of the studies, for the confidence intervals
     resamples: int = 1000
@@ -40,7 +40,7 @@ class EvaluateConfig:
     seed: int = 0
     # device to run on; auto: the GPU if there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # precision of activations; default: the run's
+    # precision of activations; if not given: the run's
     precision: Literal["fp32", "bf16"] | None = None
 
     def __post_init__(self):

@@ -37,7 +37,7 @@ class PredictConfig:
     workers: int = 0
     # device to run on; auto: the GPU if there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # precision of activations; default: the run's
+    # precision of activations; if not given: the run's
     precision: Literal["fp32", "bf16"] | None = None
 
     def __post_init__(self):

@@ -43,7 +43,7 @@ class FinetuneConfig(RunOptions):
     structures: tuple[str, ...] = ("RV", "MYO", "LV")
     # how landmarks are predicted: as heatmap maxima or as coordinates
     landmarks: Literal["heatmap", "coordinates"] = "heatmap"
-    # views to use; default: all that have labels
+    # views to use; if not given: all that have labels
     views: tuple[str, ...] = ()
     # frames over the cardiac cycle given to the model together, as channels; not for segmentation and landmarks
     n_frames: int = 4
@@ -61,7 +61,7 @@ class FinetuneConfig(RunOptions):
     reduce: Literal["all", "patch", "cls"] = "all"
     # weighting of several targets' losses: learned uncertainty (Kendall et al. 2018), or fixed --loss-weights
     balance: Literal["uncertainty", "fixed"] = "uncertainty"
-    # weight of each target's loss, in the order of --targets; default: 1 each
+    # weight of each target's loss, in the order of --targets; if not given: 1 each
     loss_weights: tuple[float, ...] = ()
     # studies per micro-batch, on each rank under torchrun
     batch_size: int = 4

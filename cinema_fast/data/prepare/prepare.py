@@ -1,4 +1,4 @@
-"""From a folder of NIfTI or DICOM cines to a cine store: `cinema-fast prepare SRC DST`.
+"""From a folder of NIfTI or DICOM cines to a cine store: `cinema-fast prepare SRC STORE`.
 
 Every study is prepared by itself, in worker processes, into a temporary folder; this process alone moves whole
 studies into the store and writes the index. So a run may be killed at any moment and started again: studies that are
