@@ -67,6 +67,15 @@ def test_a_killed_command_begins_anew(tmp_path, capsys):
     assert "out: what is left of a `cinema-fast measure` that did not end is removed" in capsys.readouterr().err
 
 
+def test_a_command_that_an_older_version_began_goes_on_under_the_new_names(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), new_folder(out, "cluster", {"most": 10}, WRITTEN):
+        raise KeyboardInterrupt
+    with new_folder(out, "cluster", {"max_clusters": 10}, WRITTEN):
+        (out / "a.csv").touch()
+    assert names(out) == ["a.csv"]
+
+
 def test_only_what_the_command_writes_is_ever_removed(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(OutputError, match="disk is full"), new_folder(out, "measure", {}, WRITTEN):

@@ -16,6 +16,7 @@ from tempfile import TemporaryFile
 
 from .lock import hold_folder
 from .parsed_file import read_json
+from .renamed import current_options
 
 UNFINISHED, LOCK = ".unfinished", ".lock"  # in a folder that a command is writing, or was when it was killed
 ANYWHERE = ("workers", "device")  # options that may differ when a killed command is given again
@@ -150,6 +151,7 @@ def _check_left(out: Path, left: list[str], call: dict[str, str], written: Seque
     """Raise OutputTaken unless what is `left` in a folder is of the same command."""
     try:
         before = read_json(out / UNFINISHED)
+        before = current_options(before["command"], before)  # an older version may have begun it
         if before["command"] != call["command"]:
             raise OutputTaken(f"{out} holds what is left of a `cinema-fast {before['command']}` that did not end: "
                               f"remove the folder, or choose another")
