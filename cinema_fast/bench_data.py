@@ -1,4 +1,4 @@
-"""Where the time goes between a store and the model: `cinema-fast bench data STORE`.
+"""`cinema-fast bench data STORE`: the time of every stage between the store and the model.
 
 Each stage alone, each loader alone, and a loader beside a step of a given length; docs/bottlenecks.md says what to do
 about the one that is the limit. What times them is in `bench_stages.py`.
@@ -6,7 +6,9 @@ about the one that is the limit. What times them is in `bench_stages.py`.
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from .data.loading.augmentation import AugmentConfig
 
@@ -15,31 +17,31 @@ WAITED = 0.02  # a step that waits for data for less than this share of the time
 
 @dataclass(frozen=True)
 class BenchDataConfig:
-    """Time every stage from a cine store to a training step, and say which is the limit."""
+    """Time every stage from a cine store to a training step, and name the bottleneck."""
 
     # what to time
     what: Literal["data"]
     # store made by `cinema-fast prepare`
-    store: Path
-    # model whose views and image sizes are read
+    store: Annotated[Path, tyro.conf.arg(metavar="STORE")]
+    # name of the model configuration, for its views and image sizes
     preset: str = "cinema-base"
-    # views to read; all that the store has when none is named
+    # views to read; if not given: all of the store
     views: tuple[str, ...] = ()
-    # studies a batch
+    # studies per batch
     batch_size: int = 64
-    # threads or processes that read
+    # threads (torch) or processes (DALI) that read the store
     workers: int = 2
-    # batches that each stage is timed on
+    # batches to time each stage on
     batches: int = 16
-    # how long the dummy step takes, in milliseconds
+    # duration of the dummy training step, in ms
     step_ms: float = 100.0
-    # loader beside the dummy step; each that is installed is timed alone
+    # data loader to run beside the dummy step; each that is installed is also timed alone
     loader: Literal["auto", "dali", "torch"] = "auto"
-    # where batches go; auto takes the GPU if there is one
+    # device to copy batches to; auto: the GPU if there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # how the images are changed
+    # data augmentation
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    # also write the figures there, as JSON
+    # JSON file to write the figures to
     out: Path | None = None
 
     def __post_init__(self):
@@ -90,7 +92,7 @@ class DataReport:
 
 
 def limit(stages: dict[str, Stage], loader: str, wait: float, workers: int, step_ms: float) -> str:
-    """Which stage decides how many batches there are a second, in one sentence."""
+    """The stage that limits the throughput, in one sentence."""
     alone = stages[f"loader {loader}"].ms
     if wait < WAITED:
         work = {"the step": step_ms} | {name: stages[name].ms for name in ("augmentation",) if name in stages}

@@ -1,4 +1,4 @@
-"""What `bench_data.py` times."""
+"""The stages that `bench data` times."""
 
 import json
 import os
@@ -35,15 +35,15 @@ def time_stages(config: BenchDataConfig) -> DataReport:
     began = time.perf_counter()
     cines = CineStore(config.store)
     opening = (time.perf_counter() - began) * 1e3
-    shape = fit_to_store(preset(config.preset), cines, config.views, config.preset)
-    store = ClipStore(cines, config.views) if CLIP in shape.views else cines
-    usable = {study: tuple(view for view in store.views(study) if view in shape.views) for study in store.ids}
+    model_config = fit_to_store(preset(config.preset), cines, config.views, config.preset)
+    store = ClipStore(cines, config.views) if CLIP in model_config.views else cines
+    usable = {study: tuple(view for view in store.views(study) if view in model_config.views) for study in store.ids}
     views, _ = Counter(has for has in usable.values() if has).most_common(1)[0]
     usable = {study: has for study, has in usable.items() if has == views}
     planes = {study: len(store.planes(study)) for study in usable} if CLIP in views else None
     sampler = Sampler(usable, seed=0, batch_size=config.batch_size, augment=config.augment, planes=planes)
     draws = [sampler.draw(step) for step in range(config.batches)]
-    frames = config.batch_size * sum(shape.image_size[view][0] if view == CLIP else 1 for view in views)
+    frames = config.batch_size * sum(model_config.image_size[view][0] if view == CLIP else 1 for view in views)
     stages = {"open the store": Stage("open the store", opening, 0, f"once, {len(cines.ids)} studies")}
 
     def add(name: str, seconds: float, note: str = "") -> None:
@@ -51,22 +51,22 @@ def time_stages(config: BenchDataConfig) -> DataReport:
 
     def loader_of(name: str, stop: int) -> Loader:
         return make_loader(
-            name, store, sampler, shape.image_size, device=device, start=0, stop=stop, workers=config.workers
+            name, store, sampler, model_config.image_size, device=device, start=0, stop=stop, workers=config.workers
         )
 
     drop_from_cache(path for draw in draws for path in _files(cines, store, draw))
     start = io_counts()
-    cold, wanted = _timed(lambda: sum(_read(store, draw, shape.image_size) for draw in draws))
+    cold, wanted = _timed(lambda: sum(_read(store, draw, model_config.image_size) for draw in draws))
     half = io_counts()
-    warm, _ = _timed(lambda: sum(_read(store, draw, shape.image_size) for draw in draws))
+    warm, _ = _timed(lambda: sum(_read(store, draw, model_config.image_size) for draw in draws))
     asked, from_disk = io_counts()[0] - half[0], half[1] - start[1]
     origin = f"{from_disk / 2**20:.0f} MiB from the disk" if from_disk else "yet all came from the system's cache"
     add("read, cold", cold / len(draws), f"one thread, after posix_fadvise DONTNEED: {origin}")
     add("read, warm", warm / len(draws), "one thread")
 
     remembered = _Remembered(store)
-    batch = read_batch(remembered, draws[0], shape.image_size, pin=device.type == "cuda")
-    copied = _median(lambda: read_batch(remembered, draws[0], shape.image_size), config.batches, device)
+    batch = read_batch(remembered, draws[0], model_config.image_size, pin=device.type == "cuda")
+    copied = _median(lambda: read_batch(remembered, draws[0], model_config.image_size), config.batches, device)
     add("pad and copy", copied, "one thread")
     if device.type == "cuda":
         add("transfer", _median(lambda: batch.to(device), config.batches, device), "from page-locked memory")
@@ -90,7 +90,7 @@ def time_stages(config: BenchDataConfig) -> DataReport:
 
 
 def drop_from_cache(paths: Iterable[str]) -> None:
-    """Ask the system to forget files, so that the next read is the disk's; some file systems do not listen."""
+    """Drop files from the page cache, so that the next read is from disk; some file systems ignore it."""
     for path in set(paths):
         fd = os.open(path, os.O_RDONLY)
         try:
@@ -119,7 +119,7 @@ def _files(cines: CineStore, store: CineStore | ClipStore, draw: Draw) -> list[s
 
 
 def _read(store: CineStore | ClipStore, draw: Draw, sizes: Mapping[str, tuple[int, ...]]) -> int:
-    """Read what a draw asks for, and say how many bytes that was."""
+    """Read the frames of a draw; returns the number of bytes."""
     n_bytes = 0
     for study, phase, plane in zip(draw.ids, draw.phase, draw.plane):
         for view in draw.views:
@@ -132,7 +132,7 @@ def _read(store: CineStore | ClipStore, draw: Draw, sizes: Mapping[str, tuple[in
 
 
 class _Remembered:
-    """A store that answers a question it has been asked before from memory: what is left is what is done with it."""
+    """A store that answers repeated reads from memory, to time what follows reading."""
 
     def __init__(self, store: CineStore | ClipStore):
         self._store, self._answers = store, {}
@@ -152,7 +152,7 @@ def _augment(batch: Batch) -> list[torch.Tensor]:
 
 
 def _arrived(batch: Batch, device: torch.device) -> None:
-    """The batch is on the device: what one loader leaves to the step, another has done."""
+    """Wait until the batch is on the device, whichever loader it is from."""
     batch.to(device)
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""The `cinema-fast` command line: a name for each thing the package does, and the exit status.
+"""The `cinema-fast` command line: its commands and their exit status.
 
 0 done; 1 an error, said in one line (verify: altered files, one a line; pretrain and finetune also where the last
 updates of a run were all skipped); 2 options that cannot be understood; 3 (prepare, embed, predict) no study could be
@@ -13,6 +13,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
+from .common.renamed import current_arguments
+
+# {command: {an option that it lacks or that wants more: what is said of it}}, after the parser's own message
+_OF_RUNS = {"--learning-rate": "the learning rate is --lr", "--epochs": "the length of a run is given by --steps"}
+_HINTS = {
+    "prepare": {
+        "--check": "prepare --repair SRC STORE makes damaged studies anew from their sources; to check a store alone: "
+        "cinema-fast verify STORE"
+    },
+    "pretrain": _OF_RUNS,
+    "finetune": _OF_RUNS,
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command (by default that of sys.argv) and return its exit status."""
@@ -22,25 +35,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # names of files may be bytes that are no text in its encoding
             stream.reconfigure(errors="backslashreplace")
     commands = _commands()
-    arguments = sys.argv[1:] if argv is None else argv
-    named = next(iter(arguments), "-")
+    given = list(sys.argv[1:] if argv is None else argv)
+    named = next(iter(given), "-")
     if not named.startswith("-") and named not in commands:  # the parser's own hints are about options
         near = difflib.get_close_matches(named, commands, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         print(f"cinema-fast: no command {named!r}{hint} (commands: {', '.join(commands)})", file=sys.stderr)
         return 2
+    arguments, warnings = current_arguments(named, given)
+    for warning in warnings:
+        print(f"cinema-fast: {warning}", file=sys.stderr)
     try:
         return tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="cinema-fast",
-            description="Fast pre-training of masked autoencoders on cine cardiac MRI.",
-            args=argv,
+            description="Fast pre-training and fine-tuning of masked autoencoders on cine cardiac MRI.",
+            args=arguments,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except SystemExit as end:  # how the parser ends: 0 after help
-        if end.code and named == "prepare" and "--check" in arguments:
-            print("cinema-fast: prepare --check SRC STORE repairs a store from its sources; to check one without them: "
-                  "cinema-fast verify STORE", file=sys.stderr)
+        if end.code:
+            for option, hint in _HINTS.get(named, {}).items():
+                if option in given:
+                    print(f"cinema-fast: {hint}", file=sys.stderr)
         raise
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -77,28 +94,31 @@ def _commands() -> dict[str, Callable[..., int]]:
 
     # nameless, so that a value that a config refuses is answered in one line like any other error
     plain = tyro.conf.arg(name="")
+    Out, Store = (Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar=name)] for name in ("OUT", "STORE"))
+    Runs = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN RUN ...")]
 
     def info() -> int:
-        """Show versions, devices, installed extras, presets, and which backend each operation would use."""
+        """Show versions, devices, installed extras, presets, and the backend of each operation."""
         from .info import describe
 
         print(describe())
         return 0
 
-    def phantom(dst: tyro.conf.Positional[Path], n: int = 8, seed: int = 0, workers: int = 1) -> int:
-        """Write a cohort of synthetic hearts with known truth as NIfTI.
+    def phantom(dst: Out, n: int = 8, seed: int = 0, workers: int = 1) -> int:
+        """Write a cohort of synthetic hearts with known ground truth, as NIfTI.
 
         Args:
-            dst: folder to write.
+            dst: folder to write the cohort to.
             n: number of studies.
-            seed: key of everything drawn.
-            workers: studies made at a time, each in a process of its own.
+            seed: random seed.
+            workers: processes.
         """
+        from .common.naming import count_studies
         from .phantom.cohort import write_cohort
 
         written = write_cohort(dst, n, seed, workers=workers, progress=True)
-        print(f"{dst}: {len(written)} studies, {written[0]} to {written[-1]}; label maps in labels/, what is known of "
-              f"them in truth.json, truth.csv and landmarks.csv")
+        print(f"{dst}: {count_studies(len(written))}, {written[0]} to {written[-1]}; label maps in labels/, true "
+              f"parameters and volumes in truth.json and truth.csv, landmarks in landmarks.csv")
         return 0
 
     def prepare(config: Annotated[PrepareConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
@@ -109,12 +129,12 @@ def _commands() -> dict[str, Callable[..., int]]:
         print(report)
         return report.exit_code
 
-    def verify(store: tyro.conf.Positional[Path], workers: int = 0) -> int:
-        """Compare every file of a cine store with its checksum, and name those that were altered.
+    def verify(store: Store, workers: int = 0) -> int:
+        """Check every file of a cine store against its checksum, and list altered ones.
 
         Args:
-            store: the folder that prepare wrote.
-            workers: files read at a time; 0: one per core.
+            store: cine store made by `cinema-fast prepare`.
+            workers: threads that read files; 0: one per core.
         """
         from .data.store.check import check_store
 
@@ -122,11 +142,11 @@ def _commands() -> dict[str, Callable[..., int]]:
         print(report)
         return report.exit_code
 
-    def inspect(store: tyro.conf.Positional[Path], out: Path | None = None) -> int:
-        """Show what is in a cine store, in numbers and in pictures.
+    def inspect(store: Store, out: Path | None = None) -> int:
+        """Summarise a cine store, in numbers and in pictures.
 
         Args:
-            store: the folder that prepare wrote.
+            store: cine store made by `cinema-fast prepare`.
             out: folder for a contact sheet of some studies (PNG) and one of them moving (GIF).
         """
         from .data.store.inspect_store import inspect_store
@@ -139,7 +159,7 @@ def _commands() -> dict[str, Callable[..., int]]:
 
         Args:
             config: the run.
-            print_config: print the options as YAML and do nothing else.
+            print_config: print the options as YAML and exit.
         """
         if print_config:
             return _print_options(config)
@@ -152,7 +172,7 @@ def _commands() -> dict[str, Callable[..., int]]:
 
         Args:
             config: the run.
-            print_config: print the options as YAML and do nothing else.
+            print_config: print the options as YAML and exit.
         """
         if print_config:
             return _print_options(config)
@@ -161,45 +181,36 @@ def _commands() -> dict[str, Callable[..., int]]:
         return finetune(config).exit_code
 
     def evaluate(config: Annotated[EvaluateConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
-        """Judge a fine-tuned model on studies whose labels are known; writes tables and a report with pictures."""
+        """Evaluate a fine-tuned model on labelled studies: scores with intervals, tables, a report with pictures."""
         from .evaluation.evaluate import evaluate_run
+        from .evaluation.results import scores_in_words
 
-        evaluate_run(config)
+        print(scores_in_words(evaluate_run(config)))
         print(f"report: {config.out / 'report' / 'index.html'}, numbers: {config.out / 'results.json'}")
         return 0
 
     def predict(config: Annotated[PredictConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
-        """Predict NIfTI or DICOM studies by a fine-tuned model: label maps, volumes, landmarks, values, pictures."""
+        """Predict NIfTI or DICOM studies with a fine-tuned model: label maps, volumes, landmarks, values, pictures."""
         from .prediction.predict import predict
 
         report = predict(config)
         print(report)
         return report.exit_code
 
-    def compare(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path | None = None) -> int:
-        """Show runs side by side, or evaluations, paired on the studies that both have.
+    def compare(runs: Runs, out: Path | None = None) -> int:
+        """Compare runs side by side, or evaluations paired by study.
 
         Args:
-            runs: two run folders or more, which may be under way; or folders that `evaluate` wrote, each compared with
-                the first.
-            out: folder for the tables (comparison.md), and the loss curves (comparison.png) or the numbers
-                (comparison.json).
+            runs: two run folders or more (unfinished ones too), or evaluation folders, each compared with the first.
+            out: folder for tables (comparison.md) and loss curves (comparison.png) or numbers (comparison.json).
         """
-        from .evaluation.compare_evaluations import compare_evaluations, is_evaluation
-        from .evaluation.compare_runs import compare
+        from .evaluation.compare import compare
 
-        evaluations = [path for path in runs if is_evaluation(path)]
-        if evaluations and len(evaluations) < len(runs):
-            other = next(path for path in runs if path not in evaluations)
-            if not other.exists():
-                raise ValueError(f"compare: there is no folder {other}")
-            raise ValueError(f"compare: {evaluations[0]} is an evaluation, {other} is not: it lacks results.json or "
-                             "rows.csv; want run folders alone, or evaluation folders alone")
-        print((compare_evaluations if evaluations else compare)(runs, out))
+        print(compare(runs, out))
         return 0
 
     def embed(config: Annotated[EmbedConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
-        """Write one vector per study of a store, by the encoder of a pre-training run, as a Parquet file."""
+        """Embed every study of a store with the encoder of a pre-training run: one vector per study, as Parquet."""
         from .cohort.embed import embed
 
         report = embed(config)
@@ -207,28 +218,28 @@ def _commands() -> dict[str, Callable[..., int]]:
         return report.exit_code
 
     def cluster(config: Annotated[ClusterConfig, plain]) -> int:
-        """Cluster the embeddings of a cohort, say how stable the clusters are, and describe them by a table."""
+        """Cluster the embeddings of a cohort, measure how stable the clusters are, and describe them by a table."""
         from .cohort.cluster import cluster
 
         print(cluster(config))
         return 0
 
     def probe(config: Annotated[ProbeConfig, plain]) -> int:
-        """Predict columns of a table from embeddings: by a linear probe, by k-NN, and without embeddings."""
+        """Predict columns of a table from embeddings: linear probe, k-NN, and a baseline without embeddings."""
         from .cohort.probe_embeddings import probe
 
         print(probe(config))
         return 0
 
     def bench(config: Annotated[BenchDataConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
-        """Time every stage from a cine store to a training step, and say which is the limit: bench data STORE."""
+        """Time every stage from a cine store to a training step, and name the bottleneck: bench data STORE."""
         from .bench_stages import time_stages
 
         print(time_stages(config))
         return 0
 
     def demo(config: Annotated[DemoConfig, plain]) -> int:
-        """Within minutes on a CPU: synthetic hearts, a store, a small model, and pictures of what it learnt."""
+        """Run the whole pipeline in minutes on a CPU: synthetic hearts, a store, pre-training, pictures."""
         from .demo import demo
 
         return demo(config)

@@ -1,4 +1,4 @@
-"""What this machine has, and what the package would use of it."""
+"""Versions, devices and backends on this machine."""
 
 import importlib
 import importlib.util

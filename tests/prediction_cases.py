@@ -81,14 +81,14 @@ def stand_in(task: Segmentation | Landmarks, model: nn.Module, prepare: dict, si
     """A run of the task whose store was prepared with `prepare`. sizes: {view: the model's image size}."""
     fields = {name: dict.fromkeys(sizes, value) for name, value in (("in_chans", 1),)}
     plane = {view: (2, 2, 1)[: len(size)] for view, size in sizes.items()}
-    shape = cf.CineMAConfig(
+    model_config = cf.CineMAConfig(
         views=tuple(sizes), image_size=sizes, patch_size=plane, scale_factor=plane, enc_conv_chans=(4, 6),
         enc_conv_n_blocks=1, enc_embed_dim=16, enc_depth=1, enc_n_heads=2, dec_embed_dim=16, dec_depth=1, dec_n_heads=2,
         **fields,
     )  # fmt: skip
     store = StoreInfo(1, "ab", orientation_of(prepare), prepare)
     info = RunInfo({"views": []}, {}, store, {}, labels=LabelInfo(task.to_dict(), {}, []))
-    return FinetunedRun(Path("run"), 7, info, shape, task, model, torch.device("cpu"), torch.float32)
+    return FinetunedRun(Path("run"), 7, info, model_config, task, model, torch.device("cpu"), torch.float32)
 
 
 def predict_as(monkeypatch, run: FinetunedRun, src: Path, out: Path, **options) -> predict.PredictReport:

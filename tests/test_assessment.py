@@ -108,7 +108,7 @@ def test_a_column_that_is_a_group_per_study_is_refused():
     check_groups({"site": {study: f"w{i % WORDS}" for i, study in enumerate(studies)}, "none": {}}, studies)
 
 
-def test_function_is_measured_at_the_true_ed_and_es_and_its_absence_is_said():
+def test_function_is_measured_at_the_true_ed_and_es_and_its_absence_is_reported():
     made = Assessment()
     one = case("a")
     made.add_segmentation(dataclasses.replace(one, truth={0: one.truth[0]}))
@@ -229,6 +229,6 @@ def test_what_is_no_prediction_is_named(tmp_path):
         made.add_segmentation(case("a"))
     empty = Assessment()
     empty.leave_out("a", "damaged")
-    with pytest.raises(ValueError, match="nothing could be judged; 1 were left out: a: damaged"):
+    with pytest.raises(ValueError, match="nothing could be evaluated; 1 left out: a: damaged"):
         write_results(empty, tmp_path / "none", about={})
     assert not (tmp_path / "none").exists()

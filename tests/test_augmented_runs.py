@@ -67,10 +67,10 @@ def watched_run(monkeypatch, config: PretrainConfig, fail_at: int | None = None)
 def test_the_model_sees_what_the_sampler_drew(mapped, tmp_path, monkeypatch, quiet):
     config = config_of(mapped, tmp_path / "run", steps=2)
     seen, store = watched_run(monkeypatch, config), CineStore(mapped)
-    shape = fit_to_store(preset("cinema-tiny"), store, (), "cinema-tiny")
+    model_config = fit_to_store(preset("cinema-tiny"), store, (), "cinema-tiny")
     sampler = Sampler({s: store.views(s) for s in store.ids}, seed=5, batch_size=3, augment=FULL)
     for step, images in enumerate(seen):
-        batch = read_batch(store, sampler.draw(step), shape.image_size)
+        batch = read_batch(store, sampler.draw(step), model_config.image_size)
         assert set(images) == set(batch.frames)
         for view, frames in batch.frames.items():
             expected = model_input(frames, batch.extent[view], batch.augment[view])
@@ -95,12 +95,12 @@ def test_a_run_that_was_cut_off_resumes_to_the_bit(mapped, tmp_path, monkeypatch
 
 def test_scores_of_masks_move_with_the_image(mapped, tmp_path):
     store = CineStore(mapped)
-    shape = fit_to_store(preset("cinema-tiny"), store, (), "cinema-tiny")
+    model_config = fit_to_store(preset("cinema-tiny"), store, (), "cinema-tiny")
     sampler = Sampler({s: store.views(s) for s in store.ids}, seed=5, batch_size=3, augment=FULL)
-    batch = read_batch(store, sampler.draw(0), shape.image_size, motion=True)
+    batch = read_batch(store, sampler.draw(0), model_config.image_size, motion=True)
     for view, maps in batch.motion.items():
-        token = shape.token_size(view)
-        found = stored_score(batch, view, shape)
+        token = model_config.token_size(view)
+        found = stored_score(batch, view, model_config)
         moved = motion_input(maps, batch.extent[view], batch.augment[view])
         assert torch.equal(found, relative_to_mean(patch_means(moved, token)))
         assert not torch.equal(found, relative_to_mean(patch_means(maps.float(), token)))

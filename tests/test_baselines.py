@@ -34,7 +34,7 @@ def test_a_resnet_returns_values_like_conv_vit():
 
 
 @pytest.mark.parametrize("build", [unet, resnet])
-def test_without_monai_one_is_told_what_to_install(build, monkeypatch):
+def test_without_monai_the_error_names_what_to_install(build, monkeypatch):
     monkeypatch.setitem(sys.modules, "monai.networks.nets", None)
     with pytest.raises(ValueError, match=r"need MONAI: pip install 'cinema-fast\[downstream\]'"):
         build(small_unetr().config, 2)

@@ -71,7 +71,7 @@ def test_failures_and_absent_classes_are_counted_and_not_averaged():
     assert (none.value, none.low, none.high, none.n) == (None, None, None, 0)
 
 
-def test_one_study_has_no_interval_and_undefined_draws_are_said():
+def test_one_study_has_no_interval_and_undefined_draws_are_reported():
     alone = estimate(means([1.0, 2.0]), ["heart", "heart"])["dice"]
     assert (alone.value, alone.low, alone.note) == (1.5, None, "no interval: one study")
     p = np.array([[0.8, 0.2], [0.6, 0.4], [0.3, 0.7]])

@@ -38,12 +38,12 @@ def test_names_that_are_no_text(folder):
     store, out = folder / "store", folder / "run"
     prepared = run("prepare", folder / "src", store, *SIZES, "--workers", 1)
     assert prepared.returncode == 1 and "Traceback" not in prepared.stderr
-    assert "3 studies prepared, 0 unchanged, 1 failures" in prepared.stdout
+    assert "3 studies prepared, 0 unchanged, 1 failure" in prepared.stdout
     assert "failed: M\\udcfcller_lax_4c.nii.gz: " in prepared.stdout
     assert CineStore(store).ids == [NAME, f"{NAME}2", "a"]
     (failure,) = map(json.loads, (store / "failures.jsonl").read_text("ascii").splitlines())
     assert failure["file"] == f"{NAME}_lax_4c.nii.gz"  # the name itself, by which the file can be opened
-    assert run("prepare", folder / "src", store, *SIZES).stdout.startswith("1 studies prepared, 2 unchanged")
+    assert run("prepare", folder / "src", store, *SIZES).stdout.startswith("1 study prepared, 2 unchanged")
 
     shown = run("inspect", store, "--out", folder / "pictures")
     assert shown.returncode == 0 and "Herz\\udce4/store: 3 studies" in shown.stdout

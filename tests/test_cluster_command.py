@@ -16,7 +16,7 @@ from cinema_fast.cohort.cluster_config import ClusterConfig
 from cinema_fast.common.tables import read_table
 
 pytest.importorskip("sklearn")
-QUICK = ("--resamples", "20", "--most", "4")
+QUICK = ("--resamples", "20", "--max-clusters", "4")
 EVIL = "<script>alert(1)</script> & \"$\\frac"
 
 
@@ -44,6 +44,12 @@ def lines_of(path):
         return list(csv.DictReader(file))
 
 
+def test_embeddings_that_are_not_there(tmp_path, capsys):
+    assert main(["cluster", str(tmp_path / "none.parquet"), "--out", str(tmp_path / "out")]) == 1
+    told = "is no file; want the Parquet file that `cinema-fast embed` wrote"
+    assert capsys.readouterr().err == f"cinema-fast: {tmp_path / 'none.parquet'} {told}\n"
+
+
 def test_files_of_a_cohort(cohort, tmp_path, capsys):
     folder, group = cohort
     out = tmp_path / "out"
@@ -51,7 +57,7 @@ def test_files_of_a_cohort(cohort, tmp_path, capsys):
     assert main(["cluster", str(folder / "e.parquet"), *files, *QUICK]) == 0
     said = capsys.readouterr().out
     assert "60 studies, 3 clusters of 30, 20, 10 (k-means; number: highest mean silhouette of 2 to 4 clusters)" in said
-    assert "2 studies are not in" in said and "column name left out: 58 different words" in said
+    assert "t.csv: 2 studies" in said and "column name left out: 58 different words" in said
     assert "column empty left out: no study has a value" in said
     assert "column percent left out: " in said and "line 2: percent is '42 %', not a number: write 42, with" in said
     assert "column sex left out: " in said and "sex is 'male' on line 2 and 'Male' on line 3, which would" in said
@@ -71,7 +77,7 @@ def test_files_of_a_cohort(cohort, tmp_path, capsys):
 
 def test_characteristics_of_a_cohort(cohort, tmp_path):
     folder, group = cohort
-    cluster(ClusterConfig(folder / "e.parquet", tmp_path / "out", folder / "t.csv", resamples=20, most=4))
+    cluster(ClusterConfig(folder / "e.parquet", tmp_path / "out", folder / "t.csv", resamples=20, max_clusters=4))
     rows = lines_of(tmp_path / "out" / "characteristics.csv")
     ef = [row for row in rows if row["column"] == "ef"]
     known = read_table(folder / "t.csv").numeric("ef")
@@ -120,7 +126,8 @@ def test_the_page_stands_alone_and_shows_names_as_text(cohort, tmp_path):
 def test_the_same_again_to_the_byte(cohort, tmp_path):
     folder, _ = cohort
     for name in ("a", "b"):
-        cluster(ClusterConfig(folder / "e.parquet", tmp_path / name, folder / "t.csv", resamples=20, most=4, seed=5))
+        options = {"resamples": 20, "max_clusters": 4, "seed": 5}
+        cluster(ClusterConfig(folder / "e.parquet", tmp_path / name, folder / "t.csv", **options))
     for path in (p for p in (tmp_path / "a").rglob("*.*")):
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path.name
 

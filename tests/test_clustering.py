@@ -58,7 +58,7 @@ def test_a_stretched_cloud_divides_stably_and_has_no_groups():
     assert clustering.stability.mean > 0.6 and clustering.stable.startswith("no groups")
 
 
-def test_unstable_and_partly_stable_are_said():
+def test_unstable_and_partly_stable_are_reported():
     clustering = found(planted()[0])
     for mean, said in ((0.59, "not stable"), (0.61, "partly"), (0.79, "partly"), (0.81, "stable")):
         assert replace(clustering, stability=replace(clustering.stability, mean=mean)).stable.startswith(said)

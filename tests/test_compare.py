@@ -12,7 +12,7 @@ from training_fixtures import tiny_store  # noqa: F401
 
 from cinema_fast.cli import main
 from cinema_fast.evaluation import compare_runs as module
-from cinema_fast.evaluation.compare_runs import WIDTH, compare
+from cinema_fast.evaluation.compare_runs import WIDTH, compare_runs
 from cinema_fast.train.log import RunLog
 
 
@@ -47,7 +47,7 @@ def two(tmp_path):
         | {"peak_mib": peak}
         for n, peak in zip(range(2, 101, 2), [10, 99, *[20] * 48])
     ]
-    judged = {"studies": 3, "loss": 0.75, "blind_loss": 1.5, "ratio": 0.5}
+    judged = {"studies": 3, "loss": 0.75, "baseline_loss": 1.5, "ratio": 0.5}
     long = folder(tmp_path / "long", whole, evaluation=judged)
     half = [line(n, 3.0) for n in range(5, 46, 5)] + [line(50, None)]
     short = folder(tmp_path / "short", half, lr=2e-3, mask={"guidance": "motion"}, after='{"step": 55, "lo')
@@ -55,7 +55,7 @@ def two(tmp_path):
 
 
 def test_the_figures(two):
-    found = tables(compare(two))
+    found = tables(compare_runs(two))
     ending = range(92, 101, 2)  # the last tenth: steps above 90
     assert found == {
         "figure": ["long", "short"],
@@ -81,7 +81,7 @@ def test_the_curves(two, tmp_path, monkeypatch):
     figures = []
     new = module.new_figure
     monkeypatch.setattr(module, "new_figure", lambda *size: figures.append(new(*size)) or figures[-1])
-    assert compare(two, tmp_path / "out") in (tmp_path / "out" / "comparison.md").read_text()
+    assert compare_runs(two, tmp_path / "out") in (tmp_path / "out" / "comparison.md").read_text()
     (axes,) = figures[0].axes
     long, judged, short = ([*zip(*curve.get_data())] for curve in axes.lines)
     assert long == [(n, 100 / n) for n in range(2, 101, 2)]
@@ -98,23 +98,23 @@ def test_the_curves(two, tmp_path, monkeypatch):
 def test_runs_that_have_just_begun(tmp_path):
     begun, empty = folder(tmp_path / "_begun$x$_"), folder(tmp_path / "em|pty")
     (begun / "metrics.jsonl").unlink()
-    text = compare([begun, empty], tmp_path / "out")
+    text = compare_runs([begun, empty], tmp_path / "out")
     assert tables(text.replace(r"\|", "")) == {"figure": ["_begun$x$_", "empty"], "steps made": ["0 of 100"] * 2}
     assert text.endswith("They do not differ in any option.") and (tmp_path / "out" / "comparison.png").exists()
 
 
 def test_of_a_full_run_and_one_without_lines_the_figures_are_shown(two, tmp_path):
-    found = tables(compare([two[0], folder(tmp_path / "begun", steps=7)]))
+    found = tables(compare_runs([two[0], folder(tmp_path / "begun", steps=7)]))
     assert found["steps made"] == ["100 of 100", "0 of 7"] and found["updates skipped"] == ["2", "-"]
     assert not any("up to step" in label for label in found)
 
 
-def test_what_cannot_be_read_is_left_out_and_said(tmp_path):
+def test_what_cannot_be_read_is_left_out_and_reported(tmp_path):
     damaged = folder(tmp_path / "damaged", [line(10, 1.0)], after='{"loss": 1.0}\n\0\0\n[3]\n')
     with (damaged / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line(20, 0.5)) + "\n" + json.dumps(line(30, "0.5")) + "\n")
     (damaged / "report" / "evaluation.json").write_text('{"loss": 0.')
-    text = compare([damaged, folder(tmp_path / "sound", [line(20, 1.0)])])
+    text = compare_runs([damaged, folder(tmp_path / "sound", [line(20, 1.0)])])
     assert "damaged: left out of metrics.jsonl, as it cannot be read: line 2, 3, 4, 6\n" in text
     assert "damaged: report/evaluation.json cannot be read (JSONDecodeError" in text
     assert tables(text)["loss, last"] == ["0.50000", "1.00000"] and "held-out loss" not in tables(text)
@@ -124,7 +124,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
     damaged = folder(tmp_path / "damaged", [])
     for content in (b"\xff\xfe\x01", b"\0" * 40, b"\x80\n" * 9):
         (damaged / "metrics.jsonl").write_bytes(content)
-        text = compare([damaged, folder(tmp_path / "sound", [line(20, 1.0)])])
+        text = compare_runs([damaged, folder(tmp_path / "sound", [line(20, 1.0)])])
         assert f"damaged: {damaged / 'metrics.jsonl'} cannot be read: it is no text" in text and "left out" not in text
         shutil.rmtree(tmp_path / "sound")
     (damaged / "metrics.jsonl").write_bytes(b"\xff\xfe\x01")
@@ -135,14 +135,14 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
 def test_options_that_only_one_run_has_and_names_that_two_have(tmp_path):
     first = folder(tmp_path / "a" / "run", mode="graph", views=["sax"])
     second = folder(tmp_path / "b" / "run")
-    text = compare([first, second])
+    text = compare_runs([first, second])
     found = tables(text)
     assert found["option"] == ["run 1", "run 2"] and text.startswith(f"- run 1: {first}\n- run 2: {second}\n")
     assert found["mode"] == ["graph", "-"] and found["views"] == ["sax", "sax lax_2c"] and "out" not in found
     config = yaml.safe_load((second / "config.yaml").read_text())
     config["store"]["studies"], config["versions"]["torch"] = 9, "2.11.0"
     (second / "config.yaml").write_text(yaml.safe_dump(config))
-    found = tables(compare([first, second]))
+    found = tables(compare_runs([first, second]))
     assert (found["store.studies"], found["versions.torch"]) == (["8", "9"], ["2.13.0", "2.11.0"])
 
 
@@ -150,7 +150,7 @@ def test_every_line_fits_a_screen(tmp_path):
     """Twelve runs, and options as long as paths are: in several tables and in lines of their own, nothing is cut."""
     data = [f"/data/{'x' * 60}{n}" for n in range(12)]
     paths = [folder(tmp_path / f"a-run-with-a-name-{n}", [line(10, 1.0)], lr=n / 1000, data=data[n]) for n in range(12)]
-    text = compare(paths)
+    text = compare_runs(paths)
     assert max(len(row) for row in text.splitlines() if row.startswith("|")) <= WIDTH
     assert min(text.count("| figure"), text.count("| option")) > 1 and "| lr" in text
     assert all(path.name in text for path in paths) and f"- a-run-with-a-name-7: {data[7]}" in text

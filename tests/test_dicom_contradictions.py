@@ -35,7 +35,7 @@ def typed(*values, component=None):
     typed("ORIGINAL", "PRIMARY", "M", component="PHASE"), typed("ORIGINAL", "PRIMARY", "I_FFE", "I", "FFE"),
 ])  # fmt: skip
 @pytest.mark.parametrize("one_series", [False, True])
-def test_phase_images_beside_magnitudes_are_left_out_and_said(tmp_path, phase, one_series):
+def test_phase_images_beside_magnitudes_are_left_out_and_reported(tmp_path, phase, one_series):
     magnitude = typed("ORIGINAL", "PRIMARY", "M", "IN_PHASE")  # a word of Dixon's, not a phase image
     series = {"series": "1.2.7"} if one_series else {}
     write_series(tmp_path / "src/m", DATA, AFFINE, change=magnitude, **series)

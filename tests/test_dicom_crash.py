@@ -39,7 +39,7 @@ def test_a_decoder_that_crashes(tmp_path, monkeypatch):
     for patient in ("a", "crash", "z"):
         write_series(tmp_path / "src" / patient, DATA, AFFINE, study=f"1.{ord(patient[0])}", patient=patient)
     done = run("prepare", tmp_path / "src", tmp_path / "store", "--workers", 1)
-    assert done.returncode == 1 and "2 studies prepared, 0 unchanged, 1 failures" in done.stdout, done.stderr
+    assert done.returncode == 1 and "2 studies prepared, 0 unchanged, 1 failure" in done.stdout, done.stderr
     assert [study.split("_")[0] for study in CineStore(tmp_path / "store").ids] == ["a", "z"]
     (failure,) = map(json.loads, (tmp_path / "store/failures.jsonl").read_text().splitlines())
     assert failure["study"].startswith("crash_") and failure["file"].startswith("crash/")

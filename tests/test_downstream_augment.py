@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cinema_fast.data.loading.augmentation import AS_STORED, Augmentation
 from cinema_fast.kernels.augment_images import augment_images
-from cinema_fast.tasks.augment_targets import blank_boxes, move_labels, move_points
+from cinema_fast.tasks.augment_targets import cut_boxes, move_labels, move_points
 
 SIZE = (40, 48)
 EXTENT = torch.tensor([[40, 44]])
@@ -107,16 +107,16 @@ def test_a_quarter_turn_is_exact():
 def test_boxes(size):
     torch.manual_seed(0)
     n = 10_000
-    holes = blank_boxes(torch.ones(n, 2, *size), 0.2) == 0
+    holes = cut_boxes(torch.ones(n, 2, *size), 0.2) == 0
     assert torch.equal(holes[:, 0], holes[:, 1])  # the same in all frames of an example
     holes = holes[:, 0]
     sides = [round(0.2 * n) for n in size]
-    blanked = holes.flatten(1).any(1)
-    assert abs(blanked.float().mean() - 0.5) < 4 * 0.5 / n**0.5  # four standard errors
+    cut = holes.flatten(1).any(1)
+    assert abs(cut.float().mean() - 0.5) < 4 * 0.5 / n**0.5  # four standard errors
     for axis, side in enumerate(sides):  # one interval of the side's length along every axis
-        along = holes[blanked].amax([a + 1 for a in range(len(size)) if a != axis]).int()
+        along = holes[cut].amax([a + 1 for a in range(len(size)) if a != axis]).int()
         assert (along.sum(1) == side).all() and ((along.diff(dim=1) == 1).sum(1) + along[:, 0] == 1).all()
-    assert (holes[blanked].flatten(1).sum(1) == np.prod(sides)).all()
+    assert (holes[cut].flatten(1).sum(1) == np.prod(sides)).all()
     # a corner lies in one of all places of a box: as often as that is
     places = np.prod([n - side + 1 for n, side in zip(size, sides)])
     corner = holes[(slice(None), *[0] * len(size))].float().mean().item()
@@ -125,6 +125,6 @@ def test_boxes(size):
 
 def test_boxes_are_a_function_of_the_seed_and_can_be_left_out():
     images = torch.rand(8, 1, 16, 16)
-    first, second = (torch.manual_seed(3) and blank_boxes(images, 0.3) for _ in range(2))
+    first, second = (torch.manual_seed(3) and cut_boxes(images, 0.3) for _ in range(2))
     assert torch.equal(first, second)
-    assert blank_boxes(images, 0.0) is images
+    assert cut_boxes(images, 0.0) is images

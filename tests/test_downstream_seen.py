@@ -15,15 +15,15 @@ from cinema_fast.train.run_info import read_run_info
 ONE = {"steps": 1, "validate_every": 1}
 
 
-def test_test_studies_that_pretraining_has_seen_are_told_of(discs, pretrained, tmp_path):  # noqa: F811
+def test_test_studies_that_pretraining_has_seen_are_reported(discs, pretrained, tmp_path):  # noqa: F811
     finetune(discs.config(tmp_path / "run", "regression", init_from=pretrained, **FEW | {"test": 0.5}))
     log = (tmp_path / "run" / "run.log").read_text()
     assert "3 of the 6 test studies were seen by" in log and "pretrain --holdout 0.5" in log
-    assert f"the model's shape is that of {pretrained} (cinema-demo)" in log
+    assert f"the model is configured as in {pretrained} (cinema-demo)" in log
 
 
 def test_what_a_chain_of_runs_has_seen(discs, pretrained, tmp_path):  # noqa: F811
-    """Ids count, of whichever store: those that pre-training kept away, and later runs trained or chose by."""
+    """Ids count, of whichever store: those that pre-training held out, and later runs trained or chose by."""
     pretraining = set(CineStore(discs.store).ids) - held_out(CineStore(discs.store).ids, 0.25)
     few = shutil.copytree(discs.store, tmp_path / "few")
     index = json.loads((few / "index.json").read_text())
@@ -44,7 +44,7 @@ def test_what_a_chain_of_runs_has_seen(discs, pretrained, tmp_path):  # noqa: F8
     finetune(discs.config(tmp_path / "third", "segmentation", init_from=weights, **ONE))
     third = read_run_info(tmp_path / "third").labels.seen
     assert third["unknown"] == [f"{weights} does not say which studies it has learnt from"]
-    assert f"not known in full: {weights} does not say" in (tmp_path / "third/run.log").read_text()
+    assert f"learnt from test studies: {weights} does not say" in (tmp_path / "third/run.log").read_text()
 
 
 def test_a_store_of_pretraining_that_is_gone(discs, pretrained, tmp_path):  # noqa: F811

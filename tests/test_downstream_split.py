@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cinema_fast.data.loading.sampler import held_out
-from cinema_fast.tasks.split import Split, fewer, split_studies
+from cinema_fast.tasks.split import Split, split_studies, subsample
 
 IDS = [f"p{n:03d}" for n in range(200)]
 names = st.sets(st.text("abcdef0123456789", min_size=1, max_size=6), min_size=5, max_size=60)
@@ -36,7 +36,7 @@ def test_the_test_part_is_held_out_of_pretraining(ids, test, more):
 
 
 def test_too_few_studies():
-    with pytest.raises(ValueError, match=r"2 studies cannot be shared out by --val 0\.15 and --test 0\.2: none"):
+    with pytest.raises(ValueError, match=r"2 studies cannot be split by --val 0\.15 and --test 0\.2: none"):
         split_studies(["a", "b"], val=0.15, test=0.2)
 
 
@@ -72,30 +72,30 @@ def test_no_file(tmp_path):
 @given(names, st.floats(0.01, 1), st.floats(0.01, 1), st.integers(0, 3))
 def test_a_smaller_share_is_part_of_a_larger_one(ids, one, other, seed):
     ids = sorted(ids)
-    few, many = (fewer(ids, fraction=share, shots=None, seed=seed) for share in sorted((one, other)))
+    few, many = (subsample(ids, fraction=share, shots=None, seed=seed) for share in sorted((one, other)))
     assert set(few) <= set(many) <= set(ids) and len(few) >= 1
     assert len(many) == max(round(max(one, other) * len(ids)), 1)
-    assert fewer(ids, fraction=1.0, shots=None, seed=seed) == tuple(ids)
+    assert subsample(ids, fraction=1.0, shots=None, seed=seed) == tuple(ids)
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 3))
 def test_fewer_shots_are_among_more_and_every_class_has_as_many(one, other, seed):
     class_of = {study: "abc"[n % 3] for n, study in enumerate(IDS)}
-    few, many = (fewer(IDS, fraction=1, shots=n, seed=seed, class_of=class_of) for n in sorted((one, other)))
+    few, many = (subsample(IDS, fraction=1, shots=n, seed=seed, class_of=class_of) for n in sorted((one, other)))
     assert set(few) <= set(many)
     assert sorted(class_of[study] for study in few) == sorted("abc" * min(one, other))
-    plain_few, plain_many = (fewer(IDS, fraction=1, shots=n, seed=seed) for n in sorted((one, other)))
+    plain_few, plain_many = (subsample(IDS, fraction=1, shots=n, seed=seed) for n in sorted((one, other)))
     assert set(plain_few) <= set(plain_many) and len(plain_few) == min(one, other)
 
 
 def test_another_seed_takes_others():
-    taken = {fewer(IDS, fraction=0.1, shots=None, seed=seed) for seed in range(5)}
+    taken = {subsample(IDS, fraction=0.1, shots=None, seed=seed) for seed in range(5)}
     assert len(taken) == 5
 
 
 def test_too_few_for_the_shots():
     with pytest.raises(ValueError, match=r"--shots 4: only 3 labelled training studies$"):
-        fewer(IDS[:3], fraction=1, shots=4, seed=0)
+        subsample(IDS[:3], fraction=1, shots=4, seed=0)
     class_of = {"a": "ill", "b": "well", "c": "well"}
     with pytest.raises(ValueError, match=r"--shots 2: only 1 labelled training studies of class 'ill'"):
-        fewer("abc", fraction=1, shots=2, seed=0, class_of=class_of)
+        subsample("abc", fraction=1, shots=2, seed=0, class_of=class_of)

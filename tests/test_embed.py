@@ -195,8 +195,12 @@ def test_labels_colour_a_picture_beside_the_table(tiny_store, runs, tmp_path):  
     with pytest.raises(ValueError, match=r"out\.png is there already"):
         out.unlink()
         embed(config_of(runs, tiny_store, out, labels=labels, colour="edv"))
-    with pytest.raises(ValueError, match="the picture has this name"):
-        embed(config_of(runs, tiny_store, tmp_path / "x.png", labels=labels, colour="edv"))
+
+
+@pytest.mark.parametrize("name", ["x.png", "x", "x.csv"])
+def test_another_suffix_is_refused(tiny_store, runs, tmp_path, name):  # noqa: F811
+    with pytest.raises(ValueError, match=rf"{name}: OUT is a Parquet file, name it .*/x\.parquet$"):
+        config_of(runs, tiny_store, tmp_path / name)
 
 
 def test_when_no_study_has_what_the_model_takes(runs, tmp_path, capfd):
@@ -206,40 +210,41 @@ def test_when_no_study_has_what_the_model_takes(runs, tmp_path, capfd):
     sizes = {view: [16, 16, 1][: len(n)] for view, n in info.model["image_size"].items()}
     write_run_info(narrow, replace(info, model=info.model | {"image_size": sizes}))
     with pytest.raises(ValueError, match="do not fit this model"):  # position tables of another size
-        embed(EmbedConfig(run=narrow, store=path, out=tmp_path / "out", device="cpu"))
+        embed(EmbedConfig(run=narrow, store=path, out=tmp_path / "out.parquet", device="cpu"))
     large = write_store(tmp_path / "large", {"c": ("sax",)}, frames=1)
     with pytest.raises(ValueError, match="4 frames or more"):
-        embed(config_of(runs, large, tmp_path / "none"))
+        embed(config_of(runs, large, tmp_path / "none.parquet"))
     index = json.loads((path / "index.json").read_text())
     (path / "studies/a/sax.npy").rename(path / "studies/a/rvot.npy")
     index["studies"]["a"] = {"rvot": {**index["studies"]["a"]["sax"], "file": "studies/a/rvot.npy"}}
     del index["studies"]["b"]
     (path / "index.json").write_text(json.dumps(index))
-    assert main(["embed", str(runs["cinema-tiny"]), str(path), str(tmp_path / "none"), "--device", "cpu"]) == 3
-    assert "study a: " in capfd.readouterr().out and not (tmp_path / "none").exists()
+    assert main(["embed", str(runs["cinema-tiny"]), str(path), str(tmp_path / "none.parquet"), "--device", "cpu"]) == 3
+    assert "study a: " in capfd.readouterr().out and not (tmp_path / "none.parquet").exists()
 
 
 def test_mistakes(tiny_store, runs, tmp_path, monkeypatch):  # noqa: F811
+    (tmp_path / "folder.parquet").mkdir()
     for changes, match in (
         ({"run": tmp_path}, "holds no run"),
         ({"store": tmp_path / "nowhere"}, "does not exist"),
-        ({"out": tmp_path}, "is a folder"),
+        ({"out": tmp_path / "folder.parquet"}, "is a folder"),
     ):
         with pytest.raises(ValueError, match=match):
-            embed(config_of(**{"runs": runs, "store": tiny_store, "out": tmp_path / "out"} | changes))
+            embed(config_of(**{"runs": runs, "store": tiny_store, "out": tmp_path / "out.parquet"} | changes))
     with pytest.raises(ValueError, match="--batch-size must be at least 1, got 0"):
-        config_of(runs, tiny_store, tmp_path / "out", batch_size=0)
+        config_of(runs, tiny_store, tmp_path / "out.parquet", batch_size=0)
     unsaved = shutil.copytree(runs["heartmae-tiny"], tmp_path / "unsaved", ignore=lambda *_: ["checkpoints"])
     with pytest.raises(ValueError, match="has no checkpoint yet"):
-        embed(config_of(runs, tiny_store, tmp_path / "out", run=unsaved))
-    (tmp_path / "note").write_text("mine")
-    for resume, match in ((False, "note is there already"), (True, "no Parquet file")):
+        embed(config_of(runs, tiny_store, tmp_path / "out.parquet", run=unsaved))
+    (tmp_path / "note.parquet").write_text("mine")
+    for resume, match in ((False, r"note\.parquet is there already"), (True, "no Parquet file")):
         with pytest.raises(ValueError, match=match):
-            embed(config_of(runs, tiny_store, tmp_path / "note", resume=resume))
-    assert (tmp_path / "note").read_text() == "mine"
+            embed(config_of(runs, tiny_store, tmp_path / "note.parquet", resume=resume))
+    assert (tmp_path / "note.parquet").read_text() == "mine"
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ValueError, match=r"pip install 'cinema-fast\[embed\]'"):
-        embed(config_of(runs, tiny_store, tmp_path / "out"))
+        embed(config_of(runs, tiny_store, tmp_path / "out.parquet"))
     assert not list(tmp_path.glob("out*"))
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -183,7 +184,7 @@ def test_an_ordinary_stack_is_predicted_among_zeros(discs, runs, tmp_path, monke
     for case in stacks:
         frames = store.read_frames(case.study, "sax", range(4))
         whole = run.predict({"sax": frames[:, None]})["sax"]  # fills up with zeros, as batches of training
-        assert run.shape.image_size["sax"][2] > frames.shape[3]
+        assert run.model_config.image_size["sax"][2] > frames.shape[3]
         np.testing.assert_array_equal(case.pred, whole.argmax(1).byte().numpy())
         assert torch.equal(run.predict_frames("sax", frames), whole)
     assert {case.study for case in stacks} == set(run.split.test)
@@ -218,7 +219,7 @@ def test_another_store(runs, tmp_path, part):
     split = load_run(runs / "segmentation", device="cpu").split._asdict()
     mine = set(split.pop(part))
     assert {row["study"] for row in rows} == mine | {"s12", "s13"}
-    assert results["about"]["studies"] == f"of another store: 2 that the run did not know, 3 {part} of the run"
+    assert results["about"]["studies"] == f"of another store: 2 new to the run, 3 {part} of the run"
     why = {study: f"by its name one of the run's {name} studies, which --part {name} judges"
            for name, studies in split.items() for study in studies}  # fmt: skip
     assert {line["study"]: line["why"] for line in results["left_out"]} == why and len(why) == 9
@@ -238,7 +239,7 @@ def test_the_run_s_own_store_has_gained_a_study_or_only_kept_what_was_learnt(dis
     store = write_discs(tmp_path / "store", 12, views=("sax",))
     finetune(discs.config(tmp_path / "run", "segmentation", data=store, **FEW))
     write_discs(store, 13, views=("sax",))
-    with pytest.raises(ValueError, match=r"changed since the run: --data .*store judges its --part test studies and"):
+    with pytest.raises(ValueError, match=r"changed since the run: --data .*store evaluates its --part test studies"):
         evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval", device="cpu"))
     results, rows = evaluated(tmp_path / "run", tmp_path / "eval", data=store)
     assert {row["study"] for row in rows} == {*load_run(tmp_path / "run", device="cpu").split.test, "s12"}
@@ -247,7 +248,7 @@ def test_the_run_s_own_store_has_gained_a_study_or_only_kept_what_was_learnt(dis
     with pytest.raises(ValueError, match=r"store, the store of .*run, is not here .*: name it by --data"):
         evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval2", device="cpu"))
     learnt = write_discs(tmp_path / "learnt", 1)  # s00, which is no test study
-    with pytest.raises(ValueError, match=r"learnt: by their names all its 1 studies are (train|val) studies of"):
+    with pytest.raises(ValueError, match=r"learnt: by their names all 1 of its studies are (train|val) studies of"):
         evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval2", device="cpu", data=learnt))
 
 
@@ -255,7 +256,7 @@ def test_tables_that_are_not_there(runs, discs, tmp_path):  # noqa: F811
     for name, options, told in (
         ("multitask", {"table": tmp_path / "no.csv"}, r"^--table .*no\.csv: No such file or directory$"),
         ("landmarks", {"table": tmp_path}, r"^--table .*: Is a directory$"),
-        ("landmarks", {"about": tmp_path}, r"^--about .*: Is a directory$"),
+        ("landmarks", {"study_table": tmp_path}, r"^--study-table .*: Is a directory$"),
     ):
         with pytest.raises(ValueError, match=told):
             evaluate_run(EvaluateConfig(runs / name, tmp_path / "eval", device="cpu", **options))
@@ -272,8 +273,8 @@ def test_a_run_without_test_studies(discs, tmp_path):  # noqa: F811
     points = write_points(tmp_path / "points.csv", 8)
     finetune(discs.config(tmp_path / "run", "landmarks", split=split, **FEW | {"table": points}))
     log = (tmp_path / "run" / "run.log").read_text()
-    assert "no labelled studies for the test: evaluate wants others by --data, or another --part" in log
-    with pytest.raises(ValueError, match=r"no labelled studies for --part test: judge another --part, or .*--data"):
+    assert "no labelled test studies: give `evaluate` a store of others (--data), or another --part" in log
+    with pytest.raises(ValueError, match=r"no labelled studies for --part test: evaluate another --part, or .*--data"):
         evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval", device="cpu"))
 
 
@@ -294,6 +295,9 @@ def test_two_evaluations_are_compared_in_pairs(runs, tmp_path, capsys):
     words = ["--resamples", "20", "--device", "cpu"]
     for run, out in ((runs / "multitask", first), (other, second)):
         assert main(["evaluate", str(run), str(out), *words]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith("3 studies evaluated") and lines[-1].startswith("report: ")
+        assert any(re.match(r"  regression, radius: .*mae \d+\.\d{3} \[", line) for line in lines)
     assert main(["compare", str(first), str(second), "--out", str(tmp_path / "both")]) == 0
     assert "radius" in capsys.readouterr().out
     (found,) = json.loads((tmp_path / "both" / "comparison.json").read_text())

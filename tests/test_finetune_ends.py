@@ -14,7 +14,7 @@ from training_fixtures import metrics
 from cinema_fast.cli import main
 from cinema_fast.data.loading.loader import LabelError, LoaderError
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.evaluation.compare_runs import compare
+from cinema_fast.evaluation.compare_runs import compare_runs
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.models.config import preset
@@ -50,6 +50,16 @@ def test_early_stopping(discs, tmp_path, scored):  # noqa: F811
     before = metrics(tmp_path / "run")  # resumed it is still over
     again = finetune(discs.config(tmp_path / "run", "regression", steps=12, validate_every=2, patience=3, resume=True))
     assert again.step == 10 and metrics(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize(("task", "score", "warns"), [
+    ("segmentation", 0.0, True), ("segmentation", 0.2, False), ("regression", 0.0, False),
+])  # fmt: skip
+def test_a_segmentation_that_learnt_nothing_warns(discs, tmp_path, monkeypatch, task, score, warns):  # noqa: F811
+    monkeypatch.setattr(Supervised, "validate", lambda *_: {"score": score})
+    assert finetune(discs.config(tmp_path / "run", task, **FEW)).exit_code == 0
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert ("warning: the best validation has Dice 0" in log and "--init-from" in log) == warns
 
 
 def test_with_all_updates_skipped_it_fails(discs, tmp_path, monkeypatch):  # noqa: F811
@@ -88,7 +98,7 @@ def test_without_patience_all_steps_are_made(discs, tmp_path, scored):  # noqa: 
 def test_without_validation_the_last_weights_are_kept(discs, tmp_path):  # noqa: F811
     finetune(discs.config(tmp_path / "run", "regression", val=0.0, steps=4, validate_every=2, patience=1))
     assert load_run(tmp_path / "run", device="cpu").step == 4
-    assert "no studies of validation" in (tmp_path / "run" / "run.log").read_text()
+    assert "no validation studies" in (tmp_path / "run" / "run.log").read_text()
     assert all("score" not in line for line in metrics(tmp_path / "run"))
 
 
@@ -143,7 +153,7 @@ def test_a_run_says_what_its_training_studies_had(tmp_path):
                             targets=("radius",), **QUICK | FEW | {"val": 0.0, "test": 0.0})  # fmt: skip
     finetune(config)
     run = load_run(tmp_path / "run", device="cpu")
-    every, fewer = run.shape.views, run.shape.views[:-1]
+    every, fewer = run.model_config.views, run.model_config.views[:-1]
     assert run.info.labels.view_sets == [{"views": list(views), "studies": 6} for views in (every, fewer)]
     assert run.trained_views() == (
         f"training studies of the model: 6 with all of its views; 6 with {', '.join(fewer)} alone")
@@ -159,7 +169,7 @@ def test_a_run_says_what_its_training_studies_had(tmp_path):
     none = known(labels.view_sets[1:])
     assert none.trained_views() == f"training studies of the model: 6 with {', '.join(fewer)} alone"
     apart = dataclasses.replace(run, task=Segmentation(("LV",), every, "0"))  # views are predicted one by one
-    single = dataclasses.replace(run, shape=dataclasses.replace(run.shape, views=("sax",)))
+    single = dataclasses.replace(run, model_config=dataclasses.replace(run.model_config, views=("sax",)))
     assert apart.trained_views() == single.trained_views() == "" and apart.missing_views(("sax",)) == ()
     assert run.missing_views(("sax",)) == ("lax_4c",)
 
@@ -200,7 +210,7 @@ def test_folders_of_others(discs, finished, tmp_path):  # noqa: F811
     with pytest.raises(ValueError, match=r"is a run of pretrain: fine-tune it by"):
         load_run(mae)
     with pytest.raises(ValueError, match=r"compare: run is a run of finetune, mae one of pretrain"):
-        compare([finished, mae])
+        compare_runs([finished, mae])
 
 
 @pytest.mark.parametrize("task", ["regression", "landmarks", "segmentation"])

@@ -11,7 +11,7 @@ from cinema_fast.tasks.finetune import finetune
 from cinema_fast.tasks.finetuned_run import load_run
 
 SIMPLE = {
-    "views": ("lax_4c",), "n_frames": 1, "batch_size": 6, "augment": AugmentConfig(zoom=(1.0, 1.0)), "blank": 0.0,
+    "views": ("lax_4c",), "n_frames": 1, "batch_size": 6, "augment": AugmentConfig(zoom=(1.0, 1.0)), "cutout": 0.0,
     "dropout": 0.0, "drop_path": 0.0, "layer_decay": 1.0, "warmup": 0.1, "validate_every": 1000,
 }  # fmt: skip
 

@@ -43,7 +43,7 @@ class Steps:
         self.optimizer = adamw(self.method.groups(self.model), lr=config.lr)
         captures = {"replayed": lambda: TapeCapture(self.state), "graph": lambda: CudaCapture(self.device)}
         self.step = make_train_step(
-            self.method.loss, self.model, self.optimizer, device=self.device, clip=config.clip, seed=config.seed,
+            self.method.loss, self.model, self.optimizer, device=self.device, clip=config.clip_grad, seed=config.seed,
             capture=captures.get(mode, lambda: None)(),
         )  # fmt: skip
 
@@ -57,14 +57,14 @@ class Steps:
         return [self.step(micros, number, 1e-3 * (1 + number)).tolist() for number, micros in batches]
 
 
-STILL = {"accumulate": 2, "dropout": 0.0, "drop_path": 0.0, "blank": 0.0}  # only the first of two would be seeded
+STILL = {"accumulate": 2, "dropout": 0.0, "drop_path": 0.0, "cutout": 0.0}  # only the first of two would be seeded
 
 
 @pytest.mark.parametrize(
     ("name", "how"), [*((name, {"accumulate": 1}) for name in NETWORKS), ("segmentation", STILL)], ids=str
 )
 def test_replays_are_the_eager_steps(discs, tmp_path, name, how):  # noqa: F811
-    """With other studies, targets, augmentations and learning rates in each; dropout, skipped branches and blanked
+    """With other studies, targets, augmentations and learning rates in each; dropout, skipped branches and cutout
     boxes are drawn anew."""
     config = discs.config(tmp_path / "run", **NETWORKS[name] | {"batch_size": 2} | how)
     with use("torch"):
@@ -90,7 +90,7 @@ def test_a_step_never_waits_for_the_device(discs, tmp_path, name):  # noqa: F811
 @pytest.mark.skipif(not has_gpu(), reason="CUDA graphs need a GPU; a tape stands for them elsewhere")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_graphs_are_the_eager_steps(discs, tmp_path, name):  # noqa: F811
-    still = {"dropout": 0.0, "drop_path": 0.0, "blank": 0.0}
+    still = {"dropout": 0.0, "drop_path": 0.0, "cutout": 0.0}
     config = discs.config(tmp_path / "run", **NETWORKS[name], batch_size=2, **still)
     eager, graphed = (Steps(config, mode, "cuda") for mode in ("eager", "graph"))
     for one, two in zip(eager.made(WARM_UP + 3), graphed.made(WARM_UP + 3), strict=True):

@@ -14,7 +14,7 @@ from training_fixtures import metrics
 from cinema_fast.tasks.finetune import finetune
 from cinema_fast.tasks.finetuned_run import load_run
 
-STILL = {"dropout": 0.0, "drop_path": 0.0, "blank": 0.0}  # nothing is drawn but what images are changed by
+STILL = {"dropout": 0.0, "drop_path": 0.0, "cutout": 0.0}  # nothing is drawn but what images are changed by
 STEPS = {"steps": 6, "validate_every": 2, "log_every": 1, "seed": 5}
 TASKS = {
     "segmentation": {},
@@ -30,7 +30,7 @@ def words(config) -> list[str]:
         config.accumulate, "--val", config.val, "--test", config.test, "--n-frames", config.n_frames,
         "--validate-every", config.validate_every, "--patience", config.patience, "--workers", 1, "--parallel",
         config.parallel, "--dropout", config.dropout, "--lr", config.lr, "--min-lr", config.min_lr, "--drop-path",
-        config.drop_path, "--blank", config.blank, "--checkpoint-every", 1000,
+        config.drop_path, "--cutout", config.cutout, "--checkpoint-every", 1000,
         "--augment.translation", config.augment.translation, "--decoder-channels", *config.decoder_channels,
     ]  # fmt: skip
     options += ["--table", config.table] if config.table else []
@@ -96,8 +96,8 @@ def test_ranks_make_the_steps_of_one_process(discs, tmp_path, alone, task, shape
 
 
 def test_ranks_drop_what_micro_batches_drop(discs, tmp_path):  # noqa: F811
-    """Also of dropout, skipped branches and blanked boxes: two ranks make the steps of one with two micro-batches."""
-    common = {"batch_size": 2, "dropout": 0.2, "drop_path": 0.3, "blank": 0.3} | STEPS
+    """Also of dropout, skipped branches and cutout boxes: two ranks make the steps of one with two micro-batches."""
+    common = {"batch_size": 2, "dropout": 0.2, "drop_path": 0.3, "cutout": 0.3} | STEPS
     finetune(discs.config(tmp_path / "one", "segmentation", accumulate=2, **common))
     ended = run_of_ranks(discs.config(tmp_path / "two", "segmentation", **common))
     assert ended.returncode == 0, ended.stderr
@@ -106,14 +106,14 @@ def test_ranks_drop_what_micro_batches_drop(discs, tmp_path):  # noqa: F811
 
 
 def test_ranks_draw_differently_go_on_and_stop_early(discs, tmp_path):  # noqa: F811
-    """Dropout, skipped branches and blanked boxes are each rank's own; a stop, and patience, are agreed on."""
+    """Dropout, skipped branches and cutout boxes are each rank's own; a stop, and patience, are agreed on."""
     slow = {"lr": 1e-9, "min_lr": 0.0}  # no validation is better than the first
     config = discs.config(
         tmp_path / "run", "segmentation", batch_size=2, steps=40, validate_every=2, patience=2, **slow
     )
     stop = "if number == 1: print('drawn', p.torch.rand(()).item(), flush=True); os.kill(os.getpid(), signal.SIGTERM)"
     stopped = run_of_ranks(config, at_step=stop)
-    assert "stopped by signal 15 after step 3 and saved" in stopped.stderr
+    assert "stopped by SIGTERM after step 3 and saved" in stopped.stderr
     assert len(set(re.findall(r"drawn (\S+)", stopped.stdout))) == 2
     ended = run_of_ranks(dataclasses.replace(config, resume=True))
     assert ended.returncode == 0, ended.stderr

@@ -30,7 +30,7 @@ def last_weights(out) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def pretrained(discs, tmp_path_factory):  # noqa: F811
-    """A run of two steps that keeps a quarter of the studies away, as the fine-tuning of these tests does."""
+    """A run of two steps that holds out a quarter of the studies, as the fine-tuning of these tests does."""
     out = tmp_path_factory.mktemp("pretrained") / "run"
     pretrain(PretrainConfig(data=discs.store, out=out, steps=2, preset="cinema-demo", batch_size=2, device="cpu",
                             precision="fp32", holdout=0.25))  # fmt: skip
@@ -39,7 +39,7 @@ def pretrained(discs, tmp_path_factory):  # noqa: F811
 
 @pytest.mark.parametrize("task", ["segmentation", "regression"])
 def test_from_a_run_a_file_and_a_published_file(discs, pretrained, tmp_path, task, monkeypatch):  # noqa: F811
-    """All three give the encoder of the pre-training run, which --frozen leaves as it is, to the bit."""
+    """All three give the encoder of the pre-training run, which --freeze leaves as it is, to the bit."""
     weights = max((pretrained / "checkpoints").glob("*.safetensors"))
     published = tmp_path / "published.pt"
     torch.save({"model": load_file(weights), "epoch": 800}, published)  # as the reference's checkpoints are
@@ -47,7 +47,7 @@ def test_from_a_run_a_file_and_a_published_file(discs, pretrained, tmp_path, tas
     found = []
     for number, source in enumerate((pretrained, weights, published)):
         out = tmp_path / str(number)
-        finetune(discs.config(out, task, init_from=source, frozen=True, **FEW))
+        finetune(discs.config(out, task, init_from=source, freeze=True, **FEW))
         found.append(last_weights(out))
         log = (out / "run.log").read_text()
         assert "encoder frozen" in log and "left: dec" in log and "seen by" not in log
@@ -73,10 +73,10 @@ def test_from_a_fine_tuned_run(discs, tmp_path):  # noqa: F811
     """The same task goes on from all its weights; another takes stem and encoder, of all frames the mean."""
     finetune(discs.config(tmp_path / "many", "multitask", **FEW))
     many = load_file(next((tmp_path / "many/best").glob("*.safetensors")))
-    finetune(discs.config(tmp_path / "same", "multitask", init_from=tmp_path / "many", frozen=True, **FEW))
+    finetune(discs.config(tmp_path / "same", "multitask", init_from=tmp_path / "many", freeze=True, **FEW))
     log = (tmp_path / "same/run.log").read_text()
     assert f"weights of {tmp_path / 'many'}, step 3: all {len(many) - 1} tensors; left: log_variance" in log
-    finetune(discs.config(tmp_path / "seg", "segmentation", init_from=tmp_path / "many", frozen=True, **FEW))
+    finetune(discs.config(tmp_path / "seg", "segmentation", init_from=tmp_path / "many", freeze=True, **FEW))
     assert "first convolutions averaged over 2 frames" in (tmp_path / "seg/run.log").read_text()
     for run in ("same", "seg"):
         for name, tensor in last_weights(tmp_path / run).items():
@@ -85,8 +85,8 @@ def test_from_a_fine_tuned_run(discs, tmp_path):  # noqa: F811
                 if theirs.shape != tensor.shape:
                     theirs = theirs.mean(1, keepdim=True)
                 assert torch.equal(theirs, tensor), name
-    with pytest.raises(ValueError, match=r"--frozen: .*seg has no enc_fusion_dict to leave as it is"):
-        finetune(discs.config(tmp_path / "no", "regression", init_from=tmp_path / "seg", frozen=True, **FEW))
+    with pytest.raises(ValueError, match=r"--freeze: .*seg has no enc_fusion_dict to leave as it is"):
+        finetune(discs.config(tmp_path / "no", "regression", init_from=tmp_path / "seg", freeze=True, **FEW))
     finetune(discs.config(tmp_path / "back", "regression", init_from=tmp_path / "seg", **FEW))
     assert "fresh: enc_fusion_dict, pred_head_dict" in (tmp_path / "back/run.log").read_text()
 
@@ -171,7 +171,7 @@ def test_losses_of_several_targets_are_weighed(discs, tmp_path):  # noqa: F811
     loss = {}
     for weights in ((), (2.0, 1.0, 1.0), (1.0, 3.0, 1.0), (2.0, 3.0, 1.0)):
         out = tmp_path / str(weights)
-        fixed = {"steps": 1, "balance": "fixed", "weights": weights, "drop_path": 0.0}
+        fixed = {"steps": 1, "balance": "fixed", "loss_weights": weights, "drop_path": 0.0}
         finetune(discs.config(out, "multitask", **FEW | fixed))
         (line,) = metrics(out)
         loss[weights] = line["loss"]
@@ -189,7 +189,7 @@ def test_the_baseline(discs, tmp_path, task):  # noqa: F811
     finetune(config)
     run = load_run(tmp_path / "run", device="cpu")
     torch.manual_seed(config.seed)
-    fresh = dict(run.task.network(run.shape, config).named_parameters())
+    fresh = dict(run.task.network(run.model_config, config).named_parameters())
     assert fresh and not any(torch.equal(fresh[name], after) for name, after in run.model.named_parameters())
     assert type(run.model).__name__ == {"segmentation": "UNetBaseline", "regression": "ResNetBaseline"}[task]
 

@@ -19,8 +19,8 @@ from cinema_fast.models.config import config_from_dict
 from cinema_fast.train.run_info import read_run_info
 
 IDS = [f"s{i:02d}" for i in range(12)]
-AWAY = sorted(held_out(IDS, 0.25))
-TRAINING = [study for study in IDS if study not in AWAY]
+HELD_OUT = sorted(held_out(IDS, 0.25))
+TRAINING = [study for study in IDS if study not in HELD_OUT]
 
 
 def config_of(store, out, **changes) -> PretrainConfig:
@@ -51,16 +51,16 @@ def trained(out) -> cf.CineMA:
 
 @pytest.mark.parametrize("preset", ["cinema-demo", "heartmae-tiny"])
 def test_studies_that_cannot_be_read_are_left_out_and_named(store, tmp_path, preset):
-    lost = [TRAINING[0], TRAINING[5], AWAY[1]]
+    lost = [TRAINING[0], TRAINING[5], HELD_OUT[1]]
     cines = CineStore(store)
     reader = ClipStore(cines) if preset == "heartmae-tiny" else cines
     options = {"batch_size": 3, "device": torch.device("cpu")}
     config = cf.preset(preset)
     sound = [study for study in TRAINING if study not in lost]
-    blind = mean_patches(reader, config, sound, **options)
+    baseline = mean_patches(reader, config, sound, **options)
     # what each held-out study gives while all of them can be read
     batches = {
-        (batch.draw.ids[0], batch.draw.step): batch for batch in fixed_batches(reader, config, AWAY, batch_size=1)
+        (batch.draw.ids[0], batch.draw.step): batch for batch in fixed_batches(reader, config, HELD_OUT, batch_size=1)
     }
     damage(store, *lost)
     out = tmp_path / "run"
@@ -76,11 +76,11 @@ def test_studies_that_cannot_be_read_are_left_out_and_named(store, tmp_path, pre
             ]
         assert len(losses) == 8 and outcome.evaluation.loss == pytest.approx(np.mean(losses), rel=1e-5)
         expected = evaluate(
-            model, reader, AWAY, blind, mask_ratio=0.75, precision=torch.float32, unreadable={}, **options
+            model, reader, HELD_OUT, baseline, mask_ratio=0.75, precision=torch.float32, unreadable={}, **options
         )
-        assert outcome.evaluation.blind_loss == pytest.approx(expected.blind_loss, rel=1e-6)
+        assert outcome.evaluation.baseline_loss == pytest.approx(expected.baseline_loss, rel=1e-6)
     text = (out / "run.log").read_text()
-    assert "cannot be read, so neither judged nor drawn (3):\n" in text
+    assert "cannot be read, so neither evaluated nor drawn (3):\n" in text
     assert all(f"  {study}: " in text for study in lost)
     assert {path.name for path in (out / "report").iterdir()} == {"loss.png", "reconstruction.png", "evaluation.json"}
     assert json.loads((out / "report" / "evaluation.json").read_text())["studies"] == 2
@@ -96,23 +96,23 @@ def test_the_command_ends_well_though_the_picture_s_study_is_lost(store, tmp_pat
 
 
 def test_no_held_out_study_can_be_read(store, tmp_path):
-    damage(store, *AWAY)
+    damage(store, *HELD_OUT)
     outcome = pretrain(config_of(store, tmp_path / "run"))
     assert outcome.exit_code == 0 and outcome.evaluation is None
     text = (tmp_path / "run" / "run.log").read_text()
-    assert "there is no evaluation: ValueError: no held-out study can be judged" in text and "nor drawn (3)" in text
+    assert "its evaluation failed: ValueError: no held-out study can be evaluated" in text and "nor drawn (3)" in text
     assert [path.name for path in (tmp_path / "run" / "report").iterdir()] == ["loss.png"]
 
 
 def test_strict_runs_end_at_a_held_out_study_too(store, tmp_path):
-    damage(store, AWAY[1])
-    with pytest.raises(ValueError, match=rf"study {AWAY[1]}: .*sax\.npy"):
+    damage(store, HELD_OUT[1])
+    with pytest.raises(ValueError, match=rf"study {HELD_OUT[1]}: .*sax\.npy"):
         pretrain(config_of(store, tmp_path / "run", strict=True))
     assert (tmp_path / "run" / "checkpoints" / "step-00000002.json").exists()
 
 
 def test_many_lost_studies_do_not_flood_the_log(store, tmp_path):
-    damage(store, *AWAY, *TRAINING[:3])
+    damage(store, *HELD_OUT, *TRAINING[:3])
     pretrain(config_of(store, tmp_path / "run"))
     text = (tmp_path / "run" / "run.log").read_text()
     assert "nor drawn (6)" in text and "\n  ..." in text
@@ -125,20 +125,20 @@ def test_a_report_that_fails_does_not_fail_the_run(store, tmp_path, monkeypatch)
     monkeypatch.setattr("cinema_fast.methods.mae_report.draw_loss", failing)
     outcome = pretrain(config_of(store, tmp_path / "run"))
     assert outcome.exit_code == 0 and outcome.evaluation.studies == 3
-    said = "the run is finished and saved, but there is no report: RuntimeError: no fonts here"
+    said = "the run is finished and saved, but its report failed: RuntimeError: no fonts here"
     assert said in (tmp_path / "run" / "run.log").read_text()
     assert json.loads((tmp_path / "run" / "report" / "evaluation.json").read_text())["studies"] == 3
 
 
 def test_held_out_studies_are_judged_on_the_views_that_were_trained(tmp_path):
-    store = write_store(tmp_path / "store", {s: FOUR if s in AWAY else ("sax", "lax_4c") for s in IDS})
+    store = write_store(tmp_path / "store", {s: FOUR if s in HELD_OUT else ("sax", "lax_4c") for s in IDS})
     out = tmp_path / "run"
     outcome = pretrain(config_of(store, out))
     text = (out / "run.log").read_text()
-    assert "no training study has lax_2c, lax_3c: held-out studies are judged without" in text
+    assert "no training study has lax_2c, lax_3c: held-out studies are evaluated without" in text
     assert text.index("judged without") < text.index("step 1/2")
     model, losses = trained(out), []
-    for batch in fixed_batches(CineStore(store), model.config, AWAY, batch_size=1):
+    for batch in fixed_batches(CineStore(store), model.config, HELD_OUT, batch_size=1):
         images, plan = images_of(batch), fixed_plan(model.config, batch, 0.75)
         both = [{view: part[view] for view in ("sax", "lax_4c")} for part in (images, plan)]
         with torch.no_grad():
@@ -147,7 +147,7 @@ def test_held_out_studies_are_judged_on_the_views_that_were_trained(tmp_path):
 
 
 def test_held_out_studies_without_any_trained_view_are_refused_first(tmp_path):
-    store = write_store(tmp_path / "store", {s: ("lax_2c",) if s in AWAY else ("sax",) for s in IDS})
-    with pytest.raises(ValueError, match=rf"no held-out study \({', '.join(AWAY)}\) has a view .* \(sax\)"):
+    store = write_store(tmp_path / "store", {s: ("lax_2c",) if s in HELD_OUT else ("sax",) for s in IDS})
+    with pytest.raises(ValueError, match=rf"no held-out study \({', '.join(HELD_OUT)}\) has a view .* \(sax\)"):
         pretrain(config_of(store, tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -79,7 +79,7 @@ def test_masks_of_frames_are_drawn_by_the_stored_maps(mapped, tmp_path, monkeypa
     mask = MaskConfig(guidance="motion", mode=mode, strength=0.8, temperature=0.7)
     unzoomed = AugmentConfig(zoom_share=0.0)  # so that the maps are those of the store
     plans = first_plans(monkeypatch, config_of(mapped, tmp_path / "run", steps=1, mask=mask, augment=unzoomed))
-    store, shape = CineStore(mapped), preset("cinema-demo")
+    store, model_config = CineStore(mapped), preset("cinema-demo")
     draw = Sampler({s: store.views(s) for s in store.ids}, seed=5, batch_size=3, augment=unzoomed).draw(0)
     for view in draw.views:
         room = {"sax": (32, 32, 4)}.get(view, (32, 32))
@@ -88,11 +88,11 @@ def test_masks_of_frames_are_drawn_by_the_stored_maps(mapped, tmp_path, monkeypa
             found = np.load(mapped / f"studies/{study}/{view}.motion.npy").astype(float)
             padded = np.zeros(room)
             padded[tuple(slice(n) for n in found.shape)] = found
-            weights.append(formula(token_means(padded, shape.token_size(view)), mask))
-        n = shape.n_tokens(view)
+            weights.append(formula(token_means(padded, model_config.token_size(view)), mask))
+        n = model_config.n_tokens(view)
         expected = cf.sample_mask(
             torch.tensor(np.stack(weights), dtype=torch.float32), batch=3, n=n, keep=n // 4, seed=5, step=0,
-            stream=shape.views.index(view), sample_ids=torch.arange(3),
+            stream=model_config.views.index(view), sample_ids=torch.arange(3),
         )  # fmt: skip
         assert torch.equal(plans[0][view].keep, expected.keep)
 
@@ -134,10 +134,10 @@ def test_a_shifted_image_shifts_its_mask(tmp_path):
         there.write_bytes(here.read_bytes()[:128] + np.roll(np.load(here), 8, axis=-1).tobytes())
     zeros = np.zeros(2, np.int64)
     draw = Draw(0, ("a", "b"), ("lax_2c",), zeros, zeros.astype(float), {"lax_2c": AS_STORED}, zeros, zeros)
-    shape = preset("cinema-demo")
-    batch = read_batch(CineStore(store), draw, shape.image_size, motion=True)
+    model_config = preset("cinema-demo")
+    batch = read_batch(CineStore(store), draw, model_config.image_size, motion=True)
     images = {"lax_2c": model_input(batch.frames["lax_2c"], batch.extent["lax_2c"])}
-    guidance = Guidance(GUIDED, shape, steps=1, online=False, device=CPU)
+    guidance = Guidance(GUIDED, model_config, steps=1, online=False, device=CPU)
     first, second = guidance.weights(batch, images, 0)["lax_2c"].view(2, 4, 4)
     assert first.max() > 1.5 * first.min()
     torch.testing.assert_close(second, first.roll(1, 1))
@@ -160,7 +160,7 @@ def test_a_run_says_draws_and_resumes_to_the_bit(mapped, tmp_path, monkeypatch, 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     pretrain(config_of(mapped, whole, holdout=0.2, **how))
     assert (whole / "report/motion.png").stat().st_size > 10_000
-    assert "masks mask what moves" in (whole / "run.log").read_text()
+    assert "motion guidance: mask the patches that move" in (whole / "run.log").read_text()
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert all(0 < line["guidance"] < 1 for line in lines)
     monkeypatch.setattr(module, "write_report", lambda *_, **__: [])

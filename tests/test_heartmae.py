@@ -75,15 +75,15 @@ def test_the_first_step_is_the_loss_of_the_clips_drawn(tiny_store, tmp_path, qui
     assert metrics(tmp_path / "run")[0]["loss"] == pytest.approx(np.mean((pred - truth) ** 2), rel=1e-5)
 
 
-def test_a_run_is_judged_and_drawn(tiny_store, tmp_path):  # noqa: F811
+def test_a_run_is_evaluated_and_drawn(tiny_store, tmp_path):  # noqa: F811
     out = tmp_path / "run"
     outcome = pretrain(config_of(tiny_store, out, steps=40, holdout=0.25, lr=4e-3, log_every=5))
     losses = [line["loss"] for line in metrics(out)]
     assert losses[-1] < 0.6 * losses[0]
     assert outcome.exit_code == 0 and outcome.evaluation.studies == 3
     assert json.loads((out / "report" / "evaluation.json").read_text())["ratio"] == outcome.evaluation.ratio
-    settled = yaml.safe_load((out / "config.yaml").read_text())
-    assert settled["model"]["views"] == ["clip"] and settled["model"]["image_size"] == {"clip": list(SIZE)}
+    run_info = yaml.safe_load((out / "config.yaml").read_text())
+    assert run_info["model"]["views"] == ["clip"] and run_info["model"]["image_size"] == {"clip": list(SIZE)}
     assert "9 studies (3 held out), clips of every view" in (out / "run.log").read_text()
     from matplotlib.image import imread
 
@@ -97,7 +97,7 @@ def test_evaluation_equals_sums_written_out(tiny_store):  # noqa: F811
     store = ClipStore(cines)
     torch.manual_seed(0)
     model = cf.CineMA(cf.preset("heartmae-tiny"))
-    training, away = store.ids[:8], store.ids[8:]
+    training, held_out = store.ids[:8], store.ids[8:]
 
     def target(study: str, at: int) -> np.ndarray:
         planes = store.planes(study)
@@ -105,19 +105,19 @@ def test_evaluation_equals_sums_written_out(tiny_store):  # noqa: F811
         clip = stored_clip(cines, study, planes[number], PHASES[at]).astype(np.float64)
         return tubelets((clip - clip.min()) / (clip.max() - clip.min()))
 
-    blind = mean_patches(store, model.config, training, batch_size=3, device=CPU)["clip"].numpy()
+    baseline = mean_patches(store, model.config, training, batch_size=3, device=CPU)["clip"].numpy()
     expected = np.mean([target(study, at) for study in training for at in range(4)], axis=0)
-    np.testing.assert_allclose(blind, expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(baseline, expected, rtol=0, atol=2e-5)
     found = evaluate(
-        model, store, away, {"clip": torch.from_numpy(blind)}, mask_ratio=0.75, batch_size=3, device=CPU,
+        model, store, held_out, {"clip": torch.from_numpy(baseline)}, mask_ratio=0.75, batch_size=3, device=CPU,
         precision=torch.float32,
     )  # fmt: skip
     unseen = []
-    for batch in fixed_batches(store, model.config, away, batch_size=1):
+    for batch in fixed_batches(store, model.config, held_out, batch_size=1):
         at = fixed_plan(model.config, batch, 0.75)["clip"].masked[0].numpy()
-        unseen.append(np.mean((target(batch.draw.ids[0], batch.draw.step)[at] - blind[at]) ** 2))
+        unseen.append(np.mean((target(batch.draw.ids[0], batch.draw.step)[at] - baseline[at]) ** 2))
     assert found.studies == 4 and len(unseen) == 16
-    assert found.blind_loss == pytest.approx(np.mean(unseen), rel=1e-4)
+    assert found.baseline_loss == pytest.approx(np.mean(unseen), rel=1e-4)
 
 
 def test_a_run_that_is_cut_off_goes_on_to_the_same_bits(tiny_store, tmp_path, monkeypatch, quiet):  # noqa: F811

@@ -32,7 +32,7 @@ def test_numbers(store):
     lines = inspect_store(store).splitlines()
     n_bytes = sum(path.stat().st_size for path in (store / "studies").rglob("*.npy"))
     assert lines[:3] == [f"{store}: 3 studies, 7 cines, 30 frames, {n_bytes / 1e6:.1f} MB",
-                         "  2 studies have sax, lax_2c, lax_4c", "  1 studies have sax"]
+                         "  2 studies have sax, lax_2c, lax_4c", "  1 study has sax"]
     at = lines.index("sax: 3 cines")
     assert lines[at + 1 : at + 5] == ["  size 32 x 32 x 4", "  spacing 1 x 1 x 10 mm", "  frames 4 to 6 (median 4)",
                                       "  ms from frame to frame 30"]

@@ -16,7 +16,7 @@ from cinema_fast.common.tables import read_table
 from cinema_fast.evaluation.results import write_results
 from cinema_fast.metrics.assessment import Assessment
 from cinema_fast.metrics.regression import Agreement
-from cinema_fast.tasks.split import fewer
+from cinema_fast.tasks.split import subsample
 
 SIZE = label_cells.Size(studies=2, seeds=(0, 1), resamples=400)
 EF = next(figure for figure in experiment.FIGURES if figure.rows == ("regression", "", "ef"))
@@ -28,7 +28,7 @@ def test_the_few_hold_every_disease_and_are_among_the_half():
     keys = list(islice(label_cells.few_keys(training, disease, 5), 4))
     assert keys == sorted(set(keys))
     for at in range(keys[-1] + 1):
-        few, half = (set(fewer(training, fraction=share, shots=None, seed=at)) for share in (5 / 40, 0.5))
+        few, half = (set(subsample(training, fraction=share, shots=None, seed=at)) for share in (5 / 40, 0.5))
         assert len(few) == 5 and len(half) == 20 and few < half
         assert (at in keys) == ({disease[study] for study in few} == set("abcd"))
 

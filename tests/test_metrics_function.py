@@ -126,7 +126,7 @@ def test_agreement_agrees_with_scikit_learn_and_scipy_where_values_are_far_from_
         assert {name: value[i] for name, value in found.items()} == pytest.approx(wanted, rel=1e-6)
 
 
-def test_what_is_constant_or_undefined_is_said():
+def test_what_is_constant_or_undefined_is_reported():
     constant = Agreement([1.0, 2.0, math.nan], [5.0, 5.0, 5.0])
     point = constant.point()
     assert math.isnan(point["r2"]) and math.isnan(point["correlation"]) and point["bias"] == -3.5

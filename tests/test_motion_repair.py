@@ -78,18 +78,18 @@ def test_a_damaged_map_is_made_anew_and_its_study_is_not(prepared, kind):
 
 
 def test_altered_pixels_are_found_and_mended(prepared, capfd):
-    """A changed byte: `verify` names it, `prepare --check` too, and with --motion makes the map anew."""
+    """A changed byte: `verify` names it, `prepare --repair` too, and with --motion makes the map anew."""
     src, store = prepared
     before = content(store)
     overwrite(store / FILE, 4000, bytes([(store / FILE).read_bytes()[4000] ^ 1]))
     assert run(src, store, motion=True).motion_maps == 0  # reads nothing that is there
     assert main(["verify", str(store)]) == 1
     out = capfd.readouterr().out
-    assert f"{FILE}: altered" in out and "STORE --check --motion`" in out and "makes these motion maps anew" in out
-    report = run(src, store, check=True)
+    assert f"{FILE}: altered" in out and "STORE --repair --motion`" in out and "makes these motion maps anew" in out
+    report = run(src, store, repair=True)
     assert [(f.view, f.file) for f in report.failures] == [("sax", FILE)] and report.exit_code == 1
     assert "--motion makes it anew" in report.failures[0].reason and CineStore(store).info("p1", "sax").motion
-    report = run(src, store, check=True, motion=True)
+    report = run(src, store, repair=True, motion=True)
     assert (report.unchanged, report.motion_maps, report.exit_code) == (3, 1, 0)
     assert content(store) == before and main(["verify", str(store)]) == 0
 
@@ -101,7 +101,7 @@ def test_an_altered_cine_and_its_map_are_both_made_anew(prepared, capfd):
         overwrite(store / file, 4000, b"\1\2\3\4")
     assert main(["verify", str(store)]) == 1
     assert "makes these studies and motion maps anew" in capfd.readouterr().out
-    report = run(src, store, check=True, motion=True)
+    report = run(src, store, repair=True, motion=True)
     assert (report.prepared, report.unchanged, report.motion_maps, report.exit_code) == (1, 2, 3, 0)
     assert content(store) == before
 

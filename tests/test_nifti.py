@@ -54,7 +54,7 @@ def test_every_pixel_type_byte_order_and_slope(tmp_path, dtype, kind):
     np.testing.assert_allclose(cine.frame(2), nib.load(path).get_fdata()[..., 2], rtol=1e-6)
 
 
-def test_compression_is_told_by_content(good, tmp_path):
+def test_compression_is_detected_by_content(good, tmp_path):
     plain, packed = tmp_path / "p.nii.gz", tmp_path / "c.nii"
     plain.write_bytes(gzip.decompress(good.read_bytes()))
     packed.write_bytes(good.read_bytes())

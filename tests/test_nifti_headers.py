@@ -65,7 +65,7 @@ def test_one_slice_may_have_any_thickness(tmp_path):
     assert read_cine(tmp_path / "c.nii", stack=False).shape == SLICE
 
 
-def test_of_sform_and_qform_the_sform_is_taken_and_said(tmp_path):
+def test_of_sform_and_qform_the_sform_is_taken_and_reported(tmp_path):
     image = image_of()
     image.set_qform(AFFINE @ np.diag([1, -1, 1, 1]), 1)
     image.set_sform(AFFINE, 1)
@@ -134,7 +134,7 @@ def test_negative_voxel_sizes_without_an_sform_are_refused(tmp_path):
         read_cine(tmp_path / "c.nii", stack=True)
 
 
-def test_remarks_of_label_files_are_told(tmp_path):
+def test_remarks_of_label_files_are_reported(tmp_path):
     cine = image_of()
     nib.save(cine, tmp_path / "p_sax.nii.gz")
     labels = image_of(data=np.full((*SHAPE, 4), 3, np.uint8))

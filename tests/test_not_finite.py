@@ -27,8 +27,8 @@ def no_pictures(monkeypatch):
 def config_of(store, out, **changes) -> PretrainConfig:
     options = {
         "data": store, "out": out, "steps": STEPS, "preset": "cinema-tiny", "batch_size": 2, "seed": 11, "log_every": 1,
-        "precision": "fp32", "device": "cpu", "views": ("lax_2c", "lax_4c"), "checkpoint_every": 1, "keep": STEPS,
-        "augment": AugmentConfig(gamma=(0.9, 1.1)),
+        "precision": "fp32", "device": "cpu", "views": ("lax_2c", "lax_4c"), "checkpoint_every": 1,
+        "keep_checkpoints": STEPS, "augment": AugmentConfig(gamma=(0.9, 1.1)),
     }  # fmt: skip
     return PretrainConfig(**options | changes)
 
@@ -105,7 +105,8 @@ def test_a_step_changes_nothing(tiny_store, tmp_path, monkeypatch, poison, what)
     ("options", "message"),
     [
         ({"checkpoint_every": 3, "max_skips": 1}, r"2 updates in a row .*\(--max-skips 1\)"),
-        ({"checkpoint_every": 1, "keep": 1}, rf"step {BAD}: 1 of \d+ weights are not finite, {WEIGHT} among them"),
+        ({"checkpoint_every": 1, "keep_checkpoints": 1},
+         rf"step {BAD}: 1 of \d+ weights are not finite, {WEIGHT} among them"),
     ],
     ids=["by --max-skips", "at the next checkpoint"],
 )

@@ -67,7 +67,7 @@ def test_any_header(store, head):
         overwrite(file, 0, right)
 
 
-def test_each_kind_of_damage_is_told_of():
+def test_each_kind_of_damage_is_reported():
     right = npy_header((4, 32, 32))
     assert header_fault(right, (4, 32, 32)) == ""
     for kind, damage in DAMAGE.items():

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from test_finetune_runs import stop_after  # noqa: F401
 from training_fixtures import metrics
 
+from cinema_fast.common.renamed import RENAMED
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.tasks.finetune import finetune
@@ -17,12 +18,16 @@ from cinema_fast.train.checkpoint import save_checkpoint
 def as_it_was(out, step: int) -> None:
     """Write config.yaml and the checkpoint of a step as that version did."""
     config = yaml.safe_load((out / "config.yaml").read_text())
-    tuned = config.pop("kind") == "finetune"
+    kind = config.pop("kind")
+    tuned, old_names = kind == "finetune", {new: old for old, new in RENAMED[kind].items()}
     del config["format"]
+    config["run"] = {old_names.get(name, name): value for name, value in config["run"].items()}
+    assert set(RENAMED[kind]) <= config["run"].keys()
     (out / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     path = out / "checkpoints" / f"step-{step:08d}"
     state = torch.load(path.with_suffix(".pt"), weights_only=True)
     del state["format"], state["kind"]
+    state["run"] = config["run"]
     if tuned:
         del state["sampler"], state["best"]["at"]
     for group in state["optimizer"]["param_groups"]:

@@ -168,7 +168,7 @@ def test_stores_and_runs_of_earlier_versions_keep_the_axes_of_their_files(sixtee
 
 
 @pytest.mark.parametrize("axes", [(-1, -1, 1), (1, 1, 1)], ids=str)
-def test_a_header_without_orientation_is_taken_as_stored_and_said_once(tmp_path, axes):
+def test_a_header_without_orientation_is_taken_as_stored_and_reported_once(tmp_path, axes):
     """As ACDC's: axes along the scanner's own."""
     shape, affine = (60, 50, 6), np.diag([*(np.array(axes) * (1.5, 1.5, 9.0)), 1.0])
     affine[:3, 3] = BALL - affine[:3, :3] @ ((np.array(shape) - 1) / 2)

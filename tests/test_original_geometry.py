@@ -155,7 +155,7 @@ def test_points_and_volume_of_a_voxel():
     assert np.prod(voxel_size(sheared)) == pytest.approx(np.prod(OBLIQUE[1]))
 
 
-def test_series_that_no_rule_takes_are_said(monkeypatch, tmp_path):
+def test_series_that_no_rule_takes_are_reported(monkeypatch, tmp_path):
     affine = oblique()
     cine, _ = heart_cine(SHAPE, affine)
     for n, description in enumerate(("cine SAX", "localizer")):

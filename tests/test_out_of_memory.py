@@ -99,7 +99,7 @@ def test_other_errors_stay_what_they_are(error):
 
 
 def test_a_checkpoint_is_not_taken_for_damaged(tmp_path, monkeypatch):
-    """Where it is read by a process that has no room for it: it would be passed over, and later removed."""
+    """Where it is read by a process that has no room for it: it would be skipped, and later removed."""
     save_checkpoint(tmp_path, 3, {"w": torch.zeros(3)}, {}, keep=2)
     with monkeypatch.context() as without:
         without.setattr(torch, "load", lambda *_, **__: torch.empty(2**60))

@@ -12,7 +12,7 @@ from training_fixtures import write_store
 from cinema_fast.cli import main
 from cinema_fast.common import output
 from cinema_fast.common.lock import hold_folder
-from cinema_fast.common.output import OutputError, folder_for, new_folder, parts_folder, told_of, whole_file
+from cinema_fast.common.output import OutputError, folder_for, new_folder, output_errors, parts_folder, whole_file
 from cinema_fast.phantom import cohort as phantom
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -67,6 +67,15 @@ def test_a_killed_command_begins_anew(tmp_path, capsys):
     assert "out: what is left of a `cinema-fast measure` that did not end is removed" in capsys.readouterr().err
 
 
+def test_a_command_that_an_older_version_began_goes_on_under_the_new_names(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), new_folder(out, "cluster", {"most": 10}, WRITTEN):
+        raise KeyboardInterrupt
+    with new_folder(out, "cluster", {"max_clusters": 10}, WRITTEN):
+        (out / "a.csv").touch()
+    assert names(out) == ["a.csv"]
+
+
 def test_only_what_the_command_writes_is_ever_removed(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(OutputError, match="disk is full"), new_folder(out, "measure", {}, WRITTEN):
@@ -76,7 +85,7 @@ def test_only_what_the_command_writes_is_ever_removed(tmp_path):
     assert names(out) == ["notes.txt"]
 
 
-def test_what_is_no_folder_to_write_is_said_before_the_work(tmp_path, monkeypatch):
+def test_what_is_no_folder_to_write_is_refused_before_the_work(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "lost").symlink_to("nowhere")
     for out in (tmp_path / "file", tmp_path / "file" / "a" / "out"):
@@ -103,8 +112,8 @@ def test_what_is_no_folder_to_write_is_said_before_the_work(tmp_path, monkeypatc
     (OSError(errno.EACCES, "Denied", "/other/o"), r"^\[Errno 13\] Denied: '/other/o'$"),
     (OSError("an image that cannot be read"), "^an image that"),
 ])  # fmt: skip
-def test_errors_of_the_output_and_no_others_are_told_as_such(error, told):
-    with pytest.raises(OSError, match=told), told_of(output.Path("/o"), "it stays"):
+def test_errors_of_the_output_and_no_others_become_output_errors(error, told):
+    with pytest.raises(OSError, match=told), output_errors(output.Path("/o"), "it stays"):
         raise error
 
 

@@ -31,13 +31,13 @@ def test_a_run_decodes_the_share_asked_for(tiny_store, tmp_path):  # noqa: F811
     )  # fmt: skip
     pretrain(config)
     store = CineStore(tiny_store)
-    shape = fit_to_store(cf.preset(config.preset), store, config.views, config.preset)
+    model_config = fit_to_store(cf.preset(config.preset), store, config.views, config.preset)
     torch.manual_seed(SEED)
-    model = cf.CineMA(shape)
+    model = cf.CineMA(model_config)
     draw = Sampler({s: store.views(s) for s in store.ids}, seed=SEED, batch_size=BATCH).draw(0)
-    batch = read_batch(store, draw, shape.image_size)
+    batch = read_batch(store, draw, model_config.image_size)
     images = {v: model_input(batch.frames[v], batch.extent[v], batch.augment[v]) for v in batch.frames}
-    part, whole = (plans(shape, draw.views, 0, ratio) for ratio in (0.5, 1.0))
+    part, whole = (plans(model_config, draw.views, 0, ratio) for ratio in (0.5, 1.0))
     assert all(2 * part[view].masked.shape[1] == whole[view].masked.shape[1] for view in images)
     with torch.no_grad():
         assert metrics(config.out)[0]["loss"] == pytest.approx(float(model(images, part).loss), rel=1e-5)

@@ -136,7 +136,7 @@ def test_what_no_view_was_trained_for_is_not_predicted(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("n_frames", [1, 4])
-def test_a_cavity_that_is_in_no_frame_is_said(monkeypatch, tmp_path, n_frames):
+def test_a_cavity_that_is_in_no_frame_is_reported(monkeypatch, tmp_path, n_frames):
     """The heart is found without it; the volumes of it are 0 ml in every frame."""
     shape, affine = OBLIQUE[0], oblique()
     bright = (truth_of(shape, affine, 0) > 0) * np.int16(300)
@@ -234,7 +234,7 @@ def test_a_part_of_a_stack_is_continued_and_not_filled_with_zeros(n, few, contin
     assert levels == [edges[0]] * before + list(range(10, 10 + n)) + [edges[1]] * (10 - n - before)
 
 
-def test_an_empty_label_map_is_said(monkeypatch, tmp_path):
+def test_an_empty_label_map_is_reported(monkeypatch, tmp_path):
     for name in ("a_sax.nii.gz", "b_sax.nii.gz"):
         write_heart(tmp_path / "src", oblique(), name=name)
     run, out, whole = segmenter(), tmp_path / "out", FinetunedRun.predict_frames

@@ -84,7 +84,7 @@ AFFINE = affine_of((0.1, 0.2, 1.0), (1.5, 1.3, 8.0), (0, 0, 20), SHAPE)
 DATA = ball_cine(SHAPE, AFFINE)
 
 
-def test_what_is_no_cine_of_a_view_is_left_out_and_said(tmp_path):
+def test_what_is_no_cine_of_a_view_is_left_out_and_reported(tmp_path):
     src = tmp_path / "with space/ünï"
     write_series(src / "sax", DATA, AFFINE)
     write_series(src / "one", DATA[..., :1], AFFINE, description="cine SAX still", number=2)
@@ -191,7 +191,7 @@ def test_names_cannot_leave_the_store(tmp_path):
     assert study_id("1", "p") != study_id("2", "p")
 
 
-def test_formats_are_told_apart(src, tmp_path, monkeypatch):
+def test_formats_are_distinguished(src, tmp_path, monkeypatch):
     write_cine(src / "q_sax.nii.gz", DATA, AFFINE)
     assert run(src, tmp_path / "a").prepared == 1  # where NIfTI is, that is meant
     assert run(src, tmp_path / "b", format="dicom").prepared == 2

@@ -186,7 +186,7 @@ def test_real_study_of_every_view(shared, tmp_path):
     config = PrepareConfig(shared / "data/cine", tmp_path, pattern="{view}.nii.gz", aliases=aliases, workers=1)
     report = prepare(config, progress=False)
     assert (report.prepared, report.unmatched, report.exit_code) == (1, 2, 0)
-    assert "sax: 1 files 'sax_4d_6slices' of 1 studies" in str(report) and all(
+    assert "sax: 1 file 'sax_4d_6slices' of 1 study" in str(report) and all(
         name in str(report) for name in report.unmatched_files)
     store = CineStore(tmp_path)
     records = json.loads((tmp_path / "studies/cine/study.json").read_text())

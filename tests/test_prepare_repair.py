@@ -142,7 +142,7 @@ def test_killed_before_the_first_index_it_begins_anew(prepared, tmp_path):
 
 
 def test_altered_pixels_are_found_and_mended(prepared, monkeypatch, capfd):
-    """A changed byte in a file of the right size: `verify` names it, `prepare --check` makes the study anew."""
+    """A changed byte in a file of the right size: `verify` names it, `prepare --repair` makes the study anew."""
     src, store = prepared
     before = content(store)
     assert check_store(store, progress=False).faults == [] and main(["verify", str(store)]) == 0
@@ -158,7 +158,7 @@ def test_altered_pixels_are_found_and_mended(prepared, monkeypatch, capfd):
     assert main(["verify", str(store)]) == 1
     out = capfd.readouterr().out
     assert "studies/p1/sax.npy: " in out and "studies/p2/lax_4c.npy: " in out and "prepare SRC" in out
-    report = run(src, store, check=True)
+    report = run(src, store, repair=True)
     assert (report.prepared, report.unchanged, report.exit_code) == (2, 1, 0)
     assert content(store) == before and check_store(store, progress=False).faults == []
 
@@ -237,14 +237,14 @@ def test_altered_pixels_without_sources_are_reported(prepared):
     overwrite(store / "studies/p1/sax.npy", 4000, b"\1\2\3\4")
     for path in src.glob("p1_*"):
         path.unlink()
-    report = run(src, store, check=True)
+    report = run(src, store, repair=True)
     assert (report.unchanged, report.n_studies, report.exit_code) == (2, 2, 1)
     assert [f.file for f in report.failures] == ["studies/p1"] and "p1/sax.npy" in report.failures[0].reason
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_file_is_named_and_mended(prepared, make):
-    """A pipe would never let go of who opens it: neither the check nor preparing with --check may wait."""
+    """A pipe would never let go of who opens it: neither the check nor preparing with --repair may wait."""
     src, store = prepared
     before = content(store)
     replace(store / "studies/p1/sax.npy", make)
@@ -253,7 +253,7 @@ def test_what_is_no_file_is_named_and_mended(prepared, make):
     verified = subprocess.run([sys.executable, "-c", code, "verify", store], capture_output=True, text=True, timeout=60)
     assert verified.returncode == 1 and "studies/p1/sax.npy: no regular file" in verified.stdout
     assert "studies/p2/study.json: cannot be read ([Errno 22] no regular file" in verified.stdout
-    report = run(src, store, check=True)
+    report = run(src, store, repair=True)
     assert (report.prepared, report.unchanged, report.exit_code) == (2, 1, 0) and content(store) == before
 
 

@@ -33,9 +33,9 @@ def config_of(store, out, **changes) -> PretrainConfig:
 def plain_loop(config: PretrainConfig) -> tuple[list[float], list[float], dict]:
     """Losses, gradient norms and final weights by torch's own AdamW and clipping, in one batch a step."""
     store = CineStore(config.data)
-    shape = fit_to_store(cf.preset(config.preset), store, config.views, config.preset)
+    model_config = fit_to_store(cf.preset(config.preset), store, config.views, config.preset)
     torch.manual_seed(config.seed)
-    model = cf.CineMA(shape)
+    model = cf.CineMA(model_config)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         [
@@ -48,18 +48,18 @@ def plain_loop(config: PretrainConfig) -> tuple[list[float], list[float], dict]:
     sampler = Sampler({s: store.views(s) for s in store.ids}, seed=config.seed, batch_size=config.batch_size)
     losses, norms = [], []
     for step in range(config.steps):
-        batch = read_batch(store, sampler.draw(step), shape.image_size)
+        batch = read_batch(store, sampler.draw(step), model_config.image_size)
         images = {v: model_input(batch.frames[v], batch.extent[v], batch.augment[v]) for v in batch.frames}
         plan = {}
         for view in images:
-            n = shape.n_tokens(view)
+            n = model_config.n_tokens(view)
             plan[view] = cf.sample_mask(
                 batch=config.batch_size, n=n, keep=math.floor(n * 0.25), seed=config.seed, step=step,
-                stream=shape.views.index(view), sample_ids=torch.arange(config.batch_size),
+                stream=model_config.views.index(view), sample_ids=torch.arange(config.batch_size),
             )  # fmt: skip
         loss = model(images, plan).loss
         loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, config.clip)))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained, config.clip_grad)))
         warm = round(config.warmup * config.steps)
         decay = (step + 1 - warm) / (config.steps - warm)
         for group in optimizer.param_groups:
@@ -74,7 +74,7 @@ def plain_loop(config: PretrainConfig) -> tuple[list[float], list[float], dict]:
 
 @pytest.mark.parametrize("clip", [5.0, 0.05])
 def test_equals_a_plain_loop(tiny_store, tmp_path, clip):  # noqa: F811
-    config = config_of(tiny_store, tmp_path / "run", clip=clip)
+    config = config_of(tiny_store, tmp_path / "run", clip_grad=clip)
     losses, norms, weights = plain_loop(config)
     assert clip == 5.0 or max(norms) > clip  # the second case does clip
     outcome = pretrain(config)
@@ -87,8 +87,8 @@ def test_equals_a_plain_loop(tiny_store, tmp_path, clip):  # noqa: F811
     saved = load_file(tmp_path / "run" / "checkpoints" / "step-00000006.safetensors")
     # As a whole: a gradient that is zero but for rounding (a key's bias) is blown up by Adam to a step of its own.
     torch.manual_seed(11)
-    shape = fit_to_store(cf.preset(config.preset), CineStore(tiny_store), (), config.preset)
-    start = cf.cinema_state_dict(cf.CineMA(shape))
+    model_config = fit_to_store(cf.preset(config.preset), CineStore(tiny_store), (), config.preset)
+    start = cf.cinema_state_dict(cf.CineMA(model_config))
     moved = sum(float((weights[name] - start[name]).square().sum()) for name in weights)
     apart = sum(float((weights[name] - saved[name]).square().sum()) for name in weights)
     assert math.sqrt(apart / moved) < 1e-4
@@ -104,7 +104,8 @@ def test_accumulation_equals_one_large_batch(tiny_store, tmp_path):  # noqa: F81
 
 def test_the_run_folder(tiny_store, tmp_path):  # noqa: F811
     out = tmp_path / "run"
-    outcome = pretrain(config_of(tiny_store, out, steps=5, log_every=2, checkpoint_every=2, keep=2, holdout=0.25))
+    options = {"steps": 5, "log_every": 2, "checkpoint_every": 2, "keep_checkpoints": 2, "holdout": 0.25}
+    outcome = pretrain(config_of(tiny_store, out, **options))
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [2, 4, 5]
     for line in lines:
@@ -112,16 +113,18 @@ def test_the_run_folder(tiny_store, tmp_path):  # noqa: F811
         assert line["studies_per_s"] > 0 and 0 <= line["data_wait"] <= 1
     names = {path.name for path in (out / "checkpoints").iterdir()}
     assert names == {f"step-0000000{n}{suffix}" for n in (4, 5) for suffix in (".safetensors", ".pt", ".json")}
-    settled = yaml.safe_load((out / "config.yaml").read_text())
-    assert settled["run"]["lr"] == 1e-3 and settled["model"]["image_size"]["sax"] == [32, 32, 4]
-    assert settled["versions"]["torch"] == torch.__version__
+    run_info = yaml.safe_load((out / "config.yaml").read_text())
+    assert run_info["run"]["lr"] == 1e-3 and run_info["model"]["image_size"]["sax"] == [32, 32, 4]
+    assert run_info["versions"]["torch"] == torch.__version__
     for picture in ("loss.png", "reconstruction.png"):
         assert (out / "report" / picture).read_bytes()[:4] == b"\x89PNG"
     assert outcome.evaluation.studies == 3
     assert json.loads((out / "report" / "evaluation.json").read_text())["ratio"] == outcome.evaluation.ratio
-    assert "3 held out" in (out / "run.log").read_text()
+    log = (out / "run.log").read_text()
+    assert "3 held out" in log and "images of 32 x 32 x 4 (sax), 32 x 32 (lax_2c, lax_3c, lax_4c)" in log
+    assert " M parameters, " in log and f"mask ratio 0.75, seed {run_info['run']['seed']}; cpu" in log
     # the weights load by the public names into a model of the configuration that was written
-    model = cf.CineMA(cf.CineMAConfig(**settled["model"]))
+    model = cf.CineMA(cf.CineMAConfig(**run_info["model"]))
     cf.load_cinema_weights(model, out / "checkpoints" / "step-00000005.safetensors")
 
 
@@ -151,7 +154,7 @@ def poison(monkeypatch, where: str, bad_steps: set[int]) -> None:
 def test_a_bad_step_is_skipped_and_named(tiny_store, tmp_path, monkeypatch, capfd, where):  # noqa: F811
     poison(monkeypatch, where, {3})
     monkeypatch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])
-    config = config_of(tiny_store, tmp_path / "run", log_every=2, checkpoint_every=1, keep=9, workers=1)
+    config = config_of(tiny_store, tmp_path / "run", log_every=2, checkpoint_every=1, keep_checkpoints=9, workers=1)
     pretrain(config)
     two, three, four = (
         load_file(tmp_path / "run" / "checkpoints" / f"step-0000000{n}.safetensors") for n in (2, 3, 4)
@@ -236,8 +239,8 @@ def test_bad_options(tiny_store, tmp_path):  # noqa: F811
 def test_a_subset_of_the_views(tiny_store, tmp_path):  # noqa: F811
     out = tmp_path / "run"
     pretrain(config_of(tiny_store, out, views=("lax_4c", "lax_2c"), steps=1))
-    settled = yaml.safe_load((out / "config.yaml").read_text())
-    assert settled["model"]["views"] == ["lax_2c", "lax_4c"]
+    run_info = yaml.safe_load((out / "config.yaml").read_text())
+    assert run_info["model"]["views"] == ["lax_2c", "lax_4c"]
     assert "on 9 studies" in (out / "run.log").read_text()  # the three with the short axis only are left out
 
 

@@ -73,6 +73,12 @@ def test_what_follows_is_found_and_luck_is_not(cohort, tmp_path, capsys):
     assert found["embeddings"]["step"] == "7" and found["options"]["seeds"] == [0, 1, 2]
 
 
+def test_few_test_studies_are_warned_of(cohort, tmp_path):
+    folder, *_ = cohort
+    few, enough = (str(probe(config_of(folder, tmp_path / str(share), "luck", test=share))) for share in (0.1, 0.3))
+    assert "warning: only 8 studies to test on" in few and "warning" not in enough
+
+
 def test_the_column_split_is_obeyed(cohort, tmp_path):
     folder, vectors, columns = cohort
     part = np.array(["train"] * 40 + ["test"] * 25 + ["val"] * 10 + [""] * 5)
@@ -94,7 +100,7 @@ def test_the_column_split_is_obeyed(cohort, tmp_path):
     with pytest.raises(ValueError, match="line 81: split is 'holdout', want train, val or test"):
         probe(config_of(folder, tmp_path / "new", "luck", table=tmp_path / "t.csv"))
     write_table(tmp_path / "t.csv", studies, columns | {"split": ["train"] * 79 + ["test"]})
-    with pytest.raises(ValueError, match="luck: 1 studies with a label to test on; want two or more"):
+    with pytest.raises(ValueError, match="luck: 1 study with a label to test on; want two or more"):
         probe(config_of(folder, tmp_path / "new", "luck", table=tmp_path / "t.csv"))
     sides = np.where(np.asarray(columns["grade"]) == 1, "train", "test")
     write_table(tmp_path / "t.csv", studies, columns | {"split": sides})
@@ -135,7 +141,7 @@ def test_numbers_that_are_classes_and_the_same_again(cohort, tmp_path):
     [
         (("--targets", "lvef"), "no column 'lvef'"),
         (("--targets", "same"), "same is 'x' in all 80 studies: nothing to predict"),
-        (("--targets", "rare"), "rare: class 'b' has 1 studies; want four or more"),
+        (("--targets", "rare"), "rare: class 'b' has 1 study; want four or more"),
         (("--targets", "few"), "8 of the 80 studies of"),
         (("--targets", "mixed"), "t.csv, line 5: mixed is 'n/a', not a number. Leave the cell empty where a number is "
                                  "unknown; columns of classes are named by --classes"),

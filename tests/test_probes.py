@@ -125,7 +125,7 @@ def test_a_nearer_neighbour_outvotes_two_others():
     assert found.predictions[0] == "x" and np.isnan(found.scores["auroc"])
 
 
-def test_what_is_said_without_features():
+def test_predictions_without_features():
     features, numbers, words = cohort()
     train, y, test, truth = parts(features, numbers)
     assert (constant_probe(train, y, test, truth).predictions == y.mean()).all()

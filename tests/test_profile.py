@@ -40,7 +40,7 @@ def test_a_resumed_run_with_too_few_steps_left_says_so(tiny_store, tmp_path):  #
     """All steps from 3 on are left: one fewer than the first three and two to profile."""
     out = tmp_path / "run"
     common = {"data": tiny_store, "out": out, "steps": 7, "preset": "cinema-tiny", "batch_size": 2, "device": "cpu"}
-    pretrain(PretrainConfig(checkpoint_every=3, keep=9, **common))
+    pretrain(PretrainConfig(checkpoint_every=3, keep_checkpoints=9, **common))
     for path in (out / "checkpoints").glob("step-*[67].json"):
         path.unlink()
     pretrain(PretrainConfig(profile=2, resume=True, **common))

@@ -120,7 +120,7 @@ def test_shards_are_read_by_another_number_of_ranks(tiny_store, tmp_path, alone)
         options = ["--batch-size", 4 // ranks, "--parallel", "fsdp", "--resume"]
         ended = torchrun(ranks, tiny_store, out, *options, at_step=stop)
         if until < 6:
-            assert f"stopped by signal 15 after step {until} and saved" in ended.stderr
+            assert f"stopped by SIGTERM after step {until} and saved" in ended.stderr
             assert (out / "checkpoints" / f"shards-{until:08d}.json").exists()
         else:
             assert ended.returncode == 0 and "going on from step 4" in ended.stderr
@@ -140,11 +140,11 @@ def test_a_signal_to_every_process_stops_and_saves(tiny_store, tmp_path):  # noq
             time.sleep(0.1)
         os.killpg(process.pid, signal.SIGTERM)
         _, said = process.communicate(timeout=60)
-    step = int(re.search(r"stopped by signal 15 after step (\d+) and saved", said)[1])
+    step = int(re.search(r"stopped by SIGTERM after step (\d+) and saved", said)[1])
     assert (out / "checkpoints" / f"step-{step:08d}.json").exists()
 
 
-def test_what_cannot_be_is_said_before_anything_is_done(tiny_store, tmp_path, monkeypatch):  # noqa: F811
+def test_what_cannot_be_is_refused_before_anything_is_done(tiny_store, tmp_path, monkeypatch):  # noqa: F811
     def refusal(**changes) -> str:
         with pytest.raises(ValueError) as caught:
             pretrain(PretrainConfig(tiny_store, tmp_path / "run", 1, preset="cinema-tiny", device="cpu", **changes))

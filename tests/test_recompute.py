@@ -40,7 +40,7 @@ def test_the_gradients_are_the_same(precision):
     assert sizes[0] > sizes[1] > sizes[2]
 
 
-def test_what_a_block_keeps_is_what_is_said():
+def test_what_a_block_keeps_is_what_is_reported():
     """Of 10 values a token and channel the hidden layer's 4 are left out; or all but the input's 1."""
     width, tokens = 32, 50
     counts = {}

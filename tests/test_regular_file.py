@@ -46,7 +46,7 @@ def test_it_is_refused(tmp_path, name, read):
 
 
 @pytest.mark.parametrize("kind", ["json", "safetensors", "pt"])
-def test_a_checkpoint_is_passed_over(tmp_path, kind):
+def test_a_checkpoint_is_skipped(tmp_path, kind):
     for step in (1, 2):
         save_checkpoint(tmp_path, step, {}, {}, keep=2)
     path, said = tmp_path / f"step-00000002.{kind}", []

@@ -28,9 +28,10 @@ CPU = torch.device("cpu")
 
 def model_of(store: CineStore, tmp_path, **changes) -> cf.CineMA:
     config = PretrainConfig(data=store.path, out=tmp_path, steps=1, preset="cinema-tiny")
-    shape = fit_to_store(cf.preset(config.preset), store, config.views, config.preset)
+    model_config = fit_to_store(cf.preset(config.preset), store, config.views, config.preset)
     torch.manual_seed(0)
-    return cf.CineMA(cf.CineMAConfig(**{name: getattr(shape, name) for name in shape.__slots__} | changes))
+    fields = {name: getattr(model_config, name) for name in model_config.__slots__}
+    return cf.CineMA(cf.CineMAConfig(**fields | changes))
 
 
 def scaled(store: CineStore, study: str, view: str, phase: float, size) -> np.ndarray:
@@ -48,61 +49,61 @@ def patches(image: np.ndarray, token) -> np.ndarray:
 
 
 def test_a_model_worse_than_the_mean_patch_is_called_bad():
-    good, bad = Evaluation(3, loss=0.02, blind_loss=0.04), Evaluation(3, loss=0.116, blind_loss=0.04)
+    good, bad = Evaluation(3, loss=0.02, baseline_loss=0.04), Evaluation(3, loss=0.116, baseline_loss=0.04)
     assert str(good).endswith("ratio 0.500")
     assert "ratio 2.900, which is bad: the model predicts no better than the mean patch" in str(bad)
     assert "Train longer (--steps)" in str(bad)
-    for undefined in (Evaluation(3, loss=math.nan, blind_loss=0.04), Evaluation(3, loss=0.0, blind_loss=0.0)):
-        assert str(undefined).endswith("ratio nan, which is undefined and says nothing of the model")
+    for undefined in (Evaluation(3, loss=math.nan, baseline_loss=0.04), Evaluation(3, loss=0.0, baseline_loss=0.0)):
+        assert str(undefined).endswith("ratio nan, which is undefined: a loss is not finite, or the baseline's is 0")
 
 
 @pytest.mark.parametrize("norm_target", [False, True])
 def test_mean_patches_and_evaluation(tiny_store, tmp_path, norm_target):  # noqa: F811
     store = CineStore(tiny_store)
     model = model_of(store, tmp_path, norm_target=norm_target)
-    shape, training, away = model.config, store.ids[:8], store.ids[8:]
+    model_config, training, held_out = model.config, store.ids[:8], store.ids[8:]
 
     def targets(study: str, view: str, phase: float) -> np.ndarray:
-        cut = patches(scaled(store, study, view, phase, shape.image_size[view]), shape.token_size(view))
+        cut = patches(scaled(store, study, view, phase, model_config.image_size[view]), model_config.token_size(view))
         if norm_target:
             cut = (cut - cut.mean(1, keepdims=True)) / (cut.std(1, ddof=1, keepdims=True) + 1e-6)
         return cut
 
-    blind = mean_patches(store, shape, training, batch_size=3, device=CPU)
+    baseline = mean_patches(store, model_config, training, batch_size=3, device=CPU)
     for view in FOUR:
         has = [study for study in training if view in store.views(study)]
         expected = np.mean([targets(study, view, phase) for study in has for phase in PHASES], axis=0)
-        np.testing.assert_allclose(blind[view].numpy(), expected, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(baseline[view].numpy(), expected, rtol=0, atol=2e-5)
 
     found = evaluate(
-        model, store, away, blind, mask_ratio=0.75, batch_size=3, device=CPU, precision=torch.float32
+        model, store, held_out, baseline, mask_ratio=0.75, batch_size=3, device=CPU, precision=torch.float32
     )
     losses, unseen = [], []
-    for batch in fixed_batches(store, shape, away, batch_size=1):
+    for batch in fixed_batches(store, model_config, held_out, batch_size=1):
         (study,), phase = batch.draw.ids, batch.draw.phase[0]
-        plan = fixed_plan(shape, batch, 0.75)
+        plan = fixed_plan(model_config, batch, 0.75)
         with torch.no_grad():
             losses.append(float(model(images_of(batch), plan).loss))
         by_view = []
         for view in batch.draw.views:
             at = plan[view].masked[0].numpy()
-            by_view.append(np.mean((targets(study, view, phase)[at] - blind[view].numpy()[at]) ** 2))
+            by_view.append(np.mean((targets(study, view, phase)[at] - baseline[view].numpy()[at]) ** 2))
         unseen.append(np.mean(by_view))
-    assert len(losses) == len(away) * len(PHASES) and found.studies == len(away)
+    assert len(losses) == len(held_out) * len(PHASES) and found.studies == len(held_out)
     assert found.loss == pytest.approx(np.mean(losses), rel=1e-4)
-    assert found.blind_loss == pytest.approx(np.mean(unseen), rel=1e-4)
-    assert found.ratio == found.loss / found.blind_loss
+    assert found.baseline_loss == pytest.approx(np.mean(unseen), rel=1e-4)
+    assert found.ratio == found.loss / found.baseline_loss
     assert f"{found.loss:.5f}" in str(found)
 
 
 def test_masks_of_an_evaluation_are_fixed_and_apart(tiny_store, tmp_path):  # noqa: F811
     store = CineStore(tiny_store)
-    shape = model_of(store, tmp_path).config
+    model_config = model_of(store, tmp_path).config
     whole, single = (
         {
             (study, batch.draw.step): plan
-            for batch in fixed_batches(store, shape, store.ids, batch_size=n)
-            for study, plan in zip(batch.draw.ids, fixed_plan(shape, batch, 0.75)["sax"].keep.tolist())
+            for batch in fixed_batches(store, model_config, store.ids, batch_size=n)
+            for study, plan in zip(batch.draw.ids, fixed_plan(model_config, batch, 0.75)["sax"].keep.tolist())
         }
         for n in (5, 1)
     )
@@ -158,18 +159,18 @@ def test_the_loss_curve_takes_gaps_and_empty_runs(tmp_path):
 def test_a_view_that_nobody_trained_on_is_not_judged(tmp_path):
     store = CineStore(write_store(tmp_path / "store", {"a": ("sax",), "b": FOUR}))
     model = model_of(store, tmp_path)
-    blind = mean_patches(store, model.config, ["a"], batch_size=1, device=CPU)
-    assert set(blind) == {"sax"}
+    baseline = mean_patches(store, model.config, ["a"], batch_size=1, device=CPU)
+    assert set(baseline) == {"sax"}
     options = {"mask_ratio": 0.75, "batch_size": 1, "device": CPU, "precision": torch.float32}
-    found = evaluate(model, store, ["b"], blind, **options)
+    found = evaluate(model, store, ["b"], baseline, **options)
     losses = []
     for batch in fixed_batches(store, model.config, ["b"], batch_size=1):
         sax = {"sax": images_of(batch)["sax"]}
         with torch.no_grad():
             losses.append(float(model(sax, {"sax": fixed_plan(model.config, batch, 0.75)["sax"]}).loss))
     assert found.studies == 1 and found.loss == pytest.approx(np.mean(losses), rel=1e-5)
-    for ids, means in (([], blind), (["a"], {"lax_2c": blind["sax"]})):
-        with pytest.raises(ValueError, match="no held-out study can be judged"):
+    for ids, means in (([], baseline), (["a"], {"lax_2c": baseline["sax"]})):
+        with pytest.raises(ValueError, match="no held-out study can be evaluated"):
             evaluate(model, store, ids, means, **options)
 
 

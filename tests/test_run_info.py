@@ -51,7 +51,7 @@ def test_it_comes_back(tmp_path, info):
 def test_what_the_file_says(tmp_path):
     write_run_info(tmp_path, FINETUNE)
     values = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert values == FINETUNE.to_dict() and (values["format"], values["kind"]) == (2, "finetune")
+    assert values == FINETUNE.to_dict() and (values["format"], values["kind"]) == (3, "finetune")
     assert list(values) == [
         "format", "kind", "run", "model", "store", "task", "split", "used", "view_sets", "fewest_slices", "seen",
         "versions",
@@ -68,12 +68,19 @@ def test_files_of_older_versions(tmp_path):
     tuned = read(tmp_path, OLD | OLD_LABELS)
     assert tuned.kind == "finetune" and tuned.labels.used == ["a"] and tuned.versions == {"torch": "2.9.0"}
     assert tuned.labels.view_sets is tuned.labels.fewest_slices is tuned.labels.seen is None
-    assert tuned.to_dict() == {"format": 2, "kind": "finetune"} | OLD | OLD_LABELS | {
+    assert tuned.to_dict() == {"format": 3, "kind": "finetune"} | OLD | OLD_LABELS | {
         "store": OLD["store"] | {"orientation": "stored"}
     }
 
 
-def test_the_axes_of_a_store_are_told_by_its_own_word_or_by_its_preparation(tmp_path):
+def test_options_under_their_old_names(tmp_path):
+    options = {"preset": "cinema-tiny", "clip": 5.0, "keep": 2}
+    assert read(tmp_path, OLD | {"run": options, "format": 2, "kind": "pretrain"}).options == {
+        "preset": "cinema-tiny", "clip_grad": 5.0, "keep_checkpoints": 2,
+    }  # fmt: skip
+
+
+def test_the_axes_of_a_store_come_from_its_own_entry_or_its_preparation(tmp_path):
     prepared = OLD | {"store": OLD["store"] | {"prepare": {"orientation": "patient"}}}
     assert read(tmp_path, prepared).store.orientation == "patient"
     assert read(tmp_path, OLD | {"store": OLD["store"] | {"orientation": "patient"}}).store.orientation == "patient"
@@ -106,5 +113,5 @@ def test_a_damaged_file(tmp_path, values, reason):
 
 
 def test_a_file_of_a_newer_version(tmp_path):
-    with pytest.raises(ValueError, match=r"config\.yaml is of format 3, which a newer version .* update cinema-fast"):
-        read(tmp_path, {"format": 3, "made of": "other things"})
+    with pytest.raises(ValueError, match=r"config\.yaml is of format 4, which a newer version .* update cinema-fast"):
+        read(tmp_path, {"format": 4, "made of": "other things"})

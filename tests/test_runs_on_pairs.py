@@ -29,9 +29,9 @@ def old(tmp_path_factory):
         for command, out, more in (("pretrain", "mae", []), ("finetune", "ef", table)):
             where = ["--data", str(folder / "store"), "--out", str(folder / out)]
             assert main([command, *where, *OPTIONS.split(), *more]) == 0
-            settled = yaml.safe_load((folder / out / "config.yaml").read_text())
-            assert settled.pop("min_frames") == 2
-            (folder / out / "config.yaml").write_text(yaml.safe_dump(settled))
+            run_info = yaml.safe_load((folder / out / "config.yaml").read_text())
+            assert run_info.pop("min_frames") == 2
+            (folder / out / "config.yaml").write_text(yaml.safe_dump(run_info))
     return folder
 
 
@@ -44,8 +44,8 @@ def test_evaluate(old, tmp_path):
     options = ["--table", str(old / "t.csv"), "--device", "cpu", "--resamples", "10"]
     assert main(["evaluate", str(old / "ef"), str(tmp_path / "eval"), *options]) == 0
     judged = {row["study"] for row in lines_of(tmp_path / "eval" / "rows.csv")}
-    settled = yaml.safe_load((old / "ef" / "config.yaml").read_text())
-    assert judged == set(settled["split"]["test"]) and judged < set(CineStore(old / "store").ids)
+    run_info = yaml.safe_load((old / "ef" / "config.yaml").read_text())
+    assert judged == set(run_info["split"]["test"]) and judged < set(CineStore(old / "store").ids)
 
 
 def test_predict(old, tmp_path):

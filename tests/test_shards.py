@@ -64,7 +64,7 @@ def test_motion_maps_may_come_with_the_merge(src, tmp_path):
     assert without_shards(tmp_path / "parts") == without_shards(tmp_path / "whole")
 
 
-def test_what_is_missing_is_said(src, tmp_path):
+def test_what_is_missing_is_reported(src, tmp_path):
     store = tmp_path / "store"
     run(src, store, shard="1/3")
     run(src, store, shard="3/3")
@@ -93,12 +93,12 @@ def test_merge_of_a_store_that_has_been_damaged(src, tmp_path):
         f"{k}-of-2.{what}" for k in (1, 2) for what in ("failures.jsonl", "lock")]
 
 
-def test_altered_maps_are_told_by_a_merge_that_checks(src, tmp_path):
+def test_altered_maps_are_reported_by_a_merge_that_repairs(src, tmp_path):
     store = tmp_path / "store"
     run(src, store, shard="1/1", motion=True)
     path = store / "studies/p1/sax.motion.npy"
     path.write_bytes(path.read_bytes()[:-1] + b"\x9c")
-    (failure,) = run(src, store, merge=True, check=True).failures
+    (failure,) = run(src, store, merge=True, repair=True).failures
     assert failure.file == "studies/p1/sax.motion.npy" and "altered" in failure.reason
 
 

@@ -45,7 +45,7 @@ def test_default_pattern_splits_id_and_view(tmp_path):
     assert [path.name for path in sources.unmatched] == ["a_b_label.nii.gz"]
 
 
-def test_what_was_found_and_what_has_no_place_is_said(tmp_path):
+def test_what_was_found_and_what_has_no_place_is_reported(tmp_path):
     touch(tmp_path, *(f"{n}_sa_{t}.nii" for n in range(3) for t in range(2)), "3_sax_1.nii", "3_lax_2c_1.nii")
     touch(tmp_path, *(f"other{n}.nii" for n in range(7)))
     sources = find_sources(tmp_path, "{id}_{view}_{frame}.nii", ("sax=sa",))
@@ -54,8 +54,8 @@ def test_what_was_found_and_what_has_no_place_is_said(tmp_path):
     assert unmatched_line(names) == ("7 NIfTI files do not match the pattern and were left alone: other0.nii, "
                                      "other1.nii, other2.nii, other3.nii, other4.nii, ...")
     lines = str(PrepareReport(files=sources.found(), unmatched_files=names)).splitlines()
-    assert lines[1:4] == ["lax_2c: 1 files 'lax_2c' of 1 studies", "sax: 6 files 'sa' of 3 studies",
-                          "sax: 1 files 'sax' of 1 studies"] and lines[4] == unmatched_line(names)
+    assert lines[1:4] == ["lax_2c: 1 file 'lax_2c' of 1 study", "sax: 6 files 'sa' of 3 studies",
+                          "sax: 1 file 'sax' of 1 study"] and lines[4] == unmatched_line(names)
     assert unmatched_line(names) in str(PredictReport(tmp_path, unmatched_files=names))
 
 

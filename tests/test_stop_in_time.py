@@ -39,8 +39,8 @@ checkpoint.write_file = slow
 """
 BEHIND = f"""{WRITING}
 class Behind(p.WholeCheckpoints):
-    def __init__(self, *arguments, behind, **options):
-        super().__init__(*arguments, behind=True, **options)
+    def __init__(self, *arguments, async_save, **options):
+        super().__init__(*arguments, async_save=True, **options)
 p.WholeCheckpoints = Behind
 """
 
@@ -49,7 +49,7 @@ p.WholeCheckpoints = Behind
     ("code", "longest"),
     # threads that read ahead end with the batch that they have in hand
     [(READING, 2 * SLOW), (WRITING, 2 * SLOW), (BEHIND, 2 * SLOW)],
-    ids=["while it waits for a batch", "in a checkpoint", "while one is written behind"],
+    ids=["while it waits for a batch", "in a checkpoint", "while one is written asynchronously"],
 )
 def test_terminated(tiny_store, tmp_path, code, longest):  # noqa: F811
     out = tmp_path / "run"

@@ -145,7 +145,7 @@ def test_an_altered_label_is_found_and_mended(prepared, capfd):
     assert again(src, store).unchanged == 3  # reads nothing that is there
     assert main(["verify", str(store)]) == 1
     assert f"{FILE}: altered" in capfd.readouterr().out
-    report = again(src, store, check=True)
+    report = again(src, store, repair=True)
     assert (report.prepared, report.exit_code) == (1, 0) and content(store) == before
     assert main(["verify", str(store)]) == 0
 
@@ -193,7 +193,7 @@ def test_killed_while_labels_are_written_it_goes_on(whole, tmp_path):
 
 def test_labels_are_outlined_and_counted(whole, tmp_path):
     text = inspect_store(whole / "store", tmp_path / "out")
-    assert "  2 studies have labels" in text and "  labels 2 of 3, of 2 frames" in text and "outlined" in text
+    assert "  2 studies with labels" in text and "  labels 2 of 3, of 2 frames" in text and "outlined" in text
     labels = np.zeros((9, 8), np.uint8)
     labels[1:8, 2:7], labels[3:6, 4:5] = 2, 3
     frame = np.full(labels.shape, 90, np.uint8)

@@ -84,7 +84,7 @@ def test_values_that_are_no_numbers(tmp_path, value):
         table.numeric("EF")
 
 
-def test_what_matches_in_part_is_said(tmp_path, capsys):
+def test_what_matches_in_part_is_reported(tmp_path, capsys):
     path, listed = tmp_path / "t.csv", [f"s{n}" for n in range(3, 12)]
     check_matches(path, listed, listed[::-1], "store")
     assert capsys.readouterr().err == ""
@@ -100,7 +100,7 @@ def test_what_matches_in_part_is_said(tmp_path, capsys):
         check_matches(path, listed, ["a", "b"], "store")
 
 
-def test_views_that_a_store_has_not_are_said(tmp_path, capsys):
+def test_views_that_a_store_has_not_are_reported(tmp_path, capsys):
     points = read_landmarks(written(tmp_path, HEADER + "".join(
         f"a,{view},{t},apex,1,2,3\n" for view in ("lax_4c", "lax_3c", "4ch") for t in (0, 1))))  # fmt: skip
     check_landmarks(tmp_path / "t.csv", points, {"a": ("sax", "lax_4c")}, ["a"], tmp_path / "store")

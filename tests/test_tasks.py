@@ -58,14 +58,14 @@ class Darkness(Task):
 
     @classmethod
     def settle(cls, config, cines, base, split, *, min_frames):
-        shape = fit_to_store(base, cines, config.views, config.preset)
+        model_config = fit_to_store(base, cines, config.views, config.preset)
         labels = DarknessLabels(cines)
-        return Settled(cls(shape.views, 0.25), labels, shape, cines, split, used_of(config, split.train))
+        return Settled(cls(model_config.views, 0.25), labels, model_config, cines, split, used_of(config, split.train))
 
-    def network(self, shape, config):
-        return vit_of(shape, 1, 1, config)
+    def network(self, model_config, config):
+        return vit_of(model_config, 1, 1, config)
 
-    def loss(self, model, batch, blank):
+    def loss(self, model, batch, cutout):
         return (self.predict(model, batch.images())["dark"] - batch.target["dark"]).square().mean()
 
     def predict(self, model, images):

@@ -27,7 +27,7 @@ from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.phantom.cohort import write_cohort
 from cinema_fast.tasks.finetune import finetune
 from cinema_fast.tasks.finetune_config import FinetuneConfig
-from cinema_fast.tasks.split import fewer, split_studies
+from cinema_fast.tasks.split import split_studies, subsample
 
 PRESET = "cinema-demo"
 TASKS = ("segmentation", "multitask")
@@ -125,7 +125,7 @@ def few_keys(training: Sequence[str], disease: Mapping[str, str], few: int) -> I
     """
     kinds = {disease[study] for study in training}
     for at in count():
-        chosen = fewer(training, fraction=few / len(training), shots=None, seed=at)
+        chosen = subsample(training, fraction=few / len(training), shots=None, seed=at)
         if {disease[study] for study in chosen} == kinds:
             yield at
         if at > 10_000:
@@ -151,7 +151,7 @@ def options(out: Path, cell: Cell, size: Size, subset_seed: int, n_training: int
         data=out / "store", out=run, task=cell.task, steps=steps, batch_size=batch, preset=PRESET,
         init_from=out / "pretraining" if cell.start == "pre-trained" else None, seed=cell.seed, val=size.val,
         test=size.test, label_fraction=labelled(size, cell.level, n_training) / n_training, subset_seed=subset_seed,
-        augment=AUGMENT[cell.task], blank=0.0, layer_decay=1.0, warmup=0.05, drop_path=0.0, patience=0,
+        augment=AUGMENT[cell.task], cutout=0.0, layer_decay=1.0, warmup=0.05, drop_path=0.0, patience=0,
         validate_every=max(steps // size.validations, 1), device="cpu", precision="fp32", workers=1,
         log_every=max(steps // 10, 1), resume=(run / "config.yaml").exists(), **task,
     )  # fmt: skip

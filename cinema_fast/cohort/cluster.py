@@ -1,4 +1,4 @@
-"""`cinema-fast cluster`: groups among the embeddings of a cohort, how stable they are, and in what they differ."""
+"""`cinema-fast cluster`: clusters of a cohort's embeddings, their stability and characteristics."""
 
 import csv
 import json
@@ -47,7 +47,7 @@ def _cluster(config: ClusterConfig) -> ClusterReport:
         columns, no_numbers = read_columns(table, config.columns or table.columns)
         without_row = sum(study not in table.rows for study in embeddings.studies)
     found = find_clusters(
-        embeddings.vectors, method=config.method, number=config.clusters, most=config.most,
+        embeddings.vectors, method=config.method, number=config.clusters, most=config.max_clusters,
         resamples=config.resamples, seed=config.seed,
     )  # fmt: skip
     lines, left_out = describe(columns, embeddings.studies, found.clusters)
@@ -114,7 +114,8 @@ def results(report: ClusterReport) -> dict:
         "separation": found.separation and asdict(found.separation),
         "verdict": found.stable,
         "components": {"number": found.points.shape[1], "variance": found.variance, "variance_wanted": VARIANCE_KEPT},
-        "options": {name: getattr(config, name) for name in ("method", "clusters", "most", "resamples", "map", "seed")},
+        "options": {name: getattr(config, name)
+                    for name in ("method", "clusters", "max_clusters", "resamples", "map", "seed")},
         "embeddings": report.embeddings.metadata | {"sha256": report.embeddings.sha256},
         "studies_without_row": report.without_row,
         "columns_left_out": report.left_out,

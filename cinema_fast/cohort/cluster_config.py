@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from tyro.conf import Positional
 
 METHODS = {"kmeans": "k-means", "gaussian": "Gaussian mixture"}
@@ -18,30 +19,30 @@ class ClusterConfig:
     """
 
     # Parquet file of `cinema-fast embed`
-    embeddings: Positional[Path]
-    # folder to write
+    embeddings: Annotated[Positional[Path], tyro.conf.arg(metavar="EMBEDDINGS")]
+    # folder to write, new or empty
     out: Path
-    # CSV with a column study: what is known of the studies, by which clusters are described
+    # CSV with a column study and characteristics of the studies, by which clusters are described
     table: Path | None = None
-    # columns of the table to describe; all when none is named
+    # columns of the table to describe clusters by; if not given: all
     columns: tuple[str, ...] = ()
-    # k-means, or a mixture of Gaussians with diagonal covariances
+    # clustering method: k-means, or a Gaussian mixture with diagonal covariances
     method: Literal["kmeans", "gaussian"] = "kmeans"
-    # number of clusters; by default that of the highest silhouette (kmeans) or the lowest BIC (gaussian)
+    # number of clusters; if not given: that of the highest silhouette (kmeans) or the lowest BIC (gaussian)
     clusters: int | None = None
-    # largest number of clusters tried
-    most: int = 10
-    # pairs of subsamples for the stability, and Gaussian clouds for the separation, whose p is at least 1 / (1 + these)
+    # largest number of clusters to try
+    max_clusters: int = 10
+    # resamples: pairs of subsamples for the stability, null samples for the separation (p is at least 1 / (1 + these))
     resamples: int = 50
-    # how studies are laid out in two dimensions
+    # projection of the studies to two dimensions, for the map
     map: Literal["pca", "tsne"] = "pca"
-    # key of everything random
+    # random seed
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in (("most", 2), ("clusters", 2), ("resamples", 20)):
+        for name, least in (("max_clusters", 2), ("clusters", 2), ("resamples", 20)):
             if (given := getattr(self, name)) is not None and given < least:
-                raise ValueError(f"--{name} must be at least {least}, got {given}")
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {given}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"--seed must lie in 0..2**32 - 1, got {self.seed}")
         if self.columns and not self.table:

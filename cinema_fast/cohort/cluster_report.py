@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.naming import count_studies, counted
 from ..figures.canvas import new_figure, printable
 from ..metrics.characteristics import Characteristic
 from .cluster_config import METHODS, ClusterConfig
@@ -17,7 +18,7 @@ from .embeddings import Embeddings
 
 @dataclass(frozen=True)
 class ClusterReport:
-    """What was found, to print; `lines` of characteristics, and {column left out: why}."""
+    """The clustering, to print; `lines` of characteristics, and {column left out: why}."""
 
     config: ClusterConfig
     embeddings: Embeddings
@@ -28,7 +29,7 @@ class ClusterReport:
 
     @property
     def choice(self) -> str:
-        """How the number of clusters came about."""
+        """How the number of clusters was chosen."""
         criterion, curve = CRITERION[self.config.method], self.found.curve
         name = {"bic": "BIC", "silhouette": "mean silhouette"}[criterion]
         if self.config.clusters:
@@ -41,18 +42,18 @@ class ClusterReport:
         return np.bincount(self.found.clusters)[1:].tolist()
 
     def __str__(self) -> str:
-        found = self.found
+        found, sizes = self.found, ", ".join(map(str, self.sizes))
         lines = [
-            f"{sum(self.sizes)} studies, {found.number} clusters of {', '.join(map(str, self.sizes))} "
+            f"{count_studies(sum(self.sizes))}, {counted(found.number, 'cluster')} of {sizes} "
             f"({METHODS[self.config.method]}; number: {self.choice})"
         ]
         if found.stability:
             lines.append(f"stability: adjusted Rand index {found.stability} of {found.stability.n} pairs of subsamples")
             apart = found.separation
-            lines.append(f"separation: silhouette {apart.silhouette:.2f}; one Gaussian cloud {apart.one_cloud}, "
+            lines.append(f"separation: silhouette {apart.silhouette:.2f}; null model (one Gaussian) {apart.one_cloud}, "
                          f"p = {apart.p:.3f}")
         lines.append(found.stable)
-        lines += [f"{self.without_row} studies are not in {self.config.table}"] * bool(self.without_row)
+        lines += [f"not in {self.config.table}: {count_studies(self.without_row)}"] * bool(self.without_row)
         lines += [f"column {column} left out: {why}" for column, why in self.left_out.items()]
         return "\n".join([*lines, f"written: {self.config.out / 'report' / 'index.html'}"])
 
@@ -102,11 +103,11 @@ def draw_map(path: Path, places: np.ndarray, clusters: np.ndarray, axis: str, na
 
 
 def draw_criterion(path: Path, curve: Mapping[int, float], criterion: str, number: int) -> None:
-    """The criterion over the number of clusters, and which number was taken."""
+    """The criterion by number of clusters, and the number that was chosen."""
     figure = new_figure(5, 3.2)
     axes = figure.subplots()
     axes.plot(list(curve), list(curve.values()), marker="o")
-    axes.axvline(number, color="C3", linestyle="--", label=f"taken: {number}")
+    axes.axvline(number, color="C3", linestyle="--", label=f"chosen: {number}")
     axes.set(xlabel="number of clusters", ylabel={"bic": "BIC", "silhouette": "mean silhouette"}[criterion])
     axes.set_xticks(list(curve))
     axes.grid(alpha=0.3)
@@ -132,8 +133,8 @@ def _p(line: Characteristic) -> str:
     return text + (" *" if line.small else "")
 
 
-_PICTURES = (("map", "Studies by cluster, and by the column of the largest effect"),
-             ("number", "The criterion over the number of clusters"))
+_PICTURES = (("map", "Map of the studies: by cluster, and by the column with the largest effect"),
+             ("number", "Criterion by number of clusters"))
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -154,8 +155,9 @@ img { max-width: 100% } .verdict { font-weight: bold }
 {% if found.stability %}
 <tr><th>stability<td>{{ found.stability }}: adjusted Rand index of {{ found.stability.n }} pairs of subsamples, \
 mean and central 95 %
-<tr><th>separation<td>silhouette {{ number(found.separation.silhouette) }}; one Gaussian cloud of the same covariance \
-{{ found.separation.one_cloud }}, n = {{ found.separation.one_cloud.n }}, p = {{ number(found.separation.p) }}
+<tr><th>separation<td>silhouette {{ number(found.separation.silhouette) }}; null model (one Gaussian of the same \
+covariance) {{ found.separation.one_cloud }}, n = {{ found.separation.one_cloud.n }}, \
+p = {{ number(found.separation.p) }}
 {% endif %}
 <tr><th>components<td>{{ found.points.shape[1] }}, {{ "%.0f" | format(100 * found.variance) }} % of the variance
 <tr><th>embeddings<td>{{ report.embeddings.path }}
@@ -170,7 +172,7 @@ mean and central 95 %
 {% if tables or report.left_out %}
 <h2>Characteristics</h2>
 <p>Each cluster against the rest. p is adjusted over all tests (Benjamini-Hochberg); *: an expected count below 5. \
-Clusters were found on these same studies: p describes, it proves nothing.</p>
+The clusters were found on these same studies, so p is descriptive, no test of a hypothesis.</p>
 {% endif %}
 {% for column, lines in tables.items() %}
 <h3>{{ column }}</h3>
@@ -192,7 +194,7 @@ Clusters were found on these same studies: p describes, it proves nothing.</p>
 </table>
 {% endfor %}
 {% if report.without_row %}
-<p>{{ report.without_row }} studies are not in the table.</p>
+<p>Not in the table: {{ report.without_row }} of the studies.</p>
 {% endif %}
 {% for column, why in report.left_out.items() %}
 <p>Column {{ column }} left out: {{ why }}.</p>

@@ -1,4 +1,4 @@
-"""Groups among the vectors of a cohort, how many there are, and how far they can be believed.
+"""Clusters of the vectors of a cohort: how many there are, how stable and how well separated they are.
 
 Vectors are standardised and reduced to the principal components that hold VARIANCE_KEPT of the variance. Two doubts are
 answered with numbers. Would other studies of the same cohort have given the same groups: clusterings of random
@@ -69,15 +69,15 @@ class Clustering:
 
     @property
     def stable(self) -> str:
-        """A verdict in words. The bounds are a convention, as those of any such index."""
+        """How stable and separated the clusters are, in words. The thresholds are a convention."""
         if self.stability is None:
-            return "one cluster: no division is better by the criterion"
+            return "one cluster: by the criterion no division is better"
         if self.separation and self.separation.p > 0.05:
-            return "no groups: one Gaussian cloud of the same covariance divides as well; do not read the clusters"
+            return "no groups: one Gaussian of the same covariance divides as well; do not interpret the clusters"
         if self.stability.mean < 0.6:
-            return "not stable: other studies would give other clusters; do not read them"
+            return "not stable: other studies would give other clusters; do not interpret them"
         good = "stable: other studies of this cohort would give nearly the same clusters"
-        return good if self.stability.mean >= 0.8 else "partly stable: read the clusters with care"
+        return good if self.stability.mean >= 0.8 else "partly stable: interpret the clusters with care"
 
 
 def find_clusters(
@@ -108,7 +108,7 @@ def find_clusters(
 
 
 def check_cohort(vectors: np.ndarray, number: int | None) -> None:
-    """ValueError where vectors (n, D) cannot be divided, into `number` clusters or any."""
+    """Raise ValueError where vectors (n, D) cannot be clustered, into `number` clusters or any."""
     least = STUDIES_PER_CLUSTER * (number or 2)
     if len(vectors) < least:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""`cinema-fast embed`: the vectors of a whole store as one Parquet file, in parts that outlive a kill.
+"""`cinema-fast embed`: the vectors of a whole store as one Parquet file; a killed run goes on where it stopped.
 
 Parts of STUDIES_PER_PART studies are written to OUT.parts/, each whole or not at all, then joined to OUT; the parts go
 when no study is missing. Batches never run over the end of a part, so a run that was killed and gone on with, by the
@@ -13,8 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
+
+from ..common.naming import count_studies
 from ..common.output import UNFINISHED, parts_folder, whole_file
 
 STUDIES_PER_PART = 128
@@ -30,28 +33,29 @@ class EmbedConfig:
     the mean of.
     """
 
-    run: Path
-    """Run folder of `cinema-fast pretrain`; its newest sound checkpoint is taken."""
-    store: Path
-    """Store made by `cinema-fast prepare`, the one trained on or another."""
-    out: Path
-    """Parquet file to write."""
+    # run folder of `cinema-fast pretrain`; its newest intact checkpoint is used
+    run: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    # cine store made by `cinema-fast prepare`: the one trained on or another
+    store: Annotated[Path, tyro.conf.arg(metavar="STORE")]
+    # Parquet file to write; its name ends in .parquet
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT")]
+    # CSV with a column study: also draw the embeddings in two dimensions (OUT with .png), coloured by --colour
     labels: Path | None = None
-    """CSV table with a column `study`: draw the cohort in two dimensions, beside OUT as .png, coloured by one of its
-    columns."""
+    # column of --labels, of numbers, that colours the picture
     colour: str = "ef"
-    """The column of `labels`, of numbers."""
+    # clips, or time points of a study, per forward pass
     batch_size: int = 32
-    """Clips, or time points of a study, encoded at once."""
+    # device to run on; auto: the GPU if there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to run; auto takes the GPU if there is one."""
+    # threads that read the store
     workers: int = 2
-    """Threads that read the store."""
+    # try again the studies that an earlier run of the same command could not read. A run that was killed goes on by
+    # the same command without this
     resume: bool = False
-    """Go on with what an earlier run of the same command has written, and try again what it could not read. A run that
-    was killed is gone on with by the same command, without this."""
 
     def __post_init__(self):
+        if self.out.suffix != ".parquet":
+            raise ValueError(f"{self.out}: OUT is a Parquet file, name it {self.out.with_suffix('.parquet')}")
         for name in ("batch_size", "workers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
@@ -61,7 +65,7 @@ class EmbedConfig:
 class EmbedReport:
     """What is in OUT: number of studies, {study: why it has no vector}, and the picture, where one was drawn."""
 
-    out: Path
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT")]
     studies: int
     skipped: dict[str, str] = field(default_factory=dict)
     picture: Path | None = None
@@ -74,7 +78,7 @@ class EmbedReport:
         return 1 if self.skipped else 0
 
     def __str__(self) -> str:
-        lines = [f"{self.studies} studies embedded, {len(self.skipped)} skipped"]
+        lines = [f"{count_studies(self.studies)} embedded, {len(self.skipped)} skipped"]
         lines += [f"skipped: study {study}: {why}" for study, why in self.skipped.items()]
         written = [self.out] * bool(self.studies) + [self.picture] * bool(self.picture)
         return "\n".join(lines + [f"written: {path}" for path in written])
@@ -118,12 +122,10 @@ def embed(config: EmbedConfig) -> EmbedReport:
     checkpoint = newest_checkpoint(checkpoints, lambda note: print(note, file=sys.stderr))
     if checkpoint is None:
         raise ValueError(f"{config.run} has no checkpoint yet")
-    shape = config_from_dict(info.model)
-    if config.labels and config.out.suffix == ".png":
-        raise ValueError(f"{config.out}: the picture has this name; give the Parquet file another")
+    model_config = config_from_dict(info.model)
     cines = CineStore(config.store)
     check_orientation(cines, config.run, info.store.orientation)
-    clips = CLIP in shape.views
+    clips = CLIP in model_config.views
     store = ClipStore(cines, info.options["views"], min_frames=info.min_frames) if clips else cines
     for remark in store.remarks() if clips else ():
         print(remark, file=sys.stderr)
@@ -150,7 +152,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
         return _drawn(config, finished)
 
     with parts_folder(folder):
-        model = CineMA(shape).to(device).eval()
+        model = CineMA(model_config).to(device).eval()
         load_cinema_weights(model, checkpoint.weights)
         with progress_bar("embedding studies", len(store.ids)) as advance:
             for start, part in zip(starts, parts):
@@ -168,7 +170,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
                     workers=config.workers,
                     advance=advance,
                 )
-                _write_part(part, vectors, shape.enc_embed_dim, metadata | {_SKIPPED: json.dumps(skipped)})
+                _write_part(part, vectors, model_config.enc_embed_dim, metadata | {_SKIPPED: json.dumps(skipped)})
         report = _drawn(config, _join(config.out, parts, metadata))
     if not report.skipped:
         shutil.rmtree(folder)
@@ -188,7 +190,7 @@ def _drawn(config: EmbedConfig, report: EmbedReport) -> EmbedReport:
         values = read_labels(config.labels, config.colour, table["study"].to_pylist())
         report.picture = config.out.with_suffix(".png")
         with whole_file(report.picture) as file:
-            draw_embeddings(file, {f"{report.studies} studies": vectors}, values, config.colour)
+            draw_embeddings(file, {count_studies(report.studies): vectors}, values, config.colour)
     return report
 
 

@@ -1,4 +1,4 @@
-"""One vector per study: what a pre-trained encoder makes of it.
+"""One vector per study, by a pre-trained encoder.
 
 Every image of a study is encoded whole, nothing masked and nothing augmented. A view's vector is the mean of its
 tokens, without those that hold padding only. Then:

@@ -38,6 +38,8 @@ def read_embeddings(path: Path) -> Embeddings:
     except ImportError as error:
         raise ValueError(f"embeddings are read by pyarrow: pip install 'cinema-fast[embed]' ({error})") from None
 
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; want the Parquet file that `cinema-fast embed` wrote")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     try:

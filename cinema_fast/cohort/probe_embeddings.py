@@ -5,17 +5,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+import tyro
 from tyro.conf import Positional
 
 from ..common.extras import need
+from ..common.naming import count_studies, counted
 from ..common.output import new_folder
 from ..common.tables import Table, is_number, means_number
 from ..metrics.bootstrap import RESAMPLES, Estimate, Measure, estimate
 from .embeddings import Embeddings, read_beside, read_embeddings
 from .probes import SCORES, Probe, probes
 
+FEW = 20  # studies to test on, below which a warning is given
 LEAST = 10  # studies with a label; fewer, and no interval means anything
 
 
@@ -29,20 +33,20 @@ class ProbeConfig:
     """
 
     # Parquet file of `cinema-fast embed`
-    embeddings: Positional[Path]
+    embeddings: Annotated[Positional[Path], tyro.conf.arg(metavar="EMBEDDINGS")]
     # CSV with a column study and the targets
     table: Path
-    # columns to predict
+    # columns of the table to predict
     targets: tuple[str, ...]
-    # folder to write
+    # folder to write, new or empty
     out: Path
-    # columns of classes that are numbers, some or all
+    # target columns whose numbers are classes, not quantities
     classes: tuple[str, ...] = ()
-    # share of the studies to test on, where the table has no column `split`
+    # share of the studies for testing, where the table has no column split
     test: float = 0.3
-    # each draws a split and the folds; scores are their mean
+    # random seeds; each draws a data split and folds, and scores are means over seeds
     seeds: tuple[int, ...] = (0, 1, 2)
-    # training studies that vote in the k-NN
+    # neighbours k of the k-NN probe
     neighbours: int = 20
 
     def __post_init__(self):
@@ -103,9 +107,13 @@ class ProbeReport:
         lines = []
         for target, found in self.targets.items():
             sizes = f"{max(found.n_train)} train, {max(found.n_test)} test"
-            lines.append(f"{target} ({found.kind}, {sizes}, {len(self.config.seeds)} seeds, split: {self.split})")
+            seeds = counted(len(self.config.seeds), "seed")
+            lines.append(f"{target} ({found.kind}, {sizes}, {seeds}, split: {self.split})")
             for probe, scores in found.scores.items():
-                lines.append(f"  {probe:<9}" + "  ".join(f"{name} {_text(value)}" for name, value in scores.items()))
+                lines.append(f"  {probe:<9}" + "  ".join(f"{name} {value}" for name, value in scores.items()))
+            if (least := min(found.n_test)) < FEW:
+                lines.append(f"  warning: only {count_studies(least)} to test on, so scores are uncertain: want {FEW} "
+                             "or more (label more studies, or give a larger --test)")  # fmt: skip
         return "\n".join([*lines, f"written: {self.config.out / 'results.json'}"])
 
 
@@ -224,8 +232,8 @@ def split_known(
         if classified:
             found, counts = np.unique(by_class, return_counts=True)
             if counts.min() < 4:
-                raise ValueError(f"class {str(found[counts.argmin()])!r} has {counts.min()} studies; want four or more "
-                                 "to train and test on, or a column `split`")
+                raise ValueError(f"class {str(found[counts.argmin()])!r} has {count_studies(counts.min())}; want four "
+                                 "or more to train and test on, or a column `split`")
         try:
             train, test = train_test_split(known, test_size=share, stratify=by_class, random_state=seed)
         except ValueError as error:  # scikit-learn says how many studies that would be
@@ -234,16 +242,10 @@ def split_known(
         train, test = (known[parts[known] == part] for part in ("train", "test"))
     for name, part in (("train", train), ("test", test)):
         if len(part) < 2:
-            raise ValueError(f"{len(part)} studies with a label to {name} on; want two or more")
+            raise ValueError(f"{count_studies(len(part))} with a label to {name} on; want two or more")
     if classified and (lacking := set(labels[train].tolist()) ^ set(labels[test].tolist())):
         raise ValueError(f"class {min(lacking)!r} is not among both the training and the test studies")
     return np.sort(train), np.sort(test)
-
-
-def _text(value: Estimate) -> str:
-    if value.value is None:
-        return f"- ({value.note})"
-    return f"{value.value:.3f}" + (f" [{value.low:.3f}, {value.high:.3f}]" if value.low is not None else "")
 
 
 def _results(report: ProbeReport, embeddings: Embeddings) -> dict:

@@ -1,4 +1,4 @@
-"""How much frozen features say of a label: a linear probe, DINO's weighted k-NN, and what is said without features.
+"""Probes of frozen features: linear, DINO's weighted k-NN, and a constant baseline without features.
 
 Labels (n,) are float64 to regress, or words to classify. A probe sees the test labels only to score itself.
 """

@@ -1,4 +1,4 @@
-"""One process at a time writes a folder, or several that have agreed not to meet."""
+"""An exclusive or shared lock on a folder: one process writes it, or several that write different parts."""
 
 import os
 from collections.abc import Callable, Iterator

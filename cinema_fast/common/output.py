@@ -16,6 +16,7 @@ from tempfile import TemporaryFile
 
 from .lock import hold_folder
 from .parsed_file import read_json
+from .renamed import current_options
 
 UNFINISHED, LOCK = ".unfinished", ".lock"  # in a folder that a command is writing, or was when it was killed
 ANYWHERE = ("workers", "device")  # options that may differ when a killed command is given again
@@ -30,7 +31,7 @@ class OutputTaken(FileExistsError, OutputError):
 
 
 @contextmanager
-def told_of(out: Path, stays: str = "nothing half-written stays") -> Iterator[None]:
+def output_errors(out: Path, stays: str = "nothing half-written stays") -> Iterator[None]:
     """OutputError, with what `stays`, in the place of an OSError by which `out` or a file in it cannot be written.
 
     Other errors pass: it may be an input that cannot be read.
@@ -65,7 +66,7 @@ def folder_for(out: Path, stays: str = "nothing half-written stays") -> Iterator
     """A folder to write files into, which may be new; removed again if it is, and nothing has been written.
 
     Raises OutputTaken where a file is in the way, OutputError where nothing can be written into it: before the block,
-    or, as `told_of`, in it.
+    or, as `output_errors`, in it.
     """
     check_outside_store(out)
     there = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
@@ -73,14 +74,14 @@ def folder_for(out: Path, stays: str = "nothing half-written stays") -> Iterator
         raise OutputTaken(f"{there} is a file; want a folder to write, which may be new")
     new = not out.exists()
     try:
-        with told_of(out, "nothing was written"):
+        with output_errors(out, "nothing was written"):
             try:
                 out.mkdir(parents=True, exist_ok=True)
                 with TemporaryFile(dir=out) as trial:
                     trial.write(bytes(4096))
             except OSError as error:  # also of a folder above it
                 raise OSError(error.errno, error.strerror, str(out)) from error
-        with told_of(out, stays):
+        with output_errors(out, stays):
             yield
     finally:
         if new:
@@ -102,17 +103,17 @@ def new_folder(out: Path, command: str, options: Mapping[str, object], written: 
         OutputTaken: a file, a folder with anything else in it, or what was left of another command.
         OutputError: a folder that cannot be written, as `folder_for`; or another process is writing it.
     """
-    told = {"command": command} | {name: str(value) for name, value in options.items() if name not in ANYWHERE}
+    call = {"command": command} | {name: str(value) for name, value in options.items() if name not in ANYWHERE}
     with folder_for(out):
         if _others(out) and not (out / UNFINISHED).exists():
             raise OutputTaken(f"{out} is not empty: choose another folder to write")
         say = partial(print, file=sys.stderr)
         with hold_folder(out, "written", "wait for it, or choose another folder to write", OutputError, say, name=LOCK):
             if left := _others(out):
-                _check_left(out, left, told, written)
+                _check_left(out, left, call, written)
                 say(f"{out}: what is left of a `cinema-fast {command}` that did not end is removed")
                 _remove(out, written)
-            (out / UNFINISHED).write_text(json.dumps(told), encoding="utf-8")
+            (out / UNFINISHED).write_text(json.dumps(call), encoding="utf-8")
             try:
                 yield
             except KeyboardInterrupt:
@@ -146,14 +147,15 @@ def _others(out: Path) -> list[str]:
     return sorted(path.name for path in out.iterdir() if path.name not in (UNFINISHED, LOCK))
 
 
-def _check_left(out: Path, left: list[str], told: dict[str, str], written: Sequence[str]) -> None:
+def _check_left(out: Path, left: list[str], call: dict[str, str], written: Sequence[str]) -> None:
     """Raise OutputTaken unless what is `left` in a folder is of the same command."""
     try:
         before = read_json(out / UNFINISHED)
-        if before["command"] != told["command"]:
+        before = current_options(before["command"], before)  # an older version may have begun it
+        if before["command"] != call["command"]:
             raise OutputTaken(f"{out} holds what is left of a `cinema-fast {before['command']}` that did not end: "
                               f"remove the folder, or choose another")
-        differs = [f"{name}: was {before.get(name)}, now {now}" for name, now in told.items()
+        differs = [f"{name}: was {before.get(name)}, now {now}" for name, now in call.items()
                    if before.get(name) != now]
     except OutputTaken:
         raise
@@ -163,7 +165,7 @@ def _check_left(out: Path, left: list[str], told: dict[str, str], written: Seque
         raise OutputTaken(f"{out} holds what is left of a command that did not end, and was begun otherwise:\n  "
                           + "\n  ".join(differs) + "\ngive the old values, remove the folder, or choose another")
     if strange := [name for name in left if not _matches(name, written)]:
-        raise OutputTaken(f"{out} holds what is left of a `cinema-fast {told['command']}` that did not end, and "
+        raise OutputTaken(f"{out} holds what is left of a `cinema-fast {call['command']}` that did not end, and "
                           f"{strange[0]!r}, which is not of it: move that away, or choose another folder to write")
 
 

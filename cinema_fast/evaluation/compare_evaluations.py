@@ -1,4 +1,4 @@
-"""Two evaluations side by side, paired: the same studies, frames and targets, and how sure a difference is."""
+"""Two evaluations, paired by study, frame and target: their differences, with intervals and p values."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..common.naming import named
+from ..common.naming import count_studies, counted, named
 from ..common.output import folder_for, whole_file
 from ..common.parsed_file import read_json
 from ..figures.canvas import printable
@@ -155,8 +155,8 @@ def differences(
         for metric, one in found[where].items():
             failed = [sum(_failed(sets[where][of], metric) for of in shared) for sets in before]
             if any(failed):
-                told = f"failed in {failed[0]} (first) and {failed[1]} (second)"
-                found[where][metric] = dataclasses.replace(one, note="; ".join(filter(None, (told, one.note))))
+                note = f"failed in {failed[0]} (first) and {failed[1]} (second)"
+                found[where][metric] = dataclasses.replace(one, note="; ".join(filter(None, (note, one.note))))
     return found
 
 
@@ -183,14 +183,14 @@ def _where_both_are_defined(first: Sequence[Row], second: Sequence[Row]) -> tupl
 def _text(first: EvaluationFolder, second: EvaluationFolder, paired: Sequence[Row], found: Mapping) -> str:
     names = [printable(str(one.path)) for one in (first, second)]
     studies = {row["study"] for row in paired}
-    lines = [f"{names[1]} (second) against {names[0]} (first): {len(studies)} studies that both have, paired."]
+    lines = [f"{names[1]} (second) against {names[0]} (first): {count_studies(len(studies))} that both have, paired."]
     for name, one in zip(names, (first, second)):
         if left := sorted(one.studies - studies):
             shown = named([printable(study) for study in left])
-            lines.append(f"Left out, only in {name}: {len(left)} studies ({shown})")
+            lines.append(f"Left out, only in {name}: {count_studies(len(left))} ({shown})")
         rest = sum(row["study"] in studies for row in one.rows.values()) - len(paired)
         if rest:
-            lines.append(f"Left out, only in {name}: {rest} rows of studies that both have")
+            lines.append(f"Left out, only in {name}: {counted(rest, 'row')} of studies that both have")
     rows, notes = [], []
     for (kind, view, name), metrics in found.items():
         where = printable(", ".join(part for part in (kind, view, name) if part))

@@ -49,7 +49,7 @@ class Run:
         return self.over_lines(mean, name, after=0.9 * step, to=step)
 
 
-def compare(paths: Sequence[Path], out: Path | None = None) -> str:
+def compare_runs(paths: Sequence[Path], out: Path | None = None) -> str:
     """The tables as Markdown; with `out` also written there, as comparison.md, with the curves, as comparison.png.
 
     A run may be under way, and its last line cut short. Raises ValueError naming what is no run folder, has a damaged
@@ -120,7 +120,7 @@ def tables(runs: Sequence[Run]) -> str:
 
 
 def draw_losses(path: Path, runs: Sequence[Run]) -> None:
-    """Loss over steps of each run; a run that has been judged has a cross at its held-out loss."""
+    """Loss over steps of each run; a run with a held-out evaluation has a cross at that loss."""
     figure = new_figure(8, 4.5)
     axes = figure.subplots()
     for run in runs:
@@ -140,7 +140,7 @@ def draw_losses(path: Path, runs: Sequence[Run]) -> None:
 
 
 def _figures(run: Run, shared: int | None) -> dict[str, str]:
-    """What the table says of a run, without what is not known. shared: a step that every run with lines has made."""
+    """The figures of a run that are known. shared: a step that every run with lines has made."""
     found = {"steps made": f"{run.step} of {run.options.get('steps', UNKNOWN)}"}
     if not run.lines:
         return found

@@ -1,4 +1,4 @@
-"""`evaluate`: what a fine-tuned model says of studies with known labels, judged, with a report."""
+"""`evaluate`: scores of a fine-tuned model on labelled studies, with a report."""
 
 import math
 from collections import defaultdict
@@ -24,10 +24,10 @@ from .summary import check_groups
 
 
 def evaluate_run(config: EvaluateConfig) -> dict:
-    """Judge a run; returns what results.json holds.
+    """Evaluate a run; returns the content of results.json.
 
     Raises:
-        ValueError: no run, its store or a table that is not there, labels that do not fit, nothing that can be judged.
+        ValueError: no run, its store or a table that is not there, labels that do not fit, nothing to evaluate.
         OutputError: OUT cannot be written; nothing of it stays.
     """
     with new_folder(config.out, "evaluate", vars(config), ("rows.csv", "report", "results.json", "results.json.tmp")):
@@ -41,80 +41,79 @@ def _evaluate(config: EvaluateConfig) -> dict:
     own = store_fingerprint(cines) == run.info.store.sha256
     if config.data is None and not own:
         raise ValueError(
-            f"{cines.path} has changed since the run: --data {cines.path} judges its --part {config.part} studies and "
-            "those that the run did not know"
+            f"{cines.path} has changed since the run: --data {cines.path} evaluates its --part {config.part} studies "
+            "and those that are new to the run"
         )
-    task, sums = run.task, Assessment(resamples=config.resamples, seed=config.seed)
-    studies, chosen = _chosen(run, cines, config.part, sums, own=own)
+    task, assessment = run.task, Assessment(resamples=config.resamples, seed=config.seed)
+    studies, chosen = _chosen(run, cines, config.part, assessment, own=own)
     of_labels = config.table or _of_run(run, "table")
     table = read_named("--table", of_labels) if of_labels and task.table_of_studies else None
-    about = read_named("--about", config.about) if config.about else table
-    for one in (table, about if about is not table else None):
+    study_table = read_named("--study-table", config.study_table) if config.study_table else table
+    for one in (table, study_table if study_table is not table else None):
         if one:
             check_matches(one.path, one.rows, studies, cines.path, cines.ids)
-    groups = {column: _about(about, "--subgroups").values(column) for column in config.subgroups}
+    groups = {column: _required(study_table, "--subgroups").values(column) for column in config.subgroups}
     for column in config.subgroups:
         if not all(map(is_number, groups[column].values())):  # numbers make groups by their size
-            about.check_classes(column, studies)
+            study_table.check_classes(column, studies)
     check_groups(groups, studies)  # now, not after the studies are predicted
-    scans = _scans(config, about, studies, task)
-    known = _known(config, about, task)
+    scans = _scans(config, study_table, studies, task)
+    known = _known(config, study_table, task)
     task.check_decisions(config.threshold, config.positive)
     data = EvaluationData(cines, studies, of_labels, table, known, config.positive, config.threshold)
-    judge = task.evaluator(run, data, sums)
-    _compare_scans(scans, {study: judge(study) for study in _told(studies, "judging studies")}, sums)
-    told = {
+    judge = task.evaluator(run, data, assessment)
+    _compare_scans(scans, {study: judge(study) for study in _with_progress(studies, "evaluating studies")}, assessment)
+    about = {
         "run": str(config.run), "step": run.step, "task": task.kind, "model": type(run.model).__name__,
         "init_from": run.info.options["init_from"], "training studies": len(run.info.labels.used),
         "store": str(cines.path), "studies": chosen, "seen by the starting weights": seen_among(run.info, studies),
         "precision": str(run.precision)[6:],
     }  # fmt: skip
     if training := run.trained_views():
-        told["training"] = training
-    return write_results(sums, config.out, about=told, table=groups)
+        about["training"] = training
+    return write_results(assessment, config.out, about=about, table=groups)
 
 
 def _of_run(run: FinetunedRun, option: Literal["data", "table"]) -> Path | None:
     """The store or the table of a run. Raises ValueError where it is not there."""
-    said = run.info.options[option]
-    if said and not Path(said).exists():
+    saved = run.info.options[option]
+    if saved and not Path(saved).exists():
         what = {"data": "store", "table": "table"}[option]
-        raise ValueError(f"{said}, the {what} of {run.folder}, is not here (the run was made in another folder or on "
+        raise ValueError(f"{saved}, the {what} of {run.folder}, is not here (the run was made in another folder or on "
                          f"another machine, or it has been moved): name it by --{option}")  # fmt: skip
-    return Path(said) if said else None
+    return Path(saved) if saved else None
 
 
 def _chosen(
-    run: FinetunedRun, cines: CineStore, part: str, sums: Assessment, *, own: bool
+    run: FinetunedRun, cines: CineStore, part: str, assessment: Assessment, *, own: bool
 ) -> tuple[tuple[str, ...], str]:
-    """The studies to judge, and what they are: of the run's own store a part, of another that and what is new to it.
+    """The studies to evaluate, and what they are: of the run's own store a part, of another that and what is new to it.
 
     What the run was trained on or validated by is left out by its name, whatever store it is in.
     """
     if own:
         if not (studies := getattr(run.split, part)):
-            raise ValueError(f"the run has no labelled studies for --part {part}: judge another --part, or a store of "
-                             "others by --data")  # fmt: skip
+            raise ValueError(f"the run has no labelled studies for --part {part}: evaluate another --part, or a store "
+                             "of others by --data")  # fmt: skip
         return studies, f"{part} of the run"
     part_of = {study: name for name, studies in run.split._asdict().items() for study in studies}
     earlier = set(seen_of(run.info.labels)["studies"]) - part_of.keys()
     for study in cines.ids:
         if (other := part_of.get(study, part)) != part:
-            sums.leave_out(study, f"by its name one of the run's {other} studies, which --part {other} judges")
+            assessment.leave_out(study, f"by its name one of the run's {other} studies, which --part {other} evaluates")
         elif study in earlier:
-            sums.leave_out(study, "by its name one that the run's starting weights have learnt from")
+            assessment.leave_out(study, "by its name one that the run's starting weights have learnt from")
     studies = tuple(study for study in cines.ids if part_of.get(study, part) == part and study not in earlier)
     if not studies:
         others = ", ".join(dict.fromkeys(part_of.get(study, "starting weights'") for study in cines.ids))
-        raise ValueError(f"{cines.path}: by their names all its {len(cines.ids)} studies are {others} studies of the "
-                         f"run, none is new to it or for --part {part}: judge another --part")  # fmt: skip
+        raise ValueError(f"{cines.path}: by their names all {len(cines.ids)} of its studies are {others} studies of "
+                         f"the run, none is new to it or for --part {part}: evaluate another --part")  # fmt: skip
     new = sum(study not in part_of for study in studies)
-    return studies, f"of another store: {new} that the run did not know, {len(studies) - new} {part} of the run"
+    return studies, f"of another store: {new} new to the run, {len(studies) - new} {part} of the run"
 
 
 def _check_prepared(run: FinetunedRun, cines: CineStore) -> None:
-    """Raise ValueError where a store has pixels of another size than the run's, or other axes, which its model does not
-    know."""
+    """Raise ValueError where a store has pixels of another size than the run's, or other axes."""
     check_orientation(cines, run.folder, run.info.store.orientation)
     options = {name for name in ("sax_spacing", "lax_spacing") if name in run.info.store.prepare}
     for name in sorted(options & cines.prepare.keys()):
@@ -126,9 +125,9 @@ def _check_prepared(run: FinetunedRun, cines: CineStore) -> None:
             )
 
 
-def _about(table: Table | None, option: str) -> Table:
+def _required(table: Table | None, option: str) -> Table:
     if table is None:
-        raise ValueError(f"{option} wants a table with a line per study: --table CSV, for landmarks --about CSV")
+        raise ValueError(f"{option} wants a table with a line per study: --table CSV, for landmarks --study-table CSV")
     return table
 
 
@@ -138,7 +137,7 @@ def _known(
     """{study: {quantity: value}} of the columns that --known names."""
     columns = dict(pair.split("=", 1) for pair in config.known)
     if columns:
-        table = _about(table, "--known")
+        table = _required(table, "--known")
         task.check_known(columns)
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for quantity, column in columns.items():
@@ -148,13 +147,13 @@ def _known(
 
 
 def _scans(
-    config: EvaluateConfig, about: Table | None, studies: Sequence[str], task: Task
+    config: EvaluateConfig, study_table: Table | None, studies: Sequence[str], task: Task
 ) -> dict[str, list[str]]:
     """{heart: its scans among the studies, at least two}; empty where no --retest is asked for."""
     if not config.retest:
         return {}
     task.check_retest()
-    heart_of = _about(about, "--retest").values(config.retest)
+    heart_of = _required(study_table, "--retest").values(config.retest)
     scans: dict[str, list[str]] = defaultdict(list)
     for study in studies:
         if study in heart_of:
@@ -166,7 +165,7 @@ def _scans(
 
 
 def _compare_scans(
-    scans: Mapping[str, Sequence[str]], values: Mapping[str, Mapping[str, float]], sums: Assessment
+    scans: Mapping[str, Sequence[str]], values: Mapping[str, Mapping[str, float]], assessment: Assessment
 ) -> None:
     """Compare the first two scans of each heart, under the first one's name: what was measured or predicted."""
     for first, second, *_ in scans.values():
@@ -174,12 +173,12 @@ def _compare_scans(
         for name in found[0] or found[1]:
             pair = tuple(one.get(name, math.nan) for one in found)
             if all(map(math.isfinite, pair)):
-                sums.add_retest(first, name, *pair)
+                assessment.add_retest(first, name, *pair)
             else:
-                sums.leave_out(first, f"{name} could not be measured in it and in {second}, the same heart")
+                assessment.leave_out(first, f"{name} could not be measured in it and in {second}, the same heart")
 
 
-def _told(studies: Sequence[str], what: str):
+def _with_progress(studies: Sequence[str], what: str):
     with progress_bar(what, len(studies)) as advance:
         for study in studies:
             yield study

@@ -1,44 +1,46 @@
-"""What an evaluation is: the one source of its options, defaults and checks."""
+"""The options of `evaluate`: the one source of their defaults and checks."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Judge a fine-tuned model on studies whose labels are known: OUT/results.json, rows.csv, report/index.html."""
+    """Evaluate a fine-tuned model on labelled studies. Writes OUT/results.json, rows.csv and report/index.html."""
 
     # folder of a fine-tuning run
-    run: Path
-    # folder to write
-    out: Path
-    # store to judge on; the run's own where none is named
+    run: Annotated[Path, tyro.conf.arg(metavar="RUN")]
+    # folder to write, new or empty
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT")]
+    # store to evaluate on; if not given: the run's own
     data: Path | None = None
-    # which studies of the run; of another store those that the run did not know are judged too
+    # which part of the run's data split to evaluate; of another store also the studies that are new to the run
     part: Literal["train", "val", "test"] = "test"
-    # CSV with a line per study: labels of classes and numbers (the run's own where none is named), what is known of
-    # hearts, and columns for subgroups; for landmarks a line per point
+    # CSV with one line per study: targets (if not given: the run's table), reference values, subgroups; for landmarks
+    # one line per point
     table: Path | None = None
-    # columns of what is known of hearts, as lv_ef=COLUMN: compared with what segmentation measures over the cycle
+    # reference values, as lv_ef=COLUMN: compared with what is measured from the segmentation over the cycle
     known: tuple[str, ...] = ()
-    # columns by which studies are grouped
+    # columns to report subgroups by
     subgroups: tuple[str, ...] = ()
-    # table of known values and of subgroups where that of the labels is another (landmarks)
-    about: Path | None = None
-    # column that is the same for scans of one heart: the repeated measurements of which are compared
+    # CSV with one line per study, for --known, --subgroups and --retest, where --table has landmarks
+    study_table: Path | None = None
+    # test-retest: column that is the same for repeated scans of one heart, whose measurements are compared
     retest: str | None = None
-    # which of two classes is the positive one, of sensitivity and --threshold; the second by name where none is named
+    # positive class of two, for sensitivity and --threshold; if not given: the second by name
     positive: str | None = None
-    # from which probability of the positive one of two classes it is decided for; 0.5 where none is named
+    # decision threshold on the probability of the positive class; if not given: 0.5
     threshold: float | None = None
-    # resamples of the studies for the intervals
+    # bootstrap resamples of the studies, for the confidence intervals
     resamples: int = 1000
-    # key of the resampling
+    # random seed of the bootstrap
     seed: int = 0
-    # where to run; auto takes the GPU if there is one
+    # device to run on; auto: the GPU if there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # arithmetic of activations; that of the run where none is named
+    # precision of activations; if not given: the run's
     precision: Literal["fp32", "bf16"] | None = None
 
     def __post_init__(self):

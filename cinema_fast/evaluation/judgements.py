@@ -173,9 +173,9 @@ def _landmark_case(exhibit: LandmarkExhibit, where: str) -> tuple[str, list[Pict
 _KNOWN = (
     Judgement(
         "segmentation", "Label maps",
-        "Means over labelled frames. Distances are between surfaces. A class that is in neither map is left out; one "
-        "that is in one of them alone is a failure, with Dice 0. Stability: the IoU of a class's masks cut at +1 and "
-        "at -1 of its logits, their mean over classes taken off (Segment Anything, 2023).",
+        "Means over labelled frames. Distances are between surfaces. A class that is absent from both maps is left "
+        "out; one that is present in only one of them is a failure, with Dice 0. Stability: IoU of a class's masks at "
+        "logit thresholds +1 and -1, logits centred over classes (Segment Anything, 2023).",
         measure=_overlap, derived=_over_classes, pictures=_dice_pictures, case=_segmented_case, worst="Dice",
         badness=lambda row: math.nan if row["name"] == ALL_CLASSES else -number(row, "dice"),
     ),
@@ -188,14 +188,14 @@ _KNOWN = (
     ),
     Judgement(
         "cycle", "Cardiac function of the whole cycle",
-        "ED and ES of each ventricle are where it is predicted largest and smallest; compared with values known from "
-        "elsewhere. A ventricle missing in a frame has none.",
+        "ED and ES of each ventricle are the frames where its predicted volume is largest and smallest; compared with "
+        "reference values (--known). A ventricle that is missing in a frame has no value.",
         measure=_agreement, words=_quantity, derived=_ef_classes("lv_ef of the cycle"), worst="|error|",
         badness=_ef_error, pictures=_agreement_pictures(_quantity, ("known", "prediction"), ("truth", "pred")),
     ),
     Judgement(
         "ef_class", "Classes of the ejection fraction",
-        "Reduced: up to 40 %; normal: above 55 %; borderline between.",
+        "Reduced: up to 40 %; borderline: above 40 to 55 %; normal: above 55 %.",
         measure=_ef_classification, words=_quantity, pictures=_class_pictures(_quantity, _ef_classification),
     ),
     Judgement(
@@ -205,20 +205,20 @@ _KNOWN = (
     ),
     Judgement(
         "retest", "Repeated measurements",
-        "Of the same hearts. The coefficient of variation is a fraction; differences are second - first.",
+        "Two scans of the same heart. The coefficient of variation is a fraction; differences are second - first.",
         measure=_repeatability,
         pictures=_agreement_pictures(with_unit, ("first", "second"), ("first", "second")),
     ),
     Judgement(
         "classification", "Classes",
-        "Of two classes the second is the positive one. Of more, sensitivity, specificity, AUROC and AUPRC are one "
-        "class against the rest, averaged.",
-        measure=_classification, words=_class_words, worst="probability of the decision, which is wrong",
+        "With two classes the second is the positive one. With more, sensitivity, specificity, AUROC and AUPRC are "
+        "one-vs-rest, averaged over classes.",
+        measure=_classification, words=_class_words, worst="probability of the wrong decision",
         badness=_wrong, pictures=_class_pictures(_class_words, _classification),
     ),
     Judgement(
         "landmarks", "Landmarks",
-        "Distance of what was found; a landmark that was not found is a failure at any distance.",
+        "Mean distance of the landmarks that were found; one that was not found counts as a failure at any distance.",
         worst="distance (mm)", badness=lambda row: number(row, "distance_mm"), pictures=_distance_pictures,
         case=_landmark_case,
     ),
@@ -227,7 +227,7 @@ JUDGEMENTS = {judgement.kind: judgement for judgement in _KNOWN}
 
 
 def known_and(own: Mapping[str, Judgement]) -> dict[str, Judgement]:
-    """The kinds that all evaluations know and those of a task. Raises ValueError where it names one of the others."""
+    """The kinds of all evaluations and those of a task. Raises ValueError where a name is taken."""
     if taken := sorted(JUDGEMENTS.keys() & own.keys()):
         raise ValueError(f"a task has a judgement {taken[0]!r}, which there is already")
     return JUDGEMENTS | own

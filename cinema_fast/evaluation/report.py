@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file that carries all its pictures and refers to nothing outside it."""
+"""The report of an evaluation: one self-contained HTML file."""
 
 import base64
 import math
@@ -53,7 +53,7 @@ def write_report(path: Path, results: Mapping, tables: Sequence[Table], assessme
 
 
 def figure(value: float) -> str:
-    """Four digits, as people write them."""
+    """Four significant digits."""
     return f"{value:.4g}" if 1e-4 <= abs(value) < 1e5 or not value else f"{value:.3e}"
 
 

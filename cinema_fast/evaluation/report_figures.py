@@ -111,8 +111,8 @@ def distances_png(title: str, distances: Mapping[str, Sequence[float]]) -> bytes
         ordered = np.sort(np.asarray(values, float))
         known = ordered[np.isfinite(ordered)]
         share = np.arange(1, len(known) + 1) / len(ordered)
-        told = f" {printable(name)}, n = {len(ordered)}"
-        axes.step([0, *known], [0, *share], where="post", color=_colour(k), label=told)
+        label = f" {printable(name)}, n = {len(ordered)}"
+        axes.step([0, *known], [0, *share], where="post", color=_colour(k), label=label)
     axes.set(xlabel="distance (mm)", ylabel="share within", ylim=(0, 1.02), xlim=(0, None))
     _legend(axes)
     return _png(figure, title)
@@ -159,8 +159,8 @@ def _draw_reliability(axes, measure: Classification) -> None:
     axes.plot(curve["predicted"], curve["observed"], "o-", color="0.2")  # of no class in the legend
     for x, y, n in zip(curve["predicted"], curve["observed"], curve["n"]):
         axes.annotate(str(n), (x, y), textcoords="offset points", xytext=(4, -9), fontsize=7)
-    what = f"probability of {printable(measure.classes[1])}" if measure.binary else "probability of the likeliest class"
-    axes.set(xlabel=what, ylabel="share that came true\n(n beside)", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    of = printable(measure.classes[1]) if measure.binary else "the most likely class"
+    axes.set(xlabel=f"probability of {of}", ylabel="observed share\n(n beside)", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
 
 
 def _legend(axes, title: str = "") -> None:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .. import __version__
+from ..common.naming import count_studies
 from ..metrics.assessment import Assessment
-from ..metrics.bootstrap import LEVEL
+from ..metrics.bootstrap import LEVEL, Estimate
 from ..metrics.rows import write_rows
 from .judgements import known_and
 from .report import write_report
@@ -25,10 +26,10 @@ def write_results(
     """Write FOLDER/rows.csv, report/index.html and, as the last, results.json; returns what that holds.
 
     about: what was evaluated, with what (JSON values), shown and kept as it is. table: {column: {study: cell}} for
-    tables by subgroup. Raises ValueError where nothing was judged; OSError where the folder cannot be written.
+    tables by subgroup. Raises ValueError where nothing was evaluated; OSError where the folder cannot be written.
     """
     if not assessment.rows:
-        raise ValueError(f"nothing could be judged; {len(assessment.left_out)} were left out: "
+        raise ValueError(f"nothing could be evaluated; {len(assessment.left_out)} left out: "
                          + "; ".join(f"{study}: {why}" for study, why in assessment.left_out[:3]))  # fmt: skip
     judged = list(dict.fromkeys(str(row["study"]) for row in assessment.rows))
     groups = {column: subgroups({s: cells[s] for s in judged if s in cells})
@@ -58,3 +59,16 @@ def write_results(
     temporary.write_text(text + "\n", encoding="utf-8")
     os.replace(temporary, folder / "results.json")
     return json.loads(text)
+
+
+def scores_in_words(results: dict) -> str:
+    """The scores over all studies of what results.json holds, a line a table."""
+    lines = [f"{count_studies(results['studies'])} evaluated"]
+    if left_out := len(results["left_out"]):
+        lines[0] += f", {left_out} left out (see the report)"
+    for table in results["tables"]:
+        if not table["column"]:  # of all studies, not of a subgroup
+            where = ", ".join(part for part in (table["view"], table["name"]) if part)
+            scores = "  ".join(f"{name} {Estimate(**one)}" for name, one in table["numbers"].items())
+            lines.append(f"  {table['kind']}, {where}: {scores}")
+    return "\n".join(lines)

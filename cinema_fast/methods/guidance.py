@@ -1,4 +1,4 @@
-"""Masks guided by motion: from the motion of what a batch shows to the weights that its masks are drawn by.
+"""Motion-guided masking: from the motion in a batch to the weights that its masks are drawn with.
 
 Kim et al., "HeartMAE", ML4H 2024: the moving heart, found by optical flow, guides the mask. The motion is the cycle's,
 read from the map that the store holds beside each cine and moved as the image was, or, for clips, each tubelet's own,
@@ -28,7 +28,7 @@ class Guidance:
     """Weights of being masked for the batches of a run.
 
     Args:
-        mask: strength, its warm-up, temperature and what is to be hidden.
+        mask: strength, its warm-up, temperature and whether moving patches are masked or kept.
         config: of the model: which tokens there are.
         steps: of the whole run.
         online: motion of the batch's own frames instead of the store's maps; for clips only.

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from ..common.naming import named
+from ..common.naming import count_studies, counted, named, sizes_in_words
 from ..data.loading.batch import Batch
 from ..data.loading.loader import LoaderError
 from ..data.loading.sampler import Sampler, held_out
@@ -31,18 +31,18 @@ from .registry import method_for
 
 @method_for(CineMAConfig)
 class MAE(Method):
-    """Predicts hidden patches from visible ones (Fu et al., "A versatile foundation model for cine CMR")."""
+    """Predicts masked patches from visible ones (Fu et al., "A versatile foundation model for cine CMR")."""
 
     options: PretrainConfig
 
     def __init__(self, options: PretrainConfig, preset: CineMAConfig, place: Place):
         cines = CineStore(options.data)
         self.options, self.place = options, place
-        self.shape = fit_to_store(preset, cines, options.views, options.preset)
+        self.model_config = fit_to_store(preset, cines, options.views, options.preset)
         before = read_run_info(options.out) if options.resume else None
-        clips = CLIP in self.shape.views
+        clips = CLIP in self.model_config.views
         self.store = ClipStore(cines, options.views, min_frames=min_frames_of(before)) if clips else cines
-        training, self.away, self.unseen = _split(self.store, self.shape.views, options.holdout)
+        training, self.held_out, self.unseen = _split(self.store, self.model_config.views, options.holdout)
         self.sampler = Sampler(
             training,
             seed=options.seed,
@@ -52,26 +52,27 @@ class MAE(Method):
             augment=options.augment,
             planes={study: len(self.store.planes(study)) for study in training} if clips else None,
         )
-        self.sizes, self.unused = self.shape.image_size, len(self.sampler.groups) > 1
+        self.sizes, self.unused = self.model_config.image_size, len(self.sampler.groups) > 1
         guided, self.motion = options.mask.guidance == "motion", False
         if guided and options.motion == "stored":
             self.motion = True
-            check_guidance(cines, {s: motion_views(self.store, self.shape.views, s) for s in (*training, *self.away)})
+            studies = (*training, *self.held_out)
+            check_guidance(cines, {s: motion_views(self.store, self.model_config.views, s) for s in studies})
         elif guided:
             check_online(place.device)
         self.guidance = (
-            Guidance(options.mask, self.shape, steps=options.steps, online=not self.motion, device=place.device)
+            Guidance(options.mask, self.model_config, steps=options.steps, online=not self.motion, device=place.device)
             if guided else None
         )  # fmt: skip
         self._loss = MaskedLoss(
-            self.shape, place, mask_ratio=options.mask_ratio, decode_ratio=options.decode_ratio, seed=options.seed,
-            guidance=self.guidance,
+            self.model_config, place, mask_ratio=options.mask_ratio, decode_ratio=options.decode_ratio,
+            seed=options.seed, guidance=self.guidance,
         )  # fmt: skip
         self._flops: dict[tuple[str, ...], int] = {}
-        self.info = describe_run(options, place, cines, self.shape, self.store)
+        self.info = describe_run(options, place, cines, self.model_config, self.store)
 
     def build(self) -> CineMA:
-        model = CineMA(self.shape)
+        model = CineMA(self.model_config)
         model.recompute(self.options.recompute)
         return model
 
@@ -102,17 +103,22 @@ class MAE(Method):
     def remarks(self, model: nn.Module) -> Iterator[str]:
         options, place = self.options, self.place
         clips = f"clips of {', '.join(options.views) or 'every view'}"
-        seen = clips if CLIP in self.shape.views else f"views {', '.join(self.shape.views)}"
+        seen = clips if CLIP in self.model_config.views else f"views {', '.join(self.model_config.views)}"
+        parameters = sum(p.numel() for p in model.parameters())
         yield (
-            f"{options.preset} on {len(self.sampler.ids)} studies ({len(self.away)} held out), {seen}; "
-            f"{self.sampler.global_batch} studies a step, lr {options.lr:g}; "
-            f"{place.device.type}, {str(place.precision)[6:]}, {options.mode}"
+            f"{options.preset} on {count_studies(len(self.sampler.ids))} ({len(self.held_out)} held out), {seen}; "
+            f"{parameters / 1e6:.3g} M parameters, images of {sizes_in_words(self.sizes)}"
+        )
+        yield (
+            f"{count_studies(self.sampler.global_batch)} a step, lr {options.lr:g}, mask ratio {options.mask_ratio:g}, "
+            f"seed {options.seed}; {place.device.type}, {str(place.precision)[6:]}, {options.mode}"
         )
         if self.guidance:
             source = "the store's maps" if self.motion else "each clip's own frames"
-            yield f"masks {options.mask.mode} what moves, by {source}; strength {options.mask.strength:g}"
+            strength = f"strength {options.mask.strength:g}"
+            yield f"motion guidance: {options.mask.mode} the patches that move, by {source}; {strength}"
         if self.unseen:
-            yield f"no training study has {', '.join(self.unseen)}: held-out studies are judged without"
+            yield f"no training study has {', '.join(self.unseen)}: held-out studies are evaluated without"
 
     def flops(self, batches: Sequence[Batch]) -> int:
         return sum(len(batch.draw.ids) * self._of_study(batch.draw.views) for batch in batches)
@@ -120,9 +126,9 @@ class MAE(Method):
     def _of_study(self, views: tuple[str, ...]) -> int:
         if views not in self._flops:
             ratios = self.options.mask_ratio, self.options.decode_ratio
-            counts = {view: token_counts(self.shape, view, *ratios) for view in views}
+            counts = {view: token_counts(self.model_config, view, *ratios) for view in views}
             keep, decode = ({view: pair[i] for view, pair in counts.items()} for i in (0, 1))
-            self._flops[views] = step_flops(self.shape, keep, decode)
+            self._flops[views] = step_flops(self.model_config, keep, decode)
         return self._flops[views]
 
     def seconds(self) -> dict[str, float]:
@@ -131,8 +137,8 @@ class MAE(Method):
         return {"guidance": self.guidance.seconds()}
 
     def finish(self, model: CineMA, log: RunLog) -> Evaluation | None:
-        """Judge the held-out studies on the views that some training study has, and draw. Raises LoaderError with
-        `strict` only; whatever else goes wrong is said, and is no failure of the run."""
+        """Evaluate the held-out studies on the views of the training studies, and draw. Raises LoaderError with
+        `strict` only; other errors are logged, and the run counts as finished."""
         options, training = self.options, self.sampler.ids
         unreadable = None if options.strict else {}
         device, precision = self.place.device, self.place.precision
@@ -141,33 +147,33 @@ class MAE(Method):
         }  # fmt: skip
         evaluation = None
         with self._survived("evaluation", log):
-            if self.away:
+            if self.held_out:
                 size = options.batch_size
-                blind = mean_patches(
-                    self.store, self.shape, training, batch_size=size, device=device, unreadable=unreadable
+                baseline = mean_patches(
+                    self.store, self.model_config, training, batch_size=size, device=device, unreadable=unreadable
                 )
-                evaluation = evaluate(model, self.store, self.away, blind, batch_size=size, **common)
-                log.say(f"{evaluation.studies} held-out studies: {evaluation}")
+                evaluation = evaluate(model, self.store, self.held_out, baseline, batch_size=size, **common)
+                log.say(f"{counted(evaluation.studies, 'held-out study', 'held-out studies')}: {evaluation}")
         with self._survived("report", log):
             pictures = write_report(
-                options.out, model, self.store, self.away or training, evaluation=evaluation, guidance=self.guidance,
-                **common,
+                options.out, model, self.store, self.held_out or training, evaluation=evaluation,
+                guidance=self.guidance, **common,
             )  # fmt: skip
             log.say(f"pictures: {', '.join(str(path) for path in pictures)}")
         if unreadable:
             lines = named([f"{study}: {why}" for study, why in unreadable.items()], "\n  ")
-            log.say(f"cannot be read, so neither judged nor drawn ({len(unreadable)}):\n  {lines}")
+            log.say(f"cannot be read, so neither evaluated nor drawn ({len(unreadable)}):\n  {lines}")
         return evaluation
 
     @contextmanager
     def _survived(self, what: str, log: RunLog) -> Iterator[None]:
-        """Hours of training are not to end as a failure for what goes wrong in the block."""
+        """Log an error in the block, and go on: the training itself is finished."""
         try:
             yield
         except Exception as error:
             if self.options.strict and isinstance(error, LoaderError):
                 raise
-            log.say(f"the run is finished and saved, but there is no {what}: {type(error).__name__}: {error}")
+            log.say(f"the run is finished and saved, but its {what} failed: {type(error).__name__}: {error}")
 
 
 def _split(
@@ -179,13 +185,13 @@ def _split(
     """
     usable = {study: tuple(v for v in store.views(study) if v in views) for study in store.ids}
     usable = {study: has for study, has in usable.items() if has}
-    away = sorted(held_out(usable, share))
-    training = {study: has for study, has in usable.items() if study not in away}
+    held = sorted(held_out(usable, share))
+    training = {study: has for study, has in usable.items() if study not in held}
     trained = {view for has in training.values() for view in has}
-    if away and not any(trained.intersection(usable[study]) for study in away):
+    if held and not any(trained.intersection(usable[study]) for study in held):
         raise ValueError(
-            f"--holdout {share:g}: no held-out study ({named(away)}) has a view of "
+            f"--holdout {share:g}: no held-out study ({named(held)}) has a view of "
             f"the training studies ({', '.join(v for v in views if v in trained)}); hold out another share"
         )
-    unseen = {view for study in away for view in usable[study]} - trained
-    return training, away, [view for view in views if view in unseen]
+    unseen = {view for study in held for view in usable[study]} - trained
+    return training, held, [view for view in views if view in unseen]

@@ -1,7 +1,7 @@
-"""How well a model predicts hidden patches of studies it was not trained on, and how well one could without looking.
+"""Masked loss on held-out studies, beside that of the mean training patch as a baseline.
 
-The yardstick is the best predictor that does not look at the image: the mean patch of the training studies at each grid
-position. It is scored at the same masked positions of the same images, which are not augmented.
+The baseline is the mean patch of the training studies at each grid position, the best predictor that does not see the
+image. It is scored at the same masked positions of the same images, which are not augmented.
 """
 
 import math
@@ -33,28 +33,28 @@ MASK_SEED = 0x5EED  # masks are the same in every evaluation, whatever seed the 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """studies judged; loss: their mean masked loss; blind_loss: that of the mean patch; ratio of the two, nan where it
-    is undefined."""
+    """studies: how many were evaluated. loss: their mean masked loss; baseline_loss: that of the mean patch; ratio: of
+    the two, nan where it is undefined."""
 
     studies: int
     loss: float
-    blind_loss: float
+    baseline_loss: float
 
     @property
     def ratio(self) -> float:
-        return self.loss / self.blind_loss if self.blind_loss else math.nan
+        return self.loss / self.baseline_loss if self.baseline_loss else math.nan
 
     def __str__(self) -> str:
         return (
-            f"masked loss {self.loss:.5f}, that of the mean patch {self.blind_loss:.5f} (the best without looking); "
+            f"masked loss {self.loss:.5f}, baseline (mean patch) {self.baseline_loss:.5f}; "
             f"ratio {self.ratio:.3f}{self.verdict}"
         )
 
     @property
     def verdict(self) -> str:
-        """What a ratio of 1 or more means and what to do, or that there is none, in words; empty below 1."""
+        """What a ratio of 1 or more, or none, means and what to do; empty below 1."""
         if math.isnan(self.ratio):
-            return ", which is undefined and says nothing of the model"
+            return ", which is undefined: a loss is not finite, or the baseline's is 0"
         if self.ratio >= 1:
             return (", which is bad: the model predicts no better than the mean patch. Train longer (--steps), and "
                     "where the training loss does not fall, with a lower --lr")
@@ -135,7 +135,7 @@ def _plane(store: ClipStore, study: str, at: int) -> int:
 
 
 def fixed_plan(config: CineMAConfig, batch: Batch, mask_ratio: float) -> dict[str, TokenPlan]:
-    """The masks by which a batch of `fixed_batches` is judged: by study and phase, every masked token decoded."""
+    """The masks of a batch of `fixed_batches`: by study and phase, every masked token decoded."""
     return draw_plan(
         config, batch.draw.views, batch.slot, mask_ratio=mask_ratio, seed=MASK_SEED, step=batch.draw.step
     )
@@ -181,7 +181,7 @@ def evaluate(
     model: CineMA,
     store: CineStore | ClipStore,
     held_out: Sequence[str],
-    blind: Mapping[str, Tensor],
+    baseline: Mapping[str, Tensor],
     *,
     mask_ratio: float,
     batch_size: int,
@@ -189,17 +189,17 @@ def evaluate(
     precision: torch.dtype,
     unreadable: dict[str, str] | None = None,
 ) -> Evaluation:
-    """Mean masked loss over the studies `held_out` at every phase, and that of the predictor `blind`.
+    """Mean masked loss over the studies `held_out` at every phase, and that of `baseline`.
 
-    blind: `mean_patches` of the training studies; only views that it has are judged, and shown to the model. Per study
-    the loss is the mean over its views. unreadable, and LoaderError: see `fixed_batches`.
+    baseline: `mean_patches` of the training studies; only views that it has are evaluated, and shown to the model. Per
+    study the loss is the mean over its views. unreadable, and LoaderError: see `fixed_batches`.
     Raises ValueError where no study can be judged.
     """
     config = model.config
     losses = torch.zeros(2, dtype=torch.float64, device=device)
     n = 0
     for batch in fixed_batches(
-        store, config, held_out, batch_size=batch_size, views=blind, unreadable=unreadable
+        store, config, held_out, batch_size=batch_size, views=baseline, unreadable=unreadable
     ):
         batch = batch.to(device)
         images, plan, size = images_of(batch), fixed_plan(config, batch, mask_ratio), len(batch.slot)
@@ -207,7 +207,7 @@ def evaluate(
             loss = model(images, plan).loss
         unseen = [
             masked_mse(
-                blind[view][plan[view].masked.long()],
+                baseline[view][plan[view].masked.long()],
                 image,
                 plan[view],
                 config.token_size(view),
@@ -218,6 +218,6 @@ def evaluate(
         losses += torch.stack([loss.double(), torch.stack(unseen).mean().double()]) * size
         n += size
     if not n:
-        raise ValueError("no held-out study can be judged: none can be read that has a view of the training studies")
-    loss, blind_loss = (losses / n).tolist()
-    return Evaluation(n // len(PHASES), loss, blind_loss)
+        raise ValueError("no held-out study can be evaluated: none that can be read has a view of the training studies")
+    loss, baseline_loss = (losses / n).tolist()
+    return Evaluation(n // len(PHASES), loss, baseline_loss)

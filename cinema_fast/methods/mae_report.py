@@ -1,4 +1,4 @@
-"""Pictures of a run: its loss curve, and what the model makes of the patches it does not see."""
+"""Pictures of a pre-training run: loss curve, and reconstructions of masked patches."""
 
 import json
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ from .guidance import Guidance
 from .mae_evaluation import Evaluation, fixed_batches, fixed_plan, images_of
 from .motion_figure import draw_motion
 
-STAGES = ("input", "masked", "reconstruction", "absolute error")
+STAGES = ("input", "visible patches", "reconstruction", "absolute error")
 CLIP_FRAMES = 6
 
 
 def fill_in(
     image: Tensor, pred: Tensor, plan: TokenPlan, patch: tuple[int, ...], *, norm: bool
 ) -> tuple[Tensor, Tensor]:
-    """What the model sees and what it makes of it.
+    """The visible patches of an image, and its reconstruction.
 
     Args:
         image (B, C, *size), pred (B, M, P) at plan.masked. norm: predictions are of normalised patches; the true mean
@@ -64,7 +64,7 @@ def write_report(
     evaluation, evaluation.json; returns the pictures.
 
     ids: studies to choose the pictures' from: of those with the most views the first that can be read; where none can,
-    there is loss.png only. unreadable: takes {study: why} of those passed over; where None, one raises LoaderError.
+    there is loss.png only. unreadable: takes {study: why} of those skipped; where None, one raises LoaderError.
     """
     folder = out / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,16 +90,15 @@ def write_report(
 
 
 def draw_loss(path: Path, lines: Sequence[dict], evaluation: Evaluation | None = None) -> None:
-    """Loss over steps, with the held-out loss and that of the blind predictor as levels."""
+    """Loss over steps, with the held-out loss and that of the mean patch as levels."""
     figure = new_figure(7, 4)
     axes = figure.subplots()
     made = [(line["step"], line["loss"]) for line in lines if line["loss"] is not None]
     axes.plot(*zip(*made) if made else ([], []), label="training", linewidth=1)
     if evaluation:
         axes.axhline(evaluation.loss, color="C2", label=f"held out {evaluation.loss:.4f}")
-        axes.axhline(
-            evaluation.blind_loss, color="C3", linestyle="--", label=f"mean patch, held out {evaluation.blind_loss:.4f}"
-        )
+        label = f"mean patch, held out {evaluation.baseline_loss:.4f}"
+        axes.axhline(evaluation.baseline_loss, color="C3", linestyle="--", label=label)
     axes.set(xlabel="step", ylabel="masked loss (MSE)", yscale="log")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
@@ -117,7 +116,7 @@ def draw_reconstruction(
     device: torch.device,
     precision: torch.dtype,
 ) -> None:
-    """Input, what is left of it, reconstruction and error: of each view of one frame in a row, of a clip in columns.
+    """Input, visible patches, reconstruction and error: of each view of one frame in a row, of a clip in columns.
 
     Of a stack the middle slice is shown, of a clip CLIP_FRAMES frames spread over it.
     Raises LoaderError where the study cannot be read.
@@ -146,7 +145,7 @@ def draw_reconstruction(
             how = {"cmap": "magma", "vmax": 0.5} if error else {"cmap": "gray", "vmax": 1}
             put_image(axes, pixels.float().cpu().numpy(), title if axes in grid[0] else "", vmin=0, **how)
         line[0].set_ylabel(label)
-    figure.suptitle(f"study {printable(study)}, {mask_ratio:.0%} of the patches hidden")
+    figure.suptitle(f"study {printable(study)}, {mask_ratio:.0%} of the patches masked")
     figure.savefig(path, dpi=110)
 
 

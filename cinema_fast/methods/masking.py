@@ -52,7 +52,7 @@ def draw_plan(
 
 
 class MaskedLoss:
-    """The loss of a training step, as of `Method.loss`, of models of the shape `config`.
+    """The loss of a training step, as of `Method.loss`, of models configured by `config`.
 
     guidance: what weighs the masks, for batches that hold what it reads; None: masks are drawn uniformly.
     """

@@ -1,4 +1,4 @@
-"""A picture of what guides the masks of a run: motion over the cycle, and masks without it and with it."""
+"""A picture of motion-guided masking: motion over the cycle, and masks without and with guidance."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from .masking import draw_plan
 
 ROWS = ("flow to the next frame", "motion map", "mask by chance", "mask by motion")
 CLIP_FRAMES = 6
-HIDDEN = 0.2  # brightness that is left of a hidden patch
+MASKED = 0.2  # brightness that is left of a masked patch
 
 
 class Moment(NamedTuple):
@@ -64,13 +64,13 @@ def draw_motion(
         put_image(column[0], coloured, moment.title)
         put_image(column[1], moment.motion.numpy(), cmap="inferno", vmin=0, vmax=most)
         for axes, visible in ((column[2], moment.by_chance), (column[3], moment.by_motion)):
-            put_image(axes, image * np.where(visible.numpy(), 1, HIDDEN), cmap="gray", vmin=0, vmax=1)
+            put_image(axes, image * np.where(visible.numpy(), 1, MASKED), cmap="gray", vmin=0, vmax=1)
     for axes, label in zip(grid[:, 0], ROWS):
         axes.set_ylabel(label)
     _draw_wheel(grid[0, 0], largest)
-    hides = "hides" if guidance.mask.mode == "mask" else "keeps"
-    hidden = f"{mask_ratio:.0%} of the patches hidden"
-    figure.suptitle(f"study {printable(study)}: guidance that {hides} what moves, {hidden}")
+    does = "masks" if guidance.mask.mode == "mask" else "keeps"
+    masked = f"{mask_ratio:.0%} of the patches masked"
+    figure.suptitle(f"study {printable(study)}: guidance that {does} the patches that move, {masked}")
     figure.savefig(path, dpi=110)
 
 

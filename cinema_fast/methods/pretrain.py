@@ -14,6 +14,6 @@ def pretrain(config: PretrainConfig) -> Outcome:
     (share of the time that went into their weights; not where a step is one graph), and report/ is written at the end:
     held-out studies are judged on the views that some training study has (views only they have are named before the
     first step). Studies that cannot be read are left out and named, with `config.strict` they end the run; whatever
-    else keeps a finished run from its evaluation or pictures is said, and is no failure of the run.
+    else keeps a finished run from its evaluation or pictures is logged, and the run counts as finished.
     """
     return train(config, partial(make_method, config))

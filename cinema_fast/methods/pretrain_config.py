@@ -13,15 +13,15 @@ from ..train.options import RunOptions
 class MaskConfig:
     """Whether and how motion guides the masks (Kim et al., "HeartMAE", ML4H 2024)."""
 
-    # what decides which tokens are hidden: chance alone, or chance weighted by motion
+    # how masked tokens are drawn: uniformly, or weighted by motion
     guidance: Literal["none", "motion"] = "none"
-    # hide what moves, or keep it visible
+    # mask, or keep visible, the patches that move
     mode: Literal["mask", "keep"] = "mask"
-    # share of motion in the weights: 0 is chance alone, 1 motion alone
+    # how much motion counts in the weights: 0 not at all (uniform), 1 fully
     strength: float = 1.0
-    # weights are raised to 1 / temperature: below 1 sharper, above 1 flatter
+    # the weights are raised to the power 1 / temperature: below 1 sharper, above 1 flatter
     temperature: float = 0.5
-    # share of the steps in which the strength rises from 0
+    # share of the steps over which the strength rises from 0
     warmup: float = 0.0
 
     def validate(self) -> None:
@@ -51,18 +51,18 @@ class PretrainConfig(RunOptions):
     LATER: ClassVar = {**RunOptions.LATER, "mask": dataclasses.asdict(MaskConfig()), "motion": "stored"}
 
     _: KW_ONLY
-    # share of the tokens of a view that is hidden
+    # share of the tokens of each view that is masked
     mask_ratio: float = 0.75
-    # share of the hidden tokens that is predicted; 1 is exact, less is faster
+    # share of the masked tokens that is decoded and predicted; 1: all, less is faster
     decode_ratio: float = 1.0
-    # whether and how motion guides the masks
+    # motion-guided masking
     mask: MaskConfig = field(default_factory=MaskConfig)
-    # where a guiding motion is from: maps in the store (prepare --motion), or the clips of a step themselves, as they
-    # are after augmentation
+    # where the motion comes from: maps in the store (prepare --motion), or optical flow of the augmented clips of each
+    # step
     motion: Literal["stored", "online"] = "stored"
-    # share of the studies kept away from training and evaluated at the end
+    # share of the studies held out of training and evaluated at the end
     holdout: float = 0.0
-    # weights to start from, the folder of a run or a .safetensors or torch file; of views it lacks they start fresh
+    # initial weights: the folder of a run, or a .safetensors or torch file; views that it lacks start at random
     init_from: Path | None = None
 
     def __post_init__(self):

@@ -47,8 +47,8 @@ class Judgement:
     measure: the numbers that rows of one view and name are summed up in; raises ValueError where they do not fit.
     words: the name of what a table is of, in words.
     derived: further sets of rows that follow from those of the kind.
-    worst, badness: heading of the number by which the worst rows are listed, and that number of a row, of which more is
-    worse, nan: not listed. No list where `worst` is empty. one_scale: whether rows of several names can be put in one
+    worst, badness: heading of the number by which the worst rows are listed, and that number of a row (higher is worse,
+    nan: not listed). No list where `worst` is empty. one_scale: whether rows of several names can be put in one
     order by it.
     pictures: of all sets of the kind. case: (exhibit, "VIEW, WHY of N") -> title, pictures, and {name: number of its
     colour, from 0}, of a case that the assessment's `galleries` keep.

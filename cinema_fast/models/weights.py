@@ -28,8 +28,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             return load_safetensors(path)
         state = load_torch(path)
     except Exception as error:
-        told = path.suffix == ".safetensors" or isinstance(error, OSError | UnsafeError)
-        why = str(error) if told else "no torch file, or a damaged one"
+        clear = path.suffix == ".safetensors" or isinstance(error, OSError | UnsafeError)
+        why = str(error) if clear else "no torch file, or a damaged one"
         raise ValueError(f"{path} cannot be read as weights: {why}") from error
     return _checked(state, str(path))
 

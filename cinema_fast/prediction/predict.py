@@ -1,4 +1,4 @@
-"""`cinema-fast predict`: studies as they come from the scanner, prepared, predicted, and brought back to their grid.
+"""`cinema-fast predict`: prepare studies, predict them, and bring the predictions back to the grid of the scan.
 
 Each study is prepared by the code of `prepare`, with the options of the run's store, into OUT/.preparing, and goes from
 there when it has been predicted. Its files go to OUT/studies/ID/; its lines are in the tables before the next begins,
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import __version__
-from ..common.naming import named
+from ..common.naming import count_studies, counted, named
 from ..common.output import new_folder
 from ..data.formats.nifti import CineError
 from ..data.prepare.failure import Failure, failure_lines
@@ -32,7 +32,7 @@ from ..data.prepare.sources import (
     unmatched_line,
 )
 from ..data.prepare.study import StudyTask
-from ..data.store.orientation import AS_STORED_RUN, gather_remarks, orientation_of, told_remarks
+from ..data.store.orientation import AS_STORED_RUN, gather_remarks, orientation_of, remark_lines
 from ..data.store.store import CineStore, publish_study, write_index
 from ..metrics.flags import CODES, in_order
 from ..tasks.context import StudyPrediction
@@ -47,7 +47,7 @@ _TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 @dataclass
 class PredictReport:
-    """What is in OUT: number of studies, what could not be predicted, and which NIfTI files had no place.
+    """Summary of OUT: number of studies, failures, and NIfTI files that the pattern does not match.
 
     series: a line for each kind of DICOM series. cut_off: {study: structures at the edge of what the model sees, whose
     volumes are therefore too small}. flags: {study: codes of what is to be looked at again}. missing: {study: views
@@ -82,36 +82,32 @@ class PredictReport:
 
     def __str__(self) -> str:
         nothing = sum("nothing_found" in codes for codes in self.flags.values())
-        lines = [f"{self.studies} studies predicted, {len(self.failures)} failures"
-                 + f", nothing found in a view of {_studies(nothing)}" * bool(nothing)]  # fmt: skip
+        lines = [f"{count_studies(self.studies)} predicted, {counted(len(self.failures), 'failure')}"
+                 + f", nothing found in a view of {count_studies(nothing)}" * bool(nothing)]  # fmt: skip
         if self.unmatched_files:
             lines.append(unmatched_line(self.unmatched_files))
         lines += self.series
         if self.as_stored:
             lines.append(AS_STORED_RUN)
-        lines += told_remarks(self.remarks)
-        lines += [f"study {study}: {what} cut off at the edge of what the model sees" for study, what in
+        lines += remark_lines(self.remarks)
+        lines += [f"study {study}: {what} cut off at the edge of the model's field of view" for study, what in
                   self.cut_off.items()]
         for views in dict.fromkeys(self.missing.values()):
             have = [study for study, missing in self.missing.items() if missing == views]
             lines.append(f"without {', '.join(views)}, which the model reads: {_named(have)}")
         if self.missing:
             lines.append(self.trained)
-        told = {"cut_off", "missing_views"}  # above, with what is cut off and missing
-        for code in in_order(code for codes in self.flags.values() for code in codes if code not in told):
+        shown = {"cut_off", "missing_views"}  # above, with what is cut off and missing
+        for code in in_order(code for codes in self.flags.values() for code in codes if code not in shown):
             having = [study for study, codes in self.flags.items() if code in codes]
             lines.append(f"flag {code}: {_named(having)}: {CODES[code]}")
         lines += failure_lines(self.failures, "results.json")
         return "\n".join(lines + [f"written: {self.out}"] * bool(self.studies))
 
 
-def _named(studies: list[str]) -> str:
+def _named(ids: list[str]) -> str:
     """How many studies, and the first of them by name."""
-    return f"{_studies(len(studies))} ({named(studies)})"
-
-
-def _studies(n: int) -> str:
-    return f"{n} {'study' if n == 1 else 'studies'}"
+    return f"{count_studies(len(ids))} ({named(ids)})"
 
 
 def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
@@ -189,7 +185,7 @@ def _predict_all(
     report.failures.sort(key=lambda failure: order.get(failure.study, -1))  # those of no task first
     if studies:
         _sort_tables(run, config.out, order)
-        told = {
+        results = {
             "format": 1, "version": __version__, "run": str(config.run), "step": run.step, "task": run.task.kind,
             "model": type(run.model).__name__, "precision": str(run.precision)[6:], "source": str(config.src),
             "studies": dict(sorted(studies.items())),
@@ -200,7 +196,7 @@ def _predict_all(
             "failures": [{"study": f.study, "view": f.view, "file": f.file, "reason": f.reason}
                          for f in report.failures],
         }  # fmt: skip
-        text = json.dumps(_finite(told), indent=1, allow_nan=False) + "\n"
+        text = json.dumps(_finite(results), indent=1, allow_nan=False) + "\n"
         (config.out / "results.json").write_text(text, encoding="utf-8")
 
 

@@ -1,41 +1,43 @@
-"""What a prediction is: the one source of its options, defaults and checks."""
+"""The options of `predict`: the one source of their defaults and checks."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from ..data.prepare.source_format import FormatName
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Predict NIfTI or DICOM studies by a fine-tuned model, in the geometry of the scan.
+    """Predict NIfTI or DICOM studies with a fine-tuned model, in the geometry of the scan.
 
     OUT/results.json, studies.csv; of segmentation also frames.csv, of landmarks landmarks.csv; and OUT/studies/ID/ with
     label maps and pictures. Studies are prepared as those of the run's store were.
     """
 
     # folder of a fine-tuning run
-    run: Path
+    run: Annotated[Path, tyro.conf.arg(metavar="RUN")]
     # folder of NIfTI cines or of DICOM series, as for `prepare`; or one NIfTI file
-    src: Path
+    src: Annotated[Path, tyro.conf.arg(metavar="SRC")]
     # folder to write, new or empty
-    out: Path
-    # what SRC holds. auto: NIfTI where files named so lie where the pattern looks, else DICOM
+    out: Annotated[Path, tyro.conf.arg(metavar="OUT")]
+    # format of SRC; auto: NIfTI if files match the pattern, else DICOM
     format: FormatName = "auto"
-    # DICOM: YAML file of the rules by which descriptions of series become views, in place of the package's own
+    # DICOM: YAML file of rules that map series descriptions to views, in place of the package's own
     views_rules: Path | None = None
-    # where the files lie, relative to SRC, with {id}, {view} and {frame} as for `prepare`
+    # pattern of file paths relative to SRC, with {id}, {view} and {frame} as for `prepare`
     pattern: str = "{id}_{view}.nii.gz"
-    # how the files spell the views, each as VIEW=SPELLING: lax_2c=Se8_2ch sax=sax_4d_6slices
+    # spelling of views in file names, each as VIEW=SPELLING, for instance lax_2c=Se8_2ch
     aliases: tuple[str, ...] = ()
-    # view that a single file shows, where its name does not say it as the pattern has it
+    # view of a single file, where its name does not match the pattern
     view: str | None = None
-    # studies prepared at a time, each in a process of its own; 0: one per core
+    # processes that prepare studies; 0: one per core
     workers: int = 0
-    # where to run; auto takes the GPU if there is one
+    # device to run on; auto: the GPU if there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # arithmetic of activations; that of the run where none is named
+    # precision of activations; if not given: the run's
     precision: Literal["fp32", "bf16"] | None = None
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""What augmentation does to label maps and landmarks, and the boxes that are blanked in images."""
+"""What augmentation does to label maps and landmarks, and the boxes that cutout sets to zero in images."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 from ..data.loading.augmentation import Augmentation
 from ..kernels.augment_images import move_maps
 
-BLANK_SHARE = 0.5  # of the images, as everything in the reference's recipe
+CUTOUT_SHARE = 0.5  # of the images, as everything in the reference's recipe
 
 
 def move_labels(labels: Tensor, extent: Tensor, augment: Augmentation, n_classes: int) -> Tensor:
@@ -45,16 +45,16 @@ def move_points(points: Tensor, extent: Tensor, augment: Augmentation) -> Tensor
     return at + centre
 
 
-def blank_boxes(images: Tensor, share: float) -> Tensor:
+def cut_boxes(images: Tensor, share: float) -> Tensor:
     """Half of the images (B, n, *size) with a box of zeros, its sides `share` of the image's, anywhere in it.
 
-    Coarse dropout; draws from PyTorch's generator of the images' device.
+    Cutout (coarse dropout); draws from PyTorch's generator of the images' device.
     """
     if not share:
         return images
     batch, _, *size = images.shape
     drawn = torch.rand(batch, 1 + len(size), device=images.device)
-    kept = (drawn[:, :1] >= BLANK_SHARE).view(batch, *[1] * len(size))
+    kept = (drawn[:, :1] >= CUTOUT_SHARE).view(batch, *[1] * len(size))
     for axis, n in enumerate(size):
         side = max(round(share * n), 1)
         start = (drawn[:, 1 + axis, None] * (n - side + 1)).floor()

@@ -1,4 +1,4 @@
-"""What a task is handed of a run and of an evaluation, and what it gives back of a study that is predicted."""
+"""The data that a task is given for evaluation, and what it returns of a predicted study."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ Cell = str | int | float
 
 
 class PredictedView(NamedTuple):
-    """A cine of a study: what `Task.predict` says of each frame, as the store has it, and as its files have it.
+    """A predicted view of a study: the output of `Task.predict` per frame, its cine in the store, and its source files.
 
     found (T, ...). stored: on which grid. scan: with the axes of its files, which `source` names.
     """
@@ -31,8 +31,11 @@ class PredictedView(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """What is judged, by what. labels: the file of labels, the run's or --table. table: that file where it has a line
-    per study. known: {study: {quantity: value}} of --known. positive, threshold: the options."""
+    """The studies to evaluate, and their labels.
+
+    labels: the file of labels, the run's or --table. table: that file where it has a line per study. known:
+    {study: {quantity: value}} of --known. positive, threshold: the options.
+    """
 
     store: CineStore
     studies: tuple[str, ...]
@@ -45,9 +48,12 @@ class EvaluationData:
 
 @dataclass
 class StudyPrediction:
-    """summary: what results.json holds of the study. row: its line of studies.csv, by column. lines: those of the table
-    that has more than one line for a study. files: {name in the study's folder: content}. flags: what is to be looked
-    at again, codes of `metrics.flags`. cut_off: what reaches the edge of what the model sees, of each view."""
+    """The prediction of a study.
+
+    summary: its entry in results.json. row: its line of studies.csv, by column. lines: those of the table that has more
+    than one line for a study. files: {name in the study's folder: content}. flags: codes of `metrics.flags`. cut_off:
+    what reaches the edge of the model's field of view, of each view.
+    """
 
     summary: dict = field(default_factory=dict)
     row: dict[str, Cell] = field(default_factory=dict)

@@ -28,74 +28,74 @@ class FinetuneConfig(RunOptions):
 
     FREE = RunOptions.FREE | {"table", "split"}
 
-    # optimiser steps of the whole run, which early stopping may end before
+    # optimiser steps of the whole run; early stopping (--patience) may end it sooner
     steps: int
-    # what is learnt
+    # task to learn
     task: TaskName
     _: KW_ONLY
-    # CSV with the labels: a line per study, or for landmarks a line per point
+    # CSV with the labels: one line per study; for landmarks one line per point
     table: Path | None = None
-    # columns of the table to learn, for instance ef disease; a column of numbers is regressed, one of words classified
+    # columns of the table to predict, for instance ef disease: numbers are regressed, words classified
     targets: tuple[str, ...] = ()
-    # columns of numbers that are classes, not quantities
+    # target columns whose numbers are classes, not quantities
     classes: tuple[str, ...] = ()
-    # names of the labels 1, 2, ... in the label maps
+    # names of the labels 1, 2, ... of the label maps
     structures: tuple[str, ...] = ("RV", "MYO", "LV")
-    # how landmarks are found: as maxima of heatmaps, or as coordinates
+    # how landmarks are predicted: as heatmap maxima or as coordinates
     landmarks: Literal["heatmap", "coordinates"] = "heatmap"
-    # views to read; all that have labels when none is named
+    # views to use; if not given: all that have labels
     views: tuple[str, ...] = ()
-    # frames spread over the cycle that are read together, as channels; not for segmentation and landmarks
+    # frames over the cardiac cycle given to the model together, as channels; not for segmentation and landmarks
     n_frames: int = 4
-    # size of a model that starts from random weights, or from a file of weights
+    # name of the model configuration, where --init-from is no run; `cinema-fast info` lists them
     preset: str = "cinema-base"
-    # weights to start from: the folder of a run, pre-training or fine-tuned, or a .safetensors or torch file
+    # initial weights: the folder of a pre-training or fine-tuning run, or a .safetensors or torch file
     init_from: Path | None = None
-    # leave stem and encoder as they are, and train what is on top
-    frozen: bool = False
-    # the encoder of this project, or a network that starts from nothing, to compare with: a U-Net or a ResNet of MONAI
+    # freeze stem and encoder, and train the head or decoder alone
+    freeze: bool = False
+    # cinema: the pre-trainable encoder; baseline: a U-Net or ResNet of MONAI, from random weights, to compare with
     network: Literal["cinema", "baseline"] = "cinema"
-    # channels of the segmentation decoder, from the image's resolution down
+    # channels of the decoder of segmentation and heatmaps, from full resolution down
     decoder_channels: tuple[int, ...] = (32, 64, 128, 256, 512)
-    # what a prediction is made of: the mean over the heads of views and class token, or one kind of them
+    # heads averaged into the prediction: of the class token (cls), of each view's patch tokens (patch), or all
     reduce: Literal["all", "patch", "cls"] = "all"
-    # how the losses of several targets are balanced: by learned uncertainty (Kendall et al. 2018), or by --weights
+    # weighting of several targets' losses: learned uncertainty (Kendall et al. 2018), or fixed --loss-weights
     balance: Literal["uncertainty", "fixed"] = "uncertainty"
-    # weight of each target's loss, in their order; 1 where none is given
-    weights: tuple[float, ...] = ()
-    # studies a step takes at once; under torchrun, each rank
+    # weight of each target's loss, in the order of --targets; if not given: 1 each
+    loss_weights: tuple[float, ...] = ()
+    # studies per micro-batch, on each rank under torchrun
     batch_size: int = 4
-    # random seed of everything but which studies are training, validation and test ones
+    # random seed of the training; the data split does not depend on it
     seed: int = 0
-    # share of the studies by which training is stopped and the best weights chosen
+    # share of the studies for validation: early stopping, and the choice of the best weights
     val: float = 0.15
-    # share of the studies that training never sees; those that `pretrain --holdout` of the same share keeps away
+    # share of the studies held out for testing; the same ones as `pretrain --holdout` of the same share
     test: float = 0.2
-    # CSV with the columns study and split (train, val or test), in place of both shares
+    # CSV with the columns study and split (train, val or test), in place of --val and --test
     split: Path | None = None
-    # share of the labelled training studies that is used
+    # share of the labelled training studies to use
     label_fraction: float = 1.0
-    # number of labelled training studies that is used, of a single classified target for each class
+    # number of labelled training studies to use; for a single classification target: of each class
     shots: int | None = None
-    # random seed of which studies these are
+    # random seed of the choice by --label-fraction and --shots
     subset_seed: int = 0
-    # how the images are changed at random
+    # data augmentation
     augment: AugmentConfig = field(default_factory=lambda: RECIPE)
-    # largest side of a box that is blanked in an image, as a share of the image's; half of the images have one
-    blank: float = 0.2
-    # learning rate at the last step
+    # cutout: side of a box that is set to zero in half of the images, as a share of the image's side; 0: none
+    cutout: float = 0.2
+    # learning rate at the last step, where the cosine decay ends
     min_lr: float = 1e-5
-    # factor of the learning rate from a layer to the one before
+    # layer-wise decay of the learning rate: factor from a layer to the one before it
     layer_decay: float = 0.75
-    # share of the steps in which the learning rate rises
+    # share of the steps used for linear warm-up of the learning rate
     warmup: float = 0.0125
-    # share of the channels dropped in the segmentation decoder
+    # dropout rate of the decoder's channels
     dropout: float = 0.1
-    # share of the residual branches of the last encoder block that is dropped, fewer in those before
+    # stochastic depth: drop rate of the last encoder block, less in earlier ones
     drop_path: float = 0.1
-    # steps between validations, each of which saves a checkpoint
+    # steps between validations; each saves a checkpoint
     validate_every: int = 100
-    # validations without a better one after which training stops; 0: never
+    # early stopping: validations without improvement before training ends; 0: never
     patience: int = 5
 
     def __post_init__(self):
@@ -106,7 +106,7 @@ class FinetuneConfig(RunOptions):
         if min(self.decoder_channels, default=0) < 1:
             given = " ".join(map(str, self.decoder_channels)) or "none"
             raise ValueError(f"--decoder-channels wants one number or more, each at least 1, got {given}")
-        for name in ("val", "test", "blank", "dropout", "drop_path"):
+        for name in ("val", "test", "cutout", "dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{flag(name)} is a share, at least 0 and below 1, got {getattr(self, name)}")
         if self.val + self.test >= 1:
@@ -124,21 +124,21 @@ class FinetuneConfig(RunOptions):
             raise ValueError(f"--classes {unknown[0]}: not among --targets")
         if len(set(self.targets)) < len(self.targets):
             raise ValueError("--targets names a column twice")
-        if self.weights and (self.balance != "fixed" or len(self.weights) != len(self.targets)):
+        if self.loss_weights and (self.balance != "fixed" or len(self.loss_weights) != len(self.targets)):
             raise ValueError(
-                f"--weights are of --balance fixed, one for each of --targets; got {len(self.weights)} with --balance "
-                f"{self.balance} and {len(self.targets)} targets"
+                f"--loss-weights are of --balance fixed, one for each of --targets; got {len(self.loss_weights)} with "
+                f"--balance {self.balance} and {len(self.targets)} targets"
             )
-        if any(not 0 < weight < float("inf") for weight in self.weights):
-            raise ValueError(f"--weights must be above 0, got {' '.join(map(str, self.weights))}")
-        if self.network == "baseline" and (self.init_from or self.frozen):
-            raise ValueError("--network baseline starts from random weights: it takes no --init-from and no --frozen")
+        if any(not 0 < weight < float("inf") for weight in self.loss_weights):
+            raise ValueError(f"--loss-weights must be above 0, got {' '.join(map(str, self.loss_weights))}")
+        if self.network == "baseline" and (self.init_from or self.freeze):
+            raise ValueError("--network baseline starts from random weights: it takes no --init-from and no --freeze")
         if self.network == "baseline" and (self.reduce == "cls" or self.recompute != "none"):
             raise ValueError("--network baseline takes no --reduce cls and no --recompute: it has neither")
         if self.network == "baseline" and self.parallel == "fsdp":
             raise ValueError("--parallel fsdp is for transformers: with --network baseline use ddp")
-        if self.frozen and not self.init_from and not self.resume:
-            raise ValueError("--frozen wants --init-from: random weights are of no use as they are")
+        if self.freeze and not self.init_from and not self.resume:
+            raise ValueError("--freeze wants --init-from: random weights are of no use as they are")
         if not self.structures or len(set(self.structures)) < len(self.structures):
             raise ValueError(f"--structures wants different names of the labels 1, 2, ..., got {self.structures}")
 

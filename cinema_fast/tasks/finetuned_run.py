@@ -35,7 +35,7 @@ class FinetunedRun:
     folder: Path
     step: int
     info: RunInfo
-    shape: CineMAConfig
+    model_config: CineMAConfig
     task: Task
     model: nn.Module
     device: torch.device
@@ -43,31 +43,31 @@ class FinetunedRun:
 
     @property
     def split(self) -> Split:
-        """The run's labelled studies, by what they were for."""
+        """The run's data split."""
         return Split(**{part: tuple(self.info.labels.split[part]) for part in Split._fields})
 
     @property
     def clips(self) -> bool:
         """Whether the model reads clips, and not frames."""
-        return CLIP in self.shape.views
+        return CLIP in self.model_config.views
 
     @property
     def reads(self) -> tuple[str, ...]:
         """The views of a scan that the model reads; empty for clips of any view."""
-        return tuple(self.info.options["views"] if self.clips else self.shape.views)
+        return tuple(self.info.options["views"] if self.clips else self.model_config.views)
 
     @property
     def min_frames(self) -> int:
-        """The frames that a cine has at least that clips are drawn from."""
+        """Least number of frames of a cine that clips are drawn from."""
         return min_frames_of(self.info)
 
     @property
     def fused_views(self) -> tuple[str, ...]:
-        """The views that one answer is made of; none where each view, or each clip, is predicted by itself."""
-        return tuple(self.shape.views) if self.task.fuses_views and not self.clips else ()
+        """The views that are fused into one prediction; none where each view, or each clip, is predicted by itself."""
+        return tuple(self.model_config.views) if self.task.fuses_views and not self.clips else ()
 
     def missing_views(self, views: Sequence[str]) -> tuple[str, ...]:
-        """Those of the views that one answer is made of that are not among `views`."""
+        """The fused views that are not among `views`."""
         return tuple(view for view in self.fused_views if view not in views)
 
     def trained_views(self) -> str:
@@ -79,21 +79,21 @@ class FinetunedRun:
         if sets is None:
             return "how many training studies had which views is not known: the run is of an older version"
         whole = [one for one in sets if set(one["views"]) == set(self.fused_views)]
-        told = [f"{one['studies']} with all of its views" for one in whole]
-        told += [f"{one['studies']} with {', '.join(one['views'])} alone" for one in sets if one not in whole]
+        parts = [f"{one['studies']} with all of its views" for one in whole]
+        parts += [f"{one['studies']} with {', '.join(one['views'])} alone" for one in sets if one not in whole]
         never = "; it has never seen a study without one of them" * (len(whole) == len(sets))
-        return f"training studies of the model: {'; '.join(told)}{never}"
+        return f"training studies of the model: {'; '.join(parts)}{never}"
 
     @torch.no_grad()
     def predict(self, frames: dict[str, np.ndarray]) -> dict[str, Tensor]:
-        """What the task makes of examples {view: (B, n, *size) uint8}, stored frames no larger than the model's.
+        """Predictions for examples {view: (B, n, *size) uint8}: stored frames, no larger than the model's.
 
         n: the task's n_frames, and 1 for clips. Returns the task's own `predict`, on the CPU; maps are as large as the
         frames given. Raises ValueError naming the view whose frames do not fit.
         """
         images = {}
         for view, values in frames.items():
-            size = self.shape.image_size[view]
+            size = self.model_config.image_size[view]
             if len(values.shape) != 2 + len(size) or any(n > most for n, most in zip(values.shape[2:], size)):
                 raise ValueError(
                     f"{view}: frames of {values.shape[2:]} do not fit the model's size {size}; prepare them as the "
@@ -131,8 +131,8 @@ class FinetunedRun:
         """
         before, n = 0, frames.shape[-1]
         if self.is_part(view, frames.shape):
-            before = (self.shape.image_size[view][2] - n) // 2
-            beyond = before, self.shape.image_size[view][2] - n - before
+            before = (self.model_config.image_size[view][2] - n) // 2
+            beyond = before, self.model_config.image_size[view][2] - n - before
             frames = np.pad(frames, ((0, 0), (0, 0), (0, 0), beyond), mode="edge")
         parts = [self.predict({view: frames[i : i + BATCH, None]})[view] for i in range(0, len(frames), BATCH)]
         found = torch.cat(parts)
@@ -175,7 +175,7 @@ class FinetunedRun:
         Raises StoreError or OSError where it cannot be read.
         """
         if CLIP in views:
-            size = self.shape.image_size[CLIP]
+            size = self.model_config.image_size[CLIP]
             clips = np.stack([store.read_clip(study, plane, 0.0, size) for plane in range(len(store.planes(study)))])
             parts = [self.predict({CLIP: clips[i : i + BATCH, None]}) for i in range(0, len(clips), BATCH)]
             return {name: torch.cat([part[name] for part in parts]).mean(0) for name in parts[0]}
@@ -200,12 +200,12 @@ def load_run(folder: Path, *, device: str = "auto", precision: str | None = None
     if best is None:
         first = info.options["validate_every"]
         raise ValueError(f"{folder} has no weights yet: its first validation is at step {first}")
-    task, shape = task_from_dict(info.labels.task), config_from_dict(info.model)
-    model = task.network(shape, _options(info.options))
+    task, model_config = task_from_dict(info.labels.task), config_from_dict(info.model)
+    model = task.network(model_config, _options(info.options))
     load_cinema_weights(model, best.weights)
     where = pick_device(device)
     arithmetic = pick_precision(precision or info.options["precision"], where)
-    return FinetunedRun(folder, best.step, info, shape, task, model.to(where).eval(), where, arithmetic)
+    return FinetunedRun(folder, best.step, info, model_config, task, model.to(where).eval(), where, arithmetic)
 
 
 def _read(folder: Path) -> RunInfo:
@@ -221,7 +221,7 @@ def _read(folder: Path) -> RunInfo:
 
 
 def task_of(folder: Path) -> Task:
-    """What a run of `finetune` has learnt, without its weights. Raises ValueError as `load_run`."""
+    """The task of a run of `finetune`. Raises ValueError as `load_run`."""
     return task_from_dict(_read(folder).labels.task)
 
 

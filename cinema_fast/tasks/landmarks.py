@@ -26,7 +26,7 @@ from ..figures.prediction import landmarks_gif
 from ..metrics.assessment import Assessment
 from ..models.config import CineMAConfig
 from ..train.setup import fit_to_store
-from .augment_targets import blank_boxes, move_points
+from .augment_targets import cut_boxes, move_points
 from .context import EvaluationData, PredictedView, StudyPrediction, Tables
 from .heatmaps import gaussian_maps, peaks
 from .landmark_positions import check_positions
@@ -184,24 +184,24 @@ class Landmarks(Task):
         there = set().union(*labels.on_image().values())
         of_view = {view: tuple(name for name in names if (view, name) in there) for view in order}
         task = cls(tuple(names), config.landmarks, order, of_view, digest)
-        shape = fit_to_store(base, cines, task.views, config.preset)
+        model_config = fit_to_store(base, cines, task.views, config.preset)
         split = split.labelled(labels.views_of, config.task)
         used = used_of(config, split.train)
         labels.check(config.table, used, split.val)
-        return Settled(task, labels, shape, cines, split, used)
+        return Settled(task, labels, model_config, cines, split, used)
 
-    def network(self, shape: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
+    def network(self, model_config: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
         """A network of (images) -> {view: (B, landmarks, X, Y)}, or for coordinates (B, 2 landmarks)."""
         if self.how == "heatmap":
-            return unet_of(shape, len(self.names), config)
-        return vit_of(shape, 2 * len(self.names), 1, config)
+            return unet_of(model_config, len(self.names), config)
+        return vit_of(model_config, 2 * len(self.names), 1, config)
 
-    def loss(self, model: nn.Module, batch: Batch, blank: float) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch, cutout: float) -> Tensor:
         """Mean over the views of soft Dice plus binary cross-entropy of heatmaps, or squared error of coordinates.
 
         Coordinates are shares of the model's image size. A landmark that augmentation moves off the image is unknown.
         """
-        images = {view: blank_boxes(image, blank) for view, image in batch.images().items()}
+        images = {view: cut_boxes(image, cutout) for view, image in batch.images().items()}
         out, losses = model(images), []
         for view, image in images.items():
             extent = batch.extent[view]
@@ -238,7 +238,7 @@ class Landmarks(Task):
     def evaluator(
         self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
-        """Of each study every frame with landmarks is judged; no numbers are returned."""
+        """Of each study every frame with landmarks is evaluated; no numbers are returned."""
         points, store = read_named("--table", data.labels, read_landmarks), data.store
         judged = [(study, view) for study in data.studies for view in store.views(study)
                   if view in self.views and view in points.get(study, {})]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Files that a command names: what is wrong with them is said before the work."""
+"""Reading a file that an option names: errors name the option."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The networks that tasks are built of: one output per pixel, or one per study; or the baselines to compare with."""
+"""The networks of the tasks: one output per pixel, or one per study; or the baselines to compare with."""
 
 from typing import TYPE_CHECKING
 
@@ -11,39 +11,39 @@ if TYPE_CHECKING:
     from .finetune_config import FinetuneConfig
 
 
-def vit_of(shape: CineMAConfig, out_dim: int, n_frames: int, config: "FinetuneConfig") -> nn.Module:
+def vit_of(model_config: CineMAConfig, out_dim: int, n_frames: int, config: "FinetuneConfig") -> nn.Module:
     """ConvViT, or the baseline's ResNet."""
     if config.network == "baseline":
         from ..models.baselines import resnet
 
-        return resnet(shape, out_dim, n_frames)
+        return resnet(model_config, out_dim, n_frames)
     from ..models.conv_vit import ConvViT
 
-    return ConvViT(shape, out_dim, n_frames, drop_path=0.0 if config.frozen else config.drop_path)
+    return ConvViT(model_config, out_dim, n_frames, drop_path=0.0 if config.freeze else config.drop_path)
 
 
-def unet_of(shape: CineMAConfig, out_channels: int, config: "FinetuneConfig") -> nn.Module:
+def unet_of(model_config: CineMAConfig, out_channels: int, config: "FinetuneConfig") -> nn.Module:
     """ConvUNetR, or the baseline's U-Net. Raises ValueError for a decoder that does not fit the images."""
     if config.network == "baseline":
         from ..models.baselines import unet
 
-        return unet(shape, out_channels)
+        return unet(model_config, out_channels)
     from ..models.conv_unetr import ConvUNetR
 
     channels = f"--decoder-channels {' '.join(map(str, config.decoder_channels))}"
     try:
         model = ConvUNetR(
-            shape,
+            model_config,
             out_channels,
             dec_channels=config.decoder_channels,
             dropout=config.dropout,
-            drop_path=0.0 if config.frozen else config.drop_path,
+            drop_path=0.0 if config.freeze else config.drop_path,
         )
     except ValueError as error:
-        fewest = next((n for n in range(1, 9) if _has_levels(shape, n)), None)
+        fewest = next((n for n in range(1, 9) if _has_levels(model_config, n)), None)
         hint = f"; this model takes {fewest} channels or more, one a level" if fewest else ""
         raise ValueError(f"{channels}: {error}{hint}") from error
-    for view, size in shape.image_size.items():
+    for view, size in model_config.image_size.items():
         if any(n % pixels for n, pixels in zip(size, model.coarsest[view])):
             image, position = (" x ".join(map(str, pixels)) for pixels in (size, model.coarsest[view]))
             raise ValueError(
@@ -53,13 +53,13 @@ def unet_of(shape: CineMAConfig, out_channels: int, config: "FinetuneConfig") ->
     return model
 
 
-def _has_levels(shape: CineMAConfig, n: int) -> bool:
+def _has_levels(model_config: CineMAConfig, n: int) -> bool:
     """Whether a decoder of n levels meets the stem's."""
     from ..models.conv_unetr import ConvUNetR
 
     try:
         with torch.device("meta"):
-            ConvUNetR(shape, 1, dec_channels=(8,) * n)
+            ConvUNetR(model_config, 1, dec_channels=(8,) * n)
     except ValueError:
         return False
     return True

@@ -37,7 +37,7 @@ def seen_of(labels: LabelInfo) -> dict[str, list[str]]:
 
 
 def seen_among(info: RunInfo, studies: Sequence[str]) -> str:
-    """How many of the studies that a fine-tuned run is judged on its starting weights have learnt from, in words.
+    """How many of the studies that a fine-tuned run is evaluated on its starting weights have learnt from, in words.
 
     Studies that the run has itself trained on or chosen by are not counted.
     """
@@ -67,15 +67,15 @@ def _pretrained_on(source: Path, before: RunInfo, cines: CineStore) -> tuple[set
 def seen_remarks(
     source: Path, *, studies: Collection[str], unknown: Sequence[str], test: Sequence[str], share: float
 ) -> list[str]:
-    """What run.log is to say of `test` studies that the weights of `source` have learnt from, or may have.
+    """Warnings for run.log about `test` studies that the weights of `source` have seen, or may have.
 
     Args:
         studies, unknown: as `seen_by` gives them, also with the run's own training studies. share: --test.
     """
-    said = [f"whether {source} has learnt from test studies is not known in full: {why}" for why in unknown]
+    remarks = [f"it is not fully known whether {source} has learnt from test studies: {why}" for why in unknown]
     if both := set(studies).intersection(test):
-        said.append(
+        remarks.append(
             f"{len(both)} of the {len(test)} test studies were seen by {source} or what it started from, in training "
-            f"or validation; `pretrain --holdout {share:g}` keeps them away"
+            f"or validation; `pretrain --holdout {share:g}` holds them out"
         )
-    return said
+    return remarks

@@ -36,7 +36,7 @@ from ..metrics.function import (
 from ..metrics.segmentation import stability_score
 from ..models.config import CineMAConfig
 from ..train.setup import fit_to_store
-from .augment_targets import blank_boxes, move_labels
+from .augment_targets import cut_boxes, move_labels
 from .context import EvaluationData, PredictedView, StudyPrediction, Tables
 from .losses import segmentation_loss
 from .networks import unet_of
@@ -144,6 +144,10 @@ class Segmentation(Task):
     n_frames = 1
     predicts_maps = True
     validation_phases = (0.0, 0.25, 0.5, 0.75)  # among the labelled frames of a study: the first and the middle of two
+    warning_at_zero = (
+        "the best validation has Dice 0, so the model has not learnt to segment: train longer (--steps), start from "
+        "pre-trained weights (--init-from), or look at the labels by `cinema-fast inspect STORE --out FOLDER`"
+    )
 
     @classmethod
     def check(cls, config: "FinetuneConfig") -> None:
@@ -168,19 +172,19 @@ class Segmentation(Task):
         if not found:
             raise ValueError(f"--task segmentation: {cines.path} holds no label maps: {_PREPARE}")
         task = cls(config.structures, tuple(v for v in views if v in found), labels.sha256())
-        shape = fit_to_store(base, cines, task.views, config.preset)
+        model_config = fit_to_store(base, cines, task.views, config.preset)
         split = split.labelled(labels.views_of, config.task)
         used = used_of(config, split.train)
         labels.check(used, config.workers)
-        return Settled(task, labels, shape, cines, split, used)
+        return Settled(task, labels, model_config, cines, split, used)
 
-    def network(self, shape: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
+    def network(self, model_config: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
         """A network of (images) -> {view: logits (B, 1 + structures, *size)}."""
-        return unet_of(shape, 1 + len(self.structures), config)
+        return unet_of(model_config, 1 + len(self.structures), config)
 
-    def loss(self, model: nn.Module, batch: Batch, blank: float) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch, cutout: float) -> Tensor:
         """Mean over the views of soft Dice plus cross-entropy."""
-        images = {view: blank_boxes(image, blank) for view, image in batch.images().items()}
+        images = {view: cut_boxes(image, cutout) for view, image in batch.images().items()}
         n_classes = 1 + len(self.structures)
         losses = []
         for view, logits in model(images).items():
@@ -221,7 +225,7 @@ class Segmentation(Task):
     def evaluator(
         self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
-        """Of each study every view over its whole cycle is judged; what is measured of stacks is returned."""
+        """Of each study every view over its whole cycle is evaluated; measurements of stacks are returned."""
         assessment.classes = dict(enumerate(self.structures, start=1))
         maps = SegmentationLabels(data.store, self.views, self.structures)
         maps.values_of([study for study in data.studies if study in maps.views_of], workers=2)
@@ -312,7 +316,7 @@ class Segmentation(Task):
             for ventricle, (ed, es) in cycle.frames.items():
                 marks.setdefault(ed, []).append(f"{ventricle} ED")
                 marks.setdefault(es, []).append(f"{ventricle} ES")
-            _tell_volumes(made, summary, study, view, curves, cycle, cine)
+            _add_volumes(made, summary, study, view, curves, cycle, cine)
             made.files[f"{view}_volumes.png"] = volume_png(curves, cycle, cine.frame_time_ms, study, flags)
         summary["flags"] = flags
         made.flags += flags
@@ -324,11 +328,11 @@ class Segmentation(Task):
 _PREPARE = "store them by `cinema-fast prepare SRC STORE --labels PATTERN`"
 
 
-def _tell_volumes(
+def _add_volumes(
     made: StudyPrediction, summary: dict, study: str, view: str, curves: Mapping[str, np.ndarray],
     cycle: CycleFunction, cine: Cine,
 ) -> None:  # fmt: skip
-    """Put what was measured in a stack into its summary and into the tables."""
+    """Add the measurements of a stack to its summary and to the tables."""
     summary["volumes_ml"] = {name: curve.tolist() for name, curve in curves.items()}
     made.lines += [
         {"study": study, "view": view, "frame": t, "time_ms": t * cine.frame_time_ms if cine.frame_time_ms else ""}

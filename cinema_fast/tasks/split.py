@@ -1,4 +1,4 @@
-"""Which studies are trained on, validated by, and kept for the test; and which few of the first have labels to use."""
+"""The data split: training, validation and test studies; and the subsample of the training studies that is used."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -33,10 +33,10 @@ class Split(NamedTuple):
 
 
 def split_studies(studies: Collection[str], *, val: float, test: float, path: Path | None = None) -> Split:
-    """Share all studies of a store out.
+    """Split all studies of a store into training, validation and test.
 
     A function of the ids alone, cut in the order of their SHA-256: the first are the test ones, so that these are
-    among those that `pretrain --holdout` of at least this share has kept away; then come those of validation.
+    among those that `pretrain --holdout` of at least this share has held out; then come those of validation.
 
     Args:
         val, test: shares. path: a CSV with the columns study and split, which says it instead.
@@ -62,13 +62,13 @@ def split_studies(studies: Collection[str], *, val: float, test: float, path: Pa
     of_test, of_val, training = cut(studies, test, val)
     if not training:
         raise ValueError(
-            f"{len(studies)} studies cannot be shared out by --val {val:g} and --test {test:g}: none is left to train "
+            f"{len(studies)} studies cannot be split by --val {val:g} and --test {test:g}: none is left to train "
             "on"
         )
     return Split(*(tuple(sorted(part)) for part in (training, of_val, of_test)))
 
 
-def fewer(
+def subsample(
     studies: Sequence[str],
     *,
     fraction: float,

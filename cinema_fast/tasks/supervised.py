@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..common.naming import count_studies, sizes_in_words
 from ..data.loading.batch import Batch
 from ..data.loading.loader import LabelError, LoaderError, read_batch
 from ..data.loading.sampler import Draw, Sampler, fixed_draw
@@ -38,10 +39,11 @@ class Supervised(Method):
         self.options, self.place = options, place
         cines = CineStore(options.data)
         split = split_studies(cines.ids, val=options.val, test=options.test, path=options.split)
-        base, task = _base_shape(options, before), task_class(options.task)
+        base, task = _base_config(options, before), task_class(options.task)
         settled = task.settle(options, cines, base, split, min_frames=min_frames_of(before))
-        self.settled, self.task, self.shape, self.store = settled, settled.task, settled.shape, settled.store
-        self.labels, self.sizes = settled.labels, settled.shape.image_size
+        self.settled, self.task, self.store = settled, settled.task, settled.store
+        self.model_config = settled.model_config
+        self.labels, self.sizes = settled.labels, self.model_config.image_size
         self.sampler = Sampler(
             {study: settled.labels.views_of[study] for study in settled.used},
             seed=options.seed,
@@ -52,7 +54,8 @@ class Supervised(Method):
             planes=settled.planes,
         )
         self.unused = len(self.sampler.groups) > 1 or options.reduce != "all"  # of views, and of heads
-        self.validation = Validation(options.validate_every, options.patience)
+        warning = task.warning_at_zero if settled.split.val else ""
+        self.validation = Validation(options.validate_every, options.patience, warning)
         self._unreadable: set[str] = set()
         self._read = partial(read_batch, self.store, sizes=self.sizes, labels=self.labels)
         labels = LabelInfo(
@@ -63,13 +66,14 @@ class Supervised(Method):
             fewest_slices=settled.fewest_slices,
             seen=(before and before.labels and before.labels.seen) or self._seen(cines),
         )
-        self.info = describe_run(options, place, cines, self.shape, self.store, labels)
+        self.info = describe_run(options, place, cines, self.model_config, self.store, labels)
         size = "another network" if options.init_from else "a smaller --preset"
-        views = f", or with fewer --views than {', '.join(self.shape.views)}" * (len(self.shape.views) > 1)
+        views = self.model_config.views
+        fewer_views = f", or with fewer --views than {', '.join(views)}" * (len(views) > 1)
         self.memory = {
             "model": f"{self.task.kind} with {self._origin()}",
             "recomputes": options.network != "baseline",
-            "smaller": f"with {size}{views}",
+            "smaller": f"with {size}{fewer_views}",
         }
 
     def _seen(self, cines: CineStore) -> dict:
@@ -84,10 +88,10 @@ class Supervised(Method):
         return f"the model of {self.options.init_from}" if self.options.init_from else self.options.preset
 
     def build(self) -> nn.Module:
-        model = self.task.network(self.shape, self.options)
+        model = self.task.network(self.model_config, self.options)
         for block in self.units(model):
             block.recompute = self.options.recompute
-        if self.options.frozen:
+        if self.options.freeze:
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(parameter.requires_grad and not name.startswith(("enc_", "encoder.")))
         return model
@@ -101,12 +105,12 @@ class Supervised(Method):
             said, absent = load_starting_weights(model, source, name)
         except FileNotFoundError as error:
             raise ValueError(f"--init-from: {error}") from None
-        if options.frozen and absent:
-            raise ValueError(f"--frozen: {start} has no {', '.join(absent)} to leave as it is: start without --frozen, "
+        if options.freeze and absent:
+            raise ValueError(f"--freeze: {start} has no {', '.join(absent)} to leave as it is: start without --freeze, "
                              "or from other weights")  # fmt: skip
         say(f"weights of {name}: {said}")
         if start.is_dir():
-            say(f"the model's shape is that of {start} ({options.preset})")
+            say(f"the model is configured as in {start} ({options.preset})")
             for remark in learnt_otherwise(start, run_of(start).store.orientation, self.info.store.orientation):
                 say(remark)
         for remark in seen_remarks(start, **self.info.labels.seen, test=self.settled.split.test, share=options.test):
@@ -114,7 +118,7 @@ class Supervised(Method):
 
     def loss(self, model: nn.Module, batch: Batch, step: Tensor) -> Tensor:
         with self.place.autocast():
-            return self.task.loss(model, batch, self.options.blank)
+            return self.task.loss(model, batch, self.options.cutout)
 
     def units(self, model: nn.Module) -> Sequence[nn.Module]:
         return model.encoder.blocks if hasattr(model, "encoder") else ()
@@ -130,14 +134,18 @@ class Supervised(Method):
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         yield (
             f"{options.task} on {len(self.settled.used)} of {len(split.train)} labelled training studies, "
-            f"{len(split.val)} for validation, {len(split.test)} for the test; views {', '.join(self.shape.views)}"
+            f"{len(split.val)} for validation, {len(split.test)} for testing; "
+            f"views {', '.join(self.model_config.views)}"
         )
         yield (
-            f"{type(model).__name__}, {trained / 1e6:.3g} M parameters trained{', encoder frozen' * options.frozen}; "
-            f"{self.sampler.global_batch} studies a step, lr {options.lr:g}; {place.device.type}, "
-            f"{str(place.precision)[6:]}, {options.mode}"
+            f"{type(model).__name__}, {trained / 1e6:.3g} M parameters trained{', encoder frozen' * options.freeze}; "
+            f"images of {sizes_in_words(self.sizes)}"
         )
-        for view, size in self.shape.image_size.items():
+        yield (
+            f"{count_studies(self.sampler.global_batch)} a step, lr {options.lr:g}, seed {options.seed}; "
+            f"{place.device.type}, {str(place.precision)[6:]}, {options.mode}"
+        )
+        for view, size in self.model_config.image_size.items():
             side = min(size[1:] if view == CLIP else size[:2])
             if 2 * options.augment.translation > side and options.augment.translation_share:
                 yield (
@@ -145,9 +153,9 @@ class Supervised(Method):
                     "pixels, out of sight: want less than half of that"
                 )
         if not split.val:
-            yield "no studies of validation: the last weights are kept as the best"
+            yield "no validation studies: the last weights are kept as the best"
         if not split.test:
-            yield "no labelled studies for the test: evaluate wants others by --data, or another --part"
+            yield "no labelled test studies: give `evaluate` a store of others (--data), or another --part"
 
     @torch.no_grad()
     def validate(self, model: nn.Module, say: Callable[[str], None]) -> dict[str, float]:
@@ -157,7 +165,7 @@ class Supervised(Method):
             return self.task.validate(model, self._validation_batches(say))
 
     def _validation_batches(self, say: Callable[[str], None]) -> Iterator[Batch]:
-        """The studies of validation on the device; one that cannot be read is left out, unless `strict`."""
+        """The validation studies on the device; one that cannot be read is left out, unless `strict`."""
         draws = validation_draws(
             {study: self.labels.views_of[study] for study in self.settled.split.val},
             self.task.validation_phases,
@@ -174,11 +182,11 @@ class Supervised(Method):
                 found += 1
                 yield batch.to(self.place.device)
         if not found:
-            raise LoaderError("no study of validation can be read")
+            raise LoaderError("no validation study can be read")
 
     def _read_by_all(self, draw: Draw, say: Callable[[str], None] | None = None) -> Batch | None:
         """A batch, None where a rank cannot read it, which `say` then takes: all make the same forward passes."""
-        batch, error = None, LoaderError("another rank cannot read a study of validation")
+        batch, error = None, LoaderError("another rank cannot read a validation study")
         try:
             batch = self._read(draw)
         except LabelError:
@@ -203,7 +211,7 @@ def _each(draw: Draw) -> Iterator[Draw]:
 
 
 def starting_options(options: FinetuneConfig, before: RunInfo | None) -> FinetuneConfig:
-    """The options with where a run that goes on began, and the preset of the run that weights come from."""
+    """The options, with the starting weights of a resumed run, and the preset of the run that weights come from."""
     if before and before.labels and (start := before.options["init_from"]):
         options = dataclasses.replace(options, init_from=options.init_from or Path(start))
         if options.to_dict()["init_from"] == start:
@@ -214,15 +222,15 @@ def starting_options(options: FinetuneConfig, before: RunInfo | None) -> Finetun
 
 
 def run_of(folder: Path) -> RunInfo:
-    """What the run is made of that weights come from. Raises ValueError where there is none."""
+    """The RunInfo of the run that weights come from. Raises ValueError where there is none."""
     info = read_run_info(folder)
     if info is None:
         raise ValueError(f"--init-from {folder}: no run in this folder (no config.yaml)")
     return info
 
 
-def _base_shape(options: FinetuneConfig, before: RunInfo | None) -> CineMAConfig:
-    """The shape of this run where it goes on, of the run that its weights come from, or of the preset."""
+def _base_config(options: FinetuneConfig, before: RunInfo | None) -> CineMAConfig:
+    """The model's configuration: that of this run when resumed, of the run the weights come from, or of the preset."""
     if before:
         return config_from_dict(before.model)
     if options.init_from and options.init_from.is_dir():

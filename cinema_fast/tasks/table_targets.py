@@ -22,7 +22,7 @@ from ..data.store.store import CineStore, StoreError
 from ..metrics.assessment import Assessment
 from ..models.config import CineMAConfig
 from ..train.setup import fit_to_store
-from .augment_targets import blank_boxes
+from .augment_targets import cut_boxes
 from .context import EvaluationData, StudyPrediction, Tables
 from .losses import balanced, target_loss
 from .named_files import read_named
@@ -118,8 +118,8 @@ class TableTask(Task):
     ) -> Settled:
         """As of `Task`; classes, means and standard deviations are those of the training studies whose labels are used
         alone. Raises ValueError naming a column, a study or a class that does not fit."""
-        shape = fit_to_store(base, cines, config.views, config.preset)
-        views, clips = shape.views, base.views == (CLIP,)
+        model_config = fit_to_store(base, cines, config.views, config.preset)
+        views, clips = model_config.views, base.views == (CLIP,)
         store = ClipStore(cines, config.views, min_frames=min_frames) if clips else cines
         table = read_named("--table", config.table)
         values = {name: _of_studies(table, name, store) for name in config.targets}
@@ -141,10 +141,10 @@ class TableTask(Task):
         )
         n_frames = 1 if CLIP in views else config.n_frames
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-        weights = () if config.balance == "uncertainty" else config.weights or (1.0,) * len(targets)
+        weights = () if config.balance == "uncertainty" else config.loss_weights or (1.0,) * len(targets)
         task = cls(config.task, targets, views, n_frames, config.reduce, config.balance, weights, digest)
         labels = TableLabels(store, views, targets, values, n_frames)
-        return Settled(task, labels, shape, store, split.labelled(labels.views_of, config.task), used)
+        return Settled(task, labels, model_config, store, split.labelled(labels.views_of, config.task), used)
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "TableTask":
@@ -152,10 +152,10 @@ class TableTask(Task):
         targets = tuple(Target(**t | {"classes": tuple(t["classes"])}) for t in values["targets"])
         return super().from_dict(values | {"targets": targets})
 
-    def network(self, shape: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
+    def network(self, model_config: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
         """A network of (images) -> (B, outputs of all targets); with the uncertainties `log_variance` (targets,) that
         are learnt with it, where there are several losses to balance."""
-        model = vit_of(shape, sum(target.width for target in self.targets), self.n_frames, config)
+        model = vit_of(model_config, sum(target.width for target in self.targets), self.n_frames, config)
         if len(self.targets) > 1 and self.balance == "uncertainty":
             model.log_variance = nn.Parameter(torch.zeros(len(self.targets)))
         return model
@@ -165,9 +165,9 @@ class TableTask(Task):
         out = model(images, self.reduce) if hasattr(model, "encoder") else model(images)
         return out.split([target.width for target in self.targets], dim=1)
 
-    def loss(self, model: nn.Module, batch: Batch, blank: float) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch, cutout: float) -> Tensor:
         """The balanced sum of the targets' losses over the studies that have a value."""
-        images = {view: blank_boxes(image, blank) for view, image in batch.images().items()}
+        images = {view: cut_boxes(image, cutout) for view, image in batch.images().items()}
         values = batch.target["values"].unbind(1)
         losses = [
             target_loss(out, known, classified=bool(target.classes))
@@ -229,7 +229,7 @@ class TableTask(Task):
     def evaluator(
         self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
-        """Of each study every target that has a value is judged; the predicted numbers are returned."""
+        """Of each study every target that has a value is evaluated; the predicted numbers are returned."""
         store = ClipStore(data.store, run.reads, min_frames=run.min_frames) if run.clips else data.store
         for target in (target for target in self.targets if target.classes):
             data.table.check_classes(target.name, data.studies)
@@ -242,9 +242,9 @@ class TableTask(Task):
         assessment: Assessment, study: str,
     ) -> dict[str, float]:  # fmt: skip
         predicted: dict[str, float] = {}
-        views = tuple(v for v in store.views(study) if v in run.shape.views)
+        views = tuple(v for v in store.views(study) if v in run.model_config.views)
         if not views:
-            reads = f"views {', '.join(run.shape.views)}"
+            reads = f"views {', '.join(run.model_config.views)}"
             why = f"no cine of {run.min_frames} frames or more" if run.clips else f"none of the {reads}"
             assessment.leave_out(study, why)
             return predicted
@@ -353,7 +353,7 @@ def _check_parts(table: Table, name: str, values: dict[str, str], split: Split, 
         if classified and len(set(here)) == 1:
             raise ValueError(
                 f"{table.path}: all {len(here)} {said} studies have {name!r} {here[0]!r}: take other shares (--val, "
-                "--test), or say by --split which studies are for what"
+                "--test), or give a data split by --split"
             )
     if classified and len(classes := set(values.values())) > max(len(values) // 2, 2):
         hint = "; a number is learnt by --task regression or multitask" if all(map(is_number, classes)) else ""
@@ -361,7 +361,7 @@ def _check_parts(table: Table, name: str, values: dict[str, str], split: Split, 
 
 
 def _target(table: Table, name: str, values: dict[str, str], split: Split, *, classified: bool) -> Target:
-    """What the studies of split.train tell of a column."""
+    """The target of a column, from the studies of split.train."""
     parts = {part: [values[s] for s in studies if s in values] for part, studies in split._asdict().items()}
     train = parts["train"]
     few = f"the {len(split.train)} training studies whose labels are used"

@@ -1,4 +1,4 @@
-"""What a task is: all that fine-tuning, `evaluate` and `predict` ask of what is learnt from labels.
+"""The `Task` protocol: what fine-tuning, `evaluate` and `predict` need of a task.
 
 A new task is one file with a frozen dataclass that derives from `Task`, and its line in registry.py: its fields are
 what config.yaml keeps of it. It may import metrics, figures, data, models, train and methods. A task with scores of its
@@ -25,7 +25,7 @@ from ..metrics.assessment import Assessment
 from ..metrics.judgement import Judgement
 from ..models.config import CineMAConfig
 from .context import EvaluationData, StudyPrediction, Tables
-from .split import Split, fewer
+from .split import Split, subsample
 
 if TYPE_CHECKING:
     from .finetune_config import FinetuneConfig
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Labels(loader.Labels, Protocol):
-    """What is to be learnt of which studies. views_of: {labelled study: its views that have labels}.
+    """The labels of the studies. views_of: {labelled study: its views that have labels}.
 
     `frames_of` gives as many frames as the task's n_frames.
     """
@@ -43,7 +43,7 @@ class Labels(loader.Labels, Protocol):
 
 @dataclass(frozen=True)
 class Settled:
-    """A task with its labels, the shape of its model, where its images are, and who is for what.
+    """A task with its labels, the configuration of its model, where its images are, and the data split.
 
     split: of the studies that have labels. used: those of its training studies whose labels are used.
     Raises ValueError where none of these has a label of one of the model's views.
@@ -51,17 +51,18 @@ class Settled:
 
     task: "Task"
     labels: Labels
-    shape: CineMAConfig
+    model_config: CineMAConfig
     store: CineStore | ClipStore
     split: Split
     used: tuple[str, ...]
 
     def __post_init__(self):
         shown = {view for study in self.used for view in self.labels.views_of[study]}
-        if absent := [view for view in self.shape.views if view not in shown]:
+        views = self.model_config.views
+        if absent := [view for view in views if view not in shown]:
             raise ValueError(
                 f"none of the {len(self.used)} training studies whose labels are used has {absent[0]} with a label: "
-                f"name the others by --views ({' '.join(v for v in self.shape.views if v in shown)}), or take other "
+                f"name the others by --views ({' '.join(v for v in views if v in shown)}), or take other "
                 "studies (--split, --label-fraction, --shots)"
             )
 
@@ -85,13 +86,13 @@ class Settled:
     @property
     def planes(self) -> dict[str, int] | None:
         """{labelled study: the image planes that its clips are of}, None for a model over frames."""
-        if CLIP not in self.shape.views:
+        if CLIP not in self.model_config.views:
             return None
         return {study: len(self.store.planes(study)) for study in self.labels.views_of}
 
 
 class Task(ABC):
-    """What is learnt. Subclasses are frozen dataclasses whose fields are plain values, tuples and dicts of them.
+    """A task, learnt from labels. Subclasses are frozen dataclasses with fields of plain values, tuples and dicts.
 
     kind: the name in registry.py.
     n_frames: read together of a view, 1 for clips.
@@ -99,6 +100,7 @@ class Task(ABC):
     fuses_views: whether one answer is made of all views of a study.
     predicts_maps: whether `predict` gives maps {view: (B, channels, *size)} on the grid of its images.
     table_of_studies: whether --table has a line per study.
+    warning_at_zero: as of `Validation`.
     judgements: kinds of rows of its own.
     """
 
@@ -110,6 +112,7 @@ class Task(ABC):
     fuses_views: ClassVar[bool] = False
     predicts_maps: ClassVar[bool] = False
     table_of_studies: ClassVar[bool] = True
+    warning_at_zero: ClassVar[str] = ""
 
     @classmethod
     def check(cls, config: "FinetuneConfig") -> None:
@@ -122,10 +125,10 @@ class Task(ABC):
     def settle(
         cls, config: "FinetuneConfig", cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
     ) -> Settled:
-        """What a run is about, before anything is built.
+        """Check labels and options against the store, before anything is built.
 
         Args:
-            base: the model's shape, before it is fitted to the store (train.setup.fit_to_store).
+            base: the model's configuration, before it is fitted to the store (train.setup.fit_to_store).
             split: of all studies.
             min_frames: of a cine that clips are drawn from.
 
@@ -144,12 +147,12 @@ class Task(ABC):
         return cls(**{name: _tuples(value) for name, value in values.items() if name in known or name != "kind"})
 
     @abstractmethod
-    def network(self, shape: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
-        """The model, with all that is learnt beside it. Raises ValueError for options that do not fit the shape."""
+    def network(self, model_config: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
+        """The model, with all that is learnt beside it. Raises ValueError for options that do not fit it."""
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch, blank: float) -> Tensor:
-        """The loss () of a batch. blank: side of the boxes that `blank_boxes` cuts out.
+    def loss(self, model: nn.Module, batch: Batch, cutout: float) -> Tensor:
+        """The loss () of a batch. cutout: side of the boxes that `cut_boxes` sets to zero.
 
         It may be recorded into a CUDA graph: it makes no tensor from Python numbers, and reads none back.
         """
@@ -160,7 +163,7 @@ class Task(ABC):
 
     @abstractmethod
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """Figures by name, `score` among them, (higher is better); none where nothing can be judged."""
+        """Metrics by name, `score` (higher is better) among them; none where nothing can be evaluated."""
 
     def check_known(self, quantities: Iterable[str]) -> None:
         """Raise ValueError where the task does not measure one of the quantities of `evaluate --known`."""
@@ -184,7 +187,7 @@ class Task(ABC):
     def evaluator(
         self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
-        """What judges a study: a function of its name that fills the assessment, and returns {quantity: number} for
+        """A function that evaluates a study by its name: it fills the assessment and returns {quantity: number} for
         --retest, none where there are none. Raises ValueError for labels that do not fit, before the work."""
 
     @property
@@ -218,7 +221,7 @@ def used_of(
     config: "FinetuneConfig", studies: Sequence[str], class_of: Mapping[str, str] | None = None
 ) -> tuple[str, ...]:
     """The training studies whose labels are used, by the options. Raises ValueError where there are too few."""
-    return fewer(
+    return subsample(
         studies, fraction=config.label_fraction, shots=config.shots, seed=config.subset_seed, class_of=class_of
     )
 

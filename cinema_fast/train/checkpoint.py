@@ -31,7 +31,7 @@ from .memory import ran_out
 from .ranks import ALONE, Ranks
 
 FORMAT, VERSION = "cinema-fast checkpoint", 1
-NONE_SOUND = -1  # told to the other ranks in place of a mark
+NONE_SOUND = -1  # sent to the other ranks in place of a mark
 T = TypeVar("T")
 
 
@@ -41,7 +41,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose sums are right: its step, its weights by name, and the state saved with them."""
+    """A checkpoint whose checksums are right: its step, its weights by name, and the state saved with them."""
 
     step: int
     weights: dict[str, Tensor]
@@ -79,7 +79,7 @@ def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], state: 
             _clear(folder)
         raise not_written(step, folder, error) from error
     earlier = [path for path in _manifests(folder) if path <= paths["manifest"]]
-    later = [path for path in _manifests(folder) if path > paths["manifest"]]  # damaged ones that were passed over
+    later = [path for path in _manifests(folder) if path > paths["manifest"]]  # damaged ones that were skipped
     for old in earlier[:-keep] + later:
         for suffix in reversed(_SUFFIX.values()):  # the manifest first: from then on it does not count
             old.with_suffix(suffix).unlink(missing_ok=True)
@@ -119,8 +119,8 @@ def newest_of_all(
 ) -> T | None:
     """What all ranks read of the newest checkpoint that the main one finds sound, None where there has never been one.
 
-    read: opens the checkpoint of a manifest, raising whatever it likes; True: after its sums are found right, which
-    only the main rank does. The others see to it that they have the same manifest.
+    read: opens the checkpoint of a manifest, raising whatever it likes; True: after its checksums are found right,
+    which only the main rank does. The others see to it that they have the same manifest.
 
     Raises CheckpointError on all ranks where none is sound, or one of them does not find the main rank's.
     """
@@ -160,7 +160,7 @@ def _newest_sound(manifests: Sequence[Path], read: Callable[[Path], T], say: Cal
         except Exception as error:  # whatever the readers make of damaged bytes
             if ran_out(error):  # the file may be sound
                 raise
-            say(f"checkpoint {path.stem} is damaged and is passed over: {error}")
+            say(f"checkpoint {path.stem} is damaged and is skipped: {error}")
     if manifests:
         raise CheckpointError(f"every checkpoint in {manifests[0].parent} is damaged; start again with another --out")
     return None
@@ -196,13 +196,13 @@ class WholeCheckpoints:
 
     Args:
         folder: where. keep: how many. ranks: whose main one writes.
-        behind: write while training goes on, from a copy on the host; `save` and `finish` wait for the last one, and
-            raise what went wrong with it.
+        async_save: write while training goes on, from a copy on the host; `save` and `finish` wait for the last one,
+            and raise what went wrong with it.
     """
 
-    def __init__(self, folder: Path, *, keep: int, ranks: Ranks, behind: bool):
+    def __init__(self, folder: Path, *, keep: int, ranks: Ranks, async_save: bool):
         self._folder, self._keep, self._ranks = folder, keep, ranks
-        self._behind = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if behind else None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if async_save else None
         self._writing: tuple[int, Future] | None = None
         self._newest = 0  # step of the last one that is known to be whole
 
@@ -224,17 +224,17 @@ class WholeCheckpoints:
         return checkpoint.state | {"step": checkpoint.step}
 
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
-        """Write weights, optimiser and `state`. Raises CheckpointError: of this one or, behind, of the last."""
+        """Write weights, optimiser and `state`. Raises CheckpointError: of this one, or, async, of the last."""
         self.finish()
         if not self._ranks.main:
             return
         weights, state = cinema_state_dict(model), state | {"optimizer": optimizer.state_dict()}
-        if self._behind is None:
+        if self._writer is None:
             save_checkpoint(self._folder, step, weights, state, keep=self._keep)
             self._newest = step
             return
         weights, state = tree_map_only(Tensor, lambda x: x.detach().to("cpu", copy=True), (weights, state))
-        writing = self._behind.submit(save_checkpoint, self._folder, step, weights, state, keep=self._keep)
+        writing = self._writer.submit(save_checkpoint, self._folder, step, weights, state, keep=self._keep)
         self._writing = step, writing
 
     def finish(self) -> None:
@@ -320,13 +320,13 @@ def write_file(path: Path, writer: Callable[[Path], object]) -> dict:
     return found
 
 
-def _read(path: Path, sums: bool = True) -> Checkpoint:
+def _read(path: Path, checksums: bool = True) -> Checkpoint:
     manifest = read_manifest(path, FORMAT)
     for expected in manifest["files"].values():
         file = path.with_name(expected["name"])
         if not file.is_file():
             raise CheckpointError(f"{file.name} is missing")
-        if sums and file_sum(file) != expected:
+        if checksums and file_sum(file) != expected:
             raise CheckpointError(
                 f"{file.name} was cut or altered: {file.stat().st_size} bytes, written {expected['bytes']}, "
                 "or another SHA-256"

@@ -1,5 +1,6 @@
 """The training loop, one for all methods: begin or go on, step, report, validate, save, stop, end."""
 
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..common.naming import named
+from ..common.naming import counted, named
 from ..data.loading.batch import Batch
 from ..data.loading.dali import make_loader, pick_loader
 from ..data.loading.loader import LoaderError
@@ -97,20 +98,20 @@ class _Run:
 
     def __init__(self, method: Method, reader: str):
         self.method, self.options, self.place, self.ranks = method, method.options, method.place, method.place.ranks
-        self.reader, self.said = reader, []
+        self.reader, self.remarks = reader, []
         options, device, ranks = self.options, self.place.device, self.ranks
         if isinstance(method.store, ClipStore):
-            self.said += method.store.remarks()
+            self.remarks += method.store.remarks()
         torch.manual_seed(options.seed)
         self.model = method.build()
         self.sharded, folder = options.parallel == "fsdp", options.out / "checkpoints"
         self.checkpoints = (
-            ShardedCheckpoints(folder, keep=options.keep, ranks=ranks) if self.sharded
-            else WholeCheckpoints(folder, keep=options.keep, ranks=ranks, behind=device.type == "cuda")
+            ShardedCheckpoints(folder, keep=options.keep_checkpoints, ranks=ranks) if self.sharded
+            else WholeCheckpoints(folder, keep=options.keep_checkpoints, ranks=ranks, async_save=device.type == "cuda")
         )  # fmt: skip
         begun = options.resume and ranks.most(int(self.checkpoints.any()))
         if options.init_from and not begun:
-            method.load_start(self.model, self.said.append)
+            method.load_start(self.model, self.remarks.append)
         self.model.to(device)
         if self.sharded:
             shard_model(self.model, method.units(self.model), ranks, device)
@@ -125,7 +126,7 @@ class _Run:
         options, ranks = self.options, self.ranks
         with ExitStack() as held:
             if ranks.main:
-                held.enter_context(lock_run_folder(options.out, self.said.append))
+                held.enter_context(lock_run_folder(options.out, self.remarks.append))
                 check_run_folder(options, self.method.info)  # again: until now another process could write there
             ranks.wait()
             self._restore()
@@ -151,7 +152,7 @@ class _Run:
         """Go on from the newest checkpoint, where there is one and it is asked for."""
         if not self.options.resume:
             return
-        restored = self.checkpoints.restore(self.model, self.optimizer, self.said.append)
+        restored = self.checkpoints.restore(self.model, self.optimizer, self.remarks.append)
         if restored:
             self.meter.restore(restored["meter"] if self.ranks.main else restored["meter"] | {"replaced": 0})
             restore_rng(restored["rng"])
@@ -159,16 +160,18 @@ class _Run:
                 self.best.restore(restored["best"], restored["step"])
             self.method.restore(restored.get("method", {}))
             self.done = self.saved = restored["step"]
-        self.said.append(f"going on from step {self.done}" if restored else "no checkpoint yet: from the first step")
+        self.remarks.append(f"going on from step {self.done}" if restored else "no checkpoint yet: from the first step")
 
     def _describe(self, why: str) -> None:
-        self.said += self.method.remarks(self.model)
+        self.remarks += self.method.remarks(self.model)
         if self.ranks.hosts:
-            self.said.append(f"{self.ranks.world} ranks, {self.options.parallel}")
-        self.said.append(f"loader {self.reader} ({why}), {self.options.workers} workers")
+            self.remarks.append(f"{self.ranks.world} ranks, {self.options.parallel}")
+        readers = counted(self.options.workers, "reading process" if self.reader == "dali" else "reading thread",
+                          "reading processes" if self.reader == "dali" else "")  # fmt: skip
+        self.remarks.append(f"loader {self.reader} ({why}), {readers}{' on each rank' * bool(self.ranks.hosts)}")
         if self.method.info.store.orientation == "stored":
-            self.said.append(AS_STORED_STORE)
-        for remark in self.said:
+            self.remarks.append(AS_STORED_STORE)
+        for remark in self.remarks:
             self.log.say(remark)
 
     def _train(self, stop: StopRequest, step_done: Callable[[], None]) -> int:
@@ -182,7 +185,7 @@ class _Run:
             self.model,
             self.optimizer,
             device=device,
-            clip=options.clip,
+            clip=options.clip_grad,
             seed=options.seed,
             ranks=self.ranks,
             sharded=self.sharded,
@@ -221,7 +224,8 @@ class _Run:
                 self._after_step(float(schedule[self.done - 1]), stopped=bool(stopped), last=last)
                 if stopped and not last:
                     self.checkpoints.finish()
-                    self.log.say(f"stopped by signal {stopped} after step {self.done} and saved; go on with --resume")
+                    name = "Ctrl-C" if stopped == signal.SIGINT else signal.Signals(stopped).name
+                    self.log.say(f"stopped by {name} after step {self.done} and saved; go on with --resume")
                     return stopped
                 if not last and self.best and self.best.enough():
                     stopping.after(0, last=True)
@@ -288,8 +292,9 @@ class _Run:
         line |= self.meter.line(self._spent(), sampler.global_batch, self.place.device)
         self.log.metrics(line | {"replaced": replaced} | figures, batch=sampler.global_batch)
         if figures:
-            told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            self.log.say(f"validation at step {self.done}: {told}; best {self.best.score:.4g} at step {self.best.step}")
+            scores = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            best = f"best {self.best.score:.4g} at step {self.best.step}"
+            self.log.say(f"validation at step {self.done}: {scores}; {best}")
 
     def _say_first(self, seconds: float) -> None:
         """How long the first step took, for those who would wait for a line of metrics.jsonl."""
@@ -354,6 +359,8 @@ class _Run:
             if self.best.enough():
                 log.say(f"stopped early: no better score in {self.best.since} validations")
             log.say(f"best weights: step {self.best.step}, in {options.out / 'best'}")
+            if round(self.best.score, 3) == 0 and (warning := self.method.validation.warning_at_zero):
+                log.say(f"warning: {warning}")
         if skipped := self.meter.skipped_at_end(self.done):
             log.say(ended_skipping(skipped, self.done))
         model, weights = self.model, whole_weights(self.model) if self.sharded else {}  # of all ranks
@@ -363,17 +370,17 @@ class _Run:
             model = self.method.build().to(self.place.device)
             load_cinema_weights(model, weights)
             state = {"meter": self.meter.state(), **self.method.info.to_dict()}
-            save_checkpoint(options.out / "checkpoints", self.done, weights, state, keep=options.keep)
+            save_checkpoint(options.out / "checkpoints", self.done, weights, state, keep=options.keep_checkpoints)
         return Outcome(options.out, self.done, evaluation=self.method.finish(model, log), skipped=skipped)
 
 
 def _replaced(times: int, seen: Counter[str]) -> str:
     """How often in all a study could not be read while training, and which this process has `seen` so, in words."""
-    told = [named([f"{study} ({_times(n)})" for study, n in seen.most_common()])] * bool(seen)
+    parts = [named([f"{study} ({_times(n)})" for study, n in seen.most_common()])] * bool(seen)
     rest = times - seen.total()
-    told += [f"{_times(rest)} on other ranks or before the run was resumed"] * bool(rest)
+    parts += [f"{_times(rest)} on other ranks or before the run was resumed"] * bool(rest)
     return (f"{_times(times)} a study could not be read while training, and another took its place: "
-            f"{'; '.join(told)}. The lines of these steps say why, and `cinema-fast verify` checks the whole store")
+            f"{'; '.join(parts)}. The lines of these steps say why, and `cinema-fast verify` checks the whole store")
 
 
 def _times(n: int) -> str:

@@ -24,76 +24,78 @@ class RunOptions:
 
     FREE: ClassVar[frozenset[str]] = frozenset({
         "data", "out", "device", "precision", "mode", "recompute", "loader", "workers", "strict", "log_every", "sinks",
-        "checkpoint_every", "keep", "max_skips", "profile",
+        "checkpoint_every", "keep_checkpoints", "max_skips", "profile",
     })  # fmt: skip
     # options that older runs did not have, and what they did
     LATER: ClassVar[Mapping[str, Any]] = {"augment": AugmentConfig().to_dict(), "parallel": "ddp", "ranks": 1}
 
-    # store made by `cinema-fast prepare`
+    # cine store made by `cinema-fast prepare`
     data: Path
-    # run folder: config.yaml, metrics.jsonl, checkpoints/ and what the command adds
+    # run folder, for config.yaml, metrics.jsonl, run.log, checkpoints/ and reports
     out: Path
     # optimiser steps of the whole run
     steps: int
     _: KW_ONLY
-    # model size; `cinema-fast info` lists them
+    # name of the model configuration; `cinema-fast info` lists them
     preset: str = "cinema-base"
-    # views to train on, or to draw clips from; all that can be used when none is named
+    # views to train on (for clips: to draw them from); if not given: all that the store and the model have
     views: tuple[str, ...] = ()
-    # studies a step takes at once; under torchrun, each rank
+    # studies per micro-batch, on each rank under torchrun
     batch_size: int = 64
-    # batches whose gradients are averaged into one step
+    # gradient accumulation: micro-batches per optimiser step
     accumulate: int = 1
-    # random seed: the same seed gives the same run
+    # random seed; the same seed gives the same run
     seed: int = 0
-    # how the images are changed at random
+    # data augmentation
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    # highest learning rate
+    # peak learning rate, after warm-up; cosine decay follows
     lr: float = 1e-3
-    # learning rate at the last step
+    # learning rate at the last step, where the cosine decay ends
     min_lr: float = 1e-6
-    # share of the steps in which the learning rate rises
+    # share of the steps used for linear warm-up of the learning rate
     warmup: float = 10 / 800
-    # decoupled weight decay; none on 1-D parameters
+    # weight decay of AdamW; none on 1-D parameters (biases, norms)
     weight_decay: float = 0.05
-    # largest gradient norm
-    clip: float = 5.0
-    # weights to start from: the folder of a run, or a .safetensors or torch file
+    # gradient clipping: largest norm of the gradients of a step
+    clip_grad: float = 5.0
+    # initial weights: the folder of a run, or a .safetensors or torch file
     init_from: Path | None = None
-    # go on from the newest sound checkpoint in `out`
+    # resume from the newest intact checkpoint in --out
     resume: bool = False
-    # where to run; auto takes the GPU if there is one
+    # device to run on; auto: the GPU if there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # arithmetic of activations; auto takes bf16 where the machine computes in it
+    # precision of activations; auto: bf16 where the hardware supports it
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    # how a step runs: as it is written; compiled; or compiled and replayed as one CUDA graph
+    # how a step runs: eager; compiled by torch.compile; or compiled and replayed as one CUDA graph
     mode: Literal["eager", "compile", "graph"] = "eager"
-    # what backward computes again to save memory: nothing; the MLPs' hidden layers; or whole transformer blocks
+    # activation checkpointing, to save memory: none; the MLPs' hidden layers; or whole transformer blocks
     recompute: Literal["none", "selective", "full"] = "none"
-    # under torchrun: every rank has the whole model (ddp), or a part of each parameter (fsdp), for large and huge ones
+    # under torchrun: replicate the model on each rank (ddp), or shard its parameters (fsdp, for large and huge models)
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    # what reads the store: DALI's processes, or threads; auto takes DALI where there is a GPU and the extra dali
+    # data loader: DALI (processes) or torch (threads); auto: DALI where there is a GPU and the extra dali
     loader: Literal["auto", "dali", "torch"] = "auto"
-    # threads or processes that read the store
+    # threads (torch) or processes (DALI) that read the store, on each rank
     workers: int = 2
-    # end the run at a study that cannot be read, instead of taking another in its place or judging without it
+    # end the run at a study that cannot be read; by default another takes its place, and validation leaves it out
     strict: bool = False
-    # steps between lines of metrics.jsonl; the loss is read back only then, and after the first step
+    # steps between lines of metrics.jsonl
     log_every: int = 10
-    # where the lines of metrics.jsonl also go, by the extras of these names
+    # also log metrics to TensorBoard or Weights & Biases (extras of the same names)
     sinks: tuple[SinkName, ...] = ()
     # steps between checkpoints
     checkpoint_every: int = 1000
-    # checkpoints to keep
-    keep: int = 2
-    # updates in a row that may be skipped for a loss or gradient that is not finite
+    # newest checkpoints to keep
+    keep_checkpoints: int = 2
+    # end the run after more than this many updates in a row with a loss or gradient that is not finite (skipped)
     max_skips: int = 10
-    # steps to profile, after the first three, into profile/ of the run folder
+    # steps to profile, after the first three; written to profile/ in the run folder
     profile: int = 0
 
     def __post_init__(self):
-        self.check_at_least(1, "steps", "batch_size", "accumulate", "workers", "log_every", "checkpoint_every", "keep")
-        for name in ("lr", "clip"):
+        self.check_at_least(
+            1, "steps", "batch_size", "accumulate", "workers", "log_every", "checkpoint_every", "keep_checkpoints"
+        )
+        for name in ("lr", "clip_grad"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{flag(name)} must be above 0 and finite, got {getattr(self, name)}")
         for name in ("min_lr", "weight_decay"):

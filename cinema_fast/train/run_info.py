@@ -7,11 +7,13 @@ from typing import Literal
 
 from ..common.parsed_file import parse_yaml
 from ..common.regular_file import read_regular
+from ..common.renamed import current_options
 from ..common.views import CLIP
 from ..data.store.clips import MIN_FRAMES
 from ..data.store.orientation import Orientation, orientation_of
 
-FORMAT = 2  # 1, which files do not say: no kind; runs of `finetune` have a task
+# 1, which files do not say: no kind; runs of `finetune` have a task. 2: options under the old names of RENAMED
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class RunInfo:
         # runs of older versions took cines of two frames too, and go on with them
         least = _typed(values, "min_frames", int, 2 if CLIP in _typed(model, "views", list, []) else None)
         labels = _labels(values) if kind == "finetune" else None
+        options = current_options(kind, options)
         return cls(options, model, _store(store), _typed(values, "versions", dict, {}), least, labels)
 
 

@@ -1,4 +1,4 @@
-"""What a run is settled to before its first step: the model's shape from the store, device, arithmetic, provenance."""
+"""What is decided before the first step of a run: model configuration, device, precision; and its RunInfo."""
 
 import dataclasses
 import difflib
@@ -25,10 +25,10 @@ from .run_info import LabelInfo, RunInfo, StoreInfo
 
 
 def fit_to_store(base: CineMAConfig, store: CineStore, views: Sequence[str], preset: str) -> CineMAConfig:
-    """The shape `base` with the views trained on (where none is named all of the store) and the sizes of the store.
+    """The configuration `base` with the views trained on (all of the store where none is named) and the store's sizes.
 
     A size is rounded up to whole tokens; frames are padded to it. A preset over clips stays as it is: any view gives
-    clips of its size. preset: what messages call the shape.
+    clips of its size. preset: its name in messages.
 
     Raises ValueError naming a view that the store or the preset lacks.
     """
@@ -151,14 +151,14 @@ def describe_run(
     options: RunOptions,
     place: Place,
     cines: CineStore,
-    shape: CineMAConfig,
+    model_config: CineMAConfig,
     store: CineStore | ClipStore,
     labels: LabelInfo | None = None,
 ) -> RunInfo:
     """What a run is made of, for config.yaml. store: that its images are read from, over `cines`."""
     return RunInfo(
         options=options.to_dict() | {"ranks": place.ranks.world},
-        model=json.loads(json.dumps(dataclasses.asdict(shape))),
+        model=json.loads(json.dumps(dataclasses.asdict(model_config))),
         store=StoreInfo(
             len(cines.ids), store_fingerprint(cines), orientation_of(cines.prepare),
             prepare=dict(cines.prepare) if labels else None,

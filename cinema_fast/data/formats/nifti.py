@@ -1,4 +1,4 @@
-"""One cine from NIfTI files, read as if the file were lying.
+"""A defensive reader of one cine from NIfTI files: headers are not trusted.
 
 Raw research folders hold truncated downloads, headers that do not belong to their data, label maps and single
 frames under a cine's name. `read_cine` returns either a cine whose axes, geometry and values have been checked,

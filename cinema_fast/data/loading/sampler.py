@@ -54,17 +54,17 @@ def frame_at(phase: float, n_frames: int) -> int:
 
 
 def held_out(ids: Iterable[str], share: float) -> set[str]:
-    """The share of the studies kept away from training: those whose ids have the lowest SHA-256.
+    """The share of the studies held out of training: those whose ids have the lowest SHA-256.
 
     A function of the ids alone, the same for every seed. At least one study where the share is above 0. Raises
     ValueError for a share outside [0, 1) and where nothing would be left to train on.
     """
     if not 0.0 <= share < 1.0:
         raise ValueError(f"holdout must lie in [0, 1), got {share}")
-    away, training = cut(ids, share)
+    held, training = cut(ids, share)
     if share and not training:
-        raise ValueError(f"holdout {share} of {len(away)} studies leaves none to train on")
-    return set(away)
+        raise ValueError(f"holdout {share} of {len(held)} studies leaves none to train on")
+    return set(held)
 
 
 class Sampler:
@@ -72,7 +72,7 @@ class Sampler:
 
     Args:
         views_of: {study id: views it has, in the store's order}; studies without any are left out.
-        seed: 64-bit key of everything random.
+        seed: random seed, 64 bits.
         batch_size: samples a rank takes at once. accumulate: micro-batches in a step. world: ranks.
         augment: what is drawn for the images; None: the published recipe.
         planes: {study id: how many image planes its clips are drawn from}; None where frames are read whole.

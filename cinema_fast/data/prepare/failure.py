@@ -1,4 +1,4 @@
-"""What could not be prepared, and how a reader is told."""
+"""What could not be prepared, and the lines that report it."""
 
 from dataclasses import dataclass
 from pathlib import Path

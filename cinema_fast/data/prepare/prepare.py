@@ -1,4 +1,4 @@
-"""From a folder of NIfTI or DICOM cines to a cine store: `cinema-fast prepare SRC DST`.
+"""From a folder of NIfTI or DICOM cines to a cine store: `cinema-fast prepare SRC STORE`.
 
 Every study is prepared by itself, in worker processes, into a temporary folder; this process alone moves whole
 studies into the store and writes the index. So a run may be killed at any moment and started again: studies that are
@@ -111,7 +111,7 @@ def _fill(
     config, rebuild = _open_for_writing(store, config)
     report.as_stored = config.orientation == "stored"
     done, unchanged, broken = _survey(store, config, sources, rebuild)
-    if config.check:
+    if config.repair:
         _check(store, config, done, broken, report, progress)
     had_motion = any("motion" in record for views in done.values() for record in views.values())
     unchanged -= broken.keys()
@@ -150,10 +150,10 @@ def _check(
     store: Path, config: PrepareConfig, done: dict, broken: dict[str, str], report: PrepareReport, progress: bool
 ) -> None:
     """Move the studies of which a file was altered from `done` to `broken`, and forget maps that were."""
-    sums = {study: {file["file"]: file["sha256"] for record in views.values()
+    checksums = {study: {file["file"]: file["sha256"] for record in views.values()
                     for file in (record, record.get("motion"), record.get("labels")) if file}
             for study, views in done.items()}
-    for fault in find_altered(store, sums, workers=config.workers, progress=progress):
+    for fault in find_altered(store, checksums, workers=config.workers, progress=progress):
         if fault.motion and config.motion:
             del done[fault.study][fault.motion]["motion"]
         elif fault.motion:

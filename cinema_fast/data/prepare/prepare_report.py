@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ..store.orientation import AS_STORED_STORE, told_remarks
+from ...common.naming import count_studies, counted
+from ..store.orientation import AS_STORED_STORE, remark_lines
 from .failure import Failure, failure_lines
 from .shards import Shard
 from .sources import series_lines, unmatched_line
@@ -54,25 +55,26 @@ class PrepareReport:
         return 1 if self.failures else 0
 
     def __str__(self) -> str:
-        lines = [f"{self.prepared} studies prepared, {self.unchanged} unchanged, {len(self.failures)} failures; "
-                 f"the store holds {self.n_studies} studies" + (f" of shard {self.shard}" if self.shard else "")]
+        failures = counted(len(self.failures), "failure")
+        lines = [f"{count_studies(self.prepared)} prepared, {self.unchanged} unchanged, {failures}; "
+                 f"the store holds {count_studies(self.n_studies)}" + (f" of shard {self.shard}" if self.shard else "")]
         if self.labelled is not None:
             lines[0] += f", {self.labelled or 'none'} of them labelled"
         if self.motion_maps is not None:
-            lines[0] += f"; {self.motion_maps} motion maps made"
+            lines[0] += f"; {counted(self.motion_maps, 'motion map')} made"
         if self.cut:
             most = [f"{study} {view} {100 * share:.3g} %" for share, study, view in self.cut[:MOST_CUT]]
             lines.append(f"{len({study for _, study, _ in self.cut})} of these studies have labels that reach over the "
                          f"crop, which cuts them off (share of the labelled volume: "
                          f"{', '.join(most + ['...'] * (len(self.cut) > MOST_CUT))}): a larger size keeps them")
-        lines += told_remarks(self.remarks)
+        lines += remark_lines(self.remarks)
         if self.as_stored:
             lines.append(AS_STORED_STORE)
         if self.without_motion:
             lines.append(f"{self.without_motion} of these studies have no motion map, or not of every view: the same "
                          f"command with --motion adds them")
-        lines += [f"{view}: {files} files {spelling!r} of {studies} studies"
-                  for (view, spelling), (studies, files) in sorted(self.files.items())]
+        lines += [f"{view}: {counted(n_files, 'file')} {spelling!r} of {count_studies(n)}"
+                  for (view, spelling), (n, n_files) in sorted(self.files.items())]
         lines += series_lines(self.series)
         if self.unmatched_files:
             lines.append(unmatched_line(self.unmatched_files))

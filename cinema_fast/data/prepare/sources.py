@@ -133,7 +133,7 @@ def compile_pattern(pattern: str, spellings: dict[str, str]) -> re.Pattern[str]:
 
 
 def find_sources(src: Path, pattern: str, aliases: tuple[str, ...] = ()) -> Sources:
-    """Sort the files of `src` into studies and views. Hidden files are passed over, symbolic links followed.
+    """Sort the files of `src` into studies and views. Hidden files are skipped, symbolic links followed.
 
     Args:
         pattern: as `PrepareConfig.pattern`. Without {id} the folder is one study, named after the folder.

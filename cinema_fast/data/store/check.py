@@ -2,9 +2,9 @@
 
 What is noticed when: opening a store, a file that is missing or has another size; the first read of a file, another
 header; preparing again, both and a damaged study.json, of which it makes the studies anew; `cinema-fast verify` and
-`prepare --check`, which read everything, any other byte in a .npy. A motion map that is not sound leaves the index, and
-`prepare --motion` makes it anew; label maps come from the sources as cines do, and their study is made anew. Times of
-modification tell nothing: copies have their own.
+`prepare --repair`, which read everything, any other byte in a .npy. A motion map that is not sound leaves the index,
+and `prepare --motion` makes it anew; label maps come from the sources as cines do, and their study is made anew. Times
+of modification tell nothing: copies have their own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...common.naming import count_studies, counted
 from ...common.parsed_file import read_json
 from ...common.pool import available_cores
 from ...common.progress import progress_bar
@@ -75,13 +76,15 @@ class CheckReport:
     def __str__(self) -> str:
         if not self.faults:
             unsummed = "; the index itself has no checksum: the next `cinema-fast prepare` of this store gives it one"
-            return f"{self.n_studies} studies, every file as it was prepared" + unsummed * (not self.index_summed)
+            sound = f"{count_studies(self.n_studies)}, every file as it was prepared"
+            return sound + unsummed * (not self.index_summed)
         spoilt = len({fault.study for fault in self.faults if fault.file != INDEX})
         maps = [fault.motion is not None for fault in self.faults]
         what = "motion maps" if all(maps) else "studies and motion maps" if any(maps) else "studies"
-        check = f"`cinema-fast prepare SRC STORE{' --check' * bool(spoilt)}{' --motion' * any(maps)}`"
+        check = f"`cinema-fast prepare SRC STORE{' --repair' * bool(spoilt)}{' --motion' * any(maps)}`"
+        files = counted(len(self.faults), "file")
         return "\n".join([
-            f"{len(self.faults)} files, of {spoilt} of {self.n_studies} studies, are not what was prepared:",
+            f"not as it was prepared: {files}, of {spoilt} of {count_studies(self.n_studies)}",
             *(f"{fault.file}: {fault.reason}" for fault in self.faults),
             f"{check}, with the options of before, makes these {what} anew" if spoilt else
             f"remove it, and {check}, with the options of before, makes the index anew from the studies",
@@ -100,7 +103,7 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
     """
     path = Path(path)
     index = read_index(path)
-    faults, sums = [], {}
+    faults, checksums = [], {}
     as_written = "sha256" not in index or index_is_as_written(path, index["sha256"])
     if not as_written:
         faults.append(Fault("", INDEX, "altered: its SHA-256 is not the one that is written at its end"))
@@ -108,9 +111,10 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
     for study in (study for study in begun if study not in index["studies"]):
         faults.append(Fault(study, f"studies/{study}/study.json", UNLISTED))
     for study, views in index["studies"].items():
-        sums[study] = {f"studies/{study}/{view}.npy": info.sha256 for view, info in views.items()}
-        sums[study] |= {motion_file(study, view): info.motion.sha256 for view, info in views.items() if info.motion}
-        sums[study] |= {labels_file(study, view): info.labels.sha256 for view, info in views.items() if info.labels}
+        of_study = {f"studies/{study}/{view}.npy": info.sha256 for view, info in views.items()}
+        of_study |= {motion_file(study, view): info.motion.sha256 for view, info in views.items() if info.motion}
+        of_study |= {labels_file(study, view): info.labels.sha256 for view, info in views.items() if info.labels}
+        checksums[study] = of_study
         file = f"studies/{study}/study.json"
         try:
             records = _records(path, study)
@@ -125,8 +129,8 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
     if not index["studies"] and not faults:
         raise StoreError(f"{path} holds no studies: its preparation has not ended, or nothing could be prepared; run "
                          f"prepare again")
-    faults += find_altered(path, sums, workers=workers, progress=progress)
-    return CheckReport(len(sums), sorted(faults), index_summed="sha256" in index)
+    faults += find_altered(path, checksums, workers=workers, progress=progress)
+    return CheckReport(len(checksums), sorted(faults), index_summed="sha256" in index)
 
 
 def _difference(found: dict[str, CineInfo], index: dict[str, CineInfo]) -> str | None:
@@ -143,13 +147,13 @@ def _difference(found: dict[str, CineInfo], index: dict[str, CineInfo]) -> str |
 
 
 def find_altered(
-    store: Path, sums: dict[str, dict[str, str]], *, workers: int = 0, progress: bool = True
+    store: Path, checksums: dict[str, dict[str, str]], *, workers: int = 0, progress: bool = True
 ) -> list[Fault]:
-    """The files whose SHA-256 is not that of `sums`: study -> file, relative to the store -> hexadecimal digest."""
+    """The files whose SHA-256 is not that of `checksums`: study -> file, relative to the store -> hex digest."""
 
     def faults_of(study: str) -> list[Fault]:
         faults = []
-        for file, expected in sums[study].items():
+        for file, expected in checksums[study].items():
             try:
                 with open_regular(store / file) as content:
                     found = hashlib.file_digest(content, "sha256").hexdigest()
@@ -163,8 +167,8 @@ def find_altered(
     faults = []
     pool = ThreadPoolExecutor(workers or available_cores())
     try:
-        with progress_bar("checking studies", len(sums), show=progress) as advance:
-            for found in pool.map(faults_of, sums):
+        with progress_bar("checking studies", len(checksums), show=progress) as advance:
+            for found in pool.map(faults_of, checksums):
                 faults += found
                 advance()
     finally:

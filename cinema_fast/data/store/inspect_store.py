@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...common.naming import count_studies
 from ...common.output import folder_for, whole_file
 from ...common.parsed_file import parse_json
 from ...common.regular_file import read_regular
@@ -45,7 +46,7 @@ def _draw(store: CineStore, out: Path) -> str:
     with whole_file(out / "study.gif") as file:
         first.save(file, save_all=True, append_images=others, duration=_gif_step(store, study), loop=0)
     outlines = ", labels outlined at the first frame that has them" if _labelled(store) else ""
-    return (f"{out / 'contact_sheet.png'}: {len(shown)} studies at their first frame, SAX in its middle slice"
+    return (f"{out / 'contact_sheet.png'}: {count_studies(len(shown))} at their first frame, SAX in its middle slice"
             f"{outlines}\n{out / 'study.gif'}: {study}")
 
 
@@ -58,14 +59,14 @@ def describe(store: CineStore) -> str:
             infos.setdefault(view, []).append(store.info(study, view))
     every = [info for one in infos.values() for info in one]
     n_bytes = sum(Path(path).stat().st_size for info in every for path, _ in info.files)
-    lines = [f"{store.path}: {len(views)} studies, {len(every)} cines, {sum(info.shape[0] for info in every)} frames, "
-             f"{n_bytes / 1e6:.1f} MB"]
+    lines = [f"{store.path}: {count_studies(len(views))}, {len(every)} cines, "
+             f"{sum(info.shape[0] for info in every)} frames, {n_bytes / 1e6:.1f} MB"]
     for names, n in Counter(views.values()).most_common():
-        lines.append(f"  {n} studies have {', '.join(names)}")
+        lines.append(f"  {count_studies(n)} {'has' if n == 1 else 'have'} {', '.join(names)}")
     how = {"patient": "alike in every study", "stored": "as in the files, which programs write in different ways"}
     lines.append(f"  axes {how[orientation_of(store.prepare)]}")
     if labelled := _labelled(store):
-        lines.append(f"  {labelled} studies have labels")
+        lines.append(f"  {count_studies(labelled)} with labels")
     for view in views_in_order(infos):
         lines += [f"{view}: {len(infos[view])} cines", *_describe_view(infos[view])]
     return "\n".join([*lines, *_failures(store.path)])

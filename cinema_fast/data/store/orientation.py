@@ -175,6 +175,6 @@ def gather_remarks(remarks: dict[str, list[str]], studies: dict[str, dict[str, d
                 remarks.setdefault(remark, []).append(f"{study} {view}")
 
 
-def told_remarks(remarks: dict[str, list[str]]) -> list[str]:
+def remark_lines(remarks: dict[str, list[str]]) -> list[str]:
     """A line for each remark: how many cines it is about, and some of them."""
     return [f"{len(cines)} cines ({named(cines)}): {remark}" for remark, cines in remarks.items()]

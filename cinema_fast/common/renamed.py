@@ -1,0 +1,36 @@
+"""Options that have been renamed: command lines may use the old name for one version, older runs are always read."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+UNTIL = "0.2"  # the version that no longer takes the old names on the command line
+_OF_RUNS = {"clip": "clip_grad", "keep": "keep_checkpoints"}
+RENAMED: Mapping[str, Mapping[str, str]] = {  # {command: {old name: new name}}
+    "prepare": {"check": "repair"},
+    "pretrain": _OF_RUNS,
+    "finetune": _OF_RUNS | {"blank": "cutout", "frozen": "freeze", "weights": "loss_weights"},
+    "evaluate": {"about": "study_table"},
+    "cluster": {"most": "max_clusters"},
+}
+
+
+def current_arguments(command: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command's arguments with the new names, and a warning for each old one."""
+    flags = {_flag(old): _flag(new) for old, new in RENAMED.get(command, {}).items()}
+    current, warnings = [], []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name in flags:
+            warnings.append(f"{name} is now {flags[name]}; the old name works until version {UNTIL}")
+        current.append(flags.get(name, name) + equals + value)
+    return current, warnings
+
+
+def current_options(command: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that an older run saved, under the new names."""
+    names = RENAMED.get(command, {})
+    return {names.get(name, name): value for name, value in options.items()}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
