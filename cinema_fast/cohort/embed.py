@@ -6,7 +6,6 @@ same command, writes what an undisturbed one would have.
 """
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..common.output import UNFINISHED, parts_folder, whole_file
+from ..common.atomic import whole_file
+from ..common.output import UNFINISHED, parts_folder
 
 STUDIES_PER_PART = 128
 _SKIPPED = "skipped"  # metadata of a part or of the whole: {study: why it has no vector} as JSON
@@ -254,7 +254,7 @@ def _write_part(path: Path, vectors: list, width: int, metadata: dict[str, str])
         "views": pa.array([row.views for row in vectors], pa.list_(pa.string())),
         "n_clips": pa.array([row.n_clips for row in vectors], pa.int32()),
     }
-    with _whole_or_not(path, pa.table(columns).schema.with_metadata(metadata)) as writer:
+    with _parquet_writer(path, pa.table(columns).schema.with_metadata(metadata)) as writer:
         writer.write_table(pa.table(columns).replace_schema_metadata(metadata))
 
 
@@ -267,7 +267,7 @@ def _join(out: Path, parts: list[Path], metadata: dict[str, str]) -> EmbedReport
     report = EmbedReport(out, sum(_read_metadata(part).num_rows for part in parts), skipped)
     if report.studies:
         schema = _read_metadata(parts[0]).schema.to_arrow_schema()
-        with _whole_or_not(out, schema.with_metadata(metadata)) as writer:
+        with _parquet_writer(out, schema.with_metadata(metadata)) as writer:
             for part in parts:
                 writer.write_table(read_parquet(part).replace_schema_metadata(metadata))
     return report
@@ -282,17 +282,9 @@ def _read_metadata(path: Path):
 
 
 @contextmanager
-def _whole_or_not(path: Path, schema) -> Iterator:
+def _parquet_writer(path: Path, schema) -> Iterator:
     """A Parquet writer whose file gets its name when it is complete and on disk."""
     import pyarrow.parquet as pq
 
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            with pq.ParquetWriter(file, schema) as writer:
-                yield writer
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path, durable=True) as name, name.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
+        yield writer

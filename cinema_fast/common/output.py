@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from .atomic import TEMPORARY
 from .lock import hold_folder
 from .parsed_file import read_json
 
@@ -96,13 +97,15 @@ def new_folder(out: Path, command: str, options: Mapping[str, object], written: 
     the same options (but those ANYWHERE), it begins anew.
 
     Args:
-        written: names of what the command writes there, as patterns; nothing else is ever removed.
+        written: names of what the command writes there, as patterns; nothing else is ever removed, but for files that
+            were half written.
 
     Raises:
         OutputTaken: a file, a folder with anything else in it, or what was left of another command.
         OutputError: a folder that cannot be written, as `folder_for`; or another process is writing it.
     """
     told = {"command": command} | {name: str(value) for name, value in options.items() if name not in ANYWHERE}
+    written = (*written, f"{TEMPORARY}*")
     with folder_for(out):
         if _others(out) and not (out / UNFINISHED).exists():
             raise OutputTaken(f"{out} is not empty: choose another folder to write")
@@ -179,15 +182,3 @@ def _remove(out: Path, patterns: Sequence[str]) -> None:
             else:
                 with suppress(OSError):
                     path.unlink()
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A name beside `path`, with its suffix, to write under: the file gets its own when the block ends without an
-    error, and is gone otherwise."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,8 +9,9 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..common.atomic import whole_file
 from ..common.naming import named
-from ..common.output import folder_for, whole_file
+from ..common.output import folder_for
 from ..common.parsed_file import read_json
 from ..figures.canvas import printable
 from ..metrics.bootstrap import LEVEL, RESAMPLES, Difference, difference

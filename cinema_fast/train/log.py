@@ -1,13 +1,13 @@
 """The record of a run: metrics.jsonl, run.log, and a progress bar, or plain lines where nobody watches."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from ..common.atomic import sync_file, whole_file
 from ..common.parsed_file import parse_json
 from .run_info import RunInfo
 from .sinks import SinkName, Sinks
@@ -76,8 +76,7 @@ class RunLog:
 
     def sync(self) -> None:
         """Force the lines to disk, before a checkpoint that builds on them."""
-        self._metrics.flush()
-        os.fsync(self._metrics.fileno())
+        sync_file(self._metrics)
 
     def _note(self, text: str) -> None:
         self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
@@ -101,9 +100,8 @@ class RunLog:
                     lines.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # the line that a kill cut short
-        temporary = self._metrics_path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self._metrics_path)
+        with whole_file(self._metrics_path) as file:
+            file.write_text("".join(kept), encoding="utf-8")
         return lines
 
 

@@ -21,9 +21,10 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from ...common.atomic import whole_file
 from ...common.lock import hold_folder, is_held
 from ...common.parsed_file import parse_json
-from ..store.store import StoreError, lock_store, write_atomic
+from ..store.store import StoreError, lock_store
 from .failure import Failure
 from .shard import Shard
 
@@ -76,7 +77,8 @@ def failures_file(store: Path, name: str) -> Path:
 
 def write_failures(path: Path, failures: list[Failure]) -> None:
     """Replace a file of failures, one JSON object a line."""
-    write_atomic(path, (json.dumps(asdict(failure)) + "\n" for failure in failures))
+    with whole_file(path, durable=True) as file:
+        file.write_text("".join(json.dumps(asdict(failure)) + "\n" for failure in failures), encoding="utf-8")
 
 
 def read_outcomes(store: Path) -> list[Failure]:
