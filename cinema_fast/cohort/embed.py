@@ -95,7 +95,8 @@ def embed(config: EmbedConfig) -> EmbedReport:
     from ..common.parsed_file import read_json
     from ..common.progress import progress_bar
     from ..common.tables import check_matches, read_table
-    from ..data.store.clips import CLIP, ClipStore
+    from ..common.views import CLIP
+    from ..data.store.clips import ClipStore
     from ..data.store.orientation import check_orientation
     from ..data.store.store import CineStore
     from ..figures.canvas import printable

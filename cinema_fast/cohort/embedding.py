@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.views import CLIP
 from ..data.loading.augment import stored_input
 from ..data.loading.loader import LoaderError, read_ahead
-from ..data.store.clips import CLIP, ClipStore
+from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore, StoreError
 from ..methods.mae_evaluation import fixed_batches
 from ..models.cinema import CineMA

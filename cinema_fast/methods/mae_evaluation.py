@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.views import CLIP
 from ..data.loading.augment import model_input
 from ..data.loading.batch import Batch
 from ..data.loading.loader import LoaderError, read_batch
@@ -23,7 +24,7 @@ from ..kernels import TokenPlan
 from ..kernels.masked_mse import TARGET_EPS, masked_mse
 from ..kernels.patches import gather_patches
 from ..models.cinema import CineMA
-from ..models.config import CLIP, CineMAConfig
+from ..models.config import CineMAConfig
 from .masking import draw_plan
 
 PHASES = (0.0, 0.25, 0.5, 0.75)  # of the cardiac cycle: the frames that every study is judged by

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.views import CLIP
 from ..data.loading.loader import LoaderError
 from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore
@@ -17,7 +18,6 @@ from ..kernels import TokenPlan
 from ..kernels.masked_mse import TARGET_EPS
 from ..kernels.patches import gather_patches, scatter_patches
 from ..models.cinema import CineMA
-from ..models.config import CLIP
 from .guidance import Guidance
 from .mae_evaluation import Evaluation, fixed_batches, fixed_plan, images_of
 from .motion_figure import draw_motion

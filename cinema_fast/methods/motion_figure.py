@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.views import CLIP
 from ..data.loading.augment import motion_input
 from ..data.loading.batch import Batch
-from ..data.store.clips import CLIP, ClipStore
+from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore
 from ..figures.canvas import new_figure, printable, put_image
 from ..kernels import TokenPlan, motion_map, optical_flow

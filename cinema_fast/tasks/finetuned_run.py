@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..common.views import CLIP
 from ..data.loading.batch import padded_input
 from ..data.prepare.sources import Source
 from ..data.prepare.study import read_source
-from ..data.store.clips import CLIP, ClipStore, clip_frames
+from ..data.store.clips import ClipStore, clip_frames
 from ..data.store.store import CineStore
 from ..models.config import CineMAConfig, config_from_dict
 from ..models.weights import load_cinema_weights

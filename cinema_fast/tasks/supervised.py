@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..common.views import CLIP
 from ..data.loading.batch import Batch
 from ..data.loading.loader import LabelError, LoaderError, read_batch
 from ..data.loading.sampler import Draw, Sampler, fixed_draw
 from ..data.loading.validation import validation_draws
-from ..data.store.clips import CLIP
 from ..data.store.orientation import learnt_otherwise
 from ..data.store.store import CineStore
 from ..models.config import CineMAConfig, config_from_dict, preset
