@@ -100,6 +100,11 @@ def test_names_of_views_are_imported_from_their_definition():
     assert wrong == set()
 
 
+def test_one_module_locks():
+    found = {name for name, file in MODULES.items() if "fcntl" in file.read_text(encoding="utf-8")}
+    assert found == {"cinema_fast.common.lock"}
+
+
 def test_no_folder_has_many_files():
     folders = {path.parent for name, path in MODULES.items() if layer(name) != "kernels"}
     assert {folder.name: n for folder in folders if (n := len(list(folder.glob("[!_]*.py")))) > MOST_FILES} == {}

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from cinema_fast.common.atomic import replace_folder
+from cinema_fast.data.prepare.shards import hold_store
 from cinema_fast.data.store import store as store_module
 from cinema_fast.data.store.store import (
     CineStore,
     StoreError,
-    lock_store,
     write_index,
     write_study,
 )
@@ -261,7 +261,7 @@ def test_index_survives_a_failed_replacement(folder, monkeypatch):
 
 def test_lock_excludes_and_ends(tmp_path):
     refused = pytest.raises(StoreError, match=f"being prepared by another process .pid {os.getpid()} ")
-    with lock_store(tmp_path), refused, lock_store(tmp_path):
+    with hold_store(tmp_path, None), refused, hold_store(tmp_path, None):
         pass
-    with lock_store(tmp_path):
+    with hold_store(tmp_path, None):
         pass

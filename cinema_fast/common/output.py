@@ -10,7 +10,6 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -109,11 +108,10 @@ def new_folder(out: Path, command: str, options: Mapping[str, object], written: 
     with folder_for(out):
         if _others(out) and not (out / UNFINISHED).exists():
             raise OutputTaken(f"{out} is not empty: choose another folder to write")
-        say = partial(print, file=sys.stderr)
-        with hold_folder(out, "written", "wait for it, or choose another folder to write", OutputError, say, name=LOCK):
+        with hold_folder(out, "written", "wait for it, or choose another folder to write", OutputError, name=LOCK):
             if left := _others(out):
                 _check_left(out, left, told, written)
-                say(f"{out}: what is left of a `cinema-fast {command}` that did not end is removed")
+                print(f"{out}: what is left of a `cinema-fast {command}` that did not end is removed", file=sys.stderr)
                 _remove(out, written)
             (out / UNFINISHED).write_text(json.dumps(told), encoding="utf-8")
             try:
@@ -130,9 +128,8 @@ def new_folder(out: Path, command: str, options: Mapping[str, object], written: 
 def parts_folder(folder: Path) -> Iterator[None]:
     """A folder of parts, each whole or not there, for one process alone: those that are whole stay where the block does
     not end, and so does `.unfinished`. Raises as `folder_for`, and OutputError where another process is writing it."""
-    say = partial(print, file=sys.stderr)
     with folder_for(folder, "parts that are whole stay"), hold_folder(
-        folder, "written", "wait for it, or choose another file to write", OutputError, say, name=LOCK
+        folder, "written", "wait for it, or choose another file to write", OutputError, name=LOCK
     ):
         (folder / UNFINISHED).touch()
         try:

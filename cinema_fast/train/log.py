@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..common.atomic import sync_file, whole_file
 from ..common.parsed_file import parse_json
+from ..common.progress import terminal
 from .run_info import RunInfo
 from .sinks import SinkName, Sinks
 
@@ -30,7 +31,7 @@ class RunLog:
         self._text = (out / "run.log").open("a", encoding="utf-8", errors="backslashreplace")
         self._bar = None
         self._sinks = Sinks(sinks, out, info, lines=lines, say=self.say)
-        self._bar = _bar(steps, done) if sys.stderr.isatty() else None
+        self._bar = _bar(console, steps, done) if (console := terminal()) else None
 
     def __enter__(self) -> "RunLog":
         if self._bar:
@@ -134,8 +135,7 @@ class RankLog:
         """There is nothing that a checkpoint builds on."""
 
 
-def _bar(steps: int, done: int):
-    from rich.console import Console
+def _bar(console, steps: int, done: int):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     bar = Progress(
@@ -143,7 +143,7 @@ def _bar(steps: int, done: int):
         BarColumn(),
         TextColumn("loss {task.fields[loss]}  {task.fields[speed]}  left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
     )
     bar.add_task("", total=steps, completed=done, loss="-", speed="-")
     return bar

@@ -35,12 +35,9 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from stat import S_ISREG
@@ -48,7 +45,6 @@ from stat import S_ISREG
 import numpy as np
 
 from ...common.atomic import sync_file, sync_folder, whole_file
-from ...common.lock import hold_folder
 from ...common.parsed_file import parse_json
 from ...common.regular_file import read_regular
 from ...common.views import views_in_order
@@ -385,9 +381,3 @@ def write_array(path: Path, array: np.ndarray) -> str:
             sha256.update(part)
         sync_file(file)
     return sha256.hexdigest()
-
-
-def lock_store(path: Path, *, shared: bool = False) -> AbstractContextManager[None]:
-    """Hold the store for writing, alone or as one of its shards; StoreError where another process holds it."""
-    say = partial(print, file=sys.stderr)
-    return hold_folder(path, "prepared", "wait for it, or choose another folder", StoreError, say, shared=shared)
