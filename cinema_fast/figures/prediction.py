@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..data.formats.nifti import Cine
+from ..data.formats.cine import Cine
 from ..data.prepare.geometry import to_uint8
 from ..metrics.function import CycleFunction
 from .canvas import new_figure, printable

@@ -18,7 +18,7 @@ from .. import __version__
 from ..common.atomic import replace_folder, whole_file
 from ..common.naming import named
 from ..common.output import new_folder
-from ..data.formats.nifti import CineError
+from ..data.formats.cine import CineError
 from ..data.prepare.failure import Failure, failure_lines
 from ..data.prepare.prepare import PrepareConfig, prepared_studies
 from ..data.prepare.source_format import find_studies

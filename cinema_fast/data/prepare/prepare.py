@@ -18,7 +18,7 @@ from pathlib import Path
 from ...common.atomic import TEMPORARY, replace_folder
 from ...common.pool import available_cores, run_in_processes
 from ...common.progress import progress_bar
-from ..formats.nifti import file_sha256
+from ..formats.cine import file_sha256
 from ..store.check import find_altered, read_studies
 from ..store.orientation import gather_remarks, orientation_of
 from ..store.store import IndexLost, StoreError, index_records, read_index, write_index
