@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..common.atomic import whole_file
+from ..common.naming import printable
 from ..common.output import UNFINISHED, parts_folder
 
 STUDIES_PER_PART = 128
@@ -99,7 +100,6 @@ def embed(config: EmbedConfig) -> EmbedReport:
     from ..data.store.clips import ClipStore
     from ..data.store.orientation import check_orientation
     from ..data.store.store import CineStore
-    from ..figures.canvas import printable
     from ..models.cinema import CineMA
     from ..models.config import config_from_dict
     from ..models.weights import load_cinema_weights
@@ -245,8 +245,6 @@ def _read_skipped(path: Path, metadata: dict[str, str]) -> dict[str, str] | None
 def _write_part(path: Path, vectors: list, width: int, metadata: dict[str, str]) -> None:
     import numpy as np
     import pyarrow as pa
-
-    from ..figures.canvas import printable
 
     flat = np.concatenate([np.zeros(0, np.float32), *(row.vector for row in vectors)])
     columns = {

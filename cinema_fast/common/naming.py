@@ -1,4 +1,4 @@
-"""Some of many: how messages name studies, files and the like."""
+"""How messages, tables and pictures name studies, files and the like."""
 
 from collections.abc import Sequence
 
@@ -8,3 +8,8 @@ NAMED = 5  # at most, of those that a message is about
 def named(items: Sequence[str], by: str = ", ") -> str:
     """The first NAMED of `items`, and `...` where there are more."""
     return by.join([*items[:NAMED], *["..."] * (len(items) > NAMED)])
+
+
+def printable(name: str) -> str:
+    """A name of a file or study with those of its bytes that are no text spelt out, as no font can draw them."""
+    return name.encode("utf-8", "backslashreplace").decode()

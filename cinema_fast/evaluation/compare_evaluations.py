@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..common.atomic import whole_file
-from ..common.naming import named
+from ..common.naming import named, printable
 from ..common.output import folder_for
 from ..common.parsed_file import read_json
-from ..figures.canvas import printable
 from ..metrics.bootstrap import LEVEL, RESAMPLES, Difference, difference
 from ..metrics.judgement import Judgement, Target
 from ..metrics.rows import KINDS, Row, key, number, read_rows

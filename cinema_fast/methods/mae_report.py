@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.naming import printable
 from ..common.views import CLIP
 from ..data.loading.loader import LoaderError
 from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore
-from ..figures.canvas import new_figure, printable, put_image
+from ..figures.canvas import new_figure, put_image
 from ..kernels import TokenPlan
 from ..kernels.masked_mse import TARGET_EPS
 from ..kernels.patches import gather_patches, scatter_patches
