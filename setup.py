@@ -74,9 +74,11 @@ setup(
         *find_packages(include=["cinema_fast", "cinema_fast.*"]),
     ],
     package_data={
+        "cinema_fast.cohort": ["*.j2"],
         "cinema_fast.csrc": ["*.cu", "*.cuh", "*.cpp", "*.hpp"],
         "cinema_fast.data.formats": ["*.yaml"],
         "cinema_fast.evaluation": ["*.j2"],
+        "cinema_fast.figures": ["*.j2"],
         "cinema_fast.kernels": ["tuned/*.json"],
     },
     ext_modules=[

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from .bench_data import BenchDataConfig, DataReport, Stage, limit
+from .common.views import CLIP
 from .data.loading.augment import model_input
 from .data.loading.batch import Batch
 from .data.loading.dali import make_loader, pick_loader, why_not_dali
@@ -19,7 +20,7 @@ from .data.loading.loader import Loader, read_batch
 from .data.loading.sampler import Draw, Sampler, frame_at
 from .data.store.clips import ClipStore
 from .data.store.store import CineStore
-from .models.config import CLIP, preset
+from .models.config import preset
 from .train.setup import fit_to_store, pick_device
 
 

@@ -27,7 +27,7 @@ def strike(out: Path, log_before: int) -> str:
         return "start-up"
     names = {path.name for path in checkpoints.glob("*")}
     counting = {name.removesuffix(".json") for name in names if name.endswith(".json")}
-    if any(name.split(".")[0] not in counting or name.endswith(".tmp") for name in names):
+    if any(name.split(".")[0] not in counting for name in names):
         return "checkpoint"
     newest = max((int(name.removeprefix("step-")) for name in counting), default=0)
     lines = (out / "metrics.jsonl").read_text().count("\n")  # a line a step

@@ -148,13 +148,13 @@ def test_a_write_that_fails_leaves_the_others_sound(tmp_path, monkeypatch, at):
         save(tmp_path, 20)
     monkeypatch.undo()
     assert newest_checkpoint(tmp_path, pytest.fail).step == 10
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".tmp*"))
     save(tmp_path, 20)
     assert newest_checkpoint(tmp_path, pytest.fail).step == 20
 
 
 def test_leftovers_of_a_kill_are_cleared(tmp_path):
-    for name in ("step-00000007.pt.tmp", ".tmpAbC123"):
+    for name in ("step-00000007.pt.tmp", ".tmp-step-00000007.pt", ".tmpAbC123"):
         (tmp_path / name).write_bytes(b"half")
     save(tmp_path, 8)
     assert len(list(tmp_path.iterdir())) == 3

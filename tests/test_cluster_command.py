@@ -93,7 +93,7 @@ def test_characteristics_of_a_cohort(cohort, tmp_path):
     assert all(float(row["effect"]) == pytest.approx(1) for row in words)
 
 
-TAGS = {"html", "meta", "title", "style", "h1", "h2", "h3", "p", "table", "tr", "th", "td", "img", "br"}
+TAGS = {"html", "head", "body", "meta", "title", "style", "h1", "h2", "h3", "p", "table", "tr", "th", "td", "img", "br"}
 
 
 class Page(HTMLParser):

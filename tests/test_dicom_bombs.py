@@ -16,10 +16,10 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless
 from test_dicom_fuzz import AFFINE, DATA, SYNTAXES
 
+from cinema_fast.data.formats.cine import CineError
 from cinema_fast.data.formats.dicom_cine import read_dicom_cine
 from cinema_fast.data.formats.dicom_file import read_dataset
 from cinema_fast.data.formats.dicom_pixels import read_pixels
-from cinema_fast.data.formats.nifti import CineError
 from cinema_fast.data.prepare.dicom_sources import read_files
 
 # Prints why a file was refused and the kB by which the process's peak grew while its pixels were read.

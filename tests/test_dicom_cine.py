@@ -20,8 +20,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from cinema_fast.data.formats.cine import CineError, file_sha256
 from cinema_fast.data.formats.dicom_cine import read_dicom_cine
-from cinema_fast.data.formats.nifti import CineError, file_sha256
 
 SHAPE = (40, 36, 4)
 AFFINE = affine_of((0.1, 0.2, 1.0), (1.5, 1.3, 8.0), (0, 0, 20), SHAPE)

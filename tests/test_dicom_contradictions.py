@@ -12,8 +12,8 @@ from pydicom import Dataset
 from test_dicom_cine import assert_same
 from test_prepare import run
 
+from cinema_fast.data.formats.cine import CineError
 from cinema_fast.data.formats.dicom_cine import read_dicom_cine
-from cinema_fast.data.formats.nifti import CineError
 from cinema_fast.data.store.store import CineStore
 
 SHAPE = (40, 36, 3)

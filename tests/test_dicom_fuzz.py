@@ -29,8 +29,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from cinema_fast.data.formats.cine import CineError
 from cinema_fast.data.formats.dicom_cine import read_dicom_cine
-from cinema_fast.data.formats.nifti import CineError, read_cine
+from cinema_fast.data.formats.nifti import read_cine
 from cinema_fast.data.prepare.dicom_sources import read_files
 
 SHAPE = (40, 36, 2)

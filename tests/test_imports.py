@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cinema_fast.common.views import VIEWS
 from cinema_fast.tasks.registry import TASKS
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +86,23 @@ def test_there_are_no_circles():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"modules import each other: {' <- '.join(error.args[1])}")
+
+
+def test_names_of_views_are_imported_from_their_definition():
+    wrong = set()
+    for name, file in MODULES.items():
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = {alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
+            if names & {"VIEWS", "CLIP"} and node.module.rpartition(".")[2] != "views":
+                wrong.add(name)
+            if isinstance(node, ast.Tuple) and ast.unparse(node) == str(VIEWS) and name != "cinema_fast.common.views":
+                wrong.add(name)
+    assert wrong == set()
+
+
+def test_one_module_locks():
+    found = {name for name, file in MODULES.items() if "fcntl" in file.read_text(encoding="utf-8")}
+    assert found == {"cinema_fast.common.lock"}
 
 
 def test_no_folder_has_many_files():

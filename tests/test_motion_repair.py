@@ -126,8 +126,8 @@ KILLED = {  # what the process does when it is killed, maps that are then left t
         "calls, write = [], motion.write_array\n"
         "motion.write_array = lambda *a: (calls.append(a), write if len(calls) < 5 else half)[1](*a)", 6),
     "between the maps and study.json": (
-        "calls, write = [], motion.write_atomic\n"
-        "motion.write_atomic = lambda *a: (calls.append(a), write if len(calls) < 2 else kill)[1](*a)", 6),
+        "calls, write = [], motion.whole_file\n"
+        "motion.whole_file = lambda *a, **k: (calls.append(a), write if len(calls) < 2 else kill)[1](*a, **k)", 6),
     "while study.json is replaced": (
         "replace = os.replace\n"
         "store.os.replace = lambda a, b: kill() if 'p2' in str(b) and str(b).endswith('.json') else replace(a, b)", 3),
@@ -140,7 +140,7 @@ import os, signal, sys
 from pathlib import Path
 from cinema_fast.data.prepare import motion, prepare
 from cinema_fast.data.store import store
-kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+kill = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
 {change}
 options = dict(sax_size=(32, 32, 6), lax_size=(40, 40), workers=1, motion=True)
 prepare.prepare(prepare.PrepareConfig(Path(sys.argv[1]), Path(sys.argv[2]), **options), progress=False)

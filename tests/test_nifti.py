@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cinema_fast.data.formats import nifti
-from cinema_fast.data.formats.nifti import CineError, file_sha256, read_cine, read_nifti
+from cinema_fast.data.formats.cine import CineError, file_sha256
+from cinema_fast.data.formats.nifti import read_cine, read_nifti
 
 SHAPE = (24, 20, 5)
 AFFINE = affine_of((0.1, 0.2, 1.0), (1.5, 1.5, 8.0), (0, 0, 20), SHAPE)

@@ -8,7 +8,8 @@ import pytest
 from cine_files import BALL, affine_of, ball_cine
 from scipy.ndimage import zoom
 
-from cinema_fast.data.formats.nifti import CineError, read_cine
+from cinema_fast.data.formats.cine import CineError
+from cinema_fast.data.formats.nifti import read_cine
 from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
 
 SHAPE = (70, 66, 6)

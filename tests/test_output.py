@@ -12,7 +12,7 @@ from training_fixtures import write_store
 from cinema_fast.cli import main
 from cinema_fast.common import output
 from cinema_fast.common.lock import hold_folder
-from cinema_fast.common.output import OutputError, folder_for, new_folder, output_errors, parts_folder, whole_file
+from cinema_fast.common.output import OutputError, folder_for, new_folder, output_errors, parts_folder
 from cinema_fast.phantom import cohort as phantom
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -129,17 +129,6 @@ def test_parts_stay(tmp_path):
     with parts_folder(folder):
         pass
     assert names(folder) == ["part"]
-
-
-def test_a_file_keeps_its_content_until_the_next_is_whole(tmp_path):
-    (tmp_path / "a.png").write_text("old")
-    with pytest.raises(OSError, match="space"), whole_file(tmp_path / "a.png") as file:
-        file.write_text("ha")
-        raise FULL
-    assert names(tmp_path) == ["a.png"] and (tmp_path / "a.png").read_text() == "old" and file.suffix == ".png"
-    with whole_file(tmp_path / "a.png") as file:
-        file.write_text("new")
-    assert names(tmp_path) == ["a.png"] and (tmp_path / "a.png").read_text() == "new"
 
 
 def arguments_of(command: str, folder) -> list:

@@ -53,7 +53,8 @@ def dist(tmp_path_factory):
 def test_sdist_and_wheel_hold_every_module(dist):
     modules = {f"cinema_fast/{p.relative_to(ROOT / 'cinema_fast')}" for p in (ROOT / "cinema_fast").rglob("*.py")}
     modules |= {f"cinema_fast/kernels/{p.relative_to(ROOT / 'kernels')}" for p in (ROOT / "kernels").rglob("*.py")}
-    modules |= {"cinema_fast/data/formats/view_rules.yaml", "cinema_fast/evaluation/report.html.j2"}
+    modules |= {f"cinema_fast/{p.relative_to(ROOT / 'cinema_fast')}" for p in (ROOT / "cinema_fast").rglob("*.j2")}
+    modules.add("cinema_fast/data/formats/view_rules.yaml")
     modules.add(f"cinema_fast/{TUNED}")
     (wheel,) = dist.glob("*.whl")
     assert modules <= set(zipfile.ZipFile(wheel).namelist())

@@ -8,7 +8,8 @@ import pytest
 from cine_files import write_cine
 from test_prepare import run
 
-from cinema_fast.data.formats.nifti import CineError, read_cine
+from cinema_fast.data.formats.cine import CineError
+from cinema_fast.data.formats.nifti import read_cine
 from cinema_fast.phantom.cohort import make_study
 
 WHY = ("the time axis is not last", "axes in the wrong order", "has one slice", "not a cine: shape (")

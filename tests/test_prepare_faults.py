@@ -155,17 +155,17 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, monkeypatch, capfd)
     for n in range(3):
         write_study(tmp_path / "src", f"p{n}")
     command = ["prepare", str(tmp_path / "src"), str(tmp_path / "store"), "--workers", "1"]
-    publish = prepare_module.publish_study
+    publish = prepare_module.replace_folder
     for kept, studies, options, words in ((0, [], [], "nothing was prepared, what was there stays: the same command"),
                                           (2, ["p0", "p1"], [], "2 studies are complete and stay: the same command"),
                                           (1, ["p0"], ["--overwrite"], "the same command without --overwrite")):
-        def stopped(store, folder, study, studies=studies):
-            if study not in studies:
+        def stopped(folder, target, studies=studies):
+            if target.name not in studies:
                 raise KeyboardInterrupt
-            publish(store, folder, study)
+            publish(folder, target)
 
         with monkeypatch.context() as patch:
-            patch.setattr(prepare_module, "publish_study", stopped)
+            patch.setattr(prepare_module, "replace_folder", stopped)
             assert main(command + options) == 130
         said = capfd.readouterr().err.splitlines()[-1]
         assert said.startswith("cinema-fast: stopped; ") and said.endswith(f"{words} goes on from there")

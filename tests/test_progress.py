@@ -32,8 +32,8 @@ def test_lines_where_there_is_no_terminal(capfd, monkeypatch):
 
 def test_bar_of_a_terminal_moves_while_nothing_ends(monkeypatch):
     shown = io.StringIO()
-    terminal = rich.console.Console(file=shown, force_terminal=True, width=100)
-    monkeypatch.setattr(rich.console, "Console", lambda **_: terminal)
+    console = rich.console.Console(file=shown, force_terminal=True, width=100)
+    monkeypatch.setattr(progress, "terminal", lambda: console)
     with progress_bar("working", 5):
         time.sleep(0.4)
         assert shown.getvalue().count("0/5") > 2

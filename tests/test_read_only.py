@@ -65,6 +65,6 @@ def test_in_a_write(tmp_path, monkeypatch):
         closed.setattr("pathlib.Path.unlink", refuse)
         with pytest.raises(CheckpointError, match=r"step 2 could not be .*Permission denied"):
             save_checkpoint(tmp_path, 2, {}, {}, keep=2)
-    assert list(tmp_path.glob("*.tmp")) and newest_checkpoint(tmp_path, pytest.fail).step == 1
+    assert list(tmp_path.glob(".tmp-*")) and newest_checkpoint(tmp_path, pytest.fail).step == 1
     save_checkpoint(tmp_path, 2, {}, {}, keep=2)
-    assert not list(tmp_path.glob("*.tmp")) and newest_checkpoint(tmp_path, pytest.fail).step == 2
+    assert not list(tmp_path.glob(".tmp-*")) and newest_checkpoint(tmp_path, pytest.fail).step == 2

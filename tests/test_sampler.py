@@ -7,14 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cinema_fast.common.views import VIEWS
 from cinema_fast.data.loading.sampler import Sampler, frame_at, held_out
-
-FOUR = ("sax", "lax_2c", "lax_3c", "lax_4c")
 
 
 def cohort(*sizes: int) -> dict[str, tuple[str, ...]]:
     """Groups of the given sizes, each with a view set of its own."""
-    sets = [FOUR, ("sax",), ("lax_2c", "lax_4c")]
+    sets = [VIEWS, ("sax",), ("lax_2c", "lax_4c")]
     return {f"g{g}s{i:03d}": sets[g] for g, n in enumerate(sizes) for i in range(n)}
 
 
@@ -101,7 +100,7 @@ def test_distributions():
     phase = np.concatenate([draw.phase for draw in draws])
     assert phase.min() >= 0 and phase.max() < 1
     assert abs(phase.mean() - 0.5) < 4 / np.sqrt(12 * len(phase))
-    for view in FOUR:
+    for view in VIEWS:
         zoom = np.concatenate([draw.augment[view].zoom for draw in draws])
         assert zoom.dtype == np.float32
         zoomed = zoom[zoom != 1]
@@ -135,7 +134,7 @@ def test_replacements_are_each_other_study_of_the_group_once():
             assert len(ids) == len(group) - 1 and set(ids) == group - {lost}
             assert all(one.views == draw.views and one.slot[0] == draw.slot[sample] for one in found)
             assert all(one.epoch[0] == draw.epoch[sample] for one in found)
-            orders.add((lost, ids) if draw.views == FOUR else None)
+            orders.add((lost, ids) if draw.views == VIEWS else None)
     assert len(orders - {None}) > 9  # more than one order for each study lost
 
 

@@ -9,15 +9,15 @@ import torch
 from scipy import stats
 from training_fixtures import tiny_store  # noqa: F401
 
+from cinema_fast.common.views import VIEWS
 from cinema_fast.data.loading.augmentation import Augmentation, AugmentConfig
 from cinema_fast.data.loading.loader import augmentation_tensors, read_batch
 from cinema_fast.data.loading.sampler import Draw, Sampler, exchanged
 from cinema_fast.data.store.store import CineStore
 
-FOUR = ("sax", "lax_2c", "lax_3c", "lax_4c")
 FULL = AugmentConfig(rotation=40.0, translation=6.0, flip=0.3, gamma=(0.5, 1.5), noise=0.1)
 SHARED = dataclasses.replace(FULL, rotation_share=0.6, translation_share=0.2, gamma_share=0.7, noise_share=0.4)
-STUDIES = {f"s{i:02d}": FOUR for i in range(50)}
+STUDIES = {f"s{i:02d}": VIEWS for i in range(50)}
 ROOM = {"sax": (32, 32, 4), "lax_2c": (32, 32), "lax_3c": (32, 32), "lax_4c": (32, 32)}
 
 
@@ -27,7 +27,7 @@ def sampler_of(augment: AugmentConfig, batch_size: int = 50, **how) -> Sampler:
 
 def columns(augment: AugmentConfig, view: str) -> dict[str, np.ndarray]:
     """{part: 20,000 of what was drawn of it, (n,) or (n, 2)}."""
-    sampler = Sampler({f"s{i}": FOUR for i in range(2000)}, seed=7, batch_size=2000, augment=augment)
+    sampler = Sampler({f"s{i}": VIEWS for i in range(2000)}, seed=7, batch_size=2000, augment=augment)
     draws = [sampler.draw(step).augment[view] for step in range(10)]
     return {name: np.concatenate([getattr(d, name) for d in draws]) for name in Augmentation._fields}
 
@@ -70,7 +70,7 @@ def test_parameters_are_independent_of_each_other():
 
 def test_long_axis_views_are_changed_alike_but_for_the_noise_itself():
     draw = sampler_of(FULL).draw(0)
-    first, *others = (draw.augment[view] for view in FOUR[1:])
+    first, *others = (draw.augment[view] for view in VIEWS[1:])
     for other in others:
         assert all(np.array_equal(a, b) for a, b in zip(first[:-1], other[:-1]))
         assert not np.isin(first.noise_key, other.noise_key).any()
@@ -84,7 +84,7 @@ def test_any_split_of_the_global_batch_draws_the_same():
                 for micro in range(sampler.accumulate):
                     draw = sampler.draw(step, rank=rank, micro=micro)
                     for i, study in enumerate(draw.ids):
-                        changes = tuple(bits(draw.augment[view], i) for view in FOUR)
+                        changes = tuple(bits(draw.augment[view], i) for view in VIEWS)
                         found.add((step, int(draw.slot[i]), study, changes))
         return found
 
@@ -100,7 +100,7 @@ def test_each_parameter_is_what_it_is_whatever_else_is_drawn():
         alone = dataclasses.replace(AugmentConfig(zoom=(1.0, 1.0)), **{name: getattr(FULL, name)})
         draw = sampler_of(alone).draw(3)
         assert draw.ids == full.ids and np.array_equal(draw.phase, full.phase)
-        for view in FOUR:
+        for view in VIEWS:
             there = {part: x for part, x in draw.augment[view]._asdict().items() if x is not None}
             assert len(there) == 1 + (name == "noise")
             assert all(np.array_equal(x, getattr(full.augment[view], part)) for part, x in there.items())
@@ -121,7 +121,7 @@ def test_a_replacement_brings_its_own_parameters():
     one = next(sampler.replacements(draw, 3))
     found = exchanged(draw, 3, one)
     assert found.ids == (*draw.ids[:3], one.ids[0], draw.ids[4])
-    for view in FOUR:
+    for view in VIEWS:
         assert bits(found.augment[view], 3) == bits(one.augment[view], 0) != bits(draw.augment[view], 3)
         for other in (0, 1, 2, 4):
             assert bits(found.augment[view], other) == bits(draw.augment[view], other)

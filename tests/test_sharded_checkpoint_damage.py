@@ -220,7 +220,7 @@ def test_a_full_disk_under_a_whole_one_written_asynchronously(tmp_path, full_dis
         trained.save() if told_by == "save" else trained.checkpoints.finish()
     monkeypatch.undo()
     counting = {path: path.read_bytes() for path in first}
-    assert counting == first and not list((tmp_path / "c").glob("*.tmp"))
+    assert counting == first and not list((tmp_path / "c").glob(".tmp-*"))
     assert [path.name for path in (tmp_path / "c").glob("*.json")] == ["step-00000001.json"]
     trained.save()
     trained.checkpoints.finish()

@@ -9,7 +9,7 @@ import pytest
 from labelled_discs import SPACING, discs, drawn  # noqa: F401
 
 from cinema_fast.cli import main
-from cinema_fast.data.formats.nifti import Cine, CineError, Volume
+from cinema_fast.data.formats.cine import Cine, CineError, Volume
 from cinema_fast.data.prepare.source_format import FORMATS, SourceFormat
 from cinema_fast.data.prepare.sources import Source, Sources
 from cinema_fast.data.store.store import CineStore

@@ -10,12 +10,12 @@ from threading import Thread, get_ident
 import numpy as np
 import pytest
 
+from cinema_fast.common.atomic import replace_folder
+from cinema_fast.data.prepare.shards import hold_store
 from cinema_fast.data.store import store as store_module
 from cinema_fast.data.store.store import (
     CineStore,
     StoreError,
-    lock_store,
-    publish_study,
     write_index,
     write_study,
 )
@@ -41,7 +41,7 @@ def folder(tmp_path):
                       "source": {"file": f"{study}_{view}.nii.gz", "sha256": "0", "files": []}}
             cines[view] = frames_of(study, view), record
         studies[study] = write_study(path / "tmp", study, cines)
-        publish_study(path, path / "tmp", study)
+        replace_folder(path / "tmp", path / "studies" / study)
     write_index(path, {"lax_size": [14, 12]}, studies)
     return path
 
@@ -261,7 +261,7 @@ def test_index_survives_a_failed_replacement(folder, monkeypatch):
 
 def test_lock_excludes_and_ends(tmp_path):
     refused = pytest.raises(StoreError, match=f"being prepared by another process .pid {os.getpid()} ")
-    with lock_store(tmp_path), refused, lock_store(tmp_path):
+    with hold_store(tmp_path, None), refused, hold_store(tmp_path, None):
         pass
-    with lock_store(tmp_path):
+    with hold_store(tmp_path, None):
         pass

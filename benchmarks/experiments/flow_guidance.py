@@ -31,12 +31,13 @@ from scipy import ndimage
 
 from cinema_fast.cohort.embedding import embed_studies
 from cinema_fast.cohort.embedding_figure import draw_embeddings
+from cinema_fast.common.views import CLIP
 from cinema_fast.data.formats.nifti import read_nifti
 from cinema_fast.data.loading.augmentation import AugmentConfig
 from cinema_fast.data.loading.loader import read_batch
 from cinema_fast.data.loading.sampler import Sampler
 from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
-from cinema_fast.data.store.clips import CLIP, ClipStore, clip_frames
+from cinema_fast.data.store.clips import ClipStore, clip_frames
 from cinema_fast.data.store.store import CineStore
 from cinema_fast.kernels.patches import gather_patches
 from cinema_fast.methods.guidance import Guidance

@@ -1,6 +1,5 @@
 """The report of a clustering: the map, the criterion and the stability as pictures, the characteristics as tables."""
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -8,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common.naming import count_studies, counted
-from ..figures.canvas import new_figure, printable
+from ..common.naming import count_studies, counted, printable
+from ..figures.canvas import new_figure
+from ..figures.page import write_page
 from ..metrics.characteristics import Characteristic
 from .cluster_config import METHODS, ClusterConfig
 from .clustering import CRITERION, Clustering
@@ -65,8 +65,6 @@ def write_cluster_report(
 
     places (n, 2): of the map. columns: {name: {study: number or word}}; the one of the largest effect colours a map.
     """
-    import jinja2
-
     folder.mkdir(parents=True, exist_ok=True)
     strongest = max((line for line in report.lines if line.effect is not None and line.word is None),
                     key=lambda line: abs(line.effect), default=None)
@@ -75,11 +73,14 @@ def write_cluster_report(
         values = np.array([columns[strongest.column].get(study, np.nan) for study in report.embeddings.studies])
     draw_map(folder / "map.png", places, report.found.clusters, _axis(report), strongest and strongest.column, values)
     draw_criterion(folder / "number.png", report.found.curve, CRITERION[report.config.method], report.found.number)
-    page = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
-    pictures = [(base64.b64encode((folder / f"{name}.png").read_bytes()).decode(), said) for name, said in _PICTURES]
-    tables = {column: list(lines) for column, lines in groupby(report.lines, key=lambda line: line.column)}
-    text = page.render(report=report, found=report.found, tables=tables, pictures=pictures, number=_number, p=_p)
-    (folder / "index.html").write_text(text, encoding="utf-8", errors="backslashreplace")
+    values = {
+        "report": report,
+        "found": report.found,
+        "tables": {column: list(lines) for column, lines in groupby(report.lines, key=lambda line: line.column)},
+        "pictures": [((folder / f"{name}.png").read_bytes(), said) for name, said in _PICTURES],
+    }
+    template = Path(__file__).with_name("cluster_report.html.j2")
+    write_page(folder / "index.html", template, values, {"number": _number, "p": _p})
 
 
 def draw_map(path: Path, places: np.ndarray, clusters: np.ndarray, axis: str, name: str | None, values) -> None:
@@ -135,69 +136,3 @@ def _p(line: Characteristic) -> str:
 
 _PICTURES = (("map", "Map of the studies: by cluster, and by the column with the largest effect"),
              ("number", "Criterion by number of clusters"))
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>Clusters of {{ found.clusters | length }} studies</title>
-<style>
-body { font: 15px/1.5 sans-serif; max-width: 70em; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; margin: 0.5em 0 1.5em }
-td, th { padding: 0.15em 0.8em; border-bottom: 1px solid #ddd; text-align: right }
-td:first-child, th:first-child { text-align: left }
-img { max-width: 100% } .verdict { font-weight: bold }
-</style>
-<h1>Clusters of {{ found.clusters | length }} studies</h1>
-<p class="verdict">{{ found.stable }}</p>
-<table>
-<tr><th>clusters<td>{{ found.number }} ({{ report.choice }})
-<tr><th>studies in each<td>{{ report.sizes | join(", ") }}
-{% if found.stability %}
-<tr><th>stability<td>{{ found.stability }}: adjusted Rand index of {{ found.stability.n }} pairs of subsamples, \
-mean and central 95 %
-<tr><th>separation<td>silhouette {{ number(found.separation.silhouette) }}; null model (one Gaussian of the same \
-covariance) {{ found.separation.one_cloud }}, n = {{ found.separation.one_cloud.n }}, \
-p = {{ number(found.separation.p) }}
-{% endif %}
-<tr><th>components<td>{{ found.points.shape[1] }}, {{ "%.0f" | format(100 * found.variance) }} % of the variance
-<tr><th>embeddings<td>{{ report.embeddings.path }}
-{% for name, value in report.embeddings.metadata.items() %}
-<tr><th>{{ name }}<td>{{ value }}
-{% endfor %}
-<tr><th>seed<td>{{ report.config.seed }}
-</table>
-{% for data, said in pictures %}
-<p><img alt="{{ said }}" src="data:image/png;base64,{{ data }}"><br>{{ said }}.</p>
-{% endfor %}
-{% if tables or report.left_out %}
-<h2>Characteristics</h2>
-<p>Each cluster against the rest. p is adjusted over all tests (Benjamini-Hochberg); *: an expected count below 5. \
-The clusters were found on these same studies, so p is descriptive, no test of a hypothesis.</p>
-{% endif %}
-{% for column, lines in tables.items() %}
-<h3>{{ column }}</h3>
-<table>
-{% if lines[0].word is none %}
-<tr><th>cluster<th>n<th>missing<th>mean<th>sd<th>median<th>Cohen's d [95 %]<th>p
-{% for line in lines %}
-<tr><td>{{ line.cluster }}<td>{{ line.n }}<td>{{ line.missing }}<td>{{ number(line.mean) }}<td>{{ number(line.sd) }}\
-<td>{{ number(line.median) }}<td>{% if line.effect is not none %}{{ number(line.effect) }} \
-[{{ number(line.effect_low) }}, {{ number(line.effect_high) }}]{% endif %}<td>{{ p(line) }}
-{% endfor %}
-{% else %}
-<tr><th>cluster<th>n<th>missing<th>word<th>count<th>share<th>Cramer's V<th>p
-{% for line in lines %}
-<tr><td>{{ line.cluster }}<td>{{ line.n }}<td>{{ line.missing }}<td>{{ line.word }}<td>{{ line.count }}\
-<td>{{ number(line.share) }}<td>{{ number(line.effect) }}<td>{{ p(line) }}
-{% endfor %}
-{% endif %}
-</table>
-{% endfor %}
-{% if report.without_row %}
-<p>Not in the table: {{ report.without_row }} of the studies.</p>
-{% endif %}
-{% for column, why in report.left_out.items() %}
-<p>Column {{ column }} left out: {{ why }}.</p>
-{% endfor %}
-</html>
-"""

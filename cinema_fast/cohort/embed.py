@@ -6,7 +6,6 @@ same command, writes what an undisturbed one would have.
 """
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,8 +16,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..common.naming import count_studies
-from ..common.output import UNFINISHED, parts_folder, whole_file
+from ..common.atomic import whole_file
+from ..common.naming import count_studies, printable
+from ..common.output import UNFINISHED, parts_folder
 
 STUDIES_PER_PART = 128
 _SKIPPED = "skipped"  # metadata of a part or of the whole: {study: why it has no vector} as JSON
@@ -99,10 +99,10 @@ def embed(config: EmbedConfig) -> EmbedReport:
     from ..common.parsed_file import read_json
     from ..common.progress import progress_bar
     from ..common.tables import check_matches, read_table
-    from ..data.store.clips import CLIP, ClipStore
+    from ..common.views import CLIP
+    from ..data.store.clips import ClipStore
     from ..data.store.orientation import check_orientation
     from ..data.store.store import CineStore
-    from ..figures.canvas import printable
     from ..models.cinema import CineMA
     from ..models.config import config_from_dict
     from ..models.weights import load_cinema_weights
@@ -247,8 +247,6 @@ def _write_part(path: Path, vectors: list, width: int, metadata: dict[str, str])
     import numpy as np
     import pyarrow as pa
 
-    from ..figures.canvas import printable
-
     flat = np.concatenate([np.zeros(0, np.float32), *(row.vector for row in vectors)])
     columns = {
         "study": pa.array([printable(row.study) for row in vectors], pa.string()),
@@ -256,7 +254,7 @@ def _write_part(path: Path, vectors: list, width: int, metadata: dict[str, str])
         "views": pa.array([row.views for row in vectors], pa.list_(pa.string())),
         "n_clips": pa.array([row.n_clips for row in vectors], pa.int32()),
     }
-    with _whole_or_not(path, pa.table(columns).schema.with_metadata(metadata)) as writer:
+    with _parquet_writer(path, pa.table(columns).schema.with_metadata(metadata)) as writer:
         writer.write_table(pa.table(columns).replace_schema_metadata(metadata))
 
 
@@ -269,7 +267,7 @@ def _join(out: Path, parts: list[Path], metadata: dict[str, str]) -> EmbedReport
     report = EmbedReport(out, sum(_read_metadata(part).num_rows for part in parts), skipped)
     if report.studies:
         schema = _read_metadata(parts[0]).schema.to_arrow_schema()
-        with _whole_or_not(out, schema.with_metadata(metadata)) as writer:
+        with _parquet_writer(out, schema.with_metadata(metadata)) as writer:
             for part in parts:
                 writer.write_table(read_parquet(part).replace_schema_metadata(metadata))
     return report
@@ -284,17 +282,9 @@ def _read_metadata(path: Path):
 
 
 @contextmanager
-def _whole_or_not(path: Path, schema) -> Iterator:
+def _parquet_writer(path: Path, schema) -> Iterator:
     """A Parquet writer whose file gets its name when it is complete and on disk."""
     import pyarrow.parquet as pq
 
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            with pq.ParquetWriter(file, schema) as writer:
-                yield writer
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path, durable=True) as name, name.open("wb") as file, pq.ParquetWriter(file, schema) as writer:
+        yield writer

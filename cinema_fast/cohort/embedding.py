@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.views import CLIP
 from ..data.loading.augment import stored_input
 from ..data.loading.loader import LoaderError, read_ahead
-from ..data.store.clips import CLIP, ClipStore
+from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore, StoreError
 from ..methods.mae_evaluation import fixed_batches
 from ..models.cinema import CineMA
 from ..models.config import CineMAConfig
+from ..models.precision import autocast
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def encode_images(model: CineMA, images: Sequence[Image], *, device: torch.devic
         frames = torch.stack([image.frames[view] for image in images]).to(device)
         inputs[view], intensity[view] = stored_input(frames, extent)
         inside[view] = _not_padding(model.config, view, extent)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+    with autocast(device, precision):
         features = model.encode(inputs, intensity)
     means = [
         (features[view].float() * here[..., None]).sum(1) / here.sum(1, keepdim=True) for view, here in inside.items()

@@ -1,20 +1,25 @@
 """An exclusive or shared lock on a folder: one process writes it, or several that write different parts."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
 @contextmanager
 def hold_folder(
-    path: Path, doing: str, advice: str, error: type[ValueError], say: Callable[[str], None], *,
+    path: Path, doing: str, advice: str, error: type[ValueError], warn: Callable[[str], None] = _warn, *,
     name: str = ".lock", shared: bool = False,
 ) -> Iterator[None]:
-    """Hold an existing folder for this process. The lock is the kernel's: it ends with the process, killed or not.
+    """Lock an existing folder for this process, by `flock`: the lock ends with the process, killed or not.
 
-    Where the file system knows no locks, that is said and the block runs all the same.
-    name: of the file in the folder that is locked. shared: with others who share it, against those who do not.
+    Where the file system has no locks, `warn` is told so and the block runs all the same.
+    name: of the file in the folder that is locked. shared: other shared locks are let in, exclusive ones are not.
     Raises `error` with what another process is `doing` there, which one it is, and `advice`.
     """
     import fcntl
@@ -27,7 +32,7 @@ def hold_folder(
             holder = file.read().strip() or "?"
             raise error(f"{path} is being {doing} by another process (pid {holder}): {advice}") from None
         except OSError as reason:
-            say(f"{path} cannot be locked ({reason.strerror}): see that no other process writes there")
+            warn(f"{path} cannot be locked ({reason.strerror}): see that no other process writes there")
         if not os.fstat(file.fileno()).st_nlink:  # whoever held it before has removed it since it was opened
             raise error(f"{path} was being {doing} by another process until now: give the command again")
         file.truncate(0)
@@ -38,7 +43,7 @@ def hold_folder(
 
 
 def is_held(path: Path) -> bool:
-    """Whether another process holds this lock file; it is not touched, and False where that cannot be told."""
+    """Whether another process holds this lock file, which is not changed; False where that cannot be found out."""
     import fcntl
 
     try:

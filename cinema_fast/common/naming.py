@@ -1,4 +1,4 @@
-"""How messages count and name studies, files and the like."""
+"""How messages, tables and pictures count and name studies, files and the like."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,3 +26,8 @@ def sizes_in_words(sizes: Mapping[str, Sequence[int]]) -> str:
 def named(items: Sequence[str], by: str = ", ") -> str:
     """The first NAMED of `items`, and `...` where there are more."""
     return by.join([*items[:NAMED], *["..."] * (len(items) > NAMED)])
+
+
+def printable(name: str) -> str:
+    """A name of a file or study with those of its bytes that are no text spelt out, as no font can draw them."""
+    return name.encode("utf-8", "backslashreplace").decode()

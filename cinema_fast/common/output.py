@@ -10,10 +10,10 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 
+from .atomic import TEMPORARY
 from .lock import hold_folder
 from .parsed_file import read_json
 from .renamed import current_options
@@ -97,21 +97,22 @@ def new_folder(out: Path, command: str, options: Mapping[str, object], written: 
     the same options (but those ANYWHERE), it begins anew.
 
     Args:
-        written: names of what the command writes there, as patterns; nothing else is ever removed.
+        written: names of what the command writes there, as patterns; nothing else is ever removed, but for files that
+            were half written.
 
     Raises:
         OutputTaken: a file, a folder with anything else in it, or what was left of another command.
         OutputError: a folder that cannot be written, as `folder_for`; or another process is writing it.
     """
     call = {"command": command} | {name: str(value) for name, value in options.items() if name not in ANYWHERE}
+    written = (*written, f"{TEMPORARY}*")
     with folder_for(out):
         if _others(out) and not (out / UNFINISHED).exists():
             raise OutputTaken(f"{out} is not empty: choose another folder to write")
-        say = partial(print, file=sys.stderr)
-        with hold_folder(out, "written", "wait for it, or choose another folder to write", OutputError, say, name=LOCK):
+        with hold_folder(out, "written", "wait for it, or choose another folder to write", OutputError, name=LOCK):
             if left := _others(out):
                 _check_left(out, left, call, written)
-                say(f"{out}: what is left of a `cinema-fast {command}` that did not end is removed")
+                print(f"{out}: what is left of a `cinema-fast {command}` that did not end is removed", file=sys.stderr)
                 _remove(out, written)
             (out / UNFINISHED).write_text(json.dumps(call), encoding="utf-8")
             try:
@@ -128,9 +129,8 @@ def new_folder(out: Path, command: str, options: Mapping[str, object], written: 
 def parts_folder(folder: Path) -> Iterator[None]:
     """A folder of parts, each whole or not there, for one process alone: those that are whole stay where the block does
     not end, and so does `.unfinished`. Raises as `folder_for`, and OutputError where another process is writing it."""
-    say = partial(print, file=sys.stderr)
     with folder_for(folder, "parts that are whole stay"), hold_folder(
-        folder, "written", "wait for it, or choose another file to write", OutputError, say, name=LOCK
+        folder, "written", "wait for it, or choose another file to write", OutputError, name=LOCK
     ):
         (folder / UNFINISHED).touch()
         try:
@@ -181,15 +181,3 @@ def _remove(out: Path, patterns: Sequence[str]) -> None:
             else:
                 with suppress(OSError):
                     path.unlink()
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A name beside `path`, with its suffix, to write under: the file gets its own when the block ends without an
-    error, and is gone otherwise."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -13,18 +13,26 @@ LINE_EVERY_S = 30.0
 
 @contextmanager
 def progress_bar(description: str, total: int, *, show: bool = True) -> Iterator[Callable[..., None]]:
-    """Yields what moves the bar on: by one of `total`, or by as many as it is called with.
+    """A bar on stderr, or a line every LINE_EVERY_S where that is no terminal.
 
-    Also while nothing of `total` has ended yet the bar is seen to work: a wheel turns, and the time passes.
+    Yields a function that moves it on by one of `total`, or by as many as it is called with. Before the first of them
+    has ended the bar is seen to work too: a wheel turns, and the time passes.
     """
     if not show or not total:
         yield lambda n=1: None
         return
+    console = terminal()
+    with _bar(console, description, total) if console else _lines(description, total) as advance:
+        yield advance
+
+
+def terminal():
+    """The rich.console.Console of stderr for bars to move on; None where that is no terminal, but a file or a pipe."""
+    if not sys.stderr.isatty():
+        return None
     from rich.console import Console
 
-    console = Console(stderr=True)
-    with _bar(console, description, total) if console.is_terminal else _lines(description, total) as advance:
-        yield advance
+    return Console(stderr=True)
 
 
 @contextmanager

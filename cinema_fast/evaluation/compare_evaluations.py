@@ -9,10 +9,10 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..common.naming import count_studies, counted, named
-from ..common.output import folder_for, whole_file
+from ..common.atomic import whole_file
+from ..common.naming import count_studies, counted, named, printable
+from ..common.output import folder_for
 from ..common.parsed_file import read_json
-from ..figures.canvas import printable
 from ..metrics.bootstrap import LEVEL, RESAMPLES, Difference, difference
 from ..metrics.judgement import Judgement, Target
 from ..metrics.rows import KINDS, Row, key, number, read_rows

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 
-from ..common.output import folder_for, whole_file
+from ..common.atomic import whole_file
+from ..common.naming import printable
+from ..common.output import folder_for
 from ..common.parsed_file import parse_json, read_json
 from ..common.regular_file import read_regular
-from ..figures.canvas import new_figure, printable
+from ..figures.canvas import new_figure
 from ..train.run_info import read_run_info
 
 UNKNOWN = "-"

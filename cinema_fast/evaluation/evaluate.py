@@ -30,7 +30,7 @@ def evaluate_run(config: EvaluateConfig) -> dict:
         ValueError: no run, its store or a table that is not there, labels that do not fit, nothing to evaluate.
         OutputError: OUT cannot be written; nothing of it stays.
     """
-    with new_folder(config.out, "evaluate", vars(config), ("rows.csv", "report", "results.json", "results.json.tmp")):
+    with new_folder(config.out, "evaluate", vars(config), ("rows.csv", "report", "results.json")):
         return _evaluate(config)
 
 

@@ -1,18 +1,17 @@
 """The report of an evaluation: one self-contained HTML file."""
 
-import base64
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..figures.canvas import printable
 from ..figures.overlays import COLOURS
+from ..figures.page import write_page
 from ..metrics.assessment import Assessment
 from ..metrics.cases import Gallery
 from ..metrics.flags import CODES, in_order
 from ..metrics.function import QUANTITIES
-from ..metrics.judgement import Judgement, Picture, Sets, Target
+from ..metrics.judgement import Judgement, Sets, Target
 from .judgements import known_and
 from .summary import Table, row_sets
 
@@ -27,29 +26,20 @@ WORST, MOST, MOST_NOTES = 10, 200, 12
 
 
 def write_report(path: Path, results: Mapping, tables: Sequence[Table], assessment: Assessment) -> None:
-    """Write the report. Every name in it comes from a file or a table, and is escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        # names of files may hold bytes that are no text
-        finalize=lambda value: printable(value) if type(value) is str else value,
-    )  # fmt: skip
-    environment.filters |= {"figure": figure, "label": label}
+    """Write the report."""
     judgements = known_and(assessment.judgements)
     sets = dict(row_sets(assessment.rows, judgements))
     kinds = list(dict.fromkeys(table.kind for table in tables))
-    html = environment.get_template("report.html.j2").render(
-        results=results,
-        about=[(name, _plain(value)) for name, value in results["about"].items()],
-        sections=[_section(judgements[kind], tables, sets, assessment) for kind in kinds],
-        subgroups=list(_subgroups(results["without_group"], tables, judgements)),
-        flags=list(_flagged(results["flags"])),
-        most=MOST,
-        colours=COLOURS,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(html, encoding="utf-8")
+    values = {
+        "results": results,
+        "about": [(name, _plain(value)) for name, value in results["about"].items()],
+        "sections": [_section(judgements[kind], tables, sets, assessment) for kind in kinds],
+        "subgroups": list(_subgroups(results["without_group"], tables, judgements)),
+        "flags": list(_flagged(results["flags"])),
+        "most": MOST,
+        "colours": COLOURS,
+    }
+    write_page(path, Path(__file__).with_name("report.html.j2"), values, {"figure": figure, "label": label})
 
 
 def figure(value: float) -> str:
@@ -70,7 +60,7 @@ def _section(judgement: Judgement, tables: Sequence[Table], sets: Sets, assessme
         "title": judgement.title,
         "about": judgement.about,
         "block": _block(found, assessment.targets, judgement),
-        "pictures": list(map(_embed, judgement.pictures(own, assessment.targets))),
+        "pictures": judgement.pictures(own, assessment.targets),
         "worst": _worst(judgement, own),
         "cases": cases,
         "legend": [(name, k % len(COLOURS)) for name, k in cases[0]["names"].items()] if cases else [],
@@ -140,12 +130,7 @@ def _cases(judgement: Judgement, galleries: Mapping[tuple[str, str], Gallery]) -
     for (kind, view), gallery in galleries.items():
         for why, exhibit in gallery.chosen() if kind == judgement.kind else ():
             title, pictures, names = judgement.case(exhibit, f"{view}, {why} of {len(gallery.scores)}")
-            yield {"title": title, "pictures": list(map(_embed, pictures)), "names": names}
-
-
-def _embed(picture: Picture) -> dict:
-    kind = "gif" if picture.data.startswith(b"GIF") else "png"
-    return {"type": f"image/{kind}", "data": base64.b64encode(picture.data).decode(), "alt": picture.alt}
+            yield {"title": title, "pictures": pictures, "names": names}
 
 
 def _plain(value: object) -> str:

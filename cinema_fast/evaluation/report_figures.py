@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..common.extras import need
-from ..figures.canvas import new_figure, printable
+from ..common.naming import printable
+from ..figures.canvas import new_figure
 from ..figures.overlays import COLOURS
 from ..metrics.cases import Exhibit
 from ..metrics.classification import Classification

@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from .. import __version__
+from ..common.atomic import whole_file
 from ..common.naming import count_studies
 from ..metrics.assessment import Assessment
 from ..metrics.bootstrap import LEVEL, Estimate
@@ -55,9 +55,8 @@ def write_results(
     (folder / "results.json").unlink(missing_ok=True)  # that of another evaluation must not stand beside new rows
     write_rows(folder / "rows.csv", assessment.rows)
     write_report(folder / "report" / "index.html", results, tables, assessment)
-    temporary = folder / "results.json.tmp"
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "results.json")
+    with whole_file(folder / "results.json") as file:
+        file.write_text(text + "\n", encoding="utf-8")
     return json.loads(text)
 
 

@@ -13,11 +13,6 @@ def new_figure(width: float, height: float):
     return figure
 
 
-def printable(name: str) -> str:
-    """A study's name without the bytes that are no text, which no font can draw: they are spelt out."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def put_image(axes, pixels: np.ndarray, title: str = "", **how) -> None:
     """Shows pixels (X, Y[, 3]) with X to the right, as the store has them, and no ticks."""
     axes.imshow(pixels.swapaxes(0, 1), **how)

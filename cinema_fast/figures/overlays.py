@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..common.naming import printable
 from ..metrics.cases import Exhibit, LandmarkExhibit
-from .canvas import printable
 
 COLOURS = ((66, 135, 245), (70, 200, 90), (240, 70, 70), (240, 190, 40), (180, 90, 230), (60, 200, 210))
 WHITE = 31  # palette number of the lightest grey

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..data.formats.nifti import Cine
+from ..common.naming import printable
+from ..data.formats.cine import Cine
 from ..data.prepare.geometry import to_uint8
 from ..metrics.function import CycleFunction
-from .canvas import new_figure, printable
+from .canvas import new_figure
 from .overlays import COLOURS, PANEL, WHITE, colour_of, draw_cross, moving, outline, under_words, zoom_to
 
 MARGIN_MM = 25.0  # left around what is drawn

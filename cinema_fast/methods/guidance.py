@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ..common.naming import named
+from ..common.views import CLIP
 from ..data.loading.augment import motion_input
 from ..data.loading.batch import Batch
 from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore
 from ..kernels.motion_score import mask_weights, motion_map, patch_means, relative_to_mean
 from ..kernels.native import cuda_unsupported
-from ..models.config import CLIP, CineMAConfig
+from ..models.config import CineMAConfig
 from .pretrain_config import MaskConfig
 from .stopwatch import Stopwatch
 

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from ..common.naming import count_studies, counted, named, sizes_in_words
+from ..common.views import CLIP
 from ..data.loading.batch import Batch
 from ..data.loading.loader import LoaderError
 from ..data.loading.sampler import Sampler, held_out
@@ -13,7 +14,7 @@ from ..data.store.clips import ClipStore
 from ..data.store.orientation import learnt_otherwise
 from ..data.store.store import CineStore
 from ..models.cinema import CineMA
-from ..models.config import CLIP, CineMAConfig
+from ..models.config import CineMAConfig
 from ..models.flops import step_flops
 from ..models.weights import load_shared_views
 from ..train.checkpoint import newest_weights

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.views import CLIP
 from ..data.loading.augment import model_input
 from ..data.loading.batch import Batch
 from ..data.loading.loader import LoaderError, read_batch
@@ -23,7 +24,8 @@ from ..kernels import TokenPlan
 from ..kernels.masked_mse import TARGET_EPS, masked_mse
 from ..kernels.patches import gather_patches
 from ..models.cinema import CineMA
-from ..models.config import CLIP, CineMAConfig
+from ..models.config import CineMAConfig
+from ..models.precision import autocast
 from .masking import draw_plan
 
 PHASES = (0.0, 0.25, 0.5, 0.75)  # of the cardiac cycle: the frames that every study is judged by
@@ -203,7 +205,7 @@ def evaluate(
     ):
         batch = batch.to(device)
         images, plan, size = images_of(batch), fixed_plan(config, batch, mask_ratio), len(batch.slot)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+        with autocast(device, precision):
             loss = model(images, plan).loss
         unseen = [
             masked_mse(

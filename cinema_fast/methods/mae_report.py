@@ -9,15 +9,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.naming import printable
+from ..common.views import CLIP
 from ..data.loading.loader import LoaderError
 from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore
-from ..figures.canvas import new_figure, printable, put_image
+from ..figures.canvas import new_figure, put_image
 from ..kernels import TokenPlan
 from ..kernels.masked_mse import TARGET_EPS
 from ..kernels.patches import gather_patches, scatter_patches
 from ..models.cinema import CineMA
-from ..models.config import CLIP
+from ..models.precision import autocast
 from .guidance import Guidance
 from .mae_evaluation import Evaluation, fixed_batches, fixed_plan, images_of
 from .motion_figure import draw_motion
@@ -124,7 +126,7 @@ def draw_reconstruction(
     config = model.config
     batch = next(fixed_batches(store, config, [study], batch_size=1)).to(device)
     images, plan = images_of(batch), fixed_plan(config, batch, mask_ratio)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16):
+    with autocast(device, precision):
         pred = model(images, plan).pred
     stages = {}  # view -> kind of picture -> (1, 1, *size)
     for view, image in images.items():

@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.naming import printable
+from ..common.views import CLIP
 from ..data.loading.augment import motion_input
 from ..data.loading.batch import Batch
-from ..data.store.clips import CLIP, ClipStore
+from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore
-from ..figures.canvas import new_figure, printable, put_image
+from ..figures.canvas import new_figure, put_image
 from ..kernels import TokenPlan, motion_map, optical_flow
 from ..models.config import CineMAConfig
 from .guidance import GREY, Guidance

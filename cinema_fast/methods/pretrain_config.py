@@ -5,7 +5,8 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from ..models.config import CLIP, preset
+from ..common.views import CLIP
+from ..models.config import preset
 from ..train.options import RunOptions
 
 

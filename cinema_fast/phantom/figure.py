@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.views import VIEWS
 from .cohort import PhantomStudy
 
 _COLOURS = np.array([[0, 0, 0, 0], [60, 130, 255, 110], [70, 200, 90, 110], [255, 90, 70, 110]], np.uint8)
@@ -23,7 +24,7 @@ def draw_phantom(study: PhantomStudy, path: str | Path, *, margin: float = 0.14)
     es = int(study.lv_ml.argmin())
     n_slices = study.images["sax"].shape[2]
     columns = [("sax", round(n_slices * share)) for share in (0.25, 0.45, 0.65)]
-    columns += [(view, None) for view in ("lax_2c", "lax_3c", "lax_4c")]
+    columns += [(view, None) for view in VIEWS if view != "sax"]
     figure = Figure(figsize=(12, 7.6), facecolor="black")
     canvas = FigureCanvasAgg(figure)
     grid = figure.add_gridspec(4, 6, height_ratios=(2, 2, 2, 1.15), wspace=0.02, hspace=0.04)

@@ -8,7 +8,6 @@ in the order in which studies were ready, and at the end in that of their names.
 import csv
 import json
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
@@ -16,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .. import __version__
+from ..common.atomic import replace_folder, whole_file
 from ..common.naming import count_studies, counted, named
 from ..common.output import new_folder
-from ..data.formats.nifti import CineError
+from ..data.formats.cine import CineError
 from ..data.prepare.failure import Failure, failure_lines
 from ..data.prepare.prepare import PrepareConfig, prepared_studies
 from ..data.prepare.source_format import find_studies
@@ -33,7 +33,7 @@ from ..data.prepare.sources import (
 )
 from ..data.prepare.study import StudyTask
 from ..data.store.orientation import AS_STORED_RUN, gather_remarks, orientation_of, remark_lines
-from ..data.store.store import CineStore, publish_study, write_index
+from ..data.store.store import CineStore, write_index
 from ..metrics.flags import CODES, in_order
 from ..tasks.context import StudyPrediction
 from ..tasks.finetuned_run import FinetunedRun, load_run, task_of
@@ -123,8 +123,7 @@ def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
         OutputError: OUT cannot be written; nothing of it stays.
     """
     tables = _columns_of(task_of(config.run))
-    written = ("studies", *tables, *(f"{name}.tmp" for name in tables), "results.json", ".preparing")
-    with new_folder(config.out, "predict", vars(config), written):
+    with new_folder(config.out, "predict", vars(config), ("studies", *tables, "results.json", ".preparing")):
         return _predict(config, progress)
 
 
@@ -217,7 +216,7 @@ def _one_study(
         return None
     gather_remarks(report.remarks, {task.study: records})
     root = task.config.dst / "store"
-    publish_study(root, task.folder, task.study)
+    replace_folder(task.folder, root / "studies" / task.study)
     write_index(root, task.config.shaping(), {task.study: records})
     try:
         store = CineStore(root)
@@ -287,10 +286,8 @@ def _sort_tables(run: FinetunedRun, out: Path, order: Mapping[str, int]) -> None
         with (out / name).open(**_TEXT) as file:
             head, *lines = csv.reader(file)
         lines.sort(key=lambda line: order[line[0]])
-        temporary = out / f"{name}.tmp"
-        with temporary.open("w", **_TEXT) as file:
+        with whole_file(out / name) as path, path.open("w", **_TEXT) as file:
             csv.writer(file).writerows([head, *lines])
-        os.replace(temporary, out / name)
 
 
 def _write_study(out: Path, study: str, made: StudyPrediction, writers: list[csv.DictWriter]) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..common.tables import Table
-from ..data.formats.nifti import Cine
+from ..data.formats.cine import Cine
 from ..data.prepare.sources import Source
 from ..data.store.records import CineInfo
 from ..data.store.store import CineStore

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..common.views import CLIP
 from ..data.loading.batch import padded_input
 from ..data.prepare.sources import Source
 from ..data.prepare.study import read_source
-from ..data.store.clips import CLIP, ClipStore, clip_frames
+from ..data.store.clips import ClipStore, clip_frames
 from ..data.store.store import CineStore
 from ..models.config import CineMAConfig, config_from_dict
+from ..models.precision import autocast
 from ..models.weights import load_cinema_weights
 from ..train.checkpoint import newest_checkpoint
 from ..train.run_info import RunInfo, min_frames_of, read_run_info
@@ -100,7 +102,7 @@ class FinetunedRun:
                     f"run's store was ({self.info.store.prepare})"
                 )
             images[view] = padded_input(values, size, self.device, view)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+        with autocast(self.device, self.precision):
             found = self.task.predict(self.model, images)
         if self.task.predicts_maps:
             inside = {view: tuple(slice(n) for n in values.shape[2:]) for view, values in frames.items()}

@@ -3,8 +3,9 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from ..common.views import CLIP
 from ..data.loading.sampler import held_out
-from ..data.store.clips import CLIP, ClipStore
+from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore, StoreError
 from ..train.run_info import LabelInfo, RunInfo, read_run_info
 from ..train.setup import store_fingerprint

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.formats.nifti import Cine
+from ..data.formats.cine import Cine
 from ..data.loading.batch import Batch
 from ..data.loading.loader import LabelError
 from ..data.loading.sampler import frame_at

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..common.naming import count_studies, sizes_in_words
+from ..common.views import CLIP
 from ..data.loading.batch import Batch
 from ..data.loading.loader import LabelError, LoaderError, read_batch
 from ..data.loading.sampler import Draw, Sampler, fixed_draw
 from ..data.loading.validation import validation_draws
-from ..data.store.clips import CLIP
 from ..data.store.orientation import learnt_otherwise
 from ..data.store.store import CineStore
 from ..models.config import CineMAConfig, config_from_dict, preset

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ..common.tables import Table, check_matches, is_number, means_number
+from ..common.views import CLIP
 from ..data.loading.batch import Batch
 from ..data.loading.loader import LoaderError
 from ..data.prepare.sources import Source
-from ..data.store.clips import CLIP, ClipStore, clip_frames
+from ..data.store.clips import ClipStore, clip_frames
 from ..data.store.store import CineStore, StoreError
 from ..metrics.assessment import Assessment
 from ..models.config import CineMAConfig

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor, nn
 
+from ..common.views import CLIP
 from ..data.loading import loader
 from ..data.loading.batch import Batch
 from ..data.prepare.sources import Source
-from ..data.store.clips import CLIP, ClipStore
+from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore
 from ..metrics.assessment import Assessment
 from ..metrics.judgement import Judgement

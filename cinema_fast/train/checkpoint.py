@@ -12,7 +12,6 @@ A kill or a full disk therefore leaves the earlier ones as they were, and a cut 
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ..common.atomic import whole_file
 from ..common.parsed_file import read_json
 from ..common.regular_file import open_regular, read_regular
 from ..models.weights import cinema_state_dict, load_cinema_weights, load_safetensors, load_torch
@@ -271,20 +271,14 @@ def file_sum(path: Path) -> dict:
     """Name, size and SHA-256 of a file."""
     with open_regular(path) as file:
         return {
-            "name": path.name.removesuffix(".tmp"),
+            "name": path.name,
             "bytes": path.stat().st_size,
             "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
         }
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _clear(folder: Path) -> None:
-    """Remove what a killed write left: temporary files of ours and of safetensors."""
+    """Remove what a killed write left: temporary files of safetensors, of ours and of older versions."""
     for leftover in (*folder.glob("*.tmp"), *folder.glob(".tmp*")):
         leftover.unlink()
 
@@ -305,19 +299,9 @@ def save_state(state: dict, path: Path) -> None:
 
 def write_file(path: Path, writer: Callable[[Path], object]) -> dict:
     """Write a file through `writer`, force it to disk and give it its name; returns its size and sum."""
-    temporary = path.with_name(path.name + ".tmp")
-    writer(temporary)
-    os.chmod(temporary, 0o666 & ~_umask())  # safetensors makes files that only their owner can read
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    found = file_sum(temporary)
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # a rename lives in the folder
-    finally:
-        os.close(folder)
-    return found
+    with whole_file(path, durable=True) as temporary:
+        writer(temporary)
+        return file_sum(temporary) | {"name": path.name}
 
 
 def _read(path: Path, checksums: bool = True) -> Checkpoint:

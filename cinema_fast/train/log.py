@@ -1,14 +1,15 @@
 """The record of a run: metrics.jsonl, run.log, and a progress bar, or plain lines where nobody watches."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from ..common.atomic import sync_file, whole_file
 from ..common.parsed_file import parse_json
+from ..common.progress import terminal
 from .run_info import RunInfo
 from .sinks import SinkName, Sinks
 
@@ -30,7 +31,7 @@ class RunLog:
         self._text = (out / "run.log").open("a", encoding="utf-8", errors="backslashreplace")
         self._bar = None
         self._sinks = Sinks(sinks, out, info, lines=lines, say=self.say)
-        self._bar = _bar(steps, done) if sys.stderr.isatty() else None
+        self._bar = _bar(console, steps, done) if (console := terminal()) else None
 
     def __enter__(self) -> "RunLog":
         if self._bar:
@@ -76,8 +77,7 @@ class RunLog:
 
     def sync(self) -> None:
         """Force the lines to disk, before a checkpoint that builds on them."""
-        self._metrics.flush()
-        os.fsync(self._metrics.fileno())
+        sync_file(self._metrics)
 
     def _note(self, text: str) -> None:
         self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
@@ -101,9 +101,8 @@ class RunLog:
                     lines.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # the line that a kill cut short
-        temporary = self._metrics_path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self._metrics_path)
+        with whole_file(self._metrics_path) as file:
+            file.write_text("".join(kept), encoding="utf-8")
         return lines
 
 
@@ -136,8 +135,7 @@ class RankLog:
         """There is nothing that a checkpoint builds on."""
 
 
-def _bar(steps: int, done: int):
-    from rich.console import Console
+def _bar(console, steps: int, done: int):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     bar = Progress(
@@ -145,7 +143,7 @@ def _bar(steps: int, done: int):
         BarColumn(),
         TextColumn("loss {task.fields[loss]}  {task.fields[speed]}  left"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
     )
     bar.add_task("", total=steps, completed=done, loss="-", speed="-")
     return bar

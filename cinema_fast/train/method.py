@@ -12,6 +12,7 @@ from ..data.loading.loader import Labels
 from ..data.loading.sampler import Sampler
 from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore
+from ..models.precision import autocast
 from .log import RunLog
 from .optimizer import Group, groups_of
 from .options import RunOptions
@@ -29,7 +30,7 @@ class Place:
 
     def autocast(self) -> torch.autocast:
         """The block in which a model computes in `precision`."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == torch.bfloat16)
+        return autocast(self.device, self.precision)
 
 
 class Validation(NamedTuple):

@@ -1,10 +1,10 @@
 """What a run is made of: written to its config.yaml, and read back from there, also as earlier versions wrote it."""
 
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from ..common.atomic import whole_file
 from ..common.parsed_file import parse_yaml
 from ..common.regular_file import read_regular
 from ..common.renamed import current_options
@@ -131,12 +131,8 @@ def write_run_info(folder: Path, info: RunInfo) -> None:
     import yaml
 
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "config.yaml.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        yaml.safe_dump(info.to_dict(), file, sort_keys=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / "config.yaml")
+    with whole_file(folder / "config.yaml", durable=True) as file:
+        file.write_text(yaml.safe_dump(info.to_dict(), sort_keys=False), encoding="utf-8")
 
 
 def min_frames_of(before: RunInfo | None) -> int:

@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal, Protocol
 
+from ..common.atomic import whole_file
 from ..common.parsed_file import read_json
 from .run_info import RunInfo
 
@@ -119,9 +120,8 @@ class WeightsAndBiases:
         """Note what was given so many seconds ago as being on disk."""
         while self._unsure and time.monotonic() - self._unsure[0][0] >= seconds:
             _, self._on_disk = self._unsure.popleft()
-        temporary = self._path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps({"id": self._id, "step": self._on_disk}) + "\n")
-        os.replace(temporary, self._path)
+        with whole_file(self._path) as file:
+            file.write_text(json.dumps({"id": self._id, "step": self._on_disk}) + "\n")
 
 
 def _mode(wandb) -> tuple[str | None, str]:

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .cine import MAX_BYTES, Cine, CineError, IncompleteCine, Volume, check_cine, joined_sha256
 from .dicom_file import ImageHeader, image_headers, read_dataset
 from .dicom_pixels import read_pixels
-from .nifti import MAX_BYTES, Cine, CineError, IncompleteCine, Volume, check_cine, joined_sha256
 
 # Slices of a cine are 4 mm apart or more; the same slice has the same position to a hundredth of a millimetre.
 SAME_PLACE_MM = 0.5

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from .nifti import MAX_BYTES, CineError
+from .cine import MAX_BYTES, CineError
 
 if TYPE_CHECKING:
     from pydicom import Dataset

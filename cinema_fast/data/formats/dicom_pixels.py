@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .cine import MAX_BYTES, CineError
 from .dicom_file import malformed, text, whole_number
-from .nifti import MAX_BYTES, CineError
 
 if TYPE_CHECKING:
     from pydicom import Dataset

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..store.clips import CLIP
+from ...common.views import CLIP
 from .augment import model_input, stored_input
 from .augmentation import AS_STORED, Augmentation
 from .sampler import Draw

@@ -21,6 +21,7 @@ import numpy as np
 
 from ...common.pool import available_cores, run_in_processes
 from ...common.progress import progress_bar
+from ..formats.cine import CineError
 from ..formats.dicom_cine import SAME_PLACE_MM, read_dicom_cine
 from ..formats.dicom_file import (
     image_places,
@@ -33,7 +34,6 @@ from ..formats.dicom_file import (
     text,
     whole_number,
 )
-from ..formats.nifti import CineError
 from ..formats.view_rules import ViewRules, read_rules
 from .source_format import SourceFormat
 from .sources import Refusal, Source, Sources, list_folder, refusal_of

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..formats.nifti import Cine, CineError, Volume, joined_sha256, read_nifti
+from ..formats.cine import Cine, CineError, Volume, joined_sha256
+from ..formats.nifti import read_nifti
 from ..store.orientation import like
 from .sources import Source, Sources
 

@@ -12,7 +12,6 @@ record is the most that is left of a run that is killed, and the next one makes 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from contextlib import closing
 from dataclasses import dataclass
@@ -20,10 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ...common.atomic import move_into, whole_file
 from ...common.parsed_file import read_json
 from ...common.pool import available_cores, run_in_processes
 from ...common.progress import progress_bar
-from ..store.store import StoreError, motion_file, sync_folder, write_array, write_atomic
+from ..store.store import StoreError, motion_file, write_array
 from .failure import Failure
 
 
@@ -126,11 +126,10 @@ def motion_levels(frames: np.ndarray, device: str = "cpu") -> tuple[np.ndarray, 
 
 def _publish(task: MotionTask, maps: dict[str, dict]) -> None:
     target = task.store / "studies" / task.study
-    for record in maps.values():
-        os.replace(task.folder / Path(record["file"]).name, task.store / record["file"])
-    sync_folder(target)
+    move_into(target, (task.folder / Path(record["file"]).name for record in maps.values()))
     records = read_json(target / "study.json")
     for view, record in maps.items():
         records[view]["motion"] = record
-    write_atomic(target / "study.json", [json.dumps(records)])
+    with whole_file(target / "study.json", durable=True) as file:
+        file.write_text(json.dumps(records), encoding="utf-8")
     task.folder.rmdir()

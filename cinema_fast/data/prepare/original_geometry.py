@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from ..formats.nifti import Cine
+from ..formats.cine import Cine
 from .geometry import Axis, Resampling, spacing_of
 from .sources import Source
 

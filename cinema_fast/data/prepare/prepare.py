@@ -15,12 +15,13 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+from ...common.atomic import TEMPORARY, replace_folder
 from ...common.pool import available_cores, run_in_processes
 from ...common.progress import progress_bar
-from ..formats.nifti import file_sha256
+from ..formats.cine import file_sha256
 from ..store.check import find_altered, read_studies
 from ..store.orientation import gather_remarks, orientation_of
-from ..store.store import IndexLost, StoreError, index_records, publish_study, read_index, write_index
+from ..store.store import IndexLost, StoreError, index_records, read_index, write_index
 from .failure import Failure
 from .labels import find_labels
 from .motion import add_motion_maps
@@ -38,7 +39,7 @@ from .source_format import find_studies, format_of
 from .sources import Source, Sources
 from .study import StudyTask, file_stats, prepare_study
 
-_TEMPORARY = ".preparing"
+_PREPARING = ".preparing"
 
 
 def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
@@ -95,7 +96,7 @@ def _prepare(config: PrepareConfig, report: PrepareReport, progress: bool) -> No
         report.files = sources.found()
     store.mkdir(parents=True, exist_ok=True)
     with hold_store(store, part):
-        temporary = store / SHARDS / f"{part.name}.preparing" if part else store / _TEMPORARY
+        temporary = store / SHARDS / f"{part.name}.preparing" if part else store / _PREPARING
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             _fill(store, temporary, config, sources, report, progress)
@@ -249,7 +250,7 @@ def _open_for_writing(store: Path, config: PrepareConfig) -> tuple[PrepareConfig
         first = next((found for _, found in read_studies(store) if isinstance(found, dict)), {}) if has_studies else {}
         config = _as_begun(config, next(iter(first.values()), {}).get("prepare"))
         rebuild = has_studies and not config.overwrite
-        ours = {".lock", SHARDS, _TEMPORARY, ".index.json.tmp", ".failures.jsonl.tmp"}
+        ours = {".lock", SHARDS, _PREPARING, f"{TEMPORARY}index.json", f"{TEMPORARY}failures.jsonl"}
         if has_studies or (config.part and (store / "studies").is_dir()):
             ours |= {"index.json", "failures.jsonl", "studies"}
         elif (store / "studies").is_dir() and not any((store / "studies").iterdir()):
@@ -300,7 +301,7 @@ def _take_in(store: Path, task: StudyTask, result: tuple | Exception, done: dict
     records, failures = result
     report.failures += failures
     if records:
-        publish_study(store, task.folder, task.study)
+        replace_folder(task.folder, store / "studies" / task.study)
         done[task.study] = records
         report.prepared += 1
 

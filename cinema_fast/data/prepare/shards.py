@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 
+from ...common.atomic import whole_file
 from ...common.lock import hold_folder, is_held
 from ...common.parsed_file import parse_json
-from ..store.store import StoreError, lock_store, write_atomic
+from ..store.store import StoreError
 from .failure import Failure
 from .shard import Shard
 
@@ -35,7 +34,8 @@ def hold_store(store: Path, shard: Shard | None) -> Iterator[None]:
     """Hold a store for writing, alone or as one of its shards. Raises StoreError that says who holds it."""
     with ExitStack() as held:
         try:
-            held.enter_context(lock_store(store, shared=shard is not None))
+            held.enter_context(hold_folder(store, "prepared", "wait for it, or choose another folder", StoreError,
+                                           shared=shard is not None))
         except StoreError:
             names = [path.name.removesuffix(".lock").replace("-of-", "/") for path in _locks(store) if is_held(path)]
             if not names:
@@ -50,9 +50,8 @@ def hold_store(store: Path, shard: Shard | None) -> Iterator[None]:
 def _hold_shard(store: Path, shard: Shard, held: ExitStack) -> None:
     folder = store / SHARDS
     folder.mkdir(exist_ok=True)
-    held.enter_context(hold_folder(
-        folder, f"prepared as shard {shard}", "wait for it, or take another shard", StoreError,
-        partial(print, file=sys.stderr), name=f"{shard.name}.lock"))
+    held.enter_context(hold_folder(folder, f"prepared as shard {shard}", "wait for it, or take another shard",
+                                   StoreError, name=f"{shard.name}.lock"))
     for path in _locks(store):
         if path.name.endswith(f"-of-{shard.n}.lock"):
             continue
@@ -76,7 +75,8 @@ def failures_file(store: Path, name: str) -> Path:
 
 def write_failures(path: Path, failures: list[Failure]) -> None:
     """Replace a file of failures, one JSON object a line."""
-    write_atomic(path, (json.dumps(asdict(failure)) + "\n" for failure in failures))
+    with whole_file(path, durable=True) as file:
+        file.write_text("".join(json.dumps(asdict(failure)) + "\n" for failure in failures), encoding="utf-8")
 
 
 def read_outcomes(store: Path) -> list[Failure]:

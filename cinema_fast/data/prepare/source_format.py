@@ -5,7 +5,7 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from ..formats.nifti import Cine
+    from ..formats.cine import Cine
     from .prepare_config import PrepareConfig
     from .sources import Source, Sources
 

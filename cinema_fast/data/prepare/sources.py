@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ...common.naming import named
 from ...common.views import VIEWS
-from ..formats.nifti import Cine, read_cine
+from ..formats.cine import Cine
+from ..formats.nifti import read_cine
 from .source_format import SourceFormat
 
 if TYPE_CHECKING:

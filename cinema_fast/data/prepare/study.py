@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..formats.nifti import Cine, CineError, IncompleteCine
+from ..formats.cine import Cine, CineError, IncompleteCine
 from ..store.orientation import AS_STORED, NO_ORIENTATION, Arrangement, arrange, arranged, patient_arrangement
 from ..store.store import write_study
 from . import geometry

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from ...common.atomic import whole_file
 from ...common.naming import count_studies
-from ...common.output import folder_for, whole_file
+from ...common.output import folder_for
 from ...common.parsed_file import parse_json
 from ...common.regular_file import read_regular
 from ...common.views import views_in_order

@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 
 from ...common.naming import named
-from ..formats.nifti import Cine, Volume
+from ..formats.cine import Cine, Volume
 from .store import CineStore
 
 # Where X and Y lead, as shares of (left, back, feet): rounded means of rows and columns as scanners of three sites had

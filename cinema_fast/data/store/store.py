@@ -31,24 +31,20 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import io
 import json
 import math
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from stat import S_ISREG
 
 import numpy as np
 
-from ...common.lock import hold_folder
+from ...common.atomic import sync_file, sync_folder, whole_file
 from ...common.parsed_file import parse_json
 from ...common.regular_file import read_regular
 from ...common.views import views_in_order
@@ -318,7 +314,8 @@ def write_index(path: Path, options: dict, studies: dict[str, dict[str, dict]]) 
     head = json.dumps({"format": FORMAT, "version": VERSION, "prepare": options})
     lines = (f"{json.dumps(study)}: {json.dumps(index_records(studies[study]))}" for study in sorted(studies))
     parts = (f"{',' if n else ''}\n{line}" for n, line in enumerate(lines))
-    write_atomic(path / "index.json", _summed(chain([f'{head[:-1]}, "studies": {{'], parts, ["\n}"])))
+    with whole_file(path / "index.json", durable=True) as name, name.open("w", encoding="utf-8") as file:
+        file.writelines(_summed(chain([f'{head[:-1]}, "studies": {{'], parts, ["\n}"])))
 
 
 def _summed(parts: Iterable[str]) -> Iterator[str]:
@@ -348,7 +345,7 @@ def write_study(
     cines: dict[str, tuple[np.ndarray, dict]],
     labels: dict[str, tuple[np.ndarray, dict]] | None = None,
 ) -> dict[str, dict]:
-    """Write the complete folder of one study, synced to disk, for `publish_study` to move into the store.
+    """Write the complete folder of one study, synced to disk, for `replace_folder` to move into the store.
 
     cines: view -> (uint8 frames (T, X, Y[, Z]), record without `file`, `shape` and `sha256`).
     labels: view -> (uint8 label maps (len(frames), X, Y[, Z]), `frames` and what else study.json is to keep).
@@ -368,7 +365,7 @@ def write_study(
         records[view]["labels"] = {"file": file, "sha256": sha256, "values": values, **record}
     with (folder / "study.json").open("w", encoding="utf-8") as file:
         json.dump(records, file)
-        _sync(file)
+        sync_file(file)
     sync_folder(folder)
     return index_records(records)
 
@@ -382,49 +379,5 @@ def write_array(path: Path, array: np.ndarray) -> str:
         for part in (npy_header(array.shape), np.ascontiguousarray(array).data.cast("B")):
             file.write(part)
             sha256.update(part)
-        _sync(file)
+        sync_file(file)
     return sha256.hexdigest()
-
-
-def publish_study(store: Path, folder: Path, study: str) -> None:
-    """Move a folder of `write_study` into the store, in the place of an earlier version of that study."""
-    target = store / "studies" / study
-    old = folder.with_name(f"{folder.name}.old")
-    if target.exists():
-        os.rename(target, old)
-    os.rename(folder, target)
-    sync_folder(target.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def write_atomic(path: Path, parts: Iterable[str]) -> None:
-    """Replace a file's content by `parts`: after a crash at any moment it is either the old or the new one."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(parts)
-            _sync(file)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def lock_store(path: Path, *, shared: bool = False) -> AbstractContextManager[None]:
-    """Hold the store for writing, alone or as one of its shards; StoreError where another process holds it."""
-    say = partial(print, file=sys.stderr)
-    return hold_folder(path, "prepared", "wait for it, or choose another folder", StoreError, say, shared=shared)
-
-
-def _sync(file: io.IOBase) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Make what was renamed in a folder last through a crash."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
