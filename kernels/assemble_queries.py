@@ -18,7 +18,7 @@ from torch import Tensor
 from .backend import choose, launching, tl, triton, triton_unsupported
 from .inputs import Inputs
 from .registry import Call, Code, Operation, call_name, in_both, register
-from .shapes import SMALL_VIEW, VIEWS, ViewShape
+from .shapes import SMALL_VIEW, VIEW_SHAPES, ViewShape
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -180,7 +180,7 @@ def _call(view: ViewShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
 
 def _calls() -> Iterator[Call]:
     """The residual stream is float32 under autocast too."""
-    for name, view in VIEWS.items():
+    for name, view in VIEW_SHAPES.items():
         for dtype in (torch.bfloat16, torch.float32) if in_both(name) else (torch.float32,):
             yield Call(call_name(name, dtype), partial(_call, view, dtype=dtype))
 

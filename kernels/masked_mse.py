@@ -25,7 +25,7 @@ from .inputs import Inputs
 from .patch_address import image_unsupported, load_values, locate_rows, patch_layout, sector_bytes
 from .patches import gather_patches, grid_of
 from .registry import Call, Code, Operation, call_name, dtypes_of, register
-from .shapes import SMALL_VIEW, VIEWS, ViewShape
+from .shapes import SMALL_VIEW, VIEW_SHAPES, ViewShape
 from .token_plan import TokenPlan
 
 TARGET_EPS = 1e-6
@@ -243,7 +243,7 @@ def _call(view: ViewShape, inputs: Inputs, dtype: torch.dtype, norm: bool = True
 
 
 def _calls() -> Iterator[Call]:
-    for name, view in VIEWS.items():
+    for name, view in VIEW_SHAPES.items():
         for dtype, norm in product(dtypes_of(name), (False, True)):
             yield Call(call_name(name, dtype, "norm" * norm), partial(_call, view, dtype=dtype, norm=norm))
 

@@ -26,7 +26,7 @@ from .inputs import Inputs
 from .patch_address import image_unsupported, load_values, locate_rows, patch_layout, sector_bytes
 from .patches import gather_patches, grid_of, scatter_patches
 from .registry import Call, Code, Operation, call_name, dtypes_of, register
-from .shapes import SMALL_VIEW, VIEWS, ViewShape
+from .shapes import SMALL_VIEW, VIEW_SHAPES, ViewShape
 
 DOT_DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
@@ -370,7 +370,7 @@ def _call(view: ViewShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
 
 
 def _calls() -> Iterator[Call]:
-    for name, view in VIEWS.items():
+    for name, view in VIEW_SHAPES.items():
         for dtype in dtypes_of(name):
             yield Call(call_name(name, dtype), partial(_call, view, dtype=dtype))
 

@@ -30,7 +30,7 @@ from .gumbel import WEIGHT_FLOOR, gumbel_priority
 from .inputs import Inputs
 from .philox import philox4x32
 from .registry import Call, Code, Operation, register
-from .shapes import SMALL_VIEW, VIEWS, ViewShape
+from .shapes import SMALL_VIEW, VIEW_SHAPES, ViewShape
 from .token_plan import TokenPlan
 
 KERNEL_TOKENS = 8192  # a row that the registers of one program hold; longer ones are the PyTorch form's
@@ -242,7 +242,7 @@ def _call(view: ViewShape, inputs: Inputs, weighted: bool, part: bool) -> list[T
 
 
 def _calls() -> Iterator[Call]:
-    for (name, view), weighted, part in product(VIEWS.items(), (False, True), (False, True)):
+    for (name, view), weighted, part in product(VIEW_SHAPES.items(), (False, True), (False, True)):
         variant = ("weighted" if weighted else "uniform") + ", a quarter decoded" * part
         yield Call(f"{name} {variant}", partial(_call, view, weighted=weighted, part=part))
 

@@ -77,7 +77,7 @@ def _lax(batch: int) -> ViewShape:
 
 
 # the stem and the decoder of cinema-large and -huge are those of -base
-VIEWS = {
+VIEW_SHAPES = {
     "cinema-base-sax-b16": _sax(16),
     "cinema-base-sax-b64": _sax(64),
     "cinema-base-lax-b16": _lax(16),
@@ -90,7 +90,7 @@ VIEWS = {
 # for the interpreter, nothing a multiple of a tile
 SMALL_VIEW = ViewShape(2, 1, (20, 24, 3), (4, 4, 1), (4, 4, 1), 48, 23, 48)
 
-ATTENTION = {
+ATTENTION_SHAPES = {
     "cinema-base-encoder-b16": AttentionShape(16, 769, 769, 12, 64),
     "cinema-base-encoder-b64": AttentionShape(64, 769, 769, 12, 64),
     "cinema-decoder-b16": AttentionShape(16, 2304, 768, 16, 32),
@@ -104,7 +104,7 @@ ATTENTION = {
     "awkward": AttentionShape(3, 13, 37, 3, 24),
 }
 
-DEPTHWISE = {
+DEPTHWISE_SHAPES = {
     "cinema-base-sax-stage0-b16": DepthwiseShape(16, (12, 12, 16), (4, 4, 1), (5, 5, 5), 64, 576),
     "cinema-base-sax-stage1-b16": DepthwiseShape(16, (12, 12, 16), (2, 2, 1), (5, 5, 5), 128, 576),
     "cinema-base-lax-stage0-b16": DepthwiseShape(16, (16, 16), (4, 4), (5, 5), 64, 64),

@@ -32,7 +32,7 @@ from .backend import INTERPRET, choose, launching, tl, triton, triton_unsupporte
 from .inputs import Inputs
 from .packed_sequences import check_packed, is_uniform, longest_sequence, sequence_lengths
 from .registry import Call, Code, Operation, call_name, dtypes_of, register
-from .shapes import ATTENTION, AttentionShape
+from .shapes import ATTENTION_SHAPES, AttentionShape
 
 MAX_HEAD_DIM = 128
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -479,7 +479,7 @@ def _call(s: AttentionShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]
 
 
 def _calls() -> Iterator[Call]:
-    for name, shape in ATTENTION.items():
+    for name, shape in ATTENTION_SHAPES.items():
         for dtype in dtypes_of(name):
             yield Call(call_name(name, dtype), partial(_call, shape, dtype=dtype))
 

@@ -35,7 +35,7 @@ from .backend import choose, launching, tl, triton, triton_unsupported
 from .inputs import Inputs
 from .patches import axis_positions
 from .registry import Call, Code, Operation, call_name, dtypes_of, register
-from .shapes import VIEWS, DepthwiseShape
+from .shapes import VIEW_SHAPES, DepthwiseShape
 from .token_neighbours import coordinates, entry, length, neighbour_products, neighbour_slots, shifted, walked_taps
 from .token_plan import TokenPlan
 
@@ -464,7 +464,7 @@ def _call(s: DepthwiseShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]
 
 def _calls() -> Iterator[Call]:
     """Both stages of every convolutional stem."""
-    for name, view in VIEWS.items():
+    for name, view in VIEW_SHAPES.items():
         for s in view.stem_stages():
             for dtype in dtypes_of(name):
                 variant = "x".join(map(str, s.block))

@@ -9,7 +9,7 @@ from tolerances import assert_close
 
 from cinema_fast.kernels import BackendError, launches
 from cinema_fast.kernels.patch_embed import patch_embed, patch_embed_bytes, patch_embed_config, patch_embed_dw_config
-from cinema_fast.kernels.shapes import VIEWS
+from cinema_fast.kernels.shapes import VIEW_SHAPES
 
 # grid, patch, channels, width, rows: what each is there for
 CASES = {
@@ -210,7 +210,7 @@ def test_bytes_count_the_sectors_that_hold_wanted_pixels():
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("shape", VIEWS.values(), ids=VIEWS)
+@pytest.mark.parametrize("shape", VIEW_SHAPES.values(), ids=VIEW_SHAPES)
 def test_configurations_suit_a_matrix_product_and_bound_the_partial_sums(shape, dtype):
     rows, values = shape.batch * shape.keep * math.prod(shape.block), math.prod(shape.kernel) * shape.channels
     backward = patch_embed_dw_config(rows, values, shape.width, dtype)

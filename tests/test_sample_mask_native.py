@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cinema_fast.kernels import BackendError, TokenPlan, launches, mask_native, sample_mask, use
-from cinema_fast.kernels.shapes import VIEWS
+from cinema_fast.kernels.shapes import VIEW_SHAPES
 
 pytestmark = pytest.mark.skipif(bool(mask_native.PROBLEM), reason=mask_native.PROBLEM)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -58,9 +58,9 @@ def test_any_request(how):
 
 @pytest.mark.parametrize("decode", [1, 0.25])
 @pytest.mark.parametrize("weighted", [False, True], ids=["uniform", "weighted"])
-@pytest.mark.parametrize("name", VIEWS)
+@pytest.mark.parametrize("name", VIEW_SHAPES)
 def test_shapes_of_models(name, weighted, decode):
-    view = VIEWS[name]
+    view = VIEW_SHAPES[name]
     scores = torch.rand(view.batch, view.n, generator=torch.Generator().manual_seed(0)) ** 4 if weighted else None
     decode = int(decode * (view.n - view.keep))
     assert_same(scores, batch=view.batch, n=view.n, keep=view.keep, decode=decode, seed=3, step=2, stream=1)

@@ -9,7 +9,7 @@ import torch
 from depthwise_cases import CASES, make
 
 from cinema_fast.kernels import TokenPlan
-from cinema_fast.kernels.shapes import DEPTHWISE
+from cinema_fast.kernels.shapes import DEPTHWISE_SHAPES
 from cinema_fast.kernels.sparse_depthwise_conv import (
     sparse_depthwise_conv_bytes,
     sparse_depthwise_conv_config,
@@ -60,7 +60,7 @@ def test_expected_flops_are_the_mean_over_all_masks(keep):
 def test_flops_of_a_sax_study():
     # of the 125 taps about 36 meet a visible position at stage 0, 29 at stage 1, where a quarter is visible
     for name, taps in (("cinema-base-sax-stage0-b16", 36), ("cinema-base-sax-stage1-b16", 29)):
-        s = DEPTHWISE[name]
+        s = DEPTHWISE_SHAPES[name]
         flops = sparse_depthwise_conv_flops(s.batch, s.keep, s.grid, s.block, s.kernel, s.channels)
         assert flops / (2 * s.batch * s.keep * math.prod(s.block) * s.channels) // 1 == taps
 
@@ -94,7 +94,7 @@ def test_the_same_products_by_output_and_by_tap(case):
     assert len(set(by_output)) == len(by_output) == math.prod(case.block) * taps  # every tap of every output, once
 
 
-@pytest.mark.parametrize("shape", DEPTHWISE.values(), ids=DEPTHWISE)
+@pytest.mark.parametrize("shape", DEPTHWISE_SHAPES.values(), ids=DEPTHWISE_SHAPES)
 def test_configurations_fill_a_warp_and_bound_the_partial_sums(shape):
     n_rows = shape.batch * shape.keep
     backward = sparse_depthwise_conv_dw_config(n_rows, shape.block, shape.kernel, shape.channels)

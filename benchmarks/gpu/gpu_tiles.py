@@ -20,7 +20,7 @@ from report_schema import TileRow
 from torch import Tensor
 
 from cinema_fast.kernels import tuning
-from cinema_fast.kernels.shapes import ATTENTION, AttentionShape
+from cinema_fast.kernels.shapes import ATTENTION_SHAPES, AttentionShape
 from cinema_fast.kernels.sparse_attention import sparse_attention, sparse_attention_config, sparse_attention_flops
 
 LAUNCHES = {"fwd": "sparse_attention", "dq": "sparse_attention_dq", "dkv": "sparse_attention_dkv"}
@@ -56,7 +56,7 @@ def measure(smoke: bool, commit: str, finish: Callable[[dict], None]) -> Iterato
         yield from _passes(shape, smoke, leaves, call, expected, entry)
         yield from _peers(shape, smoke, expected, entry)
         if entry["tiles"].keys() == LAUNCHES.keys():
-            table["sparse_attention"].append(_entry(ATTENTION[shape], entry))
+            table["sparse_attention"].append(_entry(ATTENTION_SHAPES[shape], entry))
             finish(table)
 
 
@@ -65,7 +65,7 @@ def _shapes(smoke: bool) -> tuple[str, ...]:
 
 
 def _passes(shape: str, smoke: bool, leaves, call, expected, entry: dict) -> Iterator[tuple[str, TileRow | str]]:
-    s = ATTENTION[shape]
+    s = ATTENTION_SHAPES[shape]
     static = sparse_attention_config(s.head_dim, s.queries, s.keys, leaves[0].dtype)
     config = {name: (t["ROWS"], t["COLS"], t["num_warps"], t["num_stages"]) for name, t in static.items()}
     us = {}
@@ -146,7 +146,7 @@ def table_of(s: AttentionShape, dtype: torch.dtype, tiles: dict[str, tuple[int, 
 def _call(shape: str) -> tuple[tuple[Tensor, ...], Callable[..., tuple[Tensor, ...]]]:
     """q, k and v of the benchmark, and a function that runs the Triton kernels on them: out, dq, dk and dv; with
     backward=True backward alone, on the forward pass of before."""
-    s, leaves = ATTENTION[shape], bench_sparse_attention.build(shape).leaves
+    s, leaves = ATTENTION_SHAPES[shape], bench_sparse_attention.build(shape).leaves
     cu = torch.arange(s.batch + 1, dtype=torch.int32, device=timing.DEVICE)
     offsets = cu * s.queries, cu * s.keys
 

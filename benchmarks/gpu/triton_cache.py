@@ -32,7 +32,7 @@ from triton.compiler import ASTSource
 from triton.runtime.cache import triton_key
 
 from cinema_fast.kernels import tuning
-from cinema_fast.kernels.shapes import ATTENTION
+from cinema_fast.kernels.shapes import ATTENTION_SHAPES
 
 
 def step_cases() -> list[Case]:
@@ -45,7 +45,7 @@ def tile_launches(arch: int) -> dict[str, Launch]:
     found = {}
     cases = [c for c in step_cases() if c.operation == "sparse_attention" and c.name.endswith("b64 bf16")]
     for case in cases:
-        shape = ATTENTION[case.name.removesuffix(" bf16")]
+        shape = ATTENTION_SHAPES[case.name.removesuffix(" bf16")]
         for tile in TILES:
             with tuning.override(table_of(shape, torch.bfloat16, dict.fromkeys(("fwd", "dq", "dkv"), tile))):
                 found |= audit_launches.record([case], arch)

@@ -10,7 +10,7 @@ import torch
 
 from cinema_fast.kernels import sample_mask
 from cinema_fast.kernels.assemble_queries import assemble_queries, assemble_queries_bytes, assemble_queries_ref
-from cinema_fast.kernels.shapes import VIEWS
+from cinema_fast.kernels.shapes import VIEW_SHAPES
 
 GPU_SHAPES = ("cinema-base-sax-b64", "cinema-base-sax-b16", "cinema-base-lax-b64", "heartmae-clip-b16")
 SHAPES = GPU_SHAPES if timing.DEVICE == "cuda" else ("cinema-base-sax-b16", "cinema-base-lax-b16")
@@ -22,7 +22,7 @@ PEER = "expand + boolean index + cat"
 @lru_cache(maxsize=1)
 def build(shape: str) -> timing.Operation:
     """A mask token, a position table and a batch's masks."""
-    s, device = VIEWS[shape], timing.DEVICE
+    s, device = VIEW_SHAPES[shape], timing.DEVICE
     torch.manual_seed(0)
     token = torch.randn(s.dec_width, device=device).requires_grad_()
     table = torch.randn(s.n, s.dec_width, device=device)

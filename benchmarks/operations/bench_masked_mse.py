@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import workload
 
 from cinema_fast.kernels.masked_mse import masked_mse, masked_mse_bytes, masked_mse_ref
-from cinema_fast.kernels.shapes import VIEWS
+from cinema_fast.kernels.shapes import VIEW_SHAPES
 
 SHAPES = workload.GPU_IMAGE_SHAPES if timing.DEVICE == "cuda" else workload.CPU_IMAGE_SHAPES
 PASSES = ("fwd", "bwd")
@@ -23,7 +23,7 @@ PEER = "patchify + index + mse"
 @lru_cache(maxsize=1)
 def build(shape: str) -> timing.Operation:
     """Predictions in the compute dtype of every masked token of a batch of stored images."""
-    s, dtype, device = VIEWS[shape], timing.DTYPE, timing.DEVICE
+    s, dtype, device = VIEW_SHAPES[shape], timing.DTYPE, timing.DEVICE
     image, intensity, plan = workload.stored_images(s, device)
     sample = torch.arange(s.batch, device=device).unsqueeze(1)
     values = math.prod(s.token) * s.channels

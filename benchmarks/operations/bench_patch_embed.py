@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import workload
 
 from cinema_fast.kernels.patch_embed import patch_embed, patch_embed_bytes, patch_embed_flops, patch_embed_ref
-from cinema_fast.kernels.shapes import VIEWS
+from cinema_fast.kernels.shapes import VIEW_SHAPES
 from cinema_fast.models.stem import block_positions
 
 SHAPES = workload.GPU_IMAGE_SHAPES if timing.DEVICE == "cuda" else workload.CPU_IMAGE_SHAPES
@@ -26,7 +26,7 @@ PEER = "patchify + linear + index"
 @lru_cache(maxsize=1)
 def build(shape: str) -> timing.Operation:
     """Float32 parameters and a batch of stored images."""
-    s, dtype, device = VIEWS[shape], timing.DTYPE, timing.DEVICE
+    s, dtype, device = VIEW_SHAPES[shape], timing.DTYPE, timing.DEVICE
     image, intensity, plan = workload.stored_images(s, device)
     index = block_positions(plan.keep, s.grid, s.block).flatten(1)
     sample = torch.arange(s.batch, device=device).unsqueeze(1)

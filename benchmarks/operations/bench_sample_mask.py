@@ -11,13 +11,13 @@ import torch
 
 from cinema_fast.kernels import TokenPlan, mask_native, sample_mask
 from cinema_fast.kernels.sample_mask import sample_mask_bytes
-from cinema_fast.kernels.shapes import VIEWS
+from cinema_fast.kernels.shapes import VIEW_SHAPES
 
-# of each shape the views whose masks a step draws
+DRAWN = ("sax", "lax", "lax", "lax")  # the views whose masks a step draws
 SHAPES = {
-    f"cinema-base-4-views-b{batch}": [VIEWS[f"cinema-base-{view}-b{batch}"] for view in ("sax", "lax", "lax", "lax")]
+    f"cinema-base-4-views-b{batch}": [VIEW_SHAPES[f"cinema-base-{view}-b{batch}"] for view in DRAWN]
     for batch in (64, 16)
-} | {timing.SMOKE_SHAPE: [VIEWS[timing.SMOKE_SHAPE]]}
+} | {timing.SMOKE_SHAPE: [VIEW_SHAPES[timing.SMOKE_SHAPE]]}
 GPU_SHAPES = list(SHAPES)[:2]
 PASSES = ("fwd",)
 CHECKED = (timing.SMOKE_SHAPE, "cinema-base-4-views-b16")  # held to float64 on a GPU before anything is timed
@@ -79,10 +79,9 @@ def _is_partition(plan: TokenPlan, s) -> bool:
 
 def predicted() -> dict[tuple[str, str], list[str]]:
     """The operation's calls that a row on a GPU is made of, by shape and dtype, for `predict.py`."""
-    views = ("sax", "lax", "lax", "lax")
     batches = {shape: shape.rsplit("-", 1)[1] for shape in GPU_SHAPES}
     return {
-        (shape, "float32"): [f"cinema-base-{view}-{batch} uniform" for view in views]
+        (shape, "float32"): [f"cinema-base-{view}-{batch} uniform" for view in DRAWN]
         for shape, batch in batches.items()
     }
 

@@ -11,7 +11,7 @@ import timing
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cinema_fast.kernels.shapes import ATTENTION
+from cinema_fast.kernels.shapes import ATTENTION_SHAPES
 from cinema_fast.kernels.sparse_attention import (
     sparse_attention,
     sparse_attention_bytes,
@@ -20,7 +20,7 @@ from cinema_fast.kernels.sparse_attention import (
 )
 
 CPU_SHAPES = ("heartmae-encoder-b16", "heartmae-decoder-b16")
-GPU_SHAPES = [name for name in ATTENTION if name != timing.SMOKE_SHAPE]
+GPU_SHAPES = [name for name in ATTENTION_SHAPES if name != timing.SMOKE_SHAPE]
 SHAPES = GPU_SHAPES if timing.DEVICE == "cuda" else CPU_SHAPES
 PASSES = ("fwd", "bwd")
 # held to float64 on a GPU before anything is timed
@@ -34,7 +34,7 @@ PEERS = ("sdpa", *KERNELS, "flash", "xformers") if timing.DEVICE == "cuda" else 
 def build(shape: str) -> timing.Operation:
     """q, k and v as the model's projections leave them, of a batch of equally long sequences; peers that refuse them
     are left out."""
-    s, device = ATTENTION[shape], timing.DEVICE
+    s, device = ATTENTION_SHAPES[shape], timing.DEVICE
     torch.manual_seed(0)
 
     def project(tokens, n):

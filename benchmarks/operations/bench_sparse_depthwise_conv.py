@@ -18,7 +18,7 @@ import workload
 from torch import Tensor
 
 from cinema_fast.kernels import depthwise_native, sample_mask
-from cinema_fast.kernels.shapes import DEPTHWISE
+from cinema_fast.kernels.shapes import DEPTHWISE_SHAPES
 from cinema_fast.kernels.sparse_depthwise_conv import (
     position_index,
     sparse_depthwise_conv,
@@ -69,7 +69,7 @@ class DepthwiseConv(timing.Operation):
 @lru_cache(maxsize=1)
 def build(shape: str) -> DepthwiseConv:
     """Float32 parameters, and rows of the tokens that a drawn mask leaves."""
-    s, dtype, device = DEPTHWISE[shape], timing.DTYPE, timing.DEVICE
+    s, dtype, device = DEPTHWISE_SHAPES[shape], timing.DTYPE, timing.DEVICE
     torch.manual_seed(0)
     plan = sample_mask(batch=s.batch, n=math.prod(s.grid), keep=s.keep, seed=0, device=device)
     x = torch.randn(s.batch, s.keep, *s.block, s.channels, device=device).to(dtype).requires_grad_()
@@ -116,7 +116,7 @@ def predicted() -> dict[tuple[str, str], list[str]]:
     found = {}
     for shape in GPU_SHAPES:
         view, _, batch = shape.rsplit("-", 2)
-        found[shape, "bfloat16"] = [f"{view}-{batch} bf16 {'x'.join(map(str, DEPTHWISE[shape].block))}"]
+        found[shape, "bfloat16"] = [f"{view}-{batch} bf16 {'x'.join(map(str, DEPTHWISE_SHAPES[shape].block))}"]
     return found
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..backend import choose
 from ..inputs import Inputs
 from ..registry import Call, Code, Operation, register
-from ..shapes import VIEWS
+from ..shapes import VIEW_SHAPES
 from .native_form import augment as native_augment
 from .native_form import unsupported as native_unsupported
 from .torch_form import augment_images_ref, move_maps_ref
@@ -175,7 +175,7 @@ def _call(size: tuple[int, ...], inputs: Inputs, batch: int, names: tuple[str, .
 
 def _calls() -> Iterator[Call]:
     """A view of three axes is a clip where tokens span frames."""
-    for (name, view), (variant, names) in product(VIEWS.items(), DRAWN.items()):
+    for (name, view), (variant, names) in product(VIEW_SHAPES.items(), DRAWN.items()):
         clip = len(view.size) == 3 and view.token[0] < view.token[2]
         yield Call(f"{name} {variant}", partial(_call, view.size, batch=view.batch, names=names, clip=clip))
 
