@@ -168,7 +168,7 @@ def test_without_the_library_the_pytorch_form_runs(monkeypatch):
     assert torch.equal(made(case, "auto"), made(case, "torch")) and launches().get("augment_images", 0) == before
     with pytest.raises(BackendError, match="augment_images: backend 'native' cannot run: it was not built"):
         made(case, "native")
-    with use("native"), pytest.raises(BackendError, match="move_maps: backend 'native' cannot run"):
+    with use("native"), pytest.raises(BackendError, match="augment_images: backend 'native' cannot run"):
         move_maps(case.frames, case.extent)
 
 
@@ -198,3 +198,14 @@ def test_bad_input_is_named(message):
 def test_bad_maps_are_named():
     with pytest.raises(ValueError, match=r"move_maps: maps must be uint8 .*got torch.float32"):
         move_maps(torch.zeros(2, 4, 4), torch.full((2, 2), 4))
+
+
+@native
+def test_use_by_the_operations_name_reaches_maps_too():
+    maps, extent = torch.zeros(2, 9, 8, dtype=torch.uint8), torch.tensor([[9, 8]] * 2)
+    before = launches().get("move_maps", 0)
+    with use("torch", "augment_images"):
+        move_maps(maps, extent)
+    assert launches().get("move_maps", 0) == before
+    move_maps(maps, extent)
+    assert launches()["move_maps"] > before
