@@ -1,8 +1,8 @@
 """The `cinema-fast` command line: its commands and their exit status.
 
-0 done; 1 an error, said in one line (verify: altered files, one a line; pretrain and finetune also where the last
-updates of a run were all skipped); 2 options that cannot be understood; 3 (prepare, embed, predict) no study could be
-done; 130 or 143 stopped by Ctrl-C or SIGTERM (pretrain has then saved a checkpoint).
+0: done. 1: an error, in one line on stderr (verify: altered files, one per line; pretrain and finetune also where the
+last updates of a run were all skipped). 2: unknown or wrong options. 3 (prepare, embed, predict): no study could be
+processed. 130 or 143: stopped by Ctrl-C or SIGTERM (pretrain and finetune have then saved a checkpoint).
 """
 
 import difflib
@@ -15,7 +15,7 @@ from typing import Annotated
 
 from .common.renamed import current_arguments
 
-# {command: {an option that it lacks or that wants more: what is said of it}}, after the parser's own message
+# {command: {option: hint}}, printed after the parser's message where it refuses a command line with the option
 _OF_RUNS = {"--learning-rate": "the learning rate is --lr", "--epochs": "the length of a run is given by --steps"}
 _HINTS = {
     "prepare": {
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     import tyro
 
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names of files may be bytes that are no text in its encoding
+        if isinstance(stream, io.TextIOWrapper):  # file names may hold bytes that its encoding cannot print
             stream.reconfigure(errors="backslashreplace")
     commands = _commands()
     given = list(sys.argv[1:] if argv is None else argv)
@@ -55,14 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except SystemExit as end:  # how the parser ends: 0 after help
         if end.code:
+            options = {argument.partition("=")[0] for argument in given}
             for option, hint in _HINTS.get(named, {}).items():
-                if option in given:
+                if option in options:
                     print(f"cinema-fast: {hint}", file=sys.stderr)
         raise
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output (head, less) has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError) as error:  # what was asked for cannot be done; anything else is a bug, with its trace
+    except (ValueError, OSError) as error:  # a user's error; anything else is a bug, with its traceback
         print(f"cinema-fast: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
@@ -92,7 +93,7 @@ def _commands() -> dict[str, Callable[..., int]]:
     from .prediction.predict_config import PredictConfig
     from .tasks.finetune_config import FinetuneConfig
 
-    # nameless, so that a value that a config refuses is answered in one line like any other error
+    # without a name, so that a config's ValueError reaches `main` and is answered in one line
     plain = tyro.conf.arg(name="")
     Out, Store = (Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar=name)] for name in ("OUT", "STORE"))
     Runs = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN RUN ...")]

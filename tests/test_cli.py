@@ -40,6 +40,7 @@ def test_print_config_is_yaml_and_touches_nothing(capfd, tmp_path):
         (("--preset", "cinema-bas"), 1, "did you mean 'cinema-base'"),
         (("--batchsize", "4"), 2, "--batch-size"),
         (("--learning-rate", "1e-3"), 2, "cinema-fast: the learning rate is --lr"),
+        (("--learning-rate=1e-3",), 2, "cinema-fast: the learning rate is --lr"),
         (("--epochs", "3"), 2, "cinema-fast: the length of a run is given by --steps"),
         (("--batch-size", "four"), 2, "four"),
         (("--batch-size", "0"), 1, "--batch-size must be at least 1, got 0"),

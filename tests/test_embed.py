@@ -121,8 +121,8 @@ def config_of(runs, store, out, **changes) -> EmbedConfig:
 def test_threads_change_nothing_and_batches_next_to_nothing(tiny_store, runs, tmp_path):  # noqa: F811
     tables = []
     for at, changes in enumerate(({}, {"workers": 4}, {"batch_size": 3})):
-        embed(config_of(runs, tiny_store, tmp_path / str(at), **changes))
-        tables.append(pq.read_table(tmp_path / str(at)))
+        embed(config_of(runs, tiny_store, tmp_path / f"{at}.parquet", **changes))
+        tables.append(pq.read_table(tmp_path / f"{at}.parquet"))
     assert tables[0].equals(tables[1], check_metadata=True)
     vectors = [np.array(table["embedding"].to_pylist()) for table in tables]
     np.testing.assert_allclose(vectors[2], vectors[0], rtol=0, atol=1e-5)
@@ -158,8 +158,8 @@ def test_a_killed_run_goes_on(tiny_store, runs, tmp_path, monkeypatch, name, lef
         embed(config_of(runs, tiny_store, out))
     assert embed(config_of(runs, tiny_store, out)).exit_code == 0
     assert len(made) == left
-    embed(config_of(runs, tiny_store, tmp_path / "undisturbed"))
-    assert pq.read_table(out).equals(pq.read_table(tmp_path / "undisturbed"), check_metadata=True)
+    embed(config_of(runs, tiny_store, tmp_path / "undisturbed.parquet"))
+    assert pq.read_table(out).equals(pq.read_table(tmp_path / "undisturbed.parquet"), check_metadata=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "undisturbed"]
     assert embed(config_of(runs, tiny_store, out, resume=True)).studies == 12 and len(made) == left + 3
 
@@ -178,8 +178,8 @@ def test_a_study_that_cannot_be_read_is_named_and_tried_again(tiny_store, runs, 
     damaged.write_bytes(damaged.read_bytes()[:-100])  # and a part is cut meanwhile
     file.write_bytes(whole)
     assert main([*command, "--resume"]) == 0
-    embed(config_of(runs, tiny_store, tmp_path / "undisturbed"))
-    assert pq.read_table(out).equals(pq.read_table(tmp_path / "undisturbed"), check_metadata=True)
+    embed(config_of(runs, tiny_store, tmp_path / "undisturbed.parquet"))
+    assert pq.read_table(out).equals(pq.read_table(tmp_path / "undisturbed.parquet"), check_metadata=True)
 
 
 def test_labels_colour_a_picture_beside_the_table(tiny_store, runs, tmp_path):  # noqa: F811

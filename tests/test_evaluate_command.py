@@ -297,7 +297,7 @@ def test_two_evaluations_are_compared_in_pairs(runs, tmp_path, capsys):
         assert main(["evaluate", str(run), str(out), *words]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines[0].startswith("3 studies evaluated") and lines[-1].startswith("report: ")
-        assert any(re.match(r"  regression, radius: .*mae \d+\.\d{3} \[", line) for line in lines)
+        assert any(re.match(r"  regression, radius: MAE [\d.]+ \[[\d.]+, [\d.]+\]; ", line) for line in lines)
     assert main(["compare", str(first), str(second), "--out", str(tmp_path / "both")]) == 0
     assert "radius" in capsys.readouterr().out
     (found,) = json.loads((tmp_path / "both" / "comparison.json").read_text())

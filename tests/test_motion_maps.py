@@ -153,7 +153,7 @@ def test_workers_of_the_frames_need_no_torch():
 def test_the_command(tmp_path, capsys):
     write_study(tmp_path / "src", "p", views=("sax",))
     arguments = ["prepare", str(tmp_path / "src"), str(tmp_path / "store"), "--workers", "1"]
-    assert main([*arguments, "--motion"]) == 0 and "1 motion maps made" in capsys.readouterr().out
+    assert main([*arguments, "--motion"]) == 0 and "1 motion map made" in capsys.readouterr().out
     assert main(["verify", str(tmp_path / "store")]) == 0
 
 

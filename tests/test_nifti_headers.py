@@ -75,7 +75,7 @@ def test_of_sform_and_qform_the_sform_is_taken_and_reported(tmp_path):
     np.testing.assert_allclose(cine.affine, AFFINE, atol=1e-4)
     assert cine.remark == "its sform and qform differ, by up to 130 pixels: its sform is taken"  # 2 x 65, mirrored
     report = prepare(PrepareConfig(tmp_path, tmp_path / "store", workers=1), progress=False)
-    assert report.exit_code == 0 and f"1 cines (p sax): {cine.remark}" in str(report)
+    assert report.exit_code == 0 and f"1 cine (p sax): {cine.remark}" in str(report)
 
 
 def test_ed_and_es_interpolated_to_thin_slices_are_a_cine(tmp_path):
@@ -145,4 +145,4 @@ def test_remarks_of_label_files_are_reported(tmp_path):
     nib.save(labels, tmp_path / "labels/p_sax.nii.gz")
     config = PrepareConfig(tmp_path, tmp_path / "store", workers=1, labels="labels/{id}_{view}.nii.gz",
                            sax_size=(112, 112, 16))  # fmt: skip
-    assert "1 cines (p sax): label maps: its sform and qform differ" in str(prepare(config, progress=False))
+    assert "1 cine (p sax): label maps: its sform and qform differ" in str(prepare(config, progress=False))

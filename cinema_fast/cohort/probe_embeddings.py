@@ -110,7 +110,7 @@ class ProbeReport:
             seeds = counted(len(self.config.seeds), "seed")
             lines.append(f"{target} ({found.kind}, {sizes}, {seeds}, split: {self.split})")
             for probe, scores in found.scores.items():
-                lines.append(f"  {probe:<9}" + "  ".join(f"{name} {value}" for name, value in scores.items()))
+                lines.append(f"  {probe:<9}" + "  ".join(f"{name} {_text(value)}" for name, value in scores.items()))
             if (least := min(found.n_test)) < FEW:
                 lines.append(f"  warning: only {count_studies(least)} to test on, so scores are uncertain: want {FEW} "
                              "or more (label more studies, or give a larger --test)")  # fmt: skip
@@ -246,6 +246,12 @@ def split_known(
     if classified and (lacking := set(labels[train].tolist()) ^ set(labels[test].tolist())):
         raise ValueError(f"class {min(lacking)!r} is not among both the training and the test studies")
     return np.sort(train), np.sort(test)
+
+
+def _text(value: Estimate) -> str:
+    if value.value is None:
+        return f"- ({value.note})"
+    return f"{value.value:.3f}" + (f" [{value.low:.3f}, {value.high:.3f}]" if value.low is not None else "")
 
 
 def _results(report: ProbeReport, embeddings: Embeddings) -> dict:

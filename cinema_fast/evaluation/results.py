@@ -9,10 +9,10 @@ from .. import __version__
 from ..common.atomic import whole_file
 from ..common.naming import count_studies
 from ..metrics.assessment import Assessment
-from ..metrics.bootstrap import LEVEL, Estimate
+from ..metrics.bootstrap import LEVEL
 from ..metrics.rows import write_rows
 from .judgements import known_and
-from .report import write_report
+from .report import HEADLINES, figure, label, write_report
 from .summary import subgroups, summarise
 
 
@@ -61,13 +61,17 @@ def write_results(
 
 
 def scores_in_words(results: dict) -> str:
-    """The scores over all studies of what results.json holds, a line a table."""
+    """The main scores over all studies, of what results.json holds: a line per table."""
     lines = [f"{count_studies(results['studies'])} evaluated"]
     if left_out := len(results["left_out"]):
         lines[0] += f", {left_out} left out (see the report)"
     for table in results["tables"]:
-        if not table["column"]:  # of all studies, not of a subgroup
-            where = ", ".join(part for part in (table["view"], table["name"]) if part)
-            scores = "  ".join(f"{name} {Estimate(**one)}" for name, one in table["numbers"].items())
-            lines.append(f"  {table['kind']}, {where}: {scores}")
+        scores = {name: one for name, one in table["numbers"].items() if name in HEADLINES and one["value"] is not None}
+        if scores and not table["column"]:  # of all studies, not of a subgroup
+            where = ", ".join(part for part in (table["kind"], table["view"], table["name"]) if part)
+            lines.append(f"  {where}: {'; '.join(f'{label(name)} {_score(one)}' for name, one in scores.items())}")
     return "\n".join(lines)
+
+
+def _score(one: dict) -> str:
+    return figure(one["value"]) + (f" [{figure(one['low'])}, {figure(one['high'])}]" if one["low"] is not None else "")

@@ -52,11 +52,6 @@ class Estimate:
     studies: int
     note: str = ""
 
-    def __str__(self) -> str:
-        if self.value is None:
-            return f"- ({self.note})"
-        return f"{self.value:.3f}" + (f" [{self.low:.3f}, {self.high:.3f}]" if self.low is not None else "")
-
 
 @dataclass(frozen=True)
 class Difference:

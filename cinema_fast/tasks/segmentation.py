@@ -145,8 +145,8 @@ class Segmentation(Task):
     predicts_maps = True
     validation_phases = (0.0, 0.25, 0.5, 0.75)  # among the labelled frames of a study: the first and the middle of two
     warning_at_zero = (
-        "the best validation has Dice 0, so the model has not learnt to segment: train longer (--steps), start from "
-        "pre-trained weights (--init-from), or look at the labels by `cinema-fast inspect STORE --out FOLDER`"
+        "the best validation has a Dice near 0, so the model has not learnt to segment: train longer (--steps), start "
+        "from pre-trained weights (--init-from), or look at the labels by `cinema-fast inspect STORE --out FOLDER`"
     )
 
     @classmethod

@@ -36,6 +36,8 @@ from .sinks import check_sinks
 from .step import make_train_step
 from .stop import StopRequest
 
+NEAR_ZERO = 0.01  # a score that the warning of `Validation` is given for
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -359,7 +361,7 @@ class _Run:
             if self.best.enough():
                 log.say(f"stopped early: no better score in {self.best.since} validations")
             log.say(f"best weights: step {self.best.step}, in {options.out / 'best'}")
-            if round(self.best.score, 3) == 0 and (warning := self.method.validation.warning_at_zero):
+            if self.best.score < NEAR_ZERO and (warning := self.method.validation.warning_at_zero):
                 log.say(f"warning: {warning}")
         if skipped := self.meter.skipped_at_end(self.done):
             log.say(ended_skipping(skipped, self.done))

@@ -37,7 +37,7 @@ class Validation(NamedTuple):
     """Validations within a run: `every` so many steps, and after the last one.
 
     The weights of the best score are kept in best/; training ends after `patience` validations without a better one
-    (0: never). warning_at_zero: what the run says at its end where the best score is 0; "" where 0 is a score like any.
+    (0: never). warning_at_zero: what the run says at its end where the best score is near 0 or below; "": nothing.
     """
 
     every: int

@@ -23,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 
-from ...common.naming import named
+from ...common.naming import counted, named
 from ..formats.cine import Cine, Volume
 from .store import CineStore
 
@@ -177,4 +177,4 @@ def gather_remarks(remarks: dict[str, list[str]], studies: dict[str, dict[str, d
 
 def remark_lines(remarks: dict[str, list[str]]) -> list[str]:
     """A line for each remark: how many cines it is about, and some of them."""
-    return [f"{len(cines)} cines ({named(cines)}): {remark}" for remark, cines in remarks.items()]
+    return [f"{counted(len(cines), 'cine')} ({named(cines)}): {remark}" for remark, cines in remarks.items()]
