@@ -96,8 +96,8 @@ def main() -> None:
     class Behind(inline):
         """Checkpoints as a GPU's run writes them, while the steps go on."""
 
-        def __init__(self, *arguments, behind: bool, **options):
-            super().__init__(*arguments, behind=True, **options)
+        def __init__(self, *arguments, async_save: bool, **options):
+            super().__init__(*arguments, async_save=True, **options)
 
     store, folder, first, last, *options = sys.argv[1:]
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what is read is what was written; what was cut, altered or half-written is found and passed over."""
+"""Checkpoints: what is read is what was written; what was cut, altered or half-written is found and skipped."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def test_damage_is_found_and_the_one_before_is_used(tmp_path, suffix, damage):
     if (damage, suffix) == (os.unlink, ".json"):
         assert not said  # never finished, as after a kill
     else:
-        assert len(said) == 1 and "step-00000020" in said[0] and "passed over" in said[0]
+        assert len(said) == 1 and "step-00000020" in said[0] and "is skipped" in said[0]
 
 
 def test_every_bit_of_a_manifest_counts(tmp_path):
@@ -130,7 +130,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch):
         newest_checkpoint(tmp_path / "c", said.append)
     assert not (tmp_path / "executed").exists()
     held = f"{os.mkdir.__module__}.mkdir"  # of PyTorch's advice to load it all the same nothing is passed on
-    assert said[0].endswith(f"is damaged and is passed over: it holds {held}, and only tensors are taken")
+    assert said[0].endswith(f"is damaged and is skipped: it holds {held}, and only tensors are taken")
 
 
 @pytest.mark.parametrize("at", [".safetensors", ".pt", ".json"])

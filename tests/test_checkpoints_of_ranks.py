@@ -18,7 +18,7 @@ from cinema_fast.train.meter import Meter, NonFiniteError, check_weights
 from cinema_fast.train.ranks import Ranks
 from cinema_fast.train.sharded_checkpoint import ShardedCheckpoints
 
-WHOLE = {"kind": WholeCheckpoints, "behind": False}
+WHOLE = {"kind": WholeCheckpoints, "async_save": False}
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def by_skipped_steps(trained) -> None:
 
 @pytest.mark.parametrize("end", [by_a_weight, by_skipped_steps])
 @pytest.mark.parametrize("full", [False, True], ids=["room", "full disk"])
-@pytest.mark.parametrize(("kind", "how"), [(WholeCheckpoints, {"behind": True}), (ShardedCheckpoints, {})])
+@pytest.mark.parametrize(("kind", "how"), [(WholeCheckpoints, {"async_save": True}), (ShardedCheckpoints, {})])
 def test_advice_names_a_checkpoint_that_is_whole(tmp_path, monkeypatch, full_disk, kind, how, full, end):  # noqa: F811
     """While the one of step 2 is being written."""
     trained = Trained(tmp_path / "c", kind, **how)

@@ -12,7 +12,7 @@ from training_fixtures import write_store
 from cinema_fast.cli import main
 from cinema_fast.common import output
 from cinema_fast.common.lock import hold_folder
-from cinema_fast.common.output import OutputError, folder_for, new_folder, parts_folder, told_of
+from cinema_fast.common.output import OutputError, folder_for, new_folder, output_errors, parts_folder
 from cinema_fast.phantom import cohort as phantom
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -104,7 +104,7 @@ def test_what_is_no_folder_to_write_is_said_before_the_work(tmp_path, monkeypatc
     (OSError("an image that cannot be read"), "^an image that"),
 ])  # fmt: skip
 def test_errors_of_the_output_and_no_others_are_told_as_such(error, told):
-    with pytest.raises(OSError, match=told), told_of(output.Path("/o"), "it stays"):
+    with pytest.raises(OSError, match=told), output_errors(output.Path("/o"), "it stays"):
         raise error
 
 

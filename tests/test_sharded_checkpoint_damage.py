@@ -1,4 +1,4 @@
-"""Sharded checkpoints, cut, altered or half-written, are found and passed over, and run nothing that is in them."""
+"""Sharded checkpoints, cut, altered or half-written, are found and skipped, and run nothing that is in them."""
 
 import json
 import os
@@ -109,7 +109,7 @@ def test_damage_is_found_and_the_one_before_is_used(saved, damage):
     DAMAGE[damage](saved[0])
     step, said = restored(*saved)
     assert step == 1 and len(said) == 1
-    assert said[0].startswith("checkpoint shards-00000002 is damaged and is passed over: ")
+    assert said[0].startswith("checkpoint shards-00000002 is damaged and is skipped: ")
 
 
 def test_all_damaged(saved):
@@ -207,7 +207,7 @@ def test_a_full_disk(saved, full_disk, monkeypatch, at):
 def test_a_full_disk_under_a_whole_one_written_behind(tmp_path, full_disk, monkeypatch, at, told_by):
     """The step that it fails in goes on; what comes next tells."""
     torch.manual_seed(0)
-    trained = Trained(tmp_path / "c", WholeCheckpoints, behind=True)
+    trained = Trained(tmp_path / "c", WholeCheckpoints, async_save=True)
     trained.train()
     trained.save()
     trained.checkpoints.finish()

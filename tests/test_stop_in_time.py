@@ -39,8 +39,8 @@ checkpoint.write_file = slow
 """
 BEHIND = f"""{WRITING}
 class Behind(p.WholeCheckpoints):
-    def __init__(self, *arguments, behind, **options):
-        super().__init__(*arguments, behind=True, **options)
+    def __init__(self, *arguments, async_save, **options):
+        super().__init__(*arguments, async_save=True, **options)
 p.WholeCheckpoints = Behind
 """
 

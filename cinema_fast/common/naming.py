@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-NAMED = 5  # at most, of those that a message is about
+NAMED = 5  # items that a message names at most
 
 
 def named(items: Sequence[str], by: str = ", ") -> str:
-    """The first NAMED of `items`, and `...` where there are more."""
+    """The first NAMED of `items`, followed by `...` where there are more."""
     return by.join([*items[:NAMED], *["..."] * (len(items) > NAMED)])
 
 

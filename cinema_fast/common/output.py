@@ -1,4 +1,4 @@
-"""Output folders and files: tried before the work, emptied after an error, written anew after a kill."""
+"""Output folders: tried before the work, emptied after an error, written anew after a kill."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .atomic import TEMPORARY
 from .lock import hold_folder
 from .parsed_file import read_json
 
-UNFINISHED, LOCK = ".unfinished", ".lock"  # in a folder that a command is writing, or was when it was killed
+UNFINISHED, LOCK = ".unfinished", ".lock"  # in a folder that a command is writing, or was killed while writing
 ANYWHERE = ("workers", "device")  # options that may differ when a killed command is given again
 
 
@@ -30,10 +30,10 @@ class OutputTaken(FileExistsError, OutputError):
 
 
 @contextmanager
-def told_of(out: Path, stays: str = "nothing half-written stays") -> Iterator[None]:
-    """OutputError, with what `stays`, in the place of an OSError by which `out` or a file in it cannot be written.
+def output_errors(out: Path, stays: str = "nothing half-written stays") -> Iterator[None]:
+    """Raise OutputError, which says what `stays`, in place of an OSError of `out` or of a file in it.
 
-    Other errors pass: it may be an input that cannot be read.
+    Other errors pass: an input may be what cannot be read.
     """
     try:
         yield
@@ -51,8 +51,7 @@ def told_of(out: Path, stays: str = "nothing half-written stays") -> Iterator[No
 
 
 def check_outside_store(out: Path) -> None:
-    """Raise OutputTaken where `out`, which need not be there yet, is a store or lies in one: what is there is
-    `prepare`'s alone."""
+    """Raise OutputTaken where `out`, which may be new, is a store or lies in one: only `prepare` writes there."""
     real = out.resolve()
     for folder in (real, *real.parents):
         if (folder / "index.json").is_file() and (folder / "studies").is_dir():
@@ -62,10 +61,10 @@ def check_outside_store(out: Path) -> None:
 
 @contextmanager
 def folder_for(out: Path, stays: str = "nothing half-written stays") -> Iterator[None]:
-    """A folder to write files into, which may be new; removed again if it is, and nothing has been written.
+    """A folder to write files into. A new one is removed again if nothing has been written.
 
-    Raises OutputTaken where a file is in the way, OutputError where nothing can be written into it: before the block,
-    or, as `told_of`, in it.
+    Raises OutputTaken where a file is in the way, OutputError where the folder cannot be written: before the block, or
+    in it.
     """
     check_outside_store(out)
     there = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
@@ -73,14 +72,14 @@ def folder_for(out: Path, stays: str = "nothing half-written stays") -> Iterator
         raise OutputTaken(f"{there} is a file; want a folder to write, which may be new")
     new = not out.exists()
     try:
-        with told_of(out, "nothing was written"):
+        with output_errors(out, "nothing was written"):
             try:
                 out.mkdir(parents=True, exist_ok=True)
                 with TemporaryFile(dir=out) as trial:
                     trial.write(bytes(4096))
             except OSError as error:  # also of a folder above it
                 raise OSError(error.errno, error.strerror, str(out)) from error
-        with told_of(out, stays):
+        with output_errors(out, stays):
             yield
     finally:
         if new:
@@ -90,30 +89,30 @@ def folder_for(out: Path, stays: str = "nothing half-written stays") -> Iterator
 
 @contextmanager
 def new_folder(out: Path, command: str, options: Mapping[str, object], written: Sequence[str]) -> Iterator[None]:
-    """A folder that is new or empty, for one `command` alone; after an error in the block nothing of it stays.
+    """A new or empty folder, for one `command` alone; after an error in the block it is removed or emptied.
 
-    A command that was killed leaves what it has written, and `.unfinished`, which says what it was: given again with
-    the same options (but those ANYWHERE), it begins anew.
+    A command that was killed leaves its files, and `.unfinished`, which holds its options: given again with the same
+    options (but for ANYWHERE) it starts over.
 
     Args:
         written: names of what the command writes there, as patterns; nothing else is ever removed, but for files that
             were half written.
 
     Raises:
-        OutputTaken: a file, a folder with anything else in it, or what was left of another command.
+        OutputTaken: a file, a folder with other files in it, or with those of another command that was killed.
         OutputError: a folder that cannot be written, as `folder_for`; or another process is writing it.
     """
-    told = {"command": command} | {name: str(value) for name, value in options.items() if name not in ANYWHERE}
+    call = {"command": command} | {name: str(value) for name, value in options.items() if name not in ANYWHERE}
     written = (*written, f"{TEMPORARY}*")
     with folder_for(out):
         if _others(out) and not (out / UNFINISHED).exists():
             raise OutputTaken(f"{out} is not empty: choose another folder to write")
         with hold_folder(out, "written", "wait for it, or choose another folder to write", OutputError, name=LOCK):
             if left := _others(out):
-                _check_left(out, left, told, written)
+                _check_left(out, left, call, written)
                 print(f"{out}: what is left of a `cinema-fast {command}` that did not end is removed", file=sys.stderr)
                 _remove(out, written)
-            (out / UNFINISHED).write_text(json.dumps(told), encoding="utf-8")
+            (out / UNFINISHED).write_text(json.dumps(call), encoding="utf-8")
             try:
                 yield
             except KeyboardInterrupt:
@@ -126,8 +125,8 @@ def new_folder(out: Path, command: str, options: Mapping[str, object], written: 
 
 @contextmanager
 def parts_folder(folder: Path) -> Iterator[None]:
-    """A folder of parts, each whole or not there, for one process alone: those that are whole stay where the block does
-    not end, and so does `.unfinished`. Raises as `folder_for`, and OutputError where another process is writing it."""
+    """A folder of files that a killed or failed command goes on from, for one process alone: what is written stays,
+    and so does `.unfinished`. Raises as `folder_for`, and OutputError where another process is writing it."""
     with folder_for(folder, "parts that are whole stay"), hold_folder(
         folder, "written", "wait for it, or choose another file to write", OutputError, name=LOCK
     ):
@@ -142,18 +141,18 @@ def parts_folder(folder: Path) -> Iterator[None]:
 
 
 def _others(out: Path) -> list[str]:
-    """What is in a folder besides the marks of being written."""
+    """What is in a folder besides `.unfinished` and the lock."""
     return sorted(path.name for path in out.iterdir() if path.name not in (UNFINISHED, LOCK))
 
 
-def _check_left(out: Path, left: list[str], told: dict[str, str], written: Sequence[str]) -> None:
-    """Raise OutputTaken unless what is `left` in a folder is of the same command."""
+def _check_left(out: Path, left: list[str], call: dict[str, str], written: Sequence[str]) -> None:
+    """Raise OutputTaken unless the files `left` in a folder are of the same command with the same options."""
     try:
         before = read_json(out / UNFINISHED)
-        if before["command"] != told["command"]:
+        if before["command"] != call["command"]:
             raise OutputTaken(f"{out} holds what is left of a `cinema-fast {before['command']}` that did not end: "
                               f"remove the folder, or choose another")
-        differs = [f"{name}: was {before.get(name)}, now {now}" for name, now in told.items()
+        differs = [f"{name}: was {before.get(name)}, now {now}" for name, now in call.items()
                    if before.get(name) != now]
     except OutputTaken:
         raise
@@ -163,7 +162,7 @@ def _check_left(out: Path, left: list[str], told: dict[str, str], written: Seque
         raise OutputTaken(f"{out} holds what is left of a command that did not end, and was begun otherwise:\n  "
                           + "\n  ".join(differs) + "\ngive the old values, remove the folder, or choose another")
     if strange := [name for name in left if not _matches(name, written)]:
-        raise OutputTaken(f"{out} holds what is left of a `cinema-fast {told['command']}` that did not end, and "
+        raise OutputTaken(f"{out} holds what is left of a `cinema-fast {call['command']}` that did not end, and "
                           f"{strange[0]!r}, which is not of it: move that away, or choose another folder to write")
 
 

@@ -32,7 +32,7 @@ from ..data.prepare.sources import (
     unmatched_line,
 )
 from ..data.prepare.study import StudyTask
-from ..data.store.orientation import AS_STORED_RUN, gather_remarks, orientation_of, told_remarks
+from ..data.store.orientation import AS_STORED_RUN, gather_remarks, orientation_of, remark_lines
 from ..data.store.store import CineStore, write_index
 from ..metrics.flags import CODES, in_order
 from ..tasks.context import StudyPrediction
@@ -89,7 +89,7 @@ class PredictReport:
         lines += self.series
         if self.as_stored:
             lines.append(AS_STORED_RUN)
-        lines += told_remarks(self.remarks)
+        lines += remark_lines(self.remarks)
         lines += [f"study {study}: {what} cut off at the edge of what the model sees" for study, what in
                   self.cut_off.items()]
         for views in dict.fromkeys(self.missing.values()):

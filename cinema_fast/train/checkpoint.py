@@ -7,7 +7,7 @@ A checkpoint is three files of one folder:
     step-00001000.json          size and SHA-256 of both, and of itself
 
 Each is written to a temporary name, forced to disk and renamed; the .json comes last and makes the checkpoint count.
-A kill or a full disk therefore leaves the earlier ones as they were, and a cut or altered file is found by its sum.
+A kill or a full disk leaves the earlier ones as they were; a cut or altered file is found by its checksum.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from .memory import ran_out
 from .ranks import ALONE, Ranks
 
 FORMAT, VERSION = "cinema-fast checkpoint", 1
-NONE_SOUND = -1  # told to the other ranks in place of a mark
+NONE_SOUND = -1  # sent to the other ranks in place of a mark
 T = TypeVar("T")
 
 
@@ -41,7 +41,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose sums are right: its step, its weights by name, and the state saved with them."""
+    """A checkpoint whose checksums are right: its step, its weights by name, and the state saved with them."""
 
     step: int
     weights: dict[str, Tensor]
@@ -75,11 +75,11 @@ def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], state: 
         manifest["sha256"] = manifest_sum(manifest)
         write_file(paths["manifest"], lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
     except Exception as error:  # the writers raise OSError, RuntimeError or an error of their own for a full disk
-        with suppress(OSError):  # what cannot be removed now is by the next save
+        with suppress(OSError):  # what cannot be removed now is removed by the next save
             _clear(folder)
         raise not_written(step, folder, error) from error
     earlier = [path for path in _manifests(folder) if path <= paths["manifest"]]
-    later = [path for path in _manifests(folder) if path > paths["manifest"]]  # damaged ones that were passed over
+    later = [path for path in _manifests(folder) if path > paths["manifest"]]  # damaged ones that were skipped
     for old in earlier[:-keep] + later:
         for suffix in reversed(_SUFFIX.values()):  # the manifest first: from then on it does not count
             old.with_suffix(suffix).unlink(missing_ok=True)
@@ -92,7 +92,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest sound checkpoint, or None where there has never been one; says which damaged ones it passes over.
+    """The newest sound checkpoint, or None where there has never been one; warns of the damaged ones that it skips.
 
     Raises CheckpointError where there are checkpoints and all are damaged.
     """
@@ -101,7 +101,7 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | 
 
 def newest_weights(run: Path, say: Callable[[str], None], ranks: Ranks = ALONE) -> tuple[dict[str, Tensor], str]:
     """The newest sound weights in a run's folder, of a run of `finetune` the best, and what to call them, RUN and step;
-    says which damaged ones it passes over. All ranks call it, and have the same.
+    warns of the damaged ones that it skips. All ranks call it, and have the same.
 
     Raises ValueError where the run has none yet, CheckpointError where all are damaged or the ranks find different
     ones.
@@ -119,8 +119,8 @@ def newest_of_all(
 ) -> T | None:
     """What all ranks read of the newest checkpoint that the main one finds sound, None where there has never been one.
 
-    read: opens the checkpoint of a manifest, raising whatever it likes; True: after its sums are found right, which
-    only the main rank does. The others see to it that they have the same manifest.
+    read: opens the checkpoint of a manifest, raising whatever it likes; True: after its checksums are found right,
+    which only the main rank does. The others see to it that they have the same manifest.
 
     Raises CheckpointError on all ranks where none is sound, or one of them does not find the main rank's.
     """
@@ -160,19 +160,19 @@ def _newest_sound(manifests: Sequence[Path], read: Callable[[Path], T], say: Cal
         except Exception as error:  # whatever the readers make of damaged bytes
             if ran_out(error):  # the file may be sound
                 raise
-            say(f"checkpoint {path.stem} is damaged and is passed over: {error}")
+            say(f"checkpoint {path.stem} is damaged and is skipped: {error}")
     if manifests:
         raise CheckpointError(f"every checkpoint in {manifests[0].parent} is damaged; start again with another --out")
     return None
 
 
 def _mark(manifest: Path) -> int:
-    """Of the bytes of a manifest, more than 0."""
+    """A number above 0 that identifies a manifest by its bytes."""
     return 1 + int(hashlib.sha256(read_regular(manifest)).hexdigest()[:15], 16)
 
 
 def not_written(step: int, folder: Path, error: BaseException) -> CheckpointError:
-    """What is raised for a checkpoint that an error kept from being written."""
+    """The error of a checkpoint that could not be written."""
     return CheckpointError(
         f"the checkpoint of step {step} could not be written to {folder}: {_reason(error)}; earlier checkpoints are "
         "untouched. Mend that (make room?), then go on with --resume"
@@ -196,13 +196,13 @@ class WholeCheckpoints:
 
     Args:
         folder: where. keep: how many. ranks: whose main one writes.
-        behind: write while training goes on, from a copy on the host; `save` and `finish` wait for the last one, and
-            raise what went wrong with it.
+        async_save: write while training goes on, from a copy on the host; `save` and `finish` wait for the last one,
+            and raise what went wrong with it.
     """
 
-    def __init__(self, folder: Path, *, keep: int, ranks: Ranks, behind: bool):
+    def __init__(self, folder: Path, *, keep: int, ranks: Ranks, async_save: bool):
         self._folder, self._keep, self._ranks = folder, keep, ranks
-        self._behind = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if behind else None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if async_save else None
         self._writing: tuple[int, Future] | None = None
         self._newest = 0  # step of the last one that is known to be whole
 
@@ -224,17 +224,17 @@ class WholeCheckpoints:
         return checkpoint.state | {"step": checkpoint.step}
 
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
-        """Write weights, optimiser and `state`. Raises CheckpointError: of this one or, behind, of the last."""
+        """Write weights, optimiser and `state`. Raises CheckpointError: of this one, or, async, of the last."""
         self.finish()
         if not self._ranks.main:
             return
         weights, state = cinema_state_dict(model), state | {"optimizer": optimizer.state_dict()}
-        if self._behind is None:
+        if self._writer is None:
             save_checkpoint(self._folder, step, weights, state, keep=self._keep)
             self._newest = step
             return
         weights, state = tree_map_only(Tensor, lambda x: x.detach().to("cpu", copy=True), (weights, state))
-        writing = self._behind.submit(save_checkpoint, self._folder, step, weights, state, keep=self._keep)
+        writing = self._writer.submit(save_checkpoint, self._folder, step, weights, state, keep=self._keep)
         self._writing = step, writing
 
     def finish(self) -> None:
@@ -262,7 +262,7 @@ def _manifests(folder: Path) -> list[Path]:
 
 
 def manifest_sum(manifest: dict) -> str:
-    """SHA-256 of what a manifest says besides it."""
+    """SHA-256 of a manifest without its own checksum."""
     rest = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -284,7 +284,7 @@ def _clear(folder: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's word for a failed write, which torch.save buries under its own."""
+    """The system's message of a failed write, which torch.save hides behind its own."""
     link: BaseException | None = error
     while link is not None and not isinstance(link, OSError):
         link = link.__cause__ or link.__context__
@@ -304,13 +304,13 @@ def write_file(path: Path, writer: Callable[[Path], object]) -> dict:
         return file_sum(temporary) | {"name": path.name}
 
 
-def _read(path: Path, sums: bool = True) -> Checkpoint:
+def _read(path: Path, checksums: bool = True) -> Checkpoint:
     manifest = read_manifest(path, FORMAT)
     for expected in manifest["files"].values():
         file = path.with_name(expected["name"])
         if not file.is_file():
             raise CheckpointError(f"{file.name} is missing")
-        if sums and file_sum(file) != expected:
+        if checksums and file_sum(file) != expected:
             raise CheckpointError(
                 f"{file.name} was cut or altered: {file.stat().st_size} bytes, written {expected['bytes']}, "
                 "or another SHA-256"

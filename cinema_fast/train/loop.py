@@ -93,24 +93,24 @@ def train(options: RunOptions, make: Callable[[Place], Method]) -> Outcome:
 
 
 class _Run:
-    """A method on its way: its model, optimiser and checkpoints, what is counted, and how far it is."""
+    """A run of a method: its model, optimiser and checkpoints, its counts, and the steps made."""
 
     def __init__(self, method: Method, reader: str):
         self.method, self.options, self.place, self.ranks = method, method.options, method.place, method.place.ranks
-        self.reader, self.said = reader, []
+        self.reader, self.remarks = reader, []
         options, device, ranks = self.options, self.place.device, self.ranks
         if isinstance(method.store, ClipStore):
-            self.said += method.store.remarks()
+            self.remarks += method.store.remarks()
         torch.manual_seed(options.seed)
         self.model = method.build()
         self.sharded, folder = options.parallel == "fsdp", options.out / "checkpoints"
         self.checkpoints = (
             ShardedCheckpoints(folder, keep=options.keep, ranks=ranks) if self.sharded
-            else WholeCheckpoints(folder, keep=options.keep, ranks=ranks, behind=device.type == "cuda")
+            else WholeCheckpoints(folder, keep=options.keep, ranks=ranks, async_save=device.type == "cuda")
         )  # fmt: skip
         begun = options.resume and ranks.most(int(self.checkpoints.any()))
         if options.init_from and not begun:
-            method.load_start(self.model, self.said.append)
+            method.load_start(self.model, self.remarks.append)
         self.model.to(device)
         if self.sharded:
             shard_model(self.model, method.units(self.model), ranks, device)
@@ -121,11 +121,11 @@ class _Run:
         self.done = self.saved = 0  # steps made, and at the newest checkpoint
 
     def run(self, why: str) -> Outcome:
-        """All of it. why: the reader was chosen."""
+        """Train, from setting up to the end. why: the reader was chosen."""
         options, ranks = self.options, self.ranks
         with ExitStack() as held:
             if ranks.main:
-                held.enter_context(lock_run_folder(options.out, self.said.append))
+                held.enter_context(lock_run_folder(options.out, self.remarks.append))
                 check_run_folder(options, self.method.info)  # again: until now another process could write there
             ranks.wait()
             self._restore()
@@ -151,7 +151,7 @@ class _Run:
         """Go on from the newest checkpoint, where there is one and it is asked for."""
         if not self.options.resume:
             return
-        restored = self.checkpoints.restore(self.model, self.optimizer, self.said.append)
+        restored = self.checkpoints.restore(self.model, self.optimizer, self.remarks.append)
         if restored:
             self.meter.restore(restored["meter"] if self.ranks.main else restored["meter"] | {"replaced": 0})
             restore_rng(restored["rng"])
@@ -159,16 +159,16 @@ class _Run:
                 self.best.restore(restored["best"], restored["step"])
             self.method.restore(restored.get("method", {}))
             self.done = self.saved = restored["step"]
-        self.said.append(f"going on from step {self.done}" if restored else "no checkpoint yet: from the first step")
+        self.remarks.append(f"going on from step {self.done}" if restored else "no checkpoint yet: from the first step")
 
     def _describe(self, why: str) -> None:
-        self.said += self.method.remarks(self.model)
+        self.remarks += self.method.remarks(self.model)
         if self.ranks.hosts:
-            self.said.append(f"{self.ranks.world} ranks, {self.options.parallel}")
-        self.said.append(f"loader {self.reader} ({why}), {self.options.workers} workers")
+            self.remarks.append(f"{self.ranks.world} ranks, {self.options.parallel}")
+        self.remarks.append(f"loader {self.reader} ({why}), {self.options.workers} workers")
         if self.method.info.store.orientation == "stored":
-            self.said.append(AS_STORED_STORE)
-        for remark in self.said:
+            self.remarks.append(AS_STORED_STORE)
+        for remark in self.remarks:
             self.log.say(remark)
 
     def _train(self, stop: StopRequest, step_done: Callable[[], None]) -> int:
@@ -288,8 +288,9 @@ class _Run:
         line |= self.meter.line(self._spent(), sampler.global_batch, self.place.device)
         self.log.metrics(line | {"replaced": replaced} | figures, batch=sampler.global_batch)
         if figures:
-            told = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            self.log.say(f"validation at step {self.done}: {told}; best {self.best.score:.4g} at step {self.best.step}")
+            scores = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+            best = f"best {self.best.score:.4g} at step {self.best.step}"
+            self.log.say(f"validation at step {self.done}: {scores}; {best}")
 
     def _say_first(self, seconds: float) -> None:
         """How long the first step took, for those who would wait for a line of metrics.jsonl."""
@@ -318,7 +319,7 @@ class _Run:
 
     @contextmanager
     def _rescued(self) -> Iterator[None]:
-        """Where data cannot be read any more in the block, what has been trained is saved before the error goes on.
+        """Save what has been trained before an error of the data in the block is raised.
 
         Under torchrun the other ranks wait within a step. The main one, which has all of a model that is not sharded,
         saves alone: where its own data end, and where gloo tells it that a rank has gone.
@@ -332,7 +333,7 @@ class _Run:
             raise
 
     def _save_alone(self, ended: Exception) -> None:
-        """Save without the other ranks; what keeps that from being done is said."""
+        """Save without the other ranks; an error is logged, not raised."""
         self.meter.newest = lambda: self.saved  # no rank else answers
         try:
             for note in self.meter.read():
@@ -369,11 +370,11 @@ class _Run:
 
 def _replaced(times: int, seen: Counter[str]) -> str:
     """How often in all a study could not be read while training, and which this process has `seen` so, in words."""
-    told = [named([f"{study} ({_times(n)})" for study, n in seen.most_common()])] * bool(seen)
+    parts = [named([f"{study} ({_times(n)})" for study, n in seen.most_common()])] * bool(seen)
     rest = times - seen.total()
-    told += [f"{_times(rest)} on other ranks or before the run was resumed"] * bool(rest)
+    parts += [f"{_times(rest)} on other ranks or before the run was resumed"] * bool(rest)
     return (f"{_times(times)} a study could not be read while training, and another took its place: "
-            f"{'; '.join(told)}. The lines of these steps say why, and `cinema-fast verify` checks the whole store")
+            f"{'; '.join(parts)}. The lines of these steps say why, and `cinema-fast verify` checks the whole store")
 
 
 def _times(n: int) -> str:

@@ -1,4 +1,4 @@
-"""What a run is settled to before its first step: the model's shape from the store, device, arithmetic, provenance."""
+"""What is decided before the first step of a run: model configuration, device, precision; and its RunInfo."""
 
 import dataclasses
 import difflib

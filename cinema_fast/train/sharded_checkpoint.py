@@ -45,7 +45,7 @@ class ShardedCheckpoints:
         self._folder, self._keep, self._ranks = folder, keep, ranks
         self._writing: tuple[int, Future] | None = None
         self._newest = 0  # step of the last one that is known to be whole
-        self._group = dist.new_group(backend="gloo")  # its own: what writes behind talks while the step does
+        self._group = dist.new_group(backend="gloo")  # its own: asynchronous writes talk while the step does
 
     def any(self) -> bool:
         """Whether one was ever written, sound or not."""
@@ -134,11 +134,11 @@ class ShardedCheckpoints:
     def _manifests(self) -> list[Path]:
         return sorted(self._folder.glob("shards-*.json"))
 
-    def _read(self, path: Path, sums: bool) -> tuple:
+    def _read(self, path: Path, checksums: bool) -> tuple:
         """State, reader and names of the tensors of the checkpoint of a manifest; raises whatever they do."""
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
-        if sums:
+        if checksums:
             self._check(path)
         folder = path.with_suffix("")
         state = load_torch(folder / "state.pt")
@@ -157,7 +157,7 @@ class ShardedCheckpoints:
                 raise CheckpointError(f"{folder.name}/{file['name']} was cut or altered")
 
     def _drop(self, newest: Path) -> None:
-        """Remove all but the newest checkpoints, and those after `newest`, which were damaged and passed over."""
+        """Remove all but the newest checkpoints, and those after `newest`, which were damaged and skipped."""
         manifests = self._manifests()
         at = manifests.index(newest) + 1
         for path in manifests[: max(at - self._keep, 0)] + manifests[at:]:

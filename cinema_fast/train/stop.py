@@ -1,4 +1,4 @@
-"""A polite end: SIGTERM or Ctrl-C lets the running step finish and be saved, another Ctrl-C ends at once.
+"""Graceful shutdown: SIGTERM or Ctrl-C lets the running step finish and be saved, another Ctrl-C ends at once.
 
 One signal may come twice: a scheduler sends it to every process of a job, and torchrun, one of these, to its ranks.
 """

@@ -1,6 +1,6 @@
-"""What may be done to an image before the model sees it, and how much of it was drawn for each image of a batch.
+"""Options of the augmentation, and the parameters that were drawn for each image of a batch.
 
-The sampler draws (`sampler.Sampler`), the device does (`augment.model_input`).
+The sampler draws them (`sampler.Sampler`), `augment.model_input` applies them on the device.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ class AugmentConfig:
     flip: float = 0.0
     # smallest and largest exponent of the brightness in 0..1
     gamma: tuple[float, float] = (1.0, 1.0)
-    # share of the images whose brightness is raised to it
+    # share of the images whose brightness is changed so
     gamma_share: float = 1.0
     # largest standard deviation of Gaussian noise on the brightness in 0..1
     noise: float = 0.0

@@ -42,7 +42,7 @@ INSTALL = (
     "pip install --no-deps nvidia-dali-cuda130, then pip install optree astunparse gast six packaging nvtx makefun "
     "'libcst~=1.8'; or, with everything that it could decode, pip install 'cinema-fast[dali]'"
 )
-DEATHS = {
+EXIT_HINTS = {
     signal.SIGBUS: "shared memory is full: enlarge /dev/shm, or lower --batch-size or --workers",
     signal.SIGKILL: "out of memory, or killed by somebody",
 }
@@ -125,9 +125,9 @@ class DaliLoader(Loader):
 
 
 class _Watched:
-    """A pipeline that is run by a thread of its own, while its processes are watched.
+    """Runs a pipeline in a thread of its own and watches its reading processes.
 
-    One that is killed may hold a lock of the queues between the processes, and DALI would wait for it for ever.
+    A process that is killed may hold a lock of the queues between them, and DALI would wait for it for ever.
     """
 
     def __init__(self, pipeline):
@@ -149,7 +149,7 @@ class _Watched:
             if isinstance(result, tuple):
                 return result
             if died := self._died():
-                raise LoaderError("; ".join(map(_obituary, died))) from result
+                raise LoaderError("; ".join(map(_describe_exit, died))) from result
             if result:
                 raise result
 
@@ -221,10 +221,11 @@ def _wait_for(process: multiprocessing.Process) -> None:
         time.sleep(0.001)
 
 
-def _obituary(process: multiprocessing.Process) -> str:
+def _describe_exit(process: multiprocessing.Process) -> str:
     code = process.exitcode
     how = f"exit status {code}" if code >= 0 else signal.Signals(-code).name
-    return f"a process that reads the store died ({process.pid}, {how}): {DEATHS.get(-code, 'see its output above')}"
+    hint = EXIT_HINTS.get(-code, "see its output above")
+    return f"a process that reads the store died ({process.pid}, {how}): {hint}"
 
 
 class _Packer(pickle.Pickler):

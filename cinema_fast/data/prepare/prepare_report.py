@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from ..store.orientation import AS_STORED_STORE, told_remarks
+from ..store.orientation import AS_STORED_STORE, remark_lines
 from .failure import Failure, failure_lines
 from .shards import Shard
 from .sources import series_lines, unmatched_line
@@ -65,7 +65,7 @@ class PrepareReport:
             lines.append(f"{len({study for _, study, _ in self.cut})} of these studies have labels that reach over the "
                          f"crop, which cuts them off (share of the labelled volume: "
                          f"{', '.join(most + ['...'] * (len(self.cut) > MOST_CUT))}): a larger size keeps them")
-        lines += told_remarks(self.remarks)
+        lines += remark_lines(self.remarks)
         if self.as_stored:
             lines.append(AS_STORED_STORE)
         if self.without_motion:

@@ -1,4 +1,4 @@
-"""One study: its NIfTI or DICOM files become 8-bit frames on the model's grid, its label maps follow them there."""
+"""Prepares one study: its files are resampled to 8-bit frames on the model's grid, its label maps with them."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
         }  # fmt: skip
         if view in labels:
             maps, label_source, _ = labels[view]
-            stored, cut, told = _cropped(maps, resample)
-            if told:
-                failures.append(task.failure(view, source.labels[0], told))
+            stored, cut, note = _cropped(maps, resample)
+            if note:
+                failures.append(task.failure(view, source.labels[0], note))
             if stored:
                 stacked = np.stack(list(stored.values())).reshape(-1, *frames.shape[1:])
                 record = {"frames": list(stored), "source": label_source} | ({"cut": cut} if cut else {})
@@ -168,16 +168,16 @@ def _cropped(
     maps: dict[int, np.ndarray], resample: geometry.Resampling
 ) -> tuple[dict[int, np.ndarray], float, str]:
     """The label maps as they are stored, but those that are left empty; the share of the labelled volume that the crop
-    cuts off; and what is to be told, "" where no map is left empty."""
+    cuts off; and a note, "" where no map is left empty."""
     stored = {t: small for t, one in maps.items() if (small := resample.labels(one)).any()}
     labelled, lost = np.sum([resample.cut(one) for one in maps.values()], axis=0).tolist()
-    told = ""
+    note = ""
     if emptied := [t for t in maps if t not in stored]:
         size = " x ".join(map(str, resample.shape))
-        told = (f"the crop to {size} voxels cuts off {100 * lost / labelled:.3g} % of the labelled volume; "
+        note = (f"the crop to {size} voxels cuts off {100 * lost / labelled:.3g} % of the labelled volume; "
                 f"{len(emptied)} of its {len(maps)} labelled frames have no label left and count as unlabelled (the "
                 f"first is frame {emptied[0]}) (labels)")  # fmt: skip
-    return stored, lost / labelled, told
+    return stored, lost / labelled, note
 
 
 def _frames(cine: Cine, resample: geometry.Resampling, stack: bool) -> tuple[np.ndarray, list[tuple[float, float]]]:

@@ -1,10 +1,10 @@
-"""Whether what lies in a store is what was written there.
+"""Checks that a store holds what was written to it.
 
-What is noticed when: opening a store, a file that is missing or has another size; the first read of a file, another
-header; preparing again, both and a damaged study.json, of which it makes the studies anew; `cinema-fast verify` and
-`prepare --check`, which read everything, any other byte in a .npy. A motion map that is not sound leaves the index, and
-`prepare --motion` makes it anew; label maps come from the sources as cines do, and their study is made anew. Times of
-modification tell nothing: copies have their own.
+Opening a store finds files that are missing or of another size; the first read of a file finds another header.
+`prepare` finds both, and a damaged study.json, and makes these studies anew. `cinema-fast verify` and `prepare --check`
+read everything and find any changed byte of a .npy. A damaged motion map is dropped from the index, and `prepare
+--motion` makes it anew; where label maps are damaged their study is made anew, as they come from the sources like the
+cine. Times of modification are not compared: copies have their own.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Fault(NamedTuple):
 class CheckReport:
     """What `check_store` found in a store of `n_studies`; faults are sorted by study and file.
 
-    index_summed: the index has a checksum of its own, which stores of before have not.
+    index_summed: the index has a checksum of its own; in older stores it has none.
     """
 
     n_studies: int
@@ -100,7 +100,7 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
     """
     path = Path(path)
     index = read_index(path)
-    faults, sums = [], {}
+    faults, checksums = [], {}
     as_written = "sha256" not in index or index_is_as_written(path, index["sha256"])
     if not as_written:
         faults.append(Fault("", INDEX, "altered: its SHA-256 is not the one that is written at its end"))
@@ -108,9 +108,10 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
     for study in (study for study in begun if study not in index["studies"]):
         faults.append(Fault(study, f"studies/{study}/study.json", UNLISTED))
     for study, views in index["studies"].items():
-        sums[study] = {f"studies/{study}/{view}.npy": info.sha256 for view, info in views.items()}
-        sums[study] |= {motion_file(study, view): info.motion.sha256 for view, info in views.items() if info.motion}
-        sums[study] |= {labels_file(study, view): info.labels.sha256 for view, info in views.items() if info.labels}
+        of_study = {f"studies/{study}/{view}.npy": info.sha256 for view, info in views.items()}
+        of_study |= {motion_file(study, view): info.motion.sha256 for view, info in views.items() if info.motion}
+        of_study |= {labels_file(study, view): info.labels.sha256 for view, info in views.items() if info.labels}
+        checksums[study] = of_study
         file = f"studies/{study}/study.json"
         try:
             records = _records(path, study)
@@ -125,12 +126,12 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
     if not index["studies"] and not faults:
         raise StoreError(f"{path} holds no studies: its preparation has not ended, or nothing could be prepared; run "
                          f"prepare again")
-    faults += find_altered(path, sums, workers=workers, progress=progress)
-    return CheckReport(len(sums), sorted(faults), index_summed="sha256" in index)
+    faults += find_altered(path, checksums, workers=workers, progress=progress)
+    return CheckReport(len(checksums), sorted(faults), index_summed="sha256" in index)
 
 
 def _difference(found: dict[str, CineInfo], index: dict[str, CineInfo]) -> str | None:
-    """What study.json says otherwise than the index."""
+    """How study.json differs from the index."""
     if {view: info.sha256 for view, info in found.items()} != {view: info.sha256 for view, info in index.items()}:
         return "belongs to another preparation than the index"
     for view, info in found.items():
@@ -143,13 +144,13 @@ def _difference(found: dict[str, CineInfo], index: dict[str, CineInfo]) -> str |
 
 
 def find_altered(
-    store: Path, sums: dict[str, dict[str, str]], *, workers: int = 0, progress: bool = True
+    store: Path, checksums: dict[str, dict[str, str]], *, workers: int = 0, progress: bool = True
 ) -> list[Fault]:
-    """The files whose SHA-256 is not that of `sums`: study -> file, relative to the store -> hexadecimal digest."""
+    """The files whose SHA-256 is not that of `checksums`: study -> file, relative to the store -> hex digest."""
 
     def faults_of(study: str) -> list[Fault]:
         faults = []
-        for file, expected in sums[study].items():
+        for file, expected in checksums[study].items():
             try:
                 with open_regular(store / file) as content:
                     found = hashlib.file_digest(content, "sha256").hexdigest()
@@ -163,8 +164,8 @@ def find_altered(
     faults = []
     pool = ThreadPoolExecutor(workers or available_cores())
     try:
-        with progress_bar("checking studies", len(sums), show=progress) as advance:
-            for found in pool.map(faults_of, sums):
+        with progress_bar("checking studies", len(checksums), show=progress) as advance:
+            for found in pool.map(faults_of, checksums):
                 faults += found
                 advance()
     finally:
