@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..common.atomic import whole_file
+from ..common.checks import check_at_least
 from ..common.naming import printable
 from ..common.output import UNFINISHED, parts_folder
 
@@ -53,9 +54,7 @@ class EmbedConfig:
     was killed is gone on with by the same command, without this."""
 
     def __post_init__(self):
-        for name in ("batch_size", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        check_at_least(self, 1, "batch_size", "workers")
 
 
 @dataclass
