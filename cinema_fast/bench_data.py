@@ -4,12 +4,14 @@ Each stage alone, each loader alone, and a loader beside a step of a given lengt
 about the one that is the limit. What times them is in `bench_stages.py`.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from .common.checks import check, check_at_least
 from .data.loading.augmentation import AugmentConfig
 
 WAITED = 0.02  # a step that waits for data for less than this share of the time is not held up by it
@@ -45,11 +47,8 @@ class BenchDataConfig:
     out: Path | None = None
 
     def __post_init__(self):
-        for name in ("batch_size", "workers", "batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.step_ms < float("inf"):
-            raise ValueError(f"--step-ms must be finite and not negative, got {self.step_ms}")
+        check_at_least(self, 1, "batch_size", "workers", "batches")
+        check(self, "step_ms", valid=lambda x: 0 <= x < math.inf, must="must be finite and not negative")
         self.augment.validate()
 
 

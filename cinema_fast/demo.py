@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from .common.checks import check_at_least
 from .methods.pretrain_config import PretrainConfig
 from .models.config import preset
 
@@ -28,8 +29,7 @@ class DemoConfig:
 
     def __post_init__(self):
         for name, least in (("studies", 2), ("steps", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+            check_at_least(self, least, name)
 
 
 def demo(config: DemoConfig) -> int:

@@ -202,7 +202,7 @@ def test_other_options_and_other_folders_are_refused(src, tmp_path):
     for overwrite in (False, True):
         with pytest.raises(StoreError, match=r"not empty and is no cine store \(it holds 'thesis.tex'\)"):
             run(src, tmp_path / "home", overwrite=overwrite)
-    with pytest.raises(ValueError, match="lax_size must be positive"):
+    with pytest.raises(ValueError, match="--lax-size must be positive"):
         PrepareConfig(src, tmp_path / "x", lax_size=(0, 4))
 
 

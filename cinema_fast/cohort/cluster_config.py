@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
+from ..common.checks import check_at_least, check_seeds
+
 METHODS = {"kmeans": "k-means", "gaussian": "Gaussian mixture"}
 
 
@@ -40,10 +42,8 @@ class ClusterConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name, least in (("max_clusters", 2), ("clusters", 2), ("resamples", 20)):
-            if (given := getattr(self, name)) is not None and given < least:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {given}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"--seed must lie in 0..2**32 - 1, got {self.seed}")
+        check_at_least(self, 2, "max_clusters", "clusters")
+        check_at_least(self, 20, "resamples")
+        check_seeds(self, "seed", bits=32)
         if self.columns and not self.table:
             raise ValueError("--columns wants --table CSV, whose columns they are")

@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ..common.atomic import whole_file
+from ..common.checks import check_at_least
 from ..common.naming import count_studies, printable
 from ..common.output import UNFINISHED, parts_folder
 
@@ -56,9 +57,7 @@ class EmbedConfig:
     def __post_init__(self):
         if self.out.suffix != ".parquet":
             raise ValueError(f"{self.out}: OUT is a Parquet file, name it {self.out.with_suffix('.parquet')}")
-        for name in ("batch_size", "workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        check_at_least(self, 1, "batch_size", "workers")
 
 
 @dataclass

@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
+from ..common.checks import check, check_at_least
 from ..common.extras import need
 from ..common.naming import count_studies, counted
 from ..common.output import new_folder
@@ -54,12 +55,10 @@ class ProbeConfig:
             raise ValueError(f"--targets wants different columns, one or more, got {' '.join(self.targets) or 'none'}")
         if unknown := sorted(set(self.classes) - set(self.targets)):
             raise ValueError(f"--classes {unknown[0]}: not among --targets")
-        if not 0 < self.test < 1:
-            raise ValueError(f"--test is a share, above 0 and below 1, got {self.test}")
+        check(self, "test", valid=lambda x: 0 < x < 1, must="is a share, above 0 and below 1")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not all(0 <= s < 2**32 for s in self.seeds):
             raise ValueError(f"--seeds wants different numbers in 0..2**32 - 1, got {self.seeds}")
-        if self.neighbours < 1:
-            raise ValueError(f"--neighbours must be at least 1, got {self.neighbours}")
+        check_at_least(self, 1, "neighbours")
 
 
 class MeanOverSeeds(Measure):

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-NAMED = 5  # at most, of those that a message is about
+NAMED = 5  # items that a message names at most
 
 
 def counted(n: int, one: str, many: str = "") -> str:
@@ -24,7 +24,7 @@ def sizes_in_words(sizes: Mapping[str, Sequence[int]]) -> str:
 
 
 def named(items: Sequence[str], by: str = ", ") -> str:
-    """The first NAMED of `items`, and `...` where there are more."""
+    """The first NAMED of `items`, followed by `...` where there are more."""
     return by.join([*items[:NAMED], *["..."] * (len(items) > NAMED)])
 
 

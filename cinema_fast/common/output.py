@@ -1,4 +1,4 @@
-"""Output folders and files: tried before the work, emptied after an error, written anew after a kill."""
+"""Output folders: tried before the work, emptied after an error, written anew after a kill."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .lock import hold_folder
 from .parsed_file import read_json
 from .renamed import current_options
 
-UNFINISHED, LOCK = ".unfinished", ".lock"  # in a folder that a command is writing, or was when it was killed
+UNFINISHED, LOCK = ".unfinished", ".lock"  # in a folder that a command is writing, or was killed while writing
 ANYWHERE = ("workers", "device")  # options that may differ when a killed command is given again
 
 
@@ -32,9 +32,9 @@ class OutputTaken(FileExistsError, OutputError):
 
 @contextmanager
 def output_errors(out: Path, stays: str = "nothing half-written stays") -> Iterator[None]:
-    """OutputError, with what `stays`, in the place of an OSError by which `out` or a file in it cannot be written.
+    """Raise OutputError, which says what `stays`, in place of an OSError of `out` or of a file in it.
 
-    Other errors pass: it may be an input that cannot be read.
+    Other errors pass: an input may be what cannot be read.
     """
     try:
         yield
@@ -52,8 +52,7 @@ def output_errors(out: Path, stays: str = "nothing half-written stays") -> Itera
 
 
 def check_outside_store(out: Path) -> None:
-    """Raise OutputTaken where `out`, which need not be there yet, is a store or lies in one: what is there is
-    `prepare`'s alone."""
+    """Raise OutputTaken where `out`, which may be new, is a store or lies in one: only `prepare` writes there."""
     real = out.resolve()
     for folder in (real, *real.parents):
         if (folder / "index.json").is_file() and (folder / "studies").is_dir():
@@ -63,10 +62,10 @@ def check_outside_store(out: Path) -> None:
 
 @contextmanager
 def folder_for(out: Path, stays: str = "nothing half-written stays") -> Iterator[None]:
-    """A folder to write files into, which may be new; removed again if it is, and nothing has been written.
+    """A folder to write files into. A new one is removed again if nothing has been written.
 
-    Raises OutputTaken where a file is in the way, OutputError where nothing can be written into it: before the block,
-    or, as `output_errors`, in it.
+    Raises OutputTaken where a file is in the way, OutputError where the folder cannot be written: before the block, or
+    in it.
     """
     check_outside_store(out)
     there = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
@@ -91,17 +90,17 @@ def folder_for(out: Path, stays: str = "nothing half-written stays") -> Iterator
 
 @contextmanager
 def new_folder(out: Path, command: str, options: Mapping[str, object], written: Sequence[str]) -> Iterator[None]:
-    """A folder that is new or empty, for one `command` alone; after an error in the block nothing of it stays.
+    """A new or empty folder, for one `command` alone; after an error in the block it is removed or emptied.
 
-    A command that was killed leaves what it has written, and `.unfinished`, which says what it was: given again with
-    the same options (but those ANYWHERE), it begins anew.
+    A command that was killed leaves its files, and `.unfinished`, which holds its options: given again with the same
+    options (but for ANYWHERE) it starts over.
 
     Args:
         written: names of what the command writes there, as patterns; nothing else is ever removed, but for files that
             were half written.
 
     Raises:
-        OutputTaken: a file, a folder with anything else in it, or what was left of another command.
+        OutputTaken: a file, a folder with other files in it, or with those of another command that was killed.
         OutputError: a folder that cannot be written, as `folder_for`; or another process is writing it.
     """
     call = {"command": command} | {name: str(value) for name, value in options.items() if name not in ANYWHERE}
@@ -127,8 +126,8 @@ def new_folder(out: Path, command: str, options: Mapping[str, object], written: 
 
 @contextmanager
 def parts_folder(folder: Path) -> Iterator[None]:
-    """A folder of parts, each whole or not there, for one process alone: those that are whole stay where the block does
-    not end, and so does `.unfinished`. Raises as `folder_for`, and OutputError where another process is writing it."""
+    """A folder of files that a killed or failed command goes on from, for one process alone: what is written stays,
+    and so does `.unfinished`. Raises as `folder_for`, and OutputError where another process is writing it."""
     with folder_for(folder, "parts that are whole stay"), hold_folder(
         folder, "written", "wait for it, or choose another file to write", OutputError, name=LOCK
     ):
@@ -143,12 +142,12 @@ def parts_folder(folder: Path) -> Iterator[None]:
 
 
 def _others(out: Path) -> list[str]:
-    """What is in a folder besides the marks of being written."""
+    """What is in a folder besides `.unfinished` and the lock."""
     return sorted(path.name for path in out.iterdir() if path.name not in (UNFINISHED, LOCK))
 
 
 def _check_left(out: Path, left: list[str], call: dict[str, str], written: Sequence[str]) -> None:
-    """Raise OutputTaken unless what is `left` in a folder is of the same command."""
+    """Raise OutputTaken unless the files `left` in a folder are of the same command with the same options."""
     try:
         before = read_json(out / UNFINISHED)
         before = current_options(before["command"], before)  # an older version may have begun it

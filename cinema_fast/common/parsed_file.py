@@ -1,4 +1,4 @@
-"""JSON and YAML that others wrote: brackets nested deeper than a parser goes are a ValueError, as other nonsense is."""
+"""Parses JSON and YAML that others wrote: too deeply nested brackets are a ValueError, like any other syntax error."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Independent tasks in worker processes, some of which may die."""
+"""Runs independent tasks in worker processes; one that dies takes only its own task with it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def run_in_processes(
 ) -> Iterator[tuple[T, R | Exception]]:
     """Yield (task, result) in the order of completion; the exception in place of the result of a task that raised.
 
-    A worker that dies (killed, out of memory) takes its pool with it: the tasks then under way are tried again one
-    by one, so that only the one that kills its worker is given up.
+    A worker that dies (killed, out of memory) breaks its pool: the tasks then under way are tried again, each in a
+    pool of its own, so that only the task that kills its worker fails.
 
     Args:
         function: picklable, as are its tasks and results; workers are spawned, they import it anew.
         workers: number of processes; they end with this one, however it ends. With one everything runs in this process.
-        contained: a single worker is a process of its own too, for tasks that may take theirs down.
+        contained: use a process for a single worker too, for tasks that may crash it.
     """
     waiting = deque(tasks)
     if workers == 1 and not contained:
@@ -64,7 +64,7 @@ def available_cores() -> int:
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool that waits for its tasks where all is well, and ends its workers at once where it is left early."""
+    """A pool that waits for its tasks; left by an error, it ends its workers at once."""
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=begin_worker) as pool:
         try:
             yield pool
@@ -75,7 +75,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], task: T) -> Future[R]:
-    """Give a pool a task. The worker that may begin for it never sees a Ctrl-C, not while it starts either."""
+    """Give a pool a task. A worker that is started for it ignores Ctrl-C from the first moment."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return pool.submit(function, task)
@@ -84,7 +84,7 @@ def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], task: T) -> F
 
 
 def begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,5 +1,4 @@
-"""Reads files of folders that others write to: a named pipe in the place of one is refused, where open() would wait for
-somebody to write into it."""
+"""Opens regular files only: a named pipe in the place of one is refused, where open() would wait for a writer."""
 
 import errno
 import os
@@ -9,12 +8,12 @@ from typing import BinaryIO
 
 
 def open_regular(path: Path | str) -> BinaryIO:
-    """A regular file to read in binary. Raises OSError, at once for what is none."""
+    """Open a regular file to read in binary. Raises OSError, at once for a pipe or device."""
     return open(path, "rb", opener=_open)
 
 
 def read_regular(path: Path | str) -> bytes:
-    """The bytes of a regular file. Raises OSError, at once for what is none."""
+    """The bytes of a regular file. Raises OSError, at once for a pipe or device."""
     with open_regular(path) as file:
         return file.read()
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .checks import flag
+
 UNTIL = "0.2"  # the version that no longer takes the old names on the command line
 _OF_RUNS = {"clip": "clip_grad", "keep": "keep_checkpoints"}
 RENAMED: Mapping[str, Mapping[str, str]] = {  # {command: {old name: new name}}
@@ -16,7 +18,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {  # {command: {old name: new name}}
 
 def current_arguments(command: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """A command's arguments with the new names, and a warning for each old one."""
-    flags = {_flag(old): _flag(new) for old, new in RENAMED.get(command, {}).items()}
+    flags = {flag(old): flag(new) for old, new in RENAMED.get(command, {}).items()}
     current, warnings = [], []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -30,7 +32,3 @@ def current_options(command: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that an older run saved, under the new names."""
     names = RENAMED.get(command, {})
     return {names.get(name, name): value for name, value in options.items()}
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

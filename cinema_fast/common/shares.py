@@ -1,4 +1,4 @@
-"""Shares of studies by their names alone: the same for every seed, on every machine."""
+"""Splits studies by the SHA-256 of their names alone: the same for every seed, on every machine."""
 
 from collections.abc import Iterable
 from hashlib import sha256
@@ -10,13 +10,14 @@ def digest(name: str) -> bytes:
 
 
 def cut(studies: Iterable[str], *shares: float) -> tuple[list[str], ...]:
-    """The studies in the order of their digests: a part for each share, and what is left.
+    """The studies in the order of their digests: a part for each share, and the rest.
 
-    At least one study is in a part whose share is above 0, as long as there are any left.
+    A part whose share is above 0 has at least one study, as long as there are any. This is the one rule by which
+    studies are held out of pre-training and split for fine-tuning: of the same share, these are the same studies.
     """
-    left, parts = sorted(studies, key=digest), []
-    counts = [max(round(share * len(left)), 1) if share else 0 for share in shares]
+    rest, parts = sorted(studies, key=digest), []
+    counts = [max(round(share * len(rest)), 1) if share else 0 for share in shares]
     for count in counts:
-        parts.append(left[:count])
-        left = left[count:]
-    return *parts, left
+        parts.append(rest[:count])
+        rest = rest[count:]
+    return *parts, rest

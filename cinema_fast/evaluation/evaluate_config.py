@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ..common.checks import check, check_at_least
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -44,10 +46,8 @@ class EvaluateConfig:
     precision: Literal["fp32", "bf16"] | None = None
 
     def __post_init__(self):
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise ValueError(f"--threshold is a probability, between 0 and 1, got {self.threshold}")
-        if self.resamples < 1:
-            raise ValueError(f"--resamples must be at least 1, got {self.resamples}")
+        check(self, "threshold", valid=lambda x: 0 <= x <= 1, must="is a probability, between 0 and 1")
+        check_at_least(self, 1, "resamples")
         if self.known:
             from ..metrics.function import QUANTITIES
         for pair in self.known:

@@ -83,8 +83,8 @@ def volume_png(
     for text in axes.legend(fontsize=8).get_texts():
         text.set_parse_math(False)
     known = [f"{v.upper()} EF {cycle.function[f'{v}_ef']:.1f} %" for v in ("lv", "rv") if f"{v}_ef" in cycle.function]
-    said = ["  ".join([printable(title)[:60], *known]), *(f"flag: {flag}" for flag in flags)]
-    figure.suptitle("\n".join(said), fontsize=10, parse_math=False)
+    lines = ["  ".join([printable(title)[:60], *known]), *(f"flag: {flag}" for flag in flags)]
+    figure.suptitle("\n".join(lines), fontsize=10, parse_math=False)
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     return file.getvalue()

@@ -1,10 +1,13 @@
 """The options of pre-training beside those that every run has: the one source of their defaults and checks."""
 
 import dataclasses
+import math
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from ..common.checks import check
 from ..common.views import CLIP
 from ..models.config import preset
 from ..train.options import RunOptions
@@ -30,12 +33,10 @@ class MaskConfig:
 
         Called by the config that holds it: the command line answers that one's errors in one line.
         """
-        if not 0 <= self.strength <= 1:
-            raise ValueError(f"--mask.strength must lie in 0..1, got {self.strength}")
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"--mask.temperature must be above 0, got {self.temperature}")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"--mask.warmup is a share of the steps, between 0 and 1, got {self.warmup}")
+        ours = partial(check, self, prefix="mask.")
+        ours("strength", valid=lambda x: 0 <= x <= 1, must="must lie in 0..1")
+        ours("temperature", valid=lambda x: 0 < x < math.inf, must="must be above 0")
+        ours("warmup", valid=lambda x: 0 <= x <= 1, must="is a share of the steps, between 0 and 1")
         changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
         if self.guidance == "none" and changed:
             raise ValueError(f"--mask.{changed[0]} has no effect without --mask.guidance motion")
@@ -68,12 +69,9 @@ class PretrainConfig(RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"--mask-ratio must lie between 0 and 1, got {self.mask_ratio}")
-        if not 0 < self.decode_ratio <= 1:
-            raise ValueError(f"--decode-ratio must be above 0 and at most 1, got {self.decode_ratio}")
-        if not 0 <= self.holdout < 1:
-            raise ValueError(f"--holdout is a share of the studies, at least 0 and below 1, got {self.holdout}")
+        check(self, "mask_ratio", valid=lambda x: 0 < x < 1, must="must lie between 0 and 1")
+        check(self, "decode_ratio", valid=lambda x: 0 < x <= 1, must="must be above 0 and at most 1")
+        check(self, "holdout", valid=lambda x: 0 <= x < 1, must="is a share of the studies, at least 0 and below 1")
         self.mask.validate()
         if self.motion == "online" and self.mask.guidance == "none":
             raise ValueError("--motion online has no effect without --mask.guidance motion")

@@ -1,4 +1,4 @@
-"""An evaluation as it is filled, study by study; `evaluation.results` writes what it becomes."""
+"""Collects the scores of an evaluation, study by study; `evaluation.results` writes them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ FAR_MM = 1000.0  # how far off a landmark that was not found counts where cases 
 class Assessment:
     """Scores of predictions as rows, and the arrays of a few cases for pictures: memory does not grow with the images.
 
-    Each add_ judges one prediction and returns nothing; `write_results` draws the sum. ValueError names the study, and
-    what of it does not fit.
+    Each add_ judges one prediction and returns nothing; `write_results` summarises them. ValueError names the study,
+    and what of it does not fit.
     """
 
     def __init__(
@@ -144,8 +144,8 @@ class Assessment:
         self.rows.append(new_row(judgement.kind, study, name, view, frame, **values))
 
     def flag(self, study: str, code: str, view: str = "") -> None:
-        """Mark a study as one to look at again, by a code of `metrics.flags`, and the views that it is about; it is
-        judged all the same."""
+        """Mark a study for review, by a code of `metrics.flags` and the views that it is about; it is judged all
+        the same."""
         self.flags.append((study, view, code))
 
     def leave_out(self, study: str, why: str) -> None:

@@ -1,4 +1,4 @@
-"""How sure a number is: intervals by drawing studies again, and whether two sets of predictions differ, study by study.
+"""Bootstrap intervals over studies, and permutation tests between two sets of predictions.
 
 What is drawn is the study, never the row: frames and classes of one heart are not independent, so the rows of a study
 come and go together. A draw is a weight per row, and a Measure turns weights into numbers, so all draws are computed at
@@ -145,7 +145,7 @@ def _swap(both: Measure, swap: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _interval(drawn: np.ndarray, n_studies: int) -> tuple[float | None, float | None, str]:
-    """Percentiles of the draws (R,), and what is to be said of the undefined ones."""
+    """Percentiles of the draws (R,), and a note on the undefined ones."""
     known = drawn[~np.isnan(drawn)]
     if n_studies < 2:
         return None, None, "no interval: one study" if n_studies == 1 else ""

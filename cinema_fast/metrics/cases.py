@@ -1,4 +1,4 @@
-"""What stands between predictions and their judgement: a segmented cine, and the little of it that pictures need."""
+"""A segmented cine to be judged: its checks, its rows, and the cut-outs that pictures need."""
 
 import heapq
 import math
@@ -173,7 +173,7 @@ def case_rows(case: SegmentationCase, classes: Mapping[int, str]) -> list[Row]:
 
 
 def case_flags(case: SegmentationCase, rows: Sequence[Row], classes: Mapping[int, str]) -> list[str]:
-    """What of a predicted cine is to be looked at again, its rows among it: codes of `flags`."""
+    """Codes of `flags` of a predicted cine, also of its rows."""
     found = [code for row in rows if "flags" in row for code in row["flags"].split()]
     if not case.pred.any():
         found.append("nothing_found")

@@ -1,4 +1,4 @@
-"""In what the studies of a cluster differ from the rest: sizes of effects and tests, column by column of a table.
+"""How the studies of a cluster differ from the rest: effect sizes and tests, column by column of a table.
 
     numbers  mean, sd, median; Cohen's d with its 95 % interval (Hedges and Olkin 1985); Mann-Whitney test
     words    count and share of each; Cramer's V of cluster or rest against words; chi-squared test, uncorrected

@@ -1,4 +1,4 @@
-"""How well predicted classes and their probabilities fit the true ones."""
+"""Metrics of classification: accuracy, ranking, calibration."""
 
 from collections.abc import Sequence
 
@@ -46,7 +46,7 @@ class Classification(Measure):
                 raise ValueError(f"classification: {name} wants {self.n} indices below {k}, of {list(classes)}")
         self.truth, self.classes, self.binary = truth, tuple(classes), k == 2
         counts = np.bincount(truth, minlength=k)
-        # of more than two classes, those that can be told from the rest here
+        # of more than two classes, those that the rows hold, but not alone
         self.judged = [1] if self.binary else [c for c in range(k) if 0 < counts[c] < self.n]
         self.present = np.flatnonzero(counts)
         self.used, self.notes = {}, self._reasons(counts)

@@ -1,4 +1,4 @@
-"""What makes a result one to look at again: codes, what they mean, and the limits within which values are believed.
+"""Flags of results to review: their codes and meaning, and the limits of plausible values.
 
 Flags change no number. They stand beside it: in the tables, in results.json, in the report and in the pictures.
 """

@@ -1,4 +1,4 @@
-"""Kinds of rows of an evaluation: how rows of one kind are summed up, and what the report shows of them."""
+"""Kinds of scores of an evaluation: how the rows of a kind are summarised, and what the report shows of them."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence

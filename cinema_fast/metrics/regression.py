@@ -1,4 +1,4 @@
-"""How well predicted numbers agree with true ones, and repeated measurements with each other."""
+"""Agreement of predicted numbers with true ones, and of repeated measurements with each other."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What every model over views begins with: checks of its images, a stem a view, one encoder over all tokens."""
+"""The first half of every model over views: checks of its images, a stem per view, one encoder over all tokens."""
 
 import difflib
 import math

@@ -1,4 +1,4 @@
-"""What fine-tuning is to beat: a U-Net and a ResNet trained from scratch, from MONAI, with our models' interfaces.
+"""Baselines for fine-tuning: a U-Net and a ResNet from MONAI, trained from scratch, with our models' interfaces.
 
 Each view has a network of its own, with 2D or 3D kernels. Needs the extra `downstream`.
 """

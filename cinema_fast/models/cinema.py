@@ -1,7 +1,7 @@
 """CineMA: the multi-view masked autoencoder with a convolutional stem (Fu et al., 2025).
 
-Everything that depends on visible pixels only is computed at visible tokens only, and only what the loss needs is
-decoded: see `kernels/token_plan.py` for what says so, and `stem.py` for why it is exact. Parameter names and shapes
+Encoder and stem are computed at visible tokens only, and only what the loss needs is decoded: `kernels/token_plan.py`
+has the plan of tokens, `stem.py` says why this is exact. Parameter names and shapes
 are those of the published checkpoints.
 """
 

@@ -1,4 +1,4 @@
-"""What stands between the GEMMs, with little kept for backward; transformer blocks made of it.
+"""Transformer blocks whose norms and GELUs keep little for backward.
 
 A LayerNorm followed by a linear layer, by an MLP or by GELU is one autograd function each: it keeps the normalised
 input (in the dtype that the GEMM reads) and one number a row, and makes the affine and the GELU again in backward,

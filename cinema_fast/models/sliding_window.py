@@ -1,7 +1,7 @@
 """Maps of images larger (or smaller) than a model is made for, from half-overlapping windows of its own size.
 
-Windows start every half window from the first pixel on, the last one ends with the image, and what they say of a
-pixel is averaged with equal weights: the grid of Fu et al. (2025) and of TorchIO's GridSampler (Pérez-García et al.,
+Windows start every half window from the first pixel on, the last one ends with the image, and their predictions of a
+pixel are averaged with equal weights: the grid of Fu et al. (2025) and of TorchIO's GridSampler (Pérez-García et al.,
 2021).
 """
 
@@ -30,8 +30,8 @@ def sliding_window(
     *,
     average: str = "softmax",
 ) -> dict[str, Tensor]:
-    """{view: (B, out_channels, *size) float32}: the mean, with equal weights, of what the windows that hold a pixel say
-    of it. Without gradients.
+    """{view: (B, out_channels, *size) float32}: the mean over the windows that hold a pixel, with equal weights.
+    Without gradients.
 
     Images smaller than the window are padded at the end with what reads as 0, and the padding is cut off again. Where
     several views are given, a run takes a window of each, and views with fewer windows begin anew; what a window says

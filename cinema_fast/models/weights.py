@@ -118,11 +118,11 @@ def load_starting_weights(
     whole = state | {name: tensor for name, tensor in own.items() if name == "log_variance"}
     if not _is_pretrained(state) and not _misfits(own, whole):
         _load(model, whole, where)
-        said, absent = f"all {len(state)} tensors" + "; left: log_variance" * (balance is not None), ()
+        report, absent = f"all {len(state)} tensors" + "; left: log_variance" * (balance is not None), ()
     else:
-        said = _load_encoder(model, state, where)
+        report = _load_encoder(model, state, where)
         absent = tuple(part for part in _parts(cinema_state_dict(model)) if part not in _parts(state))
-    return said, absent
+    return report, absent
 
 
 def _parts(state: Mapping[str, Tensor]) -> list[str]:
@@ -161,10 +161,10 @@ def _load_encoder(model: nn.Module, state: Mapping[str, Tensor], where: str) -> 
     _load(model, {**kept, **taken}, where)
     fresh = sorted({name.partition(".")[0] for name in kept} - set(parts))
     left = sorted({name.partition(".")[0] for name in state} - set(parts))
-    said = [f"{len(taken)} tensors of {', '.join(parts)}, views {', '.join(views)}"]
-    said += [f"first convolutions {repeated}"] * bool(repeated)
-    said += [f"position tables of another grid not taken: {', '.join(other_tables)}"] * bool(other_tables)
-    return "; ".join([*said, f"fresh: {', '.join(fresh)}", f"left: {', '.join(left)}"])
+    report = [f"{len(taken)} tensors of {', '.join(parts)}, views {', '.join(views)}"]
+    report += [f"first convolutions {repeated}"] * bool(repeated)
+    report += [f"position tables of another grid not taken: {', '.join(other_tables)}"] * bool(other_tables)
+    return "; ".join([*report, f"fresh: {', '.join(fresh)}", f"left: {', '.join(left)}"])
 
 
 def _over_frames(weight: Tensor, channels: int, want: int) -> tuple[Tensor, str]:
@@ -172,16 +172,16 @@ def _over_frames(weight: Tensor, channels: int, want: int) -> tuple[Tensor, str]
 
     The mean over frames undoes their repetition: one frame is then seen as it was before there were several.
     """
-    said, frames, times = [], weight.shape[1] // channels, want // channels
+    changes, frames, times = [], weight.shape[1] // channels, want // channels
     if want % channels or weight.shape[1] % channels:
         return weight, ""
     if frames > 1:
         weight = weight.unflatten(1, (frames, channels)).mean(1)
-        said.append(f"averaged over {frames} frames")
+        changes.append(f"averaged over {frames} frames")
     if times > 1:
         weight = weight.repeat(1, times, *[1] * (weight.ndim - 2))
-        said.append(f"repeated {times} times")
-    return weight, " and ".join(said)
+        changes.append(f"repeated {times} times")
+    return weight, " and ".join(changes)
 
 
 def _stem_views(state: Mapping[str, Tensor]) -> list[str]:

@@ -1,8 +1,8 @@
 """Synthetic cine cardiac MR with known truth: one beating 3D heart, cut by a short-axis stack and three long axes.
 
 `make_study` gives images, labels, landmarks, volumes and displacements of one study; `write_cohort` writes many as
-NIfTI. The heart and its motion are in `heart.py`, the body in `thorax.py`, who is drawn in
-`patient.py`, the planes and the noise in `scan.py`, how a plane is drawn in `render.py`.
+NIfTI. The heart and its motion are in `heart.py`, the body in `thorax.py`, the random patient in `patient.py`, the
+planes and the noise in `scan.py`, the image of a plane in `render.py`.
 """
 
 import csv

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ..common.checks import check
 from ..data.prepare.source_format import FormatName
 
 
@@ -41,7 +42,6 @@ class PredictConfig:
     precision: Literal["fp32", "bf16"] | None = None
 
     def __post_init__(self):
-        if self.workers < 0:
-            raise ValueError(f"--workers must be 0 (one per core) or more, got {self.workers}")
+        check(self, "workers", valid=lambda n: n >= 0, must="must be 0 (one per core) or more")
         if self.view and not self.src.is_file():
             raise ValueError(f"--view is for a single file, and {self.src} is none: --aliases, or --views-rules")

@@ -4,8 +4,9 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ..common.checks import check, check_at_least, check_seeds
 from ..data.loading.augmentation import AugmentConfig
-from ..train.options import RunOptions, flag
+from ..train.options import RunOptions
 from .registry import TASKS, task_class
 
 TaskName = Literal[tuple(TASKS)]
@@ -100,20 +101,17 @@ class FinetuneConfig(RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        self.check_at_least(1, "n_frames", "validate_every")
-        self.check_at_least(0, "patience")
-        self.check_seeds("subset_seed")
+        check_at_least(self, 1, "n_frames", "validate_every")
+        check_at_least(self, 0, "patience")
+        check_seeds(self, "subset_seed")
         if min(self.decoder_channels, default=0) < 1:
             given = " ".join(map(str, self.decoder_channels)) or "none"
             raise ValueError(f"--decoder-channels wants one number or more, each at least 1, got {given}")
-        for name in ("val", "test", "cutout", "dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--{flag(name)} is a share, at least 0 and below 1, got {getattr(self, name)}")
+        shares = "val", "test", "cutout", "dropout", "drop_path"
+        check(self, *shares, valid=lambda x: 0 <= x < 1, must="is a share, at least 0 and below 1")
         if self.val + self.test >= 1:
             raise ValueError(f"--val {self.val:g} and --test {self.test:g} leave no study to train on")
-        for name in ("label_fraction", "layer_decay"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"--{flag(name)} must be above 0 and at most 1, got {getattr(self, name)}")
+        check(self, "label_fraction", "layer_decay", valid=lambda x: 0 < x <= 1, must="must be above 0 and at most 1")
         if self.shots is not None and (self.shots < 1 or self.label_fraction != 1):
             raise ValueError(f"--shots takes a number of studies, without --label-fraction; got {self.shots}")
         self._check_task()

@@ -1,4 +1,4 @@
-"""The best weights of a run by its validations, and when to stop for want of better ones."""
+"""The best weights of a run by its validations, and early stopping."""
 
 import math
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class Best:
         save_checkpoint(self._folder, self.step, weights, {"figures": dict(figures)}, keep=1)
 
     def enough(self) -> bool:
-        """Whether there was no better validation for too long."""
+        """Whether to stop: no validation was better for too long."""
         return 0 < self._validation.patience <= self.since
 
     def state(self) -> dict:

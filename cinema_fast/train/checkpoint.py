@@ -7,7 +7,7 @@ A checkpoint is three files of one folder:
     step-00001000.json          size and SHA-256 of both, and of itself
 
 Each is written to a temporary name, forced to disk and renamed; the .json comes last and makes the checkpoint count.
-A kill or a full disk therefore leaves the earlier ones as they were, and a cut or altered file is found by its sum.
+A kill or a full disk leaves the earlier ones as they were; a cut or altered file is found by its checksum.
 """
 
 import hashlib
@@ -75,7 +75,7 @@ def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], state: 
         manifest["sha256"] = manifest_sum(manifest)
         write_file(paths["manifest"], lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
     except Exception as error:  # the writers raise OSError, RuntimeError or an error of their own for a full disk
-        with suppress(OSError):  # what cannot be removed now is by the next save
+        with suppress(OSError):  # what cannot be removed now is removed by the next save
             _clear(folder)
         raise not_written(step, folder, error) from error
     earlier = [path for path in _manifests(folder) if path <= paths["manifest"]]
@@ -92,7 +92,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest sound checkpoint, or None where there has never been one; says which damaged ones it passes over.
+    """The newest sound checkpoint, or None where there has never been one; warns of the damaged ones that it skips.
 
     Raises CheckpointError where there are checkpoints and all are damaged.
     """
@@ -101,7 +101,7 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | 
 
 def newest_weights(run: Path, say: Callable[[str], None], ranks: Ranks = ALONE) -> tuple[dict[str, Tensor], str]:
     """The newest sound weights in a run's folder, of a run of `finetune` the best, and what to call them, RUN and step;
-    says which damaged ones it passes over. All ranks call it, and have the same.
+    warns of the damaged ones that it skips. All ranks call it, and have the same.
 
     Raises ValueError where the run has none yet, CheckpointError where all are damaged or the ranks find different
     ones.
@@ -167,12 +167,12 @@ def _newest_sound(manifests: Sequence[Path], read: Callable[[Path], T], say: Cal
 
 
 def _mark(manifest: Path) -> int:
-    """Of the bytes of a manifest, more than 0."""
+    """A number above 0 that identifies a manifest by its bytes."""
     return 1 + int(hashlib.sha256(read_regular(manifest)).hexdigest()[:15], 16)
 
 
 def not_written(step: int, folder: Path, error: BaseException) -> CheckpointError:
-    """What is raised for a checkpoint that an error kept from being written."""
+    """The error of a checkpoint that could not be written."""
     return CheckpointError(
         f"the checkpoint of step {step} could not be written to {folder}: {_reason(error)}; earlier checkpoints are "
         "untouched. Mend that (make room?), then go on with --resume"
@@ -262,7 +262,7 @@ def _manifests(folder: Path) -> list[Path]:
 
 
 def manifest_sum(manifest: dict) -> str:
-    """SHA-256 of what a manifest says besides it."""
+    """SHA-256 of a manifest without its own checksum."""
     rest = {name: value for name, value in manifest.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
@@ -284,7 +284,7 @@ def _clear(folder: Path) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The system's word for a failed write, which torch.save buries under its own."""
+    """The system's message of a failed write, which torch.save hides behind its own."""
     link: BaseException | None = error
     while link is not None and not isinstance(link, OSError):
         link = link.__cause__ or link.__context__

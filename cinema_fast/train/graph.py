@@ -1,4 +1,4 @@
-"""A training step as CUDA graphs: launched by one call, whatever the host is busy with.
+"""A training step as CUDA graphs, each replayed by one call of the host.
 
 A graph does again, on the same addresses, what was done while it was captured. So what changes from step to step (the
 batch with its augmentation parameters, the step's number, the learning rate) lies in tensors that are written in place

@@ -1,4 +1,4 @@
-"""The record of a run: metrics.jsonl, run.log, and a progress bar, or plain lines where nobody watches."""
+"""The record of a run: metrics.jsonl, run.log, and a progress bar on a terminal, else plain lines."""
 
 import json
 import sys
@@ -48,7 +48,7 @@ class RunLog:
         self._text.close()
 
     def say(self, text: str) -> None:
-        """A message for the person watching, kept in run.log."""
+        """Print a message, and keep it in run.log."""
         self._note(text)
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False)
@@ -107,7 +107,7 @@ class RunLog:
 
 
 class RankLog:
-    """What the other ranks have in `RunLog`'s place: run.rank-N.log, with what only they have seen."""
+    """`RunLog` of the other ranks: run.rank-N.log, with messages of that rank alone."""
 
     def __init__(self, out: Path, rank: int):
         self._text = (out / f"run.rank-{rank}.log").open("a", encoding="utf-8", errors="backslashreplace")
@@ -126,13 +126,13 @@ class RankLog:
         self._text.flush()
 
     def advance(self, step: int) -> None:
-        """Nobody watches."""
+        """No bar."""
 
     def metrics(self, line: dict, *, batch: int) -> None:
-        """The main rank's are the run's."""
+        """The main rank writes them."""
 
     def sync(self) -> None:
-        """There is nothing that a checkpoint builds on."""
+        """Nothing to force to disk."""
 
 
 def _bar(console, steps: int, done: int):

@@ -96,7 +96,7 @@ def train(options: RunOptions, make: Callable[[Place], Method]) -> Outcome:
 
 
 class _Run:
-    """A method on its way: its model, optimiser and checkpoints, what is counted, and how far it is."""
+    """A run of a method: its model, optimiser and checkpoints, its counts, and the steps made."""
 
     def __init__(self, method: Method, reader: str):
         self.method, self.options, self.place, self.ranks = method, method.options, method.place, method.place.ranks
@@ -124,7 +124,7 @@ class _Run:
         self.done = self.saved = 0  # steps made, and at the newest checkpoint
 
     def run(self, why: str) -> Outcome:
-        """All of it. why: the reader was chosen."""
+        """Train, from setting up to the end. why: the reader was chosen."""
         options, ranks = self.options, self.ranks
         with ExitStack() as held:
             if ranks.main:
@@ -325,7 +325,7 @@ class _Run:
 
     @contextmanager
     def _rescued(self) -> Iterator[None]:
-        """Where data cannot be read any more in the block, what has been trained is saved before the error goes on.
+        """Save what has been trained before an error of the data in the block is raised.
 
         Under torchrun the other ranks wait within a step. The main one, which has all of a model that is not sharded,
         saves alone: where its own data end, and where gloo tells it that a rank has gone.
@@ -339,7 +339,7 @@ class _Run:
             raise
 
     def _save_alone(self, ended: Exception) -> None:
-        """Save without the other ranks; what keeps that from being done is said."""
+        """Save without the other ranks; an error is logged, not raised."""
         self.meter.newest = lambda: self.saved  # no rank else answers
         try:
             for note in self.meter.read():

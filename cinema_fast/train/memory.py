@@ -1,4 +1,4 @@
-"""Memory that ran out: a line that says what was asked for and what to change, in place of a trace."""
+"""Out of memory: one line with what was asked for and what to change, in place of a traceback."""
 
 import re
 import resource
@@ -33,7 +33,7 @@ def memory_advice(
     recomputes: bool = True,
     smaller: str = "with a smaller --preset, or --parallel fsdp on more GPUs",
 ) -> Iterator[None]:
-    """Training in the block: where memory runs out in it, OutOfMemory says what was asked for and what to change.
+    """Raise OutOfMemory, with what was asked for and what to change, where memory runs out in the block.
 
     Args:
         model: what is trained; None: the preset. recomputes: whether it can. smaller: how another run would need less.

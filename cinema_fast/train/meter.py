@@ -1,4 +1,4 @@
-"""What the steps since the last log line gave: kept on the device until a line is due, then read back at once."""
+"""Loss and gradient norm of the steps since the last log line, kept on the device until a line is due."""
 
 import math
 import resource
@@ -25,7 +25,7 @@ def check_weights(model: nn.Module, step: int, newest: Callable[[], int], ranks:
 
     newest: gives the step of the newest whole checkpoint, 0 where there is none; called by all ranks or none.
 
-    To be called before each checkpoint: from such weights nothing can go on, and they would crowd out those before.
+    Called before each checkpoint: no run can go on from such weights, and they would replace earlier, good ones.
     """
     weights = {name: getattr(p, "to_local", p.detach)() for name, p in model.named_parameters()}
     finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()

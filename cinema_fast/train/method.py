@@ -46,9 +46,9 @@ class Validation(NamedTuple):
 
 
 class Method:
-    """A way to learn, which the loop (`loop.train`) runs without knowing which.
+    """What `loop.train` trains. The loop calls the methods below and knows nothing else of it.
 
-    The constructor of a subclass settles the attributes below, all before a model is built, and raises ValueError for
+    The constructor of a subclass sets the attributes below, all before a model is built, and raises ValueError for
     what does not fit. It overrides `build`, `load_start` and `loss`, and of the others what it needs.
 
     Attributes:

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from ..common.checks import check, check_at_least, check_seeds
 from ..data.loading.augmentation import AugmentConfig
 from ..models.config import preset
 from .sinks import SinkName
@@ -92,39 +93,21 @@ class RunOptions:
     profile: int = 0
 
     def __post_init__(self):
-        self.check_at_least(
-            1, "steps", "batch_size", "accumulate", "workers", "log_every", "checkpoint_every", "keep_checkpoints"
+        check_at_least(
+            self, 1, "steps", "batch_size", "accumulate", "workers", "log_every", "checkpoint_every", "keep_checkpoints"
         )
-        for name in ("lr", "clip_grad"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"--{flag(name)} must be above 0 and finite, got {getattr(self, name)}")
-        for name in ("min_lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"--{flag(name)} must be finite and not negative, got {getattr(self, name)}")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"--warmup is a share of the steps, between 0 and 1, got {self.warmup}")
-        self.check_at_least(0, "max_skips", "profile")
+        check(self, "lr", "clip_grad", valid=lambda x: 0 < x < math.inf, must="must be above 0 and finite")
+        check(self, "min_lr", "weight_decay", valid=lambda x: 0 <= x < math.inf, must="must be finite and not negative")
+        check(self, "warmup", valid=lambda x: 0 <= x <= 1, must="is a share of the steps, between 0 and 1")
+        check_at_least(self, 0, "max_skips", "profile")
         if self.profile and self.steps < self.profile + SETTLING_STEPS:
             raise ValueError(
                 f"--profile {self.profile} wants --steps of at least {self.profile + SETTLING_STEPS} (the first "
                 f"{SETTLING_STEPS} are not profiled), got {self.steps}"
             )
-        self.check_seeds("seed")
+        check_seeds(self, "seed")
         self.augment.validate()
         preset(self.preset)  # an unknown name fails here, before anything is opened
-
-    def check_at_least(self, least: int, *names: str) -> None:
-        """Raise ValueError naming an option that is below `least`, 0 or 1."""
-        for name in names:
-            if getattr(self, name) < least:
-                want = f"be at least {least}" if least else "not be negative"
-                raise ValueError(f"--{flag(name)} must {want}, got {getattr(self, name)}")
-
-    def check_seeds(self, *names: str) -> None:
-        """Raise ValueError naming an option that is no 64-bit seed."""
-        for name in names:
-            if not 0 <= getattr(self, name) < 2**64:
-                raise ValueError(f"--{flag(name)} must lie in 0..2**64 - 1, got {getattr(self, name)}")
 
     def to_dict(self) -> dict:
         """Plain values for YAML and checkpoints."""
@@ -142,8 +125,3 @@ class RunOptions:
             counts = [values.pop(name) for name in ("batch_size", "accumulate", "ranks")]
             values["batch_size x accumulate x ranks"] = math.prod(counts)
         return [f"{name}: was {then.get(name)}, now {now.get(name)}" for name in now if now[name] != then.get(name)]
-
-
-def flag(name: str) -> str:
-    """An option's name as the command line spells it."""
-    return name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""The processes that train together, one a device, as `torchrun` starts them: DDP, FSDP2, and what they must agree on.
+"""Distributed training under `torchrun`, a process per device: DDP, FSDP2, and the decisions that ranks share.
 
 Each rank reads its own part of every step's samples, and gradients are averaged: the steps are those of one process
 with as large a batch, to rounding. Decisions of the host (stop now?) are agreed on by a group of their own on the CPU,
@@ -79,7 +79,7 @@ class Ranks:
         return float(values)
 
     def wait(self) -> None:
-        """For all ranks to come here."""
+        """Wait until all ranks are here."""
         if self.hosts:
             dist.barrier(self.hosts)
 
@@ -118,8 +118,8 @@ ALONE = Ranks()
 
 
 class Agreement:
-    """The largest of the ranks' values, asked for after every step and waited for by none: all learn it one step later,
-    and the same at the same step. A process alone has it at once."""
+    """The largest of the ranks' values, exchanged after every step without waiting: all ranks get it one step later, at
+    the same step. A single process has it at once."""
 
     def __init__(self, ranks: Ranks):
         self._ranks = ranks

@@ -1,8 +1,7 @@
-"""Where the numbers of a run also go: TensorBoard and Weights & Biases, beside metrics.jsonl, which stays the record.
+"""Writers of a run's numbers to TensorBoard and Weights & Biases; metrics.jsonl stays the record.
 
-A sink never ends a run or holds it up for long: what goes wrong in one is said once, and it is left out from then on.
-A resumed run gives it what it lacks of the lines that metrics.jsonl has, and then goes on: no step is missing, and none
-is there twice.
+A sink never ends a run or holds it up for long: after an error it is reported once and switched off. A resumed run
+first gives it the lines of metrics.jsonl that it does not have: no step is missing, and none is there twice.
 """
 
 import json
@@ -117,7 +116,7 @@ class WeightsAndBiases:
         self._keep(0)
 
     def _keep(self, seconds: float) -> None:
-        """Note what was given so many seconds ago as being on disk."""
+        """Count steps that were given so many seconds ago or earlier as being on disk."""
         while self._unsure and time.monotonic() - self._unsure[0][0] >= seconds:
             _, self._on_disk = self._unsure.popleft()
         with whole_file(self._path) as file:
@@ -161,7 +160,7 @@ def check_sinks(names: Sequence[SinkName]) -> None:
 
 
 class Sinks:
-    """All the sinks of a run, that do not fail.
+    """The sinks of a run; their errors never reach it.
 
     out: run folder. info: of the run. lines: of metrics.jsonl so far. say: tells the person watching.
     """

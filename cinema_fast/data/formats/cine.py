@@ -52,8 +52,8 @@ class Volume:
     data: array as in the file, axes (X, Y[, Z[, T ...]]), Fortran order, read-only use; values are
     `data * slope + inter`. affine: (4, 4) float64, voxel index -> scanner mm (RAS+). frame_time_ms: ms, or None
     where the header does not say. sha256: of the file's bytes. oriented: whether the header says how the axes lie in
-    the patient: a code is set, and they are not simply the scanner's. remark: what the header contradicts itself in, ""
-    if in nothing.
+    the patient: a code is set, and they are not simply the scanner's. remark: how the header contradicts itself, "" if
+    it does not.
     """
 
     data: np.ndarray
@@ -81,7 +81,7 @@ class Cine:
 
     volumes: one 4D volume, or one volume per frame. affine: (4, 4) float64, voxel index -> scanner mm (RAS+).
     frame_time_ms: ms or None. sha256: of the file; of several, the SHA-256 of their hexadecimal digests joined.
-    oriented: as that of the (first) volume. remark: what was made of its headers that is to be said, "" if nothing.
+    oriented: as that of the (first) volume. remark: how contradictions of its headers were resolved, "" if none.
     """
 
     volumes: tuple[Volume, ...]

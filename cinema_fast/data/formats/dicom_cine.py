@@ -1,9 +1,9 @@
-"""One cine from DICOM files: images of one view become slices and frames, by what their headers say.
+"""Reads a cine from DICOM files: the images of one view are sorted into slices and frames by their headers.
 
-Slices are told apart and ordered by where they lie along the normal, frames by trigger time: the first is the one at
-the R wave, and frames from before it end the cycle. Phase, real and imaginary images are left out. The voxel axes are
-those of the pixels, X along a row and Y down a column (as SimpleITK keeps them; dcm2niix mirrors Y), the third is along
-row x column; the affine leads to the scanner's coordinates of NIfTI (mm, RAS+).
+Slices are ordered by their position along the normal, frames by trigger time: the first is the one at the R wave, and
+frames from before it are moved to the end of the cycle. Phase, real and imaginary images are left out. The voxel axes
+are those of the pixels, X along a row and Y down a column (as SimpleITK keeps them; dcm2niix mirrors Y), the third is
+along row x column; the affine leads to the scanner's coordinates of NIfTI (mm, RAS+).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def read_dicom_cine(paths: Sequence[Path], *, stack: bool) -> Cine:
 
     Raises:
         CineError: a file that is malformed, truncated or without a decoder; images of differing size, orientation or
-            spacing; missing or repeated slices or frames; what `nifti.check_cine` refuses.
+            spacing; missing or repeated slices or frames; what `cine.check_cine` refuses.
     """
     images, digests = [], []
     for path in paths:
@@ -117,8 +117,8 @@ def _by_place(images: list[Image]) -> list[list[Image]]:
 
 
 def _by_time(slices: list[list[Image]]) -> tuple[list[list[Image]], str]:
-    """Each slice's images in the order of time, by the first of the headers' clocks that all of them have; and what is
-    to be told of it."""
+    """Each slice's images in the order of time, by the first of the headers' clocks that all of them have; and a
+    remark on them, or ""."""
     n = len(slices[0])
     phases = {image.header.n_phases for images in slices for image in images} - {None}
     if len(phases) == 1 and n < max(phases):
@@ -153,7 +153,7 @@ def _check_steps(slices: list[list[Image]]) -> None:
 
 
 def _from_r_wave(slices: list[list[Image]]) -> tuple[list[list[Image]], str]:
-    """Frames in the order of trigger times, from the one at the R wave on; and what is to be told of it.
+    """Frames in the order of trigger times, from the one at the R wave on; and a remark on them, or "".
 
     A time below zero is one before the R wave. Less than half a step is no more than rounding. Frames from further
     before it are the end of the cycle, where the frames fill it; they are moved there in all slices alike, by the

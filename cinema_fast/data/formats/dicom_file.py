@@ -1,4 +1,4 @@
-"""A defensive reader of one DICOM file: headers are not trusted. Its header and what it says of each image in it.
+"""A defensive reader of DICOM headers: what a file says of itself and of each image in it is checked, not trusted.
 
 Files are parsed by pydicom in memory, where a read ends with the bytes that are there, so that a length in a header
 allocates nothing; a deflated file is inflated here, up to a ratio. Whatever a malformed file makes pydicom
@@ -115,14 +115,14 @@ def require_pydicom() -> None:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file says that it is DICOM, by its name or by the mark at byte 128, or does not let itself be asked."""
+    """Whether a file says that it is DICOM, by its name or by the mark at byte 128, or cannot be read."""
     if path.suffix.lower() in (".dcm", ".ima"):
         return True
     try:
         with path.open("rb", buffering=0) as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:
-        return True  # whoever reads it will say why not
+        return True  # the reader says why not
 
 
 @contextlib.contextmanager

@@ -151,7 +151,7 @@ def _sform_against_qform(header, shape: tuple[int, ...]) -> str:
 
 
 def read_nifti(path: Path | str) -> Volume:
-    """Read one NIfTI-1 or NIfTI-2 file, gzip-compressed or not (told by content, not by name).
+    """Read one NIfTI-1 or NIfTI-2 file, gzip-compressed or not (by its content, not by its name).
 
     Raises:
         CineError: unreadable, corrupt, truncated, longer than its header says, or no real-valued NIfTI.

@@ -1,4 +1,4 @@
-"""From the stored frames and motion maps of a view to what the model and its masks take, on their device."""
+"""Converts stored frames and motion maps of a view, on their device, to the input of the model and of its masks."""
 
 import torch
 from torch import Tensor

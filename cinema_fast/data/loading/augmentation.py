@@ -1,13 +1,16 @@
-"""What may be done to an image before the model sees it, and how much of it was drawn for each image of a batch.
+"""Options of the augmentation, and the parameters that were drawn for each image of a batch.
 
-The sampler draws (`sampler.Sampler`), the device does (`augment.model_input`).
+The sampler draws them (`sampler.Sampler`), `augment.model_input` applies them on the device.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
+
+from ...common.checks import check, flag
 
 
 class Augmentation(NamedTuple):
@@ -58,7 +61,7 @@ class AugmentConfig:
     flip: float = 0.0
     # smallest and largest exponent of the brightness in 0..1
     gamma: tuple[float, float] = (1.0, 1.0)
-    # share of the images whose brightness is raised to it
+    # share of the images whose brightness is changed so
     gamma_share: float = 1.0
     # largest standard deviation of Gaussian noise on the brightness in 0..1
     noise: float = 0.0
@@ -74,21 +77,17 @@ class AugmentConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high < math.inf:
                 raise ValueError(f"--augment.{name} takes LOW HIGH with 0 < LOW <= HIGH, got {low} {high}")
-        for name, most in (("rotation", 180.0), ("translation", math.inf), ("noise", 1.0)):
-            value = getattr(self, name)
-            if not 0 <= value <= most or value == math.inf:
-                bounds = f"lie in 0..{most:g}" if most < math.inf else "be a number of at least 0"
-                raise ValueError(f"--augment.{name} must {bounds}, got {value}")
-        for field in dataclasses.fields(self):
-            share = getattr(self, field.name)
-            if field.name != "flip" and not field.name.endswith("_share"):
-                continue
-            option = field.name.replace("_", "-")
-            if not 0 <= share <= 1:
-                raise ValueError(f"--augment.{option} is a share of the images, between 0 and 1, got {share}")
+        ours = partial(check, self, prefix="augment.")
+        ours("rotation", valid=lambda x: 0 <= x <= 180, must="must lie in 0..180")
+        ours("translation", valid=lambda x: 0 <= x < math.inf, must="must be a number of at least 0")
+        ours("noise", valid=lambda x: 0 <= x <= 1, must="must lie in 0..1")
+        shares = [field for field in dataclasses.fields(self) if field.name.endswith("_share")]
+        names = ["flip", *(field.name for field in shares)]
+        ours(*names, valid=lambda x: 0 <= x <= 1, must="is a share of the images, between 0 and 1")
+        for field in shares:
             changed = field.name.removesuffix("_share")
-            if share != field.default and changed != field.name and getattr(self, changed) in (0.0, (1.0, 1.0)):
-                raise ValueError(f"--augment.{option} has no effect without --augment.{changed}")
+            if getattr(self, field.name) != field.default and getattr(self, changed) in (0.0, (1.0, 1.0)):
+                raise ValueError(f"{flag(f'augment.{field.name}')} has no effect without {flag(f'augment.{changed}')}")
 
     def to_dict(self) -> dict:
         """Plain values for YAML and checkpoints."""

@@ -1,4 +1,4 @@
-"""A batch of stored images on its way to the device, and what the model takes of it."""
+"""A batch of stored images, and its conversion to the input of the model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

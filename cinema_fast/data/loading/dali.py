@@ -125,9 +125,9 @@ class DaliLoader(Loader):
 
 
 class _Watched:
-    """A pipeline that is run by a thread of its own, while its processes are watched.
+    """Runs a pipeline in a thread of its own and watches its reading processes.
 
-    One that is killed may hold a lock of the queues between the processes, and DALI would wait for it for ever.
+    A process that is killed may hold a lock of the queues between them, and DALI would wait for it for ever.
     """
 
     def __init__(self, pipeline):

@@ -31,18 +31,18 @@ REPLACEMENTS = 8  # studies of its group tried, of however many, in place of one
 
 
 class LoaderError(ValueError):
-    """A study cannot be read, and strict reading was asked for or nothing else of its batch and group can be."""
+    """A study cannot be read, and --strict is set or no study that could replace it can be read."""
 
 
 class LabelError(LoaderError):
-    """A study can be read, but its labels are wrong: no other is taken in its place."""
+    """The labels of a study are wrong; it is not replaced by another."""
 
 
 class Labels(Protocol):
     """What is read of labelled studies: which frames together, and what is to be learnt from them."""
 
     def frames_of(self, study: str, view: str, phase: float) -> Sequence[int]:
-        """The frames of a view that are read together at a phase in [0, 1), as many for all; not asked of clips."""
+        """Frames of a view that are read together at a phase in [0, 1), as many for all studies; clips have none."""
 
     def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
         """What is to be learnt from {view: its frames}: of a view's name a map as the frames lie in the store, padded
@@ -76,8 +76,8 @@ def read_batch(
         sizes: {view: the model's image size}; frames are padded to it with zeros at the end of each axis.
         labels: which frames are read together, and their targets; None: one frame and no target.
         sampler: where given, a study that cannot be read is replaced by another of its group, and where none of those
-            tried can be read either, by another sample of the batch; else it is an error.
-        pin: use page-locked memory, from which a copy to a GPU runs by itself.
+            tried can be read either, by another sample of the batch; without it, it is an error.
+        pin: use page-locked memory, from which copies to a GPU are asynchronous.
         motion: read the motion maps too; a study that lacks one cannot be read.
 
     Raises:

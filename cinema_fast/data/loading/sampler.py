@@ -54,10 +54,9 @@ def frame_at(phase: float, n_frames: int) -> int:
 
 
 def held_out(ids: Iterable[str], share: float) -> set[str]:
-    """The share of the studies held out of training: those whose ids have the lowest SHA-256.
+    """The share of the studies held out of training, by the rule of `shares.cut`.
 
-    A function of the ids alone, the same for every seed. At least one study where the share is above 0. Raises
-    ValueError for a share outside [0, 1) and where nothing would be left to train on.
+    Raises ValueError for a share outside [0, 1) and where no study would be left to train on.
     """
     if not 0.0 <= share < 1.0:
         raise ValueError(f"holdout must lie in [0, 1), got {share}")
@@ -72,7 +71,7 @@ class Sampler:
 
     Args:
         views_of: {study id: views it has, in the store's order}; studies without any are left out.
-        seed: random seed, 64 bits.
+        seed: 64-bit random seed.
         batch_size: samples a rank takes at once. accumulate: micro-batches in a step. world: ranks.
         augment: what is drawn for the images; None: the published recipe.
         planes: {study id: how many image planes its clips are drawn from}; None where frames are read whole.
@@ -221,7 +220,7 @@ def fixed_draw(
 
 
 def exchanged(draw: Draw, sample: int, other: Draw, place: int = 0) -> Draw:
-    """`draw` with number `place` of another draw of the same views in a sample's place."""
+    """`draw` with one sample replaced by number `place` of another draw of the same views."""
 
     def put(into: np.ndarray, values: np.ndarray) -> np.ndarray:
         into = into.copy()

@@ -154,7 +154,7 @@ def walk(
     src: Path, folder: Path, refused: list[Refusal], above: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[Path]:
     """Files in and below a folder of `src`, sorted; a link that leads back to a folder above it is not followed, one
-    that leads nowhere is skipped. What the system does not let be read is appended to `refused`."""
+    that leads nowhere is skipped. What cannot be read is appended to `refused`."""
     try:
         info = folder.stat()
     except OSError as err:
@@ -210,7 +210,7 @@ def _read_file(path: Path) -> File:
                 for normal, along in image_places(path, dataset):
                     places[tuple(round(x, 4) for x in normal), round(along, 2)] += 1
             except CineError:
-                places.clear()  # said when its view is read, if it is one
+                places.clear()  # reported when its view is read, if it is one
         number = whole_number(dataset, "SeriesNumber", 0)
         return File(path, study, text(dataset, "PatientID"), series, number, text(dataset, "SOPInstanceUID"),
                     text(dataset, "SeriesDescription"), text(dataset, "ProtocolName"),
@@ -320,5 +320,5 @@ DICOM = SourceFormat(
     holds=lambda config: config.src.is_dir() and holds_dicom(config.src),
     find=_find,
     read=lambda source, stack: read_dicom_cine(source.files, stack=stack),
-    contained=True,  # decoders of compressed DICOM are compiled code of many hands
+    contained=True,  # decoders of compressed DICOM are compiled code of several libraries
 )

@@ -15,8 +15,8 @@ class Failure:
 
 
 def failure_lines(failures: list[Failure], listed_in: str) -> list[str]:
-    """What failed, for a reader: a line each, but one for all files of a study, or where that is not known of a folder,
-    that are of no known view; `listed_in` then names the file that has them all."""
+    """A line for each failure. Files of no known view share one line for their study, or for their folder where the
+    study is not known; it refers to `listed_in`, the file that lists them all."""
     groups: dict[tuple, list[Failure]] = {}
     for n, failure in enumerate(failures):
         whose = f"study {failure.study}" if failure.study else f"folder {Path(failure.file).parent.as_posix()}"

@@ -1,4 +1,4 @@
-"""Label maps of cines: which files hold them, and whether they are maps of that very cine.
+"""Label maps of cines: which files hold them, and whether they fit their cine.
 
 A label map is a NIfTI file on the grid of its cine, a whole number from 0 (background) to 255 in each voxel. One 4D
 file may hold those of all frames; public data sets draw ED and ES and leave the other frames empty, so a frame with no
@@ -78,7 +78,7 @@ def _label_files(
 
 def read_label_maps(source: Source, cine: Cine) -> tuple[dict[int, np.ndarray], str, str]:
     """The label maps in the label files of a cine, uint8 (X, Y, Z) by frame, ascending; `file_sha256` of the files; and
-    what the header of one of them contradicts itself in, "" if in nothing.
+    a remark where a header of theirs contradicts itself, else "".
 
     A file may hold its axes mirrored, exchanged in plane or with the slices in reverse, as its affine tells: the maps
     have those of the cine.
@@ -130,11 +130,11 @@ def _check_grid(path: Path, volume: Volume, cine: Cine) -> None:
                               f"its cine has {' x '.join(map(str, cine.shape))}")
     corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in shape))])
     with np.errstate(all="ignore"):
-        away = np.linalg.norm(corners @ (volume.affine - cine.affine).T, axis=1).max()
+        offset = np.linalg.norm(corners @ (volume.affine - cine.affine).T, axis=1).max()
     # Headers are rounded, some to 0.001; closer than this every label still lies on the voxel that it was drawn on.
     allowed = np.linalg.norm(cine.affine[:3, :2], axis=0).min() / 2
-    if not away < allowed:
-        raise CineError(path, f"its affine puts a voxel {away:.3g} mm from where its cine has it, and may differ by "
+    if not offset < allowed:
+        raise CineError(path, f"its affine puts a voxel {offset:.3g} mm from where its cine has it, and may differ by "
                               f"less than half a pixel, {allowed:.3g} mm")
 
 

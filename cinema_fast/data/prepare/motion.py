@@ -1,8 +1,8 @@
 """Motion maps of a store: how much each pixel of a cine moves over the heart's cycle, in 8 bit beside its frames.
 
 A map is the mean length of the optical flow between consecutive stored frames, scaled so that 255 is its largest value,
-which is kept in pixels as `max_px`. It is of the stored grid, so whatever happens to the image when it is loaded can
-happen to its map. A view of one frame, or one in which nothing moves, has a map of zeros and a `max_px` of 0.
+which is kept in pixels as `max_px`. It lies on the stored grid, so it can be augmented as its image
+is. A view of one frame, or one in which nothing moves, has a map of zeros and a `max_px` of 0.
 
 Maps are made study by study in worker processes, or by one process on a GPU that the flow's kernels run on, in a
 temporary folder. This process alone moves them to their study and then replaces its study.json, so that a map without a

@@ -56,7 +56,7 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
         ValueError: SRC is no folder, nothing matches the pattern (or that of labels) or is DICOM, or pydicom is absent.
         StoreError: DST is in use by another run, is no store, was prepared with other options, or the disk is full
             (what was finished stays; the same command goes on from there).
-        KeyboardInterrupt: with what stays, in words.
+        KeyboardInterrupt: its message says what stays.
     """
     report = PrepareReport(shard=config.part)
     again = "the same command without --overwrite" if config.overwrite else "the same command"
@@ -152,8 +152,8 @@ def _check(
 ) -> None:
     """Move the studies of which a file was altered from `done` to `broken`, and forget maps that were."""
     checksums = {study: {file["file"]: file["sha256"] for record in views.values()
-                    for file in (record, record.get("motion"), record.get("labels")) if file}
-            for study, views in done.items()}
+                         for file in (record, record.get("motion"), record.get("labels")) if file}
+                 for study, views in done.items()}
     for fault in find_altered(store, checksums, workers=config.workers, progress=progress):
         if fault.motion and config.motion:
             del done[fault.study][fault.motion]["motion"]
@@ -169,7 +169,7 @@ def _check(
 def _missing(
     config: PrepareConfig, sources: Sources, done: dict, broken: dict[str, str], outcomes: list[Failure]
 ) -> list[Failure]:
-    """What failed in the shards, what is damaged, and the studies of the sources that no shard tells of."""
+    """What failed in the shards, what is damaged, and the studies of the sources that no shard has prepared."""
     failures = outcomes + [Failure(study, None, f"studies/{study}", reason) for study, reason in broken.items()]
     known = done.keys() | {failure.study for failure in failures}
     for study, views in sources.studies.items():

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from ...common.checks import check
 from .shard import Shard, parse_shard
 from .source_format import FormatName
 
@@ -75,11 +76,9 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         for name in ("src", "dst"):
             object.__setattr__(self, name, Path(getattr(self, name)))
-        for name in ("sax_size", "lax_size", "sax_spacing", "lax_spacing"):
-            if not all(value > 0 for value in getattr(self, name)):
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.workers < 0:
-            raise ValueError(f"workers must be 0 (one per core) or more, got {self.workers}")
+        grid = "sax_size", "lax_size", "sax_spacing", "lax_spacing"
+        check(self, *grid, valid=lambda values: all(value > 0 for value in values), must="must be positive")
+        check(self, "workers", valid=lambda n: n >= 0, must="must be 0 (one per core) or more")
         if self.merge and self.shard:
             raise ValueError("--merge comes after all shards and is none of them: leave out --shard")
         if self.overwrite and (self.merge or self.shard):

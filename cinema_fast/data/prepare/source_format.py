@@ -1,4 +1,4 @@
-"""What the files of a scan may be: a new format is its reader, a file that finds its studies, and a line here."""
+"""The formats of source files: a new one needs its reader, a module that finds its studies, and a line here."""
 
 from collections.abc import Callable
 from pkgutil import resolve_name
@@ -22,7 +22,7 @@ class SourceFormat(NamedTuple):
 
     holds: whether config.src has such files. find: the studies of config.src (progress: a bar on stderr); raises
     ValueError for options that are not the format's. read: the cine of a view as it was scanned, with or without an
-    axis of slices; raises CineError. contained: its decoders may end a process.
+    axis of slices; raises CineError. contained: its decoders may crash a process, so a worker reads it.
     """
 
     holds: Callable[["PrepareConfig"], bool]

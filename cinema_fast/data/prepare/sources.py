@@ -19,7 +19,7 @@ from .source_format import SourceFormat
 if TYPE_CHECKING:
     from .prepare_config import PrepareConfig
 
-NO_STUDY = ("", ".", "..")  # they would name other folders than that of a study
+NO_STUDY = ("", ".", "..")  # names of folders other than that of a study
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def series_lines(series: Counter[tuple[str, str | None, str]]) -> list[str]:
 
 
 def unmatched_line(names: list[str]) -> str:
-    """What is told of NIfTI files that the pattern does not describe, by their names relative to the sources."""
+    """The line on NIfTI files that the pattern does not match, by their names relative to the sources."""
     return f"{len(names)} NIfTI files do not match the pattern and were left alone: {named(names)}"
 
 

@@ -1,4 +1,4 @@
-"""One study: its NIfTI or DICOM files become 8-bit frames on the model's grid, its label maps follow them there."""
+"""Prepares one study: its files are resampled to 8-bit frames on the model's grid, its label maps with them."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def _cropped(
     maps: dict[int, np.ndarray], resample: geometry.Resampling
 ) -> tuple[dict[int, np.ndarray], float, str]:
     """The label maps as they are stored, but those that are left empty; the share of the labelled volume that the crop
-    cuts off; and what is to be told, "" where no map is left empty."""
+    cuts off; and a note, "" where no map is left empty."""
     stored = {t: small for t, one in maps.items() if (small := resample.labels(one)).any()}
     labelled, lost = np.sum([resample.cut(one) for one in maps.values()], axis=0).tolist()
     note = ""

@@ -1,10 +1,10 @@
-"""Whether what lies in a store is what was written there.
+"""Checks that a store holds what was written to it.
 
-What is noticed when: opening a store, a file that is missing or has another size; the first read of a file, another
-header; preparing again, both and a damaged study.json, of which it makes the studies anew; `cinema-fast verify` and
-`prepare --repair`, which read everything, any other byte in a .npy. A motion map that is not sound leaves the index,
-and `prepare --motion` makes it anew; label maps come from the sources as cines do, and their study is made anew. Times
-of modification tell nothing: copies have their own.
+Opening a store finds files that are missing or of another size; the first read of a file finds another header.
+`prepare` finds both, and a damaged study.json, and makes these studies anew. `cinema-fast verify` and `prepare
+--repair` read everything and find any changed byte of a .npy. A damaged motion map is dropped from the index, and
+`prepare --motion` makes it anew; where label maps are damaged their study is made anew, as they come from the sources
+like the cine. Times of modification are not compared: copies have their own.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Fault(NamedTuple):
 class CheckReport:
     """What `check_store` found in a store of `n_studies`; faults are sorted by study and file.
 
-    index_summed: the index has a checksum of its own, which stores of before have not.
+    index_summed: the index has a checksum of its own; in older stores it has none.
     """
 
     n_studies: int
@@ -134,7 +134,7 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
 
 
 def _difference(found: dict[str, CineInfo], index: dict[str, CineInfo]) -> str | None:
-    """What study.json says otherwise than the index."""
+    """How study.json differs from the index."""
     if {view: info.sha256 for view, info in found.items()} != {view: info.sha256 for view, info in index.items()}:
         return "belongs to another preparation than the index"
     for view, info in found.items():

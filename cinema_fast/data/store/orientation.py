@@ -161,8 +161,7 @@ def check_orientation(store: CineStore, run: Path, there: Orientation) -> None:
 
 
 def learnt_otherwise(start: Path, there: Orientation, now: Orientation) -> list[str]:
-    """What is to be said of a run that weights are taken from, where the axes of its images lie otherwise than those
-    that training goes on with."""
+    """A warning where the run that weights are taken from had its images with other axes than this one."""
     return [f"{start} learnt on images whose axes lie otherwise (--orientation {there} of prepare; this store: {now}): "
             "its features may serve less well"] * (there != now)
 
@@ -176,5 +175,5 @@ def gather_remarks(remarks: dict[str, list[str]], studies: dict[str, dict[str, d
 
 
 def remark_lines(remarks: dict[str, list[str]]) -> list[str]:
-    """A line for each remark: how many cines it is about, and some of them."""
+    """A line for each remark: the number of cines that it is about, and the names of some."""
     return [f"{counted(len(cines), 'cine')} ({named(cines)}): {remark}" for remark, cines in remarks.items()]

@@ -1,0 +1,31 @@
+"""Checks of options: the error names the option as the command line spells it, what it must be, and what was given."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def flag(name: str) -> str:
+    """The option of a field, as the command line spells it."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check(config: object, *names: str, valid: Callable[[Any], bool], must: str, prefix: str = "") -> None:
+    """Raise ValueError for the first of the fields of a config that is not valid; None, an option not given, passes.
+
+    prefix: what the command line puts before the names of a nested config, as "mask.".
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not valid(value):
+            raise ValueError(f"{flag(prefix + name)} {must}, got {value}")
+
+
+def check_at_least(config: object, least: int, *names: str) -> None:
+    """As `check`, for numbers with a lower bound."""
+    must = f"must be at least {least}" if least else "must not be negative"
+    check(config, *names, valid=lambda value: value >= least, must=must)
+
+
+def check_seeds(config: object, *names: str, bits: int = 64) -> None:
+    """As `check`, for random seeds."""
+    check(config, *names, valid=lambda seed: 0 <= seed < 2**bits, must=f"must lie in 0..2**{bits} - 1")
