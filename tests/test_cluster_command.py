@@ -177,7 +177,7 @@ def test_mistakes_in_files(cohort, tmp_path, monkeypatch):
             table=tmp_path / "t.csv")
     attempt("--columns wants --table", columns=("ef",))
     attempt("t.csv is no Parquet file", embeddings=tmp_path / "t.csv")
-    attempt("No such file", embeddings=tmp_path / "none")
+    attempt("is no file", embeddings=tmp_path / "none")
     file = tmp_path / "e.parquet"
     vectors = np.eye(12)
     write_embeddings(file, vectors[:9])

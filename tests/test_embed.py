@@ -160,7 +160,7 @@ def test_a_killed_run_goes_on(tiny_store, runs, tmp_path, monkeypatch, name, lef
     assert len(made) == left
     embed(config_of(runs, tiny_store, tmp_path / "undisturbed.parquet"))
     assert pq.read_table(out).equals(pq.read_table(tmp_path / "undisturbed.parquet"), check_metadata=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "undisturbed"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.parquet", "undisturbed.parquet"]
     assert embed(config_of(runs, tiny_store, out, resume=True)).studies == 12 and len(made) == left + 3
 
 

@@ -220,7 +220,7 @@ def test_another_store(runs, tmp_path, part):
     mine = set(split.pop(part))
     assert {row["study"] for row in rows} == mine | {"s12", "s13"}
     assert results["about"]["studies"] == f"of another store: 2 new to the run, 3 {part} of the run"
-    why = {study: f"by its name one of the run's {name} studies, which --part {name} judges"
+    why = {study: f"by its name one of the run's {name} studies, which --part {name} evaluates"
            for name, studies in split.items() for study in studies}  # fmt: skip
     assert {line["study"]: line["why"] for line in results["left_out"]} == why and len(why) == 9
 

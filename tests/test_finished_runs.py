@@ -136,7 +136,7 @@ def test_held_out_studies_are_judged_on_the_views_that_were_trained(tmp_path):
     outcome = pretrain(config_of(store, out))
     text = (out / "run.log").read_text()
     assert "no training study has lax_2c, lax_3c: held-out studies are evaluated without" in text
-    assert text.index("judged without") < text.index("step 1/2")
+    assert text.index("evaluated without") < text.index("step 1/2")
     model, losses = trained(out), []
     for batch in fixed_batches(CineStore(store), model.config, HELD_OUT, batch_size=1):
         images, plan = images_of(batch), fixed_plan(model.config, batch, 0.75)
