@@ -103,7 +103,7 @@ def test_what_is_no_folder_to_write_is_said_before_the_work(tmp_path, monkeypatc
     (OSError(errno.EACCES, "Denied", "/other/o"), r"^\[Errno 13\] Denied: '/other/o'$"),
     (OSError("an image that cannot be read"), "^an image that"),
 ])  # fmt: skip
-def test_errors_of_the_output_and_no_others_are_told_as_such(error, told):
+def test_errors_of_the_output_and_no_others_become_output_errors(error, told):
     with pytest.raises(OSError, match=told), output_errors(output.Path("/o"), "it stays"):
         raise error
 

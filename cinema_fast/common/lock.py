@@ -1,4 +1,4 @@
-"""Exclusive or shared lock on a folder."""
+"""An exclusive or shared lock on a folder: one process writes it, or several that write different parts."""
 
 import os
 import sys

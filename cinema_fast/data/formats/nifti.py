@@ -1,4 +1,4 @@
-"""A defensive reader of NIfTI cines: headers are not trusted.
+"""A defensive reader of one cine from NIfTI files: headers are not trusted.
 
 Raw research folders hold truncated downloads, headers that do not belong to their data, label maps and single
 frames under a cine's name. `read_cine` returns a cine whose axes, geometry and values have been checked, or raises a

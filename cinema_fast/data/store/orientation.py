@@ -175,5 +175,5 @@ def gather_remarks(remarks: dict[str, list[str]], studies: dict[str, dict[str, d
 
 
 def remark_lines(remarks: dict[str, list[str]]) -> list[str]:
-    """A line for each remark: the number of cines that it is about, and the names of some."""
+    """A line for each remark: how many cines it is about, and some of them."""
     return [f"{len(cines)} cines ({named(cines)}): {remark}" for remark, cines in remarks.items()]
