@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_IMODE
 from typing import IO
 
 TEMPORARY = ".tmp-"  # before the name of a file that is being written, or was when its process was killed
@@ -25,10 +26,11 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
         if os.path.lexists(temporary):  # of a killed process, with permissions that may be other
             temporary.unlink()
         with temporary.open("wb") as file:
-            mode = os.fstat(file.fileno()).st_mode & 0o777
+            mode = os.fstat(file.fileno()).st_mode
         yield temporary
         with temporary.open("rb") as file:
-            os.fchmod(file.fileno(), mode)
+            if os.fstat(file.fileno()).st_mode != mode:  # else left alone: not every file system lets it be set
+                os.fchmod(file.fileno(), S_IMODE(mode))
             if durable:
                 os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -64,8 +64,8 @@ def check_outside_store(out: Path) -> None:
 def folder_for(out: Path, stays: str = "nothing half-written stays") -> Iterator[None]:
     """A folder to write files into. A new one is removed again if nothing has been written.
 
-    Raises OutputTaken where a file is in the way, OutputError where the folder cannot be written: before the block, or
-    in it.
+    Raises OutputTaken where a file is in the way, OutputError where nothing can be written into it: before the block,
+    or, as `output_errors`, in it.
     """
     check_outside_store(out)
     there = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))

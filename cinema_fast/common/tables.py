@@ -108,7 +108,7 @@ def read_table(path: Path | str, column: str = "study") -> Table:
     """Read a CSV table with a line per study, and a first line of names.
 
     UTF-8 with or without a byte order mark, any line ends, fields in quotes where they hold a comma; empty lines are
-    skipped. It does not check that the studies are in a store.
+    skipped. Whether the studies are those of a store is for the caller to judge.
 
     Args:
         column: the one that names the studies.

@@ -1,4 +1,4 @@
-"""A defensive reader of DICOM headers: what a file says of itself and of each image in it is checked, not trusted.
+"""A defensive reader of one DICOM file: headers are not trusted. Its header and what it says of each image in it.
 
 Files are parsed by pydicom in memory, where a read ends with the bytes that are there, so that a length in a header
 allocates nothing; a deflated file is inflated here, up to a ratio. Whatever a malformed file makes pydicom

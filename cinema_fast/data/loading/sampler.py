@@ -71,7 +71,7 @@ class Sampler:
 
     Args:
         views_of: {study id: views it has, in the store's order}; studies without any are left out.
-        seed: 64-bit random seed.
+        seed: random seed, 64 bits.
         batch_size: samples a rank takes at once. accumulate: micro-batches in a step. world: ranks.
         augment: what is drawn for the images; None: the published recipe.
         planes: {study id: how many image planes its clips are drawn from}; None where frames are read whole.

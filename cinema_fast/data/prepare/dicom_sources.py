@@ -154,7 +154,7 @@ def walk(
     src: Path, folder: Path, refused: list[Refusal], above: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[Path]:
     """Files in and below a folder of `src`, sorted; a link that leads back to a folder above it is not followed, one
-    that leads nowhere is skipped. What cannot be read is appended to `refused`."""
+    that leads nowhere is skipped. What the system does not let be read is appended to `refused`."""
     try:
         info = folder.stat()
     except OSError as err:
