@@ -22,9 +22,12 @@ GPU_FLAGS = ["-std=c++17", "-O3", "-lineinfo", "-fatbin"]
 GPU_ARCHS = os.environ.get("CINEMA_FAST_CUDA_ARCHS", "80;90").split(";")
 
 # csrc/NAME_cpu.cpp becomes kernels/_NAME_cpu.so, csrc/NAME.cu kernels/_NAME_cuda.fatbin
-CSRC = Path("csrc")
-LIBRARIES = {path.stem: path for path in CSRC.glob("*_cpu.cpp")} | {f"{p.stem}_cuda": p for p in CSRC.glob("*.cu")}
-HEADERS = [str(path) for pattern in ("*.hpp", "*.cuh") for path in CSRC.glob(pattern)]
+CSRC = Path("csrc")  # setuptools wants relative paths, and runs where this file lies
+LIBRARIES = {path.stem: path for path in sorted(CSRC.glob("*_cpu.cpp"))}
+LIBRARIES |= {f"{path.stem}_cuda": path for path in sorted(CSRC.glob("*.cu"))}
+HEADERS = [str(path) for pattern in ("*.hpp", "*.cuh") for path in sorted(CSRC.glob(pattern))]
+if not LIBRARIES:
+    raise FileNotFoundError(f"{CSRC.absolute()} has no sources: run setup.py in its own folder, from a whole checkout")
 
 
 class BuildCsrc(build_ext):

@@ -4,13 +4,14 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from pathlib import Path
 
 import torch
 from checkout import PACKAGES, ROOT
+
+from cinema_fast.common.atomic import whole_file
 
 LIBRARIES = (
     "numpy", "triton", "cupy-cuda13x", "nvidia-dali-cuda130", "timm", "flash-attn", "flash-attn-4", "xformers",
@@ -58,19 +59,15 @@ def cpu_model() -> str:
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Replace `path` as a whole: whoever reads it, or is killed while writing it, has the old file or the new one."""
+    """Replace `path` as a whole, on disk: whoever reads it, or is killed while writing it, has one or the other."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False))
 
 
 def write_text(path: Path, text: str) -> None:
-    """As `write_json`, of any text."""
+    """Replace `path` as a whole, on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with whole_file(path, durable=True) as file:
+        file.write_text(text)
 
 
 def output(*command: str) -> str:

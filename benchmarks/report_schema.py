@@ -1,10 +1,10 @@
 """What a report of a GPU run holds: the rows, and the file that is written anew after each of them."""
 
+import ast
 import dataclasses
 import hashlib
 import json
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -262,27 +262,32 @@ def predicted(path: Path = PREDICTIONS) -> dict:
     return json.loads(path.read_text()) if path.exists() else {"steps": [], "kernels": []}
 
 
-# modules of kernels/ that say what runs, or describe operations, not what is computed
-NOT_COMPUTING = {"backend", "registry", "inputs", "shapes"}
+# modules of kernels/ that say what runs, or describe operations, not what is computed; and the line of an operation's
+# file after which it describes itself
+NOT_COMPUTING, DESCRIPTION = {"backend", "registry", "inputs", "shapes"}, "# What the registry reads.\n"
 
 
 def kernel_sha(op: str) -> str:
     """SHA-256 of kernels/<op>.py or all of kernels/<op>/, of what else there they take code from, and of csrc/ by the
-    names of all."""
-    folder, names, seen = PACKAGES["cinema_fast.kernels"], [op], {}
+    names of all; without what the operation says of itself."""
+    folder, names, texts = PACKAGES["cinema_fast.kernels"], [op], {}
     while names:
         name = names.pop()
-        if name not in seen and name not in NOT_COMPUTING:
-            seen[name] = sorted((folder / name).rglob("*.py")) or [folder / f"{name}.py"]
-            for path in seen[name]:
-                dots = len(path.relative_to(folder).parts)
-                text = path.read_text()
-                names += re.findall(rf"^from \.{{{dots}}}(\w+)[\w.]* import", text, re.MULTILINE)
-                for modules in re.findall(rf"^from \.{{{dots}}} import ([\w, ]+)", text, re.MULTILINE):
-                    names += modules.split(", ")
-    sources = [path for name in sorted(seen) for path in seen[name]]
-    sources += sorted({path for name in seen for path in (ROOT / "csrc").glob(f"{name}*")})
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+        if name not in texts and name not in NOT_COMPUTING:
+            paths = sorted((folder / name).rglob("*.py")) or [folder / f"{name}.py"]
+            texts[name] = [path.read_text().partition(DESCRIPTION)[0] for path in paths]
+            for path, text in zip(paths, texts[name]):
+                names += _modules(text, len(path.relative_to(folder).parts))
+    sources = [text.encode() for name in sorted(texts) for text in texts[name]]
+    sources += [path.read_bytes() for path in sorted({p for name in texts for p in (ROOT / "csrc").glob(f"{name}*")})]
+    return hashlib.sha256(b"".join(sources)).hexdigest()
+
+
+def _modules(text: str, dots: int) -> list[str]:
+    """Files and folders of kernels/ that a file which lies `dots` - 1 folders deep imports."""
+    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom) and node.level == dots]
+    return [name for node in found for name in
+            ([node.module.partition(".")[0]] if node.module else [alias.name for alias in node.names])]  # fmt: skip
 
 
 @dataclass

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import cinema_fast as cf
 from cinema_fast.kernels.shapes import ViewShape
 from cinema_fast.models.flops import step_flops
+from cinema_fast.models.precision import autocast
 
 MASK_RATIO = 0.75
 TOY = cf.CineMAConfig(  # runs a step within milliseconds: for tests of the benchmarks, never for a timing
@@ -98,15 +99,10 @@ def plan_step_flops(config: cf.CineMAConfig, plan: dict[str, cf.TokenPlan]) -> i
     )
 
 
-def autocast(device: str, dtype: torch.dtype) -> torch.autocast:
-    """Mixed precision for bf16, nothing for float32."""
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
-
-
 def forward_backward(model: nn.Module, loss_of, dtype: torch.dtype) -> Tensor:
     """Gradients from none: `loss_of()` under autocast, then backward. Returns the detached loss, not read back."""
     model.zero_grad(set_to_none=True)
-    with autocast(next(model.parameters()).device.type, dtype):
+    with autocast(next(model.parameters()).device, dtype):
         loss = loss_of()
     loss.backward()
     return loss.detach()

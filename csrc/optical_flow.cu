@@ -1,5 +1,6 @@
 // Farneback's flow on the GPU: kernels over planes of single slices, one launch for all planes of a group of slices.
-// kernels/optical_flow/operation.py describes the method; kernels/optical_flow/cuda_form.py launches these on torch's stream, level by level:
+// kernels/optical_flow/operation.py describes the method; cuda_form.py beside it launches these on torch's stream, level
+// by level:
 //
 //     flow_image_*         frames (any dtype, where they lie) -> blurred, reduced image planes
 //     flow_expand_*        image planes -> polynomial expansions

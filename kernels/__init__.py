@@ -9,6 +9,7 @@ from .registry import OPERATIONS
 from .table import table
 from .token_plan import TokenPlan
 
+# `x as x`: a public name, also to tools that only read the file
 # isort: off
 from .patch_embed import patch_embed as patch_embed
 from .sparse_depthwise_conv import sparse_depthwise_conv as sparse_depthwise_conv

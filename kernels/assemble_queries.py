@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .backend import choose, launching, tl, triton, triton_unsupported
 from .inputs import Inputs
-from .registry import Call, Code, Operation, call_name, in_both, register
-from .shapes import SMALL_VIEW, VIEW_SHAPES, ViewShape
+from .registry import Call, Code, Operation, call_name, register
+from .shapes import SMALL_VIEW, VIEW_SHAPES, ViewShape, in_float32_too
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -170,6 +170,8 @@ def assemble_queries(mask_token: Tensor, table: Tensor, masked: Tensor, *, backe
         return assemble_queries_ref(mask_token, table, masked)
     return _assemble_queries_op(mask_token.contiguous(), table.contiguous(), masked.contiguous())
 
+# What the registry reads.
+
 
 def _call(view: ViewShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
     token = inputs.floats(view.dec_width, grad=True)
@@ -181,15 +183,16 @@ def _call(view: ViewShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
 def _calls() -> Iterator[Call]:
     """The residual stream is float32 under autocast too."""
     for name, view in VIEW_SHAPES.items():
-        for dtype in (torch.bfloat16, torch.float32) if in_both(name) else (torch.float32,):
+        for dtype in (torch.bfloat16, torch.float32) if in_float32_too(name) else (torch.float32,):
             yield Call(call_name(name, dtype), partial(_call, view, dtype=dtype))
 
 
 register(Operation(
     assemble_queries,
     computes="mask token + position, for the tokens to decode",
-    unsupported=lambda x: {"triton": lambda: triton_unsupported(x)},
-    launches=("assemble_queries", "assemble_queries_bwd"),
+    unsupported={"triton": triton_unsupported},
+    launches=("assemble_queries",),
+    backward=("assemble_queries_bwd",),
     calls=_calls,
     small=partial(_call, SMALL_VIEW),
     code={

@@ -81,14 +81,17 @@ def triton_unsupported(*tensors: torch.Tensor | None) -> list[str]:
     return [f"needs CUDA tensors, got {given[0].device.type} (or TRITON_INTERPRET=1 in the environment)"]
 
 
-def choose(operation: str, backend: str, reasons: Mapping[str, Callable[[], list[str]]]) -> str:
+def choose(
+    operation: str, backend: str, reasons: Mapping[str, Callable[[], list[str]]], *, called: str | None = None
+) -> str:
     """Name of the backend to run.
 
     Args:
-        operation: for the message.
+        operation: as registered.
         backend: "auto" or a name.
         reasons: for each backend of the operation other than "torch", fastest first, a function that lists why it
             cannot run (empty: it can).
+        called: the function that messages name, where it has another name than the operation.
 
     Raises:
         BackendError: a backend named by the caller or by `use` cannot run, or does not exist.
@@ -102,8 +105,9 @@ def choose(operation: str, backend: str, reasons: Mapping[str, Callable[[], list
         return next(runnable, "torch")
     if backend == "torch":
         return backend
+    name = called or operation
     if backend not in reasons:
-        raise BackendError(f"{operation}: no backend {backend!r}; it has auto, {', '.join([*reasons, 'torch'])}")
+        raise BackendError(f"{name}: no backend {backend!r}; it has auto, {', '.join([*reasons, 'torch'])}")
     if why := reasons[backend]():
-        raise BackendError(f"{operation}: backend {backend!r} cannot run: {'; '.join(why)}")
+        raise BackendError(f"{name}: backend {backend!r} cannot run: {'; '.join(why)}")
     return backend

@@ -8,7 +8,12 @@ from .token_plan import TokenPlan
 
 
 class Inputs:
-    """Tensors of real sizes whose memory is never touched, on torch's default device; ids are zero."""
+    """Tensors of real sizes on torch's default device. Images and activations are never touched; ids are zero."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return torch.empty(0).device
 
     def floats(self, *shape: int, dtype: torch.dtype = torch.float32, grad: bool = False) -> Tensor:
         """Floating, to be differentiated with `grad`."""
@@ -26,17 +31,21 @@ class Inputs:
         """(batch + 1,) int32 of sequences of one length."""
         return torch.arange(batch + 1, dtype=torch.int32) * length
 
-    def image(self, view: ViewShape, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """Image (B, C, *size) and intensity (B, 2): as stored in 8 bits, or as it is in float32."""
+    def extents(self, batch: int, size: tuple[int, ...]) -> Tensor:
+        """(batch, axes) int64: the true size of each padded image."""
+        return torch.tensor([size] * batch)
+
+    def image(self, view: ViewShape, stored: bool) -> tuple[Tensor, Tensor | None]:
+        """Image (B, C, *size) in 8 bits and its intensity (B, 2), as stored; or in float32 and without."""
         size = (view.batch, view.channels, *view.size)
-        if dtype == torch.float32:
-            return self.floats(*size), None
-        return self.integers(256, *size, dtype=torch.uint8), self.floats(view.batch, 2)
+        if stored:
+            return self.integers(256, *size, dtype=torch.uint8), self.floats(view.batch, 2)
+        return self.floats(*size), None
 
     def autocast(self, dtype: torch.dtype) -> torch.autocast:
         """Mixed precision for 16 bits, nothing for float32."""
-        device = torch.empty(0).device.type
-        return torch.autocast(device, dtype=dtype if dtype != torch.float32 else None, enabled=dtype != torch.float32)
+        low = dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=dtype if low else None, enabled=low)
 
     def with_gradients(self, out: Tensor, *leaves: Tensor) -> list[Tensor]:
         """`out` and its gradients by `leaves`."""
@@ -44,7 +53,9 @@ class Inputs:
 
 
 class RandomInputs(Inputs):
-    """Values to compute with, the same every time; images are always 8-bit."""
+    """Values to compute with, the same every time."""
+
+    device = None
 
     def __init__(self, device: torch.device | str):
         self.device, self._generator = torch.device(device), torch.Generator().manual_seed(0)
@@ -67,12 +78,7 @@ class RandomInputs(Inputs):
         """As they are."""
         return super().offsets(batch, length).to(self.device)
 
-    def image(self, view: ViewShape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Grey values of 0..255, and intensities that take them to about 0..1."""
-        pixels = self.integers(256, view.batch, view.channels, *view.size, dtype=torch.uint8)
-        return pixels, torch.tensor([[3.0, 1 / 200]], device=self.device).repeat(view.batch, 1)
-
-    def autocast(self, dtype: torch.dtype) -> torch.autocast:
-        """As above, on this device."""
-        low = dtype != torch.float32
-        return torch.autocast(self.device.type, dtype=dtype if low else None, enabled=low)
+    def extents(self, batch: int, size: tuple[int, ...]) -> Tensor:
+        """The last image is smaller than its room by a pixel along each axis."""
+        sizes = [size] * (batch - 1) + [tuple(n - 1 for n in size)]
+        return torch.tensor(sizes, device=self.device)

@@ -24,8 +24,8 @@ from .backend import choose, launching, tl, triton, triton_unsupported
 from .inputs import Inputs
 from .patch_address import image_unsupported, load_values, locate_rows, patch_layout, sector_bytes
 from .patches import gather_patches, grid_of
-from .registry import Call, Code, Operation, call_name, dtypes_of, register
-from .shapes import SMALL_VIEW, VIEW_SHAPES, ViewShape
+from .registry import Call, Code, Operation, call_name, register
+from .shapes import SMALL_VIEW, VIEW_SHAPES, ViewShape, audited_dtypes
 from .token_plan import TokenPlan
 
 TARGET_EPS = 1e-6
@@ -232,9 +232,11 @@ def masked_mse(
     intensity = None if intensity is None else intensity.float().contiguous()
     return _masked_mse_op(pred, image.detach(), masked.contiguous(), intensity, list(patch), norm)
 
+# What the registry reads.
 
-def _call(view: ViewShape, inputs: Inputs, dtype: torch.dtype, norm: bool = True) -> list[Tensor]:
-    image, intensity = inputs.image(view, dtype)
+
+def _call(view: ViewShape, inputs: Inputs, dtype: torch.dtype, norm: bool, stored: bool) -> list[Tensor]:
+    image, intensity = inputs.image(view, stored)
     plan = inputs.plan(view.batch, view.n, view.keep)
     n_values = math.prod(view.token) * view.channels
     pred = inputs.floats(*plan.masked.shape, n_values, dtype=dtype, grad=True)
@@ -244,16 +246,22 @@ def _call(view: ViewShape, inputs: Inputs, dtype: torch.dtype, norm: bool = True
 
 def _calls() -> Iterator[Call]:
     for name, view in VIEW_SHAPES.items():
-        for dtype, norm in product(dtypes_of(name), (False, True)):
-            yield Call(call_name(name, dtype, "norm" * norm), partial(_call, view, dtype=dtype, norm=norm))
+        for dtype, norm in product(audited_dtypes(name), (False, True)):
+            run = partial(_call, view, dtype=dtype, norm=norm, stored=dtype != torch.float32)
+            yield Call(call_name(name, dtype, "norm" * norm), run)
+
+
+def _small(inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
+    return [x for stored in (True, False) for x in _call(SMALL_VIEW, inputs, dtype, stored, stored)]
 
 
 register(Operation(
     masked_mse,
     computes="loss against the image's own pixels, no patchified copy, fixed summation order",
-    unsupported=lambda x: {"triton": lambda: triton_unsupported(x)},
-    launches=("masked_mse", "masked_mse_bwd"),
+    unsupported={"triton": triton_unsupported},
+    launches=("masked_mse",),
+    backward=("masked_mse_bwd",),
     calls=_calls,
-    small=partial(_call, SMALL_VIEW),
+    small=_small,
     code=Code(False, True, "GRAD", "predictions in; their gradient out, but forward writes one number a row"),
 ))  # fmt: skip

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from .backend import choose, launching
+from .inputs import Inputs
 from .optical_flow.cuda_form import run_cuda
 from .optical_flow.native_form import run_native
 from .optical_flow.operation import checked, optical_flow_bytes, optical_flow_ref, reasons, refuse_non_finite
 from .optical_flow.pair_groups import PairGroups, pair_groups, pair_shares
 from .optical_flow.params import DEFAULT, FlowParams, integer
 from .patches import grid_of
-from .registry import Operation, register
+from .registry import OPERATIONS, Operation, register
 
 LOG_SMALLEST, LOG_LARGEST = -13.0, 80.0
 
@@ -117,7 +118,7 @@ def motion_map(
         tubelet = integer("tubelet", tubelet, "motion_map")
         if tubelet < 1 or frames.shape[1] % tubelet:
             raise ValueError(f"motion_map: tubelet must divide the {frames.shape[1]} frames, got {tubelet}")
-    picked = choose("motion_score", backend, reasons(frames))
+    picked = choose("motion_score", backend, reasons(frames), called="motion_map")
     if picked == "torch":
         refuse_non_finite(frames, listed)
         return motion_map_ref(frames, listed, tubelet, params)
@@ -194,11 +195,21 @@ def mask_weights(score: Tensor, *, strength: float, temperature: float = 1.0, ke
     log = log.amax(1, keepdim=True) - log  # from what moves most, at 0, upwards
     return torch.exp(LOG_SMALLEST + log.clamp(max=LOG_LARGEST - LOG_SMALLEST) if keep else LOG_LARGEST - log)
 
+# What the registry reads.
+
+
+def _small(inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
+    """A cycle and a clip, of 8-bit frames whatever the activations are."""
+    frames = inputs.integers(256, 1, 4, 33, 40, dtype=torch.uint8)
+    backend = "cuda" if frames.is_cuda else "native"
+    return [motion_map(frames, tubelet=tubelet, backend=backend) for tubelet in (None, 2)]
+
 
 register(Operation(
     motion_score,
     computes="mean motion of each pixel over the cycle or in each tubelet, taken where the flow is found, which is not "
     "written whole; scores of patches and the weights of guided masks",
-    unsupported=reasons,
+    unsupported=OPERATIONS["optical_flow"].unsupported,
     launches=("motion_score",),
+    small=_small,
 ))  # fmt: skip

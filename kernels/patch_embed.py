@@ -25,8 +25,8 @@ from .backend import INTERPRET, choose, launching, tl, triton, triton_unsupporte
 from .inputs import Inputs
 from .patch_address import image_unsupported, load_values, locate_rows, patch_layout, sector_bytes
 from .patches import gather_patches, grid_of, scatter_patches
-from .registry import Call, Code, Operation, call_name, dtypes_of, register
-from .shapes import SMALL_VIEW, VIEW_SHAPES, ViewShape
+from .registry import Call, Code, Operation, call_name, register
+from .shapes import SMALL_VIEW, VIEW_SHAPES, ViewShape, audited_dtypes
 
 DOT_DTYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
@@ -356,14 +356,18 @@ def _check(image, weight, bias, index, patch, table, intensity):
         if tensor is not None and tensor.device != image.device:
             raise ValueError(f"patch_embed: image is on {image.device}, {name} on {tensor.device}")
 
+# What the registry reads.
 
-def _call(view: ViewShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
-    """Float32 parameters under autocast."""
-    image, intensity = inputs.image(view, dtype)
+
+def _call(
+    view: ViewShape, inputs: Inputs, dtype: torch.dtype, stored: bool, parameters: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """Under autocast."""
+    image, intensity = inputs.image(view, stored)
     outputs = math.prod(view.block)  # of a token
     index = inputs.plan(view.batch, view.n * outputs, view.keep * outputs).keep
-    weight = inputs.floats(view.width, math.prod(view.kernel) * view.channels, grad=True)
-    bias = inputs.floats(view.width, grad=True)
+    weight = inputs.floats(view.width, math.prod(view.kernel) * view.channels, dtype=parameters, grad=True)
+    bias = inputs.floats(view.width, dtype=parameters, grad=True)
     with inputs.autocast(dtype):
         out = patch_embed(image, weight, bias, index, view.kernel, intensity=intensity, backend="triton")
     return inputs.with_gradients(out, weight, bias)
@@ -371,18 +375,26 @@ def _call(view: ViewShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
 
 def _calls() -> Iterator[Call]:
     for name, view in VIEW_SHAPES.items():
-        for dtype in dtypes_of(name):
-            yield Call(call_name(name, dtype), partial(_call, view, dtype=dtype))
+        for dtype in audited_dtypes(name):
+            stored = dtype != torch.float32
+            yield Call(call_name(name, dtype), partial(_call, view, dtype=dtype, stored=stored))
+
+
+def _small(inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
+    """Parameters in float32, and in the activations' dtype."""
+    stored = _call(SMALL_VIEW, inputs, dtype, stored=True)
+    return [*stored, *_call(SMALL_VIEW, inputs, dtype, stored=False, parameters=dtype)]
 
 
 register(Operation(
     patch_embed,
     computes="visible patches of 2-, 3-, 4-D images gathered inside the GEMM; intensity window, bias and position "
     "added",
-    unsupported=lambda x: {"triton": lambda: triton_unsupported(x)},
-    launches=("patch_embed", "patch_embed_dw"),
+    unsupported={"triton": triton_unsupported},
+    launches=("patch_embed",),
+    backward=("patch_embed_dw",),
     calls=_calls,
-    small=partial(_call, SMALL_VIEW),
+    small=_small,
     code=Code(
         True, True, True, "a GEMM: weight in and tokens out, or gradients; pixels as wide as they lie together"
     ),

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .inputs import Inputs
 
-Reasons = Mapping[str, Callable[[], list[str]]]
 SHORT = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
@@ -42,19 +41,20 @@ class Call(NamedTuple):
 class Operation:
     """An operation of `kernels/`.
 
-    function: the public one, whose name is the operation's. computes: a line of the README. unsupported: for a tensor
-    on the device in question {backend: why it cannot run there}, fastest first; "torch" always can. launches: names
-    that `launches()` counts, forward's first, then backward's. calls: of its Triton form at the models' shapes. small:
-    the same at a size for the interpreter, through all of its kernels, for activations of a dtype. code: what the
-    audit wants of its kernels, by their names where they differ. remark: what `table()` adds for a device.
+    function: the public one, whose name is the operation's. computes: a line of the README. unsupported: for each
+    backend but "torch", fastest first, why it cannot run on an ordinary tensor (empty: it can). launches, backward:
+    names that `launches()` counts. small: a call through all of its kernels, at a size for the interpreter, with
+    activations of a dtype. calls: of its Triton form at the models' shapes. code: what the audit wants of its kernels,
+    by their names where they differ. remark: what `table()` adds for a device.
     """
 
     function: Callable
     computes: str
-    unsupported: Callable[[Tensor], Reasons]
+    unsupported: Mapping[str, Callable[[Tensor], list[str]]]
     launches: tuple[str, ...]
+    small: Callable[[Inputs, torch.dtype], list[Tensor]]
+    backward: tuple[str, ...] = ()
     calls: Callable[[], Iterable[Call]] = tuple
-    small: Callable[[Inputs, torch.dtype], list[Tensor]] | None = None
     code: Code | Mapping[str, Code] = field(default_factory=dict)
     remark: Callable[[torch.device], str] = lambda device: ""
 
@@ -65,12 +65,12 @@ class Operation:
     @property
     def backends(self) -> tuple[str, ...]:
         """Every name that `backend=` takes beside "auto"."""
-        return (*self.unsupported(torch.empty(1, 1, 8)), "torch")
+        return (*self.unsupported, "torch")
 
     @property
     def passes(self) -> tuple[str, ...]:
         """ "fwd", and "bwd" where it is differentiated."""
-        return ("fwd", "bwd") if len(self.launches) > 1 else ("fwd",)
+        return ("fwd", "bwd") if self.backward else ("fwd",)
 
 
 OPERATIONS: dict[str, Operation] = {}
@@ -79,16 +79,6 @@ OPERATIONS: dict[str, Operation] = {}
 def register(operation: Operation) -> None:
     """Make an operation known."""
     OPERATIONS[operation.name] = operation
-
-
-def in_both(shape: str) -> bool:
-    """Whether a shape is audited in float32 as well as in bfloat16: those of cinema-base, which other sizes share."""
-    return shape.startswith(("cinema-base", "cinema-decoder"))
-
-
-def dtypes_of(shape: str) -> tuple[torch.dtype, ...]:
-    """In which an operation on activations is audited."""
-    return (torch.bfloat16, torch.float32) if in_both(shape) else (torch.bfloat16,)
 
 
 def call_name(shape: str, dtype: torch.dtype, variant: str = "") -> str:

@@ -230,6 +230,8 @@ def sample_mask(
     draw = mask_native.draw if picked == "native" else _sample_mask_op
     return TokenPlan(*draw(scores, ids, step_tensor, device, batch, n, keep, n_decode, signed_seed, step, stream))
 
+# What the registry reads.
+
 
 def _call(view: ViewShape, inputs: Inputs, weighted: bool, part: bool) -> list[Tensor]:
     scores = inputs.floats(view.batch, view.n).exp() if weighted else None
@@ -256,9 +258,7 @@ register(Operation(
     sample_mask,
     computes="exactly `keep` visible tokens a sample, uniform or weighted without replacement, from Philox words; one "
     "launch, no sort",
-    unsupported=lambda x: {
-        "triton": lambda: triton_unsupported(x), "native": lambda: mask_native.unsupported(x.device),
-    },
+    unsupported={"triton": triton_unsupported, "native": lambda x: mask_native.unsupported(x.device)},
     launches=("sample_mask",),
     calls=_calls,
     small=_small,

@@ -3,6 +3,8 @@
 import math
 from typing import NamedTuple
 
+import torch
+
 
 class ViewShape(NamedTuple):
     """One view in a training step.
@@ -116,3 +118,13 @@ DEPTHWISE_SHAPES = {
     # another extent along each axis, a channel count that nothing divides
     "awkward": DepthwiseShape(3, (3, 5, 2), (2, 1, 3), (3, 5, 1), 41, 11),
 }
+
+
+def in_float32_too(shape: str) -> bool:
+    """Whether a shape is audited in float32 as well as in bfloat16: those of cinema-base, which other sizes share."""
+    return shape.startswith(("cinema-base", "cinema-decoder"))
+
+
+def audited_dtypes(shape: str) -> tuple[torch.dtype, ...]:
+    """In which an operation on activations is audited."""
+    return (torch.bfloat16, torch.float32) if in_float32_too(shape) else (torch.bfloat16,)

@@ -31,8 +31,8 @@ from .attention_peers import PEERS
 from .backend import INTERPRET, choose, launching, tl, triton, triton_unsupported
 from .inputs import Inputs
 from .packed_sequences import check_packed, is_uniform, longest_sequence, sequence_lengths
-from .registry import Call, Code, Operation, call_name, dtypes_of, register
-from .shapes import ATTENTION_SHAPES, AttentionShape
+from .registry import Call, Code, Operation, call_name, register
+from .shapes import ATTENTION_SHAPES, AttentionShape, audited_dtypes
 
 MAX_HEAD_DIM = 128
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -460,6 +460,8 @@ def sparse_attention(
     attend = sparse_attention_ref if name == "torch" else PEERS[name][0]
     return attend(q, k, v, cu_q, cu_k, max_q, max_k, scale)
 
+# What the registry reads.
+
 
 PROJECTED_TOGETHER = 8  # blocks of the decoder, whose keys and values are one projection
 
@@ -480,7 +482,7 @@ def _call(s: AttentionShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]
 
 def _calls() -> Iterator[Call]:
     for name, shape in ATTENTION_SHAPES.items():
-        for dtype in dtypes_of(name):
+        for dtype in audited_dtypes(name):
             yield Call(call_name(name, dtype), partial(_call, shape, dtype=dtype))
 
 
@@ -494,11 +496,12 @@ register(Operation(
     sparse_attention,
     computes="softmax attention over packed sequences, self and cross, head dims 8-128, deterministic (a peer that a "
     "table picks may not be)",
-    unsupported=lambda x: {
-        "triton": lambda: triton_unsupported(x),
-        **{name: partial(why, x, x, x, True) for name, (_, why) in PEERS.items()},
+    unsupported={
+        "triton": triton_unsupported,
+        **{name: lambda x, why=why: why(x, x, x, True) for name, (_, why) in PEERS.items()},
     },
-    launches=("sparse_attention", "sparse_attention_dq", "sparse_attention_dkv"),
+    launches=("sparse_attention",),
+    backward=("sparse_attention_dq", "sparse_attention_dkv"),
     calls=_calls,
     # longer than a tile, and not a multiple of one
     small=partial(_call, AttentionShape(2, 145, 130, 3, 32)),

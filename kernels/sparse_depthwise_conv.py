@@ -34,8 +34,8 @@ from . import depthwise_native
 from .backend import choose, launching, tl, triton, triton_unsupported
 from .inputs import Inputs
 from .patches import axis_positions
-from .registry import Call, Code, Operation, call_name, dtypes_of, register
-from .shapes import VIEW_SHAPES, DepthwiseShape
+from .registry import Call, Code, Operation, call_name, register
+from .shapes import VIEW_SHAPES, DepthwiseShape, audited_dtypes
 from .token_neighbours import coordinates, entry, length, neighbour_products, neighbour_slots, shifted, walked_taps
 from .token_plan import TokenPlan
 
@@ -453,6 +453,8 @@ def _check(x, weight, bias, plan, grid):
         if tensor.device != x.device:
             raise ValueError(f"sparse_depthwise_conv: x is on {x.device}, {name} on {tensor.device}")
 
+# What the registry reads.
+
 
 def _call(s: DepthwiseShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
     x = inputs.floats(s.batch, s.keep, *s.block, s.channels, dtype=dtype, grad=True)
@@ -466,7 +468,7 @@ def _calls() -> Iterator[Call]:
     """Both stages of every convolutional stem."""
     for name, view in VIEW_SHAPES.items():
         for s in view.stem_stages():
-            for dtype in dtypes_of(name):
+            for dtype in audited_dtypes(name):
                 variant = "x".join(map(str, s.block))
                 yield Call(call_name(name, dtype, variant), partial(_call, s, dtype=dtype))
 
@@ -475,10 +477,9 @@ register(Operation(
     sparse_depthwise_conv,
     computes="depthwise convolution over visible tokens' positions; absent neighbours are skipped, exactly the "
     "products that count are computed",
-    unsupported=lambda x: {
-        "triton": lambda: triton_unsupported(x), "native": lambda: depthwise_native.unsupported(x, x),
-    },
-    launches=("sparse_depthwise_conv", "sparse_depthwise_conv_dx", "sparse_depthwise_conv_dw"),
+    unsupported={"triton": triton_unsupported, "native": lambda x: depthwise_native.unsupported(x, x)},
+    launches=("sparse_depthwise_conv",),
+    backward=("sparse_depthwise_conv_dx", "sparse_depthwise_conv_dw"),
     calls=_calls,
     small=partial(_call, DepthwiseShape(2, (3, 3, 2), (2, 2, 1), (5, 5, 5), 20, 5)),
     code=Code(False, False, False, "a lane holds two channels: 4 or 8 bytes, whole lines of 128 bytes a warp"),

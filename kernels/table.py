@@ -1,5 +1,7 @@
 """What `auto` picks on this machine, operation by operation, and why not what is faster."""
 
+from functools import partial
+
 import torch
 
 from .backend import choose
@@ -12,7 +14,7 @@ def table() -> list[tuple[str, str, str]]:
     x = torch.empty(16, 1, 64, device="cuda" if on_gpu else "cpu", dtype=torch.bfloat16 if on_gpu else torch.float32)
     rows = []
     for name, operation in OPERATIONS.items():
-        reasons = operation.unsupported(x)
+        reasons = {backend: partial(why, x) for backend, why in operation.unsupported.items()}
         picked = choose(name, "auto", reasons)
         passed = list(reasons)[: list(reasons).index(picked)] if picked in reasons else list(reasons)
         why = "; ".join(f"{backend}: {found[0]}" for backend in passed if (found := reasons[backend]()))

@@ -168,7 +168,7 @@ def test_without_the_library_the_pytorch_form_runs(monkeypatch):
     assert torch.equal(made(case, "auto"), made(case, "torch")) and launches().get("augment_images", 0) == before
     with pytest.raises(BackendError, match="augment_images: backend 'native' cannot run: it was not built"):
         made(case, "native")
-    with use("native"), pytest.raises(BackendError, match="augment_images: backend 'native' cannot run"):
+    with use("native"), pytest.raises(BackendError, match="move_maps: backend 'native' cannot run"):
         move_maps(case.frames, case.extent)
 
 

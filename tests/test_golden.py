@@ -16,7 +16,10 @@ CASES = ("tiny", "sax_only", "norm_other_size")
 CPU_BACKENDS = ("native",)
 NOT_CONFIG = ("name", "batch", "mask_ratio")
 IN_FEATURES = {"patch_embed", "sparse_depthwise_conv", "sparse_attention"}
-IN_STEP = {launch for name in (*IN_FEATURES, "assemble_queries", "masked_mse") for launch in OPERATIONS[name].launches}
+IN_STEP = {
+    launch for name in (*IN_FEATURES, "assemble_queries", "masked_mse")
+    for launch in (*OPERATIONS[name].launches, *OPERATIONS[name].backward)
+}  # fmt: skip
 
 
 def load_case(shared, name, device="cpu"):

@@ -161,7 +161,7 @@ def test_no_pair_no_motion(name):
         (GOOD, {"poly_n": 6}, "poly_n must be 5 or 7"),
         (GOOD, {"poly_sigma": math.nan}, "poly_sigma must be positive"),
         (GOOD, {"pairs": [(0, 6)]}, r"pairs must name frames 0\.\.5"),
-        (GOOD, {"backend": "triton"}, "motion_score: no backend 'triton'; it has auto, cuda, native, torch"),
+        (GOOD, {"backend": "triton"}, "motion_map: no backend 'triton'; it has auto, cuda, native, torch"),
     ],
 )
 def test_bad_arguments_are_named(frames, how, match):
@@ -182,7 +182,7 @@ def test_frames_that_are_not_finite_are_refused(way, value):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_backend_that_cannot_run_says_why():
-    with pytest.raises(BackendError, match=r"motion_score.*cuda.*needs CUDA tensors, got cpu"):
+    with pytest.raises(BackendError, match=r"motion_map.*cuda.*needs CUDA tensors, got cpu"):
         motion_map(GOOD, backend="cuda")
 
 

@@ -45,7 +45,7 @@ def test_no_compiler_is_no_error(tmp_path):
 def test_a_compiler_without_openmp_gives_the_libraries_all_the_same(tmp_path):
     without = 'for word; do case "$word" in -fopenmp*) exit 1;; esac; done; exec g++ "$@"'
     built = build(tmp_path, **compiler(tmp_path, without))
-    assert built == LIBRARIES and len(built) >= 4
+    assert built == LIBRARIES and built
     assert all(ctypes.CDLL(str(tmp_path / "lib" / name), mode=os.RTLD_NOW) for name in built)
 
 

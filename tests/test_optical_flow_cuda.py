@@ -12,9 +12,9 @@ import torch
 from flow_cases import CSRC, assert_same_flow, compile_with, textured, worst_of
 from flow_kernels import OnCpu, flow_by_kernels, for_cpu, library, map_by_kernels, on_cpu, poison  # noqa: F401
 
-from cinema_fast.kernels.motion_score import motion_map_ref
+from cinema_fast.kernels.motion_score import _map_on_cuda, _map_op, motion_map_ref
 from cinema_fast.kernels.optical_flow import FlowParams, cuda_form, optical_flow_ref
-from cinema_fast.kernels.optical_flow.operation import DAMPING, SMOOTHNESS, SPREAD
+from cinema_fast.kernels.optical_flow.operation import DAMPING, SMOOTHNESS, SPREAD, _flow_on_cuda, _flow_op
 from cinema_fast.kernels.optical_flow.params import MAX_REFINE
 from cinema_fast.kernels.optical_flow.pyramid import POLY_N
 
@@ -127,3 +127,17 @@ def test_shared_memory_is_not_what_the_block_before_has_left(tmp_path):
     out = torch.zeros(4)
     OnCpu(for_cpu(tmp_path / "left.cu", tmp_path)).get_function("left")((2,), (1,), [out.data_ptr()], shared_mem=8)
     assert out.isnan().all()
+
+
+def test_registered_operators_pass_every_parameter_on(on_cpu):  # noqa: F811
+    """What PyTorch's dispatcher calls for CUDA tensors; the operators' schemas name the parameters in their order."""
+    params = FlowParams(levels=1, pyr_scale=0.6, window=9, iterations=2, poly_n=5, poly_sigma=1.1, refine=3)
+    frames, pairs = textured(1, 3, (40, 44)).float(), [(0, 1), (1, 2)]
+    flat = [t for pair in pairs for t in pair]
+    flow = _flow_on_cuda(frames, flat, torch.float32, *params)
+    assert torch.equal(flow, flow_by_kernels(frames, pairs, **params._asdict()))
+    maps = _map_on_cuda(frames, flat, None, *params)
+    assert torch.equal(maps, map_by_kernels(frames, pairs, **params._asdict()))
+    for op in (_flow_op, _map_op):
+        names = [argument.name for argument in op._opoverload._schema.arguments]
+        assert tuple(names[-len(params) :]) == FlowParams._fields

@@ -61,7 +61,8 @@ def test_sdist_and_wheel_hold_every_module(dist):
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {"LICENSE", "README.md", "pyproject.toml", "setup.py", "kernels/sample_mask.py"} <= names
+    sources = {f"csrc/{path.name}" for path in (ROOT / "csrc").iterdir() if path.suffix != ".md"}
+    assert {"LICENSE", "README.md", "pyproject.toml", "setup.py", "kernels/sample_mask.py", *sources} <= names
 
 
 @pytest.mark.slow

@@ -63,7 +63,8 @@ def test_cells_of_kernels(cpu):
 def test_a_kernel_is_what_it_is_made_of(tmp_path, monkeypatch):
     import report_schema
 
-    (tmp_path / "op.py").write_text("from . import beside, both\nfrom .backend import choose\nfrom .part import f\n")
+    imports = ("from . import beside as one, both", "from .backend import choose", "from .part import f")
+    (tmp_path / "op.py").write_text("\n".join([*imports, ""]))
     (tmp_path / "part.py").write_text("from .deeper import (\n    g,\n)\n")
     for name in ("deeper", "backend", "registry", "other", "beside", "both"):
         (tmp_path / f"{name}.py").write_text("")
@@ -75,6 +76,9 @@ def test_a_kernel_is_what_it_is_made_of(tmp_path, monkeypatch):
             file.write("# changed\n")
         assert (kernel_sha("op") != before) == counts
         before = kernel_sha("op")
+    with (tmp_path / "op.py").open("a") as file:
+        file.write("# What the registry reads.\nregister()\n")
+    assert kernel_sha("op") == before
 
 
 def test_a_kernel_in_a_folder_is_all_of_it(tmp_path, monkeypatch):

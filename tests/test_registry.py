@@ -1,12 +1,10 @@
 """Whatever lists the operations is built from their registry; a new one is its file, its test and its benchmark."""
 
-import ast
 import importlib
 import re
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-import gpu_report
 import pytest
 import readme_tables
 import torch
@@ -15,10 +13,12 @@ from gpu_work import Checks
 from cinema_fast import kernels
 from cinema_fast.info import describe
 from cinema_fast.kernels import OPERATIONS, BackendError
+from cinema_fast.kernels import backend as backend_module
+from cinema_fast.kernels.inputs import RandomInputs
 from cinema_fast.kernels.registry import Call, Code, Operation, register
 
 ROOT = Path(__file__).resolve().parents[1]
-MOST = 2 * len(OPERATIONS) // 3  # naming more of them than this is listing them
+LINES, MOST = 12, 5  # naming more operations than that within so many lines is listing them
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -27,33 +27,42 @@ def test_an_operation_has_its_test_and_its_benchmark(name):
     bench = importlib.import_module(f"bench_{name}")
     assert OPERATIONS[name].passes == bench.PASSES
     assert bench.build(bench.CHECKED[0]).name == name
+    assert bool(list(OPERATIONS[name].calls())) == (hasattr(bench, "predicted") or hasattr(bench, "predicted_traffic"))
     assert getattr(kernels, name) is OPERATIONS[name].function
 
 
-def listed(tree: ast.AST) -> Iterator[tuple[int, set[str]]]:
-    """(line, operations) of literals, and of the file's imports together."""
-    imported: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Tuple | ast.List | ast.Set | ast.Dict):
-            texts = [c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)]
-            yield node.lineno, {word for text in texts for word in text.split()} & OPERATIONS.keys()
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [getattr(node, "module", None) or "", *(alias.name for alias in node.names)]
-            imported |= {word for name in names for word in re.split(r"[.]|bench_", name)} & OPERATIONS.keys()
-    yield 1, imported
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_backends_it_declares_are_those_it_chooses_from(name, monkeypatch):
+    module, asked = importlib.import_module(OPERATIONS[name].function.__module__), []
+
+    def noted(operation, backend, reasons, **how):
+        asked.append((operation, *reasons))
+        return backend_module.choose(operation, backend, reasons, **how)
+
+    monkeypatch.setattr(module, "choose", noted)
+    with suppress(BackendError):
+        OPERATIONS[name].small(RandomInputs("cpu"), torch.float32)
+    assert asked and set(asked) == {(name, *OPERATIONS[name].backends[:-1])}
+
+
+def listed(text: str) -> list[int]:
+    """Lines from which on a text lists operations."""
+    pattern, lines = re.compile("|".join(OPERATIONS)), text.splitlines()
+    named = [set(pattern.findall(line)) for line in lines]
+    return [i + 1 for i in range(len(lines)) if len(set().union(*named[i : i + LINES])) > MOST]
 
 
 def test_no_other_file_lists_the_operations():
-    assert any(len(names) > MOST for _, names in listed(ast.parse((ROOT / "kernels" / "__init__.py").read_text())))
-    made = ast.parse(f"OPERATIONS = {tuple(OPERATIONS)}")
-    assert any(len(names) > MOST for _, names in listed(made))
+    some = list(OPERATIONS)[:6]
+    in_two, imports = f"FIRST = {some[:3]}\n\nTHEN = {some[3:]}", "import bench_".join(["", *some])
+    for text in (str(some), in_two, imports, "|".join(some)):
+        assert listed(text) == [1], text
+    assert listed((ROOT / "kernels" / "__init__.py").read_text())
     found = [
-        f"{path.relative_to(ROOT)}:{line} names {len(names)} operations"
+        f"{path.relative_to(ROOT)}:{lines[0]}"
         for folder in ("kernels", "cinema_fast", "benchmarks", "tests")
         for path in sorted((ROOT / folder).rglob("*.py"))
-        if path != ROOT / "kernels" / "__init__.py"
-        for line, names in listed(ast.parse(path.read_text()))
-        if len(names) > MOST
+        if path != ROOT / "kernels" / "__init__.py" and (lines := listed(path.read_text()))
     ]
     assert not found
 
@@ -68,9 +77,9 @@ def doubled(monkeypatch):
     monkeypatch.setitem(OPERATIONS, "doubled", None)  # and out again
     code = Code(False, True, True, "rows in, rows out")
     register(Operation(
-        doubled, computes="twice its input", unsupported=lambda x: {"triton": lambda: ["of no use"]},
-        launches=("doubled", "doubled_bwd"), calls=lambda: [Call("rows bf16", lambda inputs: [inputs.floats(3)])],
-        code={"_double": code},
+        doubled, computes="twice its input", unsupported={"triton": lambda x: ["of no use"]}, launches=("doubled",),
+        backward=("doubled_bwd",), small=lambda inputs, dtype: [inputs.floats(3)],
+        calls=lambda: [Call("rows bf16", lambda inputs: [inputs.floats(3)])], code={"_double": code},
     ))  # fmt: skip
     return code
 
@@ -85,13 +94,17 @@ def test_a_new_operation_is_everywhere(doubled):
     row = readme_tables.kernels_section([]).splitlines()[-1]
     assert "| twice its input | fwd, bwd | triton, torch | not measured on a GPU |" in row
     assert "doubled" in Checks("GPU", "commit").unchecked()
-    importlib.reload(gpu_report)
+    modules = [importlib.import_module(name) for name in ("gpu_first", "gpu_report", "gpu_profile")]
     try:
-        parts = {section.name: section.parts for section in gpu_report.SECTIONS}
-        assert "doubled" in parts["errors"] and "doubled" in parts["kernels"]
+        gpu_first, gpu_report, gpu_profile = map(importlib.reload, modules)
+        for sections in (gpu_first.COMMANDS["A"], gpu_report.SECTIONS):
+            (errors,) = (section for section in sections if section.name == "errors")
+            assert "doubled" in errors.parts
+        assert gpu_profile.component_of("_doubled_fwd") == gpu_profile.OTHERS
     finally:
         del OPERATIONS["doubled"]
-        importlib.reload(gpu_report)
+        for module in modules:
+            importlib.reload(module)
 
 
 def test_a_new_operation_is_audited(doubled):

@@ -1,4 +1,4 @@
-"""Which kernels the operations launch at the registry's shapes, with what the launchers themselves pass; no GPU needed.
+"""Which kernels the operations launch in the calls that they declare, and with what; no GPU needed.
 
 The public operations run, forward and backward, on CPU tensors of the real shapes, whose memory is never touched. Only
 the two ends are replaced: Triton's driver names an architecture without a device, and its hook before compilation takes
@@ -32,7 +32,7 @@ class Case(NamedTuple):
 
     operation: str
     name: str
-    call: Callable[[], None]
+    call: Callable[[], object]
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """<operation>.<kernel>"""
+        """As `kernel_name`."""
         return kernel_name(self.kernel)
 
     @property

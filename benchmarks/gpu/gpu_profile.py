@@ -1,6 +1,7 @@
 """Where a training step's time goes on the device: by kernel, and by kind beside what was predicted."""
 
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,11 +22,20 @@ from cinema_fast.methods.masking import draw_plan
 from cinema_fast.methods.pretrain_config import MaskConfig
 
 OTHERS = "our other kernels"
+
+
+def own_kernels() -> str:
+    """A pattern of our kernels' names: those with an operation's in it, the CUDA ones of the flow, all Triton ones."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("cinema_fast.kernels")]
+    triton = {name for module in modules for name, value in vars(module).items() if hasattr(value, "warmup")}
+    return "|".join([*OPERATIONS, "^flow_", *(f"^{name}$" for name in sorted(triton))])
+
+
 # the first pattern that a kernel's name (on the CPU: an operator's) has in it says what it is
 COMPONENTS = {
     "depthwise convolution": r"depthwise|convolution",
     "attention": r"attention|flash|fmha|sdpa",
-    OTHERS: "|".join(OPERATIONS),
+    OTHERS: own_kernels(),
     "matrix products": r"gemm|nvjet|cutlass|xmma|cublas|splitk|::mm|::bmm|::addmm|::linear",
     "optimiser": r"multi_tensor|adam|lpnorm|_foreach|l2norm",
     "norm, GELU, residual and the rest": r"",

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import cinema_fast as cf
 from cinema_fast import kernels
 from cinema_fast.models.flops import mfu
+from cinema_fast.models.precision import autocast
 from cinema_fast.train.compile import compile_model
 from cinema_fast.train.graph import CudaCapture, GraphedStep
 from cinema_fast.train.optimizer import adamw as recipe_adamw
@@ -152,7 +153,7 @@ class Steps:
         with torch.no_grad(), kernels.use("sdpa", "sparse_attention") if self.attention == "cudnn" else nullcontext():
             loss = model(images, plan).loss.item()  # float32, which cuDNN's attention lacks
             workload.gate_partial(model, images, plan, self._plan(0, 0.25, self.batch))
-        with torch.no_grad(), workload.autocast(self.device, torch.bfloat16):
+        with torch.no_grad(), autocast(self.device, torch.bfloat16):
             low = model(images, plan).loss.item()
         workload.gate("ours in bf16", low, loss, workload.LOSS_BUDGET[torch.bfloat16])
         return model, images, loss

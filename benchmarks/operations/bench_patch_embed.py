@@ -15,6 +15,7 @@ import workload
 
 from cinema_fast.kernels.patch_embed import patch_embed, patch_embed_bytes, patch_embed_flops, patch_embed_ref
 from cinema_fast.kernels.shapes import VIEW_SHAPES
+from cinema_fast.models.precision import autocast
 from cinema_fast.models.stem import block_positions
 
 SHAPES = workload.GPU_IMAGE_SHAPES if timing.DEVICE == "cuda" else workload.CPU_IMAGE_SHAPES
@@ -37,12 +38,12 @@ def build(shape: str) -> timing.Operation:
     def everywhere(weight, bias):
         patches = workload.patchify(image, s.kernel).float()
         patches = (patches - intensity[:, None, :1]) * intensity[:, None, 1:]
-        with workload.autocast(device, dtype):
+        with autocast(device, dtype):
             return F.linear(patches, weight, bias)[sample, index.long()]
 
     def ours(backend):
         def embed(weight, bias):
-            with workload.autocast(device, dtype):
+            with autocast(device, dtype):
                 return patch_embed(image, weight, bias, index, s.kernel, intensity=intensity, backend=backend)
 
         return embed

@@ -14,7 +14,6 @@ from functools import lru_cache
 import timing
 import torch
 import torch.nn.functional as F
-import workload
 from torch import Tensor
 
 from cinema_fast.kernels import depthwise_native, sample_mask
@@ -26,6 +25,7 @@ from cinema_fast.kernels.sparse_depthwise_conv import (
     sparse_depthwise_conv_plan_flops,
     sparse_depthwise_conv_ref,
 )
+from cinema_fast.models.precision import autocast
 
 GPU_SHAPES = (
     "cinema-base-sax-stage0-b64",
@@ -79,7 +79,7 @@ def build(shape: str) -> DepthwiseConv:
     conv, channels_last = {2: (F.conv2d, torch.channels_last), 3: (F.conv3d, torch.channels_last_3d)}[len(size)]
 
     def convolve(dense_map, weight, bias):
-        with workload.autocast(device, dtype):
+        with autocast(device, dtype):
             return conv(dense_map, weight.unsqueeze(1), bias, padding="same", groups=s.channels)
 
     def to_map(x, layout):

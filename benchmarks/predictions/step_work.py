@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Iterable
 
 import torch
-import workload
 from compiled_traffic import CompiledTraffic, compiled_traffic
 from faked_gpu import faked_gpu
 from operation_work import Compiler, works
 from step_cost import Work
 from step_traffic import OURS, FakedStep, Operator, Step, eager_step
+
+from cinema_fast.models.precision import autocast
 
 GEMMS = ("aten::mm", "aten::addmm", "aten::bmm")
 REST, OPTIMISER = "norm, GELU, residual and the rest", "optimiser"
@@ -91,7 +92,7 @@ def compiled_step(preset: str, batch: int, ratio: float) -> CompiledTraffic:
         plan = step.masks()
 
         def call(model):
-            with workload.autocast("cuda", torch.bfloat16):
+            with autocast("cuda", torch.bfloat16):
                 return model(step.images, plan).loss
 
         return compiled_traffic(step.model, call)

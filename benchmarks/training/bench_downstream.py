@@ -15,6 +15,7 @@ from reference import Reference
 from torch import Tensor
 
 import cinema_fast as cf
+from cinema_fast.models.precision import autocast
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OUTPUT_BUDGET = {torch.float32: 2e-5, torch.bfloat16: 3e-2}  # relative, of the outputs' norm
@@ -56,7 +57,7 @@ class FineTuning:
                     raise workload.GateError(f"outputs in {name} are off by {error:.2g}")
 
     def _outputs(self, whose: str, dtype: torch.dtype) -> Tensor:
-        with workload.autocast("cpu", dtype):
+        with autocast("cpu", dtype):
             return _flat(self.models[whose](self.images)).double()
 
     def step(self, whose: str, dtype: torch.dtype) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import cinema_fast as cf
 from cinema_fast.models.flops import forward_flops
+from cinema_fast.models.precision import autocast
 from cinema_fast.train.compile import compile_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -48,7 +49,7 @@ class Step:
         with torch.no_grad():
             exact = copy.deepcopy(self.model).double()({v: x.double() for v, x in self.images.items()}, self.plan).loss
             loss = self.model(self.images, self.plan).loss.item()
-            with workload.autocast("cpu", torch.bfloat16):
+            with autocast("cpu", torch.bfloat16):
                 low = self.model(self.images, self.plan).loss.item()
             self.stem_out = {v: self._stem(v) for v in self.config.views}
             self.tokens = torch.cat([tokens for _, tokens in self.stem_out.values()], dim=1)
@@ -92,7 +93,7 @@ class Step:
         sizes = [1, *(p.keep.shape[1] for p in self.plan.values())]
         encoded = self.encoded.detach().requires_grad_().split(sizes, dim=1)[1:]
         outputs = []
-        with workload.autocast("cpu", dtype):
+        with autocast("cpu", dtype):
             for view, x in zip(self.config.views, encoded):
                 skips, tokens = self._stem(view)
                 outputs += [tokens, self.model.enc_fusion_dict[view](skips, x)]
@@ -101,7 +102,7 @@ class Step:
     def encoder(self, dtype: torch.dtype) -> None:
         self.model.zero_grad(set_to_none=True)
         tokens = self.tokens.detach().requires_grad_()
-        with workload.autocast("cpu", dtype):
+        with autocast("cpu", dtype):
             out = self.model.encoder(tokens)
         out.backward(torch.ones_like(out))
 

@@ -3,6 +3,6 @@
 import torch
 
 
-def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+def autocast(device: torch.device | str, precision: torch.dtype) -> torch.autocast:
     """The block in which a model computes in `precision`; its parameters stay as they are."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=precision == torch.bfloat16)

@@ -119,7 +119,7 @@ def move_maps(
     """
     moves = {"zoom": zoom, "angle": angle, "shift": shift, "flip": flip}
     _check("move_maps", "maps", maps, extent, moves)
-    picked = choose("augment_images", backend, reasons(maps))
+    picked = choose("augment_images", backend, reasons(maps), called="move_maps")
     if picked != "torch":
         nothing = {"gamma": None, "noise": None, "noise_key": None}
         return OPERATORS[picked](maps, extent, **moves, **nothing, clip=False, maps=True)
@@ -146,6 +146,8 @@ def _check(operation: str, name: str, frames: Tensor, extent: Tensor, parameters
         if value.device != frames.device:
             raise ValueError(f"{operation}: {name} are on {frames.device}, {part} on {value.device}")
 
+# What the registry reads.
+
 
 MOVES = ("zoom", "angle", "shift", "flip")
 DRAWN = {  # what is drawn: nothing, as by default, as with all options
@@ -166,7 +168,7 @@ def _call(size: tuple[int, ...], inputs: Inputs, batch: int, names: tuple[str, .
     """Frames, and the motion maps that go with them."""
     how = {name: value for name, value in _parameters(inputs, batch).items() if name in names}
     frames = inputs.integers(256, batch, *size, dtype=torch.uint8)
-    extent = torch.tensor([size]).repeat(batch, 1).to(frames.device)
+    extent = inputs.extents(batch, size)
     images = augment_images(frames, extent, **how, clip=clip, backend="triton")
     moves = {name: how[name] for name in how if name in MOVES}
     maps, of_maps = (frames[:, 0], extent[:, 1:]) if clip else (frames, extent)
@@ -181,17 +183,17 @@ def _calls() -> Iterator[Call]:
 
 
 def _small(inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
-    """A volume in several tiles with every parameter, and a plane zoomed bicubically."""
+    """A volume in several tiles with every parameter, and a plane zoomed bicubically and as stored."""
     volume = _call((17, 9, 5), inputs, 2, DRAWN["augmented"], False)
-    return [*volume, *_call((30, 25), inputs, 2, ("zoom",), False)]
+    return volume + [x for how in ("zoomed", "as stored") for x in _call((30, 25), inputs, 2, DRAWN[how], False)]
 
 
 register(Operation(
     augment_images,
     computes="stored frames flipped, zoomed, turned, shifted, scaled to [0, 1], with gamma and noise from Philox "
     "words, in two passes; motion maps by the same geometry",
-    unsupported=reasons,
-    launches=("augment_images",),
+    unsupported={"native": native_unsupported, "triton": triton_unsupported},
+    launches=("augment_images", "move_maps"),
     calls=_calls,
     small=_small,
     code={

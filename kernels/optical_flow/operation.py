@@ -19,7 +19,7 @@ Without it (`refine` 0) parameters, border rules and order of operations are tho
 with a box window (flags = 0), but for one: the last row and column count as inside of the frame, so that equal frames
 have a flow of exactly zero.
 
-Everything linear is separable (`flow_pyramid.py`), so the oracle is matrices along X and Y. The compiled forms share
+Everything linear is separable (`pyramid.py`), so the oracle is matrices along X and Y. The compiled forms share
 the per-pixel arithmetic of csrc/optical_flow.cuh, expand each frame once whatever the number of pairs, read frames
 where they lie, and hold planes of single slices in between. In float32 throughout; no gradient.
 """
@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backend import choose, launching
+from ..inputs import Inputs
 from ..native import cuda_unsupported, native_unsupported
 from ..registry import Code, Operation, register
 from .cuda_form import run_cuda
@@ -267,13 +268,25 @@ def optical_flow(
         return optical_flow_ref(frames, listed, params).to(dtype)
     return _flow_op(frames, [t for pair in listed for t in pair], dtype, *params)
 
+# What the registry reads.
+
+
+def _small(inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
+    """Of 8-bit frames whatever the activations are."""
+    frames = inputs.integers(256, 1, 3, 33, 40, 2, dtype=torch.uint8)
+    return [optical_flow(frames, backend="cuda" if frames.is_cuda else "native")]
+
 
 register(Operation(
     optical_flow,
     computes="dense flow between frames of whole batches of cines: Farneback's with OpenCV's parameters by name, "
     "refined by a variational step (closer to the true motion than OpenCV's Farneback and DIS: "
     "[accuracy](docs/experiments/flow_accuracy.md)); one arithmetic in C++ for the CPU and CUDA",
-    unsupported=reasons,
+    unsupported={
+        "cuda": cuda_unsupported,
+        "native": lambda x: native_unsupported("optical_flow", x),
+    },
     launches=("optical_flow",),
+    small=_small,
     code=Code(False, False, False, "a thread makes one pixel: neighbours read neighbouring floats"),
 ))  # fmt: skip

@@ -250,7 +250,8 @@ def _open_for_writing(store: Path, config: PrepareConfig) -> tuple[PrepareConfig
         first = next((found for _, found in read_studies(store) if isinstance(found, dict)), {}) if has_studies else {}
         config = _as_begun(config, next(iter(first.values()), {}).get("prepare"))
         rebuild = has_studies and not config.overwrite
-        ours = {".lock", SHARDS, _PREPARING, f"{TEMPORARY}index.json", f"{TEMPORARY}failures.jsonl"}
+        ours = {".lock", SHARDS, _PREPARING, f"{TEMPORARY}index.json", f"{TEMPORARY}failures.jsonl",
+                ".index.json.tmp"}  # of an earlier version
         if has_studies or (config.part and (store / "studies").is_dir()):
             ours |= {"index.json", "failures.jsonl", "studies"}
         elif (store / "studies").is_dir() and not any((store / "studies").iterdir()):
