@@ -26,14 +26,15 @@ def cpu_section(result: dict) -> str:
     """Steps and memory of ours against the reference, with the conditions, from a file of compare_reference.py."""
     about = result["conditions"]
     median = {case: statistics.median(seconds) for case, seconds in result["seconds"].items()}
-    lines = ["| cinema-fast | the reference | s | s | times faster |", "| --- | --- | --- | --- | --- |"]
+    rule = "| --- | --- | --- | --- | --- |"
+    lines = ["| cinema-fast | reference | cinema-fast, s | reference, s | speed-up (range) |", rule]
     for row in result["speedups"]:
         ours, theirs = row["ours"].removeprefix("ours "), row["reference"].removeprefix("reference ")
         times = f"**{row['speedup']:.2f}** ({row['low']:.2f}-{row['high']:.2f})"
         lines.append(
             f"| {ours} | {theirs} | {median[row['ours']]:.2f} | {median[row['reference']]:.2f} | {times} |"
         )
-    lines += ["", "| peak memory, cinema-fast | the reference | MiB | MiB | ratio |", "| --- | --- | --- | --- | --- |"]
+    lines += ["", "| peak memory, cinema-fast | reference | cinema-fast, MiB | reference, MiB | ratio |", rule]
     for row in result["memory"]:
         ours, theirs = row["ours"].removeprefix("ours "), row["reference"].removeprefix("reference ")
         lines.append(f"| {ours} | {theirs} | {row['ours_mib']:.0f} | {row['reference_mib']:.0f} | {row['ratio']:.2f} |")

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from .common.checks import check, check_at_least
+from .common.naming import counted
 from .data.loading.augmentation import AugmentConfig
 
 WAITED = 0.02  # a step that waits for data for less than this share of the time is not held up by it
@@ -101,7 +102,7 @@ def limit(stages: dict[str, Stage], loader: str, wait: float, workers: int, step
     reading |= {"transfer": stages["transfer"].ms} if "transfer" in stages else {}
     slowest = max(reading, key=reading.get)
     return (
-        f"data: the step waited {wait * 100:.0f} % of the time; the loader alone takes {alone:.1f} ms a batch, most of "
-        f"it {slowest} ({reading[slowest]:.1f} ms with {workers} workers); cold reads take "
-        f"{stages['read, cold'].ms / workers:.1f}"
+        f"data: the step waited {wait * 100:.0f} % of the time; the loader alone takes {alone:.1f} ms a batch, mostly "
+        f"{slowest} ({reading[slowest]:.1f} ms with {counted(workers, 'worker')}); reading from a cold cache takes "
+        f"{stages['read, cold'].ms / workers:.1f} ms"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from .bench_data import BenchDataConfig, DataReport, Stage, limit
+from .common.naming import count_studies, counted
 from .common.views import CLIP
 from .data.loading.augment import model_input
 from .data.loading.batch import Batch
@@ -45,7 +46,7 @@ def time_stages(config: BenchDataConfig) -> DataReport:
     sampler = Sampler(usable, seed=0, batch_size=config.batch_size, augment=config.augment, planes=planes)
     draws = [sampler.draw(step) for step in range(config.batches)]
     frames = config.batch_size * sum(model_config.image_size[view][0] if view == CLIP else 1 for view in views)
-    stages = {"open the store": Stage("open the store", opening, 0, f"once, {len(cines.ids)} studies")}
+    stages = {"open the store": Stage("open the store", opening, 0, f"once, {count_studies(len(cines.ids))}")}
 
     def add(name: str, seconds: float, note: str = "") -> None:
         stages[name] = Stage(name, seconds * 1e3, frames, note)
@@ -61,7 +62,7 @@ def time_stages(config: BenchDataConfig) -> DataReport:
     half = io_counts()
     warm, _ = _timed(lambda: sum(_read(store, draw, model_config.image_size) for draw in draws))
     asked, from_disk = io_counts()[0] - half[0], half[1] - start[1]
-    origin = f"{from_disk / 2**20:.0f} MiB from the disk" if from_disk else "yet all came from the system's cache"
+    origin = f"{from_disk / 2**20:.0f} MiB from the disk" if from_disk else "no byte from the disk: not a cold read"
     add("read, cold", cold / len(draws), f"one thread, after posix_fadvise DONTNEED: {origin}")
     add("read, warm", warm / len(draws), "one thread")
 
@@ -76,7 +77,7 @@ def time_stages(config: BenchDataConfig) -> DataReport:
 
     for name in ("torch", *(["dali"] if not why_not_dali() else [])):
         first, each, _ = _deliver(loader_of, name, config, lambda batch: _arrived(batch, device))
-        add(f"loader {name}", each, f"warm, {config.workers} workers; the first batch after {first:.2f} s")
+        add(f"loader {name}", each, f"warm, {counted(config.workers, 'worker')}; the first batch after {first:.2f} s")
     _, each, wait = _deliver(loader_of, chosen, config, _dummy_step(config.step_ms, device))
     add(f"{chosen} with a step", each, f"augmentation and {config.step_ms:g} ms; {wait:.1%} waiting for data")
     facts = {

@@ -112,7 +112,7 @@ def _commands() -> dict[str, Callable[..., int]]:
             dst: folder to write the cohort to.
             n: number of studies.
             seed: random seed.
-            workers: processes.
+            workers: number of processes that write studies.
         """
         from .common.naming import count_studies
         from .phantom.cohort import write_cohort
@@ -233,7 +233,7 @@ def _commands() -> dict[str, Callable[..., int]]:
         return 0
 
     def bench(config: Annotated[BenchDataConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
-        """Time every stage from a cine store to a training step, and name the bottleneck: bench data STORE."""
+        """Time each stage from a cine store to a training step, and name the bottleneck: bench data STORE."""
         from .bench_stages import time_stages
 
         print(time_stages(config))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .common.checks import check_at_least
+from .common.naming import counted
 from .methods.pretrain_config import PretrainConfig
 from .models.config import preset
 
@@ -95,11 +96,12 @@ def demo(config: DemoConfig) -> int:
     heading("done")
     result = outcome.evaluation
     met = result.ratio < TARGET
+    better = "" if met else "; give more --steps"
     print(
-        f"{result.studies} held-out studies, 75 % of their patches masked:\n"
+        f"{counted(result.studies, 'held-out study', 'held-out studies')}, 75 % of the patches masked:\n"
         f"  masked loss of the model                  {result.loss:.5f}\n"
         f"  masked loss of the baseline (mean patch)  {result.baseline_loss:.5f}\n"
-        f"  ratio {result.ratio:.3f}, {'below' if met else 'NOT below'} the target of {TARGET}{result.verdict}\n"
+        f"  ratio {result.ratio:.3f}, {'below' if met else 'NOT below'} the target of {TARGET}{better}\n"
         f"pictures: {run / 'report' / 'reconstruction.png'}, {run / 'report' / 'loss.png'}"
     )
     return 0 if met else 1

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
+from .common.naming import counted
 from .kernels.attention_peers import xformers_problem
 
 EXTRAS = {  # module: what it is for
@@ -36,7 +37,7 @@ def describe() -> str:
         ("python", f"{platform.python_version()} on {platform.platform()}"),
         ("torch", str(torch.__version__)),
         ("device", _device()),
-        ("precision", f"{str(pick_precision('auto', device))[6:]} where it is not chosen"),
+        ("precision", f"{str(pick_precision('auto', device))[6:]} by default"),
         ("libraries", ", ".join(f"{name} {_version(name)}" for name in DISTRIBUTIONS)),
         *((name, _present(name, use)) for name, use in EXTRAS.items()),
         ("presets", ", ".join(presets())),
@@ -49,7 +50,7 @@ def describe() -> str:
 
 def _device() -> str:
     if not torch.cuda.is_available():
-        return f"CPU ({torch.get_num_threads()} threads); no GPU that this PyTorch can use"
+        return f"CPU ({counted(torch.get_num_threads(), 'thread')}); PyTorch finds no GPU"
     found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return f"CUDA {torch.version.cuda}: " + ", ".join(f"{p.name} ({p.total_memory / 2**30:.0f} GiB)" for p in found)
 
@@ -60,7 +61,7 @@ def _present(module: str, use: str) -> str:
     except ModuleNotFoundError:  # a parent package is missing
         found = False
     if found and module == "xformers" and (problem := xformers_problem()):
-        return f"installed, of no use: {problem}"
+        return f"installed, but unusable: {problem}"
     return f"{'installed' if found else 'not installed'}: {use}"
 
 

@@ -47,7 +47,7 @@ def test_the_numbers_of_known_hearts(written):
     whole = numbers(results, "segmentation", "all classes", "lax_4c")
     stability = whole["stability"]
     assert [stability[x] for x in ("value", "low", "high")] == pytest.approx([0.8] * 3)
-    assert (stability["n"], stability["studies"], stability["note"]) == (6, 6, "6 without it left out")
+    assert (stability["n"], stability["studies"], stability["note"]) == (6, 6, "6 without this structure left out")
     ef = numbers(results, "function", "lv_ef", "sax")
     assert ef["mae"]["value"] == 0 and ef["mae"]["n"] == 6  # a shift changes no volume
     # EF of ES widths 3, 4, 5 of 8

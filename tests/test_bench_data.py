@@ -54,9 +54,9 @@ def stages_of(**ms) -> dict[str, Stage]:
     [
         (0.0, {"augmentation": 20}, "the step (100.0 ms a batch); the loader alone takes 50.0"),
         (0.01, {"augmentation": 300}, "augmentation (300.0 ms a batch); the loader alone takes 50.0"),
-        (0.4, {"augmentation": 20}, "most of it read, warm (30.0 ms with 2 workers); cold reads take 200.0"),
-        (0.4, {"augmentation": 20, "pad": 80}, "most of it pad and copy (40.0 ms with 2 workers)"),
-        (0.4, {"augmentation": 20, "transfer": 70}, "most of it transfer (70.0 ms"),
+        (0.4, {"augmentation": 20}, "mostly read, warm (30.0 ms with 2 workers); reading from a cold cache takes 200"),
+        (0.4, {"augmentation": 20, "pad": 80}, "mostly pad and copy (40.0 ms with 2 workers)"),
+        (0.4, {"augmentation": 20, "transfer": 70}, "mostly transfer (70.0 ms"),
     ],
 )
 def test_limit(wait, ms, expected):

@@ -66,7 +66,8 @@ def test_draws_are_a_function_of_the_seed_and_not_of_their_parts(monkeypatch):
 def test_failures_and_absent_classes_are_counted_and_not_averaged():
     one = estimate(means([1.0, 3.0, math.inf, math.nan]), named(4))["dice"]
     assert one.value == 2 and (one.n, one.studies) == (2, 2)
-    assert one.note.startswith("1 of 3 failed, and are not in the mean; 1 without it left out")
+    left_out = "1 of 3 failed (nothing was measured), left out of the mean; 1 without this structure left out"
+    assert one.note.startswith(left_out)
     none = estimate(means([math.inf, math.nan]), named(2))["dice"]
     assert (none.value, none.low, none.high, none.n) == (None, None, None, 0)
 

@@ -74,8 +74,8 @@ def test_a_run_starts_from_the_same_weights_on_all_ranks(two_ranks, saved, tmp_p
     assert called == f"{folders[0]}, step 2" and all(torch.equal(one[name], two[name]) for name in one)
     (folders[1] / "checkpoints" / "step-00000002.json").unlink()
     main, other = both(start)
-    assert "rank 1 does not find what rank 0 does: make the folder" in str(other)
-    assert "rank 0 finds step-00000002" in str(main)
+    assert "rank 1 does not see the checkpoint of rank 0: put --out" in str(other)
+    assert "rank 0 sees step-00000002, others do not" in str(main)
 
 
 def test_the_main_rank_checks_for_all(two_ranks, saved, monkeypatch):  # noqa: F811
@@ -104,7 +104,7 @@ def test_all_damaged(two_ranks, saved):  # noqa: F811
     for file in saved.glob("*.pt"):
         cut(file)
     (main, other), said = restored(two_ranks, saved, saved)
-    assert "every checkpoint in" in main and "rank 0, which checks the checkpoints for all, finds none" in other
+    assert "every checkpoint in" in main and "rank 0 found no intact checkpoint" in other
     assert len(said[0]) == 2
 
 
@@ -118,8 +118,8 @@ def test_ranks_that_find_different_checkpoints_do_not_go_on(two_ranks, saved, tm
         trained.train(2)
         trained.save()
     (main, refused), _ = restored(two_ranks, saved, other)
-    assert re.search("different checkpoints, rank 0 finds step-00000002: make the folder .* the same one for all", main)
-    assert re.search("different checkpoints, rank 1 does not find what rank 0 does: make the folder", refused)
+    assert re.search("rank 0 sees step-00000002, others do not: put --out .* on storage that all machines share", main)
+    assert re.search("rank 1 does not see the checkpoint of rank 0: put --out", refused)
 
 
 def test_a_rank_that_cannot_read_what_the_main_one_did(two_ranks, saved, tmp_path):  # noqa: F811

@@ -136,7 +136,7 @@ def test_without_a_table_and_one_cluster(tmp_path, capsys):
     write_embeddings(tmp_path / "e.parquet", np.random.default_rng(0).standard_normal((40, 8)))
     options = ("--method", "gaussian", *QUICK)
     assert main(["cluster", str(tmp_path / "e.parquet"), "--out", str(tmp_path / "out"), *options]) == 0
-    assert "one cluster: by the criterion no division is better" in capsys.readouterr().out
+    assert "one cluster: the criterion favours no split" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["clusters"] == 1 and found["stability"] is None and "1" in found["criterion"]["curve"]
     assert lines_of(tmp_path / "out" / "characteristics.csv") == []

@@ -65,7 +65,7 @@ def test_a_score_that_one_lacks_is_compared_in_neither(folders, tmp_path):
     compare_evaluations([folders["good"], altered(folders, tmp_path / "lost", "rows.csv", row, r"\1,inf")], tmp_path)
     hd95 = found(tmp_path)["segmentation", "RV", "hd95_mm"]
     assert hd95["n"] == 23 and hd95["difference"] == 0
-    assert hd95["note"] == "failed in 0 (first) and 1 (second); 1 without it left out"
+    assert hd95["note"] == "failed in 0 (first) and 1 (second); 1 without this structure left out"
 
 
 def test_what_failed_in_each_is_counted(folders, tmp_path):
@@ -74,7 +74,7 @@ def test_what_failed_in_each_is_counted(folders, tmp_path):
     second = altered(folders, tmp_path / "second", "rows.csv", row.format("[1-3]"), r"\1,inf", count=3)
     text = compare_evaluations([first, second], tmp_path / "out")
     numbers = found(tmp_path / "out")
-    for name, left in (("RV", "; 3 without it left out"), ("all classes", "")):
+    for name, left in (("RV", "; 3 without this structure left out"), ("all classes", "")):
         one = numbers["segmentation", name, "hd95_mm"]
         assert one["note"] == f"failed in 1 (first) and 3 (second){left}"
         assert re.search(rf"^segmentation, sax, {name}, .*: {re.escape(one['note'])}$", text, re.MULTILINE)

@@ -18,7 +18,7 @@ ONE = {"steps": 1, "validate_every": 1}
 def test_test_studies_that_pretraining_has_seen_are_reported(discs, pretrained, tmp_path):  # noqa: F811
     finetune(discs.config(tmp_path / "run", "regression", init_from=pretrained, **FEW | {"test": 0.5}))
     log = (tmp_path / "run" / "run.log").read_text()
-    assert "3 of the 6 test studies were seen by" in log and "pretrain --holdout 0.5" in log
+    assert "has used 3 of the 6 test studies for training" in log and "pretrain --holdout 0.5" in log
     assert f"the model is configured as in {pretrained} (cinema-demo)" in log
 
 
@@ -38,7 +38,7 @@ def test_what_a_chain_of_runs_has_seen(discs, pretrained, tmp_path):  # noqa: F8
     finetune(discs.config(tmp_path / "second", "segmentation", test=0.5, init_from=tmp_path / "first", **ONE))
     second = read_run_info(tmp_path / "second")
     both = len((pretraining | own) & set(second.labels.split["test"]))
-    assert f"{both} of the 6 test studies were seen by {tmp_path / 'first'} or what it started" in (
+    assert f"{tmp_path / 'first'}, or a run it started from, has used {both} of the 6 test studies" in (
         tmp_path / "second/run.log").read_text()
     weights = next((tmp_path / "first/best").glob("*.safetensors"))
     finetune(discs.config(tmp_path / "third", "segmentation", init_from=weights, **ONE))

@@ -42,7 +42,8 @@ def test_features_of_a_pretrained_model_come_over():
         torch.testing.assert_close(found[name], feature, rtol=0, atol=0)
     assert same(before, by_part(model, "pred_head_dict"))
     assert "enc_down_dict, enc_fusion_dict, encoder, views sax, lax_2c, lax_4c" in said
-    assert said.endswith("fresh: pred_head_dict; left: dec_embed_dict, dec_linear, decoder, pred_head_dict")
+    assert said.endswith("from random weights: pred_head_dict; not used of the file: dec_embed_dict, dec_linear, decoder, "
+                         "pred_head_dict")  # fmt: skip
 
 
 def test_a_first_convolution_is_repeated_over_frames():
@@ -61,8 +62,9 @@ def test_a_unetr_takes_stems_and_encoder_and_keeps_its_own_tables():
     pretrained, model = small_model(0), small_unetr(1)
     own = copy.deepcopy(model)
     said = cf.load_cinema_weights(model, pretrained.state_dict())
-    assert "position tables of another grid not taken: sax, lax_4c" in said  # images of 32 where there were 24
-    assert "enc_fusion_dict" in said.partition("left: ")[2]
+    # images of 32 where there were 24
+    assert "position embeddings computed anew (another image size): sax, lax_4c" in said
+    assert "enc_fusion_dict" in said.partition("not used of the file: ")[2]
     theirs = pretrained.state_dict()
     for name, tensor in model.state_dict().items():
         table = name.endswith("pos_embed")
@@ -121,7 +123,8 @@ def test_training_starts_from_another_task():
     source, model = small_vit(0, n_frames=4), small_unetr(1)
     own = copy.deepcopy(model.state_dict())
     said, absent = load_starting_weights(model, {**source.state_dict(), "log_variance": torch.zeros(3)})
-    assert "first convolutions averaged over 4 frames" in said and "fresh: dec_" in said and "left: " in said
+    for part in ("first convolutions averaged over 4 frames", "from random weights: dec_", "not used of the file: "):
+        assert part in said
     assert absent == ()
     for name, tensor in model.state_dict().items():
         theirs = source.state_dict().get(name)
@@ -144,7 +147,7 @@ def test_a_unetr_has_no_fusion_to_start_from():
     source, model = small_unetr(0), small_vit(1)
     fusion = by_part(copy.deepcopy(model), "enc_fusion_dict")
     said, absent = load_starting_weights(model, source.state_dict())
-    assert absent == ("enc_fusion_dict",) and "fresh: enc_fusion_dict, pred_head_dict" in said
+    assert absent == ("enc_fusion_dict",) and "from random weights: enc_fusion_dict, pred_head_dict" in said
     assert same(fusion, by_part(model, "enc_fusion_dict"))
     assert torch.equal(model.encoder.cls_token, source.encoder.cls_token)
 
@@ -163,5 +166,5 @@ def test_starting_from_other_numbers_of_frames_and_targets(have, want):
 def test_the_same_task_starts_whole():
     source, model = small_vit(0), small_vit(1)
     said, _ = load_starting_weights(model, {**source.state_dict(), "log_variance": torch.zeros(3)})
-    assert said.endswith(f"all {len(source.state_dict())} tensors; left: log_variance")
+    assert said.endswith(f"all {len(source.state_dict())} tensors; not used of the file: log_variance")
     assert same(source.state_dict(), model.state_dict())

@@ -219,7 +219,7 @@ def test_another_store(runs, tmp_path, part):
     split = load_run(runs / "segmentation", device="cpu").split._asdict()
     mine = set(split.pop(part))
     assert {row["study"] for row in rows} == mine | {"s12", "s13"}
-    assert results["about"]["studies"] == f"of another store: 2 new to the run, 3 {part} of the run"
+    assert results["about"]["studies"] == f"another store: 2 not in the run, 3 of its {part} part"
     why = {study: f"by its name one of the run's {name} studies, which --part {name} evaluates"
            for name, studies in split.items() for study in studies}  # fmt: skip
     assert {line["study"]: line["why"] for line in results["left_out"]} == why and len(why) == 9
@@ -248,7 +248,7 @@ def test_the_run_s_own_store_has_gained_a_study_or_only_kept_what_was_learnt(dis
     with pytest.raises(ValueError, match=r"store, the store of .*run, is not here .*: name it by --data"):
         evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval2", device="cpu"))
     learnt = write_discs(tmp_path / "learnt", 1)  # s00, which is no test study
-    with pytest.raises(ValueError, match=r"learnt: by their names all 1 of its studies are (train|val) studies of"):
+    with pytest.raises(ValueError, match=r"learnt: nothing to evaluate: by name, all of its studies \(1\) are (train|val)"):
         evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval2", device="cpu", data=learnt))
 
 

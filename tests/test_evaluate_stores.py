@@ -18,7 +18,7 @@ from cinema_fast.train.run_info import read_run_info
 
 pytest.importorskip("jinja2")
 FEW = {"steps": 2, "validate_every": 2, "views": ("sax",)}
-SEEN = "seen by the starting weights"
+SEEN = "evaluated studies used in pre-training"
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def test_every_part_is_there_with_its_pictures(html):
     assert "prediction over the cycle, slice " in alts and "Outlines: " in page.text
     for k, (name, colour) in enumerate(zip(CLASSES.values(), COLOURS)):
         assert f'<strong class="c{k}">{name}</strong>' in html and f".c{k} {{ color: rgb{colour}; }}" in html
-    assert "lv_edv_implausible" in page.text and "lv_edv_ml is not within 40 to 500" in page.text  # of small boxes
+    assert "lv_edv_implausible" in page.text and "lv_edv_ml is outside 40 to 500" in page.text  # of small boxes
     assert "worst of 6: " in page.text and "middle of 6: " in page.text and "best of 6: " in page.text
     assert "disease: DCM from 0.5" in page.text and "of 6 studies" in page.text and "Worst cases" in page.text
     assert len(html) < 3_000_000

@@ -42,7 +42,7 @@ def test_segmentation(refused, tmp_path):
     refused(r"bare holds no label maps: .*prepare SRC STORE --labels", "segmentation", data=bare)
     refused(r"study s\d\d: its sax label maps hold the label 3, and the structures are 2: RV, MYO \(1 to 2\)",
             "segmentation", structures=("RV", "MYO"))  # fmt: skip
-    refused(r"none of the 6 training studies whose labels are used has the label 4 \(atrium\)", "segmentation",
+    refused(r"no labelled training study in use \(of 6\) has the label 4 \(atrium\)", "segmentation",
             structures=("RV", "MYO", "LV", "atrium"))  # fmt: skip
     some = write_discs(tmp_path / "part", 12)
     index = json.loads((some / "index.json").read_text())
@@ -54,7 +54,7 @@ def test_segmentation(refused, tmp_path):
     split = tmp_path / "split.csv"
     split.write_text("study,split\ns00,train\ns11,val\n")
     some = write_discs(tmp_path / "some", 12, views=("sax", "lax_4c"), last_view_of=11)
-    refused(r"none of the 1 validation studies has images and labels for --task segmentation", "segmentation",
+    refused(r"no validation study \(of 1\) has images and labels for --task segmentation", "segmentation",
             data=some, views=("lax_4c",), split=split)  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def test_tables(refused, discs, tmp_path):  # noqa: F811
     refused(r"other\.csv, line 13: radius is 'unknown', not a number.*Leave the cell empty", "regression", table=file)
     refused(r"line 13: radius is 'unknown'.*--classes", "multitask", table=file, targets=("radius",))
     table(file, ["radius", *(f"s{n:02d},5" for n in range(12))])
-    refused(r"'radius' is 5 for all of the 6 training studies whose labels are used", "regression", table=file)
+    refused(r"'radius' is 5 for all of the labelled training studies in use \(6\): choose", "regression", table=file)
     for huge in ("1e300", "-1e39"):
         table(file, ["radius", *rows[:11], f"s11,{huge}"])
         refused(rf"other\.csv, line 13: radius is '{huge}', beyond 3\.4e\+38, the most", "regression", table=file)
@@ -154,7 +154,7 @@ def test_a_target_that_one_part_lacks(refused, tmp_path):
     table(file, ["ef,mass", *(f"s{n:02d},{n},{'' if n >= 8 else n}" for n in range(12))])
     refused(r"no validation study that has images has a value in the column 'mass'", "multitask", **both)
     table(file, ["ef,mass", *(f"s{n:02d},{n},{n if n in (0, 9) else ''}" for n in range(12))])
-    refused(r"none of the 2 training studies whose labels are used has a value in the column 'mass'", "multitask",
+    refused(r"none of the labelled training studies in use \(2\) has a value in the column 'mass'", "multitask",
             shots=2, **both)  # fmt: skip
 
 
@@ -167,18 +167,18 @@ def test_classes(refused, tmp_path):
         table(file, ["big", *(f"s{n:02d},{name}" for n, name in enumerate(classes) if name != "-")])
         refused(told, "classification", table=file, split=split, **options)
 
-    of("nnnnnnynynyn", r"all 6 training studies have 'big' 'n': take other shares \(--val, --test\), or say by --split")
+    of("nnnnnnynynyn", r"all training studies \(6\) have 'big' = 'n': change --val or --test, or give --split")
     of("ynynynnnnynn", r"all 3 validation studies have 'big' 'n'")
     of("ynynynynznyn", r"'big' 'z' is in the val studies and in none of the 6 training studies")
     of("ynynynynnzyn", r"'big' 'z' is in the test studies and in none of")
-    of("ynynyn---yny", r"none of the 3 validation studies has images and labels for --task classification")
-    of("------ynynyn", r"none of the 6 training studies has images and labels")
+    of("ynynyn---yny", r"no validation study \(of 3\) has images and labels for --task classification")
+    of("------ynynyn", r"no training study \(of 6\) has images and labels")
     table(file, ["big", *(f"s{n:02d},{name}" for n, name in enumerate(["male", "female", " Male ", "Fe male"] * 3))])
     refused(r"classes\.csv: big is 'male' on line 2 and 'Male' on line 4, which would be two classes: spell it in one",
             "classification", table=file, split=split)  # fmt: skip
     table(file, ["big", *(f"s{n:02d},{name}" for n, name in enumerate(["0", "1", "1.0"] * 4))])
     refused(r"big is '1' on line 3 and '1\.0' on line 4", "classification", table=file, split=split)
-    of("ynnnnnynnnyn", r"--shots 2: only 1 labelled training studies of class 'y'", shots=2)
+    of("ynnnnnynnnyn", r"--shots 2: only 1 labelled training study of class 'y'", shots=2)
     of("ynnnnnynnnyn", r"'big' 'y' is in the val studies and in none of the 2 training .* used: "
        "take other studies .*--subset-seed", label_fraction=0.3, subset_seed=1)  # fmt: skip
 
@@ -195,7 +195,7 @@ def test_landmarks(refused, tmp_path):
             "landmarks", table=file)  # fmt: skip
     lines = write_points(file).read_text().replace(",lax_4c,", ",LAX-4c,")
     file.write_text(lines)
-    refused(r"some\.csv: \d+ lines are of the view 'LAX-4c', which .* spells 'lax_4c': correct the table", "landmarks",
+    refused(r"some\.csv: view 'LAX-4c' \(\d+ lines\) is spelled 'lax_4c' in .*: correct the table", "landmarks",
             table=file)  # fmt: skip
     lines = write_points(file).read_text().splitlines()
     turned = [line.split(",") for line in lines[1:]]

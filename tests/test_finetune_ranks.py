@@ -118,7 +118,7 @@ def test_ranks_draw_differently_go_on_and_stop_early(discs, tmp_path):  # noqa: 
     ended = run_of_ranks(dataclasses.replace(config, resume=True))
     assert ended.returncode == 0, ended.stderr
     log = (config.out / "run.log").read_text()
-    assert "going on from step 3" in log and "stopped early: no better score in 2 validations" in log
+    assert "going on from step 3" in log and "stopped early: no better score in the last 2 validations" in log
     assert metrics(config.out)[-1]["step"] == 6 and load_run(config.out, device="cpu").step == 2
 
 

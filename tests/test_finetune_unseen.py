@@ -39,7 +39,7 @@ def test_a_view_that_only_others_have(discs, tmp_path, task):  # noqa: F811
     parts = ["test", "test", "val", "val", *["train"] * 7, "val"]
     split.write_text("study,split\n" + "".join(f"s{n:02d},{part}\n" for n, part in enumerate(parts)))
     config = discs.config(tmp_path / "run", task, data=store, split=split, **FEW)
-    with pytest.raises(ValueError, match=r"none of the 7 training studies whose labels are used has lax_4c with a label"
+    with pytest.raises(ValueError, match=r"no labelled training study in use \(of 7\) has lax_4c with a label"
                        r": name the others by --views \(sax\), or take other studies"):  # fmt: skip
         finetune(config)
     assert not config.out.exists() and finetune(replace(config, views=("sax",))).step == 2
@@ -71,7 +71,7 @@ def moved(path, which) -> object:
 
 def test_landmarks_that_no_study_in_use_shows(refused, tmp_path):
     file = moved(write_points(tmp_path / "tip.csv"), lambda study, name: name == "tip" and SPLIT[study] == "train")
-    refused(r"tip\.csv: tip of lax_4c is on no image of the 6 training studies whose labels are used: take other",
+    refused(r"tip\.csv: tip of lax_4c is on no image of the labelled training studies in use \(6\): take other",
             "landmarks", table=file)  # fmt: skip
     file = moved(write_points(tmp_path / "val.csv"), lambda study, _: SPLIT[study] == "val")
     refused(r"val\.csv: no landmark is on an image of the 3 validation studies: take others by --val or --split",

@@ -52,7 +52,8 @@ def test_two_views_into_four(tiny_store, tmp_path):  # noqa: F811
     fresh, _ = weights_of(tiny_store, tmp_path / "fresh", seed=2)
     found, said = weights_of(tiny_store, tmp_path / "run", seed=2, init_from=start)
     check(start, found, fresh, FOUR, ("sax", "lax_4c"))
-    assert len(said) == 1 and said[0].endswith(f"weights of {start}: views taken: sax, lax_4c; fresh: lax_2c, lax_3c")
+    taken = "views taken: sax, lax_4c; from random weights: lax_2c, lax_3c"
+    assert len(said) == 1 and said[0].endswith(f"weights of {start}: {taken}")
 
 
 def test_four_views_into_one_and_other_two(tiny_store, tmp_path):  # noqa: F811
@@ -62,7 +63,7 @@ def test_four_views_into_one_and_other_two(tiny_store, tmp_path):  # noqa: F811
         found, said = weights_of(tiny_store, tmp_path / f"run {views}", views=views, seed=2, init_from=start)
         check(start, found, fresh, views, views)
         left = ", ".join(sorted(set(FOUR) - set(views)))
-        assert len(said) == 1 and said[0].endswith(f"views taken: {', '.join(views)}; left: {left}")
+        assert len(said) == 1 and said[0].endswith(f"views taken: {', '.join(views)}; not used: {left}")
 
 
 def test_some_taken_some_fresh_some_left(tiny_store, tmp_path):  # noqa: F811
@@ -70,7 +71,7 @@ def test_some_taken_some_fresh_some_left(tiny_store, tmp_path):  # noqa: F811
     fresh, _ = weights_of(tiny_store, tmp_path / "fresh", views=("sax", "lax_2c"), seed=2)
     found, said = weights_of(tiny_store, tmp_path / "run", views=("sax", "lax_2c"), seed=2, init_from=start)
     check(start, found, fresh, ("sax", "lax_2c"), ("lax_2c",))
-    assert said[0].endswith("views taken: lax_2c; fresh: sax; left: lax_3c")
+    assert said[0].endswith("views taken: lax_2c; from random weights: sax; not used: lax_3c")
 
 
 def test_what_is_shared_has_to_fit(tiny_store, tmp_path):  # noqa: F811
@@ -102,7 +103,7 @@ def test_the_folder_of_a_run_gives_its_newest_weights(tiny_store, tmp_path):  # 
     found, said = weights_of(tiny_store, tmp_path / "run", seed=2, init_from=tmp_path / "start")
     check(start, found, fresh, FOUR, FOUR)
     assert said[0].endswith(f"weights of {tmp_path / 'start'}, step 1: views taken: {', '.join(FOUR)}")
-    axes = "learnt on images whose axes lie otherwise (--orientation patient of prepare; this store: stored)"
+    axes = "was trained on images with other axes (prepare --orientation patient; this store: stored)"
     assert f"{tmp_path / 'start'} {axes}" in (tmp_path / "run" / "run.log").read_text()
 
 

@@ -111,7 +111,7 @@ def test_the_script_runs_goes_on_and_writes_what_is_done(tmp_path):
     run = json.loads((out / "cells/multitask-few-pre-trained-0/evaluation/results.json").read_text())["about"]
     assert run["training studies"] == 8 and run["init_from"].endswith("pretraining")
     log = (out / "cells/multitask-few-pre-trained-0/run/run.log").read_text()
-    assert "were seen by" not in log  # the test hearts are those that pre-training was kept from
+    assert "a run it started from, has used" not in log  # the test hearts are those that pre-training was kept from
     shutil.rmtree(out / "cells/multitask-half-scratch-0")
     subprocess.run([*command, "--write"], check=True, capture_output=True, timeout=600)
     assert "**11 of 12 cells are complete.** Missing: seed 0, multitask half scratch." in page.read_text()

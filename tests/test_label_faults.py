@@ -102,8 +102,8 @@ def test_labels_that_the_crop_cuts_off(tmp_path):
         "have no label left and count as unlabelled (the first is frame 2) (labels)"
     )
     assert info.labels.frames == (0, 3) and info.labels.values == (2, 3) and report.exit_code == 1
-    said = (f"1 of these studies have labels that reach over the crop, which cuts them off (share of the labelled "
-            f"volume: p0 sax {percent:.3g} %): a larger size keeps them")  # fmt: skip
+    said = (f"labels are cut off by the crop in 1 study (share of the labelled volume lost: p0 sax {percent:.3g} %). To "
+            "keep them, prepare with a larger --sax-size or --lax-size")  # fmt: skip
     assert said in str(report)
     second = run(src, store, sax_size=(20, 20, 5), **same)
     assert second.unchanged == 1 and said in str(second)  # told of the next time, too

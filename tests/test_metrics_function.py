@@ -132,7 +132,8 @@ def test_what_is_constant_or_undefined_is_reported():
     assert math.isnan(point["r2"]) and math.isnan(point["correlation"]) and point["bias"] == -3.5
     assert constant.notes["mae"] == "1 of 3 are undefined and left out" and constant.used["mae"].sum() == 2
     missed = Agreement([1.0, math.inf, math.nan], [1.0, 2.0, 3.0])
-    assert missed.notes["mae"] == "1 of 2 failed, and are left out; 1 of 3 are undefined and left out"
+    failed = "1 of 2 failed (nothing was measured), left out of the mean"
+    assert missed.notes["mae"] == f"{failed}; 1 of 3 are undefined and left out"
     flat = Agreement([5.0, 5.0], [1.0, 2.0])
     assert math.isnan(flat.point()["correlation"]) and "constant" in flat.notes["correlation"]
     assert "r2" not in flat.notes and flat.point()["r2"] == pytest.approx(1 - 12.5 / 0.25)

@@ -112,7 +112,7 @@ def test_studies_added_or_replaced_without_maps_are_counted(prepared, tmp_path):
     write_study(src, "q", views=("lax_2c",))
     report = run(src, path)
     assert (report.prepared, report.without_motion, report.motion_maps, report.exit_code) == (2, 2, None, 0)
-    assert "2 of these studies have no motion map, or not of every view: the same command with --motion" in str(report)
+    assert "2 studies without a motion map of every view: give the same command with --motion" in str(report)
     store = CineStore(path)
     assert store.info("p0", "sax").motion and not store.info("p1", "lax_2c").motion
     with pytest.raises(StoreError, match=r"study 'q' has no motion map of 'lax_2c'; `cinema-fast prepare .*--motion"):

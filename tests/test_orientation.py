@@ -160,7 +160,7 @@ def test_stores_and_runs_of_earlier_versions_keep_the_axes_of_their_files(sixtee
     assert not np.array_equal(stored, other)  # one scan, stored in two ways
     with pytest.raises(ValueError, match=r"orientation='stored' \(asked for 'patient'\)"):
         prepare(PrepareConfig(sixteen / "3", tmp_path / "old", workers=1, orientation="patient", **GRID))
-    assert "  axes as in the files" in describe(both)
+    assert "  axes: as in the source files" in describe(both)
     run = run_of(Segmentation(STRUCTURES, ("sax",), "0"), Lopsided(), {"sax": GRID["sax_size"]})
     report = predict_as(monkeypatch, run, sixteen / "3", tmp_path / "out")
     assert orientation.AS_STORED_RUN in str(report)

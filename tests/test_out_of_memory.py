@@ -39,10 +39,10 @@ def test_a_step_that_does_not_fit(tiny_store, tmp_path):  # noqa: F811
     ended = run("pretrain", *words, code=IN_A_STEP)
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
     assert (said := re.fullmatch(
-        r"cinema-fast: (out of memory on the cpu: 3\.00 GiB more were asked for and this process held at most "
+        r"cinema-fast: (out of memory on the cpu: 3\.00 GiB more was requested; peak use of this process was "
         r"\d+\.\d\d GiB, in training cinema-tiny with --batch-size 6 --accumulate 2 --mode eager --recompute none in "
-        r"float32\. The same run in less memory, to rounding: --resume with --batch-size 3 --accumulate 4, or "
-        r"--recompute full, or --precision bf16)",
+        r"float32\. To go on with less memory \(results equal up to rounding\), add --resume and --batch-size 3 "
+        r"--accumulate 4, or --recompute full, or --precision bf16)",
         last_line(ended),
     )), last_line(ended)  # fmt: skip
     assert said[1] in (tmp_path / "run" / "run.log").read_text()
@@ -62,9 +62,9 @@ def refuse(error: Exception) -> None:
 @pytest.mark.parametrize(
     ("work", "asked"),
     [
-        (lambda: refuse(torch.OutOfMemoryError(CUDA)), "2.50 GiB more were asked for"),
+        (lambda: refuse(torch.OutOfMemoryError(CUDA)), "2.50 GiB more was requested"),
         (lambda: refuse(torch.AcceleratorError("CUDA error: out of memory")), "this process held"),
-        (lambda: np.empty(2**50), "8.00 PiB more were asked for"),
+        (lambda: np.empty(2**50), "8.00 PiB more was requested"),
         (lambda: bytearray(2**60), "this process held"),
         (lambda: refuse(OSError(12, "Cannot allocate memory")), "this process held"),
     ],
@@ -110,6 +110,6 @@ def test_a_checkpoint_is_not_taken_for_damaged(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_that_is_full():
-    refused = pytest.raises(OutOfMemory, match=r"the cuda: \S+ \S+ more were asked for and at most \S+ of \S+ GiB")
+    refused = pytest.raises(OutOfMemory, match=r"the cuda: \S+ \S+ more was requested; peak use was \S+ of \S+ GiB")
     with refused, memory_advice(config_of(device="cuda")):
         torch.empty(2**50, dtype=torch.uint8, device="cuda")

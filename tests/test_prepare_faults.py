@@ -157,7 +157,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, monkeypatch, capfd)
     command = ["prepare", str(tmp_path / "src"), str(tmp_path / "store"), "--workers", "1"]
     publish = prepare_module.replace_folder
     for kept, studies, options, words in ((0, [], [], "nothing was prepared, what was there stays: the same command"),
-                                          (2, ["p0", "p1"], [], "2 studies are complete and stay: the same command"),
+                                          (2, ["p0", "p1"], [], "2 studies complete and kept: the same command"),
                                           (1, ["p0"], ["--overwrite"], "the same command without --overwrite")):
         def stopped(folder, target, studies=studies):
             if target.name not in studies:

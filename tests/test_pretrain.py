@@ -191,13 +191,12 @@ def test_a_lost_study_is_replaced_or_ends_a_strict_run(tmp_path, monkeypatch, ca
     assert pretrain(config_of(store, tmp_path / "run", steps=3, batch_size=5)).exit_code == 0
     told, times = capfd.readouterr().err, metrics(tmp_path / "run")[-1]["replaced"]
     assert told.count("study s3 replaced") == times >= 3
-    said = f"{times} times a study could not be read while training, and another took its place: "
+    said = f"unreadable studies were replaced {times} times in training: "
     assert f"{said}s3 ({times} times). " in told
     pretrain(config_of(store, tmp_path / "run", steps=3, batch_size=5, resume=True))  # which meets none itself
     assert f"{said}{times} times on other ranks or before the run was resumed. " in capfd.readouterr().err
-    assert _replaced(1, Counter(s=1)).startswith("once a study could not be read while training, and another took its "
-                                                 "place: s (once). ")  # fmt: skip
-    assert "place: b (2 times); once on other ranks" in _replaced(3, Counter(b=2))
+    assert _replaced(1, Counter(s=1)).startswith("unreadable studies were replaced once in training: s (once). ")
+    assert "training: b (2 times); once on other ranks" in _replaced(3, Counter(b=2))
     with pytest.raises(ValueError, match=r"study s3.*lax_2c\.npy"):
         pretrain(config_of(store, tmp_path / "strict", steps=3, batch_size=5, strict=True))
 

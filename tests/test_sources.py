@@ -51,7 +51,7 @@ def test_what_was_found_and_what_has_no_place_is_reported(tmp_path):
     sources = find_sources(tmp_path, "{id}_{view}_{frame}.nii", ("sax=sa",))
     assert sources.found() == {("sax", "sa"): (3, 6), ("sax", "sax"): (1, 1), ("lax_2c", "lax_2c"): (1, 1)}
     names = sources.unmatched_names(tmp_path)
-    assert unmatched_line(names) == ("7 NIfTI files do not match the pattern and were left alone: other0.nii, "
+    assert unmatched_line(names) == ("7 NIfTI files ignored, not matching --pattern: other0.nii, "
                                      "other1.nii, other2.nii, other3.nii, other4.nii, ...")
     lines = str(PrepareReport(files=sources.found(), unmatched_files=names)).splitlines()
     assert lines[1:4] == ["lax_2c: 1 file 'lax_2c' of 1 study", "sax: 6 files 'sa' of 3 studies",

@@ -122,7 +122,7 @@ def test_files_on_a_slow_disk_are_looked_for_many_at_a_time(folder, monkeypatch)
     wrong_sizes = store_module.wrong_sizes
     monkeypatch.setattr(store_module, "wrong_sizes", lambda i: threads.add(get_ident()) or wrong_sizes(i))
     monkeypatch.setattr(store_module.time, "perf_counter", lambda: next(seconds))
-    with pytest.raises(StoreError, match=r"1 files do not fit the index:\n.*0777/lax_4c\.npy: No such file"):
+    with pytest.raises(StoreError, match=r"1 file does not match the index:\n.*0777/lax_4c\.npy: No such file"):
         CineStore(folder)
     assert len(threads) > 2
 
@@ -186,7 +186,7 @@ AT_OPEN = {
     "odd shape": (lambda f: edit_record(f, "shape", [3, 14]), r"'p1', view 'lax_4c' is damaged .*\(3, 14\)"),
     "odd motion map": (lambda f: edit_record(f, "motion", {}), "'p1', view 'lax_4c' is damaged .KeyError: 'file'"),
     "no record": (lambda f: edit_index(f, studies={"p9": {"sax": 7}}), "study 'p9', view 'sax' is damaged .no record"),
-    "missing file": (lambda f: (f / NPY).unlink(), r"1 files do not fit the index:\n.*p1/lax_4c.npy: No such file"),
+    "missing file": (lambda f: (f / NPY).unlink(), r"1 file does not match the index:\n.*p1/lax_4c.npy: No such file"),
     "short file": (lambda f: os.truncate(f / NPY, 500), r"lax_4c\.npy: 500 bytes, expected 632 for the shape \(3, 14"),
     "long file": (lambda f: os.truncate(f / NPY, 700), "700 bytes, expected 632"),
 }

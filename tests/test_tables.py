@@ -90,12 +90,12 @@ def test_what_matches_in_part_is_reported(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     check_matches(path, listed, [f"s{n}" for n in range(10)], "store")
     assert capsys.readouterr().err == (
-        f"{path}: 7 of the 10 studies of store are in it; not in it (3): 's0', 's1', 's2'; in it alone (2 of its "
-        "9): 's10', 's11'\n")
+        f"{path}: it lists 7 of the 10 studies of store; missing from the table (3): 's0', 's1', 's2'; only in "
+        "the table (2 of 9): 's10', 's11'\n")
     check_matches(path, listed, ["s3"], "store", whole=[f"s{n}" for n in range(20)])
     assert capsys.readouterr().err == ""
     check_matches(path, listed, ["s3"], "store")
-    assert "in it alone (8 of its 9): 's4', 's5', 's6', 's7', 's8', ...\n" in capsys.readouterr().err
+    assert "only in the table (8 of 9): 's4', 's5', 's6', 's7', 's8', ...\n" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"none of the 2 studies of store is in it: they are 'a', 'b'; it has 's3', '"):
         check_matches(path, listed, ["a", "b"], "store")
 
@@ -107,7 +107,7 @@ def test_views_that_a_store_has_not_are_reported(tmp_path, capsys):
     assert capsys.readouterr().err == (
         f"{tmp_path}/t.csv: no study of {tmp_path}/store has the view 'lax_3c' (2 lines), '4ch' (2 lines): left out; "
         "its views are sax, lax_4c\n")
-    with pytest.raises(ValueError, match=r"2 lines are of the view '4ch', which .*store spells '4_CH': correct the t"):
+    with pytest.raises(ValueError, match=r"view '4ch' \(2 lines\) is spelled '4_CH' in .*store: correct the t"):
         check_landmarks(tmp_path / "t.csv", points, {"a": ("4_CH",)}, ["a"], tmp_path / "store")
 
 

@@ -34,7 +34,7 @@ class ClusterConfig:
     clusters: int | None = None
     # largest number of clusters to try
     max_clusters: int = 10
-    # resamples: pairs of subsamples for the stability, null samples for the separation (p is at least 1 / (1 + these))
+    # number of pairs of subsamples (stability) and of null samples (separation); p is at least 1 / (1 + this number)
     resamples: int = 50
     # projection of the studies to two dimensions, for the map
     map: Literal["pca", "tsne"] = "pca"

@@ -71,9 +71,9 @@ class Clustering:
     def stable(self) -> str:
         """How stable and separated the clusters are, in words. The thresholds are a convention."""
         if self.stability is None:
-            return "one cluster: by the criterion no division is better"
+            return "one cluster: the criterion favours no split"
         if self.separation and self.separation.p > 0.05:
-            return "no groups: one Gaussian of the same covariance divides as well; do not interpret the clusters"
+            return "no groups: data from one Gaussian separate as well (p > 0.05); do not interpret the clusters"
         if self.stability.mean < 0.6:
             return "not stable: other studies would give other clusters; do not interpret them"
         good = "stable: other studies of this cohort would give nearly the same clusters"

@@ -40,18 +40,18 @@ class EmbedConfig:
     store: Annotated[Path, tyro.conf.arg(metavar="STORE")]
     # Parquet file to write; its name ends in .parquet
     out: Annotated[Path, tyro.conf.arg(metavar="OUT")]
-    # CSV with a column study: also draw the embeddings in two dimensions (OUT with .png), coloured by --colour
+    # CSV with a column study: also draw a 2-D map of the embeddings, as a .png beside OUT, coloured by --colour
     labels: Path | None = None
     # column of --labels, of numbers, that colours the picture
     colour: str = "ef"
-    # clips, or time points of a study, per forward pass
+    # frames (CineMA) or clips (HeartMAE) per forward pass
     batch_size: int = 32
     # device to run on; auto: the GPU if there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # threads that read the store
     workers: int = 2
-    # try again the studies that an earlier run of the same command could not read. A run that was killed goes on by
-    # the same command without this
+    # try again the studies that could not be read the last time. A killed command does not need it: the same command
+    # continues
     resume: bool = False
 
     def __post_init__(self):
@@ -211,10 +211,11 @@ def _begin(config: EmbedConfig, folder: Path, metadata: dict[str, str]) -> Embed
     made = [out, folder]
     picture = out.with_suffix(".png")
     if config.labels and picture.exists() and not config.resume:  # a run that was killed had not come to it
-        raise ValueError(f"{picture} is there already: go on with --resume, or choose another file")
+        raise ValueError(f"{picture} exists: choose another OUT, or give --resume to draw it again")
     killed = (folder / UNFINISHED).exists()
     if not (config.resume or killed) and (there := next((path for path in made if path.exists()), None)):
-        raise ValueError(f"{there} is there already: go on with --resume, or choose another file")
+        raise ValueError(f"{there} exists: choose another file, or give --resume to try again the studies that could "
+                         "not be read")
     if out.exists() and not folder.exists():
         if _read_skipped(out, metadata) is None:
             raise ValueError(f"{out} is no Parquet file; choose another")
@@ -236,7 +237,7 @@ def _read_skipped(path: Path, metadata: dict[str, str]) -> dict[str, str] | None
     differs = [f"{name}: was {found.get(name)}, now {now}" for name, now in metadata.items() if found.get(name) != now]
     if differs:
         raise ValueError(
-            f"{path} was made otherwise, and going on would mix the two:\n  " + "\n  ".join(differs)
+            f"{path} was made with other options:\n  " + "\n  ".join(differs)
             + "\ngive the old values, or choose another file"
         )
     return json.loads(found[_SKIPPED])

@@ -93,9 +93,9 @@ def check_matches(
     if len(lacking) == len(studies):
         raise ValueError(f"{path}: none of the {len(studies)} studies of {where} is in it: they are {_named(lacking)}; "
                          f"it has {_named(list(listed))}")
-    parts = [f"{len(studies) - len(lacking)} of the {len(studies)} studies of {where} are in it"]
-    parts += [f"not in it ({len(lacking)}): {_named(lacking)}"] if lacking else []
-    parts += [f"in it alone ({len(other)} of its {len(listed)}): {_named(other)}"] if other else []
+    parts = [f"it lists {len(studies) - len(lacking)} of the {len(studies)} studies of {where}"]
+    parts += [f"missing from the table ({len(lacking)}): {_named(lacking)}"] if lacking else []
+    parts += [f"only in the table ({len(other)} of {len(listed)}): {_named(other)}"] if other else []
     if len(parts) > 1:
         print(f"{path}: {'; '.join(parts)}", file=sys.stderr)
 

@@ -207,6 +207,6 @@ def _text(first: EvaluationFolder, second: EvaluationFolder, paired: Sequence[Ro
     head = ["metric", "first", "second", "difference", f"its {LEVEL:.0%} interval", "p", "n (studies)"]
     lines.append(markdown_table(head, rows))
     lines += notes
-    lines.append("Difference: second - first. Intervals: draws of studies, the same for both. p: permutation of the "
-                 "two within studies, two-sided, not corrected for the number of comparisons.")  # fmt: skip
+    lines.append("Difference: second - first. Intervals: paired bootstrap over studies. p: two-sided permutation test "
+                 "within studies, not corrected for multiple comparisons.")  # fmt: skip
     return "\n\n".join(lines)

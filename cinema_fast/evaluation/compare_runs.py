@@ -149,9 +149,9 @@ def _figures(run: Run, shared: int | None) -> dict[str, str]:
     last = run.lines[-1]
     found["loss, last"] = "not finite" if last["loss"] is None else f"{last['loss']:.5f}"
     values = {
-        "loss, mean of the last tenth": (run.tenth("loss", run.step), ".5f"),
-        f"loss, mean of the tenth up to step {shared}": (run.tenth("loss", shared) if shared else None, ".5f"),
-        "gradient norm, mean of the last tenth": (run.tenth("grad_norm", run.step), ".4g"),
+        "loss, mean of the last 10 % of steps": (run.tenth("loss", run.step), ".5f"),
+        f"loss, mean of the last 10 % up to step {shared}": (run.tenth("loss", shared) if shared else None, ".5f"),
+        "gradient norm, mean of the last 10 % of steps": (run.tenth("grad_norm", run.step), ".4g"),
         "updates skipped": (last.get("skipped"), ".0f"),
         "studies/s, median": (run.over_lines(median, "studies_per_s"), ".4g"),
         "data wait, median": (run.over_lines(median, "data_wait"), ".1%"),

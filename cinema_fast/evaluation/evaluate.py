@@ -66,7 +66,8 @@ def _evaluate(config: EvaluateConfig) -> dict:
     about = {
         "run": str(config.run), "step": run.step, "task": task.kind, "model": type(run.model).__name__,
         "init_from": run.info.options["init_from"], "training studies": len(run.info.labels.used),
-        "store": str(cines.path), "studies": chosen, "seen by the starting weights": seen_among(run.info, studies),
+        "store": str(cines.path), "studies": chosen,
+        "evaluated studies used in pre-training": seen_among(run.info, studies),
         "precision": str(run.precision)[6:],
     }  # fmt: skip
     if training := run.trained_views():
@@ -95,7 +96,7 @@ def _chosen(
         if not (studies := getattr(run.split, part)):
             raise ValueError(f"the run has no labelled studies for --part {part}: evaluate another --part, or a store "
                              "of others by --data")  # fmt: skip
-        return studies, f"{part} of the run"
+        return studies, f"{part} part of the run's data split"
     part_of = {study: name for name, studies in run.split._asdict().items() for study in studies}
     earlier = set(seen_of(run.info.labels)["studies"]) - part_of.keys()
     for study in cines.ids:
@@ -105,11 +106,11 @@ def _chosen(
             assessment.leave_out(study, "by its name one that the run's starting weights have learnt from")
     studies = tuple(study for study in cines.ids if part_of.get(study, part) == part and study not in earlier)
     if not studies:
-        others = ", ".join(dict.fromkeys(part_of.get(study, "starting weights'") for study in cines.ids))
-        raise ValueError(f"{cines.path}: by their names all {len(cines.ids)} of its studies are {others} studies of "
-                         f"the run, none is new to it or for --part {part}: evaluate another --part")  # fmt: skip
+        others = ", ".join(dict.fromkeys(part_of.get(study, "pre-training") for study in cines.ids))
+        raise ValueError(f"{cines.path}: nothing to evaluate: by name, all of its studies ({len(cines.ids)}) are "
+                         f"{others} studies of the run: choose another --part")  # fmt: skip
     new = sum(study not in part_of for study in studies)
-    return studies, f"of another store: {new} new to the run, {len(studies) - new} {part} of the run"
+    return studies, f"another store: {new} not in the run, {len(studies) - new} of its {part} part"
 
 
 def _check_prepared(run: FinetunedRun, cines: CineStore) -> None:

@@ -19,18 +19,19 @@ class EvaluateConfig:
     out: Annotated[Path, tyro.conf.arg(metavar="OUT")]
     # store to evaluate on; if not given: the run's own
     data: Path | None = None
-    # which part of the run's data split to evaluate; of another store also the studies that are new to the run
+    # part of the run's data split to evaluate; with --data of another store also the studies that are not in the run
     part: Literal["train", "val", "test"] = "test"
     # CSV with one line per study: targets (if not given: the run's table), reference values, subgroups; for landmarks
     # one line per point
     table: Path | None = None
-    # reference values, as lv_ef=COLUMN: compared with what is measured from the segmentation over the cycle
+    # reference values, as lv_ef=COLUMN (lv_edv_ml, lv_mass_g, rv_ef, ...), compared with the values measured over the
+    # whole cycle
     known: tuple[str, ...] = ()
     # columns to report subgroups by
     subgroups: tuple[str, ...] = ()
     # CSV with one line per study, for --known, --subgroups and --retest, where --table has landmarks
     study_table: Path | None = None
-    # test-retest: column that is the same for repeated scans of one heart, whose measurements are compared
+    # test-retest: column that identifies the heart; the measurements of scans with the same value are compared
     retest: str | None = None
     # positive class of two, for sensitivity and --threshold; if not given: the second by name
     positive: str | None = None

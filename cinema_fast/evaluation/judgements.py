@@ -173,9 +173,9 @@ def _landmark_case(exhibit: LandmarkExhibit, where: str) -> tuple[str, list[Pict
 _KNOWN = (
     Judgement(
         "segmentation", "Label maps",
-        "Means over labelled frames. Distances are between surfaces. A class that is absent from both maps is left "
-        "out; one that is present in only one of them is a failure, with Dice 0. Stability: IoU of a class's masks at "
-        "logit thresholds +1 and -1, logits centred over classes (Segment Anything, 2023).",
+        "Means over labelled frames. Distances are between surfaces. A structure that is absent from both label maps "
+        "is left out; one that is present in only one of them has Dice 0 and no distance. Stability: IoU of the masks "
+        "at logit thresholds +1 and -1, logits centred over classes (Segment Anything, 2023); 1 is best.",
         measure=_overlap, derived=_over_classes, pictures=_dice_pictures, case=_segmented_case, worst="Dice",
         badness=lambda row: math.nan if row["name"] == ALL_CLASSES else -number(row, "dice"),
     ),
@@ -188,8 +188,8 @@ _KNOWN = (
     ),
     Judgement(
         "cycle", "Cardiac function of the whole cycle",
-        "ED and ES of each ventricle are the frames where its predicted volume is largest and smallest; compared with "
-        "reference values (--known). A ventricle that is missing in a frame has no value.",
+        "ED and ES of each ventricle are the frames where its predicted volume is largest and smallest. Values are "
+        "compared with the reference values of --known. A ventricle that is not found in some frame has no value.",
         measure=_agreement, words=_quantity, derived=_ef_classes("lv_ef of the cycle"), worst="|error|",
         badness=_ef_error, pictures=_agreement_pictures(_quantity, ("known", "prediction"), ("truth", "pred")),
     ),
@@ -213,12 +213,12 @@ _KNOWN = (
         "classification", "Classes",
         "With two classes the second is the positive one. With more, sensitivity, specificity, AUROC and AUPRC are "
         "one-vs-rest, averaged over classes.",
-        measure=_classification, words=_class_words, worst="probability of the wrong decision",
+        measure=_classification, words=_class_words, worst="probability of the wrong class chosen",
         badness=_wrong, pictures=_class_pictures(_class_words, _classification),
     ),
     Judgement(
         "landmarks", "Landmarks",
-        "Mean distance of the landmarks that were found; one that was not found counts as a failure at any distance.",
+        "Mean distance of the landmarks that were found. One that was not found counts as outside every radius.",
         worst="distance (mm)", badness=lambda row: number(row, "distance_mm"), pictures=_distance_pictures,
         case=_landmark_case,
     ),

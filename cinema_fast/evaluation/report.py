@@ -17,8 +17,8 @@ from .summary import Table, row_sets
 
 LABELS = {
     "dice": "Dice", "iou": "IoU", "hd95_mm": "Hausdorff 95 (mm)", "msd_mm": "mean surface distance (mm)", "mae": "MAE",
-    "rmse": "RMSE", "r2": "R²", "loa_low": "95 % limit, low", "loa_high": "95 % limit, high", "auroc": "AUROC",
-    "auprc": "AUPRC", "brier": "Brier", "ece": "calibration error", "distance_mm": "distance (mm)",
+    "rmse": "RMSE", "r2": "R²", "loa_low": "lower 95 % limit of agreement", "loa_high": "upper 95 % limit of agreement",
+    "auroc": "AUROC", "auprc": "AUPRC", "brier": "Brier", "ece": "calibration error", "distance_mm": "distance (mm)",
 }  # fmt: skip
 HEADLINES = ("dice", "hd95_mm", "mae", "r2", "bias", "accuracy", "auroc", "sensitivity", "specificity", "distance_mm",
              "coefficient_of_variation")  # fmt: skip
@@ -88,7 +88,7 @@ def _block(
     notes = [f"{note}: {'; '.join(about)}" for note, about in noted.items()]
     if len(notes) > MOST_NOTES:
         notes = [*notes[:MOST_NOTES], f"and {len(notes) - MOST_NOTES} more notes in results.json"]
-    return {"heads": [""] if grouped else ["view", "of"], "metrics": metrics, "rows": rows, "notes": notes}
+    return {"heads": [""] if grouped else ["view", "name"], "metrics": metrics, "rows": rows, "notes": notes}
 
 
 def _flagged(flags: Sequence[Mapping[str, str]]) -> Iterator[dict]:
@@ -123,7 +123,7 @@ def _worst(judgement: Judgement, own: Sets) -> dict | None:
         return None
     rows = sorted(rows, key=badness, reverse=True)[:WORST]
     lines = [[row["study"], row["view"], row["frame"], row["name"], figure(abs(badness(row)))] for row in rows]
-    return {"heads": ["study", "view", "frame", "of", judgement.worst], "rows": lines}
+    return {"heads": ["study", "view", "frame", "name", judgement.worst], "rows": lines}
 
 
 def _cases(judgement: Judgement, galleries: Mapping[tuple[str, str], Gallery]) -> Iterator[dict]:

@@ -28,7 +28,7 @@ STILLS = 2  # labelled frames shown: at ED and ES where there are more
 SLICES = 3  # of a stack shown
 SIDE = 112  # voxels of a picture's longer side at most, cut out around the heart
 MARGIN = 10  # voxels left around it
-NEEDED = "Volumes and EF want a structure of the ventricle's name, LV or RV; mass wants MYO and one of both"
+NEEDED = "Volumes and EF need a structure named LV or RV; mass needs MYO and one of them (--structures of finetune)"
 _CANDIDATES = 8  # exhibits that the middle one is chosen from
 
 

@@ -27,15 +27,15 @@ LIMITS = {
 
 CODES = {
     "nothing_found": "no structure was found in any frame of a view",
-    "missing_views": "views that the answer is made of are not there",
+    "missing_views": "the study lacks views that the model combines into its prediction",
     "few_slices": "a stack has fewer slices than any of training and validation",
     "lv_not_found": "the LV was found in no frame of a stack",
     "rv_not_found": "the RV was found in no frame of a stack",
     "lv_empty_frames": "the LV was found in some frames and not in others, so there is no LV function",
     "rv_empty_frames": "the RV was found in some frames and not in others, so there is no RV function",
-    "cut_off": "a structure reaches the edge of what the model sees; its volume is too small",
+    "cut_off": "a structure reaches the edge of the model's image, so its volume may be too small",
     "ed_es_swapped": "the LV is larger in the frame whose file is named es than in that named ed",
-    "phases_disagree": "ED or ES of the RV lie more than a quarter of the cycle from those of the LV",
+    "phases_disagree": "ED or ES of the RV is more than a quarter of the cycle away from that of the LV",
 }
 _SIGNED = ("lv_sv_ml", "lv_ef", "rv_sv_ml", "rv_ef")  # differences of volumes, which can be below 0
 
@@ -47,7 +47,7 @@ def _code(quantity: str, what: str) -> str:
 for _name, (_low, _high) in LIMITS.items():
     if _name in _SIGNED:
         CODES[_code(_name, "_negative")] = f"{_name} is below 0: the volume called ED is the smaller one"
-    CODES[_code(_name, "_implausible")] = f"{_name} is not within {_low:g} to {_high:g}"
+    CODES[_code(_name, "_implausible")] = f"{_name} is outside {_low:g} to {_high:g}: check the segmentation"
 
 
 def value_flags(function: Mapping[str, float]) -> list[str]:

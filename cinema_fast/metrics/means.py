@@ -49,5 +49,5 @@ def landmark_scores(pred_mm: Sequence[float], truth_mm: Sequence[float], within_
 
 def _note(values: np.ndarray) -> str:
     empty, failed = int(np.isnan(values).sum()), int(np.isinf(values).sum())
-    parts = [f"{failed} of {len(values) - empty} failed, and are not in the mean"] if failed else []
-    return "; ".join([*parts, f"{empty} without it left out"] if empty else parts)
+    parts = [f"{failed} of {len(values) - empty} failed (nothing was measured), left out of the mean"] if failed else []
+    return "; ".join([*parts, f"{empty} without this structure left out"] if empty else parts)

@@ -30,7 +30,7 @@ class Agreement(Measure):
         self.used = dict.fromkeys(("mae", "rmse", "bias", "loa_low", "loa_high", "r2", "correlation"), self.known)
         failed = int((np.isinf(pred) & np.isfinite(truth)).sum())
         undefined = self.n - int(self.known.sum()) - failed
-        parts = [f"{failed} of {self.n - undefined} failed, and are left out"] * bool(failed)
+        parts = [f"{failed} of {self.n - undefined} failed (nothing was measured), left out of the mean"] * bool(failed)
         parts += [f"{undefined} of {self.n} are undefined and left out"] * bool(undefined)
         self.notes = dict.fromkeys(self.used, "; ".join(parts)) if parts else {}
         for name, values in {"truth": (self.truth,), "truth or the prediction": (self.truth, self.pred)}.items():

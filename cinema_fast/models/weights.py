@@ -118,7 +118,8 @@ def load_starting_weights(
     whole = state | {name: tensor for name, tensor in own.items() if name == "log_variance"}
     if not _is_pretrained(state) and not _misfits(own, whole):
         _load(model, whole, where)
-        report, absent = f"all {len(state)} tensors" + "; left: log_variance" * (balance is not None), ()
+        unused = "; not used of the file: log_variance" * (balance is not None)
+        report, absent = f"all {len(state)} tensors{unused}", ()
     else:
         report = _load_encoder(model, state, where)
         absent = tuple(part for part in _parts(cinema_state_dict(model)) if part not in _parts(state))
@@ -163,8 +164,9 @@ def _load_encoder(model: nn.Module, state: Mapping[str, Tensor], where: str) -> 
     left = sorted({name.partition(".")[0] for name in state} - set(parts))
     report = [f"{len(taken)} tensors of {', '.join(parts)}, views {', '.join(views)}"]
     report += [f"first convolutions {repeated}"] * bool(repeated)
-    report += [f"position tables of another grid not taken: {', '.join(other_tables)}"] * bool(other_tables)
-    return "; ".join([*report, f"fresh: {', '.join(fresh)}", f"left: {', '.join(left)}"])
+    resized = ", ".join(other_tables)
+    report += [f"position embeddings computed anew (another image size): {resized}"] * bool(resized)
+    return "; ".join([*report, f"from random weights: {', '.join(fresh)}", f"not used of the file: {', '.join(left)}"])
 
 
 def _over_frames(weight: Tensor, channels: int, want: int) -> tuple[Tensor, str]:
@@ -209,7 +211,7 @@ def load_shared_views(model: CineMA, source: str | Path | Mapping[str, Tensor], 
     state = {key: tensor for key, tensor in state.items() if _view_of(key) not in left}
     state |= {key: tensor for key, tensor in model.state_dict().items() if _view_of(key) in fresh}
     _load(model, state, f" in {name}")
-    more = f"; fresh: {', '.join(fresh)}" * bool(fresh) + f"; left: {', '.join(left)}" * bool(left)
+    more = f"; from random weights: {', '.join(fresh)}" * bool(fresh) + f"; not used: {', '.join(left)}" * bool(left)
     return f"weights of {name}: views taken: {', '.join(taken)}{more}"
 
 

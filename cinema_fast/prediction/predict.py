@@ -90,11 +90,11 @@ class PredictReport:
         if self.as_stored:
             lines.append(AS_STORED_RUN)
         lines += remark_lines(self.remarks)
-        lines += [f"study {study}: {what} cut off at the edge of the model's field of view" for study, what in
-                  self.cut_off.items()]
+        lines += [f"study {study}: {what} reach the edge of the model's image, so volumes may be too small"
+                  for study, what in self.cut_off.items()]
         for views in dict.fromkeys(self.missing.values()):
             have = [study for study, missing in self.missing.items() if missing == views]
-            lines.append(f"without {', '.join(views)}, which the model reads: {_named(have)}")
+            lines.append(f"{_named(have)} without {', '.join(views)}, which the model uses")
         if self.missing:
             lines.append(self.trained)
         shown = {"cut_off", "missing_views"}  # above, with what is cut off and missing

@@ -82,11 +82,11 @@ class FinetuneConfig(RunOptions):
     subset_seed: int = 0
     # data augmentation
     augment: AugmentConfig = field(default_factory=lambda: RECIPE)
-    # cutout: side of a box that is set to zero in half of the images, as a share of the image's side; 0: none
+    # cutout: in half of the images a box is set to zero; its side as a share of the image's side; 0: off
     cutout: float = 0.2
     # learning rate at the last step, where the cosine decay ends
     min_lr: float = 1e-5
-    # layer-wise decay of the learning rate: factor from a layer to the one before it
+    # layer-wise decay: a layer's learning rate is this factor times that of the layer after it; 1: the same for all
     layer_decay: float = 0.75
     # share of the steps used for linear warm-up of the learning rate
     warmup: float = 0.0125

@@ -81,9 +81,9 @@ class FinetunedRun:
         if sets is None:
             return "how many training studies had which views is not known: the run is of an older version"
         whole = [one for one in sets if set(one["views"]) == set(self.fused_views)]
-        parts = [f"{one['studies']} with all of its views" for one in whole]
-        parts += [f"{one['studies']} with {', '.join(one['views'])} alone" for one in sets if one not in whole]
-        never = "; it has never seen a study without one of them" * (len(whole) == len(sets))
+        parts = [f"{one['studies']} with all of the views" for one in whole]
+        parts += [f"{one['studies']} with {', '.join(one['views'])} only" for one in sets if one not in whole]
+        never = "; the model was never trained on a study that lacks one" * (len(whole) == len(sets))
         return f"training studies of the model: {'; '.join(parts)}{never}"
 
     @torch.no_grad()

@@ -84,13 +84,13 @@ class LandmarkLabels:
         learnt = set().union(*(found[study] for study in used))
         for view, name in sorted(everything - learnt):
             raise ValueError(
-                f"{table}: {name} of {view} is on no image of the {len(used)} training studies whose labels are used: "
+                f"{table}: {name} of {view} is on no image of the labelled training studies in use ({len(used)}): "
                 "take other studies (--split, --label-fraction, --shots), or leave out the view (--views) or landmark"
             )
         if val and not any(found[study] for study in val):
             raise ValueError(
-                f"{table}: no landmark is on an image of the {len(val)} validation studies: take others by --val or "
-                "--split"
+                f"{table}: no landmark is on an image of the validation studies ({len(val)}): choose others by --val "
+                "or --split"
             )
 
     def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:

@@ -76,7 +76,7 @@ def seen_remarks(
     remarks = [f"it is not fully known whether {source} has learnt from test studies: {why}" for why in unknown]
     if both := set(studies).intersection(test):
         remarks.append(
-            f"{len(both)} of the {len(test)} test studies were seen by {source} or what it started from, in training "
-            f"or validation; `pretrain --holdout {share:g}` holds them out"
+            f"warning: {source}, or a run it started from, has used {len(both)} of the {len(test)} test studies for "
+            f"training or validation, so test scores may be too good. To avoid this, pre-train with --holdout {share:g}"
         )
     return remarks

@@ -123,8 +123,8 @@ class SegmentationLabels:
         for label, name in enumerate(self._structures, start=1):
             if label not in seen:
                 raise ValueError(
-                    f"none of the {len(used)} training studies whose labels are used has the label {label} ({name}) in "
-                    "its label maps: name by --structures what there is to learn, or take other studies (--split, "
+                    f"no labelled training study in use (of {len(used)}) has the label {label} ({name}) in its label "
+                    "maps: name by --structures what there is to learn, or take other studies (--split, "
                     "--label-fraction, --shots)"
                 )
 

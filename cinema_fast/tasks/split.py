@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ..common.naming import count_studies
 from ..common.shares import cut, digest
 from ..common.tables import check_matches
 from .named_files import read_named
@@ -28,7 +29,7 @@ class Split(NamedTuple):
         for part, said in (("train", "training"), ("val", "validation")):
             if getattr(self, part) and not getattr(split, part):
                 n = len(getattr(self, part))
-                raise ValueError(f"none of the {n} {said} studies has images and labels for --task {task}")
+                raise ValueError(f"no {said} study (of {n}) has images and labels for --task {task}")
         return split
 
 
@@ -62,8 +63,8 @@ def split_studies(studies: Collection[str], *, val: float, test: float, path: Pa
     of_test, of_val, training = cut(studies, test, val)
     if not training:
         raise ValueError(
-            f"{len(studies)} studies cannot be split by --val {val:g} and --test {test:g}: none is left to train "
-            "on"
+            f"{count_studies(len(studies))} cannot be split with --val {val:g} --test {test:g}: none is left for "
+            "training; lower one of the two"
         )
     return Split(*(tuple(sorted(part)) for part in (training, of_val, of_test)))
 
@@ -89,7 +90,7 @@ def subsample(
     for name, n in have.items():
         if n < shots:
             of = f" of class {name!r}" if name else ""
-            raise ValueError(f"--shots {shots}: only {n} labelled training studies{of}")
+            raise ValueError(f"--shots {shots}: only {n} labelled training {'study' if n == 1 else 'studies'}{of}")
     taken: Counter[str] = Counter()
     chosen = []
     for study in order:

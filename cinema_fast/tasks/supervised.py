@@ -149,8 +149,8 @@ class Supervised(Method):
             side = min(size[1:] if view == CLIP else size[:2])
             if 2 * options.augment.translation > side and options.augment.translation_share:
                 yield (
-                    f"--augment.translation {options.augment.translation:g} moves many images of {view}, of {side} "
-                    "pixels, out of sight: want less than half of that"
+                    f"warning: --augment.translation {options.augment.translation:g} (pixels) moves many {view} "
+                    f"images, {side} pixels wide, out of view: use less than {side / 2:g}"
                 )
         if not split.val:
             yield "no validation studies: the last weights are kept as the best"

@@ -353,8 +353,8 @@ def _check_parts(table: Table, name: str, values: dict[str, str], split: Split, 
             raise ValueError(f"{table.path}: no {said} study that has images has a value in the column {name!r}")
         if classified and len(set(here)) == 1:
             raise ValueError(
-                f"{table.path}: all {len(here)} {said} studies have {name!r} {here[0]!r}: take other shares (--val, "
-                "--test), or give a data split by --split"
+                f"{table.path}: all {said} studies ({len(here)}) have {name!r} = {here[0]!r}: change --val or --test, "
+                "or give --split"
             )
     if classified and len(classes := set(values.values())) > max(len(values) // 2, 2):
         hint = "; a number is learnt by --task regression or multitask" if all(map(is_number, classes)) else ""
@@ -365,13 +365,14 @@ def _target(table: Table, name: str, values: dict[str, str], split: Split, *, cl
     """The target of a column, from the studies of split.train."""
     parts = {part: [values[s] for s in studies if s in values] for part, studies in split._asdict().items()}
     train = parts["train"]
-    few = f"the {len(split.train)} training studies whose labels are used"
+    few = f"the labelled training studies in use ({len(split.train)})"
+    others = "choose other studies (--label-fraction, --shots, --subset-seed, --split) or another target"
     if not train:
         raise ValueError(f"{table.path}: none of {few} has a value in the column {name!r}")
     if not classified:
         known = np.array([float(text) for text in train])
         if known.min() == known.max():  # their standard deviation may be rounding
-            raise ValueError(f"{table.path}: {name!r} is {known[0]:g} for all of {few}")
+            raise ValueError(f"{table.path}: {name!r} is {known[0]:g} for all of {few}: {others}")
         return Target(name, mean=float(known.mean()), sd=float(known.std()))
     numbers = all(map(is_number, train))
     classes = sorted(set(train), key=lambda text: (float(text), text) if numbers else text)
@@ -380,7 +381,7 @@ def _target(table: Table, name: str, values: dict[str, str], split: Split, *, cl
             raise ValueError(f"{table.path}: {name!r} {unknown[0]!r} is in the {part} studies and in none of {few}: "
                              "take other studies (--label-fraction, --shots, --subset-seed, --split)")  # fmt: skip
     if len(classes) < 2:
-        raise ValueError(f"{table.path}: {name!r} is {classes[0]!r} for all of {few}")
+        raise ValueError(f"{table.path}: {name!r} is {classes[0]!r} for all of {few}: {others}")
     return Target(name, tuple(classes))
 
 

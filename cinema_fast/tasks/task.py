@@ -62,7 +62,7 @@ class Settled:
         views = self.model_config.views
         if absent := [view for view in views if view not in shown]:
             raise ValueError(
-                f"none of the {len(self.used)} training studies whose labels are used has {absent[0]} with a label: "
+                f"no labelled training study in use (of {len(self.used)}) has {absent[0]} with a label: "
                 f"name the others by --views ({' '.join(v for v in views if v in shown)}), or take other "
                 "studies (--split, --label-fraction, --shots)"
             )

@@ -135,13 +135,13 @@ def newest_of_all(
     else:
         mark = ranks.most(NONE_SOUND)
         if mark == NONE_SOUND:
-            raise CheckpointError("rank 0, which checks the checkpoints for all, finds none that is sound")
+            raise CheckpointError("rank 0 found no intact checkpoint; see its message")
         path, content = next((path for path in manifests if _mark(path) == mark), None), None
     if ranks.most(int(bool(mark) and path is None)):
-        found = f"finds {path.stem}" if path else "does not find what rank 0 does"
+        found = f"sees {path.stem}, others do not" if path else "does not see the checkpoint of rank 0"
         raise CheckpointError(
-            f"the ranks find different checkpoints, rank {ranks.rank} {found}: make the folder (--out, or that of "
-            "--init-from) the same one for all, and give the command again, to go on with --resume"
+            f"rank {ranks.rank} {found}: put --out (and --init-from) on storage that all machines share, then repeat "
+            "the command with --resume"
         )
     if ranks.main or path is None:
         return content

@@ -295,7 +295,7 @@ class _Run:
         self.log.metrics(line | {"replaced": replaced} | figures, batch=sampler.global_batch)
         if figures:
             scores = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-            best = f"best {self.best.score:.4g} at step {self.best.step}"
+            best = f"best score so far {self.best.score:.4g}, at step {self.best.step}"
             self.log.say(f"validation at step {self.done}: {scores}; {best}")
 
     def _say_first(self, seconds: float) -> None:
@@ -359,7 +359,7 @@ class _Run:
             log.say(_replaced(times, self.replaced))
         if self.best:
             if self.best.enough():
-                log.say(f"stopped early: no better score in {self.best.since} validations")
+                log.say(f"stopped early: no better score in the last {counted(self.best.since, 'validation')}")
             log.say(f"best weights: step {self.best.step}, in {options.out / 'best'}")
             if self.best.score < NEAR_ZERO and (warning := self.method.validation.warning_at_zero):
                 log.say(f"warning: {warning}")
@@ -381,8 +381,8 @@ def _replaced(times: int, seen: Counter[str]) -> str:
     parts = [named([f"{study} ({_times(n)})" for study, n in seen.most_common()])] * bool(seen)
     rest = times - seen.total()
     parts += [f"{_times(rest)} on other ranks or before the run was resumed"] * bool(rest)
-    return (f"{_times(times)} a study could not be read while training, and another took its place: "
-            f"{'; '.join(parts)}. The lines of these steps say why, and `cinema-fast verify` checks the whole store")
+    return (f"unreadable studies were replaced {_times(times)} in training: {'; '.join(parts)}. The lines of these "
+            "steps above say why; `cinema-fast verify STORE` checks the whole store")
 
 
 def _times(n: int) -> str:

@@ -58,14 +58,14 @@ def _asked(error: BaseException) -> str:
     if not found:
         return ""
     amount = f"{float(found[1]) / 2**30:.2f} GiB" if found[2] == "bytes" else f"{found[1]} {found[2]}"
-    return f"{amount} more were asked for and "
+    return f"{amount} more was requested; "
 
 
 def _used(device: torch.device) -> str:
     if device.type == "cuda":
         most, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
-        return f"at most {most / 2**30:.2f} of {total / 2**30:.2f} GiB were in use"
-    return f"this process held at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
+        return f"peak use was {most / 2**30:.2f} of {total / 2**30:.2f} GiB"
+    return f"peak use of this process was {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
 
 
 def _advice(config: RunOptions, precision: torch.dtype, *, recomputes: bool) -> str:
@@ -78,4 +78,6 @@ def _advice(config: RunOptions, precision: torch.dtype, *, recomputes: bool) -> 
         same.append("--recompute full")
     if precision == torch.float32:
         same.append("--precision bf16")
-    return f"The same run in less memory, to rounding: --resume with {', or '.join(same)}" if same else ""
+    if not same:
+        return ""
+    return f"To go on with less memory (results equal up to rounding), add --resume and {', or '.join(same)}"

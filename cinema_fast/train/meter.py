@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from ..common.naming import counted
 from ..models.flops import H100_BF16
 from .ranks import Ranks
 
@@ -45,9 +46,9 @@ def _go_back(saved: int) -> str:
 def ended_skipping(skipped: int, done: int) -> str:
     """What to do where the last `skipped` updates of a run of `done` steps were skipped."""
     return (
-        f"the last {skipped} updates were all skipped, for a loss or gradient that is not finite: the run does not end "
-        f"as it should, its weights are those of step {done - skipped}. Look at the studies named above; begin another "
-        "run (--out) with --precision fp32 or a lower --lr"
+        f"the run failed: the loss or gradient of its last {counted(skipped, 'update')} was not finite. They were "
+        f"skipped, so the weights are those of step {done - skipped}. Check the studies named above, then start "
+        "another run (--out) with --precision fp32 or a lower --lr"
     )
 
 

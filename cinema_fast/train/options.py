@@ -85,11 +85,11 @@ class RunOptions:
     sinks: tuple[SinkName, ...] = ()
     # steps between checkpoints
     checkpoint_every: int = 1000
-    # newest checkpoints to keep
+    # number of newest checkpoints to keep
     keep_checkpoints: int = 2
-    # end the run after more than this many updates in a row with a loss or gradient that is not finite (skipped)
+    # updates whose loss or gradient is not finite are skipped; stop the run after more than this many in a row
     max_skips: int = 10
-    # steps to profile, after the first three; written to profile/ in the run folder
+    # number of steps to profile, after the first three, into profile/ of the run folder; 0: none
     profile: int = 0
 
     def __post_init__(self):

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..common.naming import counted
+
 # of the others, while the main rank writes a checkpoint of a huge model to a slow disk
 PATIENCE = timedelta(minutes=30)
 
@@ -66,7 +68,8 @@ class Ranks:
             return device
         if self.local >= torch.cuda.device_count():
             has = torch.cuda.device_count()
-            raise ValueError(f"rank {self.rank} is number {self.local} on a machine with {has} GPUs: start one a GPU")
+            raise ValueError(f"rank {self.rank} (local rank {self.local}) has no GPU: this machine has "
+                             f"{counted(has, 'GPU')}. Start one process per GPU (--nproc-per-node {has})")
         torch.cuda.set_device(self.local)
         return torch.device("cuda", self.local)
 

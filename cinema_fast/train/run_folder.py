@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ..common.lock import hold_folder
+from ..common.naming import count_studies
 from ..common.output import check_outside_store
 from .options import RunOptions
 from .run_info import RunInfo, read_run_info
@@ -35,16 +36,17 @@ def check_run_folder(options: RunOptions, info: RunInfo) -> None:
     differs += [f"model {name}: was {old.get(name)}, now {new[name]}" for name in new if new[name] != old.get(name)]
     if before.store.sha256 != info.store.sha256:
         was, now = before.store.studies, info.store.studies
-        differs.append(f"store {options.data}: was {was} studies, now {now}, or their contents have changed")
+        differs.append(f"store {options.data}: its contents have changed ({count_studies(was)} then, "
+                       f"{count_studies(now)} now)")
     if differs:
         raise ValueError(
-            f"{out} was begun otherwise, and going on would not be the same run:\n  " + "\n  ".join(differs)
-            + "\ngive the old values, or begin another run (--out) from its weights (--init-from)"
+            f"--resume: {out} was started with other options:\n  " + "\n  ".join(differs)
+            + f"\nGive the old values, or start another run (--out) from its weights (--init-from {out})"
         )
     if info.labels and (part := info.labels.difference(before.labels)):
         raise ValueError(
-            f"{out} was begun with other labels ({part} differs from its config.yaml): put them back, or begin another "
-            "run (--out)"
+            f"the labels have changed since {out} was started ({part} differs from its config.yaml): restore them, or "
+            "start another run (--out)"
         )
 
 

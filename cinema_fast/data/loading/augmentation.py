@@ -57,11 +57,11 @@ class AugmentConfig:
     translation: float = 0.0
     # share of the images that are shifted
     translation_share: float = 1.0
-    # share of the images that are reversed along an axis in plane, of either axis
+    # probability of a flip, for each in-plane axis
     flip: float = 0.0
-    # smallest and largest exponent of the brightness in 0..1
+    # smallest and largest gamma: intensities in 0..1 are raised to this power
     gamma: tuple[float, float] = (1.0, 1.0)
-    # share of the images whose brightness is changed so
+    # share of the images that get a gamma
     gamma_share: float = 1.0
     # largest standard deviation of Gaussian noise on the brightness in 0..1
     noise: float = 0.0

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...common.atomic import TEMPORARY, replace_folder
+from ...common.naming import count_studies
 from ...common.pool import available_cores, run_in_processes
 from ...common.progress import progress_bar
 from ..formats.cine import file_sha256
@@ -75,7 +76,7 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
 def _kept(report: PrepareReport, config: PrepareConfig) -> str:
     kept = report.prepared + report.unchanged
     if kept:
-        return f"{kept} studies are complete and stay"
+        return f"{count_studies(kept)} complete and kept"
     return "nothing was prepared" + ("" if config.overwrite else ", what was there stays")
 
 
@@ -123,7 +124,7 @@ def _fill(
     else:
         report.failures += [Failure(*refusal) for refusal in sources.refused]
         for study in sorted(broken.keys() - sources.studies.keys()):
-            reason = f"{broken[study]}; it left the index, for {config.src} has no files to make it anew"
+            reason = f"{broken[study]}; removed from the index, because {config.src} has no files of it"
             report.failures.append(Failure(study, None, f"studies/{study}", reason))
         tasks = [StudyTask(study, views, config, temporary / str(n))
                  for n, (study, views) in enumerate(sources.studies.items()) if study not in unchanged]

@@ -37,10 +37,10 @@ class PrepareConfig:
     # spelling of views in file names, each as VIEW=SPELLING: lax_2c=Se8_2ch sax=sax_4d_6slices. Views other than sax,
     # lax_2c, lax_3c and lax_4c may be named too; they are read as single slices
     aliases: tuple[str, ...] = ()
-    # pattern of label maps (NIfTI) relative to SRC, with {id} and {view} as in the cine files. Label maps are stored
-    # beside the cine, and the view is centred on the labelled left ventricle. A file holds all frames (4D; empty frames
-    # are unlabelled), or one frame if its name has {frame}: as in the cine's own files where those are frames, else the
-    # frame number from 1 ("{id}_frame{frame}_gt.nii.gz" for ..._frame01_gt.nii.gz)
+    # pattern of label-map files (NIfTI) relative to SRC, with {id} and {view} as in --pattern. A 4D file labels all
+    # frames; empty frames count as unlabelled. With {frame}, each file labels one frame, numbered from 1
+    # ("{id}_frame{frame}_gt.nii.gz"), or named as the cine's own files where those are one per frame. Views are centred
+    # on the labelled left ventricle
     labels: str | None = None
     # value of the left ventricular cavity in the label maps
     lv_label: int = 3
@@ -54,7 +54,7 @@ class PrepareConfig:
     # pixel spacing of long-axis frames in mm
     lax_spacing: tuple[float, float] = (1.0, 1.0)
     # axes of the images. patient: the same orientation in every study, from each header; stored: as in the files, as in
-    # stores of earlier versions and for published weights; auto: as the store was begun, a new one by patient
+    # stores of earlier versions and for published weights; auto: what the store already uses, patient for a new store
     orientation: Literal["auto", "patient", "stored"] = "auto"
     # processes that prepare studies; 0: one per core
     workers: int = 0
@@ -63,12 +63,12 @@ class PrepareConfig:
     # also compute motion maps (how much each pixel moves over the cycle), for views that have none or a damaged one;
     # they can guide the masks of pre-training. On the GPU where there is one
     motion: bool = False
-    # also read the whole store, and prepare again the studies whose pixels were altered (those with missing or cut
-    # files, or other headers, always are). To check a store without changing it: `cinema-fast verify STORE`
+    # check every file of the store against its checksum, and prepare altered studies again (those with missing or cut
+    # files always are). To check without changing anything: `cinema-fast verify STORE`
     repair: bool = False
 
-    # prepare only part k of n, as k/n (k from 1), beside other jobs with the other parts of SRC and the same store; the
-    # store has no index until --merge
+    # prepare only part K of N, given as K/N (K from 1). Run one job per part with the same STORE, then once with
+    # --merge, which writes the index
     shard: str | None = None
     # prepare nothing: write the index of what all shards prepared, and report failures and missing studies
     merge: bool = False

@@ -64,16 +64,17 @@ class PrepareReport:
             lines[0] += f"; {counted(self.motion_maps, 'motion map')} made"
         if self.cut:
             most = [f"{study} {view} {100 * share:.3g} %" for share, study, view in self.cut[:MOST_CUT]]
-            lines.append(f"{len({study for _, study, _ in self.cut})} of these studies have labels that reach over the "
-                         f"crop, which cuts them off (share of the labelled volume: "
-                         f"{', '.join(most + ['...'] * (len(self.cut) > MOST_CUT))}): a larger size keeps them")
+            more = ["..."] * (len(self.cut) > MOST_CUT)
+            lines.append(f"labels are cut off by the crop in {count_studies(len({study for _, study, _ in self.cut}))} "
+                         f"(share of the labelled volume lost: {', '.join(most + more)}). "
+                         "To keep them, prepare with a larger --sax-size or --lax-size")
         lines += remark_lines(self.remarks)
         if self.as_stored:
             lines.append(AS_STORED_STORE)
         if self.without_motion:
-            lines.append(f"{self.without_motion} of these studies have no motion map, or not of every view: the same "
-                         f"command with --motion adds them")
-        lines += [f"{view}: {counted(n_files, 'file')} {spelling!r} of {count_studies(n)}"
+            lines.append(f"{count_studies(self.without_motion)} without a motion map of every view: give the same "
+                         "command with --motion to add them")
+        lines += [f"{view}: {counted(n_files, 'file')} from {count_studies(n)} (in file names: {spelling!r})"
                   for (view, spelling), (n, n_files) in sorted(self.files.items())]
         lines += series_lines(self.series)
         if self.unmatched_files:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ...common.naming import named
+from ...common.naming import counted, named
 from ...common.views import VIEWS
 from ..formats.cine import Cine
 from ..formats.nifti import read_cine
@@ -87,7 +87,7 @@ def series_lines(series: Counter[tuple[str, str | None, str]]) -> list[str]:
 
 def unmatched_line(names: list[str]) -> str:
     """The line on NIfTI files that the pattern does not match, by their names relative to the sources."""
-    return f"{len(names)} NIfTI files do not match the pattern and were left alone: {named(names)}"
+    return f"{counted(len(names), 'NIfTI file')} ignored, not matching --pattern: {named(names)}"
 
 
 def parse_aliases(aliases: tuple[str, ...]) -> dict[str, str]:

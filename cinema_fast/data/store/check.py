@@ -84,10 +84,10 @@ class CheckReport:
         check = f"`cinema-fast prepare SRC STORE{' --repair' * bool(spoilt)}{' --motion' * any(maps)}`"
         files = counted(len(self.faults), "file")
         return "\n".join([
-            f"not as it was prepared: {files}, of {spoilt} of {count_studies(self.n_studies)}",
+            f"damaged or altered: {files}, of {spoilt} of {count_studies(self.n_studies)}",
             *(f"{fault.file}: {fault.reason}" for fault in self.faults),
-            f"{check}, with the options of before, makes these {what} anew" if spoilt else
-            f"remove it, and {check}, with the options of before, makes the index anew from the studies",
+            f"to make these {what} anew: {check}, with the original options" if spoilt else
+            f"to make the index anew from the studies: remove it, then {check}, with the original options",
         ])
 
 

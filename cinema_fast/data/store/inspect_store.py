@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ...common.atomic import whole_file
-from ...common.naming import count_studies
+from ...common.naming import count_studies, counted
 from ...common.output import folder_for
 from ...common.parsed_file import parse_json
 from ...common.regular_file import read_regular
@@ -60,16 +60,17 @@ def describe(store: CineStore) -> str:
             infos.setdefault(view, []).append(store.info(study, view))
     every = [info for one in infos.values() for info in one]
     n_bytes = sum(Path(path).stat().st_size for info in every for path, _ in info.files)
-    lines = [f"{store.path}: {count_studies(len(views))}, {len(every)} cines, "
-             f"{sum(info.shape[0] for info in every)} frames, {n_bytes / 1e6:.1f} MB"]
+    lines = [f"{store.path}: {count_studies(len(views))}, {counted(len(every), 'cine')}, "
+             f"{counted(sum(info.shape[0] for info in every), 'frame')}, {n_bytes / 1e6:.1f} MB"]
     for names, n in Counter(views.values()).most_common():
         lines.append(f"  {count_studies(n)} {'has' if n == 1 else 'have'} {', '.join(names)}")
-    how = {"patient": "alike in every study", "stored": "as in the files, which programs write in different ways"}
-    lines.append(f"  axes {how[orientation_of(store.prepare)]}")
+    how = {"patient": "the same in every study",
+           "stored": "as in the source files (may differ between studies; prepare --overwrite aligns them)"}
+    lines.append(f"  axes: {how[orientation_of(store.prepare)]}")
     if labelled := _labelled(store):
         lines.append(f"  {count_studies(labelled)} with labels")
     for view in views_in_order(infos):
-        lines += [f"{view}: {len(infos[view])} cines", *_describe_view(infos[view])]
+        lines += [f"{view}: {counted(len(infos[view]), 'cine')}", *_describe_view(infos[view])]
     return "\n".join([*lines, *_failures(store.path)])
 
 
@@ -84,7 +85,8 @@ def _describe_view(infos: list[CineInfo]) -> list[str]:
     maps = [info.motion.max_px for info in infos if info.motion]
     motion = f", up to {_range(maps)} pixels a frame" if maps else ""
     labelled = [len(info.labels.frames) for info in infos if info.labels]
-    labels = [f"  labels {len(labelled)} of {len(infos)}, of {_range(labelled)} frames"] if labelled else []
+    which = f"{len(labelled)} of {counted(len(infos), 'cine')}"
+    labels = [f"  labels of {which}, {_range(labelled)} frames each"] if labelled else []
     return [
         f"  size {_common(' x '.join(map(str, info.shape[1:])) for info in infos)}",
         f"  spacing {_common(' x '.join(f'{mm:g}' for mm in info.spacing_mm) for info in infos)} mm",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...common.naming import counted
 from ...common.tables import check_matches
 from .records import CineInfo
 
@@ -29,11 +30,11 @@ def check_landmarks(
     absent = [view for view in lines if view not in here]
     for view in absent:
         if _plain(view) in spelt:
-            raise ValueError(f"{path}: {lines[view]} lines are of the view {view!r}, which {where} spells "
-                             f"{spelt[_plain(view)]!r}: correct the table")
+            raise ValueError(f"{path}: view {view!r} ({counted(lines[view], 'line')}) is spelled "
+                             f"{spelt[_plain(view)]!r} in {where}: correct the table")
     if absent:
-        counted = ", ".join(f"{view!r} ({lines[view]} lines)" for view in absent)
-        print(f"{path}: no study of {where} has the view {counted}: left out; its views are {', '.join(here)}",
+        unknown = ", ".join(f"{view!r} ({counted(lines[view], 'line')})" for view in absent)
+        print(f"{path}: no study of {where} has the view {unknown}: left out; its views are {', '.join(here)}",
               file=sys.stderr)
 
 

@@ -40,8 +40,8 @@ _TO_APEX = (0.65, -0.60, 0.45)  # from the base of the heart, likewise
 # Where two ways are as near as each other (a plane turned by 45 degrees): directions that no symmetry leaves alone.
 _IN_A_TIE = np.array(((0.6131, 0.3719, 0.0), (0.2917, 0.5303, 0.0), (0.3571, 0.7937, 0.0)))
 _LEFT_BACK_FEET = np.diag((-1.0, -1.0, -1.0))  # of RAS+
-NO_ORIENTATION = ("the header does not say how the axes lie in the patient (no code, or simply the scanner's axes, "
-                  "as ACDC has them): kept as stored")
+NO_ORIENTATION = ("orientation unknown (the header has no orientation code, or only the scanner's axes, as in ACDC): "
+                  "axes kept as in the file")
 AS_STORED_STORE = ("the store keeps the axes of its images as their files store them, as stores of earlier versions "
                    "do: what a model makes of them depends on the program that wrote the files. prepare --overwrite "
                    "arranges them alike in all studies")
@@ -162,8 +162,8 @@ def check_orientation(store: CineStore, run: Path, there: Orientation) -> None:
 
 def learnt_otherwise(start: Path, there: Orientation, now: Orientation) -> list[str]:
     """A warning where the run that weights are taken from had its images with other axes than this one."""
-    return [f"{start} learnt on images whose axes lie otherwise (--orientation {there} of prepare; this store: {now}): "
-            "its features may serve less well"] * (there != now)
+    return [f"warning: {start} was trained on images with other axes (prepare --orientation {there}; this store: "
+            f"{now}), so its features may transfer less well"] * (there != now)
 
 
 def gather_remarks(remarks: dict[str, list[str]], studies: dict[str, dict[str, dict]]) -> None:

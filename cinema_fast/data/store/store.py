@@ -45,6 +45,7 @@ from stat import S_ISREG
 import numpy as np
 
 from ...common.atomic import sync_file, sync_folder, whole_file
+from ...common.naming import counted
 from ...common.parsed_file import parse_json
 from ...common.regular_file import read_regular
 from ...common.views import views_in_order
@@ -98,7 +99,8 @@ class CineStore:
             wrong.extend(chain.from_iterable(pool.map(wrong_sizes, parts)))
         if wrong:
             more = f"\n  and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-            raise StoreError(f"{self.path}: {len(wrong)} files do not fit the index:\n  " + "\n  ".join(wrong[:5])
+            files = counted(len(wrong), "file does", "files do")
+            raise StoreError(f"{self.path}: {files} not match the index:\n  " + "\n  ".join(wrong[:5])
                              + more + "\nrun prepare again to make them anew, with --motion for motion maps")
 
     @property
