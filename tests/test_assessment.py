@@ -178,7 +178,7 @@ def test_structures_that_nothing_is_measured_from():
     """Without an LV there are no ED and ES at the labels; over the cycle the RV has its own."""
     made = Assessment(classes={1: "RV", 2: "MYO", 3: "pool"})
     for name, absent in (("lv_ef", "LV"), ("lv_edv_ml", "LV")):
-        told = f"study a, view sax: {name} is known, and the structures lack {absent}. Volumes and EF want"
+        told = f"study a, view sax: {name} is known, and the structures lack {absent}. Volumes and EF need"
         with pytest.raises(ValueError, match=told):
             made.add_segmentation(case("a", known={name: 50.0}))
     with pytest.raises(ValueError, match=r"rv_sv_ml is known, and the structures lack RV\."):

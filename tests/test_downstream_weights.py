@@ -42,8 +42,8 @@ def test_features_of_a_pretrained_model_come_over():
         torch.testing.assert_close(found[name], feature, rtol=0, atol=0)
     assert same(before, by_part(model, "pred_head_dict"))
     assert "enc_down_dict, enc_fusion_dict, encoder, views sax, lax_2c, lax_4c" in said
-    assert said.endswith("from random weights: pred_head_dict; not used of the file: dec_embed_dict, dec_linear, decoder, "
-                         "pred_head_dict")  # fmt: skip
+    assert said.endswith("from random weights: pred_head_dict; not used of the file: dec_embed_dict, dec_linear, "
+                         "decoder, pred_head_dict")  # fmt: skip
 
 
 def test_a_first_convolution_is_repeated_over_frames():

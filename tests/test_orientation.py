@@ -179,7 +179,7 @@ def test_a_header_without_orientation_is_taken_as_stored_and_reported_once(tmp_p
     config = PrepareConfig(tmp_path / "src", tmp_path / "store", workers=1, **GRID)
     for _ in range(2):  # a second run, which finds everything there, says it too
         report = str(prepare(config, progress=False))
-        assert report.count(orientation.NO_ORIENTATION) == 1 and "2 cines (a sax, b sax): the header" in report
+        assert report.count(orientation.NO_ORIENTATION) == 1 and "2 cines (a sax, b sax): orientation unknown" in report
     config = PrepareConfig(tmp_path / "src", tmp_path / "stored", workers=1, orientation="stored", **GRID)
     assert orientation.NO_ORIENTATION not in str(prepare(config, progress=False))
     pairs = [CineStore(tmp_path / store).read_frames("a", "sax", range(3)) for store in ("store", "stored")]

@@ -63,10 +63,10 @@ def refuse(error: Exception) -> None:
     ("work", "asked"),
     [
         (lambda: refuse(torch.OutOfMemoryError(CUDA)), "2.50 GiB more was requested"),
-        (lambda: refuse(torch.AcceleratorError("CUDA error: out of memory")), "this process held"),
+        (lambda: refuse(torch.AcceleratorError("CUDA error: out of memory")), "peak use of this process was"),
         (lambda: np.empty(2**50), "8.00 PiB more was requested"),
-        (lambda: bytearray(2**60), "this process held"),
-        (lambda: refuse(OSError(12, "Cannot allocate memory")), "this process held"),
+        (lambda: bytearray(2**60), "peak use of this process was"),
+        (lambda: refuse(OSError(12, "Cannot allocate memory")), "peak use of this process was"),
     ],
     ids=["CUDA", "CUDA, outside PyTorch", "NumPy", "Python", "system"],
 )
@@ -74,15 +74,15 @@ def test_whoever_is_refused_memory(work, asked):
     refused = pytest.raises(OutOfMemory, match=f"^out of memory on the cpu: {asked}")
     with refused as told, memory_advice(config_of()):
         work()
-    assert "--resume with --batch-size 32 --accumulate 2," in str(told.value) and "\n" not in str(told.value)
+    assert "add --resume and --batch-size 32 --accumulate 2," in str(told.value) and "\n" not in str(told.value)
 
 
 @pytest.mark.parametrize(
     ("changes", "advice"),
     [
-        ({"batch_size": 9, "accumulate": 2}, "--resume with --batch-size 3 --accumulate 6, or --rec"),
-        ({"batch_size": 7}, "--resume with --batch-size 1 --accumulate 7, or --recompute full$"),
-        ({"batch_size": 1, "recompute": "full", "precision": "fp32"}, "--resume with --precision bf16$"),
+        ({"batch_size": 9, "accumulate": 2}, "--resume and --batch-size 3 --accumulate 6, or --rec"),
+        ({"batch_size": 7}, "--resume and --batch-size 1 --accumulate 7, or --recompute full$"),
+        ({"batch_size": 1, "recompute": "full", "precision": "fp32"}, "--resume and --precision bf16$"),
         ({"batch_size": 1, "recompute": "full"}, "Another run .* smaller --preset, or --parallel fsdp"),
     ],
 )

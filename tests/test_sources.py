@@ -54,8 +54,9 @@ def test_what_was_found_and_what_has_no_place_is_reported(tmp_path):
     assert unmatched_line(names) == ("7 NIfTI files ignored, not matching --pattern: other0.nii, "
                                      "other1.nii, other2.nii, other3.nii, other4.nii, ...")
     lines = str(PrepareReport(files=sources.found(), unmatched_files=names)).splitlines()
-    assert lines[1:4] == ["lax_2c: 1 file 'lax_2c' of 1 study", "sax: 6 files 'sa' of 3 studies",
-                          "sax: 1 file 'sax' of 1 study"] and lines[4] == unmatched_line(names)
+    assert lines[1:4] == ["lax_2c: 1 file from 1 study (in file names: 'lax_2c')",
+                          "sax: 6 files from 3 studies (in file names: 'sa')",
+                          "sax: 1 file from 1 study (in file names: 'sax')"] and lines[4] == unmatched_line(names)
     assert unmatched_line(names) in str(PredictReport(tmp_path, unmatched_files=names))
 
 
