@@ -18,7 +18,7 @@ ONE = {"steps": 1, "validate_every": 1}
 def test_test_studies_that_pretraining_has_seen_are_reported(discs, pretrained, tmp_path):  # noqa: F811
     finetune(discs.config(tmp_path / "run", "regression", init_from=pretrained, **FEW | {"test": 0.5}))
     log = (tmp_path / "run" / "run.log").read_text()
-    assert "has used 3 of the 6 test studies for training" in log and "pretrain --holdout 0.5" in log
+    assert "has used 3 of the 6 test studies for training" in log and "pre-train with --holdout 0.5" in log
     assert f"the model is configured as in {pretrained} (cinema-demo)" in log
 
 

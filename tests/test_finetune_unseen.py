@@ -74,7 +74,7 @@ def test_landmarks_that_no_study_in_use_shows(refused, tmp_path):
     refused(r"tip\.csv: tip of lax_4c is on no image of the labelled training studies in use \(6\): take other",
             "landmarks", table=file)  # fmt: skip
     file = moved(write_points(tmp_path / "val.csv"), lambda study, _: SPLIT[study] == "val")
-    refused(r"val\.csv: no landmark is on an image of the 3 validation studies: take others by --val or --split",
+    refused(r"val\.csv: no landmark is on an image of the validation studies \(3\): choose others by --val or --split",
             "landmarks", table=file)  # fmt: skip
 
 

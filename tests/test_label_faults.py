@@ -122,7 +122,7 @@ def test_a_crop_that_leaves_labels_of_every_frame_is_no_failure(tmp_path):
         report = run(src, tmp_path / "store", sax_size=(8, 8, 5), **same)
         assert report.exit_code == 0 and report.failures == [] and report.labelled == 8
         assert "labels are cut off by the crop in 8 studies" in str(report) and str(report).count(" %, ") == 6
-        assert ", ...): a larger size" in str(report)
+        assert ", ...). To keep them" in str(report)
 
 
 def test_labels_of_which_the_crop_leaves_none(tmp_path):

@@ -104,7 +104,8 @@ def test_full_disk_leaves_whole_studies_only(tmp_path, monkeypatch, call):
 
     with monkeypatch.context() as patch:
         patch.setattr(store_module.os, "fsync", full)
-        with pytest.raises(StoreError, match=r"disk is full; ([12] stud(y|ies) complete and kept|nothing was .* stays): free"):
+        stays = r"disk is full; ([12] stud(y|ies) complete and kept|nothing was .* stays): free"
+        with pytest.raises(StoreError, match=stays):
             run(tmp_path / "src", tmp_path / "store")
     studies = list((tmp_path / "store/studies").iterdir())
     assert all(len(list(study.iterdir())) == 4 for study in studies) and len(studies) < 3
