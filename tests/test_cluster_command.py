@@ -160,7 +160,7 @@ def test_mistakes_in_options(cohort, tmp_path, capsys, change, expected):
     assert main(["cluster", str(folder / "e.parquet"), *arguments, *change]) == 1
     *noted, said = capsys.readouterr().err.splitlines()
     assert said.startswith("cinema-fast: ") and expected in said
-    assert all("t.csv: 58 of the 60 studies of " in note for note in noted) and len(noted) < 2
+    assert all("t.csv: it lists 58 of the 60 studies of " in note for note in noted) and len(noted) < 2
     assert not (tmp_path / "out").exists()
 
 

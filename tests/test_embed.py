@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on(tiny_store, runs, tmp_path, monkeypatch, name, lef
     arguments = ("embed", runs["heartmae-tiny"], tiny_store, out, "--device", "cpu")
     assert run(*arguments, code=KILL.format(name=name)).returncode == -signal.SIGKILL
     assert not out.exists() and (tmp_path / "out.parquet.parts" / "part-000000.parquet").exists()
-    with pytest.raises(ValueError, match=r"part-000000.*made otherwise.*\n  batch_size: was 32, now 7"):
+    with pytest.raises(ValueError, match=r"part-000000.*made with other options.*\n  batch_size: was 32, now 7"):
         embed(config_of(runs, tiny_store, out, batch_size=7))
     made = []
     compute = embedding.embed_studies
@@ -192,7 +192,7 @@ def test_labels_colour_a_picture_beside_the_table(tiny_store, runs, tmp_path):  
     report = embed(config_of(runs, tiny_store, out, labels=labels, colour="edv", resume=True))
     assert str(report).endswith(f"written: {out}\nwritten: {out.with_suffix('.png')}")
     assert (tmp_path / "out.png").stat().st_size > 5000
-    with pytest.raises(ValueError, match=r"out\.png is there already"):
+    with pytest.raises(ValueError, match=r"out\.png exists"):
         out.unlink()
         embed(config_of(runs, tiny_store, out, labels=labels, colour="edv"))
 
@@ -238,7 +238,7 @@ def test_mistakes(tiny_store, runs, tmp_path, monkeypatch):  # noqa: F811
     with pytest.raises(ValueError, match="has no checkpoint yet"):
         embed(config_of(runs, tiny_store, tmp_path / "out.parquet", run=unsaved))
     (tmp_path / "note.parquet").write_text("mine")
-    for resume, match in ((False, r"note\.parquet is there already"), (True, "no Parquet file")):
+    for resume, match in ((False, r"note\.parquet exists"), (True, "no Parquet file")):
         with pytest.raises(ValueError, match=match):
             embed(config_of(runs, tiny_store, tmp_path / "note.parquet", resume=resume))
     assert (tmp_path / "note.parquet").read_text() == "mine"

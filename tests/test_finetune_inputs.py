@@ -70,12 +70,12 @@ def test_labels_of_few_maps(refused, discs, tmp_path):  # noqa: F811
     for study in used:
         for view in ("sax", "lax_4c"):
             rewrite(store, study, view, lambda maps: np.where(maps == 1, 0, maps))
-    refused(r"none of the 6 training studies .* has the label 1 \(RV\)", "segmentation", data=store)
+    refused(r"no labelled training study in use \(of 6\) has the label 1 \(RV\)", "segmentation", data=store)
     index = store / "index.json"
     older = re.sub(r', "values": \[[0-9, ]*\]', "", index.read_text())  # as it was before labels were recorded
     assert older != index.read_text()
     index.write_text(older)
-    refused(r"none of the 6 training studies .* has the label 1 \(RV\)", "segmentation", data=store)
+    refused(r"no labelled training study in use \(of 6\) has the label 1 \(RV\)", "segmentation", data=store)
 
 
 def settle_of(discs, store):  # noqa: F811
@@ -126,7 +126,7 @@ def test_tables(refused, discs, tmp_path):  # noqa: F811
         table(file, ["radius", *rows[:11], f"s11,{huge}"])
         refused(rf"other\.csv, line 13: radius is '{huge}', beyond 3\.4e\+38, the most", "regression", table=file)
     table(file, ["radius", *(f"s{n:02d},0.1" for n in range(12))])  # whose standard deviation is computed as 1e-17
-    refused(r"'radius' is 0\.1 for all of the 6 training studies", "regression", table=file)
+    refused(r"'radius' is 0\.1 for all of the labelled training studies in use \(6\)", "regression", table=file)
     for text, plain in (("51,31", "51.31"), ("51%", "51"), ("1,051.5 %", "1051.5")):
         table(file, ["radius", *(f's{n:02d},"{text}"' for n in range(12))])
         for task in ("regression", "multitask"):
@@ -168,8 +168,8 @@ def test_classes(refused, tmp_path):
         refused(told, "classification", table=file, split=split, **options)
 
     of("nnnnnnynynyn", r"all training studies \(6\) have 'big' = 'n': change --val or --test, or give --split")
-    of("ynynynnnnynn", r"all 3 validation studies have 'big' 'n'")
-    of("ynynynynznyn", r"'big' 'z' is in the val studies and in none of the 6 training studies")
+    of("ynynynnnnynn", r"all validation studies \(3\) have 'big' = 'n'")
+    of("ynynynynznyn", r"'big' 'z' is in the val studies and in none of the labelled training studies in use \(6\)")
     of("ynynynynnzyn", r"'big' 'z' is in the test studies and in none of")
     of("ynynyn---yny", r"no validation study \(of 3\) has images and labels for --task classification")
     of("------ynynyn", r"no training study \(of 6\) has images and labels")
