@@ -200,8 +200,8 @@ def test_memory_that_runs_out(discs, tmp_path, monkeypatch):  # noqa: F811
         raise torch.OutOfMemoryError("Tried to allocate 3.00 GiB")
 
     monkeypatch.setattr(loop, "make_train_step", lambda *_, **__: greedy)
-    told = (r"in training regression with cinema-demo with --batch-size 3 .*add --resume and --batch-size 1 --accumulate "
-            r"3, or --recompute full, or --precision bf16$")  # fmt: skip
+    told = (r"in training regression with cinema-demo with --batch-size 3 .*add --resume and --batch-size 1 "
+            r"--accumulate 3, or --recompute full, or --precision bf16$")  # fmt: skip
     with pytest.raises(OutOfMemory, match=told):
         finetune(discs.config(tmp_path / "run", "regression", **FEW))
     small = {"batch_size": 1, "recompute": "full", "precision": "bf16"}
