@@ -70,7 +70,7 @@ def test_structures_without_an_lv(runs, tmp_path, monkeypatch):
     table.write_text("\n".join(["study,my_ef,rv_ef,site,age", *rows]))
     with pytest.raises(ValueError, match=r"--subgroups age: study 's.*' has '.*'; want numbers or words, not both"):
         judge(runs / "maps", tmp_path / "eval", table=table, part="train", subgroups=("age",))
-    told = "--known lv_ef: the run segments RV, MYO, pool, not LV. Volumes and EF want .* name, LV or RV"
+    told = "--known lv_ef: the run segments RV, MYO, pool, not LV. Volumes and EF need a structure named LV or RV"
     with pytest.raises(ValueError, match=told):
         judge(runs / "maps", tmp_path / "eval", table=table, known=("lv_ef=my_ef",))
     assert not (tmp_path / "eval").exists()
