@@ -60,7 +60,8 @@ def evaluated(run, out, **options) -> tuple[dict, list[dict]]:
 def test_segmentation(discs, runs, tmp_path):  # noqa: F811
     results, rows = evaluated(runs / "segmentation", tmp_path / "eval")
     run, store = load_run(runs / "segmentation", device="cpu"), CineStore(discs.store)
-    assert {row["study"] for row in rows} == set(run.split.test) and results["about"]["studies"] == "test part of the run's data split"
+    assert {row["study"] for row in rows} == set(run.split.test)
+    assert results["about"]["studies"] == "test part of the run's data split"
     maps = [row for row in rows if row["kind"] == "segmentation"]
     found = {(row["study"], row["view"], row["frame"], row["name"]): row for row in maps}
     assert len(found) == 3 * 2 * len(LABELLED) * 3

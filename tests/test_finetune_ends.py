@@ -167,7 +167,7 @@ def test_a_run_says_what_its_training_studies_had(tmp_path):
     one = known(labels.view_sets[:1])
     assert one.trained_views().endswith("; the model was never trained on a study that lacks one")
     none = known(labels.view_sets[1:])
-    assert none.trained_views() == f"training studies of the model: 6 with {', '.join(fewer)} alone"
+    assert none.trained_views() == f"training studies of the model: 6 with {', '.join(fewer)} only"
     apart = dataclasses.replace(run, task=Segmentation(("LV",), every, "0"))  # views are predicted one by one
     single = dataclasses.replace(run, model_config=dataclasses.replace(run.model_config, views=("sax",)))
     assert apart.trained_views() == single.trained_views() == "" and apart.missing_views(("sax",)) == ()
@@ -196,16 +196,16 @@ def test_folders_of_others(discs, finished, tmp_path):  # noqa: F811
     before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     with pytest.raises(ValueError, match=r"already holds a run: .*--resume"):
         finetune(discs.config(finished, "regression", **FEW))
-    with pytest.raises(ValueError, match=r"begun otherwise(.|\n)*lr: was 0.001, now 0.01"):
+    with pytest.raises(ValueError, match=r"started with other options(.|\n)*lr: was 0.001, now 0.01"):
         finetune(discs.config(finished, "regression", lr=0.01, resume=True, **FEW))
-    with pytest.raises(ValueError, match=r"begun otherwise(.|\n)*task: was regression, now classification"):
+    with pytest.raises(ValueError, match=r"started with other options(.|\n)*task: was regression, now classification"):
         finetune(discs.config(finished, "classification", resume=True, **FEW))
-    with pytest.raises(ValueError, match="begun otherwise"):
+    with pytest.raises(ValueError, match="started with other options"):
         pretrain(PretrainConfig(data=discs.store, out=finished, steps=2, preset="cinema-demo", resume=True))
     assert before == {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
     mae = tmp_path / "mae"
     pretrain(PretrainConfig(data=discs.store, out=mae, steps=1, preset="cinema-demo", batch_size=2, device="cpu"))
-    with pytest.raises(ValueError, match="begun otherwise"):
+    with pytest.raises(ValueError, match="started with other options"):
         finetune(discs.config(mae, "regression", resume=True, **FEW))
     with pytest.raises(ValueError, match=r"is a run of pretrain: fine-tune it by"):
         load_run(mae)

@@ -148,7 +148,7 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_bits(tiny_store, tmp_path, mo
 def test_views_choose_where_clips_come_from(tiny_store, tmp_path, quiet):  # noqa: F811
     pretrain(config_of(tiny_store, tmp_path / "run", views=("lax_4c", "lax_2c"), steps=1))
     assert "on 9 studies (0 held out), clips of lax_4c, lax_2c" in (tmp_path / "run" / "run.log").read_text()
-    with pytest.raises(ValueError, match=r"going on would not be the same run:\n  views: was \['lax_4c', 'lax_2c'\]"):
+    with pytest.raises(ValueError, match=r"was started with other options:\n  views: was \['lax_4c', 'lax_2c'\]"):
         pretrain(config_of(tiny_store, tmp_path / "run", steps=1, resume=True))
 
 

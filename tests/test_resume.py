@@ -167,7 +167,7 @@ def test_what_may_not_change(tiny_store, undisturbed):  # noqa: F811
     with pytest.raises(ValueError, match=r"already holds a run: .*--resume"):
         run_in_process(PretrainConfig(**options))
     options |= {"lr": 0.01, "preset": "cinema-demo", "batch_size": 1, "resume": True}
-    with pytest.raises(ValueError, match="going on would not be the same run") as refusal:
+    with pytest.raises(ValueError, match="was started with other options") as refusal:
         run_in_process(PretrainConfig(**options))
     together = "batch_size x accumulate x ranks: was 2, now 1"
     differences = ("lr: was 0.001, now 0.01", together, "enc_embed_dim: was 16, now 128")

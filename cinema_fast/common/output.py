@@ -161,7 +161,7 @@ def _check_left(out: Path, left: list[str], call: dict[str, str], written: Seque
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         raise OutputTaken(f"{out} is not empty: choose another folder to write") from None
     if differs:
-        raise OutputTaken(f"{out} holds what is left of a command that did not end, and was begun otherwise:\n  "
+        raise OutputTaken(f"{out} holds what is left of a command that did not end, started with other options:\n  "
                           + "\n  ".join(differs) + "\ngive the old values, remove the folder, or choose another")
     if strange := [name for name in left if not _matches(name, written)]:
         raise OutputTaken(f"{out} holds what is left of a `cinema-fast {call['command']}` that did not end, and "
