@@ -53,7 +53,7 @@ def test_a_killed_command_begins_anew(tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt):  # nothing is cleared away then, as after a kill
         used(out, KeyboardInterrupt())
     assert names(out) == [".lock", ".unfinished", "a.csv", "studies"]
-    with pytest.raises(OutputError, match=r"started with other options:\n  run: was r, now s\ngive the old values, remove the"):
+    with pytest.raises(OutputError, match=r"with other options:\n  run: was r, now s\ngive the old values, remove the"):
         used(out, run="s")
     (out / "thesis.tex").write_text("mine")
     with pytest.raises(OutputError, match=r"`cinema-fast measure` that did not end, and 'thesis\.tex', which is"):

@@ -38,7 +38,7 @@ def test_killed_it_begins_anew(monkeypatch, tmp_path, src, capsys):
         predict_as(patch, segmenter(), src, out)
     (out / ".preparing" / "0").mkdir(parents=True)
     assert {".unfinished", "studies.csv", "studies/a", "studies/b/half"} <= tree(out)
-    with pytest.raises(OutputError, match=r"started with other options:\n  pattern: was \{id\}_\{view\}\.nii\.gz, now \{id"):
+    with pytest.raises(OutputError, match=r"with other options:\n  pattern: was \{id\}_\{view\}\.nii\.gz, now \{id"):
         predict_as(monkeypatch, segmenter(), src, out, pattern="{id}_{view}.nii*")
     assert predict_as(monkeypatch, segmenter(), src, out).studies == 2
     assert "what is left of a `cinema-fast predict` that did not end is removed" in capsys.readouterr().err

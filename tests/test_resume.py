@@ -178,7 +178,7 @@ def test_what_may_not_change(tiny_store, undisturbed):  # noqa: F811
 def test_another_store_may_not_take_the_place_of_the_first(tiny_store, undisturbed, tmp_path):  # noqa: F811
     other = write_store(tmp_path / "store", {"s00": ("sax",), "s01": FOUR})
     options = OPTIONS | {"data": other, "out": undisturbed, "resume": True}
-    with pytest.raises(ValueError, match="was 12 studies, now 2"):
+    with pytest.raises(ValueError, match="12 studies then, 2 studies now"):
         run_in_process(PretrainConfig(**options))
     moved = shutil.copytree(tiny_store, tmp_path / "moved")  # the same studies in another place are the same
     info = read_run_info(undisturbed)

@@ -90,8 +90,8 @@ def embed(config: EmbedConfig) -> EmbedReport:
     what else decides the bits: batch_size, device, precision.
 
     Raises:
-        ValueError: no pyarrow; no run, store or checkpoint; OUT is there already or was made with other options; labels that
-            do not fit.
+        ValueError: no pyarrow; no run, store or checkpoint; OUT is there already or was made with other options;
+            labels that do not fit.
         OutputError: OUT cannot be written; whole parts stay, and the same command goes on with them.
     """
     _require_pyarrow()
