@@ -210,7 +210,7 @@ def test_full_disk_keeps_what_is_finished(prepared, tmp_path, monkeypatch, call)
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(fd)
 
-    with monkeypatch.context() as patch, pytest.raises(StoreError, match="the disk is full; 3 studies complete and kept"):
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="disk is full; 3 studies complete and kept"):
         patch.setattr(store_module.os, "fsync", full)
         run(src, store, motion=True)
     assert CineStore(store).ids == ["p0", "p1", "p2"] and not (store / ".preparing").exists()
