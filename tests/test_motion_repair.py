@@ -66,7 +66,7 @@ def test_a_damaged_map_is_made_anew_and_its_study_is_not(prepared, kind):
         with pytest.raises(StoreError, match=r"p1/sax\.motion\.npy: .*run prepare again with --motion"):
             opened.read_motion("p1", "sax")
     else:
-        with pytest.raises(StoreError, match=r"(?s)1 files do not fit .*p1/sax\.motion\.npy: .*--motion for motion"):
+        with pytest.raises(StoreError, match=r"(?s)1 file does not match .*p1/sax\.motion\.npy: .*--motion for motion"):
             CineStore(store)
     report = run(src, store)  # without --motion it leaves the index, and all else can be read
     assert (report.prepared, report.unchanged, report.without_motion, report.exit_code) == (0, 3, 1, 0)
@@ -85,7 +85,7 @@ def test_altered_pixels_are_found_and_mended(prepared, capfd):
     assert run(src, store, motion=True).motion_maps == 0  # reads nothing that is there
     assert main(["verify", str(store)]) == 1
     out = capfd.readouterr().out
-    assert f"{FILE}: altered" in out and "STORE --repair --motion`" in out and "makes these motion maps anew" in out
+    assert f"{FILE}: altered" in out and "STORE --repair --motion`" in out and "to make these motion maps anew" in out
     report = run(src, store, repair=True)
     assert [(f.view, f.file) for f in report.failures] == [("sax", FILE)] and report.exit_code == 1
     assert "--motion makes it anew" in report.failures[0].reason and CineStore(store).info("p1", "sax").motion
@@ -100,7 +100,7 @@ def test_an_altered_cine_and_its_map_are_both_made_anew(prepared, capfd):
     for file in (FILE, "studies/p1/sax.npy"):
         overwrite(store / file, 4000, b"\1\2\3\4")
     assert main(["verify", str(store)]) == 1
-    assert "makes these studies and motion maps anew" in capfd.readouterr().out
+    assert "to make these studies and motion maps anew" in capfd.readouterr().out
     report = run(src, store, repair=True, motion=True)
     assert (report.prepared, report.unchanged, report.motion_maps, report.exit_code) == (1, 2, 3, 0)
     assert content(store) == before

@@ -130,7 +130,7 @@ def test_preparing_again_mends_damaged_labels(prepared, kind):
         with pytest.raises(StoreError, match=r"p1/sax\.labels\.npy: .*run prepare again$"):
             CineStore(store).read_labels("p1", "sax", 0)
     elif "file" in kind and "another" not in kind:
-        with pytest.raises(StoreError, match=r"(?s)1 files do not fit .*p1/sax\.labels\.npy"):
+        with pytest.raises(StoreError, match=r"(?s)1 file does not match .*p1/sax\.labels\.npy"):
             CineStore(store)
     if kind not in ("no source",):
         assert {fault.study for fault in check_store(store, progress=False).faults} == {"p1"}
