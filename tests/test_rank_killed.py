@@ -66,7 +66,8 @@ def test_training_goes_on_from_the_last_checkpoint(tiny_store, tmp_path, undistu
     log = (out / "run.log").read_text()
     assert log.count("no checkpoint yet: from the first step") == 1
     (step,) = re.findall(r"going on from step (\d+)", log)
-    assert int(step) % 3 == 0 and 3 <= int(step) < STEPS
+    # a regular one, every 3 steps, or what the main rank saved when gloo told it of the other's end
+    assert 3 <= int(step) < STEPS
     assert metrics(out) == metrics(expected)
     found, wanted = weights(out, STEPS), weights(expected, STEPS)
     assert all((found[name] == wanted[name]).all() for name in wanted | found)
