@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from flow_cases import WAYS, assert_same_flow, device_of, moving, really_runs, textured, worst_of
+from flow_cases import WAYS, arguments, assert_same_flow, device_of, moving, really_runs, textured, worst_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,7 +25,7 @@ def way(request):
 
 
 def flow_by(way, frames, pairs="consecutive", **how):
-    return optical_flow(frames.to(device_of(way)), pairs, params=FlowParams(**how), backend=way)
+    return optical_flow(frames.to(device_of(way)), pairs, **arguments(how), backend=way)
 
 
 def oracle(frames, pairs, **how):
