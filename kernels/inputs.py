@@ -55,7 +55,7 @@ class Inputs:
 class RandomInputs(Inputs):
     """Values to compute with, the same every time."""
 
-    device = None
+    device = None  # an attribute, in place of the property
 
     def __init__(self, device: torch.device | str):
         self.device, self._generator = torch.device(device), torch.Generator().manual_seed(0)

@@ -22,11 +22,18 @@ from .backend import choose, launching
 from .inputs import Inputs
 from .optical_flow.cuda_form import run_cuda
 from .optical_flow.native_form import run_native
-from .optical_flow.operation import checked, optical_flow_bytes, optical_flow_ref, reasons, refuse_non_finite
+from .optical_flow.operation import (
+    UNSUPPORTED,
+    checked,
+    optical_flow_bytes,
+    optical_flow_ref,
+    reasons,
+    refuse_non_finite,
+)
 from .optical_flow.pair_groups import PairGroups, pair_groups, pair_shares
 from .optical_flow.params import DEFAULT, FlowParams, integer
 from .patches import grid_of
-from .registry import OPERATIONS, Operation, register
+from .registry import Operation, register
 
 LOG_SMALLEST, LOG_LARGEST = -13.0, 80.0
 
@@ -209,7 +216,7 @@ register(Operation(
     motion_score,
     computes="mean motion of each pixel over the cycle or in each tubelet, taken where the flow is found, which is not "
     "written whole; scores of patches and the weights of guided masks",
-    unsupported=OPERATIONS["optical_flow"].unsupported,
+    unsupported=UNSUPPORTED,
     launches=("motion_score",),
     small=_small,
 ))  # fmt: skip

@@ -47,9 +47,12 @@ def augment_images_bytes(shape: tuple[int, ...]) -> int:
     return 5 * torch.Size(shape).numel()
 
 
+UNSUPPORTED = {"native": native_unsupported, "triton": triton_unsupported}  # fastest first
+
+
 def reasons(frames: Tensor) -> dict[str, Callable[[], list[str]]]:
-    """For each backend other than PyTorch's a function that lists why it cannot run on these frames, fastest first."""
-    return {"native": partial(native_unsupported, frames), "triton": partial(triton_unsupported, frames)}
+    """For each backend a function that lists why it cannot run on these frames."""
+    return {name: partial(why, frames) for name, why in UNSUPPORTED.items()}
 
 
 def augment_images(
@@ -192,7 +195,7 @@ register(Operation(
     augment_images,
     computes="stored frames flipped, zoomed, turned, shifted, scaled to [0, 1], with gamma and noise from Philox "
     "words, in two passes; motion maps by the same geometry",
-    unsupported={"native": native_unsupported, "triton": triton_unsupported},
+    unsupported=UNSUPPORTED,
     launches=("augment_images", "move_maps"),
     calls=_calls,
     small=_small,

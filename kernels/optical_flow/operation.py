@@ -25,6 +25,7 @@ where they lie, and hold planes of single slices in between. In float32 througho
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -223,12 +224,12 @@ def refuse_non_finite(frames: Tensor, pairs: Sequence[tuple[int, int]]) -> None:
         raise ValueError(NON_FINITE_TEXT)
 
 
+UNSUPPORTED = {"cuda": cuda_unsupported, "native": partial(native_unsupported, "optical_flow")}  # fastest first
+
+
 def reasons(frames: Tensor) -> dict[str, Callable[[], list[str]]]:
-    """Backends, fastest first, and why each cannot run."""
-    return {
-        "cuda": lambda: cuda_unsupported(frames),
-        "native": lambda: native_unsupported("optical_flow", frames),
-    }
+    """For each backend a function that lists why it cannot run on these frames."""
+    return {name: partial(why, frames) for name, why in UNSUPPORTED.items()}
 
 
 def optical_flow(
@@ -282,10 +283,7 @@ register(Operation(
     computes="dense flow between frames of whole batches of cines: Farneback's with OpenCV's parameters by name, "
     "refined by a variational step (closer to the true motion than OpenCV's Farneback and DIS: "
     "[accuracy](docs/experiments/flow_accuracy.md)); one arithmetic in C++ for the CPU and CUDA",
-    unsupported={
-        "cuda": cuda_unsupported,
-        "native": lambda x: native_unsupported("optical_flow", x),
-    },
+    unsupported=UNSUPPORTED,
     launches=("optical_flow",),
     small=_small,
     code=Code(False, False, False, "a thread makes one pixel: neighbours read neighbouring floats"),
