@@ -16,11 +16,23 @@ from cinema_fast.data.prepare.prepare import PrepareConfig
 from cinema_fast.data.prepare.shard import Shard, parse_shard
 from cinema_fast.data.store.store import CineStore, StoreError
 
+# Each shard writes two studies and waits for the file sys.argv[4], so that it is still at work when others are refused.
 SCRIPT = """
-import sys
+import sys, time
 from pathlib import Path
+from cinema_fast.data.prepare import prepare as preparing
 from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+
+replace_folder, written = preparing.replace_folder, []
+
+def wait_after_two(*folders):
+    while len(written) == 2 and not Path(sys.argv[4]).exists():
+        time.sleep(0.01)
+    replace_folder(*folders)
+    written.append(folders)
+
 if __name__ == "__main__":
+    preparing.replace_folder = wait_after_two
     options = dict(sax_size=(32, 32, 6), lax_size=(40, 40), workers=1, shard=sys.argv[3])
     print(prepare(PrepareConfig(Path(sys.argv[1]), Path(sys.argv[2]), **options), progress=False))
 """
@@ -114,9 +126,9 @@ def start(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     started = []
 
-    def start(src, dst, shard):
+    def start(src, dst, shard, go):
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        command = [sys.executable, tmp_path / "script.py", src, dst, shard]
+        command = [sys.executable, tmp_path / "script.py", src, dst, shard, go]
         started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         return started[-1]
 
@@ -127,12 +139,11 @@ def start(tmp_path):
 
 
 def test_shards_run_at_once_and_refuse_whom_they_must(tmp_path, start):
-    for n in range(40):
-        write_study(tmp_path / "src", f"p{n:02}", n_frames=12, seed=n)
-    src, store = tmp_path / "src", tmp_path / "store"
-    shards = [start(src, store, f"{k}/2") for k in (1, 2)]
-    wait_for(lambda: all((store / f".shards/{k}-of-2.lock").exists() and any((store / "studies").glob("*"))
-                         for k in (1, 2)))
+    for n in range(20):
+        write_study(tmp_path / "src", f"p{n:02}", seed=n)
+    src, store, go = tmp_path / "src", tmp_path / "store", tmp_path / "go"
+    shards = [start(src, store, f"{k}/2", go) for k in (1, 2)]
+    wait_for(lambda: len(list((store / "studies").glob("*"))) == 4)
     with pytest.raises(StoreError, match=f"prepared as shard 1/2 by another process .pid {shards[0].pid} on "):
         run(src, store, shard="1/2")
     with pytest.raises(StoreError, match=r"by the shard [12]/2, this one is 1/4: all must divide"):
@@ -143,9 +154,10 @@ def test_shards_run_at_once_and_refuse_whom_they_must(tmp_path, start):
     shards[1].kill()
     shards[1].wait()  # its lock goes with it, its studies stay whole
     assert run(src, store, shard="2/2").exit_code == 0
+    go.touch()
     assert shards[0].wait(60) == 0, shards[0].communicate()
     report = run(src, store, merge=True)
-    assert report.failures == [] and len(CineStore(store).ids) == 40
+    assert report.failures == [] and len(CineStore(store).ids) == 20
     assert sorted(path.name for path in (store / ".shards").iterdir()) == [
         f"{k}-of-2.{what}" for k in (1, 2) for what in ("failures.jsonl", "lock")]
 
