@@ -69,7 +69,7 @@ test-all: setup .venv/dali
 
 # of the kernels: the files that import them
 test-gpu-stack: env-gpu
-	$(call run_tests,.venv-gpu,-m "not slow" $$(grep -lE '^from cinema_fast(\.kernels| import .*kernels)' tests/test_*.py))
+	$(call run_tests,.venv-gpu,-m "not slow" $$(grep -rlE '^from cinema_fast(\.kernels| import .*kernels)' tests --include='test_*.py'))
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,6 +1,6 @@
 """Importing this module makes `cinema_fast` come from this checkout, installed or not, and finds the benchmarks.
 
-Files in the folders here, and the helpers in tests/, are imported by their names alone. The source tree keeps
+Files in the folders here, and the helpers in tests/support/, are imported by their names alone. The source tree keeps
 `cinema_fast.kernels` in kernels/, which only an installation maps; here an import finder does. It also serves
 `python -m pytest -p checkout`, with this folder on PYTHONPATH.
 """
@@ -29,4 +29,4 @@ class CheckoutFinder:
 
 
 sys.meta_path.insert(0, CheckoutFinder)
-sys.path[:0] = [*sorted({str(path.parent) for path in BENCHMARKS.rglob("*.py")}), str(ROOT / "tests")]
+sys.path[:0] = [*sorted({str(path.parent) for path in BENCHMARKS.rglob("*.py")}), str(ROOT / "tests" / "support")]

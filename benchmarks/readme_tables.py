@@ -71,7 +71,7 @@ def kernels_section(reports: list[dict]) -> str:
     lines = ["| operation | computes | passes | backends | on a GPU |", "| --- | --- | --- | --- | --- |"]
     for name, operation in OPERATIONS.items():
         module = operation.function.__module__.removeprefix("cinema_fast.").replace(".", "/")
-        links = f"[test](tests/test_{name}.py), [bench](benchmarks/operations/bench_{name}.py)"
+        links = f"[test](tests/kernels/test_{name}.py), [bench](benchmarks/operations/bench_{name}.py)"
         cells = [
             f"[`{name}`]({module}.py) ({links})", operation.computes, ", ".join(operation.passes),
             ", ".join(operation.backends), gpu_cell(name, reports),

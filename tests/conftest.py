@@ -6,35 +6,18 @@ its interpreter, and then nothing else is collected; on a machine with a GPU on 
 what else its operation has for a CPU in CPU_BACKENDS.
 """
 
-import os
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-# beside the checkout, or in it where only the checkout travels to another machine
-SHARED = next((p for p in (ROOT.parent / "shared", ROOT / "shared") if p.exists()), ROOT.parent / "shared")
-INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def shared_path(part: str) -> Path:
-    """Path of real data or golden files that lie beside the checkout, or a skip where they do not."""
-    path = SHARED / part
-    if not path.exists():
-        pytest.skip(f"../shared/{part} is not beside this checkout")
-    return path
+from labelled_discs import Discs
+from machine import INTERPRET, has_gpu, shared_path
+from tiny_runs import FOUR, write_store
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of golden files and real cines beside the checkout; absent in a user's clone."""
     return shared_path(".")
-
-
-def has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def pytest_generate_tests(metafunc):
@@ -74,3 +57,15 @@ def backend(request):
 def device():
     """Where operations are tested: the GPU where there is one."""
     return "cuda" if has_gpu() else "cpu"
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory) -> Path:
+    """Nine studies with four views, three with the short axis only."""
+    studies = {f"s{i:02d}": FOUR if i % 4 else ("sax",) for i in range(12)}
+    return write_store(tmp_path_factory.mktemp("tiny") / "store", studies)
+
+
+@pytest.fixture(scope="session")
+def discs(tmp_path_factory) -> Discs:
+    return Discs(tmp_path_factory.mktemp("discs"))

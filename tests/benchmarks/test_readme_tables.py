@@ -1,0 +1,115 @@
+"""The README's figures are those of the results files, and say when they are of another version of a kernel."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import readme_tables
+from checkout import ROOT
+from report_schema import kernel_sha
+
+from cinema_fast.kernels import OPERATIONS
+
+README = """<!-- cpu -->old<!-- /cpu -->
+<!-- kernels -->old<!-- /kernels -->
+| other | kernels/ | row |
+"""
+
+
+def kernel(pass_, us, sha, peer=None, speedup=None):
+    row = {"op": "masked_mse", "pass": pass_, "shape": "a", "dtype": "bf16", "us": us, "percent_of_limit": 71.6}
+    return row | {"peer": peer, "speedup": speedup, "kernel_sha": sha}
+
+
+def report(date, *rows):
+    return {"device": "GPU X", "date": date, "kernels": list(rows)}
+
+
+@pytest.fixture
+def cpu():
+    return json.loads(max((ROOT / "benchmarks" / "results").glob("cpu-*.json")).read_text())
+
+
+def test_the_readme_holds_the_newest_results():
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / "readme_tables.py", "--check"])
+    assert done.returncode == 0, "run: python benchmarks/readme_tables.py"
+
+
+def test_cells_of_kernels(cpu):
+    now = kernel_sha("masked_mse")
+    old = report("2026-01-02T0", kernel("fwd", 99.0, now))
+    new = report("2026-03-04T0", kernel("fwd", 12.4, now, "compiled peer", 1.84), kernel("bwd", 20.0, now))
+    text = readme_tables.with_figures(README, cpu, [old, new])
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| [")}
+    assert list(rows) == list(OPERATIONS)
+    assert rows["masked_mse"] == (
+        "| [`masked_mse`](kernels/masked_mse.py) ([test](tests/kernels/test_masked_mse.py), "
+        "[bench](benchmarks/operations/bench_masked_mse.py)) | loss against the image's own pixels, no patchified "
+        "copy, fixed summation order | fwd, bwd | triton, torch | GPU X, 2026-03-04: fwd 12 us (a, bf16), 72 % of the "
+        "limit, 1.8 times as fast as compiled peer; bwd 20 us (a, bf16), 72 % of the limit |"
+    )
+    assert rows["sample_mask"].endswith(" | fwd | triton, native, torch | not measured on a GPU |")
+    assert "(kernels/optical_flow/operation.py)" in rows["optical_flow"]
+    for row in rows.values():
+        assert all((ROOT / path).exists() for path in re.findall(r"\]\(([^)]+)\)", row))
+    assert text.splitlines()[-1] == "| other | kernels/ | row |" and "old" not in text.splitlines()
+    assert readme_tables.with_figures(text, cpu, [old, new]) == text
+    stale = readme_tables.with_figures(README, cpu, [report("2026-03-04T0", kernel("fwd", 12.4, "0" * 64))])
+    assert stale.count("(measured on an earlier version) |") == 1
+
+
+def test_a_kernel_is_what_it_is_made_of(tmp_path, monkeypatch):
+    import report_schema
+
+    imports = ("from . import beside as one, both", "from .backend import choose", "from .part import f")
+    (tmp_path / "op.py").write_text("\n".join([*imports, ""]))
+    (tmp_path / "part.py").write_text("from .deeper import (\n    g,\n)\n")
+    for name in ("deeper", "backend", "registry", "other", "beside", "both"):
+        (tmp_path / f"{name}.py").write_text("")
+    monkeypatch.setitem(report_schema.PACKAGES, "cinema_fast.kernels", tmp_path)
+    before = kernel_sha("op")
+    unused, used = ("backend", "registry", "other"), ("beside", "both", "deeper", "part", "op")
+    for name, counts in {**dict.fromkeys(unused, False), **dict.fromkeys(used, True)}.items():
+        with (tmp_path / f"{name}.py").open("a") as file:
+            file.write("# changed\n")
+        assert (kernel_sha("op") != before) == counts
+        before = kernel_sha("op")
+    with (tmp_path / "op.py").open("a") as file:
+        file.write("# What the registry reads.\nregister()\n")
+    assert kernel_sha("op") == before
+
+
+def test_a_kernel_in_a_folder_is_all_of_it(tmp_path, monkeypatch):
+    import report_schema
+
+    monkeypatch.setitem(report_schema.PACKAGES, "cinema_fast.kernels", tmp_path)
+    texts = {
+        "other.py": "from .op.inner import f\n",
+        "op/__init__.py": "from .inner import f\nfrom ..backend import choose\n",
+        "op/inner.py": "from ..part import g\nfrom ..folder.some import h\n", "op/beside.py": "", "part.py": "",
+        "folder/__init__.py": "", "folder/some.py": "", "backend.py": "", "inner.py": "", "some.py": "",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for op, unused in (("op", {"other.py"}), ("other", set())):
+        for name in texts:
+            before = kernel_sha(op)
+            with (tmp_path / name).open("a") as file:
+                file.write("# changed\n")
+            assert (kernel_sha(op) != before) == (name not in unused | {"backend.py", "inner.py", "some.py"})
+
+
+def test_section_of_the_cpu(cpu):
+    section = readme_tables.with_figures(README, cpu, []).partition("<!-- /cpu -->")[0]
+    first = cpu["speedups"][0]
+    assert f"**{first['speedup']:.2f}** ({first['low']:.2f}-{first['high']:.2f})" in section
+    assert f"| {cpu['memory'][1]['ratio']:.2f} |" in section and cpu["conditions"]["commit"][:7] in section
+    assert "old" not in section.splitlines()[1]
+
+
+def test_a_readme_without_the_section_is_refused(cpu):
+    with pytest.raises(SystemExit, match="missing"):
+        readme_tables.with_figures("no markers", cpu, [])
