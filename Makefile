@@ -9,7 +9,7 @@ BIN := .venv/bin
 PYTHON_GPU ?= python3.12
 GPU_STACK := torch==2.11.0 triton==3.6.0 'numpy==2.5.*' cupy-cuda13x==14.2.0
 
-.PHONY: demo test test-all test-gpu-stack lint bench audit setup env-gpu clean
+.PHONY: demo test test-all test-long test-gpu-stack lint bench audit setup env-gpu clean
 setup: .venv/ready
 
 .venv/ready: pyproject.toml setup.py Makefile $(wildcard csrc/*)
@@ -59,17 +59,22 @@ endef
 
 test: setup .venv/dali
 	$(BIN)/ruff check .
-	$(call run_tests,.venv,-m "not slow")
+	$(call run_tests,.venv,-m "not slow and not long" --durations=20)
 	$(say_skipped)
 
 test-all: setup .venv/dali
 	$(BIN)/ruff check .
-	$(call run_tests,.venv,)
+	$(call run_tests,.venv,-m "not long" --durations=20)
+	$(say_skipped)
+
+# what takes longer than all of these: the tutorials, the whole audit, every planted fault (tests/mutants)
+test-long: setup .venv/dali
+	$(BIN)/python -m pytest -q -m long --durations=0 tests
 	$(say_skipped)
 
 # of the kernels: the files that import them
 test-gpu-stack: env-gpu
-	$(call run_tests,.venv-gpu,-m "not slow" $$(grep -rlE '^from cinema_fast(\.kernels| import .*kernels)' tests --include='test_*.py'))
+	$(call run_tests,.venv-gpu,-m "not slow and not long" $$(grep -rlE '^from cinema_fast(\.kernels| import .*kernels)' tests --include='test_*.py'))
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from tiny_runs import run
+from forked import run
 
 from cinema_fast.bench_data import BenchDataConfig, Stage, limit
 from cinema_fast.bench_stages import drop_from_cache, io_counts

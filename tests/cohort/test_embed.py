@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_runs import run, write_store
+from forked import run
+from tiny_runs import write_store
 
 import cinema_fast as cf
 from cinema_fast.cli import main

@@ -3,8 +3,9 @@
 import pytest
 import torch
 import yaml
+from forked import run
 from motion_stores import with_maps
-from tiny_runs import FOUR, metrics, run, write_store
+from tiny_runs import FOUR, metrics, write_store
 
 from cinema_fast.data.loading.augment import model_input, motion_input
 from cinema_fast.data.loading.augmentation import AugmentConfig

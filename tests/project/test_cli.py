@@ -3,7 +3,8 @@
 import pytest
 import yaml
 from command_line import called
-from tiny_runs import run, write_store
+from forked import run
+from tiny_runs import write_store
 
 from cinema_fast import presets
 

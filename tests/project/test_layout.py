@@ -11,8 +11,8 @@ OF_NO_PACKAGE = {"benchmarks", "docs", "kernels", "mutants", "project"}  # folde
 def test_folders_are_those_of_the_package():
     folders = {path.parent.relative_to(ROOT / "tests") for path in TESTS}
     assert not [str(folder) for folder in folders
-                if folder.parts[:1] == () or folder.parts[0] not in OF_NO_PACKAGE
-                and not (ROOT / "cinema_fast" / folder).is_dir()]  # fmt: skip
+                if folder.parts[:1] == () or (folder.parts[0] not in OF_NO_PACKAGE
+                and not (ROOT / "cinema_fast" / folder).is_dir())]  # fmt: skip
     names = [path.name for path in TESTS]
     assert len(set(names)) == len(names), "pytest finds test files by their names alone"
 

@@ -1,10 +1,9 @@
 """Pre-training in processes of their own, which can be killed at a chosen step."""
 
-import os
 import subprocess
 import time
 
-from tiny_runs import command, run
+from forked import Forked, run
 
 OPTIONS = {
     "steps": 20, "preset": "cinema-tiny", "batch_size": 2, "seed": 5, "log_every": 3, "checkpoint_every": 4,
@@ -15,9 +14,7 @@ OPTIONS = {
 RUN = [word for name, value in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
-QUIET = (
-    "import cinema_fast.methods.mae as m, cinema_fast.train.loop as p; m.write_report = lambda *a, **k: []"
-)
+QUIET = "import cinema_fast.methods.mae as m, cinema_fast.train.loop as p; m.write_report = lambda *a, **k: []"
 
 
 AT_STEP = """
@@ -45,12 +42,7 @@ def last_line(ended: subprocess.CompletedProcess) -> str:
 def started(store, out, *more, code=""):
     """A long run in the background, once it has made a step."""
     arguments = [*RUN, "--steps", "100000", "--log-every", "1", "--checkpoint-every", "50000", *more]
-    process = subprocess.Popen(
-        command("pretrain", "--data", store, "--out", out, *arguments, code=f"{QUIET}\n{code}"),
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    process = Forked("pretrain", "--data", store, "--out", out, *arguments, code=f"{QUIET}\n{code}")
     deadline = time.monotonic() + 60
     while not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size):
         assert time.monotonic() < deadline and process.poll() is None

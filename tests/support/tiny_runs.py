@@ -1,8 +1,6 @@
 """A small cine store and the command line, for the tests of the loader and of training."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -47,14 +45,6 @@ def command(*arguments, code: str | None = None) -> list[str]:
     """The command line of a subprocess; `code` runs before it, in the same process."""
     start = f"import sys; from cinema_fast.cli import main; {code or ''}\nsys.exit(main())"
     return [sys.executable, "-c", start, *map(str, arguments)]
-
-
-def run(*arguments, code: str | None = None, timeout: float = 120) -> subprocess.CompletedProcess:
-    """Run `cinema-fast` with one thread, so that every machine rounds alike."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    return subprocess.run(
-        command(*arguments, code=code), capture_output=True, text=True, timeout=timeout, env=environment
-    )
 
 
 def metrics(out: Path) -> list[dict]:

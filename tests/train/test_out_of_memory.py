@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 import torch
+from forked import run
 from killed_pretrain import last_line
-from tiny_runs import run
 
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig

@@ -8,10 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from forked import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rank_runs import ENVIRONMENT, ONE, torchrun, weights, words
-from tiny_runs import metrics, run
+from tiny_runs import metrics
 from tolerances import assert_same_training
 
 from cinema_fast.methods.pretrain import pretrain

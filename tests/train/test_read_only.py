@@ -3,8 +3,8 @@
 import re
 
 import pytest
+from forked import run
 from killed_pretrain import AT_STEP, QUIET, last_line
-from tiny_runs import run
 
 from cinema_fast.train.checkpoint import CheckpointError, newest_checkpoint, save_checkpoint
 

@@ -4,11 +4,11 @@ import errno
 import fcntl
 import os
 import signal
-import subprocess
 
 import pytest
+from forked import Forked
 from killed_pretrain import AT_STEP, last_line, pretrain, started
-from tiny_runs import command, metrics
+from tiny_runs import metrics
 
 from cinema_fast.common.output import new_folder
 from cinema_fast.methods.pretrain import pretrain as run_in_process
@@ -43,11 +43,7 @@ def test_a_second_process_is_refused_until_the_first_ends_however_it_ends(tiny_s
 def test_of_two_new_runs_that_begin_at_once_one_is_made(tiny_store, tmp_path):
     out = tmp_path / "run"
     arguments = ("--data", tiny_store, "--out", out, "--steps", 3, "--preset", "cinema-tiny", "--batch-size", 2)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    both = [
-        subprocess.Popen(command("pretrain", *arguments), stderr=subprocess.PIPE, text=True, env=environment)
-        for _ in range(2)
-    ]
+    both = [Forked("pretrain", *arguments) for _ in range(2)]
     errors = {process.communicate(timeout=120)[1]: process.returncode for process in both}
     assert sorted(errors.values()) == [0, 1]
     refused = next(error for error, status in errors.items() if status == 1)

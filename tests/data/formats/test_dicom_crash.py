@@ -4,7 +4,7 @@ import json
 
 import pytest
 from cine_files import affine_of, ball_cine
-from tiny_runs import run
+from forked import run
 
 pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 from dicom_files import write_series

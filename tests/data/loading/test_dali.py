@@ -6,8 +6,9 @@ travels, is tested without DALI too; what goes wrong in test_dali_faults.py.
 
 import pytest
 import torch
+from forked import run
 from loader_cases import CPU, GPU, equal, loader_of, needs_dali, readers
-from tiny_runs import FOUR, metrics, run
+from tiny_runs import FOUR, metrics
 
 from cinema_fast.cli import main
 from cinema_fast.data.loading import dali

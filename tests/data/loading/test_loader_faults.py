@@ -4,8 +4,9 @@ import os
 
 import numpy as np
 import pytest
+from forked import run
 from loader_cases import equal, loader_of, needs_dali
-from tiny_runs import FOUR, metrics, run, write_store
+from tiny_runs import FOUR, metrics, write_store
 
 from cinema_fast.data.loading.loader import REPLACEMENTS, Loader, LoaderError
 from cinema_fast.data.loading.sampler import frame_at

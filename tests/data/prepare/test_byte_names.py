@@ -8,7 +8,7 @@ from hashlib import sha256
 import pyarrow.parquet as pq
 import pytest
 from cine_files import write_study
-from tiny_runs import run
+from forked import run
 
 from cinema_fast.data.loading.sampler import held_out
 from cinema_fast.data.store.store import CineStore

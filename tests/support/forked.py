@@ -1,0 +1,82 @@
+"""The command line in processes of their own that can be signalled and killed, without the seconds of importing torch.
+
+A server process imports what all of them need and forks. It has one thread, so that a fork is safe.
+"""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["pytest", "cinema_fast.cli", "cinema_fast.methods.pretrain", "cinema_fast.methods.mae"])
+COMMAND = "import sys; from cinema_fast.cli import main\n{code}\nsys.exit(main())"
+
+
+def _child(code: str, arguments: list[str], environment: dict[str, str], folder: str, cwd: str) -> None:
+    for descriptor, name in ((1, "out"), (2, "err")):
+        file = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, descriptor)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    import torch
+
+    torch.set_num_threads(1)  # so that every machine rounds alike
+    sys.argv = ["cinema-fast", *arguments]
+    exec(compile(code, "<forked>", "exec"), {"__name__": "__main__"})
+
+
+class Forked:
+    """`cinema-fast ARGUMENTS` in a process, as subprocess.Popen has it; `code` runs before it in the same process."""
+
+    def __init__(self, *arguments, code: str | None = None, **environment: str):
+        self._folder = tempfile.TemporaryDirectory()
+        words, code = [str(word) for word in arguments], COMMAND.format(code=code or "")
+        environment = os.environ | {"COLUMNS": "200"} | environment
+        self._process = CONTEXT.Process(target=_child, args=(code, words, environment, self._folder.name, os.getcwd()))
+        self._process.start()
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("cinema-fast", timeout, *self._printed())
+        return self._process.exitcode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What it printed, and its errors, once it has ended."""
+        self.wait(timeout)
+        return self._printed()
+
+    def _printed(self) -> tuple[str, str]:
+        paths = [Path(self._folder.name) / name for name in ("out", "err")]
+        return tuple(path.read_text() if path.exists() else "" for path in paths)
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def run(*arguments, code: str | None = None, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess:
+    """Run `cinema-fast` to its end, which comes by a kill after `timeout` seconds."""
+    process = Forked(*arguments, code=code, **environment)
+    try:
+        out, err = process.communicate(timeout)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
