@@ -1,11 +1,11 @@
-"""Several processes fine-tune as one: under torchrun, on the CPU, by gloo."""
+"""Several processes fine-tune as one, on the CPU, by gloo."""
 
 import dataclasses
 import re
 from pathlib import Path
 
 import pytest
-from rank_runs import torchrun
+from rank_runs import forked_ranks
 from safetensors.torch import load_file
 from tiny_runs import metrics
 from tolerances import assert_same_training
@@ -23,7 +23,7 @@ TASKS = {
 
 
 def words(config) -> list[str]:
-    """What of a configuration `test_ranks.torchrun` does not say itself, as on the command line."""
+    """What of a configuration `forked_ranks` does not say itself, as on the command line."""
     options = [
         "--task", config.task, "--preset", config.preset, "--batch-size", config.batch_size, "--accumulate",
         config.accumulate, "--val", config.val, "--test", config.test, "--n-frames", config.n_frames,
@@ -38,8 +38,8 @@ def words(config) -> list[str]:
 
 
 def run_of_ranks(config, **how):
-    """The run of a configuration by two ranks. how: of `test_ranks.torchrun`."""
-    return torchrun(2, config.data, config.out, *words(config), steps=config.steps, method="finetune", **how)
+    """The run of a configuration by two ranks. how: of `forked_ranks`."""
+    return forked_ranks(2, config.data, config.out, *words(config), steps=config.steps, method="finetune", **how)
 
 
 @pytest.fixture(scope="module")

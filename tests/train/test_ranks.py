@@ -1,4 +1,4 @@
-"""Several processes train as one: under torchrun, on the CPU, by gloo."""
+"""Several processes train as one, also under torchrun, on the CPU, by gloo."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 from forked import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rank_runs import ENVIRONMENT, ONE, torchrun, weights, words
+from rank_runs import ENVIRONMENT, ONE, forked_ranks, torchrun, weights, words
 from tiny_runs import metrics
 from tolerances import assert_same_training
 
@@ -48,7 +48,7 @@ def assert_same_run(out: Path, alone: Path) -> None:
     ids=["ddp, accumulated", "fsdp", "four", "four, fsdp", "fsdp, accumulated"],
 )
 def test_ranks_make_the_steps_of_one_process(tiny_store, tmp_path, alone, ranks, options):
-    ended = torchrun(ranks, tiny_store, tmp_path / "run", *options)
+    ended = (torchrun if ranks == 4 else forked_ranks)(ranks, tiny_store, tmp_path / "run", *options)
     assert ended.returncode == 0, ended.stderr
     assert_same_run(tmp_path / "run", alone)
     log = (tmp_path / "run" / "run.log").read_text()
