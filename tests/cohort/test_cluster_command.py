@@ -123,6 +123,7 @@ def test_the_page_stands_alone_and_shows_names_as_text(cohort, tmp_path):
     assert EVIL in page.text and "<i>HCM</i>" in page.text and "ef" not in page.text.split()
 
 
+@pytest.mark.slow
 def test_the_same_again_to_the_byte(cohort, tmp_path):
     folder, _ = cohort
     for name in ("a", "b"):

@@ -98,6 +98,7 @@ def test_separation_counts_the_cohort_among_the_clouds():
     assert separation_of(points, group + 1, "kmeans", 39, 0).p == pytest.approx(1 / 40)
 
 
+@pytest.mark.slow
 def test_everything_follows_from_the_seed():
     vectors, _ = planted(apart=0.8)
     first, again, other = (found(vectors, seed=seed) for seed in (1, 1, 2))

@@ -120,6 +120,7 @@ def test_scores_are_means_over_seeds_under_any_weights(cohort):
     assert mean.point()["mae"] == pytest.approx(np.mean([p.scores["mae"] for p in two])) and mean.n == 60
 
 
+@pytest.mark.slow
 def test_numbers_that_are_classes_and_the_same_again(cohort, tmp_path):
     folder, _, columns = cohort
     reports = [
@@ -165,6 +166,7 @@ def test_mistakes(cohort, tmp_path, capsys, change, expected):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_store_is_embedded_clustered_and_probed(tiny_store, tmp_path, capfd):
     """The commands one after the other; twelve studies of a model of two steps are no cohort, but go through."""
     run, file = tmp_path / "run", str(tmp_path / "e.parquet")

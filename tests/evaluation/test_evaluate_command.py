@@ -21,6 +21,7 @@ from labelled_discs import (
     write_points,
     write_table,
 )
+from marks import slow
 
 from cinema_fast.cli import main
 from cinema_fast.common.output import OutputError
@@ -81,6 +82,7 @@ def test_segmentation(discs, runs, tmp_path):
     assert kinds == {"segmentation", "function"}  # nothing is known of these hearts but their labels
 
 
+@pytest.mark.slow
 def test_known_values_scans_and_subgroups(discs, runs, tmp_path, monkeypatch):
     """Of the first study the model misses the LV in a frame: a failure, and nothing to compare with a second scan."""
     train = load_run(runs / "segmentation", device="cpu").split.train
@@ -174,6 +176,7 @@ def test_landmarks(discs, runs, tmp_path):
         assert row["distance_mm"] == pytest.approx(mm, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_an_ordinary_stack_is_predicted_among_zeros(discs, runs, tmp_path, monkeypatch):
     """To the bit as the model was trained and validated."""
     judged, plain = [], Assessment.add_segmentation
@@ -211,7 +214,7 @@ def test_a_single_slice_has_no_volumes_in_either_command(runs, tmp_path, monkeyp
         assert not any(line.get(quantity) for quantity in QUANTITIES)
 
 
-@pytest.mark.parametrize("part", ["test", "val"])
+@pytest.mark.parametrize("part", ["test", slow("val")])
 def test_another_store(runs, tmp_path, part):
     """Of 14 studies the run knew 12 by their names, most of them from training."""
     other = write_discs(tmp_path / "other", 14, views=("sax",))
@@ -225,6 +228,7 @@ def test_another_store(runs, tmp_path, part):
     assert {line["study"]: line["why"] for line in results["left_out"]} == why and len(why) == 9
 
 
+@pytest.mark.slow
 def test_labels_of_another_store(runs, tmp_path):
     other, table = write_discs(tmp_path / "other", 15, views=("sax",)), write_table(tmp_path / "few.csv", 14)
     table.write_text(table.read_text().replace("s12,5,small", "s12,5,huge"))
@@ -235,6 +239,7 @@ def test_labels_of_another_store(runs, tmp_path):
         assert dict(zip(("study", "why"), line)) in results["left_out"]
 
 
+@pytest.mark.slow
 def test_the_run_s_own_store_has_gained_a_study_or_only_kept_what_was_learnt(discs, tmp_path):
     store = write_discs(tmp_path / "store", 12, views=("sax",))
     finetune(discs.config(tmp_path / "run", "segmentation", data=store, **FEW))

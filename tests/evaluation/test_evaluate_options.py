@@ -63,6 +63,7 @@ def test_no_two_classes(runs, tmp_path, name, options, told):
     assert not (tmp_path / "eval").exists()
 
 
+@pytest.mark.slow
 def test_structures_without_an_lv(runs, tmp_path, monkeypatch):
     """Their maps are judged; of the LV nothing is known, which is said before the work; the RV has its own cycle."""
     table = tmp_path / "known.csv"

@@ -37,6 +37,7 @@ def judge(run, out, **options) -> tuple[dict, set[str]]:
     return results, {row["study"] for row in read_rows(out / "rows.csv")}
 
 
+@pytest.mark.slow
 def test_what_the_starting_weights_have_learnt_from(runs, discs, tmp_path):
     """Of the run's own test studies it is told; studies of another store are left out."""
     first, second = (read_run_info(runs / name).labels for name in ("first", "second"))

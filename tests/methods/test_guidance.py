@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from marks import slow
 from motion_stores import with_maps
 from tiny_runs import FOUR, metrics, write_store
 
@@ -153,7 +154,7 @@ def test_strength_rises_over_the_warm_up():
 
 @pytest.mark.parametrize(
     "how",
-    [{}, {"preset": "heartmae-tiny"}, {"preset": "heartmae-tiny", "motion": "online"}],
+    [{}, slow({"preset": "heartmae-tiny"}), slow({"preset": "heartmae-tiny", "motion": "online"})],
     ids=["frames", "clips", "online"],
 )
 def test_a_run_says_draws_and_resumes_to_the_bit(mapped, tmp_path, monkeypatch, how):

@@ -189,6 +189,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_steps_of_one(tiny_store, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(RANKS)

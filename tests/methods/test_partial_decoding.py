@@ -51,6 +51,7 @@ def levels(config: cf.CineMAConfig, view: str) -> torch.Tensor:
     return image.expand(BATCH, config.in_chans[view], *image.shape)
 
 
+@pytest.mark.slow
 def test_the_mean_over_many_draws_is_the_loss_of_all_masked_tokens():
     """By Student's t over the draws. That a bias would be seen is seen from subsets by position, which have one."""
     model = small_model()

@@ -128,6 +128,7 @@ def test_the_run_folder(tiny_store, tmp_path):
     cf.load_cinema_weights(model, out / "checkpoints" / "step-00000005.safetensors")
 
 
+@pytest.mark.slow
 def test_it_learns(tiny_store, tmp_path):
     pretrain(config_of(tiny_store, tmp_path / "run", steps=30, log_every=5, preset="cinema-demo", precision="auto"))
     losses = [line["loss"] for line in metrics(tmp_path / "run")]

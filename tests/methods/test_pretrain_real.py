@@ -1,6 +1,7 @@
 """From real scanner files to a trained model by the command line, where they lie beside the checkout."""
 
 import pytest
+from marks import slow
 from real_studies import PREPARE
 from tiny_runs import metrics
 
@@ -9,7 +10,7 @@ from cinema_fast.cli import main
 SMALL = "--sax-size 48 48 6 --lax-size 64 64 --sax-spacing 3 3 20 --lax-spacing 3 3 --workers 1"
 
 
-@pytest.mark.parametrize("name", PREPARE)
+@pytest.mark.parametrize("name", [slow("cine"), "cmr"])
 def test_a_store_of_real_files_trains(shared, tmp_path, name):
     store, out = str(tmp_path / "store"), tmp_path / "run"
     assert main(["prepare", str(shared / "data" / name), store, *PREPARE[name], *SMALL.split()]) == 0

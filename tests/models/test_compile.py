@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marks import slow
 from small_models import make_images, make_plan, small_model
 from tolerances import assert_close
 from torch._dynamo.utils import counters
@@ -15,7 +16,7 @@ from cinema_fast.train.compile import compile_model, source_digest
 
 @pytest.mark.parametrize(
     "compiler",
-    ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)],  # inductor: two minutes of C++
+    [slow("aot_eager"), slow("inductor")],  # inductor: two minutes of C++
 )
 def test_forward_and_backward_in_one_graph(compiler):
     model = small_model(enc_depth=1, dec_depth=1, views=("sax", "lax_4c"))

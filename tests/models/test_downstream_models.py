@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from downstream_models import frames, small_unetr, small_vit
+from marks import slow
 from safetensors.torch import load_file
 from small_models import double
 
@@ -168,7 +169,7 @@ def test_gradients_of_thin_maps_in_bf16(size):
 SHORT_UNETR = pytest.param(partial(small_unetr, dec_channels=(4, 5, 6)), marks=pytest.mark.slow)  # half a minute
 
 
-@pytest.mark.parametrize("build", [small_vit, SHORT_UNETR], ids=["vit", "unetr"])
+@pytest.mark.parametrize("build", [slow(small_vit), SHORT_UNETR], ids=["vit", "unetr"])
 def test_one_graph_when_compiled(build):
     model = build(views=("lax_4c",))
     images = frames(model.config)

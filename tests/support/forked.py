@@ -12,7 +12,10 @@ import tempfile
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "cinema_fast.cli", "cinema_fast.methods.pretrain", "cinema_fast.methods.mae"])
+CONTEXT.set_forkserver_preload([
+    "pytest", "tyro", "matplotlib.pyplot", "torch.distributed.fsdp", "torch.distributed.checkpoint",
+    "cinema_fast.bench_data", "cinema_fast.methods.pretrain", "cinema_fast.methods.mae", "cinema_fast.tasks.finetune",
+])  # fmt: skip
 COMMAND = "import sys; from cinema_fast.cli import main\n{code}\nsys.exit(main())"
 
 

@@ -60,21 +60,25 @@ def test_landmarks_as_heatmaps(learnt):
     assert learnt("landmarks", steps=90, lr=1e-2)["val_distance_mm"] < 0.6 * spread_mm()
 
 
+@pytest.mark.slow
 def test_landmarks_as_coordinates(learnt):
     figures = learnt("landmarks", landmarks="coordinates", steps=200, lr=5e-3)
     assert figures["val_distance_mm"] < 0.5 * spread_mm()
 
 
+@pytest.mark.slow
 def test_regression(learnt):
     radii = np.arange(5.0, 11.0)
     assert learnt("regression", steps=60, lr=3e-3)["val_radius_mae"] < 0.2 * np.abs(radii - radii.mean()).mean()
 
 
+@pytest.mark.slow
 def test_classification(learnt):
     figures = learnt("classification", steps=80, lr=3e-3)
     assert figures["val_big_accuracy"] == 1.0 and -figures["score"] < 0.1 * np.log(2)
 
 
+@pytest.mark.slow
 def test_several_at_once(learnt):
     figures = learnt("multitask", steps=80, lr=3e-3)
     assert figures["val_size_accuracy"] == 1.0

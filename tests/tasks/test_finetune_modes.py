@@ -8,6 +8,7 @@ import torch
 from finetune_cases import TASKS
 from loader_cases import equal, needs_dali
 from machine import has_gpu
+from marks import slow
 from step_cases import no_wait
 from tape import TapeCapture
 from tiny_runs import metrics
@@ -60,7 +61,7 @@ STILL = {"accumulate": 2, "dropout": 0.0, "drop_path": 0.0, "cutout": 0.0}  # on
 
 
 @pytest.mark.parametrize(
-    ("name", "how"), [*((name, {"accumulate": 1}) for name in NETWORKS), ("segmentation", STILL)], ids=str
+    ("name", "how"), [*((name, {"accumulate": 1}) for name in NETWORKS), slow("segmentation", STILL)], ids=str
 )
 def test_replays_are_the_eager_steps(discs, tmp_path, name, how):
     """With other studies, targets, augmentations and learning rates in each; dropout, skipped branches and cutout
@@ -115,13 +116,14 @@ def test_graphs_want_a_gpu(discs, tmp_path):
 
 
 @needs_dali
-@pytest.mark.parametrize("name", ["segmentation", "heatmaps", "multitask", "clips"])
+@pytest.mark.parametrize("name", [slow("segmentation"), slow("heatmaps"), "multitask", slow("clips")])
 def test_batches_by_dali_are_those_of_the_plain_loader(discs, tmp_path, name):
     method = Supervised(discs.config(tmp_path / "run", **NETWORKS[name]), None, Place(CPU))
     plain, dali = (list(loader_of(method, kind, steps=4)) for kind in ("torch", "dali"))
     assert all(equal(one, other) for one, other in zip(plain, dali, strict=True))
 
 
+@pytest.mark.slow
 @needs_dali
 def test_a_run_by_dali_is_the_run_by_threads(discs, tmp_path):
     config = discs.config(tmp_path / "torch", "segmentation", steps=4, validate_every=2, log_every=1, loader="torch")

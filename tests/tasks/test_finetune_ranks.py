@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from marks import slow
 from rank_runs import forked_ranks
 from safetensors.torch import load_file
 from tiny_runs import metrics
@@ -59,7 +60,7 @@ def alone(discs, tmp_path_factory):
 @pytest.mark.parametrize(
     ("task", "shape"),
     [
-        ("segmentation", {"batch_size": 1, "accumulate": 2}),
+        slow("segmentation", {"batch_size": 1, "accumulate": 2}),
         ("multitask", {"batch_size": 2, "parallel": "fsdp"}),
         pytest.param("landmarks", {"batch_size": 1, "accumulate": 2}, marks=pytest.mark.slow),
         pytest.param("multitask", {"batch_size": 1, "accumulate": 2}, marks=pytest.mark.slow),
@@ -104,6 +105,7 @@ def test_ranks_drop_what_micro_batches_drop(discs, tmp_path):
         assert found == pytest.approx(line, rel=1e-4), line["step"]
 
 
+@pytest.mark.slow
 def test_ranks_draw_differently_go_on_and_stop_early(discs, tmp_path):
     """Dropout, skipped branches and cutout boxes are each rank's own; a stop, and patience, are agreed on."""
     slow = {"lr": 1e-9, "min_lr": 0.0}  # no validation is better than the first

@@ -61,6 +61,7 @@ def test_a_study_that_cannot_be_read_is_replaced_and_counted(discs, tmp_path, da
     assert f"ended by LoaderError: study {study}: " in (tmp_path / "strict" / "run.log").read_text()
 
 
+@pytest.mark.slow
 def test_validation_is_without_what_cannot_be_read(discs, tmp_path, damaged):
     """It is named once, and the score is that of the others; with --strict the run ends, and what it learnt is kept."""
     study, store = damaged("val")

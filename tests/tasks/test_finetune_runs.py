@@ -3,6 +3,7 @@
 
 import pytest
 from finetune_cases import TASKS
+from marks import slow
 from tiny_runs import metrics
 
 from cinema_fast.tasks.finetune import finetune
@@ -16,7 +17,7 @@ STEPS = {"steps": 6, "validate_every": 4, "log_every": 2, "batch_size": 2}
 
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name if name in ("segmentation", "clips") else slow(name) for name in TASKS])
 def test_stopped_resumed_and_read_back(discs, tmp_path, stop_after, name):
     config = discs.config(tmp_path / "whole", **TASKS[name] | STEPS)
     assert finetune(config).exit_code == 0

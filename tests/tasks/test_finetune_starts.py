@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from finetune_cases import FEW
+from marks import slow
 from safetensors.torch import load_file
 from tiny_runs import metrics
 
@@ -26,7 +27,7 @@ def last_weights(out) -> dict[str, torch.Tensor]:
 
 
 
-@pytest.mark.parametrize("task", ["segmentation", "regression"])
+@pytest.mark.parametrize("task", [slow("segmentation"), "regression"])
 def test_from_a_run_a_file_and_a_published_file(discs, pretrained, tmp_path, task, monkeypatch):
     """All three give the encoder of the pre-training run, which --freeze leaves as it is, to the bit."""
     weights = max((pretrained / "checkpoints").glob("*.safetensors"))
@@ -172,7 +173,7 @@ def test_losses_of_several_targets_are_weighed(discs, tmp_path):
     assert last_weights(tmp_path / "learnt")["log_variance"].abs().min() > 0
 
 
-@pytest.mark.parametrize("task", ["segmentation", "regression"])
+@pytest.mark.parametrize("task", ["segmentation", slow("regression")])
 def test_the_baseline(discs, tmp_path, task):
     pytest.importorskip("monai")
     config = discs.config(tmp_path / "run", task, network="baseline", views=("lax_4c",), **FEW | {"steps": 1})

@@ -99,6 +99,7 @@ def test_a_landmark_is_predicted_in_the_views_it_is_learnt_in(discs, tmp_path, m
     }
 
 
+@pytest.mark.slow
 def test_another_start_is_not_taken_by_a_run_that_goes_on(discs, pretrained, tmp_path):
     """What it has learnt from is written down; other weights would have learnt from others."""
     config = discs.config(tmp_path / "run", "segmentation", init_from=pretrained, **FEW)

@@ -114,6 +114,7 @@ for words in (
 """
 
 
+@pytest.mark.slow
 def test_a_new_task_is_one_file(tmp_path, monkeypatch):
     pytest.importorskip("jinja2")
     write_discs(tmp_path / "store", views=("lax_4c",))

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from marks import slow
 from tiny_runs import FOUR, write_store
 
 import cinema_fast as cf
@@ -49,7 +50,7 @@ def trained(out) -> cf.CineMA:
     return model
 
 
-@pytest.mark.parametrize("preset", ["cinema-demo", "heartmae-tiny"])
+@pytest.mark.parametrize("preset", [slow("cinema-demo"), "heartmae-tiny"])
 def test_studies_that_cannot_be_read_are_left_out_and_named(store, tmp_path, preset):
     lost = [TRAINING[0], TRAINING[5], HELD_OUT[1]]
     cines = CineStore(store)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from marks import slow
 from safetensors.torch import load_file
 from tiny_runs import metrics
 
@@ -104,7 +105,7 @@ def test_a_step_changes_nothing(tiny_store, tmp_path, monkeypatch, poison, what)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"checkpoint_every": 3, "max_skips": 1}, r"2 updates in a row .*\(--max-skips 1\)"),
+        slow({"checkpoint_every": 3, "max_skips": 1}, r"2 updates in a row .*\(--max-skips 1\)"),
         ({"checkpoint_every": 1, "keep_checkpoints": 1},
          rf"step {BAD}: 1 of \d+ weights are not finite, {WEIGHT} among them"),
     ],
@@ -121,7 +122,7 @@ def test_a_weight_ends_the_run_and_is_never_saved(tiny_store, tmp_path, monkeypa
     assert equal(saved(tmp_path / "run", STEPS)[0], saved(tmp_path / "undisturbed", STEPS)[0])
 
 
-@pytest.mark.parametrize("log_every", [1, 10])
+@pytest.mark.parametrize("log_every", [slow(1), 10])
 @pytest.mark.parametrize(("steps", "status"), [(STEPS - 1, 0), (STEPS, 1)])
 def test_a_run_whose_last_updates_were_all_skipped_fails(
     tiny_store, tmp_path, monkeypatch, steps, status, log_every

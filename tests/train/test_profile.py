@@ -36,6 +36,7 @@ def test_too_few_steps_are_refused_before_training(tmp_path):
     PretrainConfig(data=tmp_path, out=tmp_path, steps=1)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_too_few_steps_left_says_so(tiny_store, tmp_path):
     """All steps from 3 on are left: one fewer than the first three and two to profile."""
     out = tmp_path / "run"

@@ -11,6 +11,7 @@ import pytest
 from forked import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import slow
 from rank_runs import ENVIRONMENT, ONE, forked_ranks, torchrun, weights, words
 from tiny_runs import metrics
 from tolerances import assert_same_training
@@ -40,7 +41,7 @@ def assert_same_run(out: Path, alone: Path) -> None:
     ("ranks", "options"),
     [
         (2, ["--batch-size", 1, "--accumulate", 2]),
-        (2, ["--batch-size", 2, "--parallel", "fsdp"]),
+        slow(2, ["--batch-size", 2, "--parallel", "fsdp"]),
         pytest.param(4, ["--batch-size", 1], marks=pytest.mark.slow),
         pytest.param(4, ["--batch-size", 1, "--parallel", "fsdp"], marks=pytest.mark.slow),
         pytest.param(2, ["--batch-size", 1, "--accumulate", 2, "--parallel", "fsdp"], marks=pytest.mark.slow),

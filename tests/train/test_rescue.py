@@ -1,6 +1,7 @@
 """Where a run's data cannot be read any more, what has been trained is saved before it ends."""
 
 import pytest
+from marks import slow
 from tiny_runs import FOUR, metrics, write_store
 
 from cinema_fast.data.loading.loader import LoaderError
@@ -43,7 +44,7 @@ def pretraining(store, out, **changes) -> PretrainConfig:
     return PretrainConfig(**options | changes)
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [slow(False), True])
 def test_a_store_that_goes_away_costs_no_step(tiny_store, tmp_path, losing, strict):
     store, out = tiny_store, tmp_path / "run"
     pretrain(pretraining(store, tmp_path / "whole"))
@@ -68,7 +69,7 @@ def test_before_the_first_step_there_is_nothing_to_save(tiny_store, tmp_path, lo
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("step", [3, 4, 5])
+@pytest.mark.parametrize("step", [slow(3), 4, slow(5)])
 def test_fine_tuning_too(discs, tmp_path, losing, step):
     """Also where the studies of validation can no longer be read, which is made up for as soon as they can."""
     options = {"steps": 8, "validate_every": 4, "log_every": 1, "batch_size": 3, "workers": 1}

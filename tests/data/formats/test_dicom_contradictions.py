@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from cine_files import affine_of, ball_cine
+from marks import slow
 
 pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 from dicom_ball import assert_same
@@ -31,8 +32,8 @@ def typed(*values, component=None):
 
 
 @pytest.mark.parametrize("phase", [
-    typed("ORIGINAL", "PRIMARY", "P", "ND"), typed("ORIGINAL", "PRIMARY", "PHASE MAP", "P", "FFE"),
-    typed("ORIGINAL", "PRIMARY", "M", component="PHASE"), typed("ORIGINAL", "PRIMARY", "I_FFE", "I", "FFE"),
+    slow(typed("ORIGINAL", "PRIMARY", "P", "ND")), slow(typed("ORIGINAL", "PRIMARY", "PHASE MAP", "P", "FFE")),
+    typed("ORIGINAL", "PRIMARY", "M", component="PHASE"), slow(typed("ORIGINAL", "PRIMARY", "I_FFE", "I", "FFE")),
 ])  # fmt: skip
 @pytest.mark.parametrize("one_series", [False, True])
 def test_phase_images_beside_magnitudes_are_left_out_and_reported(tmp_path, phase, one_series):

@@ -121,6 +121,7 @@ def test_mutated_files(original, tmp_path_factory, changes):
     read(tmp_path_factory.mktemp("fuzz"), mutated(original, changes))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=PATIENT)
 @given(changes=CHANGES)
 def test_mutated_real_dicom(tmp_path_factory, changes):

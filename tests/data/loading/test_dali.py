@@ -8,6 +8,7 @@ import pytest
 import torch
 from forked import run
 from loader_cases import CPU, GPU, equal, loader_of, needs_dali, readers
+from marks import slow
 from tiny_runs import FOUR, metrics
 
 from cinema_fast.cli import main
@@ -28,8 +29,8 @@ def test_equality_sees_every_part(mapped):
 @pytest.mark.parametrize(
     "options",
     [
-        {"accumulate": 2, "workers": 3},
-        {"start": 5, "stop": 13, "world": 2, "rank": 1, "motion": True},
+        slow({"accumulate": 2, "workers": 3}),
+        slow({"start": 5, "stop": 13, "world": 2, "rank": 1, "motion": True}),
         {"clips": True, "motion": True, "workers": 1},
     ],
     ids=["micro-batches", "second rank, resumed, with maps", "clips with maps"],
