@@ -48,6 +48,7 @@ def test_batches_are_those_of_the_plain_loader(mapped, options):
     assert readers() == []
 
 
+@pytest.mark.slow
 @needs_dali
 def test_a_run_by_dali_is_the_run_by_threads(tiny_store, tmp_path):
     """And it says who reads, and resumes with the other loader."""

@@ -22,6 +22,7 @@ from cinema_fast.data.loading.loader import LoaderError
 pytestmark = needs_dali
 
 
+@pytest.mark.slow
 def test_damage_ends_a_strict_run_by_name_in_its_turn(mapped, tmp_path):
     path = shutil.copytree(mapped, tmp_path / "store")
     loader, plain = (loader_of(kind, path, stop=40, strict=True) for kind in ("dali", "torch"))
@@ -57,6 +58,7 @@ def test_a_process_that_another_thread_waits_for_as_well_is_known_to_have_ended(
     other.join()
 
 
+@pytest.mark.slow
 def test_damage_and_death_under_a_running_loader(mapped, tmp_path):
     """A file that goes in the middle of a run is named and replaced; a process that goes, named with its signal."""
     path = shutil.copytree(mapped, tmp_path / "store")
@@ -76,6 +78,7 @@ def test_damage_and_death_under_a_running_loader(mapped, tmp_path):
     assert readers() == []
 
 
+@pytest.mark.slow
 def test_signals_to_a_whole_job_leave_the_readers_to_the_one_that_trains(mapped):
     """Ctrl-C and SIGTERM reach every process of a job; batches go on until the iteration is closed."""
     batches = iter(loader_of("dali", mapped, stop=300))
@@ -104,6 +107,7 @@ if __name__ == "__main__":
 ENDS = {"an error": "raise ValueError", "a wait": "time.sleep(100)"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("then", "signum"), [("an error", None), ("a wait", signal.SIGINT), ("a wait", signal.SIGKILL)]
 )

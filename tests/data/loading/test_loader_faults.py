@@ -11,7 +11,7 @@ from tiny_runs import FOUR, metrics, write_store
 from cinema_fast.data.loading.loader import REPLACEMENTS, Loader, LoaderError
 from cinema_fast.data.loading.sampler import frame_at
 
-both_loaders = pytest.mark.parametrize("kind", ["torch", pytest.param("dali", marks=needs_dali)])
+both_loaders = pytest.mark.parametrize("kind", ["torch", pytest.param("dali", marks=[needs_dali, pytest.mark.slow])])
 HEADER, FRAME = 128, 32 * 32  # bytes of a long-axis file
 
 
@@ -76,6 +76,7 @@ def test_a_file_that_may_not_be_read(cohort, kind):
     check_damage(iter(loader_of(kind, cohort, stop=80)), cohort, [(lambda file: file.chmod(0), "Permission denied")])
 
 
+@pytest.mark.slow
 @needs_dali
 def test_damage_is_replaced_alike(cohort):
     """By both loaders, where it happens between opening the store and the first batch."""

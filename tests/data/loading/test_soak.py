@@ -61,7 +61,8 @@ def growth(steps: Iterable, settled: int, last: int, others: Callable[[], list[i
     return [Held(after[pid].memory - before[pid].memory, after[pid].files - before[pid].files) for pid in before]
 
 
-@pytest.mark.parametrize("steps", [600, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [600, 10_000])
 @pytest.mark.parametrize("kind", KINDS)
 def test_memory_and_open_files_stay_as_they_are(store, kind, steps):
     grown = growth(loader_of(kind, store, stop=steps, batch_size=2, workers=2), steps // 2, steps)
@@ -70,6 +71,7 @@ def test_memory_and_open_files_stay_as_they_are(store, kind, steps):
         assert process.files <= 0 and process.memory < MAX_GROWTH, grown
 
 
+@pytest.mark.slow
 def test_a_leak_is_seen(store):
     """Of the measurement: batches that are kept and a file that is, in this process and in another."""
     leaks = "import sys; kept = [(open(sys.executable), bytearray(7000)) for _ in sys.stdin]"
