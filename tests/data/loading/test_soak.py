@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import pytest
 from loader_cases import loader_of, needs_dali, readers
+from marks import slow
 from tiny_runs import FOUR, write_store
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
@@ -102,7 +103,7 @@ def shared_names() -> set[Path]:
 @pytest.mark.parametrize(
     ("kind", "times"),
     [
-        ("torch", 10),
+        slow("torch", 10),
         pytest.param("torch", 200, marks=pytest.mark.slow),
         pytest.param("dali", 12, marks=[needs_dali, pytest.mark.slow]),
     ],

@@ -34,6 +34,7 @@ def folder(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text(folder):
     store, out = folder / "store", folder / "run"
     prepared = run("prepare", folder / "src", store, *SIZES, "--workers", 1)

@@ -72,6 +72,7 @@ def test_without_motion_the_map_is_zero(frames):
     assert levels.shape == frames.shape[1:] and levels.dtype == np.uint8 and not levels.any() and max_px == 0.0
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_adds_the_same_maps_to_a_store(prepared, tmp_path):
     """Nothing is prepared again for it, and what it then holds is what preparing at once with maps gives."""
     src, at_once = prepared

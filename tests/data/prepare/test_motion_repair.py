@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from cine_files import write_study
+from marks import slow
 from prepared import content, run
 
 from cinema_fast.cli import main
@@ -147,7 +148,7 @@ prepare.prepare(prepare.PrepareConfig(Path(sys.argv[1]), Path(sys.argv[2]), **op
 """
 
 
-@pytest.mark.parametrize("moment", KILLED)
+@pytest.mark.parametrize("moment", [slow(moment) if "index" not in moment else moment for moment in KILLED])
 def test_killed_it_goes_on_from_there(whole, tmp_path, moment):
     """Meanwhile the store can be used as it was without maps, and nothing in it is wrong."""
     change, left = KILLED[moment]

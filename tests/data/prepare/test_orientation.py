@@ -99,6 +99,7 @@ def test_sixteen_ways_to_store_a_study_give_equal_pixels_and_labels(sixteen, tmp
     np.testing.assert_array_equal(mixed["sax labels"], first["sax labels"])
 
 
+@pytest.mark.slow
 def test_sixteen_ways_to_store_a_study_give_equal_predictions(sixteen, tmp_path, monkeypatch):
     """Label maps, volumes and landmarks come back to the voxels they belong to, in each file's own geometry."""
     segmenter = run_of(Segmentation(STRUCTURES, ("sax",), "0"), Lopsided(), {"sax": GRID["sax_size"]},

@@ -73,6 +73,7 @@ def test_the_store_is_that_of_the_same_nifti(src, tmp_path):
     assert (again.prepared, again.unchanged) == (0, 2)
 
 
+@pytest.mark.slow
 def test_workers_write_the_same_bytes(src, tmp_path):
     for workers in (1, 2):
         assert run(src, tmp_path / f"store{workers}", workers=workers).prepared == 2

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cine_files import write_study
+from marks import slow
 from prepared import SIZES, assert_intensities_are_the_scans, content, run, wait_for
 
 from cinema_fast.cli import main
@@ -51,7 +52,7 @@ def start(tmp_path):
 
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [slow(1), 2])
 def test_killed_in_the_middle_it_goes_on_from_there(tmp_path, start, workers):
     for n in range(30):
         write_study(tmp_path / "src", f"p{n:02}", n_frames=12, seed=n)

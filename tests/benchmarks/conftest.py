@@ -1,0 +1,14 @@
+"""What measures the code is tested by `make test-all`; a few files that are quick, also by `make test`."""
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+QUICK = {"test_readme_tables", "test_timing"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.parent == HERE and item.path.stem not in QUICK:
+            item.add_marker(pytest.mark.slow)
