@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from covering import Covering
 from faults import FAULTS, Fault
+from run import _how_it_ended
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -67,3 +68,22 @@ def test_tests_of_a_file_are_found_in_any_folder(tmp_path):
     for test in (*near, "tests/test_by_helper.py"):
         (tmp_path / test).unlink()
     assert Covering(tmp_path).tests_of("kernels/flow.py") == ["tests/train/test_run.py"]  # no test of its own
+
+
+@pytest.mark.parametrize(("output", "status", "how", "test"), [
+    ("3 passed in 0.1s\n", 0, "passed", ""),
+    ("3 deselected in 0.1s\n", 5, "nothing", ""),
+    ("F\nFAILED tests/a/test_b.py::test_c[x y] - assert 1\n1 failed\n", 1, "failed", "tests/a/test_b.py::test_c[x y]"),
+    ("E\nERROR tests/test_b.py::test_c\n1 error\n", 1, "failed", "tests/test_b.py::test_c"),
+    ("ERROR tests/test_b.py - ImportError: x\n1 error\n", 2, "import", "tests/test_b.py"),
+    ("Fatal Python error: Segmentation fault\n", -11, "crash", ""),
+    (None, -9, "limit", ""),
+])  # fmt: skip
+def test_it_sees_how_pytest_ended(output, status, how, test):
+    ended = _how_it_ended(output, status, 1.0)
+    assert (ended.how, ended.test, ended.caught) == (how, test, how in ("failed", "import", "crash"))
+
+
+def test_an_end_that_says_nothing_is_an_error():
+    with pytest.raises(RuntimeError, match="status 4 and names no test"):
+        _how_it_ended("ERROR: file or directory not found: tests/x.py\n", 4, 1.0)
