@@ -1,14 +1,14 @@
-"""Which test files cover a file of the project: those that import it, by reading their imports.
+"""Which test files cover a file of the project: those that import it, or a module that does, by reading their imports.
 
 A name that a package hands on counts as its own module's: `from cinema_fast.kernels import motion_map` imports
-kernels/motion_score.py. What a helper beside the tests imports counts for the tests that use it. Where no test imports
-a module, those count that import a module which imports it, and so on upwards.
+kernels/motion_score.py. What a helper beside the tests imports counts for the tests that use it.
 """
 
 import re
 from collections.abc import Iterator
 from functools import cached_property
 from importlib.util import resolve_name
+from itertools import count
 from pathlib import Path
 
 # anywhere, also inside functions and in the text of programs that a test starts
@@ -28,23 +28,32 @@ class Covering:
         self._handed_on: dict[str, dict[str, str]] = {}
 
     def tests_of(self, file: str) -> list[str]:
-        """Test files that cover `file`, relative to the root: that of its name first, then those in the folder that
-        mirrors its own or whose names begin with its own, then the others. None where nothing does."""
-        modules = self._modules_of(file)
-        while not (found := [test for test, names in self._tests.items() if names & modules]):
-            above = modules | {name for name, names in self._imports.items() if names & modules}
-            if above == modules:
-                return []
-            modules = above
+        """Test files that cover `file`, relative to the root; none where nothing does.
+
+        That of its name comes first, then those that import it, then those that import a module which does. Of these,
+        first those in the folder that mirrors its own or whose names begin with its own, then those of whose imports
+        the largest share lies in its folder.
+        """
+        reached, distances = self._modules_of(file), {}
+        for distance in count():
+            for test, names in self._tests.items():
+                if names & reached:
+                    distances.setdefault(test, distance)
+            above = reached | {name for name, names in self._imports.items() if names & reached}
+            if above == reached or (distances and distance):
+                break
+            reached = above
         path = Path(file)
         name = "test_" + (path.parent.name if path.stem == "operation" else path.stem.removesuffix("_cpu"))
-        mirrored = Path("tests", *(part for part in path.parent.parts if part != "cinema_fast"))
+        inside = ("kernels",) if path.parts[0] == "csrc" else tuple(p for p in path.parent.parts if p != "cinema_fast")
+        mirrored, package = Path("tests", *inside), ".".join(("cinema_fast", *inside, ""))
 
-        def order(test: str) -> tuple[int, str]:
-            stem, near = Path(test).stem, Path(test).is_relative_to(mirrored) and mirrored != Path("tests")
-            return 0 if stem == name else 1 if near or stem.startswith(f"{name}_") else 2, test
+        def order(test: str) -> tuple[bool, int, bool, float, str]:
+            stem, here = Path(test).stem, bool(inside) and Path(test).is_relative_to(mirrored)
+            share = sum(module.startswith(package) for module in self._tests[test]) / len(self._tests[test])
+            return stem != name, distances[test], not (here or stem.startswith(f"{name}_")), -share, test
 
-        return sorted(found, key=order)
+        return sorted(distances, key=order)
 
     def _modules_of(self, file: str) -> set[str]:
         """Those of a Python file, or of the operation that a file in csrc/ belongs to."""

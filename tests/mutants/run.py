@@ -53,8 +53,7 @@ class Copy:
 
     def __init__(self, folder: Path):
         self.root, self._folder = folder / "tree", folder
-        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        files = [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+        files = [name for name in _git("ls-files", "-z").split("\0") if name and (ROOT / name).is_file()]
         for name in [*files, *(path.relative_to(ROOT).as_posix() for path in (ROOT / "kernels").glob("_*.*"))]:
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, self.root / name)
@@ -125,6 +124,10 @@ class Copy:
                 _end_group(run.pid)  # also processes that a failed test has left
         shutil.rmtree(self.root / ".hypothesis", ignore_errors=True)  # what it has learnt of one fault
         return _how_it_ended(output, run.returncode, round(time.perf_counter() - began, 1))
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
 def _end_group(group: int) -> None:
@@ -215,6 +218,7 @@ def main() -> int:
     for fault in faults:  # stale ones now, not after half an hour
         fault.planted((ROOT / fault.file).read_text(encoding="utf-8"))
     tests = {fault.name: covering.tests_of(fault.file) for fault in faults}
+    commit = _git("rev-parse", "HEAD").strip()  # of what is copied now
 
     if options.baseline:
         def work(copy, fault):
@@ -231,8 +235,7 @@ def main() -> int:
     caught = sum(found["caught"] for found in results)
     print(f"\n{table(results)}\n\n{caught} of {len(results)} faults caught")
     if options.out:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
-        about = {"date": datetime.date.today().isoformat(), "commit": commit.stdout.strip(), "limit_s": options.limit,
+        about = {"date": datetime.date.today().isoformat(), "commit": commit, "limit_s": options.limit,
                  "jobs": options.jobs, "whole": options.whole, "caught": caught, "faults": results}  # fmt: skip
         options.out.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
     return 1 if len(results) - caught > MOST_SURVIVORS else 0

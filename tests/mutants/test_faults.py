@@ -42,7 +42,7 @@ def test_a_stale_fault_is_refused(text):
 
 
 def test_tests_of_a_file_are_found_in_any_folder(tmp_path):
-    """By imports of the module, by a package that hands its name on, and by helpers; the nearest first."""
+    """By imports of the module, by a package that hands its name on, by helpers, and by a module in between."""
     files = {
         "cinema_fast/__init__.py": "",
         "kernels/__init__.py": "from .flow import (\n    move as move,  # a name of another module\n)\n",
@@ -62,12 +62,12 @@ def test_tests_of_a_file_are_found_in_any_folder(tmp_path):
         (tmp_path / name).write_text(text)
     covering = Covering(tmp_path)
     near = ["tests/kernels/test_flow.py", "tests/kernels/test_zoom.py"]
-    assert covering.tests_of("kernels/flow.py") == [*near, "tests/test_by_helper.py"]
-    assert covering.tests_of("csrc/flow_cpu.cpp") == [*near, "tests/test_by_helper.py"]
+    assert covering.tests_of("kernels/flow.py") == [*near, "tests/test_by_helper.py", "tests/train/test_run.py"]
+    assert covering.tests_of("csrc/flow_cpu.cpp") == covering.tests_of("kernels/flow.py")
     assert covering.tests_of("cinema_fast/train/loop.py") == ["tests/train/test_run.py"]
     for test in (*near, "tests/test_by_helper.py"):
         (tmp_path / test).unlink()
-    assert Covering(tmp_path).tests_of("kernels/flow.py") == ["tests/train/test_run.py"]  # no test of its own
+    assert Covering(tmp_path).tests_of("kernels/flow.py") == ["tests/train/test_run.py"]
 
 
 @pytest.mark.parametrize(("output", "status", "how", "test"), [
