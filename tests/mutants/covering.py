@@ -1,4 +1,4 @@
-"""Which test files cover a file of the project: those that import it, or a module that does, by reading their imports.
+"""Which test files cover a file of the project: those that import it, at most by two other modules.
 
 A name that a package hands on counts as its own module's: `from cinema_fast.kernels import motion_map` imports
 kernels/motion_score.py. What a helper beside the tests imports counts for the tests that use it.
@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterator
 from functools import cached_property
 from importlib.util import resolve_name
-from itertools import count
 from pathlib import Path
 
 # anywhere, also inside functions and in the text of programs that a test starts
 _IMPORT = re.compile(r"^[ \t]*(?:from ([\w.]+) import (\([^)]*\)|[^\n(]+)|import (cinema_fast[\w.]*))", re.MULTILINE)
+_NAMED = re.compile(r"""["'](cinema_fast[\w.]+)[:"']""")  # a module that is loaded by its name
+FURTHEST = 2  # modules between a file and the tests that cover it
 
 
 class Covering:
@@ -30,28 +31,25 @@ class Covering:
     def tests_of(self, file: str) -> list[str]:
         """Test files that cover `file`, relative to the root; none where nothing does.
 
-        That of its name comes first, then those that import it, then those that import a module which does. Of these,
-        first those in the folder that mirrors its own or whose names begin with its own, then those of whose imports
-        the largest share lies in its folder.
+        That of its name comes first, then those that import it, those in the folder that mirrors its own, and the
+        others, the nearest first; of these, first those of whose imports the largest share lies in its folder.
         """
         reached, distances = self._modules_of(file), {}
-        for distance in count():
+        for distance in range(1 + FURTHEST):
             for test, names in self._tests.items():
                 if names & reached:
                     distances.setdefault(test, distance)
-            above = reached | {name for name, names in self._imports.items() if names & reached}
-            if above == reached or (distances and distance):
-                break
-            reached = above
+            reached = reached | {name for name, names in self._imports.items() if names & reached}
         path = Path(file)
         name = "test_" + (path.parent.name if path.stem == "operation" else path.stem.removesuffix("_cpu"))
         inside = ("kernels",) if path.parts[0] == "csrc" else tuple(p for p in path.parent.parts if p != "cinema_fast")
         mirrored, package = Path("tests", *inside), ".".join(("cinema_fast", *inside, ""))
 
-        def order(test: str) -> tuple[bool, int, bool, float, str]:
-            stem, here = Path(test).stem, bool(inside) and Path(test).is_relative_to(mirrored)
+        def order(test: str) -> tuple:
+            stem, distance = Path(test).stem, distances[test]
+            here = stem.startswith(f"{name}_") or (bool(inside) and Path(test).is_relative_to(mirrored))
             share = sum(module.startswith(package) for module in self._tests[test]) / len(self._tests[test])
-            return stem != name, distances[test], not (here or stem.startswith(f"{name}_")), -share, test
+            return stem != name, distance > 0, not here, distance, -share, test
 
         return sorted(distances, key=order)
 
@@ -94,6 +92,7 @@ class Covering:
             elif source.startswith("cinema_fast") or (package and source.startswith(".")):
                 source = resolve_name(source, package)
                 yield from (self._home(source, name) for name in _names(names))
+        yield from (name for name in _NAMED.findall(text) if name in self._files)
 
     def _home(self, source: str, name: str) -> str:
         """The module that `from source import name` has its name from."""

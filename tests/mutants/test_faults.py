@@ -49,6 +49,7 @@ def test_tests_of_a_file_are_found_in_any_folder(tmp_path):
         "kernels/flow.py": "",
         "cinema_fast/train/__init__.py": "",
         "cinema_fast/train/loop.py": "from ..kernels import move\n",
+        "cinema_fast/train/registry.py": "LOOP = 'cinema_fast.train.loop:Loop'\n",
         "tests/cases.py": "from cinema_fast.kernels import flow\n",
         "tests/test_by_helper.py": "from cases import x\n",
         "tests/test_other.py": "import cinema_fast\n",
@@ -56,18 +57,20 @@ def test_tests_of_a_file_are_found_in_any_folder(tmp_path):
         "tests/kernels/test_flow.py": "from cinema_fast.kernels.flow import move\n",
         "tests/mutants/test_faults.py": "from cinema_fast.kernels.flow import move\n",
         "tests/train/test_run.py": "from cinema_fast.train.loop import run\n",
+        "tests/train/test_by_name.py": "from cinema_fast.train.registry import LOOP\n",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     covering = Covering(tmp_path)
     near = ["tests/kernels/test_flow.py", "tests/kernels/test_zoom.py"]
-    assert covering.tests_of("kernels/flow.py") == [*near, "tests/test_by_helper.py", "tests/train/test_run.py"]
+    far = ["tests/train/test_run.py", "tests/train/test_by_name.py"]
+    assert covering.tests_of("kernels/flow.py") == [*near, "tests/test_by_helper.py", *far]
     assert covering.tests_of("csrc/flow_cpu.cpp") == covering.tests_of("kernels/flow.py")
-    assert covering.tests_of("cinema_fast/train/loop.py") == ["tests/train/test_run.py"]
+    assert covering.tests_of("cinema_fast/train/loop.py") == far
     for test in (*near, "tests/test_by_helper.py"):
         (tmp_path / test).unlink()
-    assert Covering(tmp_path).tests_of("kernels/flow.py") == ["tests/train/test_run.py"]
+    assert Covering(tmp_path).tests_of("kernels/flow.py") == far
 
 
 @pytest.mark.parametrize(("output", "status", "how", "test"), [
