@@ -251,10 +251,10 @@ FAULTS = (
         "weight = 1.0",
     ),
     Fault(
-        "paired-by-order",
-        "two evaluations are paired by the order of their rows, not by what these are of",
+        "failures-unpaired",
+        "a heart that one of two models fails on counts in the mean of the other, so that the means are not paired",
         "cinema_fast/evaluation/compare_evaluations.py",
-        "[second.rows[of] for of in shared]",
-        "list(second.rows.values())[: len(shared)]",
+        "if not all(math.isfinite(number(row, n)) for row in rows)",
+        "if not any(math.isfinite(number(row, n)) for row in rows)",
     ),
 )
