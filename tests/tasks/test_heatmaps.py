@@ -1,6 +1,7 @@
 """Landmarks as heatmaps, and found again in them."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cinema_fast.tasks.heatmaps import gaussian_maps, peaks
-from cinema_fast.tasks.landmarks import sigma_of
+from cinema_fast.tasks.landmarks import Landmarks, sigma_of
 
 
 @settings(max_examples=100, deadline=None)
@@ -47,3 +48,14 @@ def test_at_the_edge_and_in_flat_maps():
 
 def test_the_width_is_four_pixels_of_256_and_at_least_one():
     assert [sigma_of(torch.empty(1, 1, n, n)) for n in (256, 128, 64, 32)] == [4.0, 2.0, 1.0, 1.0]
+
+
+def test_the_distance_that_chooses_weights_is_in_mm_of_each_study(monkeypatch):
+    """Of pixels of 1.5 x 2 mm and of 1 x 1 mm; an unknown landmark counts in neither."""
+    task = Landmarks(("apex", "base"), "coordinates", ("lax_2c",), {"lax_2c": ("apex", "base")}, "0")
+    known = torch.tensor([[[10.0, 20.0], [5.0, 5.0]], [[8.0, 8.0], [torch.nan, torch.nan]]])
+    found = {"lax_2c": torch.tensor([[[14.0, 20.0], [5.0, 8.0]], [[11.0, 12.0], [0.0, 0.0]]])}
+    target = {"points lax_2c": known, "spacing lax_2c": torch.tensor([[1.5, 2.0], [1.0, 1.0]])}
+    monkeypatch.setattr(Landmarks, "predict", lambda self, model, images: found)
+    judged = task.validate(None, [SimpleNamespace(target=target, images=dict)])
+    assert judged["val_distance_mm"] == pytest.approx((4 * 1.5 + 3 * 2 + 5) / 3) == -judged["score"]
