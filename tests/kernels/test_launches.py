@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from machine import ROOT, has_gpu
+from marks import in_full
 from operation_cases import call
 from tolerances import assert_close
 
@@ -72,7 +73,7 @@ def kernels_of(operation: str) -> set[str]:
     return {f.__name__ for f in functions} - {name for f in functions for name in f.__code__.co_names}
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", in_full(DTYPES), ids=str)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_twice_the_same_bits_by_every_kernel(backend, device, operation, dtype, launched):
     before = Counter(launches())

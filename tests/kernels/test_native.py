@@ -41,6 +41,7 @@ def test_no_compiler_is_no_error(tmp_path):
     assert build(tmp_path, **compiler(tmp_path, "exit 1")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to compile with")
 def test_a_compiler_without_openmp_gives_the_libraries_all_the_same(tmp_path):
     without = 'for word; do case "$word" in -fopenmp*) exit 1;; esac; done; exec g++ "$@"'
@@ -49,6 +50,7 @@ def test_a_compiler_without_openmp_gives_the_libraries_all_the_same(tmp_path):
     assert all(ctypes.CDLL(str(tmp_path / "lib" / name), mode=os.RTLD_NOW) for name in built)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("nvcc") or not shutil.which("g++"), reason="no nvcc and g++ to compile with")
 def test_with_both_compilers_all_are_built(tmp_path):
     assert build(tmp_path) == sorted([*LIBRARIES, "cinema_fast/kernels/_optical_flow_cuda.fatbin"])

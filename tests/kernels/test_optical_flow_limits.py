@@ -4,11 +4,13 @@ import pytest
 import torch
 from flow_cases import CSRC, textured
 from flow_kernels import OnCpu, flow_by_kernels, for_cpu, map_by_kernels
+from marks import slow
 from tolerances import assert_close
 
 from cinema_fast.kernels.optical_flow import cuda_form
 
 
+@pytest.mark.slow
 def test_groups_of_slices_give_the_same(on_cpu, poison, monkeypatch):
     """Two samples of five slices in groups of three, the last one of one, against one group of all."""
     frames, pairs = textured(2, 3, (24, 33, 5)).to(torch.uint8), [(0, 1), (1, 2)]
@@ -25,7 +27,7 @@ def all_pairs(n):
     return [(a, b) for a in range(n) for b in range(n)]
 
 
-@pytest.mark.parametrize("refine", [0, 3])
+@pytest.mark.parametrize("refine", [0, slow(3)])
 def test_runs_of_pairs_give_the_same(on_cpu, poison, monkeypatch, refine):
     """The 16 pairs of 4 frames, a few at a time, against all at once; maps of a stack and of a clip's frames."""
     stack, clip, pairs = textured(1, 4, (20, 33, 2)).float(), textured(2, 4, (20, 24)).float(), all_pairs(4)

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from marks import slow_in_interpreter
 from scipy.stats import chi2, norm
 from tolerances import P_VALUE
 
@@ -106,6 +107,7 @@ def test_neighbouring_draws_overlap_as_chance_has_it(other):
     assert 2 * norm.sf(abs(z)) > P_VALUE
 
 
+@slow_in_interpreter
 def test_what_weighs_more_is_masked_more_often(backend, device):
     """Inclusion rises with the weight from token to token, by the exact probabilities."""
     weights = [0.2, 0.5, 1.0, 2.0, 4.0]

@@ -9,6 +9,7 @@ import torch
 from attention_cases import LENGTHS, attention_by_loops, check, make, offsets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from marks import in_full, slow_in_interpreter
 from tolerances import assert_close
 
 import cinema_fast as cf
@@ -180,6 +181,7 @@ def test_no_gradient_asked_for(backend, device):
     assert torch.autograd.grad(out.sum(), v)[0].isfinite().all()
 
 
+@slow_in_interpreter
 def test_golden_step(shared, backend, device):
     """The model's step against the reference's, every operation on the backend under test."""
     from safetensors.torch import load_file
@@ -212,7 +214,7 @@ def test_golden_step(shared, backend, device):
             assert_close(grads[name], grad, floor=1e-2 * largest, name=name)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", in_full([torch.float32, torch.float16]), ids=str)
 def test_one_graph_without_breaks(backend, device, dtype):
     lengths = [5, 5], [9, 9]
     inputs, upstream = make(*lengths, dtype, device=device)

@@ -10,6 +10,7 @@ import torch
 from depthwise_cases import CASES, Case, check, gradients, make, on
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from marks import slow_in_interpreter
 from tolerances import assert_close
 
 from cinema_fast.kernels import BackendError, TokenPlan, depthwise_native, launches
@@ -103,6 +104,7 @@ def test_strides_do_not_matter(backend, device):
     assert all(map(torch.equal, *results))
 
 
+@slow_in_interpreter
 @pytest.mark.parametrize("name", ["sax, second stage", "lax, second stage"])
 def test_same_bits_twice(backend, device, name):
     plan, *leaves, upstream = on(device, *make(CASES[name], torch.float32))

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from attention_cases import check, make, offsets
+from marks import slow
 
 from cinema_fast.kernels import tuning
 from cinema_fast.kernels.attention_peers import PEERS
@@ -126,7 +127,7 @@ def test_a_backend_that_cannot_run_is_passed_over(write, taken, monkeypatch):
     assert taken == ["flash"]
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [False, slow(True)])
 def test_one_graph_without_breaks(write, taken, dynamic):
     write(table(entry(4, 2, 8, "fp32", backend="cudnn"), entry(400, 20, 8, "fp32", backend="sdpa")))
     torch.compiler.reset()
