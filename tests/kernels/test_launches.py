@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from machine import ROOT, has_gpu
-from marks import in_full
+from marks import in_full, slow_in_interpreter
 from operation_cases import call
 from tolerances import assert_close
 
@@ -86,6 +86,7 @@ def test_twice_the_same_bits_by_every_kernel(backend, device, operation, dtype, 
     assert launched == kernels_of(operation)
 
 
+@slow_in_interpreter  # which has no warps
 @pytest.mark.parametrize("warps", [2, 8], indirect=True)
 @pytest.mark.parametrize("operation", [name for name, op in OPERATIONS.items() if list(op.calls())])
 def test_any_number_of_warps(backend, device, operation, warps):
