@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from json import dumps, loads
 from pathlib import Path
 from unittest import mock
 
@@ -22,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import audit_code
 import audit_launches
-import conditions
 import triton
 from audit_document import markdown, what
 from audit_launches import Launch
+from audit_results import key_of, read_results, write_results
 from checkout import ROOT
 
 from cinema_fast.kernels import OPERATIONS
@@ -94,22 +93,14 @@ def triton_entries(launches: dict[str, Launch], known: dict[str, dict]) -> dict[
                 code = audit_code.compile_launch(launch)
             except Exception as error:
                 raise RuntimeError(f"{where}: does not compile") from error
-        return described(launch) | {"code": code}
+        return launch.entry | {"code": code}
 
     return {key: partial(entry, key, launch) for key, launch in launches.items()}
 
 
-def described(launch: Launch) -> dict:
-    """An entry without the code."""
-    return {
-        "kernel": launch.name, "source": audit_launches.source_hash(launch.kernel), "arch": launch.arch,
-        "compiler": TRITON, "cases": sorted(launch.cases), "passed": launch.specialisation,
-    }  # fmt: skip
-
-
 def other_versions(launches: dict[str, Launch], known: dict[str, dict]) -> dict[str, dict]:
     """Known entries, by key, that another version of Triton made of these launches."""
-    cases = {what(entry): entry["cases"] for entry in map(described, launches.values())}
+    cases = {what(entry): entry["cases"] for entry in (launch.entry for launch in launches.values())}
     return {
         key: entry | {"cases": cases[what(entry)]}
         for key, entry in known.items()
@@ -129,22 +120,22 @@ def cuda_entries(folder: Path, known: dict[str, dict]) -> dict[str, dict]:
     RuntimeError where a file must be compiled and there is no nvcc.
     """
     sources = sorted(folder.glob("*.cu"))
-    version = f"{audit_code.nvcc_version()} " if sources and audit_code.nvcc() else ""
+    version = audit_code.nvcc_version() if sources and audit_code.nvcc() else ""
     found = {}
     for source in sources:
         digest = cuda_hash(source)
         for arch in audit_code.CUDA_ARCHS:
-            key = f"{source.name} {digest} sm_{arch} nvcc {version}"
-            before = {k: entry for k, entry in known.items() if k.startswith(key)}
-            if not before and not version:
+            about = {"source": digest, "arch": arch, "cases": [source.name]}
+            if version:
+                about["compiler"] = f"nvcc {version}"
+            entries = [entry for entry in known.values() if entry.items() >= about.items()]
+            if not entries and not version:
                 raise RuntimeError(f"no nvcc on PATH to compile {source.name} for sm_{arch}")
-            found |= before or {
-                f"{key}{name}": {
-                    "kernel": f"{source.stem}.{name}", "source": digest, "arch": arch,
-                    "compiler": f"nvcc {version}".strip(), "cases": [source.name], "passed": {}, "code": code,
-                }
+            entries = entries or [
+                about | {"kernel": f"{source.stem}.{name}", "passed": {}, "digest": "", "code": code}
                 for name, code in audit_code.compile_cuda(source, arch).items()
-            }  # fmt: skip
+            ]
+            found |= {key_of(entry): entry for entry in entries}
     return found
 
 
@@ -152,7 +143,7 @@ def audit(
     launches: dict[str, Launch], sources: Path, results: Path, document: Path, expected: dict[str, Code]
 ) -> tuple[list[str], int]:
     """Brings `results` and `document` up to date; what is wrong, and how many entries had to be compiled."""
-    known = loads(results.read_text())["kernels"] if results.exists() else {}
+    known = read_results(results)
     entries = {}
     try:
         # Triton leaves what it compiled in a folder, and would take it from there the next time
@@ -170,19 +161,13 @@ def audit(
                 pool.shutdown(cancel_futures=True)
         entries |= cuda_entries(sources, known) | other_versions(launches, known)
     except BaseException:  # an interrupt too: what is compiled need not be compiled again
-        write_results(results, known | entries)
+        write_results(results, (known | entries).values())
         raise
     entries = dict(sorted(entries.items()))
-    write_results(results, entries)
+    write_results(results, entries.values())
     wrong = [fault for entry in entries.values() for fault in faults(entry, expected)]
     document.write_text(markdown(list(entries.values()), wrong, expected))
     return wrong, len(entries.keys() - known.keys())
-
-
-def write_results(path: Path, entries: dict[str, dict]) -> None:
-    """JSON with a line an entry, so that a changed kernel changes its own lines."""
-    lines = ",\n".join(f"{dumps(key)}: {dumps(entry, allow_nan=False)}" for key, entry in entries.items())
-    conditions.write_text(path, f'{{"kernels": {{\n{lines}\n}}}}\n')
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ def tritons(entries: Iterable[dict]) -> list[str]:
 
 
 def markdown(entries: list[dict], wrong: list[str], expected: dict) -> str:
-    """The document: one row for a kernel, an architecture and the shapes that give the same figures."""
+    """The document: what kernels must hold, the range of each kernel's figures, what differs between compilers."""
     versions = tritons(entries)
     compilers = ", ".join([*sorted({entry["compiler"] for entry in entries} - set(versions)), *versions])
     lines = [
@@ -30,13 +30,7 @@ def markdown(entries: list[dict], wrong: list[str], expected: dict) -> str:
         f"Written by `make audit` from `benchmarks/results/audit.json`; compiled by {compilers}, without a GPU.",
         "Every kernel is compiled as its launcher launches it at the shapes of `kernels/shapes.py`: same blocks,",
         "warps, stages and divisibility. Counts are of instructions in the code (SASS, by the cuobjdump that comes",
-        "with Triton), not of how often they run, and say nothing about time.",
-        "",
-        "- registers: of a thread; spills: loads and stores of local memory, which must be none",
-        "- shared: KiB of a block, of a .cu those it declares; a block may have 163 on sm_80, 227 on sm_90 and sm_100",
-        "- matrix: instructions of the matrix units (HMMA, on sm_90 HGMMA, on sm_100 UTCHMMA)",
-        "- loads, stores: of global memory, number x bytes a thread",
-        *([f"- two figures, a / b: those of {' / '.join(versions)}, where they differ"] if len(versions) > 1 else []),
+        "with Triton), not of how often they run, and say nothing about time. No kernel may spill registers.",
         "",
         f"Found wrong: {len(wrong)}." if wrong else "Nothing was found wrong.",
         *[f"- {fault}" for fault in wrong],
@@ -47,39 +41,58 @@ def markdown(entries: list[dict], wrong: list[str], expected: dict) -> str:
     for name, wants in sorted(expected.items()):
         holds = {"matrix units in 16 bit": wants.matrix, "16-byte loads": wants.wide_loads,
                  "16-byte stores": wants.wide_stores}  # fmt: skip
-        lines.append(f"| {name} | {', '.join(k for k, v in holds.items() if v) or 'no spills'} | {wants.why} |")
+        lines.append(f"| {name} | {', '.join(k for k, v in holds.items() if v) or 'nothing else'} | {wants.why} |")
     compiled: dict[tuple, dict[str, dict]] = {}
     for entry in entries:
         compiled.setdefault(what(entry), {})[entry["compiler"]] = entry
+    lines += figures(entries)
     for old, new in pairwise(versions):
         lines += differences(compiled, old, new)
-    rows: dict[tuple, list[str]] = {}
-    for (name, _, arch, _), by_compiler in compiled.items():
-        figures = _side_by_side(by_compiler, versions if by_compiler.keys() & set(versions) else list(by_compiler))
-        rows.setdefault((name, arch, figures), []).extend(next(iter(by_compiler.values()))["cases"])
-    kernel = None
-    for (name, arch, figures), cases in sorted(rows.items(), key=lambda row: (row[0][0], sorted(row[1]), row[0])):
-        if name != kernel:
-            kernel = name
-            lines += ["", f"## {name}", "", "| shapes | sm | registers | spills | shared | matrix | loads | stores |"]
-            lines.append("|---|---|---|---|---|---|---|---|")
-        lines.append(f"| {', '.join(sorted(set(cases)))} | {arch} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
 
 
-def _side_by_side(by_compiler: dict[str, dict], compilers: list[str]) -> tuple[str, ...]:
-    """The cells of a row: one figure where all compilers agree."""
-    known = [_figures(by_compiler[name]["code"]) if name in by_compiler else ["not compiled"] * 6 for name in compilers]
-    return tuple(
-        found[0] if len(set(found)) == 1 else " / ".join(figure or "none" for figure in found) for found in zip(*known)
-    )
+def figures(entries: list[dict]) -> list[str]:
+    """Lines of the document with the figures of every kernel, each as least-most; architectures alike in one row."""
+    codes: dict[tuple[str, int], list[dict]] = {}
+    made: dict[tuple[str, int], set] = {}
+    for entry in entries:
+        codes.setdefault((entry["kernel"], entry["arch"]), []).append(entry["code"])
+        made.setdefault((entry["kernel"], entry["arch"]), set()).add(what(entry))
+    archs: dict[tuple[str, ...], list[int]] = {}
+    for (name, arch), found in sorted(codes.items()):
+        archs.setdefault((name, str(len(made[name, arch])), *_figures(found)), []).append(arch)
+    columns = ["kernel", "sm", "specialisations", "registers", "shared KiB", *KINDS]
+    return [
+        "",
+        "## Figures",
+        "",
+        "Of all specialisations of a kernel by all versions, least-most; those of each are in the results file.",
+        "",
+        "- registers: of a thread",
+        "- shared: of a block, of a .cu what it declares; a block may have 163 KiB on sm_80, 227 on sm_90 and sm_100",
+        "- matrix: instructions of the matrix units (HMMA, on sm_90 HGMMA, on sm_100 UTCHMMA)",
+        "- loads, stores: of global memory, number x bytes a thread",
+        "",
+        f"| {' | '.join(columns)} |",
+        "|---" * len(columns) + "|",
+        *(f"| {name} | {', '.join(map(str, on))} | {' | '.join(cells)} |" for (name, *cells), on in archs.items()),
+    ]
 
 
-def _figures(code: dict) -> list[str]:
-    matrix = ", ".join(f"{n} {unit}" for unit, n in sorted(code["matrix"].items()))
-    accesses = [", ".join(f"{n} x {size}" for size, n in code[kind].items()) for kind in ("loads", "stores")]
-    spills = f"{code['spill_loads']} + {code['spill_stores']}"
-    return [str(code["registers"]), spills, f"{code['shared'] / 1024:.1f}", matrix, *accesses]
+def _figures(codes: list[dict]) -> list[str]:
+    """The cells of a row."""
+    cells = [_range(code["registers"] for code in codes), _range(code["shared"] / 1024 for code in codes)]
+    for kind in KINDS:
+        units = _in_order(set().union(*(code[kind] for code in codes)))
+        sign = "" if kind == "matrix" else " x"
+        cells.append(", ".join(f"{_range(code[kind].get(unit, 0) for code in codes)}{sign} {unit}" for unit in units))
+    return cells
+
+
+def _range(values: Iterable[float]) -> str:
+    values = list(values)
+    least, most = f"{min(values):.3g}", f"{max(values):.3g}"
+    return least if least == most else f"{least}-{most}"
 
 
 def differences(compiled: dict[tuple, dict[str, dict]], old: str, new: str) -> list[str]:
@@ -122,5 +135,9 @@ def _more(changes: list[float]) -> str:
 
 def _other(both: list[tuple[dict, dict]]) -> str:
     found = [{kind for kind in a | b if a.get(kind) != b.get(kind)} for a, b in both if a != b]
-    kinds = sorted(set().union(*found), key=lambda kind: (-int(kind), "") if kind.isdigit() else (0, kind))
-    return f"{len(found)}: {', '.join(kinds)}" if found else ""
+    return f"{len(found)}: {', '.join(_in_order(set().union(*found)))}" if found else ""
+
+
+def _in_order(kinds: set[str]) -> list[str]:
+    """Units by name, accesses by width, the widest first."""
+    return sorted(kinds, key=lambda kind: (-int(kind), "") if kind.isdigit() else (0, kind))

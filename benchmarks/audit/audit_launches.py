@@ -18,6 +18,7 @@ from typing import NamedTuple
 from unittest import mock
 
 import triton
+from audit_results import key_of
 from checkout import PACKAGES
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITCallable, JITFunction
@@ -68,12 +69,20 @@ class Launch:
         }
 
     @property
-    def key(self) -> str:
-        """What the machine code depends on: kernel and source, specialisation and options, architecture, Triton."""
+    def entry(self) -> dict:
+        """Its entry in the results, without the code; digest: of the specialisation and all options."""
         options = {k: v for k, v in self.options.items() if k not in ("extern_libs", "arch")}
         passed = json.dumps([self.specialisation, options], sort_keys=True)
-        short = hashlib.sha256(passed.encode()).hexdigest()[:16]
-        return f"{self.name} {source_hash(self.kernel)} {short} sm_{self.arch} triton {triton.__version__}"
+        return {
+            "kernel": self.name, "source": source_hash(self.kernel), "arch": self.arch,
+            "compiler": f"triton {triton.__version__}", "cases": sorted(self.cases), "passed": self.specialisation,
+            "digest": hashlib.sha256(passed.encode()).hexdigest()[:16],
+        }  # fmt: skip
+
+    @property
+    def key(self) -> str:
+        """What the machine code depends on."""
+        return key_of(self.entry)
 
 
 def _argument(names: list[str], path: tuple[int, ...]) -> str:

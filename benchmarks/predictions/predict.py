@@ -15,7 +15,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
-import json
 from collections import Counter
 
 from checkout import ROOT
@@ -28,6 +27,7 @@ from kernel_work import kernel_work
 from machine_cycles import MachineCode
 from operation_work import ARCH, Compiler
 from predictions_document import document
+from predictions_results import read_predictions, write_predictions
 from step_cost import assumptions, device_total, host_seconds, rates, spread, step_seconds
 from step_traffic import eager_step
 from step_work import StepWork, steps_work
@@ -211,13 +211,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare with what is committed, in seconds")
     args = parser.parse_args()
-    last = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    last = read_predictions(RESULTS)
     if args.check:
         wrong = check(last)
         print("\n".join(wrong) or "the predictions are those of this tree")
         return 1 if wrong else 0
     contents = predictions(last)
-    conditions.write_json(RESULTS, contents)
+    write_predictions(RESULTS, contents)
     DOCUMENT.write_text(document(contents))
     return 0
 

@@ -1,7 +1,6 @@
 """The audit of machine code: what it reads and finds wrong; that the committed results are those of the tree."""
 
 import importlib.util
-import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,8 @@ import torch
 
 pytest.importorskip("triton", reason="the audit compiles Triton kernels")
 audit, audit_code, audit_launches = map(importlib.import_module, ("audit", "audit_code", "audit_launches"))
-audit_document = importlib.import_module("audit_document")
+audit_document, audit_results = map(importlib.import_module, ("audit_document", "audit_results"))
+read_results = audit_results.read_results
 faults = audit.faults
 Code = importlib.import_module("cinema_fast.kernels.registry").Code
 EXPECTED = audit.expected()
@@ -179,12 +179,12 @@ def test_bad_kernels_fail_and_unchanged_ones_are_not_compiled_again(tmp_path, mo
     assert scalar.startswith(f"audited._copy, {where}: no 16-byte loads of global memory: 8 of 2 bytes")
     assert spills.startswith(f"audited._product, {where}: spills: ")
     document = (tmp_path / "audit.md").read_text()
-    assert all(f"- {fault}" in document for fault in wrong) and "| small bf16 | 90 |" in document
+    assert all(f"- {fault}" in document for fault in wrong) and "| audited._copy | 90 | 2 |" in document
 
     monkeypatch.setattr(audit_code, "compile_launch", lambda launch: pytest.fail(f"{launch.name} was known"))
     assert run(tmp_path, bad, expected) == (wrong, 0)
     assert run(tmp_path, good, expected) == ([], 0)
-    assert json.loads((tmp_path / "audit.json").read_text())["kernels"].keys() == good.keys()  # others are forgotten
+    assert read_results(tmp_path / "audit.json").keys() == good.keys()  # others are forgotten
 
 
 def test_another_version_of_triton_stays_until_its_launches_change(tmp_path, module):
@@ -192,25 +192,38 @@ def test_another_version_of_triton_stays_until_its_launches_change(tmp_path, mod
     good, strided = copy_launch(module._copy, 1), copy_launch(module._copy, 3)
     run(tmp_path, good | strided, expected)
     results = tmp_path / "audit.json"
-    ours = json.loads(results.read_text())["kernels"]
-    theirs = {f"{key} older": e | {"compiler": "triton 1.10.2", "cases": ["before"]} for key, e in ours.items()}
-    for e in theirs.values():
+    ours = read_results(results).values()
+    theirs = [e | {"compiler": "triton 1.10.2", "cases": ["before"]} for e in ours]
+    for e in theirs:
         e["code"] = e["code"] | {"registers": e["code"]["registers"] + 2, "local": 8}
-    results.write_text(json.dumps({"kernels": ours | theirs}))
+    audit_results.write_results(results, [*ours, *theirs])
 
     wrong, compiled = run(tmp_path, good, expected)
-    (kept,) = (e for e in json.loads(results.read_text())["kernels"].values() if e["compiler"] != audit.TRITON)
+    (kept,) = (e for e in read_results(results).values() if e["compiler"] != audit.TRITON)
     assert kept["passed"] == next(iter(good.values())).specialisation and kept["cases"] == ["small bf16"]
     assert compiled == 0 and [w.split(": ")[0] for w in wrong] == ["audited._copy, small bf16, sm_90, triton 1.10.2"]
     document = (tmp_path / "audit.md").read_text()
     registers = kept["code"]["registers"]
-    assert f"| small bf16 | 90 | {registers} / {registers - 2} | 0 + 0 |" in document
+    assert f"| audited._copy | 90 | 1 | {registers - 2}-{registers} |" in document
     assert f"## What differs between triton 1.10.2 and {audit.TRITON}" in document
     assert "| audited._copy | 90 | 1 | 1: -2 |  |  |  |  |  |  |" in document
 
     changed = load_kernels(tmp_path, KERNELS.replace("x * 2", "x * 3"))
     assert run(tmp_path, copy_launch(changed._copy, 1), expected) == ([], 1)
     assert "triton 1.10.2" not in results.read_text() + (tmp_path / "audit.md").read_text()
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    passed = entry()["passed"] | {"warps": 4, "stages": 2}
+    triton = [entry(arch=arch) | {"passed": passed, "digest": f"d{arch}"} for arch in (80, 90)]
+    cuda = entry(cases=["op.cu"]) | {"passed": {}, "digest": "", "compiler": "nvcc 13.0"}
+    path = tmp_path / "audit.json"
+    assert read_results(path) == {}
+    audit_results.write_results(path, [*triton, cuda])
+    assert list(read_results(path).values()) == [*triton, cuda]
+    text = path.read_text()
+    audit_results.write_results(path, [cuda, *reversed(triton)])
+    assert path.read_text() == text and text.count("BLOCK=16") == 1
 
 
 def test_what_differs_is_counted():
@@ -228,9 +241,8 @@ def test_what_differs_is_counted():
     assert "## What differs between triton 3.9 and triton 3.10" in lines  # the older first, by number
     row = "| op._kernel | 90 | 3 | 2: -4 to +8 | 1: +3 |  | 1: +1.5 |"
     assert f"{row} 1: HGMMA, HMMA | 2: 16, 8, 4 | 1: 16 |" in lines
-    cells = "| cinema-base bf16 | 90 | 64 / 60 | 0 + 0 / 3 + 0 | 0.0 | 4 HMMA | 2 x 16, 1 x 4 / 2 x 16 | 2 x 16 |"
-    assert cells in lines
-    assert sum("/ not compiled |" in line for line in lines) == 1
+    cells = "0-2 HGMMA, 2-4 HMMA | 1-2 x 16, 0-2 x 8, 0-1 x 4 | 0-2 x 16"
+    assert f"| op._kernel | 90 | 4 | 60-72 | 0-1.5 | {cells} |" in lines
     assert "Alike: op._kernel." in audit_document.markdown([old[0], made("triton 3.10", 0)], [], ALL)
 
 
@@ -279,7 +291,7 @@ def launches():
 def test_committed_results_are_those_of_the_tree(launches):
     kernels = audit_launches.kernels_of(audit_launches.kernel_modules())
     assert kernels.keys() == {launch.name for launch in launches.values()}
-    committed = json.loads(audit.RESULTS.read_text())["kernels"]
+    committed = read_results(audit.RESULTS)
     names = {e["kernel"] for e in committed.values()}
     assert EXPECTED.keys() <= names | {name.partition(".")[0] for name in names}
     versions = audit_document.tritons(committed.values())
@@ -288,7 +300,7 @@ def test_committed_results_are_those_of_the_tree(launches):
     def audited(entries):
         return {(e["kernel"], e["source"], e["arch"], case) for e in entries for case in e["cases"]}
 
-    current = audited(map(audit.described, launches.values()))
+    current = audited(launch.entry for launch in launches.values())
     for version in versions:
         entries = [e for e in committed.values() if e["compiler"] == version]
         assert audited(entries) == current, f"{version}: run `make env-gpu audit`"

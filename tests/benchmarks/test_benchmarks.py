@@ -61,7 +61,7 @@ LINUX = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="p
 
 
 def compare(tmp_path, reference, *options):
-    script = BENCHMARKS / "training" / "compare_reference.py"
+    script = BENCHMARKS / "step" / "compare_reference.py"
     command = [sys.executable, script, "--reference", reference, "--preset", "toy", "--out", tmp_path / "out"]
     return subprocess.run([*command, *options], env=ENVIRONMENT, capture_output=True, text=True)
 

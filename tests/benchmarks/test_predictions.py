@@ -20,6 +20,8 @@ attention_time, operation_work, step_cost, step_work, tutorial_attention, predic
     ("attention_time", "operation_work", "step_cost", "step_work", "tutorial_attention", "predict"),
 )
 
+import predictions_results  # noqa: E402
+
 from cinema_fast.kernels import OPERATIONS  # noqa: E402
 from cinema_fast.kernels.backend import launching  # noqa: E402
 from cinema_fast.kernels.sparse_attention import sparse_attention_flops  # noqa: E402
@@ -45,7 +47,7 @@ LISTING = """
 
 @pytest.fixture(scope="module")
 def committed():
-    return json.loads(predict.RESULTS.read_text())
+    return predictions_results.read_predictions(predict.RESULTS)
 
 
 @pytest.fixture(scope="module")
@@ -273,6 +275,15 @@ def test_host_and_device():
 
 
 # what is committed
+
+
+def test_sections_are_read_as_they_were_written(tmp_path):
+    path, rows = tmp_path / "predictions.json", [{"op": "mm", "us": 1.5}, {"op": "add", "us": 2.0, "cycles": [3, 4]}]
+    contents = {"command": "a", "counted": {"launches": 1}, "kernels": rows, "code": {"k": {"loops": []}}, "steps": []}
+    assert predictions_results.read_predictions(path) == {}
+    predictions_results.write_predictions(path, contents)
+    assert predictions_results.read_predictions(path) == contents
+    assert '["mm",1.5,null],\n["add",2.0,[3,4]]\n' in path.read_text()
 
 
 def test_committed_predictions_are_those_of_the_tree(committed):

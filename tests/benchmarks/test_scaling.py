@@ -1,4 +1,4 @@
-"""docs/scaling.md: its tables are those of benchmarks/training/scaling.py, which is held to what is really sent and
+"""docs/scaling.md: its tables are those of benchmarks/step/scaling.py, which is held to what is really sent and
 kept; its examples can be parsed, and the Slurm script saves and comes back at the end of its time."""
 
 import os
@@ -26,7 +26,7 @@ RANKS = 4
 
 def test_the_document_holds_the_tables_of_today():
     text = scaling.DOCUMENT.read_text()
-    assert text == scaling.with_tables(text), "run: python benchmarks/training/scaling.py --write"
+    assert text == scaling.with_tables(text), "run: python benchmarks/step/scaling.py --write"
 
 
 @pytest.fixture

@@ -3,13 +3,13 @@
 import ast
 import dataclasses
 import hashlib
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import conditions
 from checkout import PACKAGES, ROOT
+from predictions_results import read_predictions
 
 PREDICTIONS = ROOT / "benchmarks" / "results" / "predictions.json"
 
@@ -259,7 +259,7 @@ def from_json(section: str, values: dict) -> Row:
 
 def predicted(path: Path = PREDICTIONS) -> dict:
     """What predictions/predict.py wrote; without rows where it is not there."""
-    return json.loads(path.read_text()) if path.exists() else {"steps": [], "kernels": []}
+    return read_predictions(path) or {"steps": [], "kernels": []}
 
 
 # modules of kernels/ that say what runs, or describe operations, not what is computed; and the line of an operation's

@@ -1,6 +1,6 @@
 """The step on a CPU, ours against the reference implementation of CineMA, in turn in one process.
 
-    python benchmarks/training/compare_reference.py --reference DIR [--batch 1] [--rounds 7] [--memory]
+    python benchmarks/step/compare_reference.py --reference DIR [--batch 1] [--rounds 7] [--memory]
 
 DIR is a checkout of the reference, with timm and einops importable. A step is forward and backward (no optimiser) on
 the same weights, images and masks; the losses are compared before anything is timed. A ratio is the median over rounds

@@ -1,6 +1,6 @@
 """What training costs on one to a thousand GPUs, predicted: the tables of docs/scaling.md.
 
-    python benchmarks/training/scaling.py [--write]
+    python benchmarks/step/scaling.py [--write]
 
 prints them, or puts them into the document. FLOPs are those of `cinema_fast.models.flops`, bytes those of the model as
 `cinema_fast.train.ranks` shares it out; speeds of links and the share of a GPU's peak are assumptions, named here.
