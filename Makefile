@@ -9,7 +9,7 @@ BIN := .venv/bin
 PYTHON_GPU ?= python3.12
 GPU_STACK := torch==2.11.0 triton==3.6.0 'numpy==2.5.*' cupy-cuda13x==14.2.0
 
-.PHONY: demo test test-all test-long test-gpu-stack lint bench audit setup env-gpu clean
+.PHONY: demo test test-all test-gpu-stack lint bench audit docs setup env-gpu clean
 setup: .venv/ready
 
 .venv/ready: pyproject.toml setup.py Makefile $(wildcard csrc/*)
@@ -89,5 +89,10 @@ audit: setup
 	if [ ! -x $$python ]; then echo "NOT AUDITED AGAIN: what the GPU machine's Triton makes (make env-gpu)"; \
 	else OMP_NUM_THREADS=1 $$python benchmarks/audit/audit.py || wrong=1; fi; done; exit $$wrong
 
+# the documentation as a site, site/index.html; searching in it needs a server: python -m http.server -d site
+docs: setup
+	$(BIN)/pip install -q -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf .venv .venv-gpu build dist *.egg-info demo
+	rm -rf .venv .venv-gpu build dist *.egg-info demo site

@@ -1,14 +1,16 @@
-"""Puts the measured figures into README.md, from the files under benchmarks/results.
+"""Puts the measured figures into README.md and docs/reference/, from the files under benchmarks/results.
 
     python benchmarks/readme_tables.py [--check]
 
-The comparison on a CPU stands between <!-- cpu --> and <!-- /cpu -->, the table of operations between <!-- kernels -->
-and <!-- /kernels -->: what each says of itself (kernels/registry.py), and what the newest report of a GPU that holds it
-measured. --check changes nothing, and gives exit status 1 where the README is not what it would be.
+Sections stand between <!-- NAME --> and <!-- /NAME -->. README.md has `cpu`, three lines of the comparison on a CPU.
+docs/reference/results.md has `cpu`, all of it. docs/reference/kernels.md has `kernels`, the table of operations: what
+each says of itself (kernels/registry.py), and what the newest report of a GPU that holds it measured. --check changes
+nothing, and gives exit status 1 where a page is not what it would be.
 """
 
 import argparse
 import json
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -18,8 +20,22 @@ from report_schema import kernel_sha
 
 from cinema_fast.kernels import OPERATIONS
 
-README, RESULTS = ROOT / "README.md", ROOT / "benchmarks" / "results"
+RESULTS, REFERENCE = ROOT / "benchmarks" / "results", ROOT / "docs" / "reference"
 UNMEASURED, EARLIER = "not measured on a GPU", "measured on an earlier version"
+BRIEF = (("fp32", "fp32"), ("bf16", "bf16"), ("bf16, a quarter decoded", "bf16"))  # ours, reference: in the README
+
+
+def brief_section(result: dict) -> str:
+    """The same precision side by side, and what decoding a quarter adds: what is read in ten seconds."""
+    about, rows = result["conditions"], {(row["ours"], row["reference"]): row for row in result["speedups"]}
+    memory = {row["ours"]: f"{row['ratio']:.2f}" for row in result["memory"]}
+    lines = ["| cinema-fast | CineMA reference | times as fast | peak memory |", "| --- | --- | --- | --- |"]
+    for case, reference in BRIEF:
+        ours = f"ours {case}"
+        speedup = rows[ours, f"reference {reference}"]["speedup"]
+        lines.append(f"| {case} | {reference} | **{speedup:.2f}** | {memory.get(ours, '')} |")
+    cpu = about["cpu"].replace("(R)", "")
+    return "\n".join([*lines, "", f"{cpu}, {about['threads']} threads, {about['date'][:10]}."])
 
 
 def cpu_section(result: dict) -> str:
@@ -67,29 +83,37 @@ def gpu_cell(operation: str, reports: list[dict]) -> str:
 
 
 def kernels_section(reports: list[dict]) -> str:
-    """A row for each operation."""
+    """A row for each operation, with links from docs/reference/."""
     lines = ["| operation | computes | passes | backends | on a GPU |", "| --- | --- | --- | --- | --- |"]
     for name, operation in OPERATIONS.items():
         module = operation.function.__module__.removeprefix("cinema_fast.").replace(".", "/")
-        links = f"[test](tests/kernels/test_{name}.py), [bench](benchmarks/operations/bench_{name}.py)"
         cells = [
-            f"[`{name}`]({module}.py) ({links})", operation.computes, ", ".join(operation.passes),
+            f"[`{name}`]({module}.py)", operation.computes, ", ".join(operation.passes),
             ", ".join(operation.backends), gpu_cell(name, reports),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return re.sub(r"\]\((?!http)", "](../../", "\n".join(lines))
 
 
-def with_figures(text: str, cpu: dict, reports: list[dict]) -> str:
-    """README's text with the figures of today."""
-    for name, section in (("cpu", cpu_section(cpu)), ("kernels", kernels_section(reports))):
-        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        before, _, rest = text.partition(begin)
-        _, found, after = rest.partition(end)
-        if not found:
-            raise SystemExit(f"{README.name}: the section between {begin} and {end} is missing")
-        text = f"{before}{begin}\n{section}\n{end}{after}"
-    return text
+def with_section(text: str, name: str, section: str) -> str:
+    """A page's text with a section as it is today."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"the section between {begin} and {end} is missing")
+    return f"{before}{begin}\n{section}\n{end}{after}"
+
+
+def pages_of_today() -> dict[Path, str]:
+    """{page: its text with the figures of today}."""
+    cpu, reports = read_results(RESULTS)
+    sections = (
+        (ROOT / "README.md", "cpu", brief_section(cpu)),
+        (REFERENCE / "results.md", "cpu", cpu_section(cpu)),
+        (REFERENCE / "kernels.md", "kernels", kernels_section(reports)),
+    )
+    return {page: with_section(page.read_text(), name, section) for page, name, section in sections}
 
 
 def read_results(folder: Path) -> tuple[dict, list[dict]]:
@@ -104,11 +128,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing")
     args = parser.parse_args()
-    text = README.read_text()
-    wanted = with_figures(text, *read_results(RESULTS))
+    pages = pages_of_today()
     if args.check:
-        return int(text != wanted)
-    README.write_text(wanted)
+        return int(any(page.read_text() != text for page, text in pages.items()))
+    for page, text in pages.items():
+        page.write_text(text)
     return 0
 
 

@@ -1,7 +1,7 @@
 """`cinema-fast bench data STORE`: the time of every stage between the store and the model.
 
-Each stage alone, each loader alone, and a loader beside a step of a given length; docs/bottlenecks.md says what to do
-about the one that is the limit. What times them is in `bench_stages.py`.
+Each stage alone, each loader alone, and a loader beside a step of a given length; docs/how-to/bottlenecks.md says what
+to do about the one that is the limit. What times them is in `bench_stages.py`.
 """
 
 import math

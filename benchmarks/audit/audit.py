@@ -3,8 +3,8 @@
 Triton's kernels are compiled for sm_80, sm_90 and sm_100 in the calls that operations declare (kernels/registry.py),
 csrc/*.cu for sm_80 and sm_90. What was compiled before from the same source, specialisation and compiler is taken from
 results/audit.json, and what another version of Triton made of today's launches stays there: each version in use runs
-this once. Writes that file and docs/audit.md; prints a line for each thing that is wrong, with any version, and exits
-with 1 where there is any.
+this once. Writes that file and docs/reference/audit.md; prints a line for each thing that is wrong, with any version,
+and exits with 1 where there is any.
 """
 
 import hashlib
@@ -31,7 +31,8 @@ from cinema_fast.kernels import OPERATIONS
 from cinema_fast.kernels.registry import Code
 
 ARCHS = (80, 90, 100)
-RESULTS, DOCUMENT, CUDA_SOURCES = ROOT / "benchmarks/results/audit.json", ROOT / "docs/audit.md", ROOT / "csrc"
+RESULTS, DOCUMENT = ROOT / "benchmarks/results/audit.json", ROOT / "docs/reference/audit.md"
+CUDA_SOURCES = ROOT / "csrc"
 TRITON = f"triton {triton.__version__}"
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that a block may have
 UNALIGNED = "awkward"  # of this shape no address is a multiple of anything

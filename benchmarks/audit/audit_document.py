@@ -1,4 +1,4 @@
-"""docs/audit.md: what benchmarks/audit/audit.py found, side by side for the versions of Triton that compiled it."""
+"""docs/reference/audit.md: what benchmarks/audit/audit.py found, side by side for the versions of Triton."""
 
 import re
 from collections.abc import Iterable

@@ -3,10 +3,10 @@
     .venv-gpu/bin/python benchmarks/predictions/predict.py [--check]
 
 Counts what a step launches, in eager and compiled, reads the kernels' machine code, and turns both into time by the
-assumptions of step_cost.py. Writes benchmarks/results/predictions.json and docs/predictions.md, from which gpu_report
-sets predicted beside measured. What depends only on code that did not change (Inductor's part, minutes a step, and
-the machine code) is taken from the last results. --check writes nothing: it says what of the results is not of this
-tree (exit status 1), as far as seconds allow.
+assumptions of step_cost.py. Writes benchmarks/results/predictions.json and docs/reference/predictions.md, from which
+gpu_report sets predicted beside measured. What depends only on code that did not change (Inductor's part, minutes a
+step, and the machine code) is taken from the last results. --check writes nothing: it says what of the results is not
+of this tree (exit status 1), as far as seconds allow.
 """
 
 import sys
@@ -35,7 +35,7 @@ from timing import PEAKS
 from tutorial_attention import tutorial_launch
 
 COMMAND = ".venv-gpu/bin/python benchmarks/predictions/predict.py"
-RESULTS, DOCUMENT = ROOT / "benchmarks/results/predictions.json", ROOT / "docs/predictions.md"
+RESULTS, DOCUMENT = ROOT / "benchmarks/results/predictions.json", ROOT / "docs/reference/predictions.md"
 GPUS = {"NVIDIA H200": "H200", "NVIDIA H100 80GB HBM3": "H100"}  # as PyTorch names them: in timing.PEAKS
 PRESET, BATCHES, RATIOS = "cinema-base", (64, 16), (1.0, 0.25)
 MODES = ("eager", "eager graph", "compiled", "graph")

@@ -1,4 +1,4 @@
-"""docs/predictions.md, from benchmarks/results/predictions.json."""
+"""docs/reference/predictions.md, from benchmarks/results/predictions.json."""
 
 from attention_time import MULTIPROCESSORS, ROUND_TRIP, WAITS
 

@@ -1,4 +1,4 @@
-"""What training costs on one to a thousand GPUs, predicted: the tables of docs/scaling.md.
+"""What training costs on one to a thousand GPUs, predicted: the tables of docs/how-to/scaling.md.
 
     python benchmarks/step/scaling.py [--write]
 
@@ -22,7 +22,7 @@ import cinema_fast as cf
 from cinema_fast.methods.masking import token_counts
 from cinema_fast.models.flops import H100_BF16, forward_flops, step_flops
 
-DOCUMENT = ROOT / "docs" / "scaling.md"
+DOCUMENT = ROOT / "docs" / "how-to" / "scaling.md"
 MODELS = ("cinema-base", "cinema-large", "cinema-huge")
 DECODED = {1.0: "everything", 0.25: "a quarter"}
 MFUS = (0.20, 0.38)  # assumed shares of an H100's 989 TFLOP/s
@@ -297,7 +297,7 @@ def with_tables(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/how-to/scaling.md")
     if parser.parse_args().write:
         DOCUMENT.write_text(with_tables(DOCUMENT.read_text()))
         return

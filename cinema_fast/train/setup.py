@@ -97,7 +97,7 @@ def check_mode(config: RunOptions, device: torch.device, ranks: Ranks) -> None:
     if config.parallel == "fsdp" and not ranks.hosts:
         raise ValueError(
             "--parallel fsdp shares a model out among processes: start them by torchrun --nproc-per-node N, see "
-            "docs/scaling.md"
+            "docs/how-to/scaling.md"
         )
 
 

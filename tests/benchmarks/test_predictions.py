@@ -295,7 +295,7 @@ def test_check_tells_what_changed(committed, monkeypatch):
         return predict.check(committed | other)
 
     found = faults(counted=committed["counted"] | {"launches": 1}, versions={**committed["versions"], "torch": "0"})
-    assert [fault[:16] for fault in found] == ["a step of toy wa", "docs/predictions"]
+    assert [fault[:16] for fault in found] == ["a step of toy wa", "docs/reference/p"]
     assert all(fault.endswith(predict.COMMAND) for fault in found)
     codes = committed["machine_code"]
     key = next(key for key, row in codes.items() if row["kernel"] == "sparse_attention._attention_fwd")

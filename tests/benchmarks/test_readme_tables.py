@@ -1,4 +1,4 @@
-"""The README's figures are those of the results files, and say when they are of another version of a kernel."""
+"""The pages' figures are those of the results files, and say when they are of another version of a kernel."""
 
 import json
 import re
@@ -12,9 +12,9 @@ from report_schema import kernel_sha
 
 from cinema_fast.kernels import OPERATIONS
 
-README = """<!-- cpu -->old<!-- /cpu -->
-<!-- kernels -->old<!-- /kernels -->
-| other | kernels/ | row |
+PAGE = """before
+<!-- cpu -->old<!-- /cpu -->
+| other | row |
 """
 
 
@@ -32,31 +32,28 @@ def cpu():
     return json.loads(max((ROOT / "benchmarks" / "results").glob("cpu-*.json")).read_text())
 
 
-def test_the_readme_holds_the_newest_results():
+def test_the_pages_hold_the_newest_results():
     done = subprocess.run([sys.executable, ROOT / "benchmarks" / "readme_tables.py", "--check"])
     assert done.returncode == 0, "run: python benchmarks/readme_tables.py"
 
 
-def test_cells_of_kernels(cpu):
+def test_cells_of_kernels():
     now = kernel_sha("masked_mse")
     old = report("2026-01-02T0", kernel("fwd", 99.0, now))
     new = report("2026-03-04T0", kernel("fwd", 12.4, now, "compiled peer", 1.84), kernel("bwd", 20.0, now))
-    text = readme_tables.with_figures(README, cpu, [old, new])
+    text = readme_tables.kernels_section([old, new])
     rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| [")}
     assert list(rows) == list(OPERATIONS)
     assert rows["masked_mse"] == (
-        "| [`masked_mse`](kernels/masked_mse.py) ([test](tests/kernels/test_masked_mse.py), "
-        "[bench](benchmarks/operations/bench_masked_mse.py)) | loss against the image's own pixels, no patchified "
-        "copy, fixed summation order | fwd, bwd | triton, torch | GPU X, 2026-03-04: fwd 12 us (a, bf16), 72 % of the "
-        "limit, 1.8 times as fast as compiled peer; bwd 20 us (a, bf16), 72 % of the limit |"
+        "| [`masked_mse`](../../kernels/masked_mse.py) | loss against the image's own pixels, no patchified copy, "
+        "fixed summation order | fwd, bwd | triton, torch | GPU X, 2026-03-04: fwd 12 us (a, bf16), 72 % of the limit, "
+        "1.8 times as fast as compiled peer; bwd 20 us (a, bf16), 72 % of the limit |"
     )
     assert rows["sample_mask"].endswith(" | fwd | triton, native, torch | not measured on a GPU |")
-    assert "(kernels/optical_flow/operation.py)" in rows["optical_flow"]
+    assert "/kernels/optical_flow/operation.py)" in rows["optical_flow"]
     for row in rows.values():
-        assert all((ROOT / path).exists() for path in re.findall(r"\]\(([^)]+)\)", row))
-    assert text.splitlines()[-1] == "| other | kernels/ | row |" and "old" not in text.splitlines()
-    assert readme_tables.with_figures(text, cpu, [old, new]) == text
-    stale = readme_tables.with_figures(README, cpu, [report("2026-03-04T0", kernel("fwd", 12.4, "0" * 64))])
+        assert all((readme_tables.REFERENCE / path).exists() for path in re.findall(r"\]\(([^)]+)\)", row))
+    stale = readme_tables.kernels_section([report("2026-03-04T0", kernel("fwd", 12.4, "0" * 64))])
     assert stale.count("(measured on an earlier version) |") == 1
 
 
@@ -103,13 +100,17 @@ def test_a_kernel_in_a_folder_is_all_of_it(tmp_path, monkeypatch):
 
 
 def test_section_of_the_cpu(cpu):
-    section = readme_tables.with_figures(README, cpu, []).partition("<!-- /cpu -->")[0]
+    section = readme_tables.cpu_section(cpu)
     first = cpu["speedups"][0]
     assert f"**{first['speedup']:.2f}** ({first['low']:.2f}-{first['high']:.2f})" in section
     assert f"| {cpu['memory'][1]['ratio']:.2f} |" in section and cpu["conditions"]["commit"][:7] in section
-    assert "old" not in section.splitlines()[1]
+    brief = readme_tables.brief_section(cpu)
+    assert f"| fp32 | fp32 | **{first['speedup']:.2f}** | {cpu['memory'][0]['ratio']:.2f} |" in brief
 
 
-def test_a_readme_without_the_section_is_refused(cpu):
+def test_a_section_is_replaced():
+    text = readme_tables.with_section(PAGE, "cpu", "| new |")
+    assert text.splitlines() == ["before", "<!-- cpu -->", "| new |", "<!-- /cpu -->", "| other | row |"]
+    assert readme_tables.with_section(text, "cpu", "| new |") == text
     with pytest.raises(SystemExit, match="missing"):
-        readme_tables.with_figures("no markers", cpu, [])
+        readme_tables.with_section("no markers", "cpu", "")

@@ -1,4 +1,4 @@
-"""Imports run downwards only, without circles: the layers of docs/architecture.md hold, also inside functions."""
+"""Imports run downwards only, without circles: the layers of architecture.md hold, also inside functions."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter

@@ -29,7 +29,7 @@ def prepare_commands() -> list[tuple[str, dict]]:
 
 def test_no_crop_of_a_page_cuts_a_heart(tmp_path):
     commands = prepare_commands()
-    assert "downstream.md" in [page for page, _ in commands]
+    assert "finetuning.md" in [page for page, _ in commands]
     # who is drawn depends on the seed alone: two frames and large pixels show as well how large a heart is
     write_cohort(tmp_path / "hearts", max(options["n"] for _, options in commands), 0, n_frames=2, in_plane_mm=4.0)
     for n, (page, options) in enumerate(commands):

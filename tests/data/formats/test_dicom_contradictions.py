@@ -1,4 +1,4 @@
-"""DICOM whose headers contradict each other, or are cut: resolved by the rules of docs/preparing.md, or refused."""
+"""DICOM whose headers contradict each other, or are cut: resolved by the rules of how-to/preparing.md, or refused."""
 
 import json
 

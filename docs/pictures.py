@@ -1,0 +1,15 @@
+"""Makes the pictures of the pages that no experiment writes: python docs/pictures.py.
+
+docs/phantom.png is a synthetic study. docs/reconstruction.png is the report of `make demo`, which has to have run.
+"""
+
+import shutil
+from pathlib import Path
+
+from cinema_fast.phantom.cohort import make_study
+from cinema_fast.phantom.figure import draw_phantom
+
+HERE = Path(__file__).parent
+
+draw_phantom(make_study(9), HERE / "phantom.png")
+shutil.copy(HERE.parent / "demo" / "run" / "report" / "reconstruction.png", HERE)
