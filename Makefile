@@ -9,7 +9,7 @@ BIN := .venv/bin
 PYTHON_GPU ?= python3.12
 GPU_STACK := torch==2.11.0 triton==3.6.0 'numpy==2.5.*' cupy-cuda13x==14.2.0
 
-.PHONY: demo test test-all test-gpu-stack lint bench audit docs setup env-gpu clean
+.PHONY: demo test test-all test-long test-gpu-stack lint bench audit docs setup env-gpu clean
 setup: .venv/ready
 
 .venv/ready: pyproject.toml setup.py Makefile $(wildcard csrc/*)

@@ -1,4 +1,4 @@
-"""how-to/scaling.md: its tables are those of benchmarks/training/scaling.py, which is held to what is really sent and
+"""how-to/scaling.md: its tables are those of benchmarks/step/scaling.py, which is held to what is really sent and
 kept; its examples can be parsed, and the Slurm script saves and comes back at the end of its time."""
 
 import os

@@ -79,7 +79,7 @@ def test_a_ventricle_that_is_in_no_frame_is_flagged():
 
 
 def test_the_documents_say_which_flags_and_limits_there_are():
-    docs = Path(__file__).parents[1] / "docs"
+    docs = ROOT / "docs"
     predicting = (docs / "how-to" / "predicting.md").read_text()
     for code in CODES:
         assert f"`{code}`" in predicting or code.endswith(("_negative", "_implausible")), code
