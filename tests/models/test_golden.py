@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from machine import INTERPRET
+from marks import in_full, slow_in_interpreter
 
 import cinema_fast as cf
 from cinema_fast import kernels
@@ -61,7 +61,7 @@ def all_launched(backend, operations):
     assert backend != "triton" or not missing, f"did not launch: {missing}"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", in_full(sorted(CASES, key=lambda name: name != "norm_other_size")))
 def test_step_matches_reference(shared, backend, device, name):
     config, tensors = load_case(shared, name, device)
     model = cf.CineMA(config).to(device)
@@ -78,11 +78,8 @@ def test_step_matches_reference(shared, backend, device, name):
     assert worst[0] < 1e-4, worst
 
 
-# whole images in the interpreter: most of a minute each
-FEATURE_CASES = [pytest.param(c, marks=[pytest.mark.slow] * (INTERPRET and c != "sax_only")) for c in CASES]
-
-
-@pytest.mark.parametrize("name", FEATURE_CASES)
+@slow_in_interpreter
+@pytest.mark.parametrize("name", CASES)
 def test_features_match_reference(shared, backend, device, name):
     config, tensors = load_case(shared, name, device)
     model = cf.CineMA(config).to(device)

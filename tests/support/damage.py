@@ -1,7 +1,6 @@
 """Damage to files."""
 
 
-
 def cut(path):
     path.write_bytes(path.read_bytes()[:-9])
 

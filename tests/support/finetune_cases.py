@@ -1,7 +1,6 @@
 """Options of short fine-tuning runs, a set for each kind of task."""
 
 
-
 FEW = {"steps": 3, "validate_every": 3}
 
 

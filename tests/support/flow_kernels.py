@@ -43,10 +43,6 @@ def for_cpu(source, folder):
     return ctypes.CDLL(str(folder / "kernels.so"))
 
 
-
-
-
-
 def flow_by_kernels(frames, pairs, dtype=torch.float32, **how):
     """As the registered operator calls them; the result and the workspace start as NaN."""
     out = torch.full((frames.shape[0], len(pairs), 2, *frames.shape[2:]), torch.nan, dtype=dtype)

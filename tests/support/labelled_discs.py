@@ -124,8 +124,6 @@ class Discs:
         return FinetuneConfig(**{"data": self.store, "out": out, "task": task, "steps": 4, **QUICK, **own, **options})
 
 
-
-
 def rewrite(store, study: str, view: str, change) -> None:
     """Store a study with other label maps of one view."""
     cines, labels = {}, {}

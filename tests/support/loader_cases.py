@@ -20,8 +20,6 @@ CLIP = {"clip": (6, 24, 40)}
 EVERYTHING = AugmentConfig(rotation=20, translation=3, flip=0.5, gamma=(0.7, 1.4), noise=0.05)
 
 
-
-
 def loader_of(kind, path, *, clips=False, start=0, stop=8, batch_size=3, **options) -> Loader:
     """The loader "dali" or "torch" of frames or clips, everything that can be drawn being drawn."""
     store = CineStore(path)

@@ -18,5 +18,5 @@ def in_full(values):
     """All cases of `parametrize`; of those in Triton's interpreter `make test` runs the first alone."""
     rest = values[1:]
     if INTERPRET:
-        rest = [slow(*value) if isinstance(value, tuple) else slow(value) for value in rest]
+        rest = [slow(*value) if type(value) is tuple else slow(value) for value in rest]
     return [values[0], *rest]

@@ -10,10 +10,6 @@ LINES = [{"step": n, "epoch": n / 2, "loss": 1 / n, "skipped": 0, "reader": "tor
 INFO = RunInfo({"lr": 1e-3, "views": ["sax"]}, {"depth": 2}, StoreInfo(1, "ab", "stored"), {})
 
 
-
-
-
-
 class StandIn(types.ModuleType):
     """Records what is asked of wandb. key: there is one; broken: the call that fails; starting_step: on its server."""
 
@@ -44,10 +40,6 @@ class StandIn(types.ModuleType):
     def _log(self, values, step):
         self._called("log", step=step)
         self.points.append((step, values))
-
-
-
-
 
 
 def events(folder) -> dict[str, dict[int, float]]:

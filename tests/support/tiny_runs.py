@@ -39,8 +39,6 @@ def write_store(path: Path, studies: dict[str, tuple[str, ...]], *, frames: int 
     return path
 
 
-
-
 def command(*arguments, code: str | None = None) -> list[str]:
     """The command line of a subprocess; `code` runs before it, in the same process."""
     start = f"import sys; from cinema_fast.cli import main; {code or ''}\nsys.exit(main())"

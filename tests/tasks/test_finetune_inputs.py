@@ -85,8 +85,6 @@ def settle_of(discs, store):
     return Segmentation.settle(config, cines, preset(config.preset), split, min_frames=3)
 
 
-
-
 def test_a_changed_geometry_is_found_by_prepare(tmp_path):
     """Label maps are compared with their cines when they are stored, so that training never meets others."""
     from cine_files import write_cine, write_study

@@ -15,8 +15,6 @@ from cinema_fast.train.run_info import read_run_info
 STEPS = {"steps": 6, "validate_every": 4, "log_every": 2, "batch_size": 2}
 
 
-
-
 @pytest.mark.parametrize("name", [name if name in ("segmentation", "clips") else slow(name) for name in TASKS])
 def test_stopped_resumed_and_read_back(discs, tmp_path, stop_after, name):
     config = discs.config(tmp_path / "whole", **TASKS[name] | STEPS)

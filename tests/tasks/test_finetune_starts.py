@@ -25,8 +25,6 @@ def last_weights(out) -> dict[str, torch.Tensor]:
     return load_file(max((out / "checkpoints").glob("*.safetensors")))
 
 
-
-
 @pytest.mark.parametrize("task", [slow("segmentation"), "regression"])
 def test_from_a_run_a_file_and_a_published_file(discs, pretrained, tmp_path, task, monkeypatch):
     """All three give the encoder of the pre-training run, which --freeze leaves as it is, to the bit."""

@@ -59,10 +59,6 @@ def test_no_checkpoint(tmp_path):
     assert newest_checkpoint(tmp_path, pytest.fail) is None
 
 
-
-
-
-
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".json"])
 @pytest.mark.parametrize("damage", [cut, flip, os.unlink])
 def test_damage_is_found_and_the_one_before_is_used(tmp_path, suffix, damage):

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from machine import has_gpu
+from marks import in_full
 from small_models import small_model
 from step_cases import CINEMA, CLIPS, FLIP, FULL, ZOOM, micro_batches, no_wait
 
@@ -33,17 +34,9 @@ def test_the_stand_in_finds_waits(wait):
         wait(torch.ones(3))
 
 
-
-
-
-
-
-
-
-
-@pytest.mark.parametrize("changes", [ZOOM, FLIP, FULL], ids=["zoom", "flip", "full"])
-@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("shape", [CINEMA, CINEMA | {"norm_target": True}, CLIPS], ids=["plain", "norm", "clips"])
+@pytest.mark.parametrize("changes", in_full([FULL, FLIP, ZOOM]), ids=["full", "flip", "zoom"])
+@pytest.mark.parametrize("precision", in_full([torch.float32, torch.bfloat16]), ids=["fp32", "bf16"])
+@pytest.mark.parametrize("shape", in_full([CINEMA, CINEMA | {"norm_target": True}, CLIPS]), ids=["plain", "norm", "clips"])
 def test_a_step_never_waits_for_the_device(backend, device, shape, precision, changes):
     widths = {"enc_embed_dim": 16, "enc_depth": 1, "dec_embed_dim": 24, "dec_depth": 1}  # head dims of 8
     model = small_model(**shape, **widths).to(device)

@@ -108,8 +108,6 @@ def test_what_cannot_be_is_refused_before_anything_is_done(tiny_store, tmp_path,
     assert not (tmp_path / "run").exists()
 
 
-
-
 @given(st.lists(st.tuples(*[st.sampled_from([0, 0, 0, signal.SIGINT, signal.SIGTERM])] * 2), min_size=1, max_size=6))
 @settings(max_examples=30, deadline=None)
 def test_all_learn_of_a_signal_one_step_after_it_and_none_waits(two_ranks, signals):

@@ -28,8 +28,6 @@ os.replace = watched
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
 
 
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tiny_store, tmp_path_factory):
     """A run that nothing happens to."""
@@ -88,10 +86,6 @@ def test_a_full_disk_and_then_a_damaged_checkpoint(tiny_store, undisturbed, tmp_
     assert ended.returncode == 0
     assert "step-00000016 is damaged" in ended.stderr and "going on from step 12" in ended.stderr
     assert_equal_runs(out, undisturbed)
-
-
-
-
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

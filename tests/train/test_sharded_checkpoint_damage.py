@@ -125,8 +125,6 @@ def test_nothing_in_it_is_executed(saved, tmp_path, monkeypatch, name):
     assert (step, len(said)) == ((2, 0) if name == ".metadata" else (1, 1))
 
 
-
-
 @pytest.mark.parametrize("at", ["state.pt", ".json", "a shard"])
 def test_a_full_disk(saved, full_disk, monkeypatch, at):
     """While it is written behind, or before, it is told by `save` or `finish`; the earlier ones are as they were."""

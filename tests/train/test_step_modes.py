@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from machine import has_gpu
+from marks import slow_in_interpreter
 from small_models import small_model
 from step_cases import CINEMA, CLIPS, FULL
 from tape import TapeCapture
@@ -95,6 +96,7 @@ def test_replays_are_the_eager_steps(shape, guided):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
 
 
+@slow_in_interpreter
 def test_replayed_kernels_are_the_eager_ones(backend):
     with use(backend):
         runs = [train(mode, CLIPS, lambda _: ("clip",), steps=WARM_UP + 2) for mode in ("eager", "replayed")]

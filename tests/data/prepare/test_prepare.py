@@ -52,8 +52,6 @@ def test_frames_are_centred_windowed_and_described(src, tmp_path):
         assert_intensities_are_the_scans(store, "p1", view, read_cine(source, stack=view == "sax"))
 
 
-
-
 def test_labels_centre_the_view_and_bad_labels_are_reported(src, tmp_path):
     cine = read_cine(src / "p0_sax.nii.gz", stack=True)
     label = np.zeros((*cine.shape, 4), np.uint8)

@@ -50,8 +50,6 @@ def start(tmp_path):
         process.communicate()
 
 
-
-
 @pytest.mark.parametrize("workers", [slow(1), 2])
 def test_killed_in_the_middle_it_goes_on_from_there(tmp_path, start, workers):
     for n in range(30):

@@ -17,8 +17,6 @@ def touch(folder: Path, *names: str) -> Path:
     return folder
 
 
-
-
 def found(sources) -> dict:
     return {study: {view: [path.name for path in source.files] for view, source in views.items()}
             for study, views in sources.studies.items()}

@@ -21,8 +21,6 @@ from cinema_fast.data.store.store import CineStore, StoreError
 FILE = "studies/p1/sax.labels.npy"
 
 
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """Sources of three studies, two of which have labels of their SAX, and a store of them."""
@@ -39,8 +37,6 @@ def whole(tmp_path_factory):
 def prepared(whole, tmp_path):
     """Sources and store of one's own."""
     return shutil.copytree(whole / "src", tmp_path / "src"), shutil.copytree(whole / "store", tmp_path / "store")
-
-
 
 
 def test_reading(whole):
