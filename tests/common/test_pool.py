@@ -51,7 +51,7 @@ def test_ctrl_c_ends_the_workers_at_once_and_only_the_parent_hears_of_it():
             " except KeyboardInterrupt: sys.exit(130)")
     for starting in (True, False):
         parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                  text=True, start_new_session=True, env=with_tests())
+                                  text=True, start_new_session=True, env=with_tests(), preexec_fn=heard)
         deadline = time.monotonic() + 20
         while starting and not children(parent.pid) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -59,6 +59,11 @@ def test_ctrl_c_ends_the_workers_at_once_and_only_the_parent_hears_of_it():
         os.killpg(parent.pid, signal.SIGINT)
         _, err = parent.communicate(timeout=20)
         assert (parent.returncode, err) == (130, "")
+
+
+def heard() -> None:
+    """A job in the background begins with Ctrl-C ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def children(pid: int) -> str:
