@@ -339,7 +339,7 @@ def test_a_run_that_is_stopped_kills_its_sections_and_prints_its_table(tmp_path,
     (out / "of_before").mkdir()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background begins with it ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background
     )  # fmt: skip
     said = []
     for line in process.stdout:
