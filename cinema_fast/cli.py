@@ -105,7 +105,10 @@ def _commands() -> dict[str, Callable[..., int]]:
         print(describe())
         return 0
 
-    def phantom(dst: Out, n: int = 8, seed: int = 0, workers: int = 1) -> int:
+    def phantom(
+        dst: Out, n: int = 8, seed: int = 0, workers: int = 1, n_frames: int = 30, n_slices: int = 12,
+        in_plane_mm: float = 1.6,
+    ) -> int:
         """Write a cohort of synthetic hearts with known ground truth, as NIfTI.
 
         Args:
@@ -113,11 +116,15 @@ def _commands() -> dict[str, Callable[..., int]]:
             n: number of studies.
             seed: random seed.
             workers: number of processes that write studies.
+            n_frames: frames over the cardiac cycle; fewer are written sooner.
+            n_slices: short-axis slices, spread over the ventricles.
+            in_plane_mm: pixel size of all views in mm; larger pixels are written sooner.
         """
         from .common.naming import count_studies
         from .phantom.cohort import write_cohort
 
-        written = write_cohort(dst, n, seed, workers=workers, progress=True)
+        shape = {"n_frames": n_frames, "n_slices": n_slices, "in_plane_mm": in_plane_mm}
+        written = write_cohort(dst, n, seed, workers=workers, progress=True, **shape)
         print(f"{dst}: {count_studies(len(written))}, {written[0]} to {written[-1]}; label maps in labels/, true "
               f"parameters and volumes in truth.json and truth.csv, landmarks in landmarks.csv")
         return 0

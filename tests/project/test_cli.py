@@ -1,5 +1,6 @@
 """The command line: what it prints, its exit statuses, and its answers to mistakes, with never a traceback."""
 
+import nibabel as nib
 import pytest
 import yaml
 from command_line import called
@@ -125,8 +126,10 @@ def test_installed_command_and_its_status(tmp_path):
 
 def test_phantom_prepare_pretrain(capfd, tmp_path):
     """The three commands one after the other, on two synthetic studies at a small size."""
-    status, out, err = called(capfd, "phantom", tmp_path / "cohort", "--n", 2)
+    shape = ("--n-frames", 5, "--n-slices", 4, "--in-plane-mm", 4.5)
+    status, out, err = called(capfd, "phantom", tmp_path / "cohort", "--n", 2, *shape)
     assert status == 0 and err.startswith("making studies: 0 of 2, 0:00\n")
+    assert nib.load(tmp_path / "cohort" / "heart-000001_sax.nii.gz").shape == (64, 64, 4, 5)
     assert out.startswith(f"{tmp_path / 'cohort'}: 2 studies, heart-000000 to heart-000001;")
     sizes = ("--sax-size", 32, 32, 2, "--lax-size", 32, 32, "--sax-spacing", 6, 6, 40, "--lax-spacing", 6, 6)
     status, out, err = called(capfd, "prepare", tmp_path / "cohort", tmp_path / "store", *sizes)

@@ -87,7 +87,8 @@ class AugmentConfig:
         for field in shares:
             changed = field.name.removesuffix("_share")
             if getattr(self, field.name) != field.default and getattr(self, changed) in (0.0, (1.0, 1.0)):
-                raise ValueError(f"{flag(f'augment.{field.name}')} has no effect without {flag(f'augment.{changed}')}")
+                share, change = flag(f"augment.{field.name}"), flag(f"augment.{changed}")
+                raise ValueError(f"{share} has no effect without {change}; to turn it off give {share} 0 alone")
 
     def to_dict(self) -> dict:
         """Plain values for YAML and checkpoints."""
