@@ -314,7 +314,7 @@ def test_committed_results_are_those_of_the_tree(launches):
     assert audit.DOCUMENT.read_text() == document and not wrong
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_whole_audit(tmp_path, launches):
     """Everything compiled again: nothing is wrong with it."""
     files = tmp_path / "audit.json", tmp_path / "audit.md"

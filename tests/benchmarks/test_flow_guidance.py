@@ -66,7 +66,7 @@ def test_probes_find_what_is_linear_and_nothing_in_noise():
     assert blind["ef_r2"] < 0.1 and blind["disease_accuracy"] < 0.4 and 0.4 < blind["disease_auroc"] < 0.6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_script_runs_and_goes_on(tmp_path):
     command = [
         sys.executable, experiment.__file__, "--out", tmp_path / "out", "--document", tmp_path / "doc.md", "--smoke",

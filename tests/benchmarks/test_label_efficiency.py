@@ -100,7 +100,7 @@ def test_the_floor_is_that_of_the_stored_labels(tmp_path):
         assert error == pytest.approx(100 * (1 - voxels.min() / voxels.max()) - truth[study])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_script_runs_goes_on_and_writes_what_is_done(tmp_path):
     out, page = tmp_path / "out", tmp_path / "doc.md"
     command = [sys.executable, experiment.__file__, "--out", out, "--document", page, "--smoke"]
