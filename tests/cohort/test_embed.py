@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from forked import run
+from marks import slow
 from tiny_runs import write_store
 
 import cinema_fast as cf
@@ -142,7 +143,7 @@ os.replace = watched
 """
 
 
-@pytest.mark.parametrize(("name", "left"), [("part-000001.parquet", 2), ("out.parquet", 0)])
+@pytest.mark.parametrize(("name", "left"), [("part-000001.parquet", 2), slow("out.parquet", 0)])
 def test_a_killed_run_goes_on(tiny_store, runs, tmp_path, monkeypatch, name, left):
     out = tmp_path / "out.parquet"
     arguments = ("embed", runs["heartmae-tiny"], tiny_store, out, "--device", "cpu")

@@ -35,7 +35,6 @@ def found(out) -> dict:
     return {(one["kind"], one["name"], one["metric"]): one for one in pair["differences"] if one["view"] != "lax_4c"}
 
 
-@pytest.mark.slow
 def test_a_better_set_is_better_and_an_equal_one_equal(folders, tmp_path):
     text = compare_evaluations([folders["good"], folders["bad"]], tmp_path)
     assert text + "\n" == (tmp_path / "comparison.md").read_text() and "12 studies that both have, paired" in text

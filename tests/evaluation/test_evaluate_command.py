@@ -126,6 +126,7 @@ def test_known_values_scans_and_subgroups(discs, runs, tmp_path, monkeypatch):
     assert results["without_group"] == {"site": 0} and results["studies"] == len(train)
 
 
+@pytest.mark.slow
 def test_what_is_missing_in_a_frame_is_not_measured(discs, runs, tmp_path, monkeypatch):
     """Nor compared with another scan of the heart, which is said."""
 
@@ -214,6 +215,7 @@ def test_a_single_slice_has_no_volumes_in_either_command(runs, tmp_path, monkeyp
         assert not any(line.get(quantity) for quantity in QUANTITIES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["test", slow("val")])
 def test_another_store(runs, tmp_path, part):
     """Of 14 studies the run knew 12 by their names, most of them from training."""

@@ -57,6 +57,7 @@ def test_what_the_starting_weights_have_learnt_from(runs, discs, tmp_path):
     assert results["about"][SEEN] == "none: the run began from random weights"
 
 
+@pytest.mark.slow
 def test_pixels_of_another_size(runs, tmp_path):
     """Volumes and distances would be scaled, and the model has never seen such a heart."""
     run, config = load_run(runs / "first", device="cpu"), runs / "first" / "config.yaml"

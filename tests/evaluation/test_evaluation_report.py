@@ -56,7 +56,6 @@ def html(tmp_path_factory):
     return (folder / "report" / "index.html").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
 def test_nothing_refers_outside_the_file(html):
     tags = Page(html).tags
     for tag, attributes in tags:

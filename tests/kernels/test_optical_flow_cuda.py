@@ -26,6 +26,7 @@ KERNELS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("nvcc"), reason="no nvcc to compile with")
 def test_compiles_for_a100_and_h100_without_spills_and_keeps_ptx(tmp_path):
     binary = tmp_path / "flow.fatbin"
@@ -52,7 +53,7 @@ def test_compiles_for_a100_and_h100_without_spills_and_keeps_ptx(tmp_path):
         slow((50, 130, 2), torch.uint8, {"refine": 16, "levels": 1}),  # several regions along either axis
         # rows in two blocks, a window wider than a strip
         ((20, 300), torch.float32, {"window": 41, "iterations": 2, "refine": 1}),
-        ((67, 66, 2), torch.uint8, {"pyr_scale": 0.7}),
+        slow((67, 66, 2), torch.uint8, {"pyr_scale": 0.7}),
         ((40, 45), torch.uint8, {"pyr_scale": 0.99, "levels": 2}),  # two levels of the frame's own size
     ],
     ids=str,
@@ -78,7 +79,7 @@ def test_halves_are_the_nearest_to_what_float32_gives(on_cpu, poison, size, refi
 @pytest.mark.parametrize(
     ("size", "frames", "pairs", "tubelet", "how"),
     [
-        ((64, 72), 7, "consecutive", None, {}),  # six pairs: more than a block takes at a time
+        slow((64, 72), 7, "consecutive", None, {}),  # six pairs: more than a block takes at a time
         ((64, 72), 7, "consecutive", None, {"refine": 0}),
         ((35, 40, 3), 2, "consecutive", None, {"window": 9}),
         ((35, 40, 3), 2, "consecutive", None, {"window": 9, "refine": 0}),

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 import yaml
+from marks import slow
 from safetensors.torch import load_file, save_file
 from tiny_runs import FOUR, metrics, write_store
 
@@ -72,7 +73,7 @@ def plain_loop(config: PretrainConfig) -> tuple[list[float], list[float], dict]:
     return losses, norms, cf.cinema_state_dict(model)
 
 
-@pytest.mark.parametrize("clip", [5.0, 0.05])
+@pytest.mark.parametrize("clip", [5.0, slow(0.05)])
 def test_equals_a_plain_loop(tiny_store, tmp_path, clip):
     config = config_of(tiny_store, tmp_path / "run", clip_grad=clip)
     losses, norms, weights = plain_loop(config)
@@ -151,7 +152,7 @@ def poison(monkeypatch, where: str, bad_steps: set[int]) -> None:
     monkeypatch.setattr(cf.CineMA, "forward", poisoned)
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("where", [slow("loss"), "gradient"])
 def test_a_bad_step_is_skipped_and_named(tiny_store, tmp_path, monkeypatch, capfd, where):
     poison(monkeypatch, where, {3})
     monkeypatch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])

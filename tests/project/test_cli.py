@@ -2,6 +2,7 @@
 
 import nibabel as nib
 import pytest
+import tiny_runs
 import yaml
 from command_line import called
 from forked import run
@@ -90,7 +91,7 @@ def test_mistakes_in_the_store(capfd, tiny_store, tmp_path):
 
 
 def test_a_view_that_the_preset_lacks(capfd, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("training_fixtures").SIZES, "rvot", (32, 32))
+    monkeypatch.setitem(tiny_runs.SIZES, "rvot", (32, 32))
     store = write_store(tmp_path / "store", {"a": ("sax", "rvot"), "b": ("sax",)})
     arguments = ("--data", store, "--out", tmp_path / "run", "--steps", 1, "--preset", "cinema-tiny", "--batch-size", 1)
     status, _, err = called(capfd, "pretrain", *arguments)
@@ -116,6 +117,7 @@ def test_prepare_check_without_sources_points_to_verify(capfd, tiny_store):
     assert status == 0 and "verify STORE" in " ".join(out.replace("│", " ").split())
 
 
+@pytest.mark.slow
 def test_installed_command_and_its_status(tmp_path):
     """Through a process of its own: help is 0, a mistake is one line and 1."""
     assert run("--help").returncode == 0

@@ -3,6 +3,7 @@
 import re
 import shlex
 
+import pytest
 from machine import ROOT
 
 from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
@@ -27,6 +28,7 @@ def prepare_commands() -> list[tuple[str, dict]]:
     return found
 
 
+@pytest.mark.slow
 def test_no_crop_of_a_page_cuts_a_heart(tmp_path):
     commands = prepare_commands()
     assert "finetuning.md" in [page for page, _ in commands]

@@ -61,7 +61,13 @@ STILL = {"accumulate": 2, "dropout": 0.0, "drop_path": 0.0, "cutout": 0.0}  # on
 
 
 @pytest.mark.parametrize(
-    ("name", "how"), [*((name, {"accumulate": 1}) for name in NETWORKS), slow("segmentation", STILL)], ids=str
+    ("name", "how"),
+    [
+        *((name, {"accumulate": 1}) for name in TASKS),
+        slow("fixed weights", {"accumulate": 1}),
+        slow("segmentation", STILL),
+    ],
+    ids=str,
 )
 def test_replays_are_the_eager_steps(discs, tmp_path, name, how):
     """With other studies, targets, augmentations and learning rates in each; dropout, skipped branches and cutout
@@ -115,8 +121,9 @@ def test_graphs_want_a_gpu(discs, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @needs_dali
-@pytest.mark.parametrize("name", [slow("segmentation"), slow("heatmaps"), "multitask", slow("clips")])
+@pytest.mark.parametrize("name", ["segmentation", "heatmaps", "multitask", "clips"])
 def test_batches_by_dali_are_those_of_the_plain_loader(discs, tmp_path, name):
     method = Supervised(discs.config(tmp_path / "run", **NETWORKS[name]), None, Place(CPU))
     plain, dali = (list(loader_of(method, kind, steps=4)) for kind in ("torch", "dali"))

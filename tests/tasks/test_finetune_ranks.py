@@ -95,6 +95,7 @@ def test_ranks_make_the_steps_of_one_process(discs, tmp_path, alone, task, shape
     assert log.count("validation at step 6") == log.count("best weights: step") == 1  # one rank speaks
 
 
+@pytest.mark.slow
 def test_ranks_drop_what_micro_batches_drop(discs, tmp_path):
     """Also of dropout, skipped branches and cutout boxes: two ranks make the steps of one with two micro-batches."""
     common = {"batch_size": 2, "dropout": 0.2, "drop_path": 0.3, "cutout": 0.3} | STEPS

@@ -32,6 +32,7 @@ def config_of(**changes) -> PretrainConfig:
     return PretrainConfig(**{"data": "STORE", "out": "RUN", "steps": 9, "device": "cpu", "precision": "bf16"} | changes)
 
 
+@pytest.mark.slow
 def test_a_step_that_does_not_fit(tiny_store, tmp_path):
     options = {"steps": 6, "preset": "cinema-tiny", "checkpoint_every": 2, "device": "cpu", "precision": "fp32"}
     options |= {"data": tiny_store, "out": tmp_path / "run", "batch_size": 6, "accumulate": 2, "views": "lax_2c"}

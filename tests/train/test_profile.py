@@ -9,6 +9,7 @@ from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
 
 
+@pytest.mark.slow
 def test_two_steps_are_profiled(tiny_store, tmp_path, capfd):
     common = {"data": tiny_store, "steps": 7, "preset": "cinema-demo", "batch_size": 2, "device": "cpu", "log_every": 1}
     pretrain(PretrainConfig(out=tmp_path / "plain", **common))

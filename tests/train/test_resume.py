@@ -7,6 +7,7 @@ import time
 
 import pytest
 from killed_pretrain import AT_STEP, OPTIONS, last_line, pretrain, started
+from marks import slow
 from tiny_runs import FOUR, metrics, write_store
 
 from cinema_fast.data.store.store import CineStore
@@ -68,6 +69,7 @@ def test_killed_three_times_and_stopped_once(tiny_store, undisturbed, tmp_path):
     assert_equal_runs(out, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_then_a_damaged_checkpoint(tiny_store, undisturbed, tmp_path):
     out = tmp_path / "run"
     # files of at most 1 MB from the second checkpoint on: the limit strikes inside the write
@@ -88,7 +90,7 @@ def test_a_full_disk_and_then_a_damaged_checkpoint(tiny_store, undisturbed, tmp_
     assert_equal_runs(out, undisturbed)
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), slow(signal.SIGINT, 130)])
 def test_stopped_from_outside(tiny_store, tmp_path, signum, status):
     process = started(tiny_store, tmp_path / "run")
     process.send_signal(signum)
@@ -99,6 +101,7 @@ def test_stopped_from_outside(tiny_store, tmp_path, signum, status):
     assert (tmp_path / "run" / "checkpoints" / f"step-{step:08d}.json").exists()
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(tiny_store, tmp_path):
     # in pieces: a signal that another thread gets does not wake the main one
     slow = AT_STEP.format(number=2, action="[time.sleep(0.05) for _ in range(6000)]")

@@ -120,6 +120,7 @@ for change in (lambda: open(STORE + "/.lock", "a+"), lambda: os.mkdir(STORE + "/
 """
 
 
+@pytest.mark.slow
 def test_pretraining_from_a_read_only_store(tiny_store, tmp_path):
     (tmp_path / "hook.py").write_text(READ_ONLY.format(store=str(tiny_store)))
     code = f"exec(open({str(tmp_path / 'hook.py')!r}).read())"

@@ -175,6 +175,7 @@ def test_store_in_the_place_of_a_file(tmp_path):
         run(tmp_path / "src", tmp_path / "src/p0_sax.nii.gz")
 
 
+@pytest.mark.slow
 def test_real_study_of_every_view(shared, tmp_path):
     aliases = ("sax=sax_4d_6slices", "lax_2c=Se8_2ch", "lax_3c=Se7_4ch_or_3ch", "lax_4c=Se6_4ch_or_3ch")
     config = PrepareConfig(shared / "data/cine", tmp_path, pattern="{view}.nii.gz", aliases=aliases, workers=1)

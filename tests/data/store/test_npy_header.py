@@ -77,7 +77,7 @@ def test_each_kind_of_damage_is_reported():
         assert said.startswith(said_of.get(kind, "not the .npy file that was prepared (")), kind
 
 
-@pytest.mark.parametrize("kind", ["torch", pytest.param("dali", marks=needs_dali)])
+@pytest.mark.parametrize("kind", ["torch", pytest.param("dali", marks=[needs_dali, pytest.mark.slow])])
 def test_loaders_replace_the_studies(tmp_path, kind):
     path = write_store(tmp_path / "store", dict.fromkeys((f"s{i}" for i in range(9)), FOUR))
     loader, plain = (loader_of(name, path, stop=20, workers=1) for name in (kind, "torch"))
