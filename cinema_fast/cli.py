@@ -19,7 +19,7 @@ from .common.renamed import current_arguments
 _OF_RUNS = {"--learning-rate": "the learning rate is --lr", "--epochs": "the length of a run is given by --steps"}
 _HINTS = {
     "prepare": {
-        "--check": "prepare --repair SRC STORE makes damaged studies anew from their sources; to check a store alone: "
+        "--check": "prepare --repair SRC STORE prepares damaged studies again from the sources; to check a store only: "
         "cinema-fast verify STORE"
     },
     "pretrain": _OF_RUNS,

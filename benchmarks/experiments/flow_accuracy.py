@@ -246,31 +246,31 @@ def document(rows: list[Measured], seconds: float) -> str:
         f"OpenCV {cv2.__version__}, {seconds:.0f} s.",
         "",
         f"{len(studies)} synthetic studies (seeds {', '.join(map(str, sorted(studies)))}), {FRAMES} frames of {SIZE} x "
-        f"{SIZE} pixels of {PIXEL_MM} mm, each acquired at {len(NOISE)} noise levels (standard deviation in each "
-        "channel, blood being 400); two middle slices of the short axis and a four-chamber view, grey values as in a "
-        "store. An error is the mean distance between found and true in-plane displacement over the left ventricle's "
-        "myocardium; mean ± standard deviation over n studies. \"No motion\" is the error of a flow of zero, that is, "
-        f"how far the tissue moves. Ours and OpenCV's Farneback: {how}; ours refined by {DEFAULT.refine} "
-        "sweeps. DIS: OpenCV's preset \"medium\". The classes are of the left ventricle's ejection fraction: "
+        f"{SIZE} pixels of {PIXEL_MM} mm, each simulated at {len(NOISE)} noise levels (standard deviation in each "
+        "channel; blood has 400); two middle slices of the short axis and a four-chamber view, with the grey values of "
+        "a store. An error is the mean distance between estimated and true in-plane displacement over the left "
+        "ventricle's myocardium; the tables have mean ± standard deviation over n studies. \"No motion\" is the error "
+        f"of zero flow, which is how far the tissue moves. Ours and OpenCV's Farneback: {how}; ours is refined by "
+        f"{DEFAULT.refine} sweeps. DIS: OpenCV's preset \"medium\". Classes of left ventricular ejection fraction: "
         + ", ".join(f"{name} {low}-{high} %" for name, (low, high) in EF_CLASSES.items()) + ".",
     ]  # fmt: skip
     for distance in dict.fromkeys(row.distance for row in rows):
         lines += ["", f"## {distance}", "", *accuracy_table(rows, distance)]
     lines += [
         "",
-        "## Motion in closed form",
+        "## Known motion of a texture",
         "",
-        f"A texture of 128 x 128 pixels, the outer {BORDER} not counted; the whole texture moves.",
+        f"A texture of 128 x 128 pixels moves as a whole. The outer {BORDER} pixels are not evaluated.",
         "",
         *closed_form_table(),
         "",
-        "In a window motion is taken to be the same, so what is found is the motion of that part of it where the grey "
-        "values vary most. Where the motion has a gradient (rotation, zoom) and the texture is stronger on one side "
-        "of the window than on the other, that side's motion is found: an error in proportion to the gradient, not to "
-        "the motion itself. So without the refinement the error of a rotation grows with its angle, and its largest "
-        "value stays at one place of the texture, wherever the centre is. The refinement has no window, and smoothness "
-        "costs a motion that is linear in the position nothing; what is left is what its sweeps have not undone. A "
-        "mean of 0.05 px, which the other motions keep to, a rotation by 5° misses.",
+        "Farneback's method assumes that the motion is the same within a window, so it finds the motion of the part "
+        "where the grey values vary most. If the motion has a gradient (rotation, zoom) and the texture is stronger on "
+        "one side of the window, the motion of that side is found. This error is proportional to the gradient, not to "
+        "the motion itself. So without the refinement the error of a rotation grows with its angle, and its maximum "
+        "stays at one place of the texture, wherever the centre is. The refinement has no window, and its smoothness "
+        "term does not penalise a motion that is linear in position; the remaining error is what its sweeps have not "
+        "corrected yet. All motions but the rotation by 5° have a mean error below 0.05 px.",
         "",
         "How the refinement was chosen: [flow_refinement.md](flow_refinement.md).",
     ]

@@ -269,18 +269,21 @@ def document(size: Size, results: dict, shares: dict, seconds: float, kinds: int
     machine = f"{conditions.cpu_model()}, PyTorch {torch.__version__}; {conditions.now()[:10]}, "
     machine += conditions.commit()
     return "\n".join([
-        "# Motion-guided masks against masks by chance",
+        "# Motion-guided masks compared with uniform masks",
         "",
         f"`python benchmarks/experiments/flow_guidance.py --out DIR`, {seconds / 60:.0f} minutes; {machine}",
         "",
-        f"HeartMAE (`{PRESET}`) over clips of every slice and long-axis view, {size.training} synthetic hearts, "
+        "Three ways to mask: *chance* draws masks uniformly, *hide what moves* masks the patches that move "
+        "(`--mask.mode mask`), *keep what moves* keeps them visible (`--mask.mode keep`).",
+        "",
+        f"HeartMAE (`{PRESET}`) on clips of every slice and long-axis view, {size.training} synthetic hearts, "
         f"{size.steps} steps of {size.batch} clips, {MASK_RATIO:.0%} of the tokens masked, strength "
         f"{guided.strength:g}, temperature {guided.temperature:g}, motion from the store's maps; "
-        f"{len(size.seeds)} seeds each, everything else the same. Measured on "
-        f"{size.probing} other hearts of {kinds} disease classes. ± is the standard deviation over seeds; the probes' "
-        "folds are the same for all.",
+        f"{len(size.seeds)} seeds each, all other options equal. Measured on "
+        f"{size.probing} other hearts of {kinds} disease classes. ± is the standard deviation over seeds; the folds of "
+        "the probes are the same for all.",
         "",
-        "## The heart's share among visible tokens, relative to chance",
+        "## The heart's share of the visible tokens, relative to chance",
         "",
         *share_lines,
         "",
@@ -288,12 +291,12 @@ def document(size: Size, results: dict, shares: dict, seconds: float, kinds: int
         "",
         *lines,
         "",
-        "Masks of the reconstruction are drawn by chance for every arm, so that the errors are of the same patches: "
-        "the guided arms are judged by masks unlike those they were trained with.",
-        f"A constant guess of the mean has an EF R2 of 0; chance has a balanced accuracy of {1 / kinds:.2f} and an "
-        "AUROC of 0.5.",
+        "Reconstruction is evaluated with uniform masks for every arm, so that all errors are of the same patches; "
+        "the guided arms were trained with other masks than these.",
+        f"Always predicting the mean has an EF R2 of 0; random guessing has a balanced accuracy of {1 / kinds:.2f} and "
+        "an AUROC of 0.5.",
         "",
-        "Difference from masks by chance, paired by seed:",
+        "Difference from uniform masks, paired by seed:",
         "",
         *differences,
         "",

@@ -195,7 +195,7 @@ def document(out: Path, size: Size, results: Mapping[tuple[str, str], Comparison
     pretraining, segmentation, multitask = (f"{steps} steps of {batch}" for steps, batch in sizes)
     ratio = json.loads((out / "pretraining/report/evaluation.json").read_text())["ratio"]
     return "\n".join([
-        "# What pre-training is worth when labels are few",
+        "# The effect of pre-training with few labels",
         "",
         f"`python benchmarks/experiments/label_efficiency.py --out DIR`, then with `--write`; {spent / 60:.0f} minutes "
         f"of one core for pre-training, fits and evaluations; {conditions.cpu_model()}, PyTorch {torch.__version__}; "
@@ -205,36 +205,38 @@ def document(out: Path, size: Size, results: Mapping[tuple[str, str], Comparison
         "",
         f"{size.studies} synthetic hearts of {len(set(disease.values()))} disease classes, 10 frames; SAX stored as "
         "32 x 32 pixels of 3 mm, which hold the left ventricle and cut the right one, and 20 slices of 6 mm. "
-        f"{len(split.test)} test hearts ({kinds}) are seen by no training, {len(split.val)} choose the best weights by "
-        f"labels that all cells have, {n_training} are to train on: labels of all, of half, or of {size.few} are used. "
-        "The few hold every disease; which they are differs between seeds and is the same for both tasks and starts.",
+        f"{len(split.test)} test hearts ({kinds}) are used in no training. {len(split.val)} validation hearts, "
+        f"labelled in all fits, select the best weights. {n_training} are for training: the labels of all, of half, or "
+        f"of {size.few} are used. These {size.few} include every disease; they differ between seeds and are the same "
+        "for both tasks, with and without pre-training.",
         "",
         f"Pre-training: one run of CineMA (`{PRESET}`) on the images of all but the test hearts, all views, "
-        f"{pretraining}, without labels; its error on hidden patches of test hearts is {ratio:.2f} of the mean "
-        "patch's. Every pre-trained cell begins with it, so what another run would do is not in the intervals. "
+        f"{pretraining}, without labels; its error on masked patches of test hearts is {ratio:.2f} times that of "
+        "the mean patch. Every pre-trained fit starts from this run, so the intervals do not include the variation "
+        "between pre-training runs. "
         f"Segmentation: ConvUNetR on SAX frames, {segmentation}, images not augmented. EF and disease: one ConvViT for "
-        f"both (multitask), 5 frames of the three long axes, {multitask}, augmented. Steps are the same for any number "
-        "of labels, and all other options for both starts: they were chosen by validation from scratch on another "
-        "cohort, and layer-wise decay of the learning rate is off. Before they were settled, earlier options had been "
-        "judged on these test hearts (four cells, since deleted, and a shorter pre-training): the figures are not "
-        "those of test hearts that nobody had looked at.",
+        f"both (multitask), 5 frames of the three long axes, {multitask}, augmented. The number of "
+        "steps is the same for any number of labels, and all other options are the same with and without pre-training: "
+        "they were chosen by validation from scratch on another cohort, and layer-wise learning-rate decay is off. "
+        "Earlier options had been evaluated on these test hearts before (four fits, since deleted, and a shorter "
+        "pre-training), so the test hearts are not completely untouched.",
         "",
         "## Results on the test hearts",
         "",
-        f"Means over seeds, and 95 % intervals by {size.resamples} draws of the {len(split.test)} test hearts: how far "
-        "they would move with other test hearts, given these fits. Differences are paired: the same hearts, seeds and "
-        "labels. What other seeds would change is not in the intervals. Dice of all frames; EF and EDV "
-        "over the predicted cycle, against the phantom's own, which are not those of its label maps. Balanced accuracy "
-        "gives a disease that few test hearts have as much weight as the others.",
+        f"Means over seeds, with 95 % intervals from {size.resamples} bootstrap resamples of the {len(split.test)} "
+        "test hearts: they show the variation with other test hearts, for these fits. Differences are paired: the same "
+        "hearts, seeds and labels. The intervals do not include the variation between seeds. Dice is over all frames. "
+        "EF and EDV are measured over the predicted cycle and compared with the phantom's exact values, not with those "
+        "of its label maps. Balanced accuracy gives every disease the same weight, however few test hearts have it.",
         "",
         *tables,
         "![figure](labels.png)",
         "",
         "## Is EF measured to within 2 points?",
         "",
-        f"The stored label maps themselves miss the known EF of the test hearts by {np.abs(missed).mean():.2f} points "
-        f"on average (bias {missed.mean():+.2f}, at most {np.abs(missed).max():.2f}), at slices of 6 mm and 10 frames: "
-        f"a perfect segmenter would too. {verdict(results)}",
+        f"EF from the stored label maps differs from the known EF of the test hearts by {np.abs(missed).mean():.2f} "
+        f"points on average (bias {missed.mean():+.2f}, at most {np.abs(missed).max():.2f}), with slices of 6 mm and "
+        f"10 frames, so a perfect segmentation would have this error too. {verdict(results)}",
         "",
     ])  # fmt: skip
 
@@ -245,7 +247,7 @@ def verdict(results: Mapping[tuple[str, str], Comparison]) -> str:
     for start, found in results[FIGURES[1].title, "all"].of_start.items():
         holds = found.value is not None and found.value <= TARGET_EF_MAE
         parts.append(f"{start} {shown(found, '.2f')}, {'within' if holds else 'not within'} {TARGET_EF_MAE:g} points")
-    return f"Of segmenters trained on all labels the mean absolute error is: {'; '.join(parts) or 'not done'}."
+    return f"The mean absolute error of segmentation trained on all labels is: {'; '.join(parts) or 'not done'}."
 
 
 def draw(path: Path, size: Size, n_training: int, results: Mapping[tuple[str, str], Comparison]) -> None:

@@ -13,22 +13,23 @@ def document(contents: dict) -> str:
     lines = [
         "# Predictions",
         "",
-        "**Nothing here was measured on a GPU.** These are a model's figures, made without one, to hold measured ones",
-        f"against. Written by `{contents['command']}` ({versions}) from",
-        "`benchmarks/results/predictions.json`; `--check` says whether both are those of the tree.",
+        "**Nothing here was measured on a GPU.** A model predicts these figures, for comparison with measurements.",
+        f"Written by `{contents['command']}` ({versions}) from",
+        "`benchmarks/results/predictions.json`; `--check` says whether both are up to date.",
         "",
         "A step is counted operator by operator on fake CUDA tensors (eager), or as the code that Inductor writes for",
         "a faked sm_90 (compiled): launches, bytes (each tensor once) and FLOPs of matrix products. A kernel takes a",
-        "fixed time and the larger of bytes over the copy rate and FLOPs over the rate of matrix products; attention",
-        "and patch_embed the cycles of their machine code. A step takes what the device needs, or the host to launch",
-        "it. Ranges: each assumption alone at its best and at its worst, the differences added by their squares.",
+        "fixed time plus the larger of bytes over the copy rate and FLOPs over the rate of matrix products; attention",
+        "and patch_embed take the cycles of their machine code. A step takes the time of the device or the time in",
+        "which the host launches it, whichever is longer. For the ranges, each assumption is set to its best and worst",
+        "value alone, and the differences are added in quadrature.",
         "",
-        f"Not in the ranges: programs are spread evenly over {MULTIPROCESSORS} multiprocessors, without a last wave",
-        "that is half empty (up to a quarter of the shortest launches); a program waits "
+        f"Not in the ranges: programs are assumed to spread evenly over {MULTIPROCESSORS} multiprocessors, without a",
+        "half-empty last wave (up to a quarter of the shortest launches); a program waits "
         f"{WAITS} times for memory, {ROUND_TRIP} cycles",
         "each; small matrix products reach the rate of large ones; attention's calibration, from one forward pass,",
-        "holds for its backward pass and for patch_embed. Tiles are the static ones: where `kernels/tuned/` has a",
-        "table for a GPU, what is measured there is of other tiles, or of another backend.",
+        "holds for its backward pass and for patch_embed. The predictions are for the default tiles. If",
+        "`kernels/tuned/` has a table for a GPU, measurements there use other tiles, or another backend.",
     ]
     for section in (_steps, _components, _attention, _kernels, _assumptions, _goals):
         lines += ["", *section(contents)]
@@ -50,7 +51,7 @@ def _steps(contents: dict) -> list[str]:
     head = "GPU | batch | decoded | mode | launches | GB | GEMM TFLOP | host ms | ms | ms a study | studies/s"
     return [
         "## A training step of cinema-base, bf16", "",
-        "host ms: what the host needs to launch it, beside the device; the larger of both decides.", "",
+        "host ms: time to launch the step on the host, in parallel with the device; the longer one decides.", "",
         *_table(head, rows),
     ]  # fmt: skip
 
@@ -66,7 +67,7 @@ def _components(contents: dict) -> list[str]:
     parts = [row["device_ms_a_study_by_component"] for row in rows]
     head = "part | " + " | ".join(f"{ratio:g} decoded, {mode}" for ratio, mode in columns)
     table = _table(head, ((name, *(f"{part[name]:g}" for part in parts)) for name in parts[0]))
-    return [f"## Where its time goes: {HEADLINE}, batch {batch}, ms a study", "", *table]
+    return [f"## Time by component: {HEADLINE}, batch {batch}, ms a study", "", *table]
 
 
 def _attention(contents: dict) -> list[str]:
@@ -88,10 +89,10 @@ def _attention(contents: dict) -> list[str]:
     head = "kernel | head dim | tile | registers | KiB | programs | loop | issue | matrix | exponential | in a row"
     return [
         "## Attention's machine code (sm_90, bf16)", "",
-        "Cycles of a multiprocessor for 1000 logits: what the loop over whole tiles issues, what the matrix units and",
-        "the special-function units need, and issue and matrix one after the other, which is what time is made of.",
-        "tutorial_attention is a first lesson's kernel compiled in our tile: no tails, no strides, forward alone.",
-        "programs: that share a multiprocessor; loop: its instructions.", "",
+        "Cycles of a multiprocessor per 1000 logits: to issue the instructions of the loop over whole tiles, for the",
+        "matrix units, for the special-function units, and in a row: issue plus matrix, which determines the time.",
+        "tutorial_attention is a simple tutorial kernel compiled with our tile: no tails, no strides, forward only.",
+        "programs: how many share a multiprocessor; loop: instructions in the loop.", "",
         *_table(head, sorted(set(rows), key=lambda row: (row[1], row[0], row[2:]))),
     ]  # fmt: skip
 
@@ -118,7 +119,7 @@ def _kernels(contents: dict) -> list[str]:
     )
     return [
         "## Kernels, us", "",
-        "Of sample_mask and augment_images only launches and bytes are in the model, their arithmetic is not.", "",
+        "For sample_mask and augment_images the model has only launches and bytes, not their arithmetic.", "",
         *_table("operation | pass | shape | dtype | " + " | ".join(gpus), rows),
     ]  # fmt: skip
 
@@ -136,7 +137,7 @@ def _assumptions(contents: dict) -> list[str]:
 
 def _goals(contents: dict) -> list[str]:
     batch = max(r["batch"] for r in contents["steps"])
-    lines = [f"## What the goals want of {HEADLINE}, batch {batch}", ""]
+    lines = [f"## Goals for the {HEADLINE}, batch {batch}", ""]
     for ratio, goal in GOALS.items():
         row = _of(contents, gpu=HEADLINE, batch=batch, decode_ratio=ratio, mode="graph")
         parts, now = row["device_ms_a_study_by_component"], row["ms_a_study"]
@@ -144,13 +145,14 @@ def _goals(contents: dict) -> list[str]:
         products = parts["matrix products"]
         largest = max((name for name in parts if name != "matrix products"), key=parts.get)
         if missing <= 0:
-            lines.append(f"- {ratio:g} decoded: {goal} ms a study; the compiled graph's {now:g} ms reach it.")
+            lines.append(f"- {ratio:g} decoded: {goal} ms a study; the compiled graph reaches it with {now:g} ms.")
             continue
         lines.append(
             f"- {ratio:g} decoded: {goal} ms a study; the compiled graph takes {now:g} ms "
             f"({row['ms_low'] / batch:.2f}-{row['ms_high'] / batch:.2f}), {missing:.2f} ms too many. Matrix products "
-            f"alone are {products:g} ms, so {goal - products:.2f} ms are left for the other {now - products:.2f}: they "
-            f"must fall by {missing / (now - products):.0%}. The largest of them is {largest} ({parts[largest]:g} ms). "
+            f"take {products:g} ms, which leaves {goal - products:.2f} ms for the other parts. These take "
+            f"{now - products:.2f} ms, so they must become {missing / (now - products):.0%} shorter. The largest of "
+            f"them is {largest} ({parts[largest]:g} ms). "
             f"At the {ONE_PRODUCT / 1e12:.0f} TFLOP/s of one large product, matrix products would take "
             f"{1e3 * row['gemm_flops'] / batch / ONE_PRODUCT:.2f} ms."
         )

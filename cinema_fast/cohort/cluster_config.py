@@ -46,4 +46,4 @@ class ClusterConfig:
         check_at_least(self, 20, "resamples")
         check_seeds(self, "seed", bits=32)
         if self.columns and not self.table:
-            raise ValueError("--columns wants --table CSV, whose columns they are")
+            raise ValueError("--columns needs --table CSV, which has these columns")

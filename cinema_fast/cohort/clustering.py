@@ -116,7 +116,7 @@ def check_cohort(vectors: np.ndarray, number: int | None) -> None:
             f"want {least} or more, {STUDIES_PER_CLUSTER} a cluster"
         )
     if not _varied(vectors).any():
-        raise ValueError(f"the vectors of all {len(vectors)} studies are alike: nothing to cluster")
+        raise ValueError(f"the vectors of all {len(vectors)} studies are equal: nothing to cluster")
     different = len(np.unique(vectors, axis=0))
     if different < (number or 2):
         raise ValueError(f"--clusters {number}, but only {different} different vectors")

@@ -115,7 +115,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
     if info is None:
         raise ValueError(f"{config.run} holds no run (no config.yaml there); make one with `cinema-fast pretrain`")
     if info.labels:
-        raise ValueError(f"{config.run} is a run of finetune, and embed takes one of pretrain; fine-tuned models are "
+        raise ValueError(f"{config.run} is a run of finetune, and embed needs one of pretrain; fine-tuned models are "
                          "asked by `cinema-fast predict` and `cinema-fast evaluate`")
     checkpoints = config.run / "checkpoints"
     checkpoint = newest_checkpoint(checkpoints, lambda note: print(note, file=sys.stderr))
@@ -218,7 +218,7 @@ def _begin(config: EmbedConfig, folder: Path, metadata: dict[str, str]) -> Embed
                          "not be read")
     if out.exists() and not folder.exists():
         if _read_skipped(out, metadata) is None:
-            raise ValueError(f"{out} is no Parquet file; choose another")
+            raise ValueError(f"{out} is not a Parquet file; choose another")
         return EmbedReport(out, _read_metadata(out).num_rows)
     return None
 

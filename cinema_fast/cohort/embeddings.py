@@ -45,7 +45,7 @@ def read_embeddings(path: Path) -> Embeddings:
     try:
         table = read_parquet(path)
     except pa.ArrowException as error:
-        raise ValueError(f"{path} is no Parquet file, or a damaged one; want one of `embed` ({error})") from None
+        raise ValueError(f"{path} is not a Parquet file, or is damaged; want one of `embed` ({error})") from None
     for column in ("study", "embedding"):
         if column not in table.column_names:
             raise ValueError(f"{path} has no column {column!r} (it has {', '.join(table.column_names)}); "

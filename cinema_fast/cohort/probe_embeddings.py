@@ -52,12 +52,12 @@ class ProbeConfig:
 
     def __post_init__(self):
         if not self.targets or len(set(self.targets)) < len(self.targets):
-            raise ValueError(f"--targets wants different columns, one or more, got {' '.join(self.targets) or 'none'}")
+            raise ValueError(f"--targets needs different columns, one or more, got {' '.join(self.targets) or 'none'}")
         if unknown := sorted(set(self.classes) - set(self.targets)):
             raise ValueError(f"--classes {unknown[0]}: not among --targets")
         check(self, "test", valid=lambda x: 0 < x < 1, must="is a share, above 0 and below 1")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or not all(0 <= s < 2**32 for s in self.seeds):
-            raise ValueError(f"--seeds wants different numbers in 0..2**32 - 1, got {self.seeds}")
+            raise ValueError(f"--seeds needs different numbers in 0..2**32 - 1, got {self.seeds}")
         check_at_least(self, 1, "neighbours")
 
 

@@ -32,9 +32,9 @@ def hold_folder(
             holder = file.read().strip() or "?"
             raise error(f"{path} is being {doing} by another process (pid {holder}): {advice}") from None
         except OSError as reason:
-            warn(f"{path} cannot be locked ({reason.strerror}): see that no other process writes there")
+            warn(f"{path} cannot be locked ({reason.strerror}): make sure that no other process writes there")
         if not os.fstat(file.fileno()).st_nlink:  # whoever held it before has removed it since it was opened
-            raise error(f"{path} was being {doing} by another process until now: give the command again")
+            raise error(f"{path} was being {doing} by another process until now: repeat the command")
         file.truncate(0)
         if not shared:
             file.write(f"{os.getpid()} on {os.uname().nodename}\n")

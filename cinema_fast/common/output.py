@@ -31,7 +31,7 @@ class OutputTaken(FileExistsError, OutputError):
 
 
 @contextmanager
-def output_errors(out: Path, stays: str = "nothing half-written stays") -> Iterator[None]:
+def output_errors(out: Path, stays: str = "no half-written files remain") -> Iterator[None]:
     """Raise OutputError, which says what `stays`, in place of an OSError of `out` or of a file in it.
 
     Other errors pass: an input may be what cannot be read.
@@ -46,8 +46,8 @@ def output_errors(out: Path, stays: str = "nothing half-written stays") -> Itera
             raise OutputError(f"{named or out}: the disk is full; {stays}: free some space and run the same command "
                               f"again") from error
         if error.errno == errno.EFBIG or (named and out in (named, *named.parents)):
-            raise OutputError(f"{named or out} cannot be written ({error.strerror}); {stays}: mend that, or choose "
-                              f"another folder to write") from error
+            raise OutputError(f"{named or out} cannot be written ({error.strerror}); {stays}: fix this, or choose "
+                              f"another folder") from error
         raise
 
 
@@ -61,7 +61,7 @@ def check_outside_store(out: Path) -> None:
 
 
 @contextmanager
-def folder_for(out: Path, stays: str = "nothing half-written stays") -> Iterator[None]:
+def folder_for(out: Path, stays: str = "no half-written files remain") -> Iterator[None]:
     """A folder to write files into. A new one is removed again if nothing has been written.
 
     Raises OutputTaken where a file is in the way, OutputError where nothing can be written into it: before the block,
@@ -111,13 +111,13 @@ def new_folder(out: Path, command: str, options: Mapping[str, object], written: 
         with hold_folder(out, "written", "wait for it, or choose another folder to write", OutputError, name=LOCK):
             if left := _others(out):
                 _check_left(out, left, call, written)
-                print(f"{out}: what is left of a `cinema-fast {command}` that did not end is removed", file=sys.stderr)
+                print(f"{out}: leftovers of an unfinished `cinema-fast {command}` are removed", file=sys.stderr)
                 _remove(out, written)
             (out / UNFINISHED).write_text(json.dumps(call), encoding="utf-8")
             try:
                 yield
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"stopped; {out} is unfinished: the same command begins it anew") from None
+                raise KeyboardInterrupt(f"stopped; {out} is unfinished: the same command starts over") from None
             except Exception:
                 _remove(out, (*written, UNFINISHED, LOCK))
                 raise
@@ -128,7 +128,7 @@ def new_folder(out: Path, command: str, options: Mapping[str, object], written: 
 def parts_folder(folder: Path) -> Iterator[None]:
     """A folder of files that a killed or failed command goes on from, for one process alone: what is written stays,
     and so does `.unfinished`. Raises as `folder_for`, and OutputError where another process is writing it."""
-    with folder_for(folder, "parts that are whole stay"), hold_folder(
+    with folder_for(folder, "complete parts are kept"), hold_folder(
         folder, "written", "wait for it, or choose another file to write", OutputError, name=LOCK
     ):
         (folder / UNFINISHED).touch()
@@ -152,7 +152,7 @@ def _check_left(out: Path, left: list[str], call: dict[str, str], written: Seque
         before = read_json(out / UNFINISHED)
         before = current_options(before["command"], before)  # an older version may have begun it
         if before["command"] != call["command"]:
-            raise OutputTaken(f"{out} holds what is left of a `cinema-fast {before['command']}` that did not end: "
+            raise OutputTaken(f"{out} holds leftovers of an unfinished `cinema-fast {before['command']}`: "
                               f"remove the folder, or choose another")
         differs = [f"{name}: was {before.get(name)}, now {now}" for name, now in call.items()
                    if before.get(name) != now]
@@ -161,11 +161,11 @@ def _check_left(out: Path, left: list[str], call: dict[str, str], written: Seque
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         raise OutputTaken(f"{out} is not empty: choose another folder to write") from None
     if differs:
-        raise OutputTaken(f"{out} holds what is left of a command that did not end, started with other options:\n  "
+        raise OutputTaken(f"{out} holds leftovers of an unfinished command with other options:\n  "
                           + "\n  ".join(differs) + "\ngive the old values, remove the folder, or choose another")
     if strange := [name for name in left if not _matches(name, written)]:
-        raise OutputTaken(f"{out} holds what is left of a `cinema-fast {call['command']}` that did not end, and "
-                          f"{strange[0]!r}, which is not of it: move that away, or choose another folder to write")
+        raise OutputTaken(f"{out} holds leftovers of an unfinished `cinema-fast {call['command']}`, and "
+                          f"{strange[0]!r}, which does not belong to it: move that away, or choose another folder")
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

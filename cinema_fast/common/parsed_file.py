@@ -11,7 +11,7 @@ def parse_json(text: str | bytes, **options) -> object:
     try:
         return json.loads(text, **options)
     except RecursionError:
-        raise ValueError("no JSON of this program: its brackets are nested too deeply") from None
+        raise ValueError("not JSON of this program: its brackets are nested too deeply") from None
 
 
 def read_json(path: Path | str) -> object:
@@ -26,4 +26,4 @@ def parse_yaml(text: str) -> object:
     try:
         return yaml.safe_load(text)
     except RecursionError:
-        raise ValueError("no YAML of this program: its brackets are nested too deeply") from None
+        raise ValueError("not YAML of this program: its brackets are nested too deeply") from None

@@ -167,7 +167,7 @@ def _read_lines(path: Path, wanted: tuple[str, ...]) -> tuple[tuple[str, ...], I
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as err:
-        raise ValueError(f"{path}: byte {err.start} is no UTF-8; save the table as CSV in UTF-8") from None
+        raise ValueError(f"{path}: byte {err.start} is not UTF-8; save the table as CSV in UTF-8") from None
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         columns = tuple(name.strip() for name in next(lines, []))

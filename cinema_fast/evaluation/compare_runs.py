@@ -72,8 +72,8 @@ def _compare(paths: Sequence[Path], out: Path | None) -> str:
     ]
     if len({run.tuned for run in runs}) > 1:
         tuned, pretrained = (next(r.name for r in runs if r.tuned is kind) for kind in (True, False))
-        raise ValueError(f"compare: {tuned} is a run of finetune, {pretrained} one of pretrain, whose losses are of "
-                         "different things; want runs of one kind")
+        raise ValueError(f"compare: {tuned} is a run of finetune, {pretrained} one of pretrain, whose losses "
+                         "cannot be compared; want runs of one kind")
     text = tables(runs)
     if out:
         with whole_file(out / "comparison.png") as file:
@@ -88,7 +88,7 @@ def read_run(path: Path, name: str) -> Run:
     """Read a run folder; ValueError where it is none."""
     info = read_run_info(path)
     if info is None:
-        raise ValueError(f"{path} is no run folder: it has no config.yaml; want one that `pretrain --out` made")
+        raise ValueError(f"{path} is not a run folder: it has no config.yaml; want one that `pretrain --out` made")
     unread: list[str] = []
     options = _flat(info.options) | _flat(info.store.to_dict(), "store.") | _flat(info.versions, "versions.")
     options.pop("out", None)
@@ -186,7 +186,7 @@ def _lines(path: Path, unread: list[str]) -> list[dict]:
         except (ValueError, KeyError, TypeError):
             bad.append(str(number))
     if not found and not _is_text(content):
-        unread.append(f"{path} cannot be read: it is no text, or a damaged one; put it back from a copy")
+        unread.append(f"{path} cannot be read: it is not text, or damaged; restore it from a copy")
     elif bad:
         unread.append(f"left out of {path.name}, as it cannot be read: line {', '.join(bad)}")
     return found

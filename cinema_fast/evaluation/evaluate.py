@@ -103,7 +103,7 @@ def _chosen(
         if (other := part_of.get(study, part)) != part:
             assessment.leave_out(study, f"by its name one of the run's {other} studies, which --part {other} evaluates")
         elif study in earlier:
-            assessment.leave_out(study, "by its name one that the run's starting weights have learnt from")
+            assessment.leave_out(study, "by its name one that the run's initial weights were trained on")
     studies = tuple(study for study in cines.ids if part_of.get(study, part) == part and study not in earlier)
     if not studies:
         others = ", ".join(dict.fromkeys(part_of.get(study, "pre-training") for study in cines.ids))
@@ -128,7 +128,7 @@ def _check_prepared(run: FinetunedRun, cines: CineStore) -> None:
 
 def _required(table: Table | None, option: str) -> Table:
     if table is None:
-        raise ValueError(f"{option} wants a table with a line per study: --table CSV, for landmarks --study-table CSV")
+        raise ValueError(f"{option} needs a table with a line per study: --table CSV, for landmarks --study-table CSV")
     return table
 
 

@@ -101,7 +101,7 @@ def check_guidance(store: CineStore, views: Mapping[str, tuple[str, ...]]) -> No
     if without:
         raise ValueError(
             f"{store.path}: {len(without)} of {len(views)} studies have no motion map ({named(without)}): "
-            f"add them by `cinema-fast prepare SRC {store.path} --motion` with the options of before"
+            f"add them by `cinema-fast prepare SRC {store.path} --motion` with the original options"
         )
     if not any(info.motion.max_px for info in infos.values()):
         raise ValueError(

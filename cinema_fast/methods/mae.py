@@ -86,7 +86,7 @@ class MAE(Method):
         if info is None:
             raise ValueError(f"--init-from {start}: no run in this folder (no config.yaml)")
         if info.labels:
-            raise ValueError(f"--init-from {start}: a run of finetune, whose weights have no decoder to go on with; "
+            raise ValueError(f"--init-from {start}: a run of finetune, whose weights have no decoder; "
                              "want one of pretrain")  # fmt: skip
         if (its := info.options["preset"]) != size:
             raise ValueError(f"--init-from {start}: a run of --preset {its}, this one is to be of {size}: give "

@@ -58,7 +58,7 @@ class Evaluation:
         if math.isnan(self.ratio):
             return ", which is undefined: a loss is not finite, or the baseline's is 0"
         if self.ratio >= 1:
-            return (", which is bad: the model predicts no better than the mean patch. Train longer (--steps), and "
+            return (", which is poor: the model predicts no better than the mean patch. Train longer (--steps), and "
                     "where the training loss does not fall, with a lower --lr")
         return ""
 

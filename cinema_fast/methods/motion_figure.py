@@ -20,7 +20,7 @@ from .guidance import GREY, Guidance
 from .mae_evaluation import MASK_SEED, fixed_batches, images_of
 from .masking import draw_plan
 
-ROWS = ("flow to the next frame", "motion map", "mask by chance", "mask by motion")
+ROWS = ("flow to the next frame", "motion map", "uniform mask", "motion-guided mask")
 CLIP_FRAMES = 6
 MASKED = 0.2  # brightness that is left of a masked patch
 

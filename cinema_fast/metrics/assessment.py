@@ -157,7 +157,8 @@ class Assessment:
 
     def _once(self, kind: str, study: str, *where: object) -> None:
         if (kind, study, *where) in self._seen:
-            raise ValueError(f"study {study}, {', '.join(map(str, where))}: {kind} was judged before; want each once")
+            case = ", ".join(map(str, where))
+            raise ValueError(f"study {study}, {case}: {kind} was evaluated before; want each once")
         self._seen.add((kind, study, *where))
 
     def _target(self, name: str, target: Target, study: str) -> None:

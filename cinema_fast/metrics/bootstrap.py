@@ -150,7 +150,7 @@ def _interval(drawn: np.ndarray, n_studies: int) -> tuple[float | None, float | 
     if n_studies < 2:
         return None, None, "no interval: one study" if n_studies == 1 else ""
     left = 1 - len(known) / len(drawn)
-    note = f"{left:.1%} of the draws left it undefined" if left else ""
+    note = f"{left:.1%} of the bootstrap resamples are undefined" if left else ""
     if len(known) < max(_LEAST * len(drawn), 1):
         return None, None, f"no interval: {note}"
     low, high = np.quantile(known, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))

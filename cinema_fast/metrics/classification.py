@@ -43,7 +43,7 @@ class Classification(Measure):
         self.decided = decide(self.p, threshold) if decided is None else np.asarray(decided, int)
         for name, values in (("truth", truth), ("decided", self.decided)):
             if len(values) != self.n or ((values < 0) | (values >= k)).any():
-                raise ValueError(f"classification: {name} wants {self.n} indices below {k}, of {list(classes)}")
+                raise ValueError(f"classification: {name} needs {self.n} indices below {k}, of {list(classes)}")
         self.truth, self.classes, self.binary = truth, tuple(classes), k == 2
         counts = np.bincount(truth, minlength=k)
         # of more than two classes, those that the rows hold, but not alone

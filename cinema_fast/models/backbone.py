@@ -88,14 +88,14 @@ def check_images(
         shape, n_axes = tuple(images[view].shape), len(config.image_size[view])
         channels = n_frames * config.in_chans[view]
         if len(shape) != 2 + n_axes or shape[0] != batch or shape[1] != channels:
-            raise ValueError(f"{model}: {view!r} wants (B = {batch}, C = {channels}, {n_axes} axes), got {shape}")
+            raise ValueError(f"{model}: {view!r} needs (B = {batch}, C = {channels}, {n_axes} axes), got {shape}")
         try:
             grids[view] = grid_of(shape[2:], config.token_size(view))
         except ValueError as error:
             raise ValueError(f"{model}: {view!r}: {error}") from None
         if intensity is not None and tuple(intensity[view].shape) != (batch, 2):
             raise ValueError(
-                f"{model}: intensity of {view!r} wants ({batch}, 2) offset and scale, "
+                f"{model}: intensity of {view!r} needs ({batch}, 2) offset and scale, "
                 f"got {tuple(intensity[view].shape)}"
             )
     return grids

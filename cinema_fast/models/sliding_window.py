@@ -51,7 +51,7 @@ def sliding_window(
     for view, image in images.items():
         if view in windows and image.ndim != 2 + len(windows[view]):
             raise ValueError(
-                f"sliding_window: {view!r} wants (B, C, {len(windows[view])} axes), got {tuple(image.shape)}"
+                f"sliding_window: {view!r} needs (B, C, {len(windows[view])} axes), got {tuple(image.shape)}"
             )
     whole = {v: _padded(x, windows.get(v, ()), None if intensity is None else intensity[v]) for v, x in images.items()}
     starts = {v: window_starts(x.shape[2:], windows.get(v, x.shape[2:])) for v, x in whole.items()}

@@ -29,7 +29,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         state = load_torch(path)
     except Exception as error:
         clear = path.suffix == ".safetensors" or isinstance(error, OSError | UnsafeError)
-        why = str(error) if clear else "no torch file, or a damaged one"
+        why = str(error) if clear else "not a torch file, or damaged"
         raise ValueError(f"{path} cannot be read as weights: {why}") from error
     return _checked(state, str(path))
 
@@ -53,7 +53,7 @@ def load_torch(path: Path):
         if "weights_only" not in str(error):
             raise
         held = re.search(r"\bGLOBAL ([\w.]+)", str(error))
-        why = f"it holds {held[1]}, and only tensors are taken" if held else "no torch file, or a damaged one"
+        why = f"it holds {held[1]}, and only tensors are accepted" if held else "not a torch file, or damaged"
         raise UnsafeError(why) from None
 
 
@@ -118,7 +118,7 @@ def load_starting_weights(
     whole = state | {name: tensor for name, tensor in own.items() if name == "log_variance"}
     if not _is_pretrained(state) and not _misfits(own, whole):
         _load(model, whole, where)
-        unused = "; not used of the file: log_variance" * (balance is not None)
+        unused = "; not used from the file: log_variance" * (balance is not None)
         report, absent = f"all {len(state)} tensors{unused}", ()
     else:
         report = _load_encoder(model, state, where)
@@ -143,7 +143,7 @@ def _load_encoder(model: nn.Module, state: Mapping[str, Tensor], where: str) -> 
     views, stored = _stem_views(own), _stem_views(state)
     if missing := [view for view in views if view not in stored]:
         raise ValueError(
-            f"the weights{where} have no view {missing[0]!r}, which the model wants (views: {', '.join(stored)})"
+            f"the weights{where} have no view {missing[0]!r}, which the model needs (views: {', '.join(stored)})"
         )
     shared = {n: t for n, t in state.items() if n.partition(".")[0] in parts and _view_of(n) in (None, *views)}
     _refuse(_integers(own, shared), where)  # before any arithmetic on them
@@ -165,8 +165,9 @@ def _load_encoder(model: nn.Module, state: Mapping[str, Tensor], where: str) -> 
     report = [f"{len(taken)} tensors of {', '.join(parts)}, views {', '.join(views)}"]
     report += [f"first convolutions {repeated}"] * bool(repeated)
     resized = ", ".join(other_tables)
-    report += [f"position embeddings computed anew (another image size): {resized}"] * bool(resized)
-    return "; ".join([*report, f"from random weights: {', '.join(fresh)}", f"not used of the file: {', '.join(left)}"])
+    report += [f"position embeddings recomputed (another image size): {resized}"] * bool(resized)
+    report += [f"from random weights: {', '.join(fresh)}", f"not used from the file: {', '.join(left)}"]
+    return "; ".join(report)
 
 
 def _over_frames(weight: Tensor, channels: int, want: int) -> tuple[Tensor, str]:
@@ -260,7 +261,7 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     _refuse(_misfits(own, state), where)
     if bad := [name for name, tensor in state.items() if not tensor.to(own[name].dtype).isfinite().all()]:
         raise ValueError(f"{len(bad)} of {len(state)} tensors{where} hold numbers that are not finite, {bad[0]} among "
-                         "them: nothing can be learnt from these weights, start from others")
+                         "them: start from other weights")
     names = {_plain(name): name for name in model.state_dict()}  # published -> the model's own
     model.load_state_dict({names[name]: tensor for name, tensor in state.items()})
 

@@ -106,7 +106,7 @@ class FinetuneConfig(RunOptions):
         check_seeds(self, "subset_seed")
         if min(self.decoder_channels, default=0) < 1:
             given = " ".join(map(str, self.decoder_channels)) or "none"
-            raise ValueError(f"--decoder-channels wants one number or more, each at least 1, got {given}")
+            raise ValueError(f"--decoder-channels needs one number or more, each at least 1, got {given}")
         shares = "val", "test", "cutout", "dropout", "drop_path"
         check(self, *shares, valid=lambda x: 0 <= x < 1, must="is a share, at least 0 and below 1")
         if self.val + self.test >= 1:
@@ -124,7 +124,7 @@ class FinetuneConfig(RunOptions):
             raise ValueError("--targets names a column twice")
         if self.loss_weights and (self.balance != "fixed" or len(self.loss_weights) != len(self.targets)):
             raise ValueError(
-                f"--loss-weights are of --balance fixed, one for each of --targets; got {len(self.loss_weights)} with "
+                f"--loss-weights need --balance fixed, one for each of --targets; got {len(self.loss_weights)} with "
                 f"--balance {self.balance} and {len(self.targets)} targets"
             )
         if any(not 0 < weight < float("inf") for weight in self.loss_weights):
@@ -136,9 +136,9 @@ class FinetuneConfig(RunOptions):
         if self.network == "baseline" and self.parallel == "fsdp":
             raise ValueError("--parallel fsdp is for transformers: with --network baseline use ddp")
         if self.freeze and not self.init_from and not self.resume:
-            raise ValueError("--freeze wants --init-from: random weights are of no use as they are")
+            raise ValueError("--freeze needs --init-from: a frozen encoder of random weights is of no use")
         if not self.structures or len(set(self.structures)) < len(self.structures):
-            raise ValueError(f"--structures wants different names of the labels 1, 2, ..., got {self.structures}")
+            raise ValueError(f"--structures needs different names of the labels 1, 2, ..., got {self.structures}")
 
     def to_dict(self) -> dict:
         """As of `RunOptions`; what is read again from another folder has its whole path."""

@@ -79,7 +79,7 @@ class FinetunedRun:
             return ""
         sets = self.info.labels.view_sets
         if sets is None:
-            return "how many training studies had which views is not known: the run is of an older version"
+            return "it is unknown which views the training studies had: the run is of an older version"
         whole = [one for one in sets if set(one["views"]) == set(self.fused_views)]
         parts = [f"{one['studies']} with all of the views" for one in whole]
         parts += [f"{one['studies']} with {', '.join(one['views'])} only" for one in sets if one not in whole]
@@ -218,7 +218,7 @@ def _read(folder: Path) -> RunInfo:
     if not info.labels:
         raise ValueError(f"{folder} is a run of pretrain: fine-tune it by `cinema-fast finetune --init-from {folder}`")
     if info.store.prepare is None:
-        raise ValueError(f"{folder} is of a version that did not keep how its store was prepared: fine-tune anew")
+        raise ValueError(f"{folder} is of a version that did not save how its store was prepared: fine-tune again")
     return info
 
 

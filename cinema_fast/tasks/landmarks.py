@@ -139,7 +139,7 @@ class Landmarks(Task):
         super().check(config)
         if not config.table:
             raise ValueError(
-                "--task landmarks wants --table CSV with the columns study, view, frame, landmark, x_mm, y_mm, z_mm"
+                "--task landmarks needs --table CSV with the columns study, view, frame, landmark, x_mm, y_mm, z_mm"
             )
 
     @classmethod
@@ -269,7 +269,7 @@ class Landmarks(Task):
                 right = {name: landmark_voxels(info, mm)[0] * spacing for name, mm in known[t].items()
                          if name in self.of_view[view]}  # fmt: skip
                 if unknown := sorted(set(known[t]) - set(right)):
-                    why = f"view {view}, frame {t}: {unknown[0]}, which training did not know there"
+                    why = f"view {view}, frame {t}: {unknown[0]}, which the training data lack there"
                     assessment.leave_out(study, why)
                 assessment.add_landmarks(study, view, t, pred, right, image=image, spacing_mm=spacing)
         return {}

@@ -41,7 +41,7 @@ def unet_of(model_config: CineMAConfig, out_channels: int, config: "FinetuneConf
         )
     except ValueError as error:
         fewest = next((n for n in range(1, 9) if _has_levels(model_config, n)), None)
-        hint = f"; this model takes {fewest} channels or more, one a level" if fewest else ""
+        hint = f"; this model takes {fewest} channels or more, one per level" if fewest else ""
         raise ValueError(f"{channels}: {error}{hint}") from error
     for view, size in model_config.image_size.items():
         if any(n % pixels for n, pixels in zip(size, model.coarsest[view])):

@@ -15,7 +15,7 @@ TASKS = {
 def task_class(name: str) -> type:
     """The class of a task, a `Task`. Raises ValueError where no task has the name."""
     if name not in TASKS:
-        raise ValueError(f"no task that is known ({name!r}; want one of {', '.join(TASKS)})")
+        raise ValueError(f"unknown task ({name!r}; want one of {', '.join(TASKS)})")
     return resolve_name(TASKS[name])
 
 
@@ -24,4 +24,4 @@ def task_from_dict(values: Mapping):
     try:
         return task_class(values["kind"]).from_dict(values)
     except (TypeError, KeyError) as error:
-        raise ValueError(f"no task that is known ({error})") from error
+        raise ValueError(f"unknown task ({error})") from error

@@ -20,7 +20,7 @@ def seen_by(source: Path, cines: CineStore) -> tuple[set[str], list[str]]:
     """
     before = read_run_info(source) if source.is_dir() else None
     if before is None:
-        return set(), [f"{source} does not say which studies it has learnt from"]
+        return set(), [f"{source} does not say which studies it was trained on"]
     if before.labels:
         seen = seen_of(before.labels)
         return set(seen["studies"]), list(seen["unknown"])
@@ -38,7 +38,7 @@ def seen_of(labels: LabelInfo) -> dict[str, list[str]]:
 
 
 def seen_among(info: RunInfo, studies: Sequence[str]) -> str:
-    """How many of the studies that a fine-tuned run is evaluated on its starting weights have learnt from, in words.
+    """How many of the evaluated studies were used to train a run's initial weights, in words.
 
     Studies that the run has itself trained on or chosen by are not counted.
     """
@@ -73,7 +73,7 @@ def seen_remarks(
     Args:
         studies, unknown: as `seen_by` gives them, also with the run's own training studies. share: --test.
     """
-    remarks = [f"it is not fully known whether {source} has learnt from test studies: {why}" for why in unknown]
+    remarks = [f"it is not fully known whether {source} was trained on test studies: {why}" for why in unknown]
     if both := set(studies).intersection(test):
         remarks.append(
             f"warning: {source}, or a run it started from, has used {len(both)} of the {len(test)} test studies for "

@@ -124,7 +124,7 @@ class SegmentationLabels:
             if label not in seen:
                 raise ValueError(
                     f"no labelled training study in use (of {len(used)}) has the label {label} ({name}) in its label "
-                    "maps: name by --structures what there is to learn, or take other studies (--split, "
+                    "maps: correct --structures, or choose other studies (--split, "
                     "--label-fraction, --shots)"
                 )
 
@@ -146,7 +146,7 @@ class Segmentation(Task):
     validation_phases = (0.0, 0.25, 0.5, 0.75)  # among the labelled frames of a study: the first and the middle of two
     warning_at_zero = (
         "the best validation has a Dice near 0, so the model has not learnt to segment: train longer (--steps), start "
-        "from pre-trained weights (--init-from), or look at the labels by `cinema-fast inspect STORE --out FOLDER`"
+        "from pre-trained weights (--init-from), or check the labels with `cinema-fast inspect STORE --out FOLDER`"
     )
 
     @classmethod

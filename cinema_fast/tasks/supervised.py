@@ -106,7 +106,7 @@ class Supervised(Method):
         except FileNotFoundError as error:
             raise ValueError(f"--init-from: {error}") from None
         if options.freeze and absent:
-            raise ValueError(f"--freeze: {start} has no {', '.join(absent)} to leave as it is: start without --freeze, "
+            raise ValueError(f"--freeze: {start} has no {', '.join(absent)} to freeze: start without --freeze, "
                              "or from other weights")  # fmt: skip
         say(f"weights of {name}: {said}")
         if start.is_dir():

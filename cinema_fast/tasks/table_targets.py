@@ -103,13 +103,13 @@ class TableTask(Task):
     def check(cls, config: "FinetuneConfig") -> None:
         """Raise ValueError where the options do not name columns that can be learnt."""
         if not (config.table and config.targets):
-            raise ValueError(f"--task {config.task} wants --table CSV and --targets COLUMN ..., which columns to learn")
+            raise ValueError(f"--task {config.task} needs --table CSV and --targets COLUMN ..., which columns to learn")
         if config.task != "multitask" and len(config.targets) > 1:
             raise ValueError(
                 f"--task {config.task} learns one column, got {len(config.targets)}: use --task multitask"
             )
         if config.network == "baseline" and config.batch_size == 1:
-            raise ValueError("--batch-size 1: --network baseline normalises over the studies of a step, and wants two")
+            raise ValueError("--batch-size 1: --network baseline normalises over the studies of a step, and needs two")
         if taken := {"study", "views"}.intersection(config.targets):
             raise ValueError(f"--targets {taken.pop()}: `predict` writes a column of that name: rename yours")
 
@@ -266,7 +266,7 @@ class TableTask(Task):
                 assessment.leave_out(study, f"no value of {target.name} in {data.table.path.name}")
             elif target.classes:
                 if right not in target.classes:
-                    assessment.leave_out(study, f"{target.name} {right!r}, which training did not know")
+                    assessment.leave_out(study, f"{target.name} {right!r}, which the training data lack")
                     continue
                 shares, classes = (value.double() / value.double().sum()).tolist(), target.classes
                 if len(classes) == 2 and classes[0] == data.positive:

@@ -169,11 +169,11 @@ class Task(ABC):
     def check_known(self, quantities: Iterable[str]) -> None:
         """Raise ValueError where the task does not measure one of the quantities of `evaluate --known`."""
         for name in quantities:
-            raise ValueError(f"--known {name} is for what segmentation measures, and the run is of {self.kind}")
+            raise ValueError(f"--known {name} is measured by segmentation, and the run is of {self.kind}")
 
     def check_retest(self) -> None:
         """Raise ValueError where the task has no numbers for `evaluate --retest` to compare."""
-        raise ValueError(f"--retest compares numbers of two scans of a heart, and the run finds {self.kind}")
+        raise ValueError(f"--retest compares numbers of two scans of a heart, and the run predicts {self.kind}")
 
     def check_decisions(self, threshold: float | None, positive: str | None) -> None:
         """Raise ValueError where `evaluate --threshold` or --positive is given, and no target of two classes fits."""
@@ -215,7 +215,7 @@ class Task(ABC):
 def model_over_frames(config: "FinetuneConfig", base: CineMAConfig) -> None:
     """Raise ValueError where the model is one over clips."""
     if base.views == (CLIP,):
-        raise ValueError(f"--task {config.task} wants a model over frames, and this one is over clips")
+        raise ValueError(f"--task {config.task} needs a model over frames, and this one is over clips")
 
 
 def used_of(

@@ -175,7 +175,7 @@ def not_written(step: int, folder: Path, error: BaseException) -> CheckpointErro
     """The error of a checkpoint that could not be written."""
     return CheckpointError(
         f"the checkpoint of step {step} could not be written to {folder}: {_reason(error)}; earlier checkpoints are "
-        "untouched. Mend that (make room?), then go on with --resume"
+        "untouched. Fix this (free some space?), then continue with --resume"
     )
 
 
@@ -183,7 +183,7 @@ def read_manifest(path: Path, form: str) -> dict:
     """A manifest of this form, version 1. Raises CheckpointError where it is another or was altered."""
     manifest = read_json(path)
     if manifest["sha256"] != manifest_sum(manifest):
-        raise CheckpointError(f"{path.name} was altered: its own SHA-256 is not what it says")
+        raise CheckpointError(f"{path.name} was altered: its SHA-256 does not match")
     if (manifest["format"], manifest["version"]) != (form, VERSION):
         raise CheckpointError(
             f"{path.name} is {manifest['format']!r} version {manifest['version']}, want {form!r} version {VERSION}"
@@ -312,7 +312,7 @@ def _read(path: Path, checksums: bool = True) -> Checkpoint:
             raise CheckpointError(f"{file.name} is missing")
         if checksums and file_sum(file) != expected:
             raise CheckpointError(
-                f"{file.name} was cut or altered: {file.stat().st_size} bytes, written {expected['bytes']}, "
+                f"{file.name} was truncated or altered: {file.stat().st_size} bytes, written {expected['bytes']}, "
                 "or another SHA-256"
             )
     state = load_torch(path.with_suffix(_SUFFIX["state"]))

@@ -91,8 +91,8 @@ class RunLog:
         try:
             written = self._metrics_path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{self._metrics_path} is no text, or a damaged one ({error.reason} at byte {error.start})"
-                             ": put it back from a copy, or move it away to go on without its lines") from None
+            raise ValueError(f"{self._metrics_path} is not text, or is damaged ({error.reason} at byte {error.start})"
+                             ": restore it from a copy, or move it away to continue without its lines") from None
         for text in written.splitlines():
             try:
                 line = parse_json(text)

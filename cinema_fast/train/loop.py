@@ -162,7 +162,9 @@ class _Run:
                 self.best.restore(restored["best"], restored["step"])
             self.method.restore(restored.get("method", {}))
             self.done = self.saved = restored["step"]
-        self.remarks.append(f"going on from step {self.done}" if restored else "no checkpoint yet: from the first step")
+        self.remarks.append(
+            f"resuming from step {self.done}" if restored else "no checkpoint yet: starting from the first step"
+        )
 
     def _describe(self, why: str) -> None:
         self.remarks += self.method.remarks(self.model)
@@ -227,7 +229,7 @@ class _Run:
                 if stopped and not last:
                     self.checkpoints.finish()
                     name = "Ctrl-C" if stopped == signal.SIGINT else signal.Signals(stopped).name
-                    self.log.say(f"stopped by {name} after step {self.done} and saved; go on with --resume")
+                    self.log.say(f"stopped by {name} after step {self.done} and saved; continue with --resume")
                     return stopped
                 if not last and self.best and self.best.enough():
                     stopping.after(0, last=True)
@@ -347,7 +349,7 @@ class _Run:
             check_weights(self.model, self.done, self.meter.newest, ALONE)
             self._save(together=False)
             self.checkpoints.finish()
-            self.log.say(f"{type(ended).__name__}: saved after step {self.done}; go on with --resume")
+            self.log.say(f"{type(ended).__name__}: saved after step {self.done}; continue with --resume")
         except (ValueError, OSError, RuntimeError) as error:
             self.log.say(f"step {self.done} could not be saved: {error}")
 

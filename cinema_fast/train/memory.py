@@ -80,4 +80,4 @@ def _advice(config: RunOptions, precision: torch.dtype, *, recomputes: bool) -> 
         same.append("--precision bf16")
     if not same:
         return ""
-    return f"To go on with less memory (results equal up to rounding), add --resume and {', or '.join(same)}"
+    return f"To continue with less memory (results equal up to rounding), add --resume and {', or '.join(same)}"

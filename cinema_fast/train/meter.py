@@ -40,7 +40,7 @@ def check_weights(model: nn.Module, step: int, newest: Callable[[], int], ranks:
 
 def _go_back(saved: int) -> str:
     back = f"--resume goes back to step {saved}, whose weights are finite" if saved else "There is no checkpoint yet"
-    return f"{back}. Where it happens again: --precision fp32, or another run (--out) with a lower --lr"
+    return f"{back}. If it happens again: --precision fp32, or another run (--out) with a lower --lr"
 
 
 def ended_skipping(skipped: int, done: int) -> str:

@@ -102,7 +102,7 @@ class RunOptions:
         check_at_least(self, 0, "max_skips", "profile")
         if self.profile and self.steps < self.profile + SETTLING_STEPS:
             raise ValueError(
-                f"--profile {self.profile} wants --steps of at least {self.profile + SETTLING_STEPS} (the first "
+                f"--profile {self.profile} needs --steps of at least {self.profile + SETTLING_STEPS} (the first "
                 f"{SETTLING_STEPS} are not profiled), got {self.steps}"
             )
         check_seeds(self, "seed")

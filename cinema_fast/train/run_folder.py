@@ -26,7 +26,7 @@ def check_run_folder(options: RunOptions, info: RunInfo) -> None:
     if not options.resume:
         check_outside_store(out)
         if any((out / mark).exists() for mark in _MARKS):
-            raise ValueError(f"{out} already holds a run: go on with it by --resume, or choose another --out")
+            raise ValueError(f"{out} already holds a run: continue it with --resume, or choose another --out")
         return
     before = read_run_info(out)
     if before is None:

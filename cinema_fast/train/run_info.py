@@ -170,4 +170,4 @@ def _typed(values: dict, name: str, kind: type, *default):
 
 
 def _damaged(source: str, reason: str) -> ValueError:
-    return ValueError(f"{source} is damaged ({reason}); begin another run, or put the file back")
+    return ValueError(f"{source} is damaged ({reason}); start another run, or restore the file")

@@ -56,7 +56,7 @@ def fit_to_store(base: CineMAConfig, store: CineStore, views: Sequence[str], pre
         token, largest = base.token_size(view), stored[view]
         if len(token) != len(largest):
             raise ValueError(
-                f"{store.path}: {view} frames have {len(largest)} axes, preset {preset!r} wants {len(token)}"
+                f"{store.path}: {view} frames have {len(largest)} axes, preset {preset!r} needs {len(token)}"
             )
         prepared = store.prepare.get("sax_size" if view == "sax" else "lax_size", largest)
         image_size[view] = tuple(-(-n // t) * t for n, t in zip(prepared, token))
@@ -96,7 +96,7 @@ def check_mode(config: RunOptions, device: torch.device, ranks: Ranks) -> None:
         raise ValueError(f"--mode {config.mode} is for whole models, not for --parallel fsdp: use --mode eager")
     if config.parallel == "fsdp" and not ranks.hosts:
         raise ValueError(
-            "--parallel fsdp shares a model out among processes: start them by torchrun --nproc-per-node N, see "
+            "--parallel fsdp distributes a model over processes: start them by torchrun --nproc-per-node N, see "
             "docs/how-to/scaling.md"
         )
 

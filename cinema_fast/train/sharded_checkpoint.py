@@ -154,7 +154,7 @@ class ShardedCheckpoints:
             raise CheckpointError(f"{folder.name} holds {found}, and not what was written")
         for file in manifest["files"]:
             if file_sum(folder / file["name"]) != file:
-                raise CheckpointError(f"{folder.name}/{file['name']} was cut or altered")
+                raise CheckpointError(f"{folder.name}/{file['name']} was truncated or altered")
 
     def _drop(self, newest: Path) -> None:
         """Remove all but the newest checkpoints, and those after `newest`, which were damaged and skipped."""

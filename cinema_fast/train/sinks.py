@@ -136,7 +136,7 @@ def _mode(wandb) -> tuple[str | None, str]:
     except urllib.error.HTTPError:
         pass  # an answer all the same
     except OSError as error:
-        return "offline", f", offline: no way to {server} ({error}); {later}"
+        return "offline", f", offline: cannot reach {server} ({error}); {later}"
     return "online", ""
 
 

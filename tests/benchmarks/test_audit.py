@@ -205,7 +205,7 @@ def test_another_version_of_triton_stays_until_its_launches_change(tmp_path, mod
     document = (tmp_path / "audit.md").read_text()
     registers = kept["code"]["registers"]
     assert f"| audited._copy | 90 | 1 | {registers - 2}-{registers} |" in document
-    assert f"## What differs between triton 1.10.2 and {audit.TRITON}" in document
+    assert f"## Differences between triton 1.10.2 and {audit.TRITON}" in document
     assert "| audited._copy | 90 | 1 | 1: -2 |  |  |  |  |  |  |" in document
 
     changed = load_kernels(tmp_path, KERNELS.replace("x * 2", "x * 3"))
@@ -238,12 +238,12 @@ def test_what_differs_is_counted():
         made("triton 3.10", 2, matrix={"HMMA": 2, "HGMMA": 2}, stores={}),
     ]
     lines = audit_document.markdown([*new, *old], [], ALL).splitlines()
-    assert "## What differs between triton 3.9 and triton 3.10" in lines  # the older first, by number
+    assert "## Differences between triton 3.9 and triton 3.10" in lines  # the older first, by number
     row = "| op._kernel | 90 | 3 | 2: -4 to +8 | 1: +3 |  | 1: +1.5 |"
     assert f"{row} 1: HGMMA, HMMA | 2: 16, 8, 4 | 1: 16 |" in lines
     cells = "0-2 HGMMA, 2-4 HMMA | 1-2 x 16, 0-2 x 8, 0-1 x 4 | 0-2 x 16"
     assert f"| op._kernel | 90 | 4 | 60-72 | 0-1.5 | {cells} |" in lines
-    assert "Alike: op._kernel." in audit_document.markdown([old[0], made("triton 3.10", 0)], [], ALL)
+    assert "Equal: op._kernel." in audit_document.markdown([old[0], made("triton 3.10", 0)], [], ALL)
 
 
 def test_source_hash_follows_what_the_kernel_calls_and_nothing_else(tmp_path, module):

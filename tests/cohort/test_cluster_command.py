@@ -176,7 +176,7 @@ def test_mistakes_in_files(cohort, tmp_path, monkeypatch):
     (tmp_path / "t.csv").write_text("study,ef\nx,1\n")
     attempt("none of the 60 studies of .*e.parquet is in it: it has 'x', the embeddings have '<b>&00'",
             table=tmp_path / "t.csv")
-    attempt("--columns wants --table", columns=("ef",))
+    attempt("--columns needs --table", columns=("ef",))
     attempt("t.csv is no Parquet file", embeddings=tmp_path / "t.csv")
     attempt("is no file", embeddings=tmp_path / "none")
     file = tmp_path / "e.parquet"
@@ -184,7 +184,7 @@ def test_mistakes_in_files(cohort, tmp_path, monkeypatch):
     write_embeddings(file, vectors[:9])
     attempt("e.parquet: 9 studies are too few", embeddings=file)
     write_embeddings(file, np.ones((12, 4)))
-    attempt("e.parquet: the vectors of all 12 studies are alike", embeddings=file)
+    attempt("e.parquet: the vectors of all 12 studies are equal", embeddings=file)
     write_embeddings(file, vectors, ["twice"] * 2 + [f"s{i}" for i in range(10)])
     attempt("study 'twice' is in it 2 times", embeddings=file)
     vectors[3, 4] = np.nan

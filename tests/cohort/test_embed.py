@@ -253,5 +253,5 @@ def test_mistakes(tiny_store, runs, tmp_path, monkeypatch):
 def test_a_fine_tuned_run(tmp_path, tiny_store):
     labels = LabelInfo({"kind": "segmentation"}, {"train": [], "val": [], "test": []}, [])
     write_run_info(tmp_path / "run", RunInfo({}, {}, StoreInfo(1, "ab", "stored"), {}, labels=labels))
-    with pytest.raises(ValueError, match=r"^\S+run is a run of finetune, and embed takes one of pretrain; [^\n]*$"):
+    with pytest.raises(ValueError, match=r"^\S+run is a run of finetune, and embed needs one of pretrain; [^\n]*$"):
         embed(EmbedConfig(tmp_path / "run", tiny_store, tmp_path / "out.parquet"))

@@ -37,7 +37,7 @@ def test_whole_or_not_there(tmp_path, make):
     out = tmp_path / "x" / "y" / "out" if make == "deep" else tmp_path / "out"
     if make == "empty":
         out.mkdir()
-    for fail, told in ((FULL, rf"{out}: the disk is full; nothing half-written stays: free some space and run the"),
+    for fail, told in ((FULL, rf"{out}: the disk is full; no half-written files remain: free some space and run the"),
                        (ValueError("odd"), "odd"), (PermissionError(13, "Permission denied", "/a/scan"), "/a/scan")):
         with pytest.raises((OSError, ValueError), match=told):
             used(out, fail)
@@ -56,7 +56,7 @@ def test_a_killed_command_begins_anew(tmp_path, capsys):
     with pytest.raises(OutputError, match=r"with other options:\n  run: was r, now s\ngive the old values, remove the"):
         used(out, run="s")
     (out / "thesis.tex").write_text("mine")
-    with pytest.raises(OutputError, match=r"`cinema-fast measure` that did not end, and 'thesis\.tex', which is"):
+    with pytest.raises(OutputError, match=r"`cinema-fast measure`, and 'thesis\.tex', which does"):
         used(out)
     (out / "thesis.tex").unlink()
     with hold_folder(out, "written", "", ValueError, print), pytest.raises(OutputError, match=r"pid \d+.*wait for it"):
@@ -64,7 +64,7 @@ def test_a_killed_command_begins_anew(tmp_path, capsys):
     assert (out / "a.csv").read_text() == "half"
     used(out, workers=1)
     assert names(out) == ["a.csv", "studies"] and (out / "a.csv").read_text() == "whole"
-    assert "out: what is left of a `cinema-fast measure` that did not end is removed" in capsys.readouterr().err
+    assert "out: leftovers of an unfinished `cinema-fast measure` are removed" in capsys.readouterr().err
 
 
 def test_a_command_that_an_older_version_began_goes_on_under_the_new_names(tmp_path):
@@ -119,7 +119,7 @@ def test_errors_of_the_output_and_no_others_become_output_errors(error, told):
 
 def test_parts_stay(tmp_path):
     folder = tmp_path / "x.parts"
-    with pytest.raises(OutputError, match="full; parts that are whole stay"), parts_folder(folder):
+    with pytest.raises(OutputError, match="full; complete parts are kept"), parts_folder(folder):
         raise FULL
     assert not folder.exists()
     with pytest.raises(OutputError), parts_folder(folder):
@@ -171,16 +171,16 @@ def test_a_disk_that_fills_up_under_a_command(tmp_path, monkeypatch, capsys, com
     monkeypatch.setattr(phantom, "_write_study", lambda dst, *_: (dst / "heart-000000_sax.nii.gz").touch() or {})
     assert main([command, *map(str, arguments), str(out)]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    assert re.fullmatch(rf"cinema-fast: {out}: the disk is full; nothing half-written stays: .* again", said)
+    assert re.fullmatch(rf"cinema-fast: {out}: the disk is full; no half-written files remain: .* again", said)
     left = {"compare": ["comparison.png"], "inspect": ["contact_sheet.png"]}.get(command)  # whole, as a file
     assert names(out) == left if left else names(tmp_path) == before
 
 
 def test_ctrl_c_says_what_is_left_and_another_command_what_it_is_of(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt, match=rf"stopped; {out} is unfinished: the same command begins it anew"):
+    with pytest.raises(KeyboardInterrupt, match=rf"stopped; {out} is unfinished: the same command starts over"):
         used(out, KeyboardInterrupt())
-    with (pytest.raises(OutputError, match="left of a `cinema-fast measure` that did not end: remove the folder"),
+    with (pytest.raises(OutputError, match="leftovers of an unfinished `cinema-fast measure`: remove the folder"),
           new_folder(out, "another", {}, WRITTEN)):
         pass
     used(out)

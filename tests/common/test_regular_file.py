@@ -42,7 +42,7 @@ def test_it_is_refused(tmp_path, name, read):
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
     (words,) = outcome(lambda: read(tmp_path))
-    assert name in words and "no regular file" in words
+    assert name in words and "not a regular file" in words
 
 
 @pytest.mark.parametrize("kind", ["json", "safetensors", "pt"])

@@ -124,10 +124,10 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
     for content in (b"\xff\xfe\x01", b"\0" * 40, b"\x80\n" * 9):
         (damaged / "metrics.jsonl").write_bytes(content)
         text = compare_runs([damaged, folder(tmp_path / "sound", [line(20, 1.0)])])
-        assert f"damaged: {damaged / 'metrics.jsonl'} cannot be read: it is no text" in text and "left out" not in text
+        assert f"damaged: {damaged / 'metrics.jsonl'} cannot be read: it is not text" in text and "left out" not in text
         shutil.rmtree(tmp_path / "sound")
     (damaged / "metrics.jsonl").write_bytes(b"\xff\xfe\x01")
-    with pytest.raises(ValueError, match=r"damaged/metrics\.jsonl is no text, .*: put it back .* or move it away"):
+    with pytest.raises(ValueError, match=r"damaged/metrics\.jsonl is not text, .*: restore it .* or move it away"):
         RunLog(damaged, steps=2, done=1, sinks=(), info=INFO)
 
 
@@ -162,7 +162,7 @@ def test_mistakes(two, tmp_path, capfd):
         assert err.startswith("cinema-fast: ") and err.count("\n") == 1
         return err
 
-    assert f"{tmp_path} is no run folder: it has no config.yaml" in refused(two[0], tmp_path)
+    assert f"{tmp_path} is not a run folder: it has no config.yaml" in refused(two[0], tmp_path)
     assert f"{tmp_path / 'none'} is no run folder" in refused(tmp_path / "none", two[0])
     assert "takes two run folders or more, got 1" in refused(two[0])
     assert "takes two run folders or more, got 0" in refused()

@@ -237,7 +237,7 @@ def test_labels_of_another_store(runs, tmp_path):
     results, rows = evaluated(runs / "multitask", tmp_path / "eval", data=other, table=table)
     test = set(load_run(runs / "multitask", device="cpu").split.test)
     assert {row["study"] for row in rows} == test | {"s12", "s13"}
-    for line in (("s14", "no value of radius in few.csv"), ("s12", "size 'huge', which training did not know")):
+    for line in (("s14", "no value of radius in few.csv"), ("s12", "size 'huge', which the training data lack")):
         assert dict(zip(("study", "why"), line)) in results["left_out"]
 
 
@@ -319,8 +319,8 @@ def test_two_evaluations_are_compared_in_pairs(runs, tmp_path, capsys):
 @pytest.mark.parametrize(("name", "options", "told"), [
     ("multitask", {"subgroups": ("bog",)}, "no column 'bog'; did you mean 'big'"),
     ("multitask", {"retest": "heart", "part": "val"}, "--retest heart: no two of the 3 studies have the same value"),
-    ("segmentation", {"subgroups": ("site",)}, "--subgroups wants a table"),
-    ("segmentation", {"known": ("lv_ef=ef",)}, "--known wants a table"),
+    ("segmentation", {"subgroups": ("site",)}, "--subgroups needs a table"),
+    ("segmentation", {"known": ("lv_ef=ef",)}, "--known needs a table"),
     ("landmarks", {"retest": "heart"}, "--retest compares numbers"),
 ])  # fmt: skip
 def test_what_does_not_fit_is_named_first(runs, tmp_path, name, options, told):
@@ -345,7 +345,7 @@ def test_folders(discs, runs, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)  # with the last of its files
-    with pytest.raises(OutputError, match="eval: the disk is full; nothing half-written stays: free some space"):
+    with pytest.raises(OutputError, match="eval: the disk is full; no half-written files remain: free some space"):
         evaluate_run(EvaluateConfig(runs / "landmarks", tmp_path / "eval", device="cpu", resamples=20))
     assert not (tmp_path / "eval").exists()
 

@@ -52,7 +52,7 @@ def test_what_the_starting_weights_have_learnt_from(runs, discs, tmp_path):
     assert judged == every - learnt - {"s00", "s01", "s02"} | {"s03", "s04", "s05"}
     why = {line["study"]: line["why"] for line in results["left_out"]}
     for study in learnt - set(second.split["train"]) - {"s03", "s04", "s05"}:
-        assert why[study] == "by its name one that the run's starting weights have learnt from"
+        assert why[study] == "by its name one that the run's initial weights were trained on"
     results, _ = judge(runs / "first", tmp_path / "first")
     assert results["about"][SEEN] == "none: the run began from random weights"
 
@@ -88,7 +88,7 @@ def test_a_label_without_a_name_is_named_before_the_work(runs, tmp_path, monkeyp
 
 def test_known_values_are_for_what_is_segmented(discs, tmp_path):
     finetune(discs.config(tmp_path / "run", "regression", **FEW))
-    with pytest.raises(ValueError, match="--known lv_ef is for what segmentation measures, and the run is of regress"):
+    with pytest.raises(ValueError, match="--known lv_ef is measured by segmentation, and the run is of regress"):
         judge(tmp_path / "run", tmp_path / "eval", known=("lv_ef=radius",))
 
 

@@ -189,7 +189,7 @@ def test_bad_input_ends_before_anything_is_written(tiny_store, tmp_path):
         ({"store": still}, "no cine of any view there has 4 frames or more"),
         ({"views": ("sax", "lax_2d")}, "no view 'lax_2d'; did you mean 'lax_2c'"),
         ({"views": ("clip",)}, "no view 'clip'"),
-        ({"store": flat, "preset": "cinema-tiny"}, "sax frames have 2 axes, preset 'cinema-tiny' wants 3"),
+        ({"store": flat, "preset": "cinema-tiny"}, "sax frames have 2 axes, preset 'cinema-tiny' needs 3"),
         ({"preset": "heartmae-tin"}, "did you mean 'heartmae-tiny'"),
     ):
         with pytest.raises(ValueError, match=match):

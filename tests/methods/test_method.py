@@ -148,7 +148,7 @@ def test_killed_it_goes_on_to_the_same_bits(tiny_store, tmp_path, monkeypatch):
     whole, cut = (tmp_path / name / "checkpoints" / "step-00000006.safetensors" for name in ("whole", "cut"))
     assert whole.read_bytes() == cut.read_bytes()
     log = (tmp_path / "cut" / "run.log").read_text()
-    assert "going on from step 2" in log and "twins, 2 updates seen" in log
+    assert "resuming from step 2" in log and "twins, 2 updates seen" in log
 
 
 def test_replayed_it_is_the_same(tiny_store, tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def patches(image: np.ndarray, token) -> np.ndarray:
 def test_a_model_worse_than_the_mean_patch_is_called_bad():
     good, bad = Evaluation(3, loss=0.02, baseline_loss=0.04), Evaluation(3, loss=0.116, baseline_loss=0.04)
     assert str(good).endswith("ratio 0.500")
-    assert "ratio 2.900, which is bad: the model predicts no better than the mean patch" in str(bad)
+    assert "ratio 2.900, which is poor: the model predicts no better than the mean patch" in str(bad)
     assert "Train longer (--steps)" in str(bad)
     for undefined in (Evaluation(3, loss=math.nan, baseline_loss=0.04), Evaluation(3, loss=0.0, baseline_loss=0.0)):
         assert str(undefined).endswith("ratio nan, which is undefined: a loss is not finite, or the baseline's is 0")

@@ -225,7 +225,7 @@ def test_what_is_no_prediction_is_named(tmp_path):
     with pytest.raises(ValueError, match="study c, d: was Target"):
         made.add_classification("c", "d", (0.5, 0.5), "p", ("p", "q"), threshold=0.4)
     made.add_segmentation(case("a"))
-    with pytest.raises(ValueError, match="study a, sax: segmentation was judged before"):
+    with pytest.raises(ValueError, match="study a, sax: segmentation was evaluated before"):
         made.add_segmentation(case("a"))
     empty = Assessment()
     empty.leave_out("a", "damaged")

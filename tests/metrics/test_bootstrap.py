@@ -91,7 +91,7 @@ def test_a_number_without_an_interval_says_how_many_draws_left_it_undefined():
     assert one.value == two.first == 1 and two.difference < 0
     for found in (one, two):
         assert (found.low, found.high) == (None, None)
-        share = re.fullmatch(r"no interval: ([0-9.]+)% of the draws left it undefined", found.note)[1]
+        share = re.fullmatch(r"no interval: ([0-9.]+)% of the bootstrap resamples are undefined", found.note)[1]
         assert float(share) / 100 == pytest.approx(1 - 6 / 27, abs=0.03)  # all but the draws that hold all three
 
 

@@ -15,7 +15,7 @@ def test_a_unet_returns_maps_like_conv_unetr():
     images = frames(config, n_frames=2)
     maps = unet(config, out_channels=4, n_frames=2).eval()(images)
     assert {v: tuple(x.shape) for v, x in maps.items()} == {"sax": (2, 4, 32, 48, 3), "lax_4c": (2, 4, 32, 16)}
-    with pytest.raises(ValueError, match=r"unet: 'sax' wants \(B = 2, C = 2, 3 axes\), got \(2, 1, 32, 48, 3\)"):
+    with pytest.raises(ValueError, match=r"unet: 'sax' needs \(B = 2, C = 2, 3 axes\), got \(2, 1, 32, 48, 3\)"):
         unet(config, 4, n_frames=2)({"sax": images["sax"][:, :1]})
 
 

@@ -140,9 +140,9 @@ def bad_calls():
         "no image": ({}, {}, "no images given; want one or more of sax"),
         "no plan of a view": (images, without, r"plan for \['lax_2c', 'lax_4c'\]"),
         "no image of a plan": ({"sax": images["sax"]}, plan, r"images of \['sax'\] but a plan for"),
-        "rank": ({"sax": flat}, {"sax": plan["sax"]}, r"'sax' wants .*3 axes\), got \(2, 1, 16, 24\)"),
-        "channels": ({**images, "lax_4c": torch.rand(2, 1, 24, 16)}, plan, r"'lax_4c' wants .*C = 2.*got \(2, 1"),
-        "batch": ({**images, "lax_2c": images["lax_2c"][:1]}, plan, r"'lax_2c' wants \(B = 2.*got \(1,"),
+        "rank": ({"sax": flat}, {"sax": plan["sax"]}, r"'sax' needs .*3 axes\), got \(2, 1, 16, 24\)"),
+        "channels": ({**images, "lax_4c": torch.rand(2, 1, 24, 16)}, plan, r"'lax_4c' needs .*C = 2.*got \(2, 1"),
+        "batch": ({**images, "lax_2c": images["lax_2c"][:1]}, plan, r"'lax_2c' needs \(B = 2.*got \(1,"),
         "size": ({**images, "lax_2c": torch.rand(2, 1, 16, 30)}, plan, r"'lax_2c': image size \(16, 30\) is not a"),
         "plan of another grid": (images, {**plan, "sax": plan["lax_2c"]}, r"plan of 'sax' .* \(2, 8\).*\(2, 18\)"),
         "plan of another batch": (

@@ -69,7 +69,7 @@ def test_frames_are_channels():
     model = small_unetr(n_frames=3)
     maps = model(frames(model.config, n_frames=3))
     assert {v: tuple(x.shape) for v, x in maps.items()} == {v: (2, 4, *s) for v, s in model.config.image_size.items()}
-    with pytest.raises(ValueError, match=r"ConvUNetR: 'sax' wants \(B = 2, C = 3, 3 axes\), got \(2, 1, 16, 32, 3\)"):
+    with pytest.raises(ValueError, match=r"ConvUNetR: 'sax' needs \(B = 2, C = 3, 3 axes\), got \(2, 1, 16, 32, 3\)"):
         model(frames(model.config))
 
 

@@ -42,7 +42,7 @@ def test_features_of_a_pretrained_model_come_over():
         torch.testing.assert_close(found[name], feature, rtol=0, atol=0)
     assert same(before, by_part(model, "pred_head_dict"))
     assert "enc_down_dict, enc_fusion_dict, encoder, views sax, lax_2c, lax_4c" in said
-    assert said.endswith("from random weights: pred_head_dict; not used of the file: dec_embed_dict, dec_linear, "
+    assert said.endswith("from random weights: pred_head_dict; not used from the file: dec_embed_dict, dec_linear, "
                          "decoder, pred_head_dict")  # fmt: skip
 
 
@@ -63,8 +63,8 @@ def test_a_unetr_takes_stems_and_encoder_and_keeps_its_own_tables():
     own = copy.deepcopy(model)
     said = cf.load_cinema_weights(model, pretrained.state_dict())
     # images of 32 where there were 24
-    assert "position embeddings computed anew (another image size): sax, lax_4c" in said
-    assert "enc_fusion_dict" in said.partition("not used of the file: ")[2]
+    assert "position embeddings recomputed (another image size): sax, lax_4c" in said
+    assert "enc_fusion_dict" in said.partition("not used from the file: ")[2]
     theirs = pretrained.state_dict()
     for name, tensor in model.state_dict().items():
         table = name.endswith("pos_embed")
@@ -91,7 +91,7 @@ def test_wrapped_models_too(wrap):
 def test_what_does_not_fit_is_listed_and_nothing_loaded(tmp_path):
     model = small_vit(1)
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError, match=r"have no view 'sax', which the model wants \(views: lax_2c, lax_4c\)"):
+    with pytest.raises(ValueError, match=r"have no view 'sax', which the model needs \(views: lax_2c, lax_4c\)"):
         cf.load_cinema_weights(model, small_model(views=("lax_2c", "lax_4c")).state_dict())
     with pytest.raises(ValueError, match=r"encoder\.cls_token: want \(1, 1, 16\), got \(1, 1, 32\)"):
         cf.load_cinema_weights(model, small_model(enc_embed_dim=32).state_dict())
@@ -123,7 +123,7 @@ def test_training_starts_from_another_task():
     source, model = small_vit(0, n_frames=4), small_unetr(1)
     own = copy.deepcopy(model.state_dict())
     said, absent = load_starting_weights(model, {**source.state_dict(), "log_variance": torch.zeros(3)})
-    for part in ("first convolutions averaged over 4 frames", "from random weights: dec_", "not used of the file: "):
+    for part in ("first convolutions averaged over 4 frames", "from random weights: dec_", "not used from the file: "):
         assert part in said
     assert absent == ()
     for name, tensor in model.state_dict().items():
@@ -166,5 +166,5 @@ def test_starting_from_other_numbers_of_frames_and_targets(have, want):
 def test_the_same_task_starts_whole():
     source, model = small_vit(0), small_vit(1)
     said, _ = load_starting_weights(model, {**source.state_dict(), "log_variance": torch.zeros(3)})
-    assert said.endswith(f"all {len(source.state_dict())} tensors; not used of the file: log_variance")
+    assert said.endswith(f"all {len(source.state_dict())} tensors; not used from the file: log_variance")
     assert same(source.state_dict(), model.state_dict())

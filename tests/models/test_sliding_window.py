@@ -137,7 +137,7 @@ def test_bad_input_is_named():
     images = frames(model.config)
     with pytest.raises(ValueError, match="sliding_window: average must be one of softmax, sigmoid, value, got 'max'"):
         cf.sliding_window(model, images, average="max")
-    with pytest.raises(ValueError, match=r"sliding_window: 'sax' wants \(B, C, 3 axes\), got \(2, 1, 16, 32\)"):
+    with pytest.raises(ValueError, match=r"sliding_window: 'sax' needs \(B, C, 3 axes\), got \(2, 1, 16, 32\)"):
         cf.sliding_window(model, images | {"sax": images["lax_2c"]})
     with pytest.raises(ValueError, match="ConvUNetR: no view 'lax_3c' in this model; did you mean"):
         cf.sliding_window(model, {"lax_3c": images["lax_2c"]})

@@ -127,7 +127,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path):
     with pytest.raises(ValueError) as error:
         cf.load_cinema_weights(small_model(), path)
     held = f"{os.mkdir.__module__}.mkdir"  # of PyTorch's advice to load it all the same nothing is passed on
-    assert str(error.value) == f"{path} cannot be read as weights: it holds {held}, and only tensors are taken"
+    assert str(error.value) == f"{path} cannot be read as weights: it holds {held}, and only tensors are accepted"
     assert not trace.exists()
     with open(path, "rb"):  # the payload itself works
         torch.load(path, weights_only=False)
@@ -158,7 +158,7 @@ def test_files_of_another_kind_are_named_in_one_line(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError) as error:
         cf.load_cinema_weights(small_model(), path)
-    assert str(error.value) == f"{path} cannot be read as weights: no torch file, or a damaged one"
+    assert str(error.value) == f"{path} cannot be read as weights: not a torch file, or damaged"
 
 
 class Wrapper(torch.nn.Module):

@@ -41,7 +41,7 @@ def test_killed_it_begins_anew(monkeypatch, tmp_path, src, capsys):
     with pytest.raises(OutputError, match=r"with other options:\n  pattern: was \{id\}_\{view\}\.nii\.gz, now \{id"):
         predict_as(monkeypatch, segmenter(), src, out, pattern="{id}_{view}.nii*")
     assert predict_as(monkeypatch, segmenter(), src, out).studies == 2
-    assert "what is left of a `cinema-fast predict` that did not end is removed" in capsys.readouterr().err
+    assert "leftovers of an unfinished `cinema-fast predict` are removed" in capsys.readouterr().err
     assert tree(out) == tree(tmp_path / "usual")
     for file in tree(out):
         if (out / file).is_file():
@@ -50,7 +50,7 @@ def test_killed_it_begins_anew(monkeypatch, tmp_path, src, capsys):
 
 def test_a_full_disk(monkeypatch, tmp_path, src):
     ending(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
-    with pytest.raises(OutputError, match=r"out: the disk is full; nothing half-written stays: free some space"):
+    with pytest.raises(OutputError, match=r"out: the disk is full; no half-written files remain: free some space"):
         predict_as(monkeypatch, segmenter(), src, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -45,7 +45,7 @@ def test_print_config_is_yaml_and_touches_nothing(capfd, tmp_path):
         (("--views", "sax", "lax_2"), 1, "did you mean 'lax_2c'"),
         (("--out", __file__), 1, "test_cli.py is a file; want a folder"),
         (("--init-from", "nothing.safetensors"), 1, "nothing.safetensors"),
-        (("--init-from", __file__), 1, "test_cli.py cannot be read as weights: no torch file, or a damaged one"),
+        (("--init-from", __file__), 1, "test_cli.py cannot be read as weights: not a torch file, or damaged"),
     ],
 )
 def test_mistakes_in_options(capfd, tiny_store, tmp_path, monkeypatch, change, status, expected):

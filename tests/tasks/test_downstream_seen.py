@@ -43,8 +43,8 @@ def test_what_a_chain_of_runs_has_seen(discs, pretrained, tmp_path):
     weights = next((tmp_path / "first/best").glob("*.safetensors"))
     finetune(discs.config(tmp_path / "third", "segmentation", init_from=weights, **ONE))
     third = read_run_info(tmp_path / "third").labels.seen
-    assert third["unknown"] == [f"{weights} does not say which studies it has learnt from"]
-    assert f"learnt from test studies: {weights} does not say" in (tmp_path / "third/run.log").read_text()
+    assert third["unknown"] == [f"{weights} does not say which studies it was trained on"]
+    assert f"was trained on test studies: {weights} does not say" in (tmp_path / "third/run.log").read_text()
 
 
 def test_a_store_of_pretraining_that_is_gone(discs, pretrained, tmp_path):

@@ -200,7 +200,7 @@ def test_a_decoder_that_does_not_fit(refused, task):
 
 
 def test_clips_are_not_for_maps(refused):
-    refused(r"--task segmentation wants a model over frames", "segmentation", preset="heartmae-tiny")
+    refused(r"--task segmentation needs a model over frames", "segmentation", preset="heartmae-tiny")
 
 
 @pytest.mark.parametrize(("changes", "told"), [
@@ -210,7 +210,7 @@ def test_clips_are_not_for_maps(refused):
     ({"clip_grad": math.nan}, "--clip-grad must be above 0 and finite, got nan"),
     ({"weight_decay": math.inf}, "--weight-decay must be finite and not negative, got inf"),
     ({"drop_path": math.nan}, "--drop-path is a share, at least 0 and below 1, got nan"),
-    ({"decoder_channels": (0, 8, 16)}, "--decoder-channels wants one number or more, each at least 1, got 0 8 16"),
+    ({"decoder_channels": (0, 8, 16)}, "--decoder-channels needs one number or more, each at least 1, got 0 8 16"),
     ({"decoder_channels": (-8,)}, "--decoder-channels .* got -8"),
     ({"decoder_channels": ()}, "--decoder-channels .* got none"),
     ({"patience": -1}, "--patience must not be negative"),
@@ -223,18 +223,18 @@ def test_clips_are_not_for_maps(refused):
     ({"preset": "cinema-bas"}, "did you mean"),
     ({"table": "t.csv"}, "--table has no effect for --task segmentation"),
     ({"targets": ("ef",)}, "--targets has no effect for --task segmentation"),
-    ({"task": "regression"}, "--task regression wants --table CSV and --targets"),
-    ({"task": "landmarks"}, "--task landmarks wants --table CSV with the columns"),
+    ({"task": "regression"}, "--task regression needs --table CSV and --targets"),
+    ({"task": "landmarks"}, "--task landmarks needs --table CSV with the columns"),
     ({"task": "regression", "table": "t.csv", "targets": ("a", "b")}, "learns one column, got 2: use --task multitask"),
     ({"task": "multitask", "table": "t.csv", "targets": ("a", "a")}, "names a column twice"),
     ({"task": "multitask", "table": "t.csv", "targets": ("a",), "classes": ("b",)}, "--classes b: not among"),
     ({"network": "baseline", "init_from": "x"}, "takes no --init-from and no --freeze"),
-    ({"loss_weights": (1.0,)}, "--loss-weights are of --balance fixed, one for each of --targets; got 1"),
+    ({"loss_weights": (1.0,)}, "--loss-weights need --balance fixed, one for each of --targets; got 1"),
     ({"task": "regression", "table": "t.csv", "targets": ("a",), "balance": "fixed", "loss_weights": (0.0,)},
      "--loss-weights must be above 0, got 0.0"),
     ({"network": "baseline", "recompute": "full"}, "takes no --reduce cls and no --recompute"),
-    ({"freeze": True}, "--freeze wants --init-from"),
-    ({"structures": ("LV", "LV")}, "--structures wants different names"),
+    ({"freeze": True}, "--freeze needs --init-from"),
+    ({"structures": ("LV", "LV")}, "--structures needs different names"),
 ])  # fmt: skip
 def test_options(changes, told, tmp_path):
     options = {"data": tmp_path, "out": tmp_path / "run", "task": "segmentation", "steps": 1} | changes

@@ -91,7 +91,7 @@ def test_ranks_make_the_steps_of_one_process(discs, tmp_path, alone, task, shape
     assert load_run(config.out, device="cpu").step == load_run(wanted, device="cpu").step
     log = (config.out / "run.log").read_text()
     assert "4 studies a step" in log and f"2 ranks, {config.parallel}" in log
-    assert f"going on from step {2 if config.parallel == 'fsdp' else 4}" in log
+    assert f"resuming from step {2 if config.parallel == 'fsdp' else 4}" in log
     assert log.count("validation at step 6") == log.count("best weights: step") == 1  # one rank speaks
 
 
@@ -120,7 +120,7 @@ def test_ranks_draw_differently_go_on_and_stop_early(discs, tmp_path):
     ended = run_of_ranks(dataclasses.replace(config, resume=True))
     assert ended.returncode == 0, ended.stderr
     log = (config.out / "run.log").read_text()
-    assert "going on from step 3" in log and "stopped early: no better score in the last 2 validations" in log
+    assert "resuming from step 3" in log and "stopped early: no better score in the last 2 validations" in log
     assert metrics(config.out)[-1]["step"] == 6 and load_run(config.out, device="cpu").step == 2
 
 

@@ -73,7 +73,7 @@ def test_validation_is_without_what_cannot_be_read(discs, tmp_path, damaged):
     strict = dataclasses.replace(config, out=tmp_path / "strict", strict=True)
     with pytest.raises(LoaderError, match=rf"study {study}: .*lax_4c\.npy"):
         finetune(strict)
-    assert "LoaderError: saved after step 3; go on with --resume" in (strict.out / "run.log").read_text()
+    assert "LoaderError: saved after step 3; continue with --resume" in (strict.out / "run.log").read_text()
     assert finetune(dataclasses.replace(strict, strict=False, resume=True)).exit_code == 0
     for line, again in zip(told, lines(strict.out), strict=True):
         assert all(again[name] == line[name] for name in ("step", "loss", "grad_norm"))

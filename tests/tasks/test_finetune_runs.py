@@ -33,7 +33,7 @@ def test_stopped_resumed_and_read_back(discs, tmp_path, stop_after, name):
         ends = [max((tmp_path / run / part).glob("*.safetensors")) for run in ("whole", "parts")]
         assert ends[0].name == ends[1].name and ends[0].read_bytes() == ends[1].read_bytes()
     log = (tmp_path / "parts" / "run.log").read_text()
-    assert "stopped by SIGTERM after step 3 and saved" in log and "going on from step 5" in log
+    assert "stopped by SIGTERM after step 3 and saved" in log and "resuming from step 5" in log
 
     run = load_run(tmp_path / "parts", device="cpu")
     best = max((line for line in whole if "score" in line), key=lambda line: line["score"])

@@ -38,7 +38,7 @@ def test_from_a_run_a_file_and_a_published_file(discs, pretrained, tmp_path, tas
         finetune(discs.config(out, task, init_from=source, freeze=True, **FEW))
         found.append(last_weights(out))
         log = (out / "run.log").read_text()
-        assert "encoder frozen" in log and "not used of the file: dec" in log and "has used" not in log
+        assert "encoder frozen" in log and "not used from the file: dec" in log and "has used" not in log
     before = load_file(weights)
     shared = [name for name in found[0] if name.startswith(("enc_", "encoder.")) and name in before]
     assert len(shared) > 20 and stem in shared
@@ -63,7 +63,7 @@ def test_from_a_fine_tuned_run(discs, tmp_path):
     many = load_file(next((tmp_path / "many/best").glob("*.safetensors")))
     finetune(discs.config(tmp_path / "same", "multitask", init_from=tmp_path / "many", freeze=True, **FEW))
     log = (tmp_path / "same/run.log").read_text()
-    taken = f"all {len(many) - 1} tensors; not used of the file: log_variance"
+    taken = f"all {len(many) - 1} tensors; not used from the file: log_variance"
     assert f"weights of {tmp_path / 'many'}, step 3: {taken}" in log
     finetune(discs.config(tmp_path / "seg", "segmentation", init_from=tmp_path / "many", freeze=True, **FEW))
     assert "first convolutions averaged over 2 frames" in (tmp_path / "seg/run.log").read_text()
@@ -74,7 +74,7 @@ def test_from_a_fine_tuned_run(discs, tmp_path):
                 if theirs.shape != tensor.shape:
                     theirs = theirs.mean(1, keepdim=True)
                 assert torch.equal(theirs, tensor), name
-    with pytest.raises(ValueError, match=r"--freeze: .*seg has no enc_fusion_dict to leave as it is"):
+    with pytest.raises(ValueError, match=r"--freeze: .*seg has no enc_fusion_dict to freeze"):
         finetune(discs.config(tmp_path / "no", "regression", init_from=tmp_path / "seg", freeze=True, **FEW))
     finetune(discs.config(tmp_path / "back", "regression", init_from=tmp_path / "seg", **FEW))
     assert "from random weights: enc_fusion_dict, pred_head_dict" in (tmp_path / "back/run.log").read_text()
@@ -101,7 +101,7 @@ def test_resuming_without_where_it_started(discs, pretrained, tmp_path, monkeypa
     start.rename(tmp_path / "moved")
     assert finetune(replace(config, init_from=None, resume=True)).step == 2
     assert read_run_info(out).options["init_from"] == str(start) and read_run_info(out).labels.seen == seen
-    assert "going on from step 1" in (out / "run.log").read_text()
+    assert "resuming from step 1" in (out / "run.log").read_text()
 
 
 @pytest.mark.parametrize(("source", "told"), [

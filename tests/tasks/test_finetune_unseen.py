@@ -95,7 +95,7 @@ def test_a_landmark_is_predicted_in_the_views_it_is_learnt_in(discs, tmp_path, m
     judged = {(row["view"], row["name"]) for row in read_rows(tmp_path / "eval" / "rows.csv")}
     assert judged == {("lax_2c", "middle"), ("lax_4c", "middle"), ("lax_4c", "tip")}
     assert {line["why"] for line in results["left_out"]} == {
-        f"view lax_2c, frame {t}: tip, which training did not know there" for t in (0, 2)
+        f"view lax_2c, frame {t}: tip, which the training data lack there" for t in (0, 2)
     }
 
 

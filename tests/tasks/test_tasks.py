@@ -158,9 +158,9 @@ def test_tasks_come_back_from_plain_values(task, monkeypatch):
 
 
 @pytest.mark.parametrize(("values", "told"), [
-    ({"kind": "unheard"}, "no task that is known .'unheard'; want one of segmentation"),
-    ({"structures": []}, "no task that is known .'kind'"),
-    ({"kind": "segmentation", "structures": ["LV"]}, "no task that is known .*missing 2 required"),
+    ({"kind": "unheard"}, "unknown task .'unheard'; want one of segmentation"),
+    ({"structures": []}, "unknown task .'kind'"),
+    ({"kind": "segmentation", "structures": ["LV"]}, "unknown task .*missing 2 required"),
     ({"kind": "segmentation", "structures": ["LV"], "views": [], "labels_sha256": "0", "more": 1}, "'more'"),
 ])  # fmt: skip
 def test_what_is_no_task(values, told):
@@ -170,9 +170,9 @@ def test_what_is_no_task(values, told):
 
 def test_options_are_refused_by_a_task_that_has_no_use_for_them():
     task = Darkness(("sax",), 0.5)
-    with pytest.raises(ValueError, match="--known lv_ef is for what segmentation measures, and the run is of darkness"):
+    with pytest.raises(ValueError, match="--known lv_ef is measured by segmentation, and the run is of darkness"):
         task.check_known(["lv_ef"])
-    with pytest.raises(ValueError, match="--retest compares numbers of two scans of a heart, and the run finds dark"):
+    with pytest.raises(ValueError, match="--retest compares numbers of two scans of a heart, and the run predicts "):
         task.check_retest()
     with pytest.raises(ValueError, match=r"--threshold 0\.2 is for targets of two classes, and the run predicts dark"):
         task.check_decisions(0.2, None)

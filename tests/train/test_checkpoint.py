@@ -121,7 +121,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch):
         newest_checkpoint(tmp_path / "c", said.append)
     assert not (tmp_path / "executed").exists()
     held = f"{os.mkdir.__module__}.mkdir"  # of PyTorch's advice to load it all the same nothing is passed on
-    assert said[0].endswith(f"is damaged and is skipped: it holds {held}, and only tensors are taken")
+    assert said[0].endswith(f"is damaged and is skipped: it holds {held}, and only tensors are accepted")
 
 
 @pytest.mark.parametrize("at", [".safetensors", ".pt", ".json"])

@@ -42,7 +42,7 @@ def test_a_step_that_does_not_fit(tiny_store, tmp_path):
     assert (said := re.fullmatch(
         r"cinema-fast: (out of memory on the cpu: 3\.00 GiB more was requested; peak use of this process was "
         r"\d+\.\d\d GiB, in training cinema-tiny with --batch-size 6 --accumulate 2 --mode eager --recompute none in "
-        r"float32\. To go on with less memory \(results equal up to rounding\), add --resume and --batch-size 3 "
+        r"float32\. To continue with less memory \(results equal up to rounding\), add --resume and --batch-size 3 "
         r"--accumulate 4, or --recompute full, or --precision bf16)",
         last_line(ended),
     )), last_line(ended)  # fmt: skip

@@ -31,7 +31,7 @@ def test_a_negative_number_is_refused(tmp_path):
 
 
 def test_too_few_steps_are_refused_before_training(tmp_path):
-    with pytest.raises(ValueError, match=r"--profile 2 wants --steps of at least 5 .*, got 4"):
+    with pytest.raises(ValueError, match=r"--profile 2 needs --steps of at least 5 .*, got 4"):
         PretrainConfig(data=tmp_path, out=tmp_path, steps=4, profile=2)
     PretrainConfig(data=tmp_path, out=tmp_path, steps=5, profile=2)
     PretrainConfig(data=tmp_path, out=tmp_path, steps=1)

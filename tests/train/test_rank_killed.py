@@ -64,8 +64,8 @@ def test_training_goes_on_from_the_last_checkpoint(tiny_store, tmp_path, undistu
     assert ended.returncode == 0, ended.stderr
     assert 8 <= made.result() < STEPS
     log = (out / "run.log").read_text()
-    assert log.count("no checkpoint yet: from the first step") == 1
-    (step,) = re.findall(r"going on from step (\d+)", log)
+    assert log.count("no checkpoint yet: starting from the first step") == 1
+    (step,) = re.findall(r"resuming from step (\d+)", log)
     # a regular one, every 3 steps, or what the main rank saved when gloo told it of the other's end
     assert 3 <= int(step) < STEPS
     assert metrics(out) == metrics(expected)

@@ -71,7 +71,7 @@ def test_shards_are_read_by_another_number_of_ranks(tiny_store, tmp_path, alone)
             assert f"stopped by SIGTERM after step {until} and saved" in ended.stderr
             assert (out / "checkpoints" / f"shards-{until:08d}.json").exists()
         else:
-            assert ended.returncode == 0 and "going on from step 4" in ended.stderr
+            assert ended.returncode == 0 and "resuming from step 4" in ended.stderr
     assert_same_run(out, alone)
 
 

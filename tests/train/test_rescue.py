@@ -53,10 +53,10 @@ def test_a_store_that_goes_away_costs_no_step(tiny_store, tmp_path, losing, stri
         pretrain(pretraining(store, out, strict=strict))
     made = metrics(out)[-1]["step"]
     log = (out / "run.log").read_text()
-    assert made >= 3 and f"LoaderError: saved after step {made}; go on with --resume" in log
+    assert made >= 3 and f"LoaderError: saved after step {made}; continue with --resume" in log
     losing(None)
     assert pretrain(pretraining(store, out, resume=True)).step == 12
-    assert f"going on from step {made}" in (out / "run.log").read_text()
+    assert f"resuming from step {made}" in (out / "run.log").read_text()
     assert metrics(out) == metrics(tmp_path / "whole")
     ends = [path / "checkpoints" / "step-00000012.safetensors" for path in (out, tmp_path / "whole")]
     assert ends[0].read_bytes() == ends[1].read_bytes()

@@ -59,13 +59,13 @@ def test_killed_three_times_and_stopped_once(tiny_store, undisturbed, tmp_path):
     stop = AT_STEP.format(number=13, action="os.kill(os.getpid(), signal.SIGTERM)")
     ended = pretrain(tiny_store, out, "--resume", code=stop)
     assert ended.returncode == 128 + signal.SIGTERM
-    assert "going on from step 8" in ended.stderr and "after step 14 and saved" in ended.stderr
+    assert "resuming from step 8" in ended.stderr and "after step 14 and saved" in ended.stderr
     # killed between checkpoints; meanwhile more threads read, and lines and checkpoints stay where they were
     kill = AT_STEP.format(number=18, action=KILL)
     ended = pretrain(tiny_store, out, "--resume", "--workers", "3", code=kill)
-    assert ended.returncode == -signal.SIGKILL and "going on from step 14" in ended.stderr
+    assert ended.returncode == -signal.SIGKILL and "resuming from step 14" in ended.stderr
     ended = pretrain(tiny_store, out, "--resume")
-    assert ended.returncode == 0 and "going on from step 16" in ended.stderr
+    assert ended.returncode == 0 and "resuming from step 16" in ended.stderr
     assert_equal_runs(out, undisturbed)
 
 
@@ -79,14 +79,14 @@ def test_a_full_disk_and_then_a_damaged_checkpoint(tiny_store, undisturbed, tmp_
     assert re.fullmatch(r"cinema-fast: the checkpoint of step 8 could not .*File too large.*", last_line(ended))
     kill = AT_STEP.format(number=18, action=KILL)
     ended = pretrain(tiny_store, out, "--resume", code=kill)
-    assert ended.returncode == -signal.SIGKILL and "going on from step 4" in ended.stderr
+    assert ended.returncode == -signal.SIGKILL and "resuming from step 4" in ended.stderr
     newest = out / "checkpoints" / "step-00000016.pt"
     newest.write_bytes(newest.read_bytes()[:-1000])
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 21, "lo')  # as if the power had failed in the middle of a line
     ended = pretrain(tiny_store, out, "--resume")
     assert ended.returncode == 0
-    assert "step-00000016 is damaged" in ended.stderr and "going on from step 12" in ended.stderr
+    assert "step-00000016 is damaged" in ended.stderr and "resuming from step 12" in ended.stderr
     assert_equal_runs(out, undisturbed)
 
 

@@ -109,7 +109,7 @@ def test_a_damaged_file(tmp_path, values, reason):
     with pytest.raises(ValueError) as error:
         read(tmp_path, values)
     assert str(error.value).startswith(f"{tmp_path / 'config.yaml'} is damaged ({reason}")
-    assert str(error.value).endswith("; begin another run, or put the file back")
+    assert str(error.value).endswith("; start another run, or restore the file")
 
 
 def test_a_file_of_a_newer_version(tmp_path):

@@ -56,7 +56,7 @@ def read_dicom_cine(paths: Sequence[Path], *, stack: bool) -> Cine:
         digests.append(digest)
     images = [image for image in images if image.header.magnitude]
     if not images:
-        raise CineError(paths[0], "no magnitudes: all of its images show phases, or real or imaginary parts")
+        raise CineError(paths[0], "no magnitude images: all of them are phase, real or imaginary")
     first = images[0]
     for image in images:
         _check_alike(first, image)
@@ -168,7 +168,7 @@ def _from_r_wave(slices: list[list[Image]]) -> tuple[list[list[Image]], str]:
     first, n = slices[int(times.min(axis=1).argmin())][0], times.shape[1]
     if times.max(axis=1).min() <= 0:
         raise CineError(first.path, f"trigger times from {times.min():g} ms and none above 0: no frame of a slice "
-                                    f"after its R wave, so it is unknown what they count")
+                                    f"after its R wave, so their meaning is unknown")
     for clock in ("temporal", "instance"):
         numbers = np.array([[getattr(image.header, clock) for image in images] for images in slices], float)
         if not np.isnan(numbers).any() and all(len(set(one)) == n for one in numbers):
@@ -210,7 +210,7 @@ def _check_places(slices: list[list[Image]], affine: np.ndarray) -> None:
     steps = np.diff(along)
     if len(steps) and np.ptp(steps) > MAX_UNEVENNESS * np.median(steps):
         k = int(steps.argmax())
-        raise IncompleteCine(slices[k][0].path, f"slices are missing or lie unevenly: steps of {steps.min():.2f} to "
+        raise IncompleteCine(slices[k][0].path, f"slices are missing or unevenly spaced: steps of {steps.min():.2f} to "
                                                 f"{steps.max():.2f} mm, the longest after slice {k + 1} of "
                                                 f"{len(slices)}")
     expected = places[0, 0] + np.arange(len(slices))[:, None] * (affine[:3, 2] * (-1, -1, 1))

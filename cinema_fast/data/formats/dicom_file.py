@@ -237,7 +237,7 @@ def _inflate(path: Path, packed: bytes) -> bytes:
         out += inflater.decompress(packed, 1 << 20)
         packed = inflater.unconsumed_tail
         if len(out) > limit:
-            raise CineError(path, f"its deflated content grows more than {MAX_INFLATION}-fold: no images of a heart do")
+            raise CineError(path, f"its deflated content grows more than {MAX_INFLATION}-fold: no heart image does")
     if not inflater.eof:
         raise CineError(path, "truncated: the deflated content ends early")
     return bytes(out)
@@ -360,7 +360,7 @@ def _image_header(path: Path, dataset: Dataset, groups: list[Dataset], k: int, n
                               + (f" of image {k + 1} of {n}" if n > 1 else ""))
     row, column = np.reshape(where[1], (2, 3))
     if max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)) > 1e-2:
-        raise CineError(path, f"ImageOrientationPatient {list(where[1])} is no pair of orthogonal unit vectors")
+        raise CineError(path, f"ImageOrientationPatient {list(where[1])} is not a pair of orthogonal unit vectors")
     if min(where[2]) <= 0:
         raise CineError(path, f"PixelSpacing is {list(where[2])}")
     # In a file of many images without functional groups, their order in the file is all that tells them apart.

@@ -38,7 +38,7 @@ def read_pixels(path: Path, dataset: Dataset) -> list[np.ndarray]:
         if whole_number(dataset, "SamplesPerPixel", 1) != 1 or colour != "MONOCHROME2":
             raise CineError(path, f"pixels are {colour}, expected MONOCHROME2 with one sample a pixel")
         if allocated not in (8, 16, 32) or not 1 <= stored <= allocated or not stored - 1 <= high < allocated:
-            raise CineError(path, f"{allocated} bits allocated, {stored} stored, high bit {high}: no pixels of a cine")
+            raise CineError(path, f"{allocated} bits allocated, {stored} stored, high bit {high}: not those of a cine")
         if signed not in (0, 1) or rows < 1 or columns < 1:
             raise CineError(path, f"Rows {rows}, Columns {columns}, PixelRepresentation {signed}")
         data = dataset.get("PixelData")
@@ -118,4 +118,4 @@ def _codestream_shape(frame: bytes) -> tuple[tuple[int, int] | None, int]:
         raise ValueError("a JPEG stream without a start of frame")
     if frame[:4] in (b"\x01\0\0\0", b"\x02\0\0\0", b"\x04\0\0\0"):  # run lengths, a segment per byte of a pixel
         return None, 1
-    raise ValueError("compressed data that begins like no image")
+    raise ValueError("compressed data of an unknown image format")

@@ -120,7 +120,7 @@ def _check_sizes(path: Path, shape: tuple[int, ...], affine: np.ndarray, header)
     the two is wrong, and volumes would be off by their ratio. A pixdim that is not set (0) says nothing."""
     if header["sform_code"] <= 0 and (np.array(header["pixdim"][1:4]) < 0).any():
         raise CineError(path, f"voxels of {' x '.join(f'{size:.4g}' for size in header['pixdim'][1:4])} by its pixdim: "
-                              f"sizes are above 0; write the file anew")
+                              f"sizes must be above 0; write the file again")
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
     said = np.abs(np.array(header["pixdim"][1:4], np.float64))
     compared = np.array([n > 1 for n in (*shape, 1, 1)[:3]]) & np.isfinite(said) & (said > 0) & (sizes > 0)
@@ -128,7 +128,7 @@ def _check_sizes(path: Path, shape: tuple[int, ...], affine: np.ndarray, header)
         here, there = (" x ".join(f"{size:.4g}" for size in one) for one in (sizes, said))
         which = "sform" if header["sform_code"] > 0 else "qform"
         raise CineError(path, f"the header contradicts itself: voxels of {here} by its {which}, of {there} by its "
-                              f"pixdim; write the file anew with the right one of the two")
+                              f"pixdim; write the file again with the right one of the two")
 
 
 def _sform_against_qform(header, shape: tuple[int, ...]) -> str:
@@ -144,10 +144,10 @@ def _sform_against_qform(header, shape: tuple[int, ...]) -> str:
             apart = float(np.linalg.norm(corners @ (sform - qform).T, axis=1).max())
             pixel = float(np.linalg.norm(sform[:3, :2], axis=0).min())
     except (HeaderDataError, ValueError):  # no unit quaternion, say
-        return "its qform cannot be read: its sform is taken"
+        return "its qform cannot be read: its sform is used"
     if apart < pixel / 2:
         return ""
-    return f"its sform and qform differ, by up to {apart / pixel:.3g} pixels: its sform is taken"
+    return f"its sform and qform differ, by up to {apart / pixel:.3g} pixels: its sform is used"
 
 
 def read_nifti(path: Path | str) -> Volume:

@@ -52,7 +52,7 @@ def read_rules(path: Path | None = None) -> ViewRules:
     try:
         content = parse_yaml(path.read_text("utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as err:
-        raise ValueError(f"{path}: no rules of views can be read ({' '.join(str(err).split())})") from err
+        raise ValueError(f"{path}: the view rules cannot be read ({' '.join(str(err).split())})") from err
     if not isinstance(content, dict) or not isinstance(content.get("rules"), list) or content.keys() - {
             "rules", "repeated"}:
         raise ValueError(f"{path}: expected the keys rules (a list) and repeated, as in {DEFAULT_RULES}")
@@ -72,5 +72,5 @@ def _rule(path: Path, n: int, rule: object) -> Rule:
     try:
         match = re.compile(rule["match"], re.IGNORECASE)
     except re.error as err:
-        raise ValueError(f"{where}: no regular expression ({err})") from None
+        raise ValueError(f"{where}: not a regular expression ({err})") from None
     return Rule(match, rule.get("view"), rule.get("skip"))

@@ -44,14 +44,14 @@ INSTALL = (
 )
 EXIT_HINTS = {
     signal.SIGBUS: "shared memory is full: enlarge /dev/shm, or lower --batch-size or --workers",
-    signal.SIGKILL: "out of memory, or killed by somebody",
+    signal.SIGKILL: "out of memory, or killed from outside",
 }
 
 
 def pick_loader(name: str, device: torch.device) -> tuple[str, str]:
     """The loader of `--loader`: "dali" or "torch", and why. Raises ValueError where dali is asked for and missing."""
     if name == "torch" or (name == "auto" and device.type != "cuda"):
-        return "torch", "asked for" if name == "torch" else "on a CPU threads that read are faster than DALI"
+        return "torch", "asked for" if name == "torch" else "on a CPU, reading threads are faster than DALI"
     missing = why_not_dali()
     if not missing:
         return "dali", "asked for" if name == "dali" else "a GPU, and DALI is installed: reading overlaps with the step"

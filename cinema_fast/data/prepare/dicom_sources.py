@@ -278,7 +278,7 @@ def _view(series: Series, rules: ViewRules) -> tuple[str | None, str]:
         for normal, along, n in file.places:
             images[normal, round(along)] += n
     if view and images and max(images.values()) < 2:
-        return None, f"no cine: one image of each of {len(images)} planes"
+        return None, f"not a cine: one image of each of {len(images)} planes"
     return view, reason
 
 

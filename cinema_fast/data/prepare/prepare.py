@@ -56,7 +56,7 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
     Raises:
         ValueError: SRC is no folder, nothing matches the pattern (or that of labels) or is DICOM, or pydicom is absent.
         StoreError: DST is in use by another run, is no store, was prepared with other options, or the disk is full
-            (what was finished stays; the same command goes on from there).
+            (what was finished stays; the same command continues from there).
         KeyboardInterrupt: its message says what stays.
     """
     report = PrepareReport(shard=config.part)
@@ -64,7 +64,7 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
     try:
         _prepare(config, report, progress)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"stopped; {_kept(report, config)}: {again} goes on from there") from None
+        raise KeyboardInterrupt(f"stopped; {_kept(report, config)}: {again} continues from there") from None
     except OSError as err:
         if err.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -77,7 +77,7 @@ def _kept(report: PrepareReport, config: PrepareConfig) -> str:
     kept = report.prepared + report.unchanged
     if kept:
         return f"{count_studies(kept)} complete and kept"
-    return "nothing was prepared" + ("" if config.overwrite else ", what was there stays")
+    return "nothing was prepared" + ("" if config.overwrite else ", existing files are kept")
 
 
 def _prepare(config: PrepareConfig, report: PrepareReport, progress: bool) -> None:
@@ -159,7 +159,7 @@ def _check(
         if fault.motion and config.motion:
             del done[fault.study][fault.motion]["motion"]
         elif fault.motion:
-            reason = f"{fault.reason}; --motion makes it anew"
+            reason = f"{fault.reason}; --motion computes it again"
             report.failures.append(Failure(fault.study, fault.motion, fault.file, reason))
         else:
             broken[fault.study] = f"{store / fault.file}: {fault.reason}"
@@ -208,8 +208,8 @@ def _survey(
         # records of version 1 do not say their options: those of the index, where there is one
         if different := [before for before in prepared_with if before != options and (before is not None or rebuild)]:
             others.append(different[0])
-            broken[study] = (f"it was prepared with {_difference(different[0], options)}, as before an --overwrite "
-                             f"that did not end")
+            broken[study] = (f"it was prepared with {_difference(different[0], options)}, probably before an "
+                             f"unfinished --overwrite")
             continue
         done[study] = index_records(records)
         if _unchanged(records, sources.studies.get(study, {}), config.src):
@@ -217,7 +217,7 @@ def _survey(
     if rebuild and others:
         raise StoreError(f"{store}: its index is lost, and {len(others)} of its {len(done) + len(broken)} studies were "
                          f"prepared with {_difference(others[0], options)}: prepare with the options of these studies, "
-                         f"which makes the index again, or with --overwrite to begin the store anew")
+                         f"which restores the index, or with --overwrite to start the store over")
     return done, unchanged, broken
 
 
@@ -262,14 +262,14 @@ def _open_for_writing(store: Path, config: PrepareConfig) -> tuple[PrepareConfig
                              f"folder") from None
     except StoreError as err:
         if not config.overwrite or not (store / "studies").is_dir():
-            raise StoreError(f"{err} (--overwrite begins the store anew)") from err
+            raise StoreError(f"{err} (--overwrite starts the store over)") from err
         config = _as_begun(config, None)
     else:
         config = _as_begun(config, before)
         options = config.shaping()
         if before != options and not config.overwrite:
             raise StoreError(f"{store} was prepared with {_difference(before, options)}: choose another folder, the "
-                             f"same options, or --overwrite to begin the store anew")
+                             f"same options, or --overwrite to start the store over")
     (store / "studies").mkdir(exist_ok=True)
     if config.part:
         return config, not (store / "index.json").exists()

@@ -80,7 +80,7 @@ class PrepareConfig:
         check(self, *grid, valid=lambda values: all(value > 0 for value in values), must="must be positive")
         check(self, "workers", valid=lambda n: n >= 0, must="must be 0 (one per core) or more")
         if self.merge and self.shard:
-            raise ValueError("--merge comes after all shards and is none of them: leave out --shard")
+            raise ValueError("--merge runs after all shards: leave out --shard")
         if self.overwrite and (self.merge or self.shard):
             raise ValueError("--overwrite would remove what other shards prepared: remove the store first")
         _ = self.part

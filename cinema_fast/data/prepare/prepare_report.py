@@ -80,5 +80,5 @@ class PrepareReport:
         if self.unmatched_files:
             lines.append(unmatched_line(self.unmatched_files))
         if self.shard:
-            lines.append("when all shards have ended, --merge in the place of --shard makes the index")
+            lines.append("when all shards have ended, --merge instead of --shard writes the index")
         return "\n".join(lines + failure_lines(self.failures, "failures.jsonl"))

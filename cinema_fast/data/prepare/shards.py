@@ -80,7 +80,7 @@ def write_failures(path: Path, failures: list[Failure]) -> None:
 
 
 def read_outcomes(store: Path) -> list[Failure]:
-    """What failed in the shards of a store; a shard that has not run to its end is a failure too."""
+    """What failed in the shards of a store; a shard that has not finished is a failure too."""
     sizes = {int(path.name.removesuffix(".lock").rpartition("-")[2]) for path in _locks(store)}
     failures = []
     for n in sorted(sizes):
@@ -89,7 +89,7 @@ def read_outcomes(store: Path) -> list[Failure]:
             try:
                 lines = failures_file(store, shard.name).read_text("utf-8").splitlines()
             except FileNotFoundError:
-                failures.append(Failure("", None, f"shard {shard}", "has not run to its end"))
+                failures.append(Failure("", None, f"shard {shard}", "has not finished"))
             else:
                 failures += [Failure(**parse_json(line)) for line in lines]
     return failures

@@ -40,7 +40,7 @@ from .store import (
 INDEX = "index.json"
 
 
-UNLISTED = "is not in the index: prepare has not ended, or has left it out as damaged"
+UNLISTED = "is not in the index: prepare has not finished, or has left it out as damaged"
 
 
 class Fault(NamedTuple):
@@ -87,7 +87,7 @@ class CheckReport:
             f"damaged or altered: {files}, of {spoilt} of {count_studies(self.n_studies)}",
             *(f"{fault.file}: {fault.reason}" for fault in self.faults),
             f"to make these {what} anew: {check}, with the original options" if spoilt else
-            f"to make the index anew from the studies: remove it, then {check}, with the original options",
+            f"to rebuild the index from the studies: remove it, then {check}, with the original options",
         ])
 
 
@@ -106,7 +106,7 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
     faults, checksums = [], {}
     as_written = "sha256" not in index or index_is_as_written(path, index["sha256"])
     if not as_written:
-        faults.append(Fault("", INDEX, "altered: its SHA-256 is not the one that is written at its end"))
+        faults.append(Fault("", INDEX, "altered: its SHA-256 does not match the one at its end"))
     begun = sorted(file.parent.name for file in (path / "studies").glob("*/study.json"))
     for study in (study for study in begun if study not in index["studies"]):
         faults.append(Fault(study, f"studies/{study}/study.json", UNLISTED))
@@ -127,8 +127,8 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
         except StoreError as err:
             faults.append(Fault(study, file, str(err).removeprefix(f"{path / file}: ")))
     if not index["studies"] and not faults:
-        raise StoreError(f"{path} holds no studies: its preparation has not ended, or nothing could be prepared; run "
-                         f"prepare again")
+        raise StoreError(f"{path} holds no studies: its preparation has not finished, or nothing could be prepared; "
+                         f"run prepare again")
     faults += find_altered(path, checksums, workers=workers, progress=progress)
     return CheckReport(len(checksums), sorted(faults), index_summed="sha256" in index)
 

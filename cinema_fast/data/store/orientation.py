@@ -43,11 +43,11 @@ _LEFT_BACK_FEET = np.diag((-1.0, -1.0, -1.0))  # of RAS+
 NO_ORIENTATION = ("orientation unknown (the header has no orientation code, or only the scanner's axes, as in ACDC): "
                   "axes kept as in the file")
 AS_STORED_STORE = ("the store keeps the axes of its images as their files store them, as stores of earlier versions "
-                   "do: what a model makes of them depends on the program that wrote the files. prepare --overwrite "
-                   "arranges them alike in all studies")
+                   "do: predictions depend on the program that wrote the files. prepare --overwrite aligns the axes of "
+                   "all studies")
 AS_STORED_RUN = ("the run was trained on images with the axes that their files had (a store of an earlier version, or "
-                 "--orientation stored), and these were predicted likewise: the same scan written by another program "
-                 "may give another result. A run trained on a new store does not depend on it")
+                 "--orientation stored), and these were predicted in the same way: the same scan written by another "
+                 "program may give another result. A run trained on a newly prepared store does not depend on it")
 
 Arrangement = tuple[int, int, int]
 """Which axis of the file each axis becomes made of, from 1; minus: in reverse. (1, 2, 3) changes nothing."""

@@ -101,7 +101,7 @@ class CineStore:
             more = f"\n  and {len(wrong) - 5} more" if len(wrong) > 5 else ""
             files = counted(len(wrong), "file does", "files do")
             raise StoreError(f"{self.path}: {files} not match the index:\n  " + "\n  ".join(wrong[:5])
-                             + more + "\nrun prepare again to make them anew, with --motion for motion maps")
+                             + more + "\nrun prepare again to replace them, with --motion for motion maps")
 
     @property
     def ids(self) -> list[str]:
@@ -187,7 +187,7 @@ class CineStore:
         try:
             stat = os.fstat(fd)
             if not S_ISREG(stat.st_mode):
-                raise StoreError(f"{path}: no regular file; {_again(path)}")
+                raise StoreError(f"{path}: not a regular file; {_again(path)}")
             stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
             if self._checked.get(path) != stamp:
                 check_npy_header(path, shape, os.read(fd, NPY_HEADER_BYTES))
@@ -295,7 +295,7 @@ def read_index(path: Path) -> dict:
                 raise IndexLost(f"{file}: the record of study {study!r}, view {view!r} is damaged ({why}); "
                                  f"run prepare again")
             if "/" in study + view or {study, view} & {"", ".", ".."}:  # prepare writes to places of these names
-                raise StoreError(f"{file}: study {study!r}, view {view!r} are no names of a folder and a file in it; "
+                raise StoreError(f"{file}: study {study!r}, view {view!r} are not names of a folder and a file in it; "
                                  f"this store was not written by prepare")
             for path, expected in zip(info.paths, files_of(study, view)):  # elsewhere may be anything of this machine
                 if path not in (None, f"{root}/{expected}"):

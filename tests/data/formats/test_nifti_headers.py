@@ -73,7 +73,7 @@ def test_of_sform_and_qform_the_sform_is_taken_and_reported(tmp_path):
     nib.save(image, tmp_path / "p_sax.nii.gz")
     cine = read_cine(tmp_path / "p_sax.nii.gz", stack=True)
     np.testing.assert_allclose(cine.affine, AFFINE, atol=1e-4)
-    assert cine.remark == "its sform and qform differ, by up to 130 pixels: its sform is taken"  # 2 x 65, mirrored
+    assert cine.remark == "its sform and qform differ, by up to 130 pixels: its sform is used"  # 2 x 65, mirrored
     report = prepare(PrepareConfig(tmp_path, tmp_path / "store", workers=1), progress=False)
     assert report.exit_code == 0 and f"1 cine (p sax): {cine.remark}" in str(report)
 
@@ -109,7 +109,7 @@ def test_an_unknown_datatype_and_bytes_after_the_compressed_data_are_named(tmp_p
 
 def test_a_qform_that_cannot_be_read_gives_way_to_the_sform(tmp_path):
     """The standard takes a pixdim[0] of 0 for 1; another number than -1 and 1 says nothing of the third axis."""
-    for qfac, remark in ((0.0, ""), (0.5, "its qform cannot be read: its sform is taken")):
+    for qfac, remark in ((0.0, ""), (0.5, "its qform cannot be read: its sform is used")):
         image = image_of()
         image.set_qform(AFFINE, 1)
         image.set_sform(AFFINE, 1)
@@ -131,7 +131,7 @@ def test_negative_voxel_sizes_without_an_sform_are_refused(tmp_path):
     content = bytearray((tmp_path / "c.nii").read_bytes())
     content[80:84] = np.float32(-1.4).tobytes()
     (tmp_path / "c.nii").write_bytes(content)
-    with pytest.raises(CineError, match=r"voxels of -1\.4 x 1\.4 x 9 by its pixdim: sizes are above 0"):
+    with pytest.raises(CineError, match=r"voxels of -1\.4 x 1\.4 x 9 by its pixdim: sizes must be above 0"):
         read_cine(tmp_path / "c.nii", stack=True)
 
 

@@ -65,7 +65,7 @@ def test_a_run_by_dali_is_the_run_by_threads(tiny_store, tmp_path):
 
 
 def test_auto_says_what_it_chose_and_why(monkeypatch):
-    assert pick_loader("auto", CPU) == ("torch", "on a CPU threads that read are faster than DALI")
+    assert pick_loader("auto", CPU) == ("torch", "on a CPU, reading threads are faster than DALI")
     assert pick_loader("torch", GPU) == ("torch", "asked for")
     monkeypatch.setattr(dali, "why_not_dali", lambda: "")
     assert pick_loader("auto", GPU)[0] == "dali" and pick_loader("dali", CPU) == ("dali", "asked for")

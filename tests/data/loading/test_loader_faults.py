@@ -33,8 +33,8 @@ DAMAGE = {  # what befalls a file, and what is said of it
     "other shape": (lambda file: exchange(file, np.zeros((4, 32, 31), np.uint8)), "holds uint8 (4, 32, 31)"),
     "other dtype": (lambda file: exchange(file, np.load(file).view(np.int8)), "holds int8"),
     "damaged header": (lambda file: exchange(file, file.read_bytes().replace(b"(", b"[", 1)), "not the .npy file"),
-    "pipe": (lambda file: (file.unlink(), os.mkfifo(file)), "no regular file"),
-    "folder": (lambda file: (file.unlink(), file.mkdir()), "no regular file"),
+    "pipe": (lambda file: (file.unlink(), os.mkfifo(file)), "not a regular file"),
+    "folder": (lambda file: (file.unlink(), file.mkdir()), "not a regular file"),
 }
 
 

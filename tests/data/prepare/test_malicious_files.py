@@ -63,7 +63,7 @@ def test_options_of_a_run(store):
 
 def test_rules_of_views(tmp_path):
     (tmp_path / "rules.yaml").write_text(f"rules:\n  - match: {CALL}\n    view: sax\n")
-    with pytest.raises(ValueError, match=r"rules\.yaml: no rules of views can be read"):
+    with pytest.raises(ValueError, match=r"rules\.yaml: the view rules cannot be read"):
         read_rules(tmp_path / "rules.yaml")
 
 
@@ -99,7 +99,7 @@ def test_names_in_an_index_cannot_leave_the_store(store, tmp_path, name, of):
     else:
         index["studies"]["s0"][name] = index["studies"]["s0"].pop("sax")
     (store / "index.json").write_text(json.dumps(index))
-    with pytest.raises(StoreError, match=r"index\.json: study .* no names of a folder and a file"):
+    with pytest.raises(StoreError, match=r"index\.json: study .* not names of a folder and a file"):
         CineStore(store)
     assert not list((tmp_path / "victim").iterdir())
 

@@ -89,7 +89,7 @@ def test_altered_pixels_are_found_and_mended(prepared, capfd):
     assert f"{FILE}: altered" in out and "STORE --repair --motion`" in out and "to make these motion maps anew" in out
     report = run(src, store, repair=True)
     assert [(f.view, f.file) for f in report.failures] == [("sax", FILE)] and report.exit_code == 1
-    assert "--motion makes it anew" in report.failures[0].reason and CineStore(store).info("p1", "sax").motion
+    assert "--motion computes it again" in report.failures[0].reason and CineStore(store).info("p1", "sax").motion
     report = run(src, store, repair=True, motion=True)
     assert (report.unchanged, report.motion_maps, report.exit_code) == (3, 1, 0)
     assert content(store) == before and main(["verify", str(store)]) == 0

@@ -166,7 +166,7 @@ def test_other_options_and_other_folders_are_refused(src, tmp_path):
     assert run(src, tmp_path / "store", lax_size=(48, 48), overwrite=True).prepared == 3
     assert CineStore(tmp_path / "store").info("p0", "lax_2c").shape == (4, 48, 48)
     (tmp_path / "store/index.json").write_text("{")
-    with pytest.raises(StoreError, match=r"its index is lost, and 3 of its 3 .*--overwrite to begin the store anew"):
+    with pytest.raises(StoreError, match=r"its index is lost, and 3 of its 3 .*--overwrite to start the store over"):
         run(src, tmp_path / "store")
     assert run(src, tmp_path / "store", overwrite=True).prepared == 3
     (tmp_path / "home").mkdir()

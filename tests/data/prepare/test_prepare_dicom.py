@@ -98,7 +98,7 @@ def test_what_is_no_cine_of_a_view_is_left_out_and_reported(tmp_path):
     write_series(src / "ct", DATA, AFFINE, number=5, description="SAX", change=other_modality)
     report = run(src, tmp_path / "store")
     assert report.series == {
-        ("cine SAX", "sax", ""): 1, ("cine SAX still", None, "no cine: one image of each of 3 planes"): 1,
+        ("cine SAX", "sax", ""): 1, ("cine SAX still", None, "not a cine: one image of each of 3 planes"): 1,
         ("PSIR SAX", None, "late enhancement"): 1, ("mystery", None, "no rule fits its description"): 1,
         ("SAX", None, "modality CT"): 1}
     assert "left out (late enhancement): 1 series 'PSIR SAX'" in str(report) and report.exit_code == 0
@@ -208,7 +208,8 @@ def test_formats_are_distinguished(src, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    ("rules: [{match: 'sax(', view: sax}]", "rule 1, .* no regular expression"), ("[", "no rules of views can be read"),
+    ("rules: [{match: 'sax(', view: sax}]", "rule 1, .* not a regular expression"),
+    ("[", "the view rules cannot be read"),
     ("rules: [{match: sax, view: ../sax}]", "the view is a name of a-z"), ("rules: sax", "expected the keys rules"),
     ("rules: [{match: sax}]", "rule 1, .* expected"), ("repeated: first\nrules: []", "repeated is 'first', expected"),
 ])  # fmt: skip
@@ -216,7 +217,7 @@ def test_rules_that_cannot_serve(tmp_path, content, message):
     (tmp_path / "rules.yaml").write_text(content)
     with pytest.raises(ValueError, match=f"rules.yaml: .*{message}"):
         read_rules(tmp_path / "rules.yaml")
-    with pytest.raises(ValueError, match=r"none\.yaml: no rules of views can be read"):
+    with pytest.raises(ValueError, match=r"none\.yaml: the view rules cannot be read"):
         read_rules(tmp_path / "none.yaml")
 
 

@@ -150,7 +150,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, monkeypatch, capfd)
         write_study(tmp_path / "src", f"p{n}")
     command = ["prepare", str(tmp_path / "src"), str(tmp_path / "store"), "--workers", "1"]
     publish = prepare_module.replace_folder
-    for kept, studies, options, words in ((0, [], [], "nothing was prepared, what was there stays: the same command"),
+    for kept, studies, options, words in ((0, [], [], "was prepared, existing files are kept: the same command"),
                                           (2, ["p0", "p1"], [], "2 studies complete and kept: the same command"),
                                           (1, ["p0"], ["--overwrite"], "the same command without --overwrite")):
         def stopped(folder, target, studies=studies):
@@ -162,7 +162,7 @@ def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path, monkeypatch, capfd)
             patch.setattr(prepare_module, "replace_folder", stopped)
             assert main(command + options) == 130
         said = capfd.readouterr().err.splitlines()[-1]
-        assert said.startswith("cinema-fast: stopped; ") and said.endswith(f"{words} goes on from there")
+        assert said.startswith("cinema-fast: stopped; ") and said.endswith(f"{words} continues from there")
         assert len(list((tmp_path / "store/studies").iterdir())) == kept
         assert not (tmp_path / "store/.preparing").exists()
     assert main(command) == 0

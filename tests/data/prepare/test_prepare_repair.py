@@ -194,7 +194,7 @@ def test_an_altered_index_is_found(prepared, kind, summed):
     if kind == "a spacing":
         assert "spacing_mm of sax is (1.0, 1.0, 10.0) here, (2.0, 2.0, 10.0) in the index" in str(report)
     if summed:
-        assert "to make the index anew" in str(report) or of_study or kind == "a study gone"
+        assert "to rebuild the index" in str(report) or of_study or kind == "a study gone"
 
 
 def test_an_altered_index_is_made_anew(prepared):
@@ -235,8 +235,8 @@ def test_what_is_no_file_is_named_and_mended(prepared, make):
     replace(store / "studies/p2/study.json", make)
     code = "import sys; from cinema_fast.cli import main; sys.exit(main())"
     verified = subprocess.run([sys.executable, "-c", code, "verify", store], capture_output=True, text=True, timeout=60)
-    assert verified.returncode == 1 and "studies/p1/sax.npy: no regular file" in verified.stdout
-    assert "studies/p2/study.json: cannot be read ([Errno 22] no regular file" in verified.stdout
+    assert verified.returncode == 1 and "studies/p1/sax.npy: not a regular file" in verified.stdout
+    assert "studies/p2/study.json: cannot be read ([Errno 22] not a regular file" in verified.stdout
     report = run(src, store, repair=True)
     assert (report.prepared, report.unchanged, report.exit_code) == (2, 1, 0) and content(store) == before
 

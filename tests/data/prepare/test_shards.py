@@ -83,7 +83,7 @@ def test_what_is_missing_is_reported(src, tmp_path):
     missing = {f"p{n}" for n in range(6) if Shard(2, 3).holds(f"p{n}")}
     assert missing and report.n_studies == 6 - len(missing) and report.exit_code == 1
     reasons = {failure.study: failure.reason for failure in report.failures}
-    assert reasons.pop("") == "has not run to its end" and "failed: shard 2/3: has not run to its end" in str(report)
+    assert reasons.pop("") == "has not finished" and "failed: shard 2/3: has not finished" in str(report)
     assert reasons == {study: f"the study {study} is missing: no shard has prepared it" for study in missing}
     run(src, store, shard="2/3")
     assert run(src, store, merge=True).failures == [] and CineStore(store).ids == [f"p{n}" for n in range(6)]

@@ -243,7 +243,7 @@ def test_what_is_no_regular_file_is_not_waited_for(folder, make):
 
     (reader := Thread(target=read, daemon=True)).start()
     reader.join(timeout=10)
-    assert said == [f"{folder / NPY}: no regular file; run prepare again"]
+    assert said == [f"{folder / NPY}: not a regular file; run prepare again"]
 
 
 def test_index_survives_a_failed_replacement(folder, monkeypatch):
