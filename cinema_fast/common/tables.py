@@ -108,7 +108,7 @@ def read_table(path: Path | str, column: str = "study") -> Table:
     """Read a CSV table with a line per study, and a first line of names.
 
     UTF-8 with or without a byte order mark, any line ends, fields in quotes where they hold a comma; empty lines are
-    skipped. Whether the studies are those of a store is for the caller to judge.
+    skipped. The caller checks whether the studies are those of a store.
 
     Args:
         column: the one that names the studies.

@@ -182,7 +182,7 @@ def _split(
 ) -> tuple[dict[str, tuple[str, ...]], list[str], list[str]]:
     """{training study: its views among `views`}, the studies held out, and the views that only these have.
 
-    A study with none of the views is in neither. Raises ValueError where no held-out study could be judged.
+    A study with none of the views is in neither. Raises ValueError where no held-out study could be evaluated.
     """
     usable = {study: tuple(v for v in store.views(study) if v in views) for study in store.ids}
     usable = {study: has for study, has in usable.items() if has}
