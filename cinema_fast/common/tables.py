@@ -125,7 +125,7 @@ def read_table(path: Path | str, column: str = "study") -> Table:
     for number, row in lines:
         study = row.pop(column)
         if not study:
-            raise ValueError(f"{path}, line {number}: no name of a study in the column {column!r}")
+            raise ValueError(f"{path}, line {number}: no study name in the column {column!r}")
         if study in rows:
             raise ValueError(f"{path}, line {number}: the study {study!r} is on line {numbers[study]} already; "
                              f"a table has one line per study")

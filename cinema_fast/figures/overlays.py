@@ -87,7 +87,7 @@ def cycle_gif(exhibit: Exhibit) -> bytes:
 
 
 def moving(frames: Sequence[np.ndarray], step_ms: float) -> bytes:
-    """An endless GIF of pictures in palette numbers, each shown for about `step_ms`, within the limits of GIF viewers."""
+    """An endless GIF of pictures in palette numbers, each shown for about `step_ms` (GIF viewers limit it)."""
     first, *others = (_picture(frame) for frame in frames)
     step = min(max(20, 10 * round(step_ms / 10)), 1000)
     file = io.BytesIO()

@@ -103,7 +103,7 @@ class TableTask(Task):
     def check(cls, config: "FinetuneConfig") -> None:
         """Raise ValueError where the options do not name columns that can be learnt."""
         if not (config.table and config.targets):
-            raise ValueError(f"--task {config.task} needs --table CSV and --targets COLUMN ..., which columns to learn")
+            raise ValueError(f"--task {config.task} needs --table CSV and --targets COLUMN ..., the columns to learn")
         if config.task != "multitask" and len(config.targets) > 1:
             raise ValueError(
                 f"--task {config.task} learns one column, got {len(config.targets)}: use --task multitask"
@@ -357,7 +357,7 @@ def _check_parts(table: Table, name: str, values: dict[str, str], split: Split, 
                 "or give --split"
             )
     if classified and len(classes := set(values.values())) > max(len(values) // 2, 2):
-        hint = "; a number is learnt by --task regression or multitask" if all(map(is_number, classes)) else ""
+        hint = "; for numbers use --task regression or multitask" if all(map(is_number, classes)) else ""
         raise ValueError(f"{table.path}: {name!r} has {len(classes)} classes in {len(values)} studies{hint}")
 
 
@@ -379,7 +379,7 @@ def _target(table: Table, name: str, values: dict[str, str], split: Split, *, cl
     for part in ("val", "test"):
         if unknown := sorted(set(parts[part]) - set(classes)):
             raise ValueError(f"{table.path}: {name!r} {unknown[0]!r} is in the {part} studies and in none of {few}: "
-                             "take other studies (--label-fraction, --shots, --subset-seed, --split)")  # fmt: skip
+                             "choose other studies (--label-fraction, --shots, --subset-seed, --split)")  # fmt: skip
     if len(classes) < 2:
         raise ValueError(f"{table.path}: {name!r} is {classes[0]!r} for all of {few}: {others}")
     return Target(name, tuple(classes))

@@ -186,8 +186,8 @@ def read_nifti(path: Path | str) -> Volume:
         raise CineError(path, "truncated: the compressed data ends early") from err
     except gzip.BadGzipFile as err:
         if str(err).startswith("Not a gzipped file"):  # its own beginning was: what follows the compressed data is not
-            raise CineError(path, "something that is no gzip follows the compressed data: a file that was joined or "
-                                  "written over; decompress and compress it again") from err
+            raise CineError(path, "data that is not gzip follows the compressed data: the file was joined or "
+                                  "overwritten; decompress and compress it again") from err
         raise CineError(path, f"corrupt: {err}") from err
     except zlib.error as err:
         raise CineError(path, f"corrupt: {err}") from err
