@@ -268,7 +268,7 @@ def test_tables_that_are_not_there(runs, discs, tmp_path):
     moved = shutil.copytree(runs / "multitask", tmp_path / "moved")
     saved = (moved / "config.yaml").read_text()
     (moved / "config.yaml").write_text(saved.replace(str(discs.table), "elsewhere.csv"))
-    with pytest.raises(ValueError, match=r"^elsewhere\.csv, the table of .*moved, was not found .*: give its path by --table$"):
+    with pytest.raises(ValueError, match=r"^elsewhere\.csv, the table of .*moved, was not found .* by --table$"):
         evaluate_run(EvaluateConfig(moved, tmp_path / "eval", device="cpu"))
 
 
