@@ -347,13 +347,13 @@ def _is_classified(config: "FinetuneConfig", table: Table, name: str, values: di
 
 def _check_parts(table: Table, name: str, values: dict[str, str], split: Split, *, classified: bool) -> None:
     """Raise ValueError where training or validation studies have no value of a column, or all have the same class."""
-    for part, said in (("train", "training"), ("val", "validation")):
+    for part, word in (("train", "training"), ("val", "validation")):
         here = [values[study] for study in getattr(split, part) if study in values]
         if getattr(split, part) and not here:
-            raise ValueError(f"{table.path}: no {said} study that has images has a value in the column {name!r}")
+            raise ValueError(f"{table.path}: no {word} study that has images has a value in the column {name!r}")
         if classified and len(set(here)) == 1:
             raise ValueError(
-                f"{table.path}: all {said} studies ({len(here)}) have {name!r} = {here[0]!r}: change --val or --test, "
+                f"{table.path}: all {word} studies ({len(here)}) have {name!r} = {here[0]!r}: change --val or --test, "
                 "or give --split"
             )
     if classified and len(classes := set(values.values())) > max(len(values) // 2, 2):
