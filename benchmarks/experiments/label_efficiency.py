@@ -186,7 +186,7 @@ def document(out: Path, size: Size, results: Mapping[tuple[str, str], Comparison
     todo = [cell for cell in cells(size) if not is_evaluation(cell.folder(out) / "evaluation")]
     runs = [out / "pretraining", *(cell.folder(out) / "run" for cell in cells(size) if cell not in todo)]
     commits = sorted({str(read_run_info(run).versions["commit"]) for run in runs})
-    said = "All cells are complete." if not todo else (
+    status = "All cells are complete." if not todo else (
         f"**{len(cells(size)) - len(todo)} of {len(cells(size))} cells are complete.** Missing: "
         + "; ".join(missing(size, seed, todo) for seed in size.seeds if any(c.seed == seed for c in todo)) + "."
     )  # fmt: skip
@@ -201,7 +201,7 @@ def document(out: Path, size: Size, results: Mapping[tuple[str, str], Comparison
         f"of one core for pre-training, fits and evaluations; {conditions.cpu_model()}, PyTorch {torch.__version__}; "
         f"{conditions.now()[:10]}; runs of commit {', '.join(commits)}",
         "",
-        said,
+        status,
         "",
         f"{size.studies} synthetic hearts of {len(set(disease.values()))} disease classes, 10 frames; SAX stored as "
         "32 x 32 pixels of 3 mm, which hold the left ventricle and cut the right one, and 20 slices of 6 mm. "

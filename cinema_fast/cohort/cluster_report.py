@@ -77,7 +77,7 @@ def write_cluster_report(
         "report": report,
         "found": report.found,
         "tables": {column: list(lines) for column, lines in groupby(report.lines, key=lambda line: line.column)},
-        "pictures": [((folder / f"{name}.png").read_bytes(), said) for name, said in _PICTURES],
+        "pictures": [((folder / f"{name}.png").read_bytes(), caption) for name, caption in _PICTURES],
     }
     template = Path(__file__).with_name("cluster_report.html.j2")
     write_page(folder / "index.html", template, values, {"number": _number, "p": _p})

@@ -115,8 +115,8 @@ def embed(config: EmbedConfig) -> EmbedReport:
     if info is None:
         raise ValueError(f"{config.run} holds no run (no config.yaml there); make one with `cinema-fast pretrain`")
     if info.labels:
-        raise ValueError(f"{config.run} is a run of finetune, and embed needs one of pretrain; fine-tuned models are "
-                         "asked by `cinema-fast predict` and `cinema-fast evaluate`")
+        raise ValueError(f"{config.run} is a run of finetune, and embed needs one of pretrain; for fine-tuned models "
+                         "use `cinema-fast predict` and `cinema-fast evaluate`")
     checkpoints = config.run / "checkpoints"
     checkpoint = newest_checkpoint(checkpoints, lambda note: print(note, file=sys.stderr))
     if checkpoint is None:

@@ -185,11 +185,11 @@ def read_target(table: Table, target: str, embeddings: Embeddings, classes: bool
 
 def read_split(table: Table, studies: list[str]) -> np.ndarray:
     """(n,) train, val or test of each study, "" where the table says nothing. Raises ValueError at another word."""
-    said = table.values("split")
-    for study, part in said.items():
+    parts = table.values("split")
+    for study, part in parts.items():
         if part not in ("train", "val", "test"):
             raise ValueError(f"{table.path}, line {table.lines[study]}: split is {part!r}, want train, val or test")
-    return np.array([said.get(study, "") for study in studies])
+    return np.array([parts.get(study, "") for study in studies])
 
 
 def probe_target(

@@ -108,7 +108,7 @@ def read_table(path: Path | str, column: str = "study") -> Table:
     """Read a CSV table with a line per study, and a first line of names.
 
     UTF-8 with or without a byte order mark, any line ends, fields in quotes where they hold a comma; empty lines are
-    skipped. Whether the studies are those of a store is for the caller to judge.
+    skipped. The caller checks whether the studies are those of a store.
 
     Args:
         column: the one that names the studies.
@@ -125,7 +125,7 @@ def read_table(path: Path | str, column: str = "study") -> Table:
     for number, row in lines:
         study = row.pop(column)
         if not study:
-            raise ValueError(f"{path}, line {number}: no name of a study in the column {column!r}")
+            raise ValueError(f"{path}, line {number}: no study name in the column {column!r}")
         if study in rows:
             raise ValueError(f"{path}, line {number}: the study {study!r} is on line {numbers[study]} already; "
                              f"a table has one line per study")

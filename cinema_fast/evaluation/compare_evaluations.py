@@ -105,7 +105,7 @@ def read_evaluation(path: Path) -> EvaluationFolder:
 
 def pair(first: EvaluationFolder, second: EvaluationFolder) -> tuple[list[Row], list[Row]]:
     """The rows that both have, in the same order. Raises ValueError where there are none, or where they differ in what
-    was true or how it is judged."""
+    was true or how it is evaluated."""
     shared = [of for of in first.rows if of in second.rows]
     if not shared:
         kinds = [", ".join(k for k in one.judgements if any(of[0] == k for of in one.rows)) for one in (first, second)]

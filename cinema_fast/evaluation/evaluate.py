@@ -80,8 +80,8 @@ def _of_run(run: FinetunedRun, option: Literal["data", "table"]) -> Path | None:
     saved = run.info.options[option]
     if saved and not Path(saved).exists():
         what = {"data": "store", "table": "table"}[option]
-        raise ValueError(f"{saved}, the {what} of {run.folder}, is not here (the run was made in another folder or on "
-                         f"another machine, or it has been moved): name it by --{option}")  # fmt: skip
+        raise ValueError(f"{saved}, the {what} of {run.folder}, was not found (the run was made in another folder or "
+                         f"on another machine, or it has been moved): give its path by --{option}")  # fmt: skip
     return Path(saved) if saved else None
 
 

@@ -1,10 +1,10 @@
-"""Figures that are drawn into files, without a display."""
+"""Figures that are drawn to files, without a display."""
 
 import numpy as np
 
 
 def new_figure(width: float, height: float):
-    """A matplotlib figure, inches wide and high, that no window system takes part in."""
+    """A matplotlib figure, inches wide and high, that needs no window system."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

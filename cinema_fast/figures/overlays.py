@@ -25,7 +25,7 @@ def colour_of(k):
 
 
 def zoom_to(size: int, shape: Sequence[int]) -> int:
-    """By which whole number an image is enlarged to `size` pixels on its larger side, at least."""
+    """The whole number by which an image is enlarged to `size` pixels on its larger side, at least."""
     return max(-(-size // max(shape)), 1)
 
 
@@ -87,7 +87,7 @@ def cycle_gif(exhibit: Exhibit) -> bytes:
 
 
 def moving(frames: Sequence[np.ndarray], step_ms: float) -> bytes:
-    """An endless GIF of pictures in palette numbers, each shown for `step_ms` as near as the format and viewers go."""
+    """An endless GIF of pictures in palette numbers, each shown for about `step_ms` (GIF viewers limit it)."""
     first, *others = (_picture(frame) for frame in frames)
     step = min(max(20, 10 * round(step_ms / 10)), 1000)
     file = io.BytesIO()

@@ -1,4 +1,4 @@
-"""HTML reports: one file that carries its pictures and refers to nothing outside it."""
+"""HTML reports: one file that contains its pictures and needs no other file."""
 
 import base64
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from pathlib import Path
 def write_page(path: Path, template: Path, values: Mapping, filters: Mapping[str, Callable] | None = None) -> None:
     """Write a report from a Jinja2 template that extends `page.html.j2`, in a folder that may be new.
 
-    All values are escaped, as names in them come from files and tables; bytes that are no text are spelt out.
+    All values are escaped, as names in them come from files and tables; bytes that are not text are escaped.
     """
     import jinja2
 
@@ -24,6 +24,6 @@ def write_page(path: Path, template: Path, values: Mapping, filters: Mapping[str
 
 
 def embedded(picture: bytes) -> str:
-    """A PNG or GIF file as the address of a picture: a filter of the templates."""
+    """A PNG or GIF file as a data URL: a filter of the templates."""
     kind = "gif" if picture[:3] == b"GIF" else "png"
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"

@@ -89,7 +89,7 @@ class MAE(Method):
             raise ValueError(f"--init-from {start}: a run of finetune, whose weights have no decoder; "
                              "want one of pretrain")  # fmt: skip
         if (its := info.options["preset"]) != size:
-            raise ValueError(f"--init-from {start}: a run of --preset {its}, this one is to be of {size}: give "
+            raise ValueError(f"--init-from {start}: a run of --preset {its}, but this run is of {size}: give "
                              f"--preset {its}, or start from another run")  # fmt: skip
         say(load_shared_views(model, *newest_weights(start, say, self.place.ranks)))
         for remark in learnt_otherwise(start, info.store.orientation, self.info.store.orientation):
@@ -182,7 +182,7 @@ def _split(
 ) -> tuple[dict[str, tuple[str, ...]], list[str], list[str]]:
     """{training study: its views among `views`}, the studies held out, and the views that only these have.
 
-    A study with none of the views is in neither. Raises ValueError where no held-out study could be judged.
+    A study with none of the views is in neither. Raises ValueError where no held-out study could be evaluated.
     """
     usable = {study: tuple(v for v in store.views(study) if v in views) for study in store.ids}
     usable = {study: has for study, has in usable.items() if has}

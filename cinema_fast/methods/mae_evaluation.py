@@ -28,7 +28,7 @@ from ..models.config import CineMAConfig
 from ..models.precision import autocast
 from .masking import draw_plan
 
-PHASES = (0.0, 0.25, 0.5, 0.75)  # of the cardiac cycle: the frames that every study is judged by
+PHASES = (0.0, 0.25, 0.5, 0.75)  # of the cardiac cycle: the frames on which every study is evaluated
 BLIND_STUDIES = 1024  # the mean patch settles long before; 70,000 studies would take hours to read
 MASK_SEED = 0x5EED  # masks are the same in every evaluation, whatever seed the run has
 
@@ -195,7 +195,7 @@ def evaluate(
 
     baseline: `mean_patches` of the training studies; only views that it has are evaluated, and shown to the model. Per
     study the loss is the mean over its views. unreadable, and LoaderError: see `fixed_batches`.
-    Raises ValueError where no study can be judged.
+    Raises ValueError where no study can be evaluated.
     """
     config = model.config
     losses = torch.zeros(2, dtype=torch.float64, device=device)

@@ -12,7 +12,7 @@ def pretrain(config: PretrainConfig) -> Outcome:
 
     What is written, and errors: `loop.train`. Where motion guides the masks, a line of metrics.jsonl has `guidance` too
     (share of the time that went into their weights; not where a step is one graph), and report/ is written at the end:
-    held-out studies are judged on the views that some training study has (views only they have are named before the
+    held-out studies are evaluated on the views that some training study has (views only they have are named before the
     first step). Studies that cannot be read are left out and named, with `config.strict` they end the run; whatever
     else keeps a finished run from its evaluation or pictures is logged, and the run counts as finished.
     """

@@ -20,10 +20,10 @@ FAR_MM = 1000.0  # how far off a landmark that was not found counts where cases 
 
 
 class Assessment:
-    """Scores of predictions as rows, and the arrays of a few cases for pictures: memory does not grow with the images.
+    """Scores of predictions as rows, and the arrays of a few cases for pictures, so that memory stays small.
 
-    Each add_ judges one prediction and returns nothing; `write_results` summarises them. ValueError names the study,
-    and what of it does not fit.
+    Each add_ method evaluates one prediction; `write_results` summarises them. A ValueError names the study
+    and what is wrong with it.
     """
 
     def __init__(
@@ -135,8 +135,7 @@ class Assessment:
     def add(
         self, judgement: Judgement, study: str, name: str, view: str = "", frame: int | str = "", **values: float
     ) -> None:
-        """A row of a kind that the evaluation itself does not know: numbers of what has a name. nan: there was nothing
-        to judge; inf: it failed."""
+        """Add a row of a task's own kind: numbers under a name. nan: there was nothing to evaluate; inf: a failure."""
         if self.judgements.setdefault(judgement.kind, judgement) is not judgement:
             raise ValueError(f"{judgement.kind}: there is another judgement of this name")
         self._once(judgement.kind, study, name, view, frame)
@@ -144,12 +143,12 @@ class Assessment:
         self.rows.append(new_row(judgement.kind, study, name, view, frame, **values))
 
     def flag(self, study: str, code: str, view: str = "") -> None:
-        """Mark a study for review, by a code of `metrics.flags` and the views that it is about; it is judged all
-        the same."""
+        """Mark a study for review, by a code of `metrics.flags` and the views concerned; it is still
+        evaluated."""
         self.flags.append((study, view, code))
 
     def leave_out(self, study: str, why: str) -> None:
-        """Note what could not be judged; the report and results.json say it."""
+        """Note a study that could not be evaluated; the report and results.json list it."""
         self.left_out.append((study, why))
 
     def _offer(self, kind: str, exhibit: Exhibit | LandmarkExhibit) -> None:

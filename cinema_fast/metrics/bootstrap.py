@@ -1,7 +1,7 @@
 """Bootstrap intervals over studies, and permutation tests between two sets of predictions.
 
-What is drawn is the study, never the row: frames and classes of one heart are not independent, so the rows of a study
-come and go together. A draw is a weight per row, and a Measure turns weights into numbers, so all draws are computed at
+Studies are resampled, not rows: frames and classes of one heart are not independent, so the rows of a study are drawn
+together. A draw is a weight per row, and a Measure turns weights into numbers, so all draws are computed at
 once, in parts that stay small. All draws are a function of the seed.
 """
 

@@ -1,4 +1,4 @@
-"""A segmented cine to be judged: its checks, its rows, and the cut-outs that pictures need."""
+"""A segmented cine to be evaluated: its checks, its rows, and the crops that pictures need."""
 
 import heapq
 import math
@@ -211,7 +211,7 @@ def over_cycle(case: SegmentationCase, classes: Mapping[int, str]) -> dict[str, 
 
 
 def exhibit_of(case: SegmentationCase, rows: list[Row], classes: Mapping[int, str]) -> Exhibit:
-    """Cut out of a case what pictures need; nothing of it refers to the case's arrays."""
+    """Crop and copy what the pictures of a case need; the case's arrays can then be freed."""
     frames, stack, curves = case.frame_numbers, case.pred.ndim == 4, case.curves(classes)
     labels = np.concatenate([case.pred, *(truth[None] for truth in case.truth.values())]) > 0
     x, y = (_around(labels.any(axis=tuple(a for a in range(labels.ndim) if a != axis))) for axis in (1, 2))
@@ -243,7 +243,7 @@ def exhibit_of(case: SegmentationCase, rows: list[Row], classes: Mapping[int, st
 
 
 class Gallery:
-    """The worst, the middle and the best few of all exhibits of a view that were offered, in memory that does not grow.
+    """Keep the worst, the middle and the best few of all exhibits of a view that were offered, in bounded memory.
 
     The middle one is that next to the median of all scores among a few exhibits drawn by the names of their studies, so
     it does not depend on the order in which they came.

@@ -18,12 +18,12 @@ WORDS = 12  # more different ones in a column are names or free text, and no gro
 
 @dataclass(frozen=True)
 class Characteristic:
-    """What a column says of a cluster: a line, or of words a line for each, with the same effect and test.
+    """A column compared between a cluster and the rest: one line, or for words one line each, with one effect and test.
 
     n studies of the cluster have a value, `missing` have none. mean, sd (n - 1), median: of numbers. word, count,
     share (of n): of words. effect: positive where the cluster's mean is higher; V has no sign and no interval. What
     is not defined (the effect of a column without variance, say) is None. small: an expected count of the chi-squared
-    test is below 5, and p a rough one.
+    test is below 5, so p is approximate.
     """
 
     column: str

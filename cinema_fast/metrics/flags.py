@@ -1,6 +1,6 @@
 """Flags of results to review: their codes and meaning, and the limits of plausible values.
 
-Flags change no number. They stand beside it: in the tables, in results.json, in the report and in the pictures.
+Flags do not change any number. They are listed in the tables, in results.json, in the report and in the pictures.
 """
 
 import math

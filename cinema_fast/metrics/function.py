@@ -80,7 +80,7 @@ class CycleFunction:
 def cycle_function(curves: Mapping[str, np.ndarray]) -> CycleFunction:
     """Function over a whole cycle of volume-time curves {RV, MYO, LV: (T,) ml}, each ventricle at its own ED and ES.
 
-    A ventricle that is missing in a frame has none: its smallest volume would be that of the miss. Nor has a cine of
+    A ventricle that is missing in a frame has none: its smallest volume would come from that frame. Nor has a cine of
     one frame. Mass is that of the myocardium at the ED of the LV, or of the RV where the LV is not segmented.
     """
     found = CycleFunction()

@@ -1,4 +1,4 @@
-"""Kinds of scores of an evaluation: how the rows of a kind are summarised, and what the report shows of them."""
+"""Kinds of scores of an evaluation: how the rows of a kind are summarised, and how the report shows them."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -41,12 +41,12 @@ def with_unit(name: str, target: Target) -> str:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A kind of rows.
+    """A kind of scores: its rows, and how the report summarises and shows them.
 
     kind: its name in rows.csv. title, about: of its section in the report.
-    measure: the numbers that rows of one view and name are summed up in; raises ValueError where they do not fit.
-    words: the name of what a table is of, in words.
-    derived: further sets of rows that follow from those of the kind.
+    measure: summarises the rows of one view and name; raises ValueError where they do not fit.
+    words: the heading of a table, from the name and the target of its rows.
+    derived: further sets of rows that are computed from those of the kind.
     worst, badness: heading of the number by which the worst rows are listed, and that number of a row (higher is worse,
     nan: not listed). No list where `worst` is empty. one_scale: whether rows of several names can be put in one
     order by it.

@@ -10,9 +10,9 @@ from .bootstrap import Measure
 class Means(Measure):
     """Mean of each score over the rows that have it.
 
-    scores: {name: (n,)}; nan: there was nothing to judge, the row is left out; inf: nothing was found, or nothing
-    should have been, so there is no distance, and the row is left out of the mean too, as a failure. Both are counted
-    in `notes`.
+    scores: {name: (n,)}; nan: there was nothing to evaluate, the row is left out; inf: a failure (only one of
+    prediction and truth has the structure, so there is no distance), the row is left out of the mean too. Both are
+    counted in `notes`.
     """
 
     def __init__(self, scores: Mapping[str, Sequence[float]]):

@@ -1,6 +1,6 @@
-"""rows.csv of an evaluation, which all tables are made of: one line per study, view, frame and class or target.
+"""rows.csv of an evaluation, from which all tables are computed: one line per study, view, frame and class or target.
 
-Columns: kind, study, view, frame, name, then the values that any kind has; a cell that a kind has not is empty.
+Columns: kind, study, view, frame, name, then the values of all kinds; cells of other kinds are empty.
 
     segmentation  name: class      dice, iou, hd95_mm, msd_mm, pred_ml, truth_ml, and stability where it is known
     function      name: quantity   pred, truth: at the ED and ES frames that are labelled
@@ -33,12 +33,12 @@ def new_row(kind: str, study: str, name: str, view: str = "", frame: int | str =
 
 
 def key(row: Row) -> tuple:
-    """What a row is of: two evaluations are paired by it."""
+    """Identifies a row: two evaluations are paired by it."""
     return tuple(row[name] for name in KEYS)
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows.csv. Numbers are written so that they are read as they were; nan is undefined, inf a failure."""
+    """Write rows.csv. Numbers survive writing and reading unchanged; nan is undefined, inf a failure."""
     columns = list(dict.fromkeys([*KEYS, *(name for row in rows for name in row if name != FLAGS), FLAGS]))
     # names of files may hold bytes that are no text: they come back as they were
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:

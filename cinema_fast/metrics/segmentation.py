@@ -27,7 +27,7 @@ def segmentation_scores(
         {class: {dice, iou, hd95_mm, msd_mm, pred_ml, truth_ml}}. hd95_mm is the 95th percentile of the distances
         between the surfaces, the larger of both directions; msd_mm their mean, over both directions. A surface is the
         voxels of the class with a neighbour outside it, along the stack too, all of the same weight (MONAI).
-        Both maps without the class: all scores nan, there is nothing to judge. One without it: dice and iou 0,
+        Both maps without the class: all scores nan, as there is nothing to evaluate. One without it: dice and iou 0,
         distances inf. Volumes [ml] of stacks; nan for single slices, which have none.
 
     Raises:

@@ -55,7 +55,7 @@ class PhantomStudy:
             end-diastolic value, which holds to about 1e-4 (quadrature of the continuous geometry).
         myocardial_mass_g: of the left ventricle, the same in all frames (quadrature).
         slice_shift_mm: (Z, 3) displacement of the body in each short-axis slice's breath-hold, patient mm; labels
-            and displacement fields go with the image, the affine knows nothing of it.
+            and displacement fields move with the image, the affine does not include it.
     """
 
     seed: int | tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Who lies in the scanner: disease, covariates, heart parameters and pose of one synthetic study, drawn by seed.
+"""The synthetic patient: disease, covariates, heart parameters and pose of one synthetic study, drawn by seed.
 
 Ranges follow the normal values and the disease definitions that are usual for cine cardiac MR (Kawel-Boehm et al.,
 J. Cardiovasc. Magn. Reson. 2020), loosely: the studies are plausible, not a population.

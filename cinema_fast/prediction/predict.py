@@ -246,8 +246,8 @@ def _one_file(config: PredictConfig) -> Sources:
         pattern = config.pattern.rpartition("/")[2]
         match = compile_pattern(pattern, spellings).fullmatch(name)
         if not match:
-            raise ValueError(f"{config.src}: its name does not tell the view by the pattern {pattern!r}; say --view "
-                             "sax, or which view it is")  # fmt: skip
+            raise ValueError(f"{config.src}: its name does not give the view by the pattern {pattern!r}; give it by "
+                             "--view, for instance --view sax")  # fmt: skip
         group = match.groupdict()
         study, view = group.get("id") or config.src.resolve().parent.name, spellings[group["view"]]
         frames = (group["frame"],) if group.get("frame") else ()

@@ -44,4 +44,4 @@ class PredictConfig:
     def __post_init__(self):
         check(self, "workers", valid=lambda n: n >= 0, must="must be 0 (one per core) or more")
         if self.view and not self.src.is_file():
-            raise ValueError(f"--view is for a single file, and {self.src} is none: --aliases, or --views-rules")
+            raise ValueError(f"--view is for a single file, not for {self.src}: use --aliases or --views-rules")

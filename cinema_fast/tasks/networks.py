@@ -41,14 +41,14 @@ def unet_of(model_config: CineMAConfig, out_channels: int, config: "FinetuneConf
         )
     except ValueError as error:
         fewest = next((n for n in range(1, 9) if _has_levels(model_config, n)), None)
-        hint = f"; this model takes {fewest} channels or more, one per level" if fewest else ""
+        hint = f"; this model needs {fewest} channels or more, one per level" if fewest else ""
         raise ValueError(f"{channels}: {error}{hint}") from error
     for view, size in model_config.image_size.items():
         if any(n % pixels for n, pixels in zip(size, model.coarsest[view])):
             image, position = (" x ".join(map(str, pixels)) for pixels in (size, model.coarsest[view]))
             raise ValueError(
-                f"{channels}: {view} images of {image} voxels do not divide into positions of {position}, those of the "
-                f"coarsest of {len(config.decoder_channels)} levels: name fewer, or prepare the store at another size"
+                f"{channels}: {view} images of {image} voxels are not a multiple of {position}, a position at the "
+                f"coarsest of {len(config.decoder_channels)} levels: give fewer, or prepare the store at another size"
             )
     return model
 

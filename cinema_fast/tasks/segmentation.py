@@ -259,7 +259,7 @@ class Segmentation(Task):
             if run.has_few_slices(view, info.shape):
                 assessment.flag(study, "few_slices", view)
             if pred.ndim == 4 and not volumes and known:
-                assessment.leave_out(study, f"view {view}: of a single slice there is no {', '.join(known)}")
+                assessment.leave_out(study, f"view {view}: a single slice has no {', '.join(known)}")
             if volumes:
                 function = case.cycle(assessment.classes).function
                 measured = {name: function.get(name, math.nan) for name in QUANTITIES

@@ -26,10 +26,10 @@ class Split(NamedTuple):
         Raises ValueError where no training study is, or of the studies of validation none.
         """
         split = Split(*(tuple(study for study in part if study in studies) for part in self))
-        for part, said in (("train", "training"), ("val", "validation")):
+        for part, word in (("train", "training"), ("val", "validation")):
             if getattr(self, part) and not getattr(split, part):
                 n = len(getattr(self, part))
-                raise ValueError(f"no {said} study (of {n}) has images and labels for --task {task}")
+                raise ValueError(f"no {word} study (of {n}) has images and labels for --task {task}")
         return split
 
 
@@ -46,19 +46,19 @@ def split_studies(studies: Collection[str], *, val: float, test: float, path: Pa
         ValueError: a part that would be empty although its share is above 0; names the line of a split that is none.
     """
     if path is not None:
-        said = read_named("--split", path).values("split")
-        for study, part in said.items():
+        listed = read_named("--split", path).values("split")
+        for study, part in listed.items():
             if part not in PARTS:
                 raise ValueError(f"{path}: study {study} has the split {part!r}, want one of {', '.join(PARTS)}")
-        split = Split(*(tuple(sorted(s for s in studies if said.get(s) == part)) for part in PARTS))
+        split = Split(*(tuple(sorted(s for s in studies if listed.get(s) == part)) for part in PARTS))
         if not split.train:
-            if not said.keys() & set(studies):
-                raise ValueError(f"{path}: names no study of the store (its first study is {next(iter(said), '')!r}, "
+            if not listed.keys() & set(studies):
+                raise ValueError(f"{path}: names no study of the store (its first study is {next(iter(listed), '')!r}, "
                                  f"the store's {min(studies)!r})")  # fmt: skip
-            here = Counter(said.get(study, "none") for study in studies)
+            here = Counter(listed.get(study, "none") for study in studies)
             counted = ", ".join(f"{part} {n}" for part, n in sorted(here.items()))
             raise ValueError(f"{path}: no study of the store has the split train; they have: {counted}")
-        check_matches(path, said, studies, "the store")
+        check_matches(path, listed, studies, "the store")
         return split
     of_test, of_val, training = cut(studies, test, val)
     if not training:

@@ -102,13 +102,13 @@ class Supervised(Method):
         if start.is_dir():
             source, name = newest_weights(start, say, self.place.ranks)
         try:
-            said, absent = load_starting_weights(model, source, name)
+            report, absent = load_starting_weights(model, source, name)
         except FileNotFoundError as error:
             raise ValueError(f"--init-from: {error}") from None
         if options.freeze and absent:
             raise ValueError(f"--freeze: {start} has no {', '.join(absent)} to freeze: start without --freeze, "
                              "or from other weights")  # fmt: skip
-        say(f"weights of {name}: {said}")
+        say(f"weights of {name}: {report}")
         if start.is_dir():
             say(f"the model is configured as in {start} ({options.preset})")
             for remark in learnt_otherwise(start, run_of(start).store.orientation, self.info.store.orientation):

@@ -103,7 +103,7 @@ class TableTask(Task):
     def check(cls, config: "FinetuneConfig") -> None:
         """Raise ValueError where the options do not name columns that can be learnt."""
         if not (config.table and config.targets):
-            raise ValueError(f"--task {config.task} needs --table CSV and --targets COLUMN ..., which columns to learn")
+            raise ValueError(f"--task {config.task} needs --table CSV and --targets COLUMN ..., the columns to learn")
         if config.task != "multitask" and len(config.targets) > 1:
             raise ValueError(
                 f"--task {config.task} learns one column, got {len(config.targets)}: use --task multitask"
@@ -347,17 +347,17 @@ def _is_classified(config: "FinetuneConfig", table: Table, name: str, values: di
 
 def _check_parts(table: Table, name: str, values: dict[str, str], split: Split, *, classified: bool) -> None:
     """Raise ValueError where training or validation studies have no value of a column, or all have the same class."""
-    for part, said in (("train", "training"), ("val", "validation")):
+    for part, word in (("train", "training"), ("val", "validation")):
         here = [values[study] for study in getattr(split, part) if study in values]
         if getattr(split, part) and not here:
-            raise ValueError(f"{table.path}: no {said} study that has images has a value in the column {name!r}")
+            raise ValueError(f"{table.path}: no {word} study that has images has a value in the column {name!r}")
         if classified and len(set(here)) == 1:
             raise ValueError(
-                f"{table.path}: all {said} studies ({len(here)}) have {name!r} = {here[0]!r}: change --val or --test, "
+                f"{table.path}: all {word} studies ({len(here)}) have {name!r} = {here[0]!r}: change --val or --test, "
                 "or give --split"
             )
     if classified and len(classes := set(values.values())) > max(len(values) // 2, 2):
-        hint = "; a number is learnt by --task regression or multitask" if all(map(is_number, classes)) else ""
+        hint = "; for numbers use --task regression or multitask" if all(map(is_number, classes)) else ""
         raise ValueError(f"{table.path}: {name!r} has {len(classes)} classes in {len(values)} studies{hint}")
 
 
@@ -379,7 +379,7 @@ def _target(table: Table, name: str, values: dict[str, str], split: Split, *, cl
     for part in ("val", "test"):
         if unknown := sorted(set(parts[part]) - set(classes)):
             raise ValueError(f"{table.path}: {name!r} {unknown[0]!r} is in the {part} studies and in none of {few}: "
-                             "take other studies (--label-fraction, --shots, --subset-seed, --split)")  # fmt: skip
+                             "choose other studies (--label-fraction, --shots, --subset-seed, --split)")  # fmt: skip
     if len(classes) < 2:
         raise ValueError(f"{table.path}: {name!r} is {classes[0]!r} for all of {few}: {others}")
     return Target(name, tuple(classes))

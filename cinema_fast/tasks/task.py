@@ -63,7 +63,7 @@ class Settled:
         if absent := [view for view in views if view not in shown]:
             raise ValueError(
                 f"no labelled training study in use (of {len(self.used)}) has {absent[0]} with a label: "
-                f"name the others by --views ({' '.join(v for v in views if v in shown)}), or take other "
+                f"choose the others by --views ({' '.join(v for v in views if v in shown)}), or use other "
                 "studies (--split, --label-fraction, --shots)"
             )
 

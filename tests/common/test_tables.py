@@ -60,7 +60,7 @@ def written(tmp_path, text: str | bytes):
     ("study;ef\na;1\n", "fields are separated by semicolons; save the table with commas"),
     ("study\tef\na\t1\n", "separated by tabs"),
     ("study,ef\na,1\n\nb,2\na,3\n", "line 5: the study 'a' is on line 2 already"),
-    ("study,ef\n,1\n", "line 2: no name of a study"),
+    ("study,ef\n,1\n", "line 2: no study name"),
     ("study,ef\na,1,2\n", r"line 2: 3 fields, expected 2 \(study, ef\)"),
     ("study,ef\na\n", "line 2: 1 fields, expected 2"),
     ("study,ef,ef\na,1,2\n", "two columns are named 'ef'"),

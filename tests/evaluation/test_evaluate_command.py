@@ -201,7 +201,7 @@ def test_a_single_slice_has_no_volumes_in_either_command(runs, tmp_path, monkeyp
                               known=("lv_ef=radius",))  # fmt: skip
     assert {row["kind"] for row in rows} == {"segmentation"}
     left = {one["why"] for one in results["left_out"] if one["study"] == "s12"}
-    assert left == {"view sax: of a single slice there is no lv_ef"}
+    assert left == {"view sax: a single slice has no lv_ef"}
     assert {"study": "s12", "view": "sax", "flag": "few_slices"} in results["flags"]
     of_table, _ = evaluated(runs / "multitask", tmp_path / "eval2", data=other, table=table)
     assert {"study": "s12", "view": "sax", "flag": "few_slices"} in of_table["flags"]
@@ -252,7 +252,7 @@ def test_the_run_s_own_store_has_gained_a_study_or_only_kept_what_was_learnt(dis
     assert {row["study"] for row in rows} == {*load_run(tmp_path / "run", device="cpu").split.test, "s12"}
     assert len(results["left_out"]) == 9
     shutil.rmtree(store)
-    with pytest.raises(ValueError, match=r"store, the store of .*run, is not here .*: name it by --data"):
+    with pytest.raises(ValueError, match=r"store, the store of .*run, was not found .*: give its path by --data"):
         evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval2", device="cpu"))
     learnt = write_discs(tmp_path / "learnt", 1)  # s00, which is no test study
     with pytest.raises(ValueError, match=r"learnt: nothing to evaluate.*, all of its studies \(1\) are (train|val)"):
@@ -270,7 +270,7 @@ def test_tables_that_are_not_there(runs, discs, tmp_path):
     moved = shutil.copytree(runs / "multitask", tmp_path / "moved")
     saved = (moved / "config.yaml").read_text()
     (moved / "config.yaml").write_text(saved.replace(str(discs.table), "elsewhere.csv"))
-    with pytest.raises(ValueError, match=r"^elsewhere\.csv, the table of .*moved, is not here .*: name it by --table$"):
+    with pytest.raises(ValueError, match=r"^elsewhere\.csv, the table of .*moved, was not found .* by --table$"):
         evaluate_run(EvaluateConfig(moved, tmp_path / "eval", device="cpu"))
 
 

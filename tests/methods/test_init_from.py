@@ -116,7 +116,7 @@ def test_folders_that_give_none(tiny_store, tmp_path):
     write_run_info(tmp_path / "start", info)
     with pytest.raises(ValueError, match=r"--init-from .*start: this run has no checkpoint yet"):
         weights_of(**run)
-    with pytest.raises(ValueError, match="--preset cinema-tiny, this one is to be of cinema-demo: give --preset"):
+    with pytest.raises(ValueError, match="--preset cinema-tiny, but this run is of cinema-demo: give --preset"):
         weights_of(**run, preset="cinema-demo")
     labels = LabelInfo({}, {"train": [], "val": [], "test": []}, [])
     write_run_info(tmp_path / "start", replace(info, labels=labels))

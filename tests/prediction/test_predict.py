@@ -320,7 +320,7 @@ def test_one_file(monkeypatch, tmp_path):
     assert predict_as(monkeypatch, segmenter(), tmp_path / "scan.nii.gz", tmp_path / "o2", view="sax").studies == 1
     one, two = (nib.load(tmp_path / name / "sax_labels.nii.gz") for name in ("o1/studies/p1", "o2/studies/scan"))
     np.testing.assert_array_equal(one.dataobj, two.dataobj)
-    with pytest.raises(ValueError, match=r"name does not tell the view by the pattern .* say --view"):
+    with pytest.raises(ValueError, match=r"name does not give the view by the pattern .* --view"):
         predict_as(monkeypatch, segmenter(), tmp_path / "scan.nii.gz", tmp_path / "o3")
     with pytest.raises(ValueError, match="--view lax_2c: the model of run reads sax, lax_4c"):
         predict_as(monkeypatch, segmenter(), tmp_path / "scan.nii.gz", tmp_path / "o3", view="lax_2c")

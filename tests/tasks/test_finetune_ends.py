@@ -107,7 +107,7 @@ def test_a_study_that_cannot_be_read_ends_the_run_with_its_name(discs, tmp_path,
     for path in (store / "studies").glob("*/lax_4c.npy"):
         path.write_bytes(bytes(path.stat().st_size))
     config = discs.config(tmp_path / "run", "regression", data=store, **FEW)
-    for strict, told in ((True, r"study s\d\d: .*lax_4c\.npy"), (False, r"study s\d\d and \d drawn in its place")):
+    for strict, told in ((True, r"study s\d\d: .*lax_4c\.npy"), (False, r"study s\d\d and \d drawn instead")):
         with pytest.raises(LoaderError, match=told):
             finetune(dataclasses.replace(config, strict=strict, out=tmp_path / ("run" if strict else "other")))
     assert "ended by LoaderError: study s" in (tmp_path / "run" / "run.log").read_text()

@@ -121,7 +121,7 @@ def test_tables(refused, discs, tmp_path):
                     r"no other signs\. Leave the cell empty", task, table=file, targets=("radius",))  # fmt: skip
     refused(r"'radius' is among --classes; use --task classification", "regression", classes=("radius",))
     refused(r"'heart' has 5 classes in 9 studies$", "classification", targets=("heart",), table=_but(discs, file, 3))
-    refused(r"'radius' has 6 classes in 8 studies; a number is learnt by --task regression", "classification",
+    refused(r"'radius' has 6 classes in 8 studies; for numbers use --task regression", "classification",
             targets=("radius",), table=_but(discs, file, 4))  # fmt: skip
 
 
@@ -167,7 +167,7 @@ def test_classes(refused, tmp_path):
     refused(r"big is '1' on line 3 and '1\.0' on line 4", "classification", table=file, split=split)
     of("ynnnnnynnnyn", r"--shots 2: only 1 labelled training study of class 'y'", shots=2)
     of("ynnnnnynnnyn", r"'big' 'y' is in the val studies and in none of the labelled training studies in use .2.: "
-       "take other studies .*--subset-seed", label_fraction=0.3, subset_seed=1)  # fmt: skip
+       "choose other studies .*--subset-seed", label_fraction=0.3, subset_seed=1)  # fmt: skip
 
 
 def test_landmarks(refused, tmp_path):
@@ -194,7 +194,7 @@ def test_landmarks(refused, tmp_path):
 
 @pytest.mark.parametrize("task", ["segmentation", "landmarks"])
 def test_a_decoder_that_does_not_fit(refused, task):
-    refused(r"--decoder-channels 8 8 8 8 8 8: (sax|lax_4c) images of 32 x 32( x 4)? voxels do not divide into "
+    refused(r"--decoder-channels 8 8 8 8 8 8: (sax|lax_4c) images of 32 x 32( x 4)? voxels are not a multiple of "
             r"positions of 64 x 64", task, decoder_channels=(8,) * 6)  # fmt: skip
     refused(r"--decoder-channels 8: ConvUNetR: .* are no levels in a row", task, decoder_channels=(8,))
 

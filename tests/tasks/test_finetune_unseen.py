@@ -39,14 +39,14 @@ def test_a_view_that_only_others_have(discs, tmp_path, task):
     split.write_text("study,split\n" + "".join(f"s{n:02d},{part}\n" for n, part in enumerate(parts)))
     config = discs.config(tmp_path / "run", task, data=store, split=split, **FEW)
     with pytest.raises(ValueError, match=r"no labelled training study in use \(of 7\) has lax_4c with a label"
-                       r": name the others by --views \(sax\), or take other studies"):  # fmt: skip
+                       r": choose the others by --views \(sax\), or use other studies"):  # fmt: skip
         finetune(config)
     assert not config.out.exists() and finetune(replace(config, views=("sax",))).step == 2
 
 
 def test_a_decoder_that_does_not_meet_the_stem_says_how_long_it_should_be(discs, tmp_path):
     config = discs.config(tmp_path / "run", "segmentation", preset="cinema-tiny", views=("sax",), **FEW)
-    with pytest.raises(ValueError, match=r"--decoder-channels 8 16 32: .*; this model takes 4 channels or more"):
+    with pytest.raises(ValueError, match=r"--decoder-channels 8 16 32: .*; this model needs 4 channels or more"):
         finetune(config)
     assert not config.out.exists() and finetune(replace(config, decoder_channels=(8, 8, 8, 8))).step == 2
 
@@ -70,7 +70,7 @@ def moved(path, which) -> object:
 
 def test_landmarks_that_no_study_in_use_shows(refused, tmp_path):
     file = moved(write_points(tmp_path / "tip.csv"), lambda study, name: name == "tip" and SPLIT[study] == "train")
-    refused(r"tip\.csv: tip of lax_4c is on no image of the labelled training studies in use \(6\): take other",
+    refused(r"tip\.csv: tip of lax_4c is on no image of the labelled training studies in use \(6\): choose other",
             "landmarks", table=file)  # fmt: skip
     file = moved(write_points(tmp_path / "val.csv"), lambda study, _: SPLIT[study] == "val")
     refused(r"val\.csv: no landmark is on an image of the validation studies \(3\): choose others by --val or --split",

@@ -151,14 +151,14 @@ def _check_angles(directions: np.ndarray, n_slices: int) -> None:
     x, y, z = directions.T
     shear = np.degrees(np.arcsin(min(abs(x @ y), 1.0)))
     if shear > MAX_SHEAR_IN_PLANE:
-        raise ValueError(f"the affine is sheared: X and Y stand at {90 - shear:.3g} degrees to each other, not at 90; "
+        raise ValueError(f"the affine is sheared: X and Y are at {90 - shear:.3g} degrees to each other, not at 90; "
                          f"resample the file to a rectangular grid, or correct its header")
     normal = np.cross(x, y)
     tilt = np.degrees(np.arccos(min(abs(normal @ z) / np.linalg.norm(normal), 1.0)))
     if n_slices > 1 and tilt > MAX_SHEAR_OF_SLICES:
-        raise ValueError(f"the affine is sheared: its slices follow each other at {tilt:.3g} degrees to their normal, "
-                         f"expected {MAX_SHEAR_OF_SLICES:g} at most; resample the file to a rectangular grid, or mend "
-                         f"its header")
+        raise ValueError(f"the affine is sheared: the slice direction is at {tilt:.3g} degrees to the normal, "
+                         f"expected {MAX_SHEAR_OF_SLICES:g} at most; resample the file to a rectangular grid, or "
+                         f"correct its header")
 
 
 def _check_values(cine: Cine) -> None:

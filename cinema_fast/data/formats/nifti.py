@@ -122,10 +122,10 @@ def _check_sizes(path: Path, shape: tuple[int, ...], affine: np.ndarray, header)
         raise CineError(path, f"voxels of {' x '.join(f'{size:.4g}' for size in header['pixdim'][1:4])} by its pixdim: "
                               f"sizes must be above 0; write the file again")
     sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    said = np.abs(np.array(header["pixdim"][1:4], np.float64))
-    compared = np.array([n > 1 for n in (*shape, 1, 1)[:3]]) & np.isfinite(said) & (said > 0) & (sizes > 0)
-    if (np.abs(sizes - said) > MAX_SIZE_DIFFERENCE * np.maximum(sizes, said))[compared].any():
-        here, there = (" x ".join(f"{size:.4g}" for size in one) for one in (sizes, said))
+    by_pixdim = np.abs(np.array(header["pixdim"][1:4], np.float64))
+    compared = np.array([n > 1 for n in (*shape, 1, 1)[:3]]) & np.isfinite(by_pixdim) & (by_pixdim > 0) & (sizes > 0)
+    if (np.abs(sizes - by_pixdim) > MAX_SIZE_DIFFERENCE * np.maximum(sizes, by_pixdim))[compared].any():
+        here, there = (" x ".join(f"{size:.4g}" for size in one) for one in (sizes, by_pixdim))
         which = "sform" if header["sform_code"] > 0 else "qform"
         raise CineError(path, f"the header contradicts itself: voxels of {here} by its {which}, of {there} by its "
                               f"pixdim; write the file again with the right one of the two")
@@ -186,8 +186,8 @@ def read_nifti(path: Path | str) -> Volume:
         raise CineError(path, "truncated: the compressed data ends early") from err
     except gzip.BadGzipFile as err:
         if str(err).startswith("Not a gzipped file"):  # its own beginning was: what follows the compressed data is not
-            raise CineError(path, "something that is no gzip follows the compressed data: a file that was joined or "
-                                  "written over; decompress and compress it again") from err
+            raise CineError(path, "data that is not gzip follows the compressed data: the file was joined or "
+                                  "overwritten; decompress and compress it again") from err
         raise CineError(path, f"corrupt: {err}") from err
     except zlib.error as err:
         raise CineError(path, f"corrupt: {err}") from err

@@ -100,7 +100,7 @@ def read_batch(
                     raise LoaderError(f"study {study}: {error}") from error
                 notes.append(f"step {draw.step + 1}: study {study} replaced: {error}")
                 replaced.append(study)
-                lost_with = f"{attempt} drawn in its place cannot be read; the last, {study}: {error}"
+                lost_with = f"{attempt} drawn instead cannot be read; the last was {study}: {error}"
         else:
             lost[sample] = f"study {draw.ids[sample]} and {lost_with}"
     readable = [sample for sample in range(batch) if sample not in lost]

@@ -312,7 +312,7 @@ def _same_place(one: tuple, other: tuple) -> bool:
 
 def _find(config: PrepareConfig, progress: bool) -> Sources:
     if config.aliases:
-        raise ValueError(f"--aliases is for names of NIfTI files, and {config.src} is read as DICOM: --views-rules")
+        raise ValueError(f"--aliases is for names of NIfTI files, and {config.src} is read as DICOM: use --views-rules")
     return find_dicom_sources(config.src, read_rules(config.views_rules), workers=config.workers, progress=progress)
 
 

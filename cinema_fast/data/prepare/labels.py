@@ -99,12 +99,12 @@ def read_label_maps(source: Source, cine: Cine) -> tuple[dict[int, np.ndarray], 
         if source.label_frames:
             t = _frame_index(path, source.label_frames[n], source, cine.n_frames)
             if n_maps != 1:
-                raise CineError(path, f"{n_maps} label maps where its name tells of one frame")
+                raise CineError(path, f"{n_maps} label maps in a file whose name gives one frame")
             if t in maps:
                 raise CineError(path, f"a second label map of frame {source.label_frames[n]}")
             maps[t] = _whole_numbers(path, volume, cine.shape, 0)
         elif n_maps != cine.n_frames:
-            raise CineError(path, f"{n_maps} label maps for a cine of {cine.n_frames} frames; where a file holds one "
+            raise CineError(path, f"{n_maps} label maps for a cine of {cine.n_frames} frames; if a file holds one "
                                   f"of them, --labels needs {{frame}} in its place")
         else:
             maps = {t: _whole_numbers(path, volume, cine.shape, t) for t in range(n_maps)}
@@ -115,11 +115,11 @@ def read_label_maps(source: Source, cine: Cine) -> tuple[dict[int, np.ndarray], 
 
 
 def _frame_index(path: Path, frame: str, source: Source, n_frames: int) -> int:
-    """The frame of the cine, from 0, that a file name tells of: as the cine's own files do, or by its number from 1."""
+    """The frame of the cine, from 0, that a file name gives: as the cine's own files do, or by its number from 1."""
     if source.frames:
         return source.frames.index(frame)
     if not re.fullmatch("[0-9]{1,6}", frame) or not 1 <= int(frame) <= n_frames:
-        raise CineError(path, f"frame {frame!r} of a cine in one piece, whose frames are numbered 1 to {n_frames}")
+        raise CineError(path, f"frame {frame!r} does not exist: the frames of the cine are numbered 1 to {n_frames}")
     return int(frame) - 1
 
 

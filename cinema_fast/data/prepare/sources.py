@@ -128,8 +128,8 @@ def compile_pattern(pattern: str, spellings: dict[str, str]) -> re.Pattern[str]:
         else:
             regex += re.escape(part)
     if "{view}" not in seen:
-        raise ValueError(f"pattern {pattern!r} has no {{view}}: put it where the names of the files tell the view, and "
-                         "say by --aliases VIEW=SPELLING how they spell it")
+        raise ValueError(f"pattern {pattern!r} has no {{view}}: put it where the file names have the view, and give "
+                         "the spelling of views by --aliases VIEW=SPELLING")
     return re.compile(regex)
 
 
@@ -213,7 +213,9 @@ def _natural(name: str) -> list[tuple[int, int | str]]:
 
 def _find_nifti(config: PrepareConfig, progress: bool) -> Sources:
     if config.views_rules:
-        raise ValueError(f"--views-rules is for DICOM, and {config.src} is read as NIfTI: --format dicom, or --aliases")
+        raise ValueError(
+            f"--views-rules is for DICOM, and {config.src} is read as NIfTI: use --format dicom or --aliases"
+        )
     return find_sources(config.src, config.pattern, config.aliases)
 
 

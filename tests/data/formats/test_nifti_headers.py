@@ -35,8 +35,8 @@ def sheared(first: int, second: int, degrees: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("affine", "told"), [
-    (sheared(0, 1, 31), r"sheared: X and Y stand at 59 degrees"), (sheared(1, 0, -1.2), "sheared: X and Y stand at 88"),
-    (sheared(2, 0, 31), r"sheared: its slices follow each other at 31 degrees to their normal"),
+    (sheared(0, 1, 31), r"sheared: X and Y are at 59 degrees"), (sheared(1, 0, -1.2), "sheared: X and Y are at 88"),
+    (sheared(2, 0, 31), r"sheared: the slice direction is at 31 degrees to the normal"),
     (sheared(0, 1, 0.8), None), (sheared(2, 1, 9), None),
 ])  # fmt: skip
 def test_sheared_grids(tmp_path, affine, told):
@@ -103,7 +103,7 @@ def test_an_unknown_datatype_and_bytes_after_the_compressed_data_are_named(tmp_p
     (tmp_path / "c.nii").write_bytes(content)
     with pytest.raises(CineError, match="unreadable NIfTI header: pixels of the unknown datatype 999"):
         read_cine(tmp_path / "c.nii", stack=True)
-    with pytest.raises(CineError, match="something that is no gzip follows the compressed data"):
+    with pytest.raises(CineError, match="data that is not gzip follows the compressed data"):
         read_cine(tmp_path / "c.nii.gz", stack=True)
 
 

@@ -185,5 +185,5 @@ def test_a_group_that_cannot_be_read_at_all_ends_the_run(tmp_path, kind, count):
     for study in loader.store.ids:
         lax(path, study).unlink()
     tried = min(count - 1, REPLACEMENTS)
-    with pytest.raises(LoaderError, match=rf"study s\d+ and {tried} drawn in its place cannot be read; the last, s"):
+    with pytest.raises(LoaderError, match=rf"study s\d+ and {tried} drawn instead cannot be read; the last was s"):
         next(iter(loader))

@@ -54,8 +54,9 @@ def test_a_header_that_is_not_finite(tmp_path):
 
 
 @pytest.mark.parametrize(("names", "message"), [
-    (("00",), "frame '00' of a cine in one piece, whose frames are numbered 1 to 4"), (("5",), "frame '5' of a cine"),
-    (("ED",), "frame 'ED' of a cine"), (("2", "02"), "a second label map of frame 2"),
+    (("00",), "frame '00' does not exist: the frames of the cine are numbered 1 to 4"),
+    (("5",), "frame '5' does not exist"),
+    (("ED",), "frame 'ED' does not exist"), (("2", "02"), "a second label map of frame 2"),
 ])  # fmt: skip
 def test_numbers_of_frames_that_the_cine_has_not(tmp_path, names, message):
     src = tmp_path / "src"
