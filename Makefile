@@ -45,28 +45,14 @@ define say_skipped
 @$(BIN)/python -c 'import nvidia.dali' 2>/dev/null || echo 'NOT TESTED: the DALI loader. DALI is not installed here, its tests were skipped'
 endef
 
-# Two processes beside each other, of one thread each (with more, tiny operations on a busy machine mostly wait for each
-# other): what runs as it is, and the Triton kernels in the interpreter, whose output comes last.
-# $(1): the environment, $(2): options of pytest, $(3): files or folders. The kernels' tests are in the files that name
-# the fixture `backend`.
-define run_tests
-@INTERPRETER=$(1)/interpreter.log; \
-OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(1)/bin/python -m pytest -q $(2) $$(grep -rlw backend $(3) --include='test_*.py') >$$INTERPRETER 2>&1 & \
-kernels=$$!; \
-trap 'kill $$kernels; exit 130' INT TERM; \
-OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -q $(2) $(3); plain=$$?; \
-wait $$kernels; kernels=$$?; echo; echo 'The Triton kernels in the interpreter:'; cat $$INTERPRETER; \
-[ $$plain -eq 0 ] && [ $$kernels -eq 0 ]
-endef
-
 test: setup .venv/dali
 	$(BIN)/ruff check .
-	$(call run_tests,.venv,-m "not slow and not long" --durations=20,tests)
+	tests/run.sh $(BIN)/python -m "not slow and not long" --durations=20
 	$(say_skipped)
 
 test-all: setup .venv/dali
 	$(BIN)/ruff check .
-	$(call run_tests,.venv,-m "not long" --durations=20,tests)
+	tests/run.sh $(BIN)/python -m "not long" --durations=20
 	$(say_skipped)
 
 # what takes longer than all of these: the tutorials, the whole audit, every planted fault (tests/mutants)
@@ -76,7 +62,8 @@ test-long: setup .venv/dali
 
 # of the kernels: the files that import them
 test-gpu-stack: env-gpu
-	$(call run_tests,.venv-gpu,-m "not slow and not long",$$(grep -rlE '^from cinema_fast(\.kernels| import .*kernels)' tests --include='test_*.py'))
+	FILES="$$(grep -rlE '^from cinema_fast(\.kernels| import .*kernels)' tests --include='test_*.py' | tr '\n' ' ')" \
+	tests/run.sh .venv-gpu/bin/python -m "not slow and not long"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -55,6 +55,7 @@ def config_of(folder, out, *targets, **options) -> ProbeConfig:
     return ProbeConfig(folder / "e.parquet", **{"table": folder / "t.csv", "targets": targets, "out": out} | options)
 
 
+@pytest.mark.slow
 def test_what_follows_is_found_and_luck_is_not(cohort, tmp_path, capsys):
     folder, _, _ = cohort
     arguments = ("--table", str(folder / "t.csv"), "--targets", "ef", "disease", "luck", "--out", str(tmp_path / "out"))

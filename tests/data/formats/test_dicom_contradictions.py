@@ -35,7 +35,7 @@ def typed(*values, component=None):
     slow(typed("ORIGINAL", "PRIMARY", "P", "ND")), slow(typed("ORIGINAL", "PRIMARY", "PHASE MAP", "P", "FFE")),
     typed("ORIGINAL", "PRIMARY", "M", component="PHASE"), slow(typed("ORIGINAL", "PRIMARY", "I_FFE", "I", "FFE")),
 ])  # fmt: skip
-@pytest.mark.parametrize("one_series", [False, True])
+@pytest.mark.parametrize("one_series", [slow(False), True])
 def test_phase_images_beside_magnitudes_are_left_out_and_reported(tmp_path, phase, one_series):
     magnitude = typed("ORIGINAL", "PRIMARY", "M", "IN_PHASE")  # a word of Dixon's, not a phase image
     series = {"series": "1.2.7"} if one_series else {}
