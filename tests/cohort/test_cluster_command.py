@@ -177,7 +177,7 @@ def test_mistakes_in_files(cohort, tmp_path, monkeypatch):
     attempt("none of the 60 studies of .*e.parquet is in it: it has 'x', the embeddings have '<b>&00'",
             table=tmp_path / "t.csv")
     attempt("--columns needs --table", columns=("ef",))
-    attempt("t.csv is no Parquet file", embeddings=tmp_path / "t.csv")
+    attempt("t.csv is not a Parquet file", embeddings=tmp_path / "t.csv")
     attempt("is no file", embeddings=tmp_path / "none")
     file = tmp_path / "e.parquet"
     vectors = np.eye(12)

@@ -240,7 +240,7 @@ def test_mistakes(tiny_store, runs, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="has no checkpoint yet"):
         embed(config_of(runs, tiny_store, tmp_path / "out.parquet", run=unsaved))
     (tmp_path / "note.parquet").write_text("mine")
-    for resume, match in ((False, r"note\.parquet exists"), (True, "no Parquet file")):
+    for resume, match in ((False, r"note\.parquet exists"), (True, "not a Parquet file")):
         with pytest.raises(ValueError, match=match):
             embed(config_of(runs, tiny_store, tmp_path / "note.parquet", resume=resume))
     assert (tmp_path / "note.parquet").read_text() == "mine"

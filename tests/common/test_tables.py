@@ -65,7 +65,7 @@ def written(tmp_path, text: str | bytes):
     ("study,ef\na\n", "line 2: 1 fields, expected 2"),
     ("study,ef,ef\na,1,2\n", "two columns are named 'ef'"),
     ('study,ef\na,"1\n', "line 2: unexpected end of data"),
-    (b"study,ef\nM\xfcller,1\n", "byte 10 is no UTF-8"),
+    (b"study,ef\nM\xfcller,1\n", "byte 10 is not UTF-8"),
 ])  # fmt: skip
 def test_tables_that_cannot_be_read(tmp_path, text, message):
     path = written(tmp_path, text)

@@ -163,7 +163,7 @@ def test_mistakes(two, tmp_path, capfd):
         return err
 
     assert f"{tmp_path} is not a run folder: it has no config.yaml" in refused(two[0], tmp_path)
-    assert f"{tmp_path / 'none'} is no run folder" in refused(tmp_path / "none", two[0])
+    assert f"{tmp_path / 'none'} is not a run folder" in refused(tmp_path / "none", two[0])
     assert "takes two run folders or more, got 1" in refused(two[0])
     assert "takes two run folders or more, got 0" in refused()
     assert "given twice" in refused(two[0], two[1], two[0] / ".." / "long")
