@@ -98,7 +98,7 @@ def test_what_is_no_folder_to_write_is_refused_before_the_work(tmp_path, monkeyp
         raise PermissionError(13, "Permission denied", "/somewhere/tmp1")
 
     monkeypatch.setattr(output, "TemporaryFile", refuse)
-    told = r"out cannot be written \(Permission denied\); nothing was written: mend that, or choose another folder"
+    told = r"out cannot be written \(Permission denied\); nothing was written: fix this, or choose another folder"
     with pytest.raises(OutputError, match=told), folder_for(tmp_path / "out"):
         pytest.fail("the work has begun")
     assert names(tmp_path) == ["file", "lost"]
@@ -107,7 +107,7 @@ def test_what_is_no_folder_to_write_is_refused_before_the_work(tmp_path, monkeyp
 @pytest.mark.parametrize(("error", "told"), [
     (OSError(errno.EDQUOT, "Disk quota exceeded"), "^/o: the disk is full; it stays: free"),
     (OSError(errno.ENOSPC, "No space", "/o/a/b"), "^/o/a/b: the disk is full"),
-    (OSError(errno.EROFS, "Read-only", "/o/a"), r"^/o/a cannot be written \(Read-only\); it stays: mend"),
+    (OSError(errno.EROFS, "Read-only", "/o/a"), r"^/o/a cannot be written \(Read-only\); it stays: fix this"),
     (OSError(errno.EFBIG, "File too large"), r"^/o cannot be written \(File too large\)"),
     (OSError(errno.EACCES, "Denied", "/other/o"), r"^\[Errno 13\] Denied: '/other/o'$"),
     (OSError("an image that cannot be read"), "^an image that"),

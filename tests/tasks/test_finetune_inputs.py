@@ -195,7 +195,7 @@ def test_landmarks(refused, tmp_path):
 @pytest.mark.parametrize("task", ["segmentation", "landmarks"])
 def test_a_decoder_that_does_not_fit(refused, task):
     refused(r"--decoder-channels 8 8 8 8 8 8: (sax|lax_4c) images of 32 x 32( x 4)? voxels are not a multiple of "
-            r"positions of 64 x 64", task, decoder_channels=(8,) * 6)  # fmt: skip
+            r"64 x 64", task, decoder_channels=(8,) * 6)  # fmt: skip
     refused(r"--decoder-channels 8: ConvUNetR: .* are no levels in a row", task, decoder_channels=(8,))
 
 
