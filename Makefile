@@ -57,12 +57,13 @@ test-all: setup .venv/dali
 
 # what takes longer than all of these: the tutorials, the whole audit, every planted fault (tests/mutants)
 test-long: setup .venv/dali
-	$(BIN)/python -m pytest -q -m long --durations=0 tests
+	$(BIN)/pip install -q -e '.[docs]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m long --durations=0 tests
 	$(say_skipped)
 
 # of the kernels: the files that import them
 test-gpu-stack: env-gpu
-	FILES="$$(grep -rlE '^from cinema_fast(\.kernels| import .*kernels)' tests --include='test_*.py' | tr '\n' ' ')" \
+	CINEMA_TEST_FILES="$$(grep -rlE '^from cinema_fast(\.kernels| import .*kernels)' tests --include='test_*.py' | tr '\n' ' ')" \
 	tests/run.sh .venv-gpu/bin/python -m "not slow and not long"
 
 lint: setup

@@ -32,7 +32,6 @@ def cpu():
     return json.loads(max((ROOT / "benchmarks" / "results").glob("cpu-*.json")).read_text())
 
 
-@pytest.mark.slow
 def test_the_pages_hold_the_newest_results():
     done = subprocess.run([sys.executable, ROOT / "benchmarks" / "readme_tables.py", "--check"])
     assert done.returncode == 0, "run: python benchmarks/readme_tables.py"

@@ -7,7 +7,7 @@ from contextlib import redirect_stdout, suppress
 from functools import cache
 
 import pytest
-from checkout import ROOT
+from machine import ROOT
 
 from cinema_fast.cli import main
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from checkout import ROOT
+from machine import ROOT
 
 FOLDERS = ("benchmarks", "cinema_fast", "csrc", "docs", "kernels", "tests")
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(page for name in FOLDERS for page in (ROOT / name).rglob("*.md"))]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from checkout import ROOT
+from machine import ROOT
 
 import cinema_fast
 from cinema_fast import cli, kernels

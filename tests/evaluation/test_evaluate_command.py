@@ -57,6 +57,7 @@ def evaluated(run, out, **options) -> tuple[dict, list[dict]]:
     return results, read_rows(out / "rows.csv")
 
 
+@pytest.mark.slow
 def test_segmentation(discs, runs, tmp_path):
     results, rows = evaluated(runs / "segmentation", tmp_path / "eval")
     run, store = load_run(runs / "segmentation", device="cpu"), CineStore(discs.store)
@@ -82,7 +83,6 @@ def test_segmentation(discs, runs, tmp_path):
     assert kinds == {"segmentation", "function"}  # nothing is known of these hearts but their labels
 
 
-@pytest.mark.slow
 def test_known_values_scans_and_subgroups(discs, runs, tmp_path, monkeypatch):
     """Of the first study the model misses the LV in a frame: a failure, and nothing to compare with a second scan."""
     train = load_run(runs / "segmentation", device="cpu").split.train
@@ -215,7 +215,6 @@ def test_a_single_slice_has_no_volumes_in_either_command(runs, tmp_path, monkeyp
         assert not any(line.get(quantity) for quantity in QUANTITIES)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("part", ["test", slow("val")])
 def test_another_store(runs, tmp_path, part):
     """Of 14 studies the run knew 12 by their names, most of them from training."""

@@ -117,7 +117,6 @@ def test_prepare_check_without_sources_points_to_verify(capfd, tiny_store):
     assert status == 0 and "verify STORE" in " ".join(out.replace("│", " ").split())
 
 
-@pytest.mark.slow
 def test_installed_command_and_its_status(tmp_path):
     """Through a process of its own: help is 0, a mistake is one line and 1."""
     assert run("--help").returncode == 0

@@ -3,11 +3,11 @@
 import numpy as np
 from cine_files import affine_of, ball_cine
 from pydicom.uid import (
-            DeflatedExplicitVRLittleEndian,
-            ExplicitVRLittleEndian,
-            ImplicitVRLittleEndian,
-            JPEG2000Lossless,
-            RLELossless,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    RLELossless,
 )
 
 SHAPE = (40, 36, 2)

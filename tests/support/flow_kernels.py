@@ -1,4 +1,4 @@
-"""The kernels of csrc/optical_flow.cu without a GPU: compiled for the CPU with cuda_on_cpu.h, and fixtures for them."""
+"""The kernels of csrc/optical_flow.cu without a GPU: compiled for the CPU with cuda_on_cpu.h."""
 
 import ctypes
 import platform

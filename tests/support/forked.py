@@ -1,14 +1,19 @@
 """The command line in processes of their own that can be signalled and killed, without the seconds of importing torch.
 
-A server process imports what all of them need and forks. It has one thread, so that a fork is safe.
+A server process imports what all of them need and forks. It has one thread, so that a fork is safe. It starts when this
+module is imported, before any test has changed the environment. The processes end as those of multiprocessing do:
+functions of `atexit` do not run.
 """
 
+import atexit
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import weakref
+from multiprocessing import forkserver
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -16,6 +21,7 @@ CONTEXT.set_forkserver_preload([
     "pytest", "tyro", "matplotlib.pyplot", "torch.distributed.fsdp", "torch.distributed.checkpoint",
     "cinema_fast.bench_data", "cinema_fast.methods.pretrain", "cinema_fast.methods.mae", "cinema_fast.tasks.finetune",
 ])  # fmt: skip
+forkserver.ensure_running()
 COMMAND = "import sys; from cinema_fast.cli import main\n{code}\nsys.exit(main())"
 
 
@@ -34,16 +40,20 @@ def _child(code: str, arguments: list[str], environment: dict[str, str], folder:
     exec(compile(code, "<forked>", "exec"), {"__name__": "__main__"})
 
 
+_STARTED: weakref.WeakSet = weakref.WeakSet()
+
+
 class Forked:
     """`cinema-fast ARGUMENTS` in a process, as subprocess.Popen has it; `code` runs before it in the same process."""
 
     def __init__(self, *arguments, code: str | None = None, **environment: str):
         self._folder = tempfile.TemporaryDirectory()
         words, code = [str(word) for word in arguments], COMMAND.format(code=code or "")
-        environment = os.environ | {"COLUMNS": "200"} | environment
+        environment = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"} | environment
         self._process = CONTEXT.Process(target=_child, args=(code, words, environment, self._folder.name, os.getcwd()))
         self._process.start()
         self.pid = self._process.pid
+        _STARTED.add(self)
 
     @property
     def returncode(self) -> int | None:
@@ -73,6 +83,13 @@ class Forked:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+@atexit.register
+def kill_all() -> None:
+    """Before multiprocessing, at the end, waits for those that a failed test has left."""
+    for process in list(_STARTED):
+        process.kill()
 
 
 def run(*arguments, code: str | None = None, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess:

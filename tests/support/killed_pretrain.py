@@ -45,6 +45,8 @@ def started(store, out, *more, code=""):
     process = Forked("pretrain", "--data", store, "--out", out, *arguments, code=f"{QUIET}\n{code}")
     deadline = time.monotonic() + 60
     while not ((out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size):
-        assert time.monotonic() < deadline and process.poll() is None
+        if time.monotonic() > deadline or process.poll() is not None:
+            process.kill()
+            raise AssertionError(process.communicate(10))
         time.sleep(0.05)
     return process

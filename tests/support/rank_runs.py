@@ -60,7 +60,10 @@ def forked_ranks(
         code = AT_STEP.format(then=at_step) if at_step else None
         started = [Forked(*arguments, code=code, **environment, RANK=str(n), LOCAL_RANK=str(n)) for n in range(ranks)]
         while None in (ends := [process.poll() for process in started]) and not any(ends):
-            assert time.monotonic() < deadline, "the ranks have not ended"
+            if time.monotonic() > deadline:
+                for process in started:
+                    process.kill()
+                raise AssertionError("the ranks have not ended")
             time.sleep(0.02)
         for process in started:
             try:
@@ -69,7 +72,7 @@ def forked_ranks(
                 process.kill()
             printed = process.communicate(10)
             out, err = out + printed[0], err + printed[1]
-        status = max((process.returncode for process in started), key=abs)
+        status = next((end for end in ends if end), 0)  # of the one that failed first
         if not status:
             break
     return subprocess.CompletedProcess(arguments, status, out, err)

@@ -1,4 +1,4 @@
-"""Several processes train as one, also under torchrun, on the CPU, by gloo."""
+"""Several processes train as one, on the CPU, by gloo."""
 
 import os
 import re

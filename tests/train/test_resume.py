@@ -90,7 +90,7 @@ def test_a_full_disk_and_then_a_damaged_checkpoint(tiny_store, undisturbed, tmp_
     assert_equal_runs(out, undisturbed)
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), slow(signal.SIGINT, 130)])
+@pytest.mark.parametrize(("signum", "status"), [slow(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_stopped_from_outside(tiny_store, tmp_path, signum, status):
     process = started(tiny_store, tmp_path / "run")
     process.send_signal(signum)
