@@ -85,7 +85,7 @@ class LandmarkLabels:
         for view, name in sorted(everything - learnt):
             raise ValueError(
                 f"{table}: {name} of {view} is on no image of the labelled training studies in use ({len(used)}): "
-                "take other studies (--split, --label-fraction, --shots), or leave out the view (--views) or landmark"
+                "choose other studies (--split, --label-fraction, --shots), or leave out the view (--views) or landmark"
             )
         if val and not any(found[study] for study in val):
             raise ValueError(
