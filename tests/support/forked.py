@@ -10,11 +10,12 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import weakref
 from multiprocessing import forkserver
 from pathlib import Path
+
+from forked_child import run_code
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([
@@ -23,23 +24,6 @@ CONTEXT.set_forkserver_preload([
 ])  # fmt: skip
 forkserver.ensure_running()
 COMMAND = "import sys; from cinema_fast.cli import main\n{code}\nsys.exit(main())"
-
-
-def _child(code: str, arguments: list[str], environment: dict[str, str], folder: str, cwd: str) -> None:
-    for descriptor, name in ((1, "out"), (2, "err")):
-        file = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT)
-        os.dup2(file, descriptor)
-        os.close(file)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(cwd)
-    import torch
-
-    torch.set_num_threads(1)  # so that every machine rounds alike
-    sys.argv = ["cinema-fast", *arguments]
-    exec(compile(code, "<forked>", "exec"), {"__name__": "__main__"})
-
-
 _STARTED: weakref.WeakSet = weakref.WeakSet()
 
 
@@ -48,9 +32,10 @@ class Forked:
 
     def __init__(self, *arguments, code: str | None = None, **environment: str):
         self._folder = tempfile.TemporaryDirectory()
-        words, code = [str(word) for word in arguments], COMMAND.format(code=code or "")
+        code, words = COMMAND.format(code=code or ""), [str(word) for word in arguments]
         environment = os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"} | environment
-        self._process = CONTEXT.Process(target=_child, args=(code, words, environment, self._folder.name, os.getcwd()))
+        given = code, words, environment, self._folder.name, os.getcwd()
+        self._process = CONTEXT.Process(target=run_code, args=given)
         self._process.start()
         self.pid = self._process.pid
         _STARTED.add(self)
