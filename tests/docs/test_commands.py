@@ -44,3 +44,16 @@ def test_commands_are_found():
     text = "```bash\ncinema-fast prepare A B --motion   # then\ntorchrun -m cinema_fast pretrain \\\n --out X\n```\n"
     assert commands(text) == [["prepare", "A", "B", "--motion"], ["pretrain", "--out", "X"]]
     assert {"--motion", "--repair"} <= options("prepare") and "--out" not in options("prepare")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_scripts_and_targets_of_a_page(page):
+    """Every script that a page runs exists, and every `make TARGET`; nothing was left to fill in."""
+    text = page.read_text()
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for block in re.findall(r"^```(?:bash)?\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        scripts = re.findall(r"python\S* ((?:benchmarks|docs|tests)/\S+\.py)", block)
+        assert not [script for script in scripts if not (ROOT / script).exists()]
+        assert not {word for line in re.findall(r"^make ([a-z -]+)", block, re.MULTILINE)
+                    for word in line.split()} - targets  # fmt: skip
+    assert not re.findall(r"^[A-Z]+_[A-Z]+$", text, re.MULTILINE)
