@@ -48,7 +48,7 @@ def test_wandb_online_gets_what_its_server_lacks(write, stand_in, monkeypatch):
 @pytest.mark.parametrize(
     ("environment", "mode", "project", "expected"),
     [
-        ({}, "offline", "cinema-fast", "offline: no way to http://127.0.0.1:9 ("),
+        ({}, "offline", "cinema-fast", "offline: cannot reach http://127.0.0.1:9 ("),
         ({"WANDB_MODE": "disabled", "WANDB_PROJECT": "hearts"}, None, "hearts", "(WANDB_MODE disabled)"),
     ],
 )

@@ -69,7 +69,7 @@ def test_phase_images_in_an_enhanced_file(tmp_path):
     assert report.exit_code == 0 and {reason for _, _, reason in report.series} == {
         "", "phase, real or imaginary images"}
     phases = write_series(tmp_path / "p", DATA, AFFINE, change=typed("ORIGINAL", "PRIMARY", "P"))
-    with pytest.raises(CineError, match="no magnitudes"):
+    with pytest.raises(CineError, match="no magnitude images"):
         read_dicom_cine(phases, stack=True)
 
 

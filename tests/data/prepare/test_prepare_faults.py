@@ -97,7 +97,7 @@ def test_full_disk_leaves_whole_studies_only(tmp_path, monkeypatch, call):
 
     with monkeypatch.context() as patch:
         patch.setattr(store_module.os, "fsync", full)
-        stays = r"disk is full; ([12] stud(y|ies) complete and kept|nothing was .* stays): free"
+        stays = r"disk is full; ([12] stud(y|ies) complete and kept|nothing was .* kept): free"
         with pytest.raises(StoreError, match=stays):
             run(tmp_path / "src", tmp_path / "store")
     studies = list((tmp_path / "store/studies").iterdir())
@@ -121,7 +121,7 @@ def test_a_disk_that_is_full_from_the_start(tmp_path, monkeypatch, call, shard):
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, call, full)
-        with pytest.raises(StoreError, match=r"store: the disk is full; nothing was prepared, .* stays: free"):
+        with pytest.raises(StoreError, match=r"store: the disk is full; nothing was prepared, .* kept: free"):
             run(tmp_path / "src", tmp_path / "store", shard=shard)
     assert run(tmp_path / "src", tmp_path / "store", shard=shard).prepared == 1
 

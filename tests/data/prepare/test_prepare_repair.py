@@ -252,5 +252,5 @@ def test_a_store_whose_preparation_has_not_ended_is_not_sound(prepared):
     assert run(src, store).exit_code == 0 and check_store(store, progress=False).exit_code == 0
     shutil.rmtree(store / "studies")
     write_index(store, index["prepare"], {})
-    with pytest.raises(StoreError, match="holds no studies: its preparation has not ended"):
+    with pytest.raises(StoreError, match="holds no studies: its preparation has not finished"):
         check_store(store, progress=False)
