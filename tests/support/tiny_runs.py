@@ -1,7 +1,6 @@
 """A small cine store and the command line, for the tests of the loader and of training."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +36,6 @@ def write_store(path: Path, studies: dict[str, tuple[str, ...]], *, frames: int 
         index[study] = cine_store.write_study(path / "studies" / study, study, cines)
     cine_store.write_index(path, {"sax_size": [32, 32, 4], "lax_size": [32, 32]}, index)
     return path
-
-
-def command(*arguments, code: str | None = None) -> list[str]:
-    """The command line of a subprocess; `code` runs before it, in the same process."""
-    start = f"import sys; from cinema_fast.cli import main; {code or ''}\nsys.exit(main())"
-    return [sys.executable, "-c", start, *map(str, arguments)]
 
 
 def metrics(out: Path) -> list[dict]:

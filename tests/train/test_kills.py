@@ -16,10 +16,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from forked import COMMAND
 from killed_pretrain import QUIET
 from killed_runs import MOST, strike, wait
 from machine import ROOT
-from tiny_runs import command, metrics
+from tiny_runs import metrics
 
 STEPS = 12
 OPTIONS = [
@@ -31,7 +32,8 @@ ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def started(store: Path, out: Path) -> subprocess.Popen:
     """A run in an interpreter of its own; what it says goes to a file beside its folder."""
-    words = command("pretrain", "--data", store, "--out", out, "--resume", *OPTIONS, code=QUIET)
+    options = ["--data", store, "--out", out, "--resume", *OPTIONS]
+    words = [sys.executable, "-c", COMMAND.format(code=QUIET), "pretrain", *map(str, options)]
     with out.with_suffix(".txt").open("a") as file:
         return subprocess.Popen(words, stdout=file, stderr=file, env=ONE_THREAD)
 
