@@ -158,12 +158,12 @@ def assemble_queries(mask_token: Tensor, table: Tensor, masked: Tensor, *, backe
     """
     if mask_token.ndim != 1 or table.ndim != 2 or masked.ndim != 2 or mask_token.shape[0] != table.shape[1]:
         raise ValueError(
-            "assemble_queries: want mask_token (D,), table (N, D), masked (B, M); "
+            "assemble_queries: expected mask_token (D,), table (N, D), masked (B, M); "
             f"got {tuple(mask_token.shape)}, {tuple(table.shape)}, {tuple(masked.shape)}"
         )
     if masked.is_floating_point() or not mask_token.device == table.device == masked.device:
         raise ValueError(
-            "assemble_queries: want integer ids and one device, got "
+            "assemble_queries: expected integer ids, and all tensors on one device, got "
             + ", ".join(f"{x.dtype} on {x.device}" for x in (mask_token, table, masked))
         )
     if choose("assemble_queries", backend, {"triton": lambda: unsupported(mask_token, table)}) == "torch":

@@ -66,7 +66,7 @@ def _gpu_only(q: Tensor, widest: int) -> list[str]:
     why = [] if q.is_cuda else [f"needs CUDA tensors, got {q.device.type}"]
     why += [] if q.dtype in HALF else [f"needs bfloat16 or float16, got {str(q.dtype)[6:]}"]
     fits = q.shape[-1] % 8 == 0 and q.shape[-1] <= widest
-    return why if fits else [*why, f"head dim {q.shape[-1]} (want 8, 16, ... {widest})"]
+    return why if fits else [*why, f"head dim {q.shape[-1]} (expected 8, 16, ..., {widest})"]
 
 
 def _library(module: str, package: str, q: Tensor) -> list[str]:

@@ -48,9 +48,9 @@ def use(name: str, *operations: str) -> Iterator[None]:
     global _forced
     backends = dict.fromkeys(backend for operation in OPERATIONS.values() for backend in operation.backends)
     if name not in backends:
-        raise BackendError(f"unknown backend {name!r}; want one of {', '.join(backends)}")
+        raise BackendError(f"unknown backend {name!r}; expected one of {', '.join(backends)}")
     if unknown := set(operations) - set(OPERATIONS):
-        raise BackendError(f"unknown operation {min(unknown)!r}; want some of {', '.join(OPERATIONS)}")
+        raise BackendError(f"unknown operation {min(unknown)!r}; expected names of {', '.join(OPERATIONS)}")
     before, _forced = _forced, _forced | dict.fromkeys(operations or (None,), name)
     try:
         yield

@@ -216,13 +216,13 @@ def masked_mse(
     masked = plan.masked
     expected = (image.shape[0], masked.shape[1])
     if pred.ndim != 3 or pred.shape[:2] != expected or not pred.numel():
-        raise ValueError(f"masked_mse: want pred (B, M, P) with (B, M) = {expected}, M > 0; got {tuple(pred.shape)}")
+        raise ValueError(f"masked_mse: expected pred (B, M, P), (B, M) = {expected}, M > 0; got {tuple(pred.shape)}")
     grid_of(image.shape[2:], patch)
     n_values = math.prod(patch) * image.shape[1]
     if pred.shape[2] != n_values:
         raise ValueError(f"masked_mse: a patch {tuple(patch)} holds {n_values} values, pred has {pred.shape[2]}")
     if intensity is not None and intensity.shape != (len(image), 2):
-        raise ValueError(f"masked_mse: want intensity ({len(image)}, 2), got {tuple(intensity.shape)}")
+        raise ValueError(f"masked_mse: expected intensity ({len(image)}, 2), got {tuple(intensity.shape)}")
     for name, tensor in {"pred": pred, "plan": masked, "intensity": intensity}.items():
         if tensor is not None and tensor.device != image.device:
             raise ValueError(f"masked_mse: image is on {image.device}, {name} on {tensor.device}")

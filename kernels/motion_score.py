@@ -148,11 +148,11 @@ def motion_score(flow: Tensor, patch: tuple[int, ...]) -> Tensor:
         ValueError: another rank, no pair, or a patch that does not divide the image or the clip.
     """
     if flow.ndim not in (5, 6) or flow.shape[2] != 2 or not flow.shape[1]:
-        raise ValueError(f"motion_score: want flow (B, P, 2, X, Y[, Z]) with P > 0, got {tuple(flow.shape)}")
+        raise ValueError(f"motion_score: expected flow (B, P, 2, X, Y[, Z]) with P > 0, got {tuple(flow.shape)}")
     size = tuple(flow.shape[3:])
     if len(patch) not in (len(size), len(size) + 1):
         raise ValueError(
-            f"motion_score: want a patch of {len(size)} axes, or of {len(size) + 1} for a clip, got {tuple(patch)}"
+            f"motion_score: expected a patch of {len(size)} axes, or of {len(size) + 1} for a clip, got {tuple(patch)}"
         )
     magnitude = torch.linalg.vector_norm(flow.float(), dim=2)  # (B, P, *size)
     if len(patch) > len(size):

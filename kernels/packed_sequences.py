@@ -51,14 +51,15 @@ def check_packed(what: str, q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k:
         return ", ".join(f"{name} {of(x)}" for name, x in tensors.items())
 
     if q.ndim != 3 or k.ndim != 3 or k.shape != v.shape or q.shape[1:] != k.shape[1:]:
-        raise ValueError(f"{what}: want q (Tq, H, D) and k, v (Tk, H, D), got {got(lambda x: tuple(x.shape))}")
+        raise ValueError(f"{what}: expected q (Tq, H, D) and k, v (Tk, H, D), got {got(lambda x: tuple(x.shape))}")
     if q.shape[2] % 8 or not q.shape[2]:
-        raise ValueError(f"{what}: want a head dim that is a multiple of 8, got {q.shape[2]} (q {tuple(q.shape)})")
+        raise ValueError(f"{what}: the head dim must be a multiple of 8, got {q.shape[2]} (q {tuple(q.shape)})")
     if cu_q.ndim != 1 or cu_q.shape != cu_k.shape or len(cu_q) < 2:
-        raise ValueError(f"{what}: want cu_q and cu_k (B + 1,), B >= 1, got {got(lambda x: tuple(x.shape))}")
+        raise ValueError(f"{what}: expected cu_q and cu_k (B + 1,), B >= 1, got {got(lambda x: tuple(x.shape))}")
     if not (q.is_floating_point() and q.dtype == k.dtype == v.dtype and cu_q.dtype == cu_k.dtype == torch.int32):
         raise ValueError(
-            f"{what}: want q, k, v of one floating dtype and cu_q, cu_k in int32, got {got(lambda x: str(x.dtype)[6:])}"
+            f"{what}: expected q, k, v of one floating dtype and cu_q, cu_k in int32, "
+            f"got {got(lambda x: str(x.dtype)[6:])}"
         )
     if any(x.device != q.device for x in tensors.values()):
-        raise ValueError(f"{what}: want all tensors on one device, got {got(lambda x: x.device)}")
+        raise ValueError(f"{what}: all tensors must be on one device, got {got(lambda x: x.device)}")

@@ -337,20 +337,20 @@ def patch_embed(
 def _check(image, weight, bias, index, patch, table, intensity):
     if not 4 <= image.ndim <= 6 or index.ndim != 2 or len(index) != len(image) or index.is_floating_point():
         raise ValueError(
-            "patch_embed: want image (B, C, 2 to 4 axes) and integer index (B, R), "
+            "patch_embed: expected image (B, C, 2 to 4 axes) and integer index (B, R), "
             f"got {tuple(image.shape)} and {index.dtype} {tuple(index.shape)}"
         )
     n_tokens = math.prod(grid_of(image.shape[2:], patch))
     n_values = math.prod(patch) * image.shape[1]
     if weight.ndim != 2 or weight.shape[1] != n_values or bias.shape != weight.shape[:1]:
         raise ValueError(
-            f"patch_embed: want weight (E, {n_values}) and bias (E,) for patch {tuple(patch)} of {image.shape[1]} "
+            f"patch_embed: expected weight (E, {n_values}) and bias (E,) for patch {tuple(patch)} of {image.shape[1]} "
             f"channels, got {tuple(weight.shape)} and {tuple(bias.shape)}"
         )
     if table is not None and table.shape != (n_tokens, weight.shape[0]):
-        raise ValueError(f"patch_embed: want table ({n_tokens}, {weight.shape[0]}), got {tuple(table.shape)}")
+        raise ValueError(f"patch_embed: expected table ({n_tokens}, {weight.shape[0]}), got {tuple(table.shape)}")
     if intensity is not None and intensity.shape != (len(image), 2):
-        raise ValueError(f"patch_embed: want intensity ({len(image)}, 2), got {tuple(intensity.shape)}")
+        raise ValueError(f"patch_embed: expected intensity ({len(image)}, 2), got {tuple(intensity.shape)}")
     others = {"weight": weight, "bias": bias, "index": index, "table": table, "intensity": intensity}
     for name, tensor in others.items():
         if tensor is not None and tensor.device != image.device:

@@ -196,7 +196,7 @@ def sample_mask(
     decode = None if decode is None else _integer("decode", decode)
     step = step if isinstance(step, Tensor) else _integer("step", step)
     if not (n > 0 and batch > 0):
-        raise ValueError(f"sample_mask: want batch >= 1 and n >= 1, got batch {batch}, n {n}")
+        raise ValueError(f"sample_mask: batch and n must be 1 or more, got batch {batch}, n {n}")
     if not 0 <= keep <= n:
         raise ValueError(f"sample_mask: keep must lie in 0..{n} (n), got {keep}")
     n_decode = n - keep if decode is None else decode

@@ -334,11 +334,11 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, scale: float) -> list[str]:
     """Why the kernels cannot run for these arguments; empty where they can."""
     why = triton_unsupported(q, k, v)
     if q.dtype not in DTYPES:
-        why.append(f"dtype {str(q.dtype)[6:]} (want {', '.join(str(d)[6:] for d in DTYPES)})")
+        why.append(f"dtype {str(q.dtype)[6:]} (expected {', '.join(str(d)[6:] for d in DTYPES)})")
     if q.shape[-1] % 8 or q.shape[-1] > MAX_HEAD_DIM:
-        why.append(f"head dim {q.shape[-1]} (want a multiple of 8 up to {MAX_HEAD_DIM})")
+        why.append(f"head dim {q.shape[-1]} (expected a multiple of 8 up to {MAX_HEAD_DIM})")
     if not scale > 0:
-        why.append(f"scale {scale} (want above 0)")
+        why.append(f"scale {scale} (expected above 0)")
     return why
 
 

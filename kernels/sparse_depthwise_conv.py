@@ -436,15 +436,16 @@ def _check(x, weight, bias, plan, grid):
     block, channels = tuple(x.shape[2:-1]), x.shape[-1]
     if x.shape[:2] != plan.keep.shape or len(block) != len(grid):
         raise ValueError(
-            f"sparse_depthwise_conv: want x (B, K, *block, C) with (B, K) = {tuple(plan.keep.shape)} and "
+            f"sparse_depthwise_conv: expected x (B, K, *block, C) with (B, K) = {tuple(plan.keep.shape)} and "
             f"{len(grid)} block axes, got {tuple(x.shape)}"
         )
     if weight.shape[0] != channels or weight.ndim != len(grid) + 1 or any(k % 2 == 0 for k in weight.shape[1:]):
         raise ValueError(
-            f"sparse_depthwise_conv: want weight ({channels}, *{len(grid)} odd kernel axes), got {tuple(weight.shape)}"
+            f"sparse_depthwise_conv: expected weight ({channels}, *{len(grid)} odd kernel axes), "
+            f"got {tuple(weight.shape)}"
         )
     if bias.shape != (channels,):
-        raise ValueError(f"sparse_depthwise_conv: want bias ({channels},), got {tuple(bias.shape)}")
+        raise ValueError(f"sparse_depthwise_conv: expected bias ({channels},), got {tuple(bias.shape)}")
     if plan.slot.shape[1] != math.prod(grid):
         raise ValueError(
             f"sparse_depthwise_conv: the plan has {plan.slot.shape[1]} tokens, the grid {tuple(grid)} {math.prod(grid)}"

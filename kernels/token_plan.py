@@ -30,7 +30,7 @@ class TokenPlan(NamedTuple):
         """
         if mask.dtype != torch.bool or mask.ndim != 2 or not len(mask):
             raise ValueError(
-                f"TokenPlan.from_mask: want a boolean (B, N) mask, got {mask.dtype} {tuple(mask.shape)}"
+                f"TokenPlan.from_mask: expected a boolean (B, N) mask, got {mask.dtype} {tuple(mask.shape)}"
             )
         counts = mask.sum(1).unique()
         if counts.numel() != 1:

@@ -45,7 +45,7 @@ def read(path: Path) -> dict:
         table = json.loads(path.read_text())
         _check(table)
         if not isinstance(table.get("gpu"), str):
-            raise ValueError(f'want the name of a device as "gpu", got {table.get("gpu")!r}')
+            raise ValueError(f'"gpu" must be the name of a device, got {table.get("gpu")!r}')
     except ValueError as error:  # of JSON and of Unicode too
         cure = "delete it, or let benchmarks/gpu/gpu_first.py write it again"
         raise ValueError(f"{path}: not a table of tuned kernels ({error}); {cure}") from error
@@ -138,11 +138,11 @@ def _path(folder: Path, gpu: str) -> Path:
 def _check(table) -> None:
     """ValueError unless what is read of it is there and makes sense."""
     if not isinstance(table, dict) or not isinstance(table.get("sparse_attention"), list):
-        raise ValueError('want an object with a list "sparse_attention"')
+        raise ValueError('expected an object with a list "sparse_attention"')
     for number, entry in enumerate(table["sparse_attention"]):
         where = f"sparse_attention[{number}]"
         if not isinstance(entry, dict):
-            raise ValueError(f"{where}: want an object, got {entry!r}")
+            raise ValueError(f"{where}: expected an object, got {entry!r}")
         for name in entry:
             _one_of(f"{where}: key", name, KEYS)
         _one_of(f"{where}: dtype", entry.get("dtype"), tuple(DTYPES))
@@ -156,11 +156,11 @@ def _check(table) -> None:
 
 def _check_tiles(where: str, tiles) -> None:
     if not isinstance(tiles, dict):
-        raise ValueError(f"{where}: want an object, got {tiles!r}")
+        raise ValueError(f"{where}: expected an object, got {tiles!r}")
     for name, tile in tiles.items():
         _one_of(where, name, PASSES)
         if not isinstance(tile, list | tuple) or len(tile) != 4:
-            raise ValueError(f"{where}: {name}: want [ROWS, COLS, warps, stages], got {tile!r}")
+            raise ValueError(f"{where}: {name}: expected [ROWS, COLS, warps, stages], got {tile!r}")
         for value, allowed in zip(tile, (SIDES, SIDES, WARPS, STAGES)):
             _one_of(f"{where}: {name}", value, allowed)
 
@@ -168,4 +168,4 @@ def _check_tiles(where: str, tiles) -> None:
 def _one_of(where: str, value, allowed: tuple | range) -> None:
     if type(value) is not type(allowed[0]) or value not in allowed:
         some = f"{allowed[0]} to {allowed[-1]}" if isinstance(allowed, range) else ", ".join(map(str, allowed))
-        raise ValueError(f"{where}: {value!r} (want {some})")
+        raise ValueError(f"{where}: {value!r} (expected {some})")

@@ -56,7 +56,7 @@ def main() -> int:
     add_options(parser)
     args = parser.parse_args()
     if bool(args.command) == bool(args.only):
-        parser.error("want either A or B, or --only with names of sections")
+        parser.error("expected either A or B, or --only with names of sections")
     wanted = COMMANDS[args.command] if args.command else [sections[name] for name in args.only]
     slower = 4 if args.smoke else 1  # a CPU that tests share
     wanted = [replace(section, seconds=slower * section.seconds) for section in wanted]

@@ -227,7 +227,7 @@ def drive(
     device = checked(parser, args)
     lacking = [s.name for s in sections if s.name in WITH_REFERENCE and not args.reference]
     if lacking and len(lacking) == len(sections):
-        parser.error(f"{', '.join(lacking)}: want --reference DIR")
+        parser.error(f"{', '.join(lacking)}: needs --reference DIR")
     for name in lacking:
         print(f"without --reference there is no section {name}")
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))

@@ -122,7 +122,7 @@ def against(shape: str, peer: str) -> timing.Operation:
             return operation.check(way)
         mine = optical_flow(frames, params=UNREFINED, backend=OURS)
         if (found := theirs()).shape != mine.shape:
-            raise ValueError(f"{peer} gives {tuple(found.shape)}, want {tuple(mine.shape)}")
+            raise ValueError(f"{peer} gives {tuple(found.shape)}, expected {tuple(mine.shape)}")
         return error_of(found, mine[:1].double(), "opencv") if "opencv" in peer else 0.0
 
     return replace(operation, ways={OURS: operation.ways[OURS], peer: theirs}, check=check, errors={})

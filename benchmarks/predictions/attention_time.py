@@ -47,8 +47,8 @@ def attention_cycles(launch: Launch, code: MachineCode, shape: Sequences) -> tup
     flops = 2 * PRODUCTS[kernel] * rows * cols * tile["HEAD"][1]
     if len(loops) != 2 + 2 * has_tail_rows or loops[0].flops < flops:
         raise RuntimeError(
-            f"{launch.name}: want {2 + 2 * has_tail_rows} loops with matrix products, the first of {flops} FLOPs or "
-            f"more; the code has {[loop.flops for loop in loops]}: attention_time.py must learn its new shape"
+            f"{launch.name}: expected {2 + 2 * has_tail_rows} loops with matrix products, the first of {flops} FLOPs "
+            f"or more; the code has {[loop.flops for loop in loops]}: attention_time.py must learn its new shape"
         )
     trips, left = divmod(walked, cols)
     tail_trips = -(-left // tail_cols)

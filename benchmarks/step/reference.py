@@ -77,7 +77,7 @@ class Reference:
     def __init__(self, folder: str | Path):
         folder = Path(folder).resolve()
         if not (folder / "cinema" / "mae" / "mae.py").is_file():
-            raise FileNotFoundError(f"--reference {folder}: no cinema/mae/mae.py there; want a checkout of CineMA")
+            raise FileNotFoundError(f"--reference {folder}: no cinema/mae/mae.py there; expected a checkout of CineMA")
         sys.meta_path.insert(0, _StandIns([name for name in NOT_USED_IN_A_STEP if not _imports(name)]))
         sys.path.insert(0, str(folder))
         try:

@@ -113,7 +113,7 @@ def check_cohort(vectors: np.ndarray, number: int | None) -> None:
     if len(vectors) < least:
         raise ValueError(
             f"{len(vectors)} studies are too few for {number or 'two or more'} clusters: "
-            f"want {least} or more, {STUDIES_PER_CLUSTER} a cluster"
+            f"expected {least} or more, {STUDIES_PER_CLUSTER} a cluster"
         )
     if not _varied(vectors).any():
         raise ValueError(f"the vectors of all {len(vectors)} studies are equal: nothing to cluster")

@@ -206,7 +206,7 @@ def _begin(config: EmbedConfig, folder: Path, metadata: dict[str, str]) -> Embed
 
     out = config.out
     if out.is_dir():
-        raise ValueError(f"{out} is a folder; want a file to write")
+        raise ValueError(f"{out} is a folder; expected a file to write")
     check_outside_store(out)
     made = [out, folder]
     picture = out.with_suffix(".png")

@@ -39,17 +39,17 @@ def read_embeddings(path: Path) -> Embeddings:
         raise ValueError(f"embeddings are read by pyarrow: pip install 'cinema-fast[embed]' ({error})") from None
 
     if not path.is_file():
-        raise ValueError(f"{path} is no file; want the Parquet file that `cinema-fast embed` wrote")
+        raise ValueError(f"{path} is not a file; expected the Parquet file that `cinema-fast embed` wrote")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     try:
         table = read_parquet(path)
     except pa.ArrowException as error:
-        raise ValueError(f"{path} is not a Parquet file, or is damaged; want one of `embed` ({error})") from None
+        raise ValueError(f"{path} is not a Parquet file, or is damaged; expected one from `embed` ({error})") from None
     for column in ("study", "embedding"):
         if column not in table.column_names:
             raise ValueError(f"{path} has no column {column!r} (it has {', '.join(table.column_names)}); "
-                             "want a file that `cinema-fast embed` wrote")
+                             "expected a file that `cinema-fast embed` wrote")
     studies = table["study"].to_pylist()
     if not studies:
         raise ValueError(f"{path}: no study in it")

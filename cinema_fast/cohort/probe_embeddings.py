@@ -111,8 +111,8 @@ class ProbeReport:
             for probe, scores in found.scores.items():
                 lines.append(f"  {probe:<9}" + "  ".join(f"{name} {_text(value)}" for name, value in scores.items()))
             if (least := min(found.n_test)) < FEW:
-                lines.append(f"  warning: only {count_studies(least)} to test on, so scores are uncertain: want {FEW} "
-                             "or more (label more studies, or give a larger --test)")  # fmt: skip
+                lines.append(f"  warning: only {count_studies(least)} to test on, so scores are uncertain: {FEW} or "
+                             "more are needed (label more studies, or give a larger --test)")  # fmt: skip
         return "\n".join([*lines, f"written: {self.config.out / 'results.json'}"])
 
 
@@ -161,7 +161,7 @@ def read_target(table: Table, target: str, embeddings: Embeddings, classes: bool
     known = {study: words[study] for study in embeddings.studies if study in words}
     if len(known) < LEAST:
         raise ValueError(f"{table.path}: {len(known)} of the {len(embeddings.studies)} studies of {embeddings.path} "
-                         f"have a value of {target}; want {LEAST} or more")
+                         f"have a value of {target}; expected {LEAST} or more")
     n_numbers = sum(map(is_number, known.values()))
     if not classes and n_numbers < len(known):  # as decimal commas are not, nor shares in %
         try:
@@ -188,7 +188,7 @@ def read_split(table: Table, studies: list[str]) -> np.ndarray:
     parts = table.values("split")
     for study, part in parts.items():
         if part not in ("train", "val", "test"):
-            raise ValueError(f"{table.path}, line {table.lines[study]}: split is {part!r}, want train, val or test")
+            raise ValueError(f"{table.path}, line {table.lines[study]}: split is {part!r}, expected train, val or test")
     return np.array([parts.get(study, "") for study in studies])
 
 
@@ -231,8 +231,8 @@ def split_known(
         if classified:
             found, counts = np.unique(by_class, return_counts=True)
             if counts.min() < 4:
-                raise ValueError(f"class {str(found[counts.argmin()])!r} has {count_studies(counts.min())}; want four "
-                                 "or more to train and test on, or a column `split`")
+                raise ValueError(f"class {str(found[counts.argmin()])!r} has {count_studies(counts.min())}; expected "
+                                 "four or more to train and test on, or a column `split`")
         try:
             train, test = train_test_split(known, test_size=share, stratify=by_class, random_state=seed)
         except ValueError as error:  # scikit-learn says how many studies that would be
@@ -241,7 +241,7 @@ def split_known(
         train, test = (known[parts[known] == part] for part in ("train", "test"))
     for name, part in (("train", train), ("test", test)):
         if len(part) < 2:
-            raise ValueError(f"{count_studies(len(part))} with a label to {name} on; want two or more")
+            raise ValueError(f"{count_studies(len(part))} with a label to {name} on; expected two or more")
     if classified and (lacking := set(labels[train].tolist()) ^ set(labels[test].tolist())):
         raise ValueError(f"class {min(lacking)!r} is not among both the training and the test studies")
     return np.sort(train), np.sort(test)

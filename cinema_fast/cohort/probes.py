@@ -65,12 +65,12 @@ def linear_probe(
         if len(found) < 2:
             raise ValueError(f"all {len(labels)} training studies are of class {str(found[0])!r}")
         if few < 2:
-            raise ValueError(f"class {str(found[counts.argmin()])!r} has {few} training study; want two or more")
+            raise ValueError(f"class {str(found[counts.argmin()])!r} has {few} training study; expected two or more")
         folds = StratifiedKFold(min(FOLDS, few), shuffle=True, random_state=seed)
     else:
         model, name, scoring = Ridge(), "ridge__alpha", "neg_mean_squared_error"
         if len(labels) < 2:
-            raise ValueError(f"{len(labels)} training study; want two or more")
+            raise ValueError(f"{len(labels)} training study; expected two or more")
         folds = KFold(min(FOLDS, len(labels)), shuffle=True, random_state=seed)
     search = GridSearchCV(make_pipeline(StandardScaler(), model), {name: PENALTIES}, scoring=scoring, cv=folds)
     search.fit(features, labels)

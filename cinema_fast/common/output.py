@@ -70,7 +70,7 @@ def folder_for(out: Path, stays: str = "no half-written files remain") -> Iterat
     check_outside_store(out)
     there = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
-        raise OutputTaken(f"{there} is a file; want a folder to write, which may be new")
+        raise OutputTaken(f"{there} is a file; expected a folder to write, which may be new")
     new = not out.exists()
     try:
         with output_errors(out, "nothing was written"):

@@ -17,5 +17,5 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> str:
         if not other.exists():
             raise ValueError(f"compare: there is no folder {other}")
         raise ValueError(f"compare: {evaluations[0]} is an evaluation, {other} is not: it lacks results.json or "
-                         "rows.csv; want run folders alone, or evaluation folders alone")  # fmt: skip
+                         "rows.csv; expected only run folders, or only evaluation folders")  # fmt: skip
     return compare_evaluations(folders, out)

@@ -98,8 +98,8 @@ def read_evaluation(path: Path) -> EvaluationFolder:
     rows = read_rows(path / ROWS, (*KINDS, *own))
     by_key = {key(row): row for row in rows}
     if len(by_key) < len(rows) or not rows:
-        raise ValueError(f"{path / ROWS}: want rows, each of another study, view, frame and name; got {len(rows)} rows "
-                         f"of {len(by_key)}; evaluate again")  # fmt: skip
+        raise ValueError(f"{path / ROWS}: expected rows, each of another study, view, frame and name; got "
+                         f"{len(rows)} rows of {len(by_key)}; evaluate again")  # fmt: skip
     return EvaluationFolder(path, by_key, targets, JUDGEMENTS | own)
 
 
@@ -109,19 +109,19 @@ def pair(first: EvaluationFolder, second: EvaluationFolder) -> tuple[list[Row], 
     shared = [of for of in first.rows if of in second.rows]
     if not shared:
         kinds = [", ".join(k for k in one.judgements if any(of[0] == k for of in one.rows)) for one in (first, second)]
-        raise ValueError(f"{first.path} ({kinds[0]}) and {second.path} ({kinds[1]}) have no study with the same "
-                         "view and target in common; want two evaluations of one task on the same studies")  # fmt: skip
+        raise ValueError(f"{first.path} ({kinds[0]}) and {second.path} ({kinds[1]}) have no study with the "
+                         "same view and target in common; expected two evaluations of one task on the same studies")
     for name in dict.fromkeys(of[-1] for of in shared):
         targets = [one.targets.get(name, Target()) for one in (first, second)]
         if targets[0] != targets[1]:
-            raise ValueError(f"{name}: {first.path} has {targets[0]}, {second.path} has {targets[1]}; want the same")
+            raise ValueError(f"{name}: {first.path} has {targets[0]}, {second.path} has {targets[1]}; must be equal")
     for of in shared:
         for column in TRUTHS:
             truths = [one.rows[of].get(column) for one in (first, second)]
             if truths[0] != truths[1] and not all(t is not None and t != t for t in truths):
                 where = ", ".join(part for part in of if part)
                 raise ValueError(f"{where}: {column} is {truths[0]} in {first.path} and {truths[1]} in {second.path}; "
-                                 "want evaluations against the same truth")  # fmt: skip
+                                 "both must be evaluated against the same truth")  # fmt: skip
     return [first.rows[of] for of in shared], [second.rows[of] for of in shared]
 
 

@@ -73,7 +73,7 @@ def _compare(paths: Sequence[Path], out: Path | None) -> str:
     if len({run.tuned for run in runs}) > 1:
         tuned, pretrained = (next(r.name for r in runs if r.tuned is kind) for kind in (True, False))
         raise ValueError(f"compare: {tuned} is a run of finetune, {pretrained} one of pretrain, whose losses "
-                         "cannot be compared; want runs of one kind")
+                         "cannot be compared; expected runs of one kind")
     text = tables(runs)
     if out:
         with whole_file(out / "comparison.png") as file:
@@ -88,7 +88,7 @@ def read_run(path: Path, name: str) -> Run:
     """Read a run folder; ValueError where it is none."""
     info = read_run_info(path)
     if info is None:
-        raise ValueError(f"{path} is not a run folder: it has no config.yaml; want one that `pretrain --out` made")
+        raise ValueError(f"{path} is not a run folder: it has no config.yaml; expected a folder from `pretrain --out`")
     unread: list[str] = []
     options = _flat(info.options) | _flat(info.store.to_dict(), "store.") | _flat(info.versions, "versions.")
     options.pop("out", None)
@@ -181,7 +181,7 @@ def _lines(path: Path, unread: list[str]) -> list[dict]:
         try:
             line = parse_json(text)
             if not isinstance(line["step"], int) or not isinstance(line["loss"], float | int | None):
-                raise TypeError("want a step, and a loss or null")
+                raise TypeError("expected a step, and a loss or null")
             found.append(line)
         except (ValueError, KeyError, TypeError):
             bad.append(str(number))

@@ -54,4 +54,4 @@ class EvaluateConfig:
         for pair in self.known:
             quantity, equals, column = pair.partition("=")
             if not equals or not column or quantity not in QUANTITIES:
-                raise ValueError(f"--known {pair}: want QUANTITY=COLUMN, with one of {', '.join(QUANTITIES)}")
+                raise ValueError(f"--known {pair}: expected QUANTITY=COLUMN, with one of {', '.join(QUANTITIES)}")

@@ -129,8 +129,8 @@ def _class_words(name: str, target: Target) -> str:
 def _classification(rows: Sequence[Row], target: Target) -> Classification:
     unknown = sorted({str(row[name]) for row in rows for name in ("truth", "decided")} - set(target.classes))
     if unknown:
-        want = ", ".join(target.classes)
-        raise ValueError(f"{rows[0]['name']}: class {', '.join(unknown)}; want one of {want}")
+        known = ", ".join(target.classes)
+        raise ValueError(f"{rows[0]['name']}: class {', '.join(unknown)}; expected one of {known}")
     truth, decided = ([target.classes.index(row[name]) for row in rows] for name in ("truth", "decided"))
     probable = [[number(row, f"p{i}") for i in range(len(target.classes))] for row in rows]
     probabilities = None if np.isnan(probable).all() else np.array(probable)

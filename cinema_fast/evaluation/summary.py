@@ -81,12 +81,12 @@ def check_groups(groups: Mapping[str, Mapping[str, str]], studies: Collection[st
             sides[is_number(cell)].append(study)
         if all(sides.values()):
             some, other = (f"study {study!r} has {cells[study]!r}" for study in (sides[True][0], sides[False][0]))
-            raise ValueError(f"--subgroups {column}: {some}, {other}; want numbers or words, not both "
+            raise ValueError(f"--subgroups {column}: {some}, {other}; expected numbers or words, not both "
                              f"({len(sides[True])} of {len(cells)} are numbers). Leave the cell empty where a number "
                              "is unknown, or name every group by a word")  # fmt: skip
         if not sides[True] and (different := len(set(cells.values()))) > WORDS:
-            raise ValueError(f"--subgroups {column}: {different} different words, each of which would be a group; want "
-                             f"a column of numbers, or of at most {WORDS} words")  # fmt: skip
+            raise ValueError(f"--subgroups {column}: {different} different words, each of which would be a group; "
+                             f"expected a column of numbers, or of at most {WORDS} words")  # fmt: skip
 
 
 def subgroups(values: Mapping[str, str]) -> dict[str, str]:

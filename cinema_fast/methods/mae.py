@@ -87,7 +87,7 @@ class MAE(Method):
             raise ValueError(f"--init-from {start}: no run in this folder (no config.yaml)")
         if info.labels:
             raise ValueError(f"--init-from {start}: a run of finetune, whose weights have no decoder; "
-                             "want one of pretrain")  # fmt: skip
+                             "expected a run of pretrain")  # fmt: skip
         if (its := info.options["preset"]) != size:
             raise ValueError(f"--init-from {start}: a run of --preset {its}, but this run is of {size}: give "
                              f"--preset {its}, or start from another run")  # fmt: skip

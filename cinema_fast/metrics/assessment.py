@@ -55,7 +55,7 @@ class Assessment:
             case.truth and has_volumes(case.pred.shape) and "LV" in self.classes.values()
             and not any(row["kind"] == "function" for row in rows)
         ):  # fmt: skip
-            why = "want two labelled frames that hold the LV for volumes at ED and ES"
+            why = "volumes at ED and ES need two labelled frames that hold the LV"
             self.leave_out(case.study, f"view {case.view}, function: {why}, got {len(case.truth)} labelled")
         self.rows += rows
         exhibit = exhibit_of(case, rows, self.classes)
@@ -91,7 +91,7 @@ class Assessment:
         self._target(target, Target(tuple(classes), threshold), study)
         self._once("classification", study, target)
         if truth not in classes:
-            raise ValueError(f"study {study}, {target}: true class {truth!r}; want one of {', '.join(classes)}")
+            raise ValueError(f"study {study}, {target}: true class {truth!r}; expected one of {', '.join(classes)}")
         try:
             p = checked(np.asarray(probabilities, float)[None], 1, classes)
         except ValueError as error:
@@ -157,16 +157,16 @@ class Assessment:
     def _once(self, kind: str, study: str, *where: object) -> None:
         if (kind, study, *where) in self._seen:
             case = ", ".join(map(str, where))
-            raise ValueError(f"study {study}, {case}: {kind} was evaluated before; want each once")
+            raise ValueError(f"study {study}, {case}: {kind} was evaluated before; each must come once")
         self._seen.add((kind, study, *where))
 
     def _target(self, name: str, target: Target, study: str) -> None:
         before = self.targets.setdefault(name, target)
         if before != target:
-            raise ValueError(f"study {study}, {name}: was {before}, now {target}; want one for all studies")
+            raise ValueError(f"study {study}, {name}: was {before}, now {target}; it must be the same for all studies")
 
 
 def _finite(value: float, study: str, target: str, what: str) -> float:
     if not math.isfinite(value):
-        raise ValueError(f"study {study}, {target}: the {what} is {value}; want a finite number, or leave_out")
+        raise ValueError(f"study {study}, {target}: the {what} is {value}; expected a finite number, or leave_out")
     return float(value)

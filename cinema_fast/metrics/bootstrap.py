@@ -98,7 +98,8 @@ def difference(
     Raises ValueError where the rows do not fit.
     """
     if not first.n == second.n == both.n / 2:
-        raise ValueError(f"want as many rows in both sets, and all of them: {first.n}, {second.n} and {both.n}")
+        raise ValueError(f"expected equally many rows in both sets, and all of them in the union; got {first.n}, "
+                         f"{second.n} and {both.n}")  # fmt: skip
     of, names = _numbered(studies, first.n)
     drawn = [_stack(m(weights) for weights in draw_studies(of, len(names), resamples, seed)) for m in (first, second)]
     swapped = _stack(_swap(both, weights) for weights in swap_studies(of, len(names), resamples, seed))
@@ -160,7 +161,7 @@ def _interval(drawn: np.ndarray, n_studies: int) -> tuple[float | None, float | 
 def _numbered(studies: Sequence[str], n: int) -> tuple[np.ndarray, list[str]]:
     """Study of each row as a number in order of first sight, which does not depend on how studies are named."""
     if len(studies) != n:
-        raise ValueError(f"want the study of each of {n} rows, got {len(studies)}")
+        raise ValueError(f"expected the study of each of {n} rows, got {len(studies)}")
     numbers: dict[str, int] = {}
     of = np.array([numbers.setdefault(study, len(numbers)) for study in studies], int)
     return of, list(numbers)

@@ -122,16 +122,16 @@ def check_case(case: SegmentationCase, classes: Mapping[int, str]) -> None:
     """Raises ValueError naming study and view where the parts of a case do not fit each other."""
     where, frames = f"study {case.study}, view {case.view}", case.frame_numbers
     if case.pred.ndim not in (3, 4) or case.image.shape != case.pred.shape:
-        raise ValueError(f"{where}: want image and pred of one shape (T, X, Y[, Z]), got {case.image.shape}, "
+        raise ValueError(f"{where}: expected image and pred of one shape (T, X, Y[, Z]), got {case.image.shape}, "
                          f"{case.pred.shape}")  # fmt: skip
     if case.image.dtype != np.uint8:
-        raise ValueError(f"{where}: want an image of uint8, got {case.image.dtype}")
+        raise ValueError(f"{where}: expected an image of uint8, got {case.image.dtype}")
     if not len(case.pred) or len(frames) != len(case.pred) or list(frames) != sorted(set(frames)):
-        raise ValueError(f"{where}: want {len(case.pred) or 'some'} ascending frame numbers, got {frames}")
+        raise ValueError(f"{where}: expected {len(case.pred) or 'some'} ascending frame numbers, got {frames}")
     if absent := sorted({*case.truth, *case.stability} - set(frames)):
         raise ValueError(f"{where}: frames {absent} are labelled, but not among the predicted ones {frames}")
     if strange := sorted(set(case.known) - set(QUANTITIES)):
-        raise ValueError(f"{where}: known holds {', '.join(strange)}; want {', '.join(QUANTITIES)}")
+        raise ValueError(f"{where}: known holds {', '.join(strange)}; expected {', '.join(QUANTITIES)}")
     if case.known and not has_volumes(case.pred.shape):
         raise ValueError(f"{where}: known values are compared with volumes, which single slices {case.pred.shape} lack")
     for name in case.known:

@@ -39,7 +39,7 @@ class Classification(Measure):
         self.n, k = len(truth), len(classes)
         self.p = None if probabilities is None else checked(probabilities, self.n, classes)
         if self.p is None and decided is None:
-            raise ValueError("classification: want probabilities or decisions, got neither")
+            raise ValueError("classification: expected probabilities or decisions, got neither")
         self.decided = decide(self.p, threshold) if decided is None else np.asarray(decided, int)
         for name, values in (("truth", truth), ("decided", self.decided)):
             if len(values) != self.n or ((values < 0) | (values >= k)).any():
@@ -154,9 +154,9 @@ def checked(probabilities: np.ndarray, n: int, classes: Sequence[str]) -> np.nda
     """(n, K) float64; ValueError where they are not, or are no probabilities."""
     p = np.asarray(probabilities, float)
     if p.shape != (n, len(classes)) or len(classes) < 2:
-        raise ValueError(f"probabilities: want shape ({n}, K) of K >= 2 classes {list(classes)}, got {p.shape}")
+        raise ValueError(f"probabilities: expected shape ({n}, K) of K >= 2 classes {list(classes)}, got {p.shape}")
     if not (np.isfinite(p).all() and (p >= 0).all() and np.allclose(p.sum(1), 1, atol=1e-3)):
-        raise ValueError("probabilities: want numbers of 0 or more whose sum over the classes is 1")
+        raise ValueError("probabilities: expected numbers of 0 or more whose sum over the classes is 1")
     return p
 
 

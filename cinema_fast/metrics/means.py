@@ -42,7 +42,7 @@ def landmark_scores(pred_mm: Sequence[float], truth_mm: Sequence[float], within_
     """
     pred, truth = np.asarray(pred_mm, float), np.asarray(truth_mm, float)
     if pred.shape != truth.shape or not np.isfinite(truth).all():
-        raise ValueError(f"landmark: want finite positions of one length, got truth {truth_mm}, prediction {pred_mm}")
+        raise ValueError(f"landmark: expected finite positions of one length, got truth {truth_mm}, pred {pred_mm}")
     distance = float(np.linalg.norm(pred - truth)) if np.isfinite(pred).all() else np.inf
     return {"distance_mm": distance} | {f"within_{radius:g}_mm": float(distance <= radius) for radius in within_mm}
 

@@ -55,13 +55,13 @@ def read_rows(path: Path, kinds: Collection[str] = KINDS) -> list[Row]:
         reader = csv.DictReader(file, strict=True)
         try:
             if missing := [name for name in KEYS if name not in (reader.fieldnames or ())]:
-                raise ValueError(f"no column {', '.join(missing)}; want a file that `evaluate` wrote")
+                raise ValueError(f"no column {', '.join(missing)}; expected a file that `evaluate` wrote")
             rows = [_read(line) for line in reader]
         except (csv.Error, ValueError) as error:
             raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
     for number, row in enumerate(rows, start=2):
         if row["kind"] not in kinds:
-            raise ValueError(f"{path}, row {number}: kind {row['kind']!r}; want one of {', '.join(kinds)}")
+            raise ValueError(f"{path}, row {number}: kind {row['kind']!r}; expected one of {', '.join(kinds)}")
     return rows
 
 

@@ -74,9 +74,9 @@ def check_label_maps(
 ) -> None:
     """Raises ValueError where two label maps cannot be compared, or hold what is no class."""
     if pred.shape != truth.shape or pred.ndim not in (2, 3):
-        raise ValueError(f"want label maps of one shape (X, Y[, Z]), got pred {pred.shape}, truth {truth.shape}")
+        raise ValueError(f"expected label maps of one shape (X, Y[, Z]), got pred {pred.shape}, truth {truth.shape}")
     if len(spacing_mm) != truth.ndim or not all(0 < mm < math.inf for mm in spacing_mm):
-        raise ValueError(f"spacing_mm {tuple(spacing_mm)}: want {truth.ndim} numbers above 0, for shape {truth.shape}")
+        raise ValueError(f"spacing_mm {tuple(spacing_mm)} must be {truth.ndim} numbers above 0 for shape {truth.shape}")
     check_labels("pred", pred, classes)
     check_labels("truth", truth, classes)
 
@@ -84,10 +84,10 @@ def check_label_maps(
 def check_labels(name: str, labels: np.ndarray, classes: Mapping[int, str]) -> None:
     """Raises ValueError where label maps of any shape are no uint8, or hold what is no class."""
     if labels.dtype != np.uint8:
-        raise ValueError(f"{name}: want a label map of uint8, got {labels.dtype}")
+        raise ValueError(f"{name}: expected a label map of uint8, got {labels.dtype}")
     strange = sorted(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - {0, *classes})
     if strange:
-        raise ValueError(f"{name} holds label {', '.join(map(str, strange))}; want 0 and {dict(classes)}")
+        raise ValueError(f"{name} holds label {', '.join(map(str, strange))}; expected 0 and {dict(classes)}")
 
 
 def stability_score(logits: Tensor, threshold: float = 0.0, offset: float = 1.0) -> Tensor:
@@ -105,7 +105,7 @@ def stability_score(logits: Tensor, threshold: float = 0.0, offset: float = 1.0)
     Source: Kirillov et al., Segment Anything, 2023 (its mask generator); per class as the reference does.
     """
     if offset < 0:
-        raise ValueError(f"offset {offset}: want 0 or more")
+        raise ValueError(f"offset {offset} must be 0 or more")
     centred = logits.float() - logits.float().mean(1, keepdim=True)
     inner = (centred >= threshold + offset).flatten(2).sum(-1)
     outer = (centred >= threshold - offset).flatten(2).sum(-1)  # holds the inner one: it is their union

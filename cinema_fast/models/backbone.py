@@ -80,7 +80,7 @@ def check_images(
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{model}: no view {unknown[0]!r} in this model{hint} (views: {', '.join(config.views)})")
     if not images:
-        raise ValueError(f"{model}: no images given; want one or more of {', '.join(config.views)}")
+        raise ValueError(f"{model}: no images given; expected one or more of {', '.join(config.views)}")
     if intensity is not None and set(intensity) != set(images):
         raise ValueError(f"{model}: images of {sorted(images)} but intensity for {sorted(intensity)}")
     grids, batch = {}, len(next(iter(images.values())))

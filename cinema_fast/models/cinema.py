@@ -130,10 +130,10 @@ class CineMA(nn.Module):
         if plan is not None and set(plan) != set(images):
             raise ValueError(f"CineMA: images of {sorted(images)} but a plan for {sorted(plan)}")
         for view, grid in grids.items():
-            want = (len(images[view]), math.prod(grid))
-            if plan is not None and tuple(plan[view].slot.shape) != want:
+            expected = (len(images[view]), math.prod(grid))
+            if plan is not None and tuple(plan[view].slot.shape) != expected:
                 raise ValueError(
                     f"CineMA: the plan of {view!r} is for (B, N) = {tuple(plan[view].slot.shape)}, "
-                    f"the image has {want}"
+                    f"the image has {expected}"
                 )
         return grids

@@ -66,11 +66,11 @@ class CineMAConfig:
             object.__setattr__(self, name, _whole(name, getattr(self, name)))
         object.__setattr__(self, "enc_conv_chans", _whole_numbers("enc_conv_chans", self.enc_conv_chans))
         if not isinstance(self.norm_target, bool):
-            raise ValueError(f"CineMAConfig.norm_target: want True or False, got {self.norm_target!r}")
+            raise ValueError(f"CineMAConfig.norm_target: expected True or False, got {self.norm_target!r}")
         for name in ("image_size", "patch_size", "scale_factor", "in_chans"):
             by_view = getattr(self, name)
             if not isinstance(by_view, Mapping):
-                raise ValueError(f"CineMAConfig.{name}: want {{view: value}}, got {by_view!r}")
+                raise ValueError(f"CineMAConfig.{name}: expected {{view: value}}, got {by_view!r}")
             if missing := [v for v in self.views if v not in by_view]:
                 raise ValueError(f"CineMAConfig.{name}: no entry for view {missing[0]!r}, has {list(by_view)}")
             read = _whole if name == "in_chans" else _whole_numbers
@@ -80,13 +80,13 @@ class CineMAConfig:
 
     def _validate(self):
         if not self.views or len(set(self.views)) != len(self.views):
-            raise ValueError(f"CineMAConfig.views: want one or more distinct names, got {self.views}")
+            raise ValueError(f"CineMAConfig.views: expected one or more distinct names, got {self.views}")
         for name in _SIZE_FIELDS:
             if getattr(self, name) < 1:
-                raise ValueError(f"CineMAConfig.{name}: want a positive number, got {getattr(self, name)}")
+                raise ValueError(f"CineMAConfig.{name}: expected a positive number, got {getattr(self, name)}")
         if self.enc_conv_n_blocks < 0 or min(self.enc_conv_chans, default=1) < 1:
             raise ValueError(
-                "CineMAConfig: want enc_conv_n_blocks >= 0 and positive enc_conv_chans, "
+                "CineMAConfig: expected enc_conv_n_blocks >= 0 and positive enc_conv_chans, "
                 f"got {self.enc_conv_n_blocks} and {self.enc_conv_chans}"
             )
         for side in ("enc", "dec"):
@@ -101,7 +101,7 @@ class CineMAConfig:
                 )
             if not 2 <= len(size) <= (3 if self.enc_conv_chans else 4):
                 raise ValueError(
-                    f"CineMAConfig.image_size: {view!r} has {len(size)} axes; want 2 or 3, or 4 without a conv stem"
+                    f"CineMAConfig.image_size: {view!r} has {len(size)} axes; expected 2 or 3, or 4 without a conv stem"
                 )
             if self.in_chans[view] < 1 or min(patch + scale) < 1:
                 raise ValueError(f"CineMAConfig: in_chans, patch_size and scale_factor of {view!r} must be positive")
@@ -126,20 +126,20 @@ class CineMAConfig:
 
 def _whole(field: str, value) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise ValueError(f"CineMAConfig.{field}: want a whole number, got {value!r}")
+        raise ValueError(f"CineMAConfig.{field}: expected a whole number, got {value!r}")
     return int(value)
 
 
 def _whole_numbers(field: str, values) -> tuple[int, ...]:
     if not isinstance(values, (tuple, list)):
-        raise ValueError(f"CineMAConfig.{field}: want a tuple or list of whole numbers, got {values!r}")
+        raise ValueError(f"CineMAConfig.{field}: expected a tuple or list of whole numbers, got {values!r}")
     return tuple(_whole(field, value) for value in values)
 
 
 def _views(names) -> tuple[str, ...]:
     """The names as a tuple; each has to do as a part of a tensor's name and as a key of nn.ModuleDict."""
     if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"CineMAConfig.views: want a tuple or list of names, got {names!r}")
+        raise ValueError(f"CineMAConfig.views: expected a tuple or list of names, got {names!r}")
     for name in names:
         if name in VIEWS or name == CLIP:
             continue

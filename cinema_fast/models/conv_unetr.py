@@ -239,7 +239,7 @@ def _meet(config: CineMAConfig, view: str, kernels: list[tuple[int, ...]]) -> tu
     """Levels finer than the stem's first stage, and the coarsest level's pixels; ValueError where they do not meet."""
     n_axes, stages = len(config.image_size[view]), len(config.enc_conv_chans)
     if n_axes not in (2, 3):
-        raise ValueError(f"ConvUNetR: {view!r} has images of {n_axes} axes; want 2 or 3")
+        raise ValueError(f"ConvUNetR: {view!r} has images of {n_axes} axes; expected 2 or 3")
     levels = [tuple(math.prod(axis) for axis in zip(*kernels[: i + 1])) for i in range(len(kernels))]
     patch, scale = config.patch_size[view], config.scale_factor[view]
     stem = [tuple(p * s**i for p, s in zip(patch, scale)) for i in range(stages + 1)]

@@ -215,7 +215,7 @@ class Encoder(nn.Module):
     def __init__(self, width: int, depth: int, n_heads: int, drop_path: float = 0.0):
         super().__init__()
         if not 0 <= drop_path < 1:
-            raise ValueError(f"drop_path: want a chance from 0 to below 1, got {drop_path}")
+            raise ValueError(f"drop_path must be a probability from 0 to below 1, got {drop_path}")
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.blocks = nn.ModuleList(Block(width, n_heads, drop_path) for _ in range(depth))
         self.norm = nn.LayerNorm(width)

@@ -72,7 +72,7 @@ def _checked(state, source: str) -> dict[str, Tensor]:
     """The {name: tensor} itself, or what lies under 'model' in it; ValueError where it is neither."""
     state = state.get("model", state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise ValueError(f"{source} holds no state dict (want {{name: tensor}}, or that under 'model')")
+        raise ValueError(f"{source} holds no state dict (expected {{name: tensor}}, or that under 'model')")
     return dict(state)
 
 
@@ -205,8 +205,8 @@ def load_shared_views(model: CineMA, source: str | Path | Mapping[str, Tensor], 
     stored = sorted({view for key in state if (view := _view_of(key))})
     taken = [view for view in views if view in stored]
     if not taken:
-        raise ValueError(f"{name} has weights of the views {', '.join(stored) or 'of no model known'}, want one or "
-                         f"more of {', '.join(views)}")
+        raise ValueError(f"{name} has weights of the views {', '.join(stored) or '(none)'}, expected one or more of "
+                         f"{', '.join(views)}")  # fmt: skip
     fresh = [view for view in views if view not in stored]
     left = [view for view in stored if view not in views]
     state = {key: tensor for key, tensor in state.items() if _view_of(key) not in left}
@@ -272,7 +272,7 @@ def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str
     problems = [f"missing {name} {tuple(t.shape)}" for name, t in own.items() if name not in state]
     problems += [f"unexpected {name} {tuple(t.shape)}" for name, t in state.items() if name not in own]
     problems += [
-        f"{name}: want {tuple(own[name].shape)}, got {tuple(t.shape)}"
+        f"{name}: expected {tuple(own[name].shape)}, got {tuple(t.shape)}"
         for name, t in state.items()
         if name in own and own[name].shape != t.shape
     ]
@@ -282,7 +282,7 @@ def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str
 def _integers(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
     """The tensors of `state` that are integers where those of `own` are not."""
     return [
-        f"{name}: want floating-point numbers, got {t.dtype}"
+        f"{name}: expected floating-point numbers, got {t.dtype}"
         for name, t in state.items()
         if name in own and own[name].is_floating_point() and not t.is_floating_point()
     ]

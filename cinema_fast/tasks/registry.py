@@ -15,7 +15,7 @@ TASKS = {
 def task_class(name: str) -> type:
     """The class of a task, a `Task`. Raises ValueError where no task has the name."""
     if name not in TASKS:
-        raise ValueError(f"unknown task ({name!r}; want one of {', '.join(TASKS)})")
+        raise ValueError(f"unknown task ({name!r}; expected one of {', '.join(TASKS)})")
     return resolve_name(TASKS[name])
 
 

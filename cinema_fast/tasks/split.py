@@ -49,7 +49,7 @@ def split_studies(studies: Collection[str], *, val: float, test: float, path: Pa
         listed = read_named("--split", path).values("split")
         for study, part in listed.items():
             if part not in PARTS:
-                raise ValueError(f"{path}: study {study} has the split {part!r}, want one of {', '.join(PARTS)}")
+                raise ValueError(f"{path}: study {study} has the split {part!r}; expected one of {', '.join(PARTS)}")
         split = Split(*(tuple(sorted(s for s in studies if listed.get(s) == part)) for part in PARTS))
         if not split.train:
             if not listed.keys() & set(studies):

@@ -225,7 +225,8 @@ class TableTask(Task):
             found = "; ".join(f"{t.name}: {', '.join(t.classes) or 'a number'}" for t in self.targets)
             self._refuse_decisions(threshold, positive, found)
         elif positive is not None and positive not in classes:
-            raise ValueError(f"--positive {positive!r} is no class of two: want one of {', '.join(classes)}")
+            raise ValueError(f"--positive {positive!r} is no class of a two-class target: expected one of "
+                             f"{', '.join(classes)}")  # fmt: skip
 
     def evaluator(
         self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment

@@ -186,7 +186,7 @@ def read_manifest(path: Path, form: str) -> dict:
         raise CheckpointError(f"{path.name} was altered: its SHA-256 does not match")
     if (manifest["format"], manifest["version"]) != (form, VERSION):
         raise CheckpointError(
-            f"{path.name} is {manifest['format']!r} version {manifest['version']}, want {form!r} version {VERSION}"
+            f"{path.name} is {manifest['format']!r} version {manifest['version']}, expected {form!r} version {VERSION}"
         )
     return manifest
 

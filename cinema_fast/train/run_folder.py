@@ -22,7 +22,7 @@ def check_run_folder(options: RunOptions, info: RunInfo) -> None:
     out = options.out
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise ValueError(f"--out {out}: {there} is a file; want a folder, which may be new")
+        raise ValueError(f"--out {out}: {there} is a file; expected a folder, which may be new")
     if not options.resume:
         check_outside_store(out)
         if any((out / mark).exists() for mark in _MARKS):

@@ -103,7 +103,7 @@ class RunInfo:
         options, model, store = (_typed(values, part, dict) for part in ("run", "model", "store"))
         kind = _typed(values, "kind", str, "finetune" if "task" in values else "pretrain")
         if kind not in ("pretrain", "finetune"):
-            raise ValueError(f"kind is {kind!r}, want pretrain or finetune")
+            raise ValueError(f"kind is {kind!r}, expected pretrain or finetune")
         # runs of older versions took cines of two frames too, and go on with them
         least = _typed(values, "min_frames", int, 2 if CLIP in _typed(model, "views", list, []) else None)
         labels = _labels(values) if kind == "finetune" else None

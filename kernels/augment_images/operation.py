@@ -93,7 +93,7 @@ def augment_images(
     if (noise is None) != (noise_key is None):
         raise ValueError("augment_images: noise and noise_key go together, got only one of them")
     if clip and frames.ndim != 4:
-        raise ValueError(f"augment_images: want clips (B, T, X, Y), got frames {tuple(frames.shape)}, clip=True")
+        raise ValueError(f"augment_images: expected clips (B, T, X, Y), got frames {tuple(frames.shape)}, clip=True")
     picked = choose("augment_images", backend, reasons(frames))
     if picked != "torch":
         return OPERATORS[picked](frames, extent, **moves, **brightness, clip=clip, maps=False)

@@ -281,7 +281,7 @@ def unsupported(frames: Tensor) -> list[str]:
     why = triton_unsupported(frames)
     size = tuple(frames.shape[1:])
     if math.prod(size) >= 2**30 or max(size) > MOST_PIXELS:
-        why.append(f"images of {size} pixels (want fewer than 2^30 of them, and axes up to {MOST_PIXELS})")
+        why.append(f"images of {size} pixels (expected fewer than 2^30 of them, and axes up to {MOST_PIXELS})")
     return why
 
 

@@ -185,7 +185,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, monkeypatch, capsys, opti
         gpu_first.main()
     assert end.value.code == 2
     assert (
-        "invalid choice: 'nothing'" if "nothing" in options else "want either A or B, or --only"
+        "invalid choice: 'nothing'" if "nothing" in options else "expected either A or B, or --only"
     ) in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 

@@ -246,7 +246,7 @@ def test_attention_cycles():
     cycles, _ = attention_time.attention_cycles(launch(TAIL_ROWS=48), code(instructions=355, loops=tails), shape)
     once = 100 + attention_time.WAITS * attention_time.ROUND_TRIP / 4
     assert cycles == 3 * 5 * (2 * once + 2 * 200 + 2 * 80 + 2 * 20 + 2 * 10)
-    with pytest.raises(RuntimeError, match="want 4 loops with matrix products"):
+    with pytest.raises(RuntimeError, match="expected 4 loops with matrix products"):
         attention_time.attention_cycles(launch(TAIL_ROWS=16), code(), shape)
 
 

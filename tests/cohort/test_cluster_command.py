@@ -46,7 +46,7 @@ def lines_of(path):
 
 def test_embeddings_that_are_not_there(tmp_path, capsys):
     assert main(["cluster", str(tmp_path / "none.parquet"), "--out", str(tmp_path / "out")]) == 1
-    told = "is no file; want the Parquet file that `cinema-fast embed` wrote"
+    told = "is not a file; expected the Parquet file that `cinema-fast embed` wrote"
     assert capsys.readouterr().err == f"cinema-fast: {tmp_path / 'none.parquet'} {told}\n"
 
 
@@ -147,11 +147,11 @@ def test_without_a_table_and_one_cluster(tmp_path, capsys):
     ("change", "expected"),
     [
         (("--columns", "eff"), "no column 'eff'; did you mean 'ef'?"),
-        (("--clusters", "13"), "60 studies are too few for 13 clusters: want 65 or more, 5 a cluster"),
+        (("--clusters", "13"), "60 studies are too few for 13 clusters: expected 65 or more, 5 a cluster"),
         (("--clusters", "1"), "--clusters must be at least 2, got 1"),
         (("--resamples", "3"), "--resamples must be at least 20, got 3"),
         (("--seed", "-1"), "--seed must lie in 0..2**32 - 1, got -1"),
-        (("--out", __file__), "is a file; want a folder to write, which may be new"),
+        (("--out", __file__), "is a file; expected a folder to write, which may be new"),
         (("--table", "nothing.csv"), "nothing.csv"),
     ],
 )

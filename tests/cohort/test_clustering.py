@@ -115,8 +115,8 @@ def test_everything_follows_from_the_seed():
 @pytest.mark.parametrize(
     ("vectors", "number", "match"),
     [
-        (np.eye(9), None, "9 studies are too few for two or more clusters: want 10 or more, 5 a cluster"),
-        (np.eye(14), 3, "14 studies are too few for 3 clusters: want 15 or more"),
+        (np.eye(9), None, "9 studies are too few for two or more clusters: expected 10 or more, 5 a cluster"),
+        (np.eye(14), 3, "14 studies are too few for 3 clusters: expected 15 or more"),
         (np.full((20, 4), 0.3), None, "vectors of all 20 studies are equal"),
         (np.full((20, 4), 0.3) + 1e-9 * np.eye(20, 4), None, "are equal"),
         (np.tile(np.eye(2), (10, 1)), 3, "--clusters 3, but only 2 different vectors"),

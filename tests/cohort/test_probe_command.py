@@ -97,10 +97,10 @@ def test_the_column_split_is_obeyed(cohort, tmp_path):
             score: value for score, value in estimate(direct.measure, studies[40:65]).items() if score in direct.scores
         }
     write_table(tmp_path / "t.csv", studies, columns | {"split": ["train"] * 79 + ["holdout"]})
-    with pytest.raises(ValueError, match="line 81: split is 'holdout', want train, val or test"):
+    with pytest.raises(ValueError, match="line 81: split is 'holdout', expected train, val or test"):
         probe(config_of(folder, tmp_path / "new", "luck", table=tmp_path / "t.csv"))
     write_table(tmp_path / "t.csv", studies, columns | {"split": ["train"] * 79 + ["test"]})
-    with pytest.raises(ValueError, match="luck: 1 study with a label to test on; want two or more"):
+    with pytest.raises(ValueError, match="luck: 1 study with a label to test on; expected two or more"):
         probe(config_of(folder, tmp_path / "new", "luck", table=tmp_path / "t.csv"))
     sides = np.where(np.asarray(columns["grade"]) == 1, "train", "test")
     write_table(tmp_path / "t.csv", studies, columns | {"split": sides})
@@ -142,7 +142,7 @@ def test_numbers_that_are_classes_and_the_same_again(cohort, tmp_path):
     [
         (("--targets", "lvef"), "no column 'lvef'"),
         (("--targets", "same"), "same is 'x' in all 80 studies: nothing to predict"),
-        (("--targets", "rare"), "rare: class 'b' has 1 study; want four or more"),
+        (("--targets", "rare"), "rare: class 'b' has 1 study; expected four or more"),
         (("--targets", "few"), "8 of the 80 studies of"),
         (("--targets", "mixed"), "t.csv, line 5: mixed is 'n/a', not a number. Leave the cell empty where a number is "
                                  "unknown; columns of classes are named by --classes"),
@@ -155,7 +155,7 @@ def test_numbers_that_are_classes_and_the_same_again(cohort, tmp_path):
         (("--test", "0.999"), "ef: --test 0.999: "),
         (("--seeds", "1", "1"), "--seeds needs different numbers"),
         (("--neighbours", "0"), "--neighbours must be at least 1, got 0"),
-        (("--out", __file__), "is a file; want a folder to write, which may be new"),
+        (("--out", __file__), "is a file; expected a folder to write, which may be new"),
     ],
 )
 def test_mistakes(cohort, tmp_path, capsys, change, expected):

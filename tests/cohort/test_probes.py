@@ -140,8 +140,8 @@ def test_predictions_without_features():
     ("labels", "match"),
     [
         (["a"] * 8, "all 8 training studies are of class 'a'"),
-        (["a"] * 7 + ["b"], "class 'b' has 1 training study; want two or more"),
-        ([1.0], "1 training study; want two or more"),
+        (["a"] * 7 + ["b"], "class 'b' has 1 training study; expected two or more"),
+        ([1.0], "1 training study; expected two or more"),
     ],
 )
 def test_training_parts_that_cannot_be_fitted(labels, match):

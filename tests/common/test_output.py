@@ -89,7 +89,7 @@ def test_what_is_no_folder_to_write_is_refused_before_the_work(tmp_path, monkeyp
     (tmp_path / "file").write_text("mine")
     (tmp_path / "lost").symlink_to("nowhere")
     for out in (tmp_path / "file", tmp_path / "file" / "a" / "out"):
-        with pytest.raises(OutputError, match=r"/file is a file; want a folder to write"), folder_for(out):
+        with pytest.raises(OutputError, match=r"/file is a file; expected a folder to write"), folder_for(out):
             pytest.fail("the work has begun")
     with pytest.raises(OutputError, match="lost is a file"), folder_for(tmp_path / "lost"):
         pytest.fail("the work has begun")

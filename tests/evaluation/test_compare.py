@@ -167,7 +167,7 @@ def test_mistakes(two, tmp_path, capfd):
     assert "takes two run folders or more, got 1" in refused(two[0])
     assert "takes two run folders or more, got 0" in refused()
     assert "given twice" in refused(two[0], two[1], two[0] / ".." / "long")
-    assert f"{__file__} is a file; want a folder" in refused(*two, "--out", __file__)
+    assert f"{__file__} is a file; expected a folder" in refused(*two, "--out", __file__)
     (two[1] / "config.yaml").write_text("run: 3")
     assert f"{two[1] / 'config.yaml'} is damaged" in refused(*two, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()

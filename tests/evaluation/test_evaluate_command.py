@@ -351,7 +351,7 @@ def test_folders(discs, runs, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("options", "told"), [
     ({"threshold": 1.5}, "--threshold is a probability"), ({"resamples": 0}, "--resamples must be at least 1"),
-    ({"known": ("ef",)}, "--known ef: want QUANTITY=COLUMN"), ({"known": ("left=ef",)}, "one of lv_edv_ml"),
+    ({"known": ("ef",)}, "--known ef: expected QUANTITY=COLUMN"), ({"known": ("left=ef",)}, "one of lv_edv_ml"),
 ])  # fmt: skip
 def test_options(tmp_path, options, told):
     with pytest.raises(ValueError, match=told):

@@ -55,7 +55,7 @@ def test_the_positive_class(runs, tmp_path):
     ("three", {"threshold": 0.5}, r"--threshold 0\.5 is for targets of two classes, .* predicts size: large, middle,"),
     ("three", {"positive": "large"}, "--positive large is for targets of two classes"),
     ("maps", {"threshold": 0.3}, "and the run predicts segmentation"),
-    ("two", {"positive": "ill"}, "--positive 'ill' is no class of two: want one of no, yes"),
+    ("two", {"positive": "ill"}, "--positive 'ill' is no class of a two-class target: expected one of no, yes"),
 ])  # fmt: skip
 def test_no_two_classes(runs, tmp_path, name, options, told):
     with pytest.raises(ValueError, match=told):
@@ -69,7 +69,7 @@ def test_structures_without_an_lv(runs, tmp_path, monkeypatch):
     table = tmp_path / "known.csv"
     rows = [f"s{n:02d},50,50,{'ab'[n % 2]},{n if n % 3 else 'NA'}" for n in range(12)]
     table.write_text("\n".join(["study,my_ef,rv_ef,site,age", *rows]))
-    with pytest.raises(ValueError, match=r"--subgroups age: study 's.*' has '.*'; want numbers or words, not both"):
+    with pytest.raises(ValueError, match=r"--subgroups age: study 's.*' has '.*'; expected numbers or words, not both"):
         judge(runs / "maps", tmp_path / "eval", table=table, part="train", subgroups=("age",))
     told = "--known lv_ef: the run segments RV, MYO, pool, not LV. Volumes and EF need a structure named LV or RV"
     with pytest.raises(ValueError, match=told):

@@ -97,7 +97,7 @@ def test_use_may_name_the_operations_that_it_is_for():
             assert [picked(op) for op in ("sparse_attention", "masked_mse")] == ["torch", "sdpa"]
         assert picked("sparse_attention") == "sdpa"
     assert picked("sparse_attention") == "triton"
-    with pytest.raises(BackendError, match=r"unknown operation 'sparse_atention'; want some of .*sparse_attention"):
+    with pytest.raises(BackendError, match=r"unknown operation 'sparse_atention'; expected .*sparse_attention"):
         use("torch", "sparse_atention").__enter__()
     with use("cuda", "sparse_attention"), pytest.raises(BackendError, match="no backend 'cuda'"):
         picked("sparse_attention")
@@ -106,7 +106,7 @@ def test_use_may_name_the_operations_that_it_is_for():
 def test_a_backend_that_cannot_run_says_why():
     (q, k, v), _ = make([3], [4], width=264)
     args = q, k, v, offsets([3]), offsets([4])
-    reasons = r"cannot run: .*dtype float64 \(want .*head dim 264 \(want a multiple of 8 up to 128\).*scale -1"
+    reasons = r"cannot run: .*dtype float64 \(expected .*head dim 264 \(expected a multiple of 8 up to 128\).*scale -1"
     with pytest.raises(BackendError, match=reasons):
         sparse_attention(*args, scale=-1, backend="triton")
     with pytest.raises(BackendError, match=r"needs CUDA tensors, got cpu.*needs bfloat16 or float16, got float64"):
@@ -114,7 +114,7 @@ def test_a_backend_that_cannot_run_says_why():
     with use("xformers"), pytest.raises(BackendError, match=r"head dim 264"):
         sparse_attention(*args)
     (q, k, v), _ = make([3, 2], [4, 4], width=136)
-    reasons = r"needs CUDA.*got float64; head dim 136 \(want 8, 16, ... 128\); needs sequences that are all equally"
+    reasons = r"needs CUDA.*got float64; head dim 136 \(expected 8, .*, 128\); needs sequences that are all equally"
     with pytest.raises(BackendError, match=reasons):
         sparse_attention(q, k, v, offsets([3, 2]), offsets([4, 4]), backend="cudnn")
     names = "auto, triton, flash, sdpa, cudnn, xformers, torch"
@@ -260,11 +260,11 @@ GOOD |= {"cu_q": offsets([3, 3]), "cu_k": offsets([2, 3])}
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"q": torch.ones(6, 16)}, r"want q \(Tq, H, D\) .* got q \(6, 16\), k \(5, 2, 8\)"),
+        ({"q": torch.ones(6, 16)}, r"expected q \(Tq, H, D\) .* got q \(6, 16\), k \(5, 2, 8\)"),
         ({"v": torch.ones(6, 2, 8)}, r"got q \(6, 2, 8\), k \(5, 2, 8\), v \(6, 2, 8\)"),
         ({n: torch.ones(len(GOOD[n]), 2, 12) for n in "qkv"}, r"a multiple of 8, got 12 \(q \(6, 2, 12\)\)"),
         ({"q": torch.ones(6, 3, 8)}, r"got q \(6, 3, 8\), k \(5, 2, 8\)"),
-        ({"cu_q": offsets([6])}, r"want cu_q and cu_k \(B \+ 1,\), .* cu_q \(2,\), cu_k \(3,\)"),
+        ({"cu_q": offsets([6])}, r"expected cu_q and cu_k \(B \+ 1,\), .* cu_q \(2,\), cu_k \(3,\)"),
         ({"cu_q": offsets([]), "cu_k": offsets([])}, r"B >= 1, got .* cu_q \(1,\)"),
         ({"cu_q": offsets([3, 3]).long()}, r"cu_q, cu_k in int32, got .* cu_q int64, cu_k int32"),
         ({"k": torch.ones(5, 2, 8).half()}, r"one floating dtype .* got q float32, k float16, v float32"),

@@ -184,7 +184,7 @@ BAD = {
     "gamma must be floating": {"gamma": torch.ones(2, 1)},
     "noise and noise_key go together": {"noise": torch.ones(2)},
     "noise_key must be int64": {"noise": torch.ones(2), "noise_key": torch.ones(2)},
-    r"want clips \(B, T, X, Y\)": {"clip": True},
+    r"expected clips \(B, T, X, Y\)": {"clip": True},
 }
 
 

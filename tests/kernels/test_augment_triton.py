@@ -106,7 +106,7 @@ def test_the_operator_is_sound(backend, device, maps):
 @pytest.mark.parametrize("size", [(1, 16385), (2**10, 2**10, 2**10)])
 def test_too_large_images(size):
     frames = torch.zeros(1, *[1] * len(size), dtype=torch.uint8).expand(1, *size)
-    with pytest.raises(BackendError, match=r"want fewer than 2\^30 of them, and axes up to 16384"):
+    with pytest.raises(BackendError, match=r"expected fewer than 2\^30 of them, and axes up to 16384"):
         augment_images(frames, torch.tensor([size]), backend="triton")
 
 

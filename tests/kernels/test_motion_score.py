@@ -112,7 +112,7 @@ def test_strength_zero_draws_uniformly():
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: motion_score(torch.zeros(1, 3, 2, 8), (4,)), r"want flow \(B, P, 2, X, Y"),
+        (lambda: motion_score(torch.zeros(1, 3, 2, 8), (4,)), r"expected flow \(B, P, 2, X, Y"),
         (lambda: motion_score(torch.zeros(1, 0, 2, 8, 8), (4, 4)), "P > 0"),
         (lambda: motion_score(torch.zeros(1, 3, 2, 8, 8), (4,)), "a patch of 2 axes, or of 3 for a clip"),
         (lambda: motion_score(torch.zeros(1, 3, 2, 8, 8), (3, 4)), "not a positive multiple"),

@@ -77,11 +77,11 @@ def test_some_taken_some_fresh_some_left(tiny_store, tmp_path):
 def test_what_is_shared_has_to_fit(tiny_store, tmp_path):
     start, _ = weights_of(tiny_store, tmp_path / "start", views=("lax_2c",), seed=1)
     run = {"store": tiny_store, "out": tmp_path / "run", "init_from": start}
-    with pytest.raises(ValueError, match=r"has weights of the views lax_2c, want one or more of sax, lax_3c"):
+    with pytest.raises(ValueError, match=r"has weights of the views lax_2c, expected one or more of sax, lax_3c"):
         weights_of(**run, views=("sax", "lax_3c"))
-    with pytest.raises(ValueError, match=r"has weights of the views lax_2c, want one or more of clip"):
+    with pytest.raises(ValueError, match=r"has weights of the views lax_2c, expected one or more of clip"):
         weights_of(**run, preset="heartmae-tiny")
-    with pytest.raises(ValueError, match=r"encoder\.cls_token: want \(1, 1, 128\), got \(1, 1, 16\)") as error:
+    with pytest.raises(ValueError, match=r"encoder\.cls_token: expected \(1, 1, 128\), got \(1, 1, 16\)") as error:
         weights_of(**run, preset="cinema-demo")
     assert "pred_head_dict.sax" not in str(error.value)  # a view that starts fresh is not missing
     altered = load_file(start)
@@ -90,7 +90,7 @@ def test_what_is_shared_has_to_fit(tiny_store, tmp_path):
     with pytest.raises(ValueError, match=r"1 tensors in .*\n  missing dec_embed_dict\.lax_2c\.mask_token"):
         weights_of(**run)
     save_file({"step": torch.zeros(1)}, start)
-    with pytest.raises(ValueError, match="has weights of the views of no model known"):
+    with pytest.raises(ValueError, match=r"has weights of the views \(none\), expected one or more of"):
         weights_of(**run)
     assert not (tmp_path / "run").exists()
 
@@ -120,7 +120,7 @@ def test_folders_that_give_none(tiny_store, tmp_path):
         weights_of(**run, preset="cinema-demo")
     labels = LabelInfo({}, {"train": [], "val": [], "test": []}, [])
     write_run_info(tmp_path / "start", replace(info, labels=labels))
-    with pytest.raises(ValueError, match=r"start: a run of finetune, .* no decoder; want one of pretrain"):
+    with pytest.raises(ValueError, match=r"start: a run of finetune, .* no decoder; expected a run of pretrain"):
         weights_of(**run)
     assert not (tmp_path / "run").exists()
 

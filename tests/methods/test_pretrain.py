@@ -213,7 +213,7 @@ def test_weights_of_another_run_and_of_another_shape(tiny_store, tmp_path, monke
     altered = load_file(weights)
     altered["pred_head_dict.sax.bias"] = torch.zeros(3)
     save_file(altered, weights)
-    with pytest.raises(ValueError, match=r"pred_head_dict\.sax\.bias: want \(256,\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"pred_head_dict\.sax\.bias: expected \(256,\), got \(3,\)"):
         pretrain(config_of(tiny_store, tmp_path / "third", init_from=weights))
     assert not (tmp_path / "third").exists()
 

@@ -96,7 +96,7 @@ def test_a_column_that_is_a_group_per_study_is_refused():
     studies = [f"s{i:02d}" for i in range(60)]
     ages = {study: str(20 + i) for i, study in enumerate(studies)}
     for odd in ("NA", "nan", "1_0"):
-        told = (f"--subgroups age: study 's00' has '20', study 's07' has '{odd}'; want numbers or words, not both "
+        told = (f"--subgroups age: study 's00' has '20', study 's07' has '{odd}'; expected numbers or words, not both "
                 "(59 of 60 are numbers). Leave the cell empty")  # fmt: skip
         with pytest.raises(ValueError, match=re.escape(told)):
             check_groups({"sex": dict.fromkeys(studies, "m"), "age": ages | {"s07": odd}}, studies)
@@ -160,11 +160,11 @@ def test_the_gallery_keeps_the_worst_the_middle_and_the_best_and_no_whole_arrays
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"image": np.zeros((6, *SHAPE), np.float32)}, "study a, view sax: want an image of uint8"),
+        ({"image": np.zeros((6, *SHAPE), np.float32)}, "study a, view sax: expected an image of uint8"),
         ({"pred": np.zeros((6, 24, 20, 4), np.uint8)}, r"one shape \(T, X, Y\[, Z\]\)"),
         ({"pred": np.full((6, *SHAPE), 9, np.uint8)}, "study a, view sax: pred holds label 9"),
         ({"truth": {7: heart(4)}}, r"frames \[7\] are labelled"),
-        ({"frames": (0, 1, 2)}, "want 6 ascending frame numbers"),
+        ({"frames": (0, 1, 2)}, "expected 6 ascending frame numbers"),
         ({"known": {"ef": 50.0}}, "known holds ef"),
         ({"spacing_mm": (1.0, 1.0)}, "3 numbers above 0"),
     ],
@@ -218,7 +218,7 @@ def test_what_is_no_prediction_is_named(tmp_path):
     made = Assessment()
     with pytest.raises(ValueError, match="study a, age: the prediction is nan"):
         made.add_regression("a", "age", math.nan, 1.0)
-    with pytest.raises(ValueError, match="study a, d: true class 'x'; want one of p, q"):
+    with pytest.raises(ValueError, match="study a, d: true class 'x'; expected one of p, q"):
         made.add_classification("a", "d", (0.5, 0.5), "x", ("p", "q"))
     with pytest.raises(ValueError, match="sum over the classes is 1"):
         made.add_classification("b", "d", (0.5, 0.6), "p", ("p", "q"))

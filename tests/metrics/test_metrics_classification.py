@@ -128,7 +128,7 @@ def test_a_class_that_is_absent_is_left_out_of_the_average_and_named():
     ("truth", "probabilities", "words"),
     [
         ([0, 2], binary([0.5, 0.5]), "truth needs 2 indices below 2"),
-        ([0, 1], np.ones((2, 3)) / 3, r"want shape \(2, K\)"),
+        ([0, 1], np.ones((2, 3)) / 3, r"expected shape \(2, K\)"),
         ([0, 1], binary([0.5, math.nan]), "sum over the classes is 1"),
         ([0, 1], np.ones((2, 2)), "sum over the classes is 1"),
         ([0, 1], None, "got neither"),

@@ -101,7 +101,7 @@ def test_an_empty_class_is_nothing_to_judge_in_both_and_a_failure_in_one():
         (box((4, 4)), box((4, 5)), (1, 1), r"\(4, 4\).*\(4, 5\)"),
         (box((4, 4)), box((4, 4)), (1, 1, 10), "2 numbers above 0"),
         (box((4, 4)), box((4, 4)), (1, 0), "2 numbers above 0"),
-        (box((4, 4)).astype(int), box((4, 4)), (1, 1), "pred: want a label map of uint8, got int64"),
+        (box((4, 4)).astype(int), box((4, 4)), (1, 1), "pred: expected a label map of uint8, got int64"),
         (box((4, 4)), box((4, 4)) * 7, (1, 1), "truth holds label 7"),
     ],
 )

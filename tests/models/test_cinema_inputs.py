@@ -137,7 +137,7 @@ def bad_calls():
     flat = torch.rand(2, 1, 16, 24)
     return {
         "unknown view": ({"lax_2d": images["lax_2c"]}, plan, r"no view 'lax_2d'.*did you mean 'lax_2c'\?"),
-        "no image": ({}, {}, "no images given; want one or more of sax"),
+        "no image": ({}, {}, "no images given; expected one or more of sax"),
         "no plan of a view": (images, without, r"plan for \['lax_2c', 'lax_4c'\]"),
         "no image of a plan": ({"sax": images["sax"]}, plan, r"images of \['sax'\] but a plan for"),
         "rank": ({"sax": flat}, {"sax": plan["sax"]}, r"'sax' needs .*3 axes\), got \(2, 1, 16, 24\)"),

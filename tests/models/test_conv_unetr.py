@@ -90,7 +90,7 @@ def test_levels_that_do_not_meet_are_named():
     tuples = small_unetr(dec_patch_size=(2, 2, 1), dec_scale_factor=(2, 2, 1)).state_dict()
     numbers = small_unetr().state_dict()
     assert {k: t.shape for k, t in tuples.items()} == {k: t.shape for k, t in numbers.items()}
-    with pytest.raises(ValueError, match="ConvUNetR: 'clip' has images of 4 axes; want 2 or 3"):
+    with pytest.raises(ValueError, match="ConvUNetR: 'clip' has images of 4 axes; expected 2 or 3"):
         four = {"clip": (2, 4, 4, 4)}
         config = small_config(
             views=("clip",), image_size=four, in_chans={"clip": 1}, patch_size=four, scale_factor=four,

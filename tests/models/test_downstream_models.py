@@ -205,7 +205,7 @@ def test_drop_path_keeps_the_expectation_and_is_off_in_eval():
     first = block(x.expand(64, -1, -1))
     torch.manual_seed(1)
     torch.testing.assert_close(block(x.expand(64, -1, -1)), first, rtol=0, atol=0)
-    with pytest.raises(ValueError, match=r"drop_path: want a chance from 0 to below 1, got 1\.0"):
+    with pytest.raises(ValueError, match=r"drop_path must be a probability from 0 to below 1, got 1\.0"):
         Encoder(16, 1, 2, drop_path=1.0)
 
 

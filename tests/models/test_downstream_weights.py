@@ -93,9 +93,9 @@ def test_what_does_not_fit_is_listed_and_nothing_loaded(tmp_path):
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r"have no view 'sax', which the model needs \(views: lax_2c, lax_4c\)"):
         cf.load_cinema_weights(model, small_model(views=("lax_2c", "lax_4c")).state_dict())
-    with pytest.raises(ValueError, match=r"encoder\.cls_token: want \(1, 1, 16\), got \(1, 1, 32\)"):
+    with pytest.raises(ValueError, match=r"encoder\.cls_token: expected \(1, 1, 16\), got \(1, 1, 32\)"):
         cf.load_cinema_weights(model, small_model(enc_embed_dim=32).state_dict())
-    with pytest.raises(ValueError, match=r"pred_head_dict\.cls\.weight: want \(5, 16\), got \(2, 16\)"):
+    with pytest.raises(ValueError, match=r"pred_head_dict\.cls\.weight: expected \(5, 16\), got \(2, 16\)"):
         cf.load_cinema_weights(model, small_vit(out_dim=2).state_dict())
     with pytest.raises(ValueError, match=r"missing pred_head_dict\.cls\.bias") as error:
         cf.load_cinema_weights(model, small_unetr().state_dict())
@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_listed_and_nothing_loaded(tmp_path):
         cf.load_cinema_weights(model, tmp_path / "w.safetensors")
     assert "missing encoder.norm.weight (16,)" in str(error.value)
     assert "missing enc_down_dict.sax.linear.bias (16,)" in str(error.value)
-    with pytest.raises(ValueError, match=r"patch_embed\.conv\.weight: want \(4, 3, 2, 2\), got \(4, 2, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"patch_embed\.conv\.weight: expected \(4, 3, 2, 2\), got \(4, 2, 2, 2\)"):
         odd = small_model(0, in_chans={"sax": 1, "lax_2c": 2, "lax_4c": 2}).state_dict()
         cf.load_cinema_weights(small_vit(1, views=("lax_2c",), n_frames=3), odd)
     assert same(before, model.state_dict())
@@ -139,7 +139,7 @@ def test_training_starts_from_another_task():
 def test_integers_are_refused_before_frames_are_averaged():
     state = small_vit(0, n_frames=4).state_dict()
     first = next(name for name in state if name.endswith("conv_blocks.0.patch_embed.conv.weight"))
-    with pytest.raises(ValueError, match=rf"1 tensors do not fit .*\n  {first}: want floating-.*, got torch\.int8$"):
+    with pytest.raises(ValueError, match=rf"1 tensors do not fit .*\n  {first}: expected float.*, got torch\.int8$"):
         load_starting_weights(small_unetr(1), state | {first: state[first].to(torch.int8)})
 
 

@@ -77,7 +77,7 @@ def test_every_misfit_is_listed_and_nothing_loaded():
     assert "missing encoder.cls_token (1, 1, 16)" in message
     assert "missing dec_linear.bias (24,)" in message
     assert "unexpected more.weight (2,)" in message
-    assert "dec_linear.weight: want (24, 16), got (24, 17)" in message
+    assert "dec_linear.weight: expected (24, 16), got (24, 17)" in message
     assert same(before, model.state_dict())
 
 
@@ -86,8 +86,8 @@ def test_every_misfit_is_listed_and_nothing_loaded():
     [
         (lambda t: t.fill_(torch.nan), r"1 of \d+ tensors in .*w\.pt hold numbers that are not finite, encoder\.cls"),
         (lambda t: t.double().fill_(1e300), r"not finite, encoder\.cls_token among them"),  # in float32 it is infinite
-        (lambda t: t.to(torch.int8), r"1 tensors in .*\n  encoder\.cls_token: want floating-.*, got torch\.int8"),
-        (lambda t: t.bool(), r"encoder\.cls_token: want floating-point numbers, got torch\.bool"),
+        (lambda t: t.to(torch.int8), r"1 tensors in .*\n  encoder\.cls_token: expected floating-.*, got torch\.int8"),
+        (lambda t: t.bool(), r"encoder\.cls_token: expected floating-point numbers, got torch\.bool"),
     ],
     ids=["NaN", "too large", "int8", "bool"],
 )
@@ -103,7 +103,7 @@ def test_weights_that_nothing_can_be_learnt_from(tmp_path, spoil, told):
 
 def test_weights_of_another_size_name_the_file(tmp_path):
     path = files(small_model(enc_embed_dim=32), tmp_path)[0]
-    with pytest.raises(ValueError, match=r"tensors in .*w\.safetensors do not fit.*(\n.*)*want"):
+    with pytest.raises(ValueError, match=r"tensors in .*w\.safetensors do not fit.*(\n.*)*expected"):
         cf.load_cinema_weights(small_model(), path)
 
 

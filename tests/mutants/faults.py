@@ -23,7 +23,7 @@ class Fault:
     def planted(self, text: str) -> str:
         """The text of the file with the fault in it. Raises ValueError where `old` does not occur exactly once."""
         if (n := text.count(self.old)) != 1:
-            raise ValueError(f"fault {self.name} is stale: its text occurs {n} times in {self.file}, want once; "
+            raise ValueError(f"fault {self.name} is stale: its text occurs {n} times in {self.file}, expected once; "
                              "bring it up to date in tests/mutants/faults.py")  # fmt: skip
         return text.replace(self.old, self.new)
 

@@ -43,7 +43,7 @@ def test_print_config_is_yaml_and_touches_nothing(capfd, tmp_path):
         (("--warmup", "nan"), 1, "--warmup is a share of the steps, between 0 and 1, got nan"),
         (("--device", "gpu"), 2, "cuda"),
         (("--views", "sax", "lax_2"), 1, "did you mean 'lax_2c'"),
-        (("--out", __file__), 1, "test_cli.py is a file; want a folder"),
+        (("--out", __file__), 1, "test_cli.py is a file; expected a folder"),
         (("--init-from", "nothing.safetensors"), 1, "nothing.safetensors"),
         (("--init-from", __file__), 1, "test_cli.py cannot be read as weights: not a torch file, or damaged"),
     ],

@@ -42,7 +42,7 @@ def assert_close(
     dtype: names another than the tensor's own where a result is kept in more precision than it was computed in.
     floor: errors are taken relative to no less than this, where terms of that size may cancel to nothing.
     """
-    assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, want {tuple(expected.shape)}"
+    assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     if not expected.numel():
         return
     budget = BUDGETS[dtype or actual.dtype]
@@ -53,7 +53,7 @@ def assert_close(
     worst = int(error.abs().argmax())
     assert rms <= budget.rms and peak <= budget.peak, (  # a NaN fails both
         f"{name}: relative RMS {rms:.2e} (budget {budget.rms:.0e}), peak {peak:.2e} (budget {budget.peak:.0e}); "
-        f"worst at {worst}: {float(actual.flatten()[worst])}, want {float(expected.flatten()[worst])}"
+        f"worst at {worst}: {float(actual.flatten()[worst])}, expected {float(expected.flatten()[worst])}"
     )
 
 

@@ -51,7 +51,7 @@ def test_what_a_file_says(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "told"), [
-    ("study,split\np0,train\np1,training\n", r"split\.csv: study p1 has the split 'training', want one of train, val"),
+    ("study,split\np0,train\np1,training\n", r"split\.csv: study p1 has the split 'training'; expected one of train,"),
     ("study,part\np0,train\n", r"no column 'split'"),
     ("study,split\np000,val\np001,test\n", r"no study of the store has the split train; they have: test 1, val 1"),
     ("study,split\np0,train\n", r"names no study of the store \(its first study is 'p0', the store's 'p000'\)"),

@@ -140,7 +140,7 @@ def test_a_new_task_is_one_file(tmp_path, monkeypatch):
         (line,) = csv.DictReader(file)
     assert line["dark"] == (tmp_path / "out/studies/new/dark.txt").read_text() and line["flags"] == ""
     assert (tmp_path / "out/views.csv").read_text().split() == ["study,view", "new,lax_4c"]
-    with pytest.raises(ValueError, match=r"results\.json is damaged .*'darkness'; want one of segmentation"):
+    with pytest.raises(ValueError, match=r"results\.json is damaged .*'darkness'; expected one of segmentation"):
         compare_evaluations([tmp_path / "eval", tmp_path / "again"])
     monkeypatch.setitem(TASKS, "darkness", "test_tasks:Darkness")
     with pytest.raises(ValueError, match="no study with the same"):  # of other studies each
@@ -158,7 +158,7 @@ def test_tasks_come_back_from_plain_values(task, monkeypatch):
 
 
 @pytest.mark.parametrize(("values", "told"), [
-    ({"kind": "unheard"}, "unknown task .'unheard'; want one of segmentation"),
+    ({"kind": "unheard"}, "unknown task .'unheard'; expected one of segmentation"),
     ({"structures": []}, "unknown task .'kind'"),
     ({"kind": "segmentation", "structures": ["LV"]}, "unknown task .*missing 2 required"),
     ({"kind": "segmentation", "structures": ["LV"], "views": [], "labels_sha256": "0", "more": 1}, "'more'"),

@@ -106,6 +106,6 @@ def test_a_file_is_no_run_folder(tiny_store, tmp_path, below, resume):
     config = PretrainConfig(
         data=tiny_store, out=file.joinpath(*below), steps=1, preset="cinema-tiny", batch_size=2, resume=resume
     )
-    with pytest.raises(ValueError, match=rf"--out {config.out}: {file} is a file; want a folder"):
+    with pytest.raises(ValueError, match=rf"--out {config.out}: {file} is a file; expected a folder"):
         run_in_process(config)
     assert file.read_text() == "mine"

@@ -100,7 +100,7 @@ def test_older_runs_over_clips_go_on_with_cines_of_two_frames(tmp_path):
         ({}, "run is missing"), (OLD | {"model": 3}, "model is no dict"), (OLD | {"store": {}}, "studies is missing"),
         (OLD | {"model": {"views": 3}}, "views is no list"), (OLD | {"versions": []}, "versions is no dict"),
         (OLD | {"store": {"studies": 3, "sha256": 5}}, "sha256 is no str"), (OLD | {"format": "2"}, "format is no int"),
-        (OLD | {"kind": "both"}, "kind is 'both', want pretrain or finetune"),
+        (OLD | {"kind": "both"}, "kind is 'both', expected pretrain or finetune"),
         (OLD | {"kind": "finetune"}, "split is missing"), (OLD | OLD_LABELS | {"split": {}}, "train is missing"),
         (OLD | OLD_LABELS | {"seen": []}, "seen is no dict"), (OLD | {"min_frames": "4"}, "min_frames is no int"),
     ],

@@ -58,7 +58,7 @@ def motion_input(
     """
     if motion.ndim not in (3, 4) or extent.shape != (motion.shape[0], motion.ndim - 1 + clip):
         raise ValueError(
-            f"motion_input: want motion (B, X, Y[, Z]) and extent (B, axes), of clips (B, X, Y) and (B, 3), got "
+            f"motion_input: expected motion (B, X, Y[, Z]) and extent (B, axes), of clips (B, X, Y) and (B, 3), got "
             f"{tuple(motion.shape)} and {tuple(extent.shape)}, clip={clip}"
         )
     extent = extent[:, 1:] if clip else extent

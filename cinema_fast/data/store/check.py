@@ -218,7 +218,7 @@ def _infos(store: Path, study: str, records: dict[str, dict]) -> dict[str, CineI
             infos[view] = info = make_info(str(store), record)
             for path, expected in zip(info.paths, files_of(study, view)):
                 if path not in (None, f"{store}/{expected}"):
-                    raise ValueError(f"its file is {path.removeprefix(f'{store}/')}, want {expected}")
+                    raise ValueError(f"its file is {path.removeprefix(f'{store}/')}, expected {expected}")
             found = np.shape(record["window"]), np.shape(record["affine"])
             if found != ((info.shape[0], 2), (4, 4)):
                 raise ValueError(f"a window and an affine of the shapes {found}")

@@ -300,7 +300,7 @@ def read_index(path: Path) -> dict:
             for path, expected in zip(info.paths, files_of(study, view)):  # elsewhere may be anything of this machine
                 if path not in (None, f"{root}/{expected}"):
                     raise IndexLost(f"{file}: study {study!r}, view {view!r}: its file is "
-                                    f"{path.removeprefix(f'{root}/')}, want {expected}: the index was altered; run "
+                                    f"{path.removeprefix(f'{root}/')}, expected {expected}: the index was altered; run "
                                     f"prepare again")
     return index
 

@@ -119,7 +119,7 @@ def test_files_in_an_index_cannot_lie_elsewhere(store, tmp_path, file, of):
         record[of] = {"file": named, "sha256": "0", "max_px": 1.0, "frames": [0]}
     (store / "index.json").write_text(json.dumps(index))
     for use in (CineStore, check_store):
-        with pytest.raises(StoreError, match=r"index\.json: study 's0', view 'sax': its file is .*, want studies"):
+        with pytest.raises(StoreError, match=r"index\.json: study 's0', view 'sax': its file is .*, expected studies"):
             use(store)
 
 
