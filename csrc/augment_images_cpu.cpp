@@ -1,9 +1,10 @@
-// Stored frames moved, scaled and changed in brightness on the CPU, as a plain C library: threads over samples, or over
-// rows of those that are left, vectors along rows. kernels/augment_images/operation.py says what it computes.
+// augment_images on the CPU, as a plain C library: moves stored frames, scales them and changes their brightness.
+// kernels/augment_images/operation.py describes the operation. Threads run over samples, and over rows of the samples
+// that are left; vectors run along rows.
 //
-// A sample takes two passes. The first makes moved rows and the extrema of each; the second scales, raises to a power
-// and adds noise, in blocks of calls of the generator. Neither rows nor blocks depend on the number of threads or on
-// the batch, hence neither does any bit of the result. An image that nothing moves is read twice and written once.
+// A sample takes two passes. The first writes the moved rows and finds each row's extrema; the second scales, applies
+// gamma and adds noise, in blocks of calls of the generator. Neither rows nor blocks depend on the number of threads or
+// on the batch, so the result's bits do not either. An image that is not moved is read twice and written once.
 
 #include <algorithm>
 #include <cmath>
@@ -21,8 +22,8 @@
 namespace {
 
 constexpr float FLAT = 0x1p-10f;  // as in kernels/augment_images/torch_form.py
-constexpr int CALLS = 512;        // of the generator in a block
-constexpr int PER_CALL = 8;       // normal values of each
+constexpr int CALLS = 512;        // calls of the generator in a block
+constexpr int PER_CALL = 8;       // normal values from each call
 
 INLINE int32_t bits(float v) {
     int32_t i;
@@ -79,7 +80,8 @@ VECTORISED void draw(uint32_t key_0, uint32_t key_1, uint32_t first, uint32_t (*
     }
 }
 
-// Box and Muller's pair of each word: radius of its high half, angle of its low one, of which two bits are the quarter.
+// The Box-Muller pair of each word: the radius comes from its high half, the angle from its low half, whose upper two
+// bits are the quarter turn.
 VECTORISED void normal(const uint32_t* words, int64_t n, float* of_cos, float* of_sin) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
@@ -186,7 +188,7 @@ int thread() {
 extern "C" int augment_images(const Request* request) {
     const Request& r = *request;
     const int64_t blocks = r.maps ? 0 : (calls_of(r) + CALLS - 1) / CALLS;
-    const int64_t alone = r.B - r.B % r.threads;  // samples of which a thread makes one by itself; the rest they share
+    const int64_t alone = r.B - r.B % r.threads;  // samples that one thread computes alone; threads share the others
     try {
         std::vector<Plan> plans(r.B, Plan(r));
         std::vector<Scratch> scratch(r.threads, Scratch(r));

@@ -1,4 +1,4 @@
-// The first pass of augment_images_cpu.cpp: what is done to a sample, and its rows moved.
+// The first pass of augment_images_cpu.cpp: prepares what is done to a sample, and moves its rows.
 
 #pragma once
 
@@ -21,14 +21,14 @@ struct Request {
     const double *gamma, *noise;          // (B,)
     const int64_t* noise_key;             // (B,)
     int64_t B, T, X, Y, Z;
-    int32_t volumes, maps, threads;       // volumes are interpolated linearly, one of one slice too; maps are, and not scaled
+    int32_t volumes, maps, threads;       // volumes: linear, even of one slice; maps: linear, not scaled
 };
 
 namespace {
 
 constexpr float INF = std::numeric_limits<float>::infinity();
 constexpr double CUBIC = -0.75;           // as in kernels/augment_images/torch_form.py
-constexpr double GRID = 0x1.8p28;         // added and taken away again: rounds to multiples of 2^-24
+constexpr double GRID = 0x1.8p28;         // added and subtracted again: rounds to multiples of 2^-24
 constexpr int LINE = 16;                  // slices that fit one vector
 
 typedef float Vector __attribute__((vector_size(64), aligned(4)));
@@ -40,15 +40,15 @@ using Doubles = std::vector<double>;
 
 enum Way { AS_STORED, SEPARABLE, TURNED };
 
-// What is done to one sample: tables of its axes, and where in a row its pixels are.
+// What is done to one sample: tables of its axes, and which pixels of a row are padding.
 struct Plan {
     Way way = AS_STORED;
     int64_t extent[4] = {};               // within the frames
     int taps = 0;                         // of a separable axis in plane
-    int reach = -1;                       // slices that mix along z: from z - reach to z + reach; -1 where none do
+    int reach = -1;                       // slices z - reach .. z + reach are mixed along z; -1: none are
     Ints x_from, y_from;                  // (taps, X), (taps, Y)
     Floats x_weight, y_weight, z_weight;  // (taps, X), (taps, Y), (2 reach + 1, Z)
-    Doubles along_x[2], along_y[2];       // of the turned plane: at[axis] = along_x[axis][x] + along_y[axis][y]
+    Doubles along_x[2], along_y[2];       // rotated plane: position at[axis] = along_x[axis][x] + along_y[axis][y]
     Floats outside;                       // (Y, Z): infinity in padding, else 0
     Bytes padding;                        // (Y, Z): 255 there
     Floats low, high;                     // (X,) extrema of the rows
@@ -59,10 +59,10 @@ struct Plan {
           padding(r.Y * r.Z), low(r.X), high(r.X) {}
 };
 
-// What a thread needs for a row.
+// Scratch of a thread for a row.
 struct Scratch {
     Floats mixed, lines;                  // (Y, Z) each; `lines` with Z zeros more on either side
-    Ints from[4];                         // (Y,) pixels of the plane: the neighbours of those of a turned row
+    Ints from[4];                         // (Y,) each: the four neighbours of a rotated row's pixels
     Floats weight[4];                     // (Y,) of each
 
     explicit Scratch(const Request& r)
@@ -76,7 +76,7 @@ double tent(double d, bool cubic) {
     return d < 2 ? ((CUBIC * d - 5 * CUBIC) * d + 8 * CUBIC) * d - 4 * CUBIC : 0;
 }
 
-// Where in the input output pixel i of an axis lies; what is far outside lies just outside, where all weights are 0.
+// Position in the input of output pixel i of an axis. Far outside it is moved to just outside, where all weights are 0.
 double source(int64_t i, double zoom, int64_t extent) {
     const double centre = (extent - 1) / 2.0, at = centre + (i - centre) / zoom;
     return at > -3 ? std::min(at, extent + 2.0) : -3;  // -3 for NaN, too
@@ -209,7 +209,7 @@ INLINE void mix_slices_of(const float* in, const float* weight, int any, int64_t
     }
 }
 
-// Along z: neighbours beyond the ends of a line are those of another line, with a weight of 0.
+// Along z. Neighbours beyond the ends of a line belong to another line; their weight is 0.
 VECTORISED void mix_slices(const float* in, const float* weight, int reach, int64_t n, int64_t Z, float* out) {
     if (reach == 1)
         mix_slices_of<1>(in, weight, reach, n, Z, out);
@@ -217,8 +217,8 @@ VECTORISED void mix_slices(const float* in, const float* weight, int reach, int6
         mix_slices_of<0>(in, weight, reach, n, Z, out);
 }
 
-// Neighbours and weights of a turned row. Positions are multiples of 2^-24, so that a quarter turn falls onto pixels;
-// between -1 and the extent, where all weights are 0.
+// Neighbours and weights of a rotated row. Positions are multiples of 2^-24, so that a quarter turn falls onto pixels,
+// and are clamped to -1 and the extent, where all weights are 0.
 VECTORISED void turned_taps(
     double x, double y, const double* along_x, const double* along_y, int64_t Y, int32_t extent_x, int32_t extent_y,
     Scratch& s) {
@@ -300,7 +300,7 @@ VECTORISED void extrema_stored(const uint8_t* in, const uint8_t* padding, int64_
     *low = std::min(*low, float(l)), *high = std::max(*high, float(h));
 }
 
-// Row x of one frame, moved.
+// Moves row x of one frame.
 void move_row(const Request& r, const Plan& p, const uint8_t* frame, int64_t x, Scratch& s, float* out) {
     const int64_t n = r.Y * r.Z;
     float* lines = p.reach < 0 ? out : s.lines.data() + r.Z;

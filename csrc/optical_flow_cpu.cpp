@@ -37,8 +37,8 @@ struct Request {
     const Filters* filters;
     const int32_t* begin;   // (G + 1,) group g is members[begin[g]] .. members[begin[g + 1] - 1]
     const int32_t* members; // pairs
-    const float* shares;    // what the magnitude of each member counts for in its group's mean
-    int64_t B, T, X, Y, Z, F, P, G;  // G = 0: the flow is wanted
+    const float* shares;    // weight of each member's magnitude in its group's mean
+    int64_t B, T, X, Y, Z, F, P, G;  // G = 0: the flow is computed, else maps
     int item_size, out_size, n_levels, iterations, window, poly_n, refine, threads;
 };
 
@@ -57,7 +57,7 @@ float as_float(float v) { return v; }
 // One slice of one frame, every Z-th value; false where a value is not finite.
 template <class T>
 bool read_slice(const T* in, int64_t n, int64_t Z, float* out) {
-    float sum = 0;  // of v - v: 0, or NaN
+    float sum = 0;  // sum of v - v: 0, or NaN where a value is not finite
     for (int64_t i = 0; i < n; ++i) {
         out[i] = as_float(in[i * Z]);
         sum += out[i] - out[i];
@@ -87,7 +87,7 @@ void resample(const float* in, int Y_in, int X, int Y, const AxisTaps& tx, const
     }
 }
 
-// `values` (Y,) continued on either side by its ends.
+// `values` (Y,), its first and last value repeated on either side.
 void repeat_ends(float* values, int Y, int width) {
     for (int k = 1; k <= width; ++k) values[-k] = values[0], values[Y - 1 + k] = values[Y - 1];
 }
@@ -173,14 +173,14 @@ int64_t iterate_scratch(int64_t Y, int window) {
     return COEFFICIENTS * (wide + window) + (window + 1) * COEFFICIENTS * wide + wide;
 }
 
-// One iteration at one level: equations row by row, box filter, solution. Row x of the flow is overwritten once the
-// equations of all rows up to x + window / 2 have been made from the old flow.
+// One iteration at one level: equations row by row, box filter, solution. Row x of the flow is overwritten after the
+// equations of all rows up to x + window / 2 have been computed from the old flow.
 void iterate(const float* first, const float* second, int X, int Y, int window, float* scratch, float* u, float* v) {
     const int half = window / 2, wide = round_up(Y, TILE), padded = wide + window, row_size = COEFFICIENTS * wide;
     const float scale = 1.f / float(window * window);
     float *equations = scratch + half, *ring = scratch + COEFFICIENTS * padded;
     float *sums = ring + window * row_size, *weights = sums + row_size;
-    std::memset(scratch, 0, sizeof(float) * COEFFICIENTS * padded);  // the part beyond Y is summed and never used
+    std::memset(scratch, 0, sizeof(float) * COEFFICIENTS * padded);  // values beyond Y are summed but never used
     for (int y = 0; y < Y; ++y) weights[y] = border_weight(y, Y);
     const auto row = [&](int x) { return ring + clamp(x, X) % window * row_size; };
     const auto make_row = [&](int x) {
@@ -193,7 +193,7 @@ void iterate(const float* first, const float* second, int X, int Y, int window, 
     for (int x = 0; x < half && x < X; ++x) make_row(x);
     for (int x = 0; x < X; ++x) {
         const bool anew = x % STRIP == 0;
-        if (!anew) add_scaled(row(x - half - 1), -1.f, row_size, sums);  // before its place in the ring is taken
+        if (!anew) add_scaled(row(x - half - 1), -1.f, row_size, sums);  // before its place in the ring is overwritten
         if (x + half < X) make_row(x + half);
         if (anew) std::memset(sums, 0, sizeof(float) * row_size);
         for (int k = anew ? -half : half; k <= half; ++k) add_scaled(row(x + k), 1.f, row_size, sums);
@@ -210,7 +210,7 @@ VECTORISED void couple_row(float* equations, int64_t stride, int Y) {
     }
 }
 
-// One row of a sweep: `last` becomes the new flow. Rows before, at and after it of the flow, and its own coupling.
+// One row of a sweep: `last` becomes the new flow. It takes the flow's rows before, at and after it, and its coupling.
 VECTORISED void sweep_row(const float* coupling, int64_t plane, const float* before, const float* at, const float* after,
                           int Y, float omega, float* last) {
     const auto pixel = [&](int y, int left, int right) {
@@ -226,7 +226,7 @@ VECTORISED void sweep_row(const float* coupling, int64_t plane, const float* bef
     if (Y > 1) pixel(Y - 1, Y - 2, Y - 1);
 }
 
-// The refinement of a flow (2, X, Y); returns where its result lies: there or in `other`. scratch: 5 X Y + Y values.
+// Refines a flow (2, X, Y); returns the result's address: that of the flow or `other`. scratch: 5 X Y + Y values.
 float* refine(const float* first, const float* second, int X, int Y, int sweeps, float* scratch, float* flow, float* other) {
     const int64_t plane = int64_t(X) * Y;
     float* weights = scratch + COEFFICIENTS * plane;
@@ -250,7 +250,7 @@ float* refine(const float* first, const float* second, int X, int Y, int sweeps,
     return flow;
 }
 
-// Where a slice's expansions lie: those of all used frames, level after level.
+// Addresses of a slice's expansions: those of all used frames, level after level.
 struct Pyramid {
     int64_t start[64], size;
 
@@ -278,8 +278,8 @@ bool expand_frame(const Request& r, const Pyramid& pyramid, int64_t slice, int64
     return finite;
 }
 
-// Flow (2, X, Y) of one pair of one slice, coarse to fine; it lies in scratch: 4 X Y + Y values and those of `iterate`
-// or, if more, of `refine`.
+// Flow (2, X, Y) of one pair of one slice, coarse to fine; the result lies in scratch: 4 X Y + Y values, and as many
+// more as `iterate` or `refine` needs.
 const float* flow_of_pair(const Request& r, const Pyramid& pyramid, int64_t p, const float* expansions, float* scratch) {
     const int64_t n = r.X * r.Y;
     float *flow = scratch, *coarser = flow + 2 * n, *row = coarser + 2 * n, *rest = row + r.Y;
@@ -308,7 +308,7 @@ const float* flow_of_pair(const Request& r, const Pyramid& pyramid, int64_t p, c
 void put(float v, float* out) { *out = v; }
 void put(float v, uint16_t* out) { *out = float_to_half(v); }
 
-// Flow (2, X, Y) of one pair to its place in the result.
+// Copies the flow (2, X, Y) of one pair to its place in the result.
 template <class T>
 void write_flow(const Request& r, int64_t slice, int64_t p, const float* flow) {
     const int64_t n = 2 * r.X * r.Y;
@@ -337,7 +337,7 @@ extern "C" int cinema_fast_optical_flow(const Request* request) {
     const Request& r = *request;
     const Pyramid pyramid(r);
     const int threads = r.threads < 1 ? 1 : r.threads;
-    // slices at a time: so many that all threads have work, so few that expansions stay in the cache
+    // slices at a time: enough that all threads have work, and few enough that expansions stay in the cache
     const int64_t slices = r.B * r.Z, fewest = r.F < r.P ? r.F : r.P;
     int64_t group = (4 * threads + fewest - 1) / fewest;
     if (group > slices) group = slices;

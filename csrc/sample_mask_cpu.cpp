@@ -1,5 +1,5 @@
-// Which tokens of a view are masked, on the CPU, as a plain C library: threads over samples, vectors over tokens.
-// kernels/mask_native.py calls it; kernels/sample_mask.py says what it computes.
+// sample_mask on the CPU, as a plain C library: draws which tokens of a view are masked; threads over samples, vectors
+// over tokens. kernels/mask_native.py calls it; kernels/sample_mask.py describes the operation.
 
 #include <algorithm>
 #include <cstdint>
@@ -12,7 +12,7 @@ struct Draw {
     int64_t batch, n, keep, decode;
     int64_t seed, step, stream;
     const int64_t* sample_ids;  // (batch,), or null: 0, 1, 2, ...
-    const int64_t* step_at;     // where the step lies, or null: `step`
+    const int64_t* step_at;     // address of the step; null: use `step`
     int64_t threads;            // at most `batch`
 };
 
@@ -29,17 +29,17 @@ VECTORISED void draw_words(
     }
 }
 
-// Keys of a row all differ: of equal words the lower position is the larger.
+// Keys of a row all differ: of two equal words the one at the lower position gets the larger key.
 INLINE uint64_t key(uint32_t word, int64_t token, int64_t n) { return uint64_t(word) << 32 | uint32_t(n - 1 - token); }
 
-// A float's bits as a word in the order of the values, which are never NaN nor -0.
+// A float's bits as a word that sorts like the floats, which are never NaN nor -0.
 INLINE uint32_t in_order(float value) {
     uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
     return bits >> 31 ? ~bits : bits | 1u << 31;
 }
 
-// The least of the `top` largest of n keys; beyond all keys where none is wanted. scratch (n,)
+// The least of the `top` largest of n keys; larger than all keys where `top` is 0. scratch (n,)
 uint64_t least_of_top(const uint64_t* keys, int64_t n, int64_t top, uint64_t* scratch) {
     if (top == n) return 0;
     if (top == 0) return ~uint64_t(0);

@@ -1,5 +1,5 @@
 // Depthwise convolution over the positions of visible tokens on the CPU, as a plain C library: threads over tokens,
-// vectors over channels. kernels/depthwise_native.py calls it; kernels/sparse_depthwise_conv.py says what it computes.
+// vectors over channels. kernels/depthwise_native.py calls it; kernels/sparse_depthwise_conv.py describes it.
 
 #include <array>
 #include <cstdint>
@@ -65,10 +65,11 @@ int64_t find(const Shape& s, int64_t sample, int32_t token, const std::array<int
     return slot < 0 ? -1 : sample * s.K + slot;
 }
 
-typedef float Vector __attribute__((vector_size(64), aligned(4)));  // of any machine: compilers split what it lacks
+// The compiler splits vectors that are too wide for the machine.
+typedef float Vector __attribute__((vector_size(64), aligned(4)));
 constexpr int LANES = 16;
 
-// sum[c] += over pairs of a[first][c] * b[second][c], for V vectors of channels, which stay in registers meanwhile
+// sum[c] += sum over pairs of a[first][c] * b[second][c], for V vectors of channels, which stay in registers
 template <int V>
 inline __attribute__((always_inline)) void add_products(
     float* sum, const Pair* pairs, size_t n, const float* a, const float* b, int64_t C) {

@@ -1,4 +1,4 @@
-// How loops over vectors are compiled.
+// Compiles loops for vector instructions.
 
 #pragma once
 

@@ -1,7 +1,7 @@
 """Operations on images and their visible tokens: an operation is one file, or a folder, with its oracle and kernels.
 
-Importing an operation's file makes it known (`registry.py`). They stand in the order in which a report on a GPU
-measures them: what costs a step most comes first.
+An operation registers itself when its file is imported (`registry.py`). The imports below are in the order in which a
+GPU report measures the operations: those that take most of a training step come first.
 """
 
 from .backend import BackendError, launches, use
@@ -9,7 +9,7 @@ from .registry import OPERATIONS
 from .table import table
 from .token_plan import TokenPlan
 
-# `x as x`: a public name, also to tools that only read the file
+# `x as x` marks a public name for tools that read the file without running it
 # isort: off
 from .patch_embed import patch_embed as patch_embed
 from .sparse_depthwise_conv import sparse_depthwise_conv as sparse_depthwise_conv

@@ -4,8 +4,8 @@
 
 Bytes: forward writes out and reads the ids (table and mask token stay in cache); backward reads out's gradient. Nothing
 is expanded over the batch first. The mask token's gradient is a sum over all B * M rows, made in float32 in two steps
-of fixed order: the same bits every time. The table is fixed in these models: the kernels give it no gradient, and one
-that requires a gradient is served by the PyTorch form.
+of fixed order: the same bits every time. The table is fixed in these models, so the kernels compute no gradient for it;
+a table that requires a gradient is handled by the PyTorch form.
 """
 
 from collections.abc import Iterator
@@ -24,12 +24,12 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def assemble_queries_ref(mask_token: Tensor, table: Tensor, masked: Tensor) -> Tensor:
-    """Plain PyTorch; one addition, hence the same bits in any precision that holds the terms."""
+    """Plain PyTorch. It is one addition, so the bits are the same in any precision that holds both terms."""
     return (mask_token + F.embedding(masked.long(), table)).to(table.dtype)
 
 
 def assemble_queries_bytes(n_rows: int, width: int, element_size: int) -> int:
-    """Bytes of a forward; backward reads as many less the ids."""
+    """Bytes that the forward moves; the backward reads as many, without the ids (4 bytes a row)."""
     return n_rows * (width * element_size + 4)
 
 
@@ -70,12 +70,12 @@ def _assemble_queries_bwd(
 
 
 def assemble_queries_config(width: int) -> dict[str, int]:
-    """Blocks and warps of the forward."""
+    """Block sizes and warps of the forward."""
     return {"BLOCK_M": 8, "BLOCK_D": min(max(16, 1 << (width - 1).bit_length()), 512), "num_warps": 4}
 
 
 def assemble_queries_bwd_config(n_rows: int, width: int) -> dict[str, int]:
-    """Blocks and warps of the backward; STEPS blocks of rows a program, so that about 1024 are left."""
+    """Block sizes and warps of the backward; a program sums STEPS blocks of rows, so that about 1024 programs run."""
     block_m, block_d = 16, min(max(16, 1 << (width - 1).bit_length()), 128)
     steps = 1 << max(n_rows * -(-width // block_d) // (1024 * block_m), 1).bit_length() - 1
     return {"STEPS": min(steps, 64), "BLOCK_M": block_m, "BLOCK_D": block_d, "num_warps": 4}
@@ -85,7 +85,7 @@ def unsupported(mask_token: Tensor, table: Tensor) -> list[str]:
     """Why the kernels cannot run on these arguments; empty where they can."""
     why = triton_unsupported(mask_token, table)
     if table.requires_grad:
-        why.append("gives no gradient to the table, and it requires one")
+        why.append("computes no gradient for the table, which requires one")
     if odd := {mask_token.dtype, table.dtype}.difference(DTYPES):
         why.append(f"adds float16, bfloat16 and float32, got {odd.pop()}")
     return why
@@ -170,7 +170,7 @@ def assemble_queries(mask_token: Tensor, table: Tensor, masked: Tensor, *, backe
         return assemble_queries_ref(mask_token, table, masked)
     return _assemble_queries_op(mask_token.contiguous(), table.contiguous(), masked.contiguous())
 
-# What the registry reads.
+# Registration
 
 
 def _call(view: ViewShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
@@ -181,7 +181,7 @@ def _call(view: ViewShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
 
 
 def _calls() -> Iterator[Call]:
-    """The residual stream is float32 under autocast too."""
+    """At the models' shapes. In float32 too, because the residual stream is float32 even under autocast."""
     for name, view in VIEW_SHAPES.items():
         for dtype in (torch.bfloat16, torch.float32) if in_float32_too(name) else (torch.float32,):
             yield Call(call_name(name, dtype), partial(_call, view, dtype=dtype))
@@ -198,7 +198,7 @@ register(Operation(
     code={
         "_assemble_queries_fwd": Code(False, True, True, "rows of the table in, of queries out"),
         "_assemble_queries_bwd": Code(
-            False, True, False, "rows of gradients in; out goes one sum for every 16 rows at most"
+            False, True, False, "reads rows of gradients; writes one sum for 16 rows or more"
         ),
     },
 ))  # fmt: skip

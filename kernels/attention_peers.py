@@ -1,8 +1,8 @@
-"""Attention by other libraries, behind sparse_attention's arguments: PyTorch, cuDNN, flash-attn, xformers.
+"""Attention of other libraries with the arguments of sparse_attention: PyTorch, cuDNN, flash-attn, xformers.
 
-Each takes q (Tq, H, D), k, v (Tk, H, D), cu_q, cu_k (B + 1,), max_q, max_k, scale as sparse_attention has checked them
-and gives (Tq, H, D); each comes with a function of q, k, v and whether all sequences are equally long, which lists
-the reasons for which it cannot run.
+Each takes q (Tq, H, D), k, v (Tk, H, D), cu_q, cu_k (B + 1,), max_q, max_k, scale, already checked by sparse_attention,
+and returns (Tq, H, D). Each comes with a function <name>_unsupported(q, k, v, equal), which lists the reasons why it
+cannot run; equal: whether all sequences are equally long.
 """
 
 import importlib.util
@@ -20,15 +20,15 @@ HALF = (torch.bfloat16, torch.float16)
 
 
 def sdpa_unsupported(q: Tensor, k: Tensor, v: Tensor, equal: bool) -> list[str]:
-    """PyTorch's own runs anywhere."""
+    """Empty: PyTorch's own attention runs anywhere."""
     return []
 
 
 def sdpa(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
 ) -> Tensor:
-    """torch's scaled_dot_product_attention: equally long sequences are a reshape, others a loop."""
-    with torch.autocast(q.device.type, enabled=False):  # which would change the dtype
+    """torch's scaled_dot_product_attention: one batched call where the sequences are equally long, else a loop."""
+    with torch.autocast(q.device.type, enabled=False):  # autocast would change the dtype
         if is_uniform(cu_q, max_q, len(q)) and is_uniform(cu_k, max_k, len(k)):
             batched = (x.unflatten(0, (len(cu_q) - 1, -1)).transpose(1, 2) for x in (q, k, v))
             out = F.scaled_dot_product_attention(*batched, scale=scale)
@@ -47,7 +47,7 @@ def _has(module: str) -> bool:
 
 
 def cudnn_unsupported(q: Tensor, k: Tensor, v: Tensor, equal: bool) -> list[str]:
-    """What cuDNN itself still lacks, PyTorch says when called."""
+    """The known reasons; for anything else that cuDNN lacks PyTorch raises when it is called."""
     why = _gpu_only(q, 128) + ([] if equal else ["needs sequences that are all equally long"])
     if torch.are_deterministic_algorithms_enabled():
         why.append("its backward is not deterministic (torch.use_deterministic_algorithms is on)")
@@ -88,7 +88,7 @@ def _flash_4(q: Tensor) -> bool:
 def flash(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
 ) -> Tensor:
-    """flash_attn_varlen_func of flash-attn-4 where it can, else of flash-attn 2."""
+    """flash_attn_varlen_func of flash-attn-4 where it can run, else of flash-attn 2."""
     how = {"softmax_scale": scale, "deterministic": torch.are_deterministic_algorithms_enabled()}
     if _flash_4(q):
         from flash_attn.cute import flash_attn_varlen_func
@@ -102,18 +102,18 @@ def flash(
 
 @cache
 def xformers_problem() -> str:
-    """Why the attention of the xformers that is installed cannot be had; empty where it can."""
+    """Why the attention of the installed xformers cannot be used; empty where it can."""
     try:
         from xformers.ops.fmha import BlockDiagonalMask, memory_efficient_attention  # noqa: F401
 
         return ""
-    except Exception as error:  # also what its libraries raise where they do not fit this torch
+    except Exception as error:  # its libraries raise other errors where they do not fit this torch
         said = f"{type(error).__name__}: {error}"
     try:
         found = version("xformers")
     except PackageNotFoundError:
         found = "without a version"
-    # from 0.0.36 on it re-exports the attention of mslk, and passes over in silence that there is none
+    # from 0.0.36 on it re-exports the attention of mslk, and gives no error where there is none
     return (
         f"xformers {found} has no attention here ({said}): pip install 'xformers>=0.0.35,<0.0.36' (0.0.36 takes it "
         "from mslk, which is an empty placeholder on the package index)"
@@ -121,7 +121,7 @@ def xformers_problem() -> str:
 
 
 def xformers_unsupported(q: Tensor, k: Tensor, v: Tensor, equal: bool) -> list[str]:
-    """What its own operators still lack, it says when called."""
+    """The known reasons; for anything else that its operators lack it raises when it is called."""
     why = _library("xformers", "xformers", q)
     return why or ([problem] if (problem := xformers_problem()) else [])
 
@@ -129,7 +129,7 @@ def xformers_unsupported(q: Tensor, k: Tensor, v: Tensor, equal: bool) -> list[s
 def xformers(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
 ) -> Tensor:
-    """memory_efficient_attention under a BlockDiagonalMask, whose lengths the host must know."""
+    """memory_efficient_attention with a BlockDiagonalMask; the mask needs the lengths on the host."""
     from xformers.ops import fmha, memory_efficient_attention
 
     lengths = sequence_lengths(cu_q, max_q, len(q)), sequence_lengths(cu_k, max_k, len(k))

@@ -1,7 +1,7 @@
-"""Which implementation of an operation runs, and how often a kernel was really launched.
+"""The choice of the backend that runs an operation, and counts of kernel launches.
 
-`auto` takes the fastest backend that supports the device, dtype and shape at hand; a backend that is asked for by name
-and cannot run raises with its reasons. Triton is optional: where it is not installed the kernel files still import.
+`auto` takes the fastest backend that supports the device, dtype and shape at hand. A backend that was requested by name
+and cannot run raises an error with the reasons. Triton is optional: without it the kernel files can still be imported.
 """
 
 import importlib.util
@@ -28,22 +28,22 @@ else:  # the decorators and annotations of kernel definitions must still evaluat
 
 __all__ = ["HAS_TRITON", "INTERPRET", "BackendError", "choose", "launches", "tl", "triton", "use"]
 
-_forced: dict[str | None, str] = {}  # by operation; None: every other
+_forced: dict[str | None, str] = {}  # backend by operation; key None: all other operations
 _launches: Counter[str] = Counter()
 
 
 class BackendError(ValueError):
-    """A backend was asked for by name and cannot run; the message says why."""
+    """A backend was requested by name and cannot run; the message says why."""
 
 
 @contextmanager
 def use(name: str, *operations: str) -> Iterator[None]:
-    """Operations called with backend="auto" inside the block run on `name`, a backend of some operation.
+    """Inside this block, operations called with backend="auto" run on the backend `name`.
 
-    operations: only those, by name ("sparse_attention"); every one where none is named. An operation's own name goes
-    before a block around or inside it that names none. An operation that has no such backend raises BackendError where
-    it was named, and else falls back to its own choice; one that has it and cannot run here raises BackendError. Not
-    meant to be entered inside compiled code.
+    operations: names such as "sparse_attention", for these alone; without any, for all operations. With nested blocks,
+    one that names an operation takes precedence for it over one that names none. A named operation that lacks the
+    backend raises BackendError; one that was not named then makes its own choice. A backend that cannot run here raises
+    BackendError. Not meant to be entered inside compiled code.
     """
     global _forced
     backends = dict.fromkeys(backend for operation in OPERATIONS.values() for backend in operation.backends)
@@ -65,7 +65,7 @@ def launches() -> dict[str, int]:
 
 @contextmanager
 def launching(operation: str, on: torch.Tensor) -> Iterator[None]:
-    """Each launcher launches inside it: on the device of `on`, counted, in an NVTX range of the operation's name."""
+    """Context for a kernel launch: on the device of `on`, counted, in an NVTX range with the operation's name."""
     _launches[operation] += 1
     with torch.cuda.device_of(on), torch.cuda.nvtx.range(f"cinema_fast.{operation}") if NVTX else nullcontext():
         yield
@@ -91,7 +91,7 @@ def choose(
         backend: "auto" or a name.
         reasons: for each backend of the operation other than "torch", fastest first, a function that lists why it
             cannot run (empty: it can).
-        called: the function that messages name, where it has another name than the operation.
+        called: the function's name for messages, where it is not the operation's.
 
     Raises:
         BackendError: a backend named by the caller or by `use` cannot run, or does not exist.
@@ -100,7 +100,7 @@ def choose(
     if backend == "auto" and (forced == "torch" or forced in reasons or operation in _forced):
         backend = forced
     if backend == "auto":
-        # interpreted kernels are for tests: they run where they are asked for by name only
+        # interpreted kernels are for tests: they run only where they are requested by name
         runnable = (name for name, why in reasons.items() if not (INTERPRET and name == "triton") and not why())
         return next(runnable, "torch")
     if backend == "torch":

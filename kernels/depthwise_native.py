@@ -1,7 +1,7 @@
-"""The C library of `sparse_depthwise_conv`: on a CPU, straight from the visible rows, without a dense grid.
+"""The C library of `sparse_depthwise_conv` for the CPU: it reads the visible rows and needs no dense grid.
 
-csrc/sparse_depthwise_conv_cpu.cpp in float32, which other dtypes are converted to and from. Sums over tokens are made
-in a fixed number of runs and added in order: the same bits for any number of threads.
+csrc/sparse_depthwise_conv_cpu.cpp computes in float32; other dtypes are converted to it and back. Sums over tokens are
+made in a fixed number of chunks and added in order, so the bits are the same for any number of threads.
 """
 
 import ctypes
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .native import load_library
 
-LIBRARY, PROBLEM = load_library("sparse_depthwise_conv")  # here, where torch.compile does not trace it
-ROWS_A_CHUNK, MOST_CHUNKS = 16, 64  # of the weight's gradient
+LIBRARY, PROBLEM = load_library("sparse_depthwise_conv")  # at import, so that torch.compile does not trace it
+ROWS_A_CHUNK, MOST_CHUNKS = 16, 64  # for sums of the weight's gradient
 
 
 class _Shape(ctypes.Structure):
@@ -119,5 +119,5 @@ _conv_op.register_autograd(_backward, setup_context=_setup_context)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor, keep: Tensor, slot: Tensor, grid: tuple[int, ...]) -> Tensor:
-    """As `sparse_depthwise_conv`, of checked arguments; keep (B, K) and slot (B, N) int32, contiguous."""
+    """`sparse_depthwise_conv` with checked arguments; keep (B, K) and slot (B, N) int32, contiguous."""
     return _conv_op(x, weight, bias, keep, slot, list(grid))

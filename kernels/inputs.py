@@ -1,4 +1,4 @@
-"""Inputs of operations at a given shape: memory that nobody touches, to look at launches, or values to compute with."""
+"""Inputs of operations at a given shape: uninitialised memory to examine launches, or random values to compute with."""
 
 import torch
 from torch import Tensor
@@ -8,19 +8,19 @@ from .token_plan import TokenPlan
 
 
 class Inputs:
-    """Tensors of real sizes on torch's default device. Images and activations are never touched; ids are zero."""
+    """Tensors of the models' sizes on torch's default device. Images and activations are uninitialised; ids are 0."""
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """The device of the tensors."""
         return torch.empty(0).device
 
     def floats(self, *shape: int, dtype: torch.dtype = torch.float32, grad: bool = False) -> Tensor:
-        """Floating, to be differentiated with `grad`."""
+        """Floating values; grad: the tensor requires a gradient."""
         return torch.empty(shape, dtype=dtype).requires_grad_(grad)
 
     def integers(self, high: int, *shape: int, dtype: torch.dtype) -> Tensor:
-        """In 0..high - 1."""
+        """Integers in 0..high - 1."""
         return torch.empty(shape, dtype=dtype)
 
     def plan(self, batch: int, n: int, keep: int) -> TokenPlan:
@@ -28,7 +28,7 @@ class Inputs:
         return TokenPlan(*(torch.zeros(batch, size, dtype=torch.int32) for size in (keep, n - keep, n)))
 
     def offsets(self, batch: int, length: int) -> Tensor:
-        """(batch + 1,) int32 of sequences of one length."""
+        """Offsets (batch + 1,) int32 of sequences of one length."""
         return torch.arange(batch + 1, dtype=torch.int32) * length
 
     def extents(self, batch: int, size: tuple[int, ...]) -> Tensor:
@@ -36,24 +36,24 @@ class Inputs:
         return torch.tensor([size] * batch)
 
     def image(self, view: ViewShape, stored: bool) -> tuple[Tensor, Tensor | None]:
-        """Image (B, C, *size) in 8 bits and its intensity (B, 2), as stored; or in float32 and without."""
+        """stored: an image (B, C, *size) in 8 bits and its intensity (B, 2); else one in float32, and None."""
         size = (view.batch, view.channels, *view.size)
         if stored:
             return self.integers(256, *size, dtype=torch.uint8), self.floats(view.batch, 2)
         return self.floats(*size), None
 
     def autocast(self, dtype: torch.dtype) -> torch.autocast:
-        """Mixed precision for 16 bits, nothing for float32."""
+        """Autocast to `dtype` where it has 16 bits; disabled for float32."""
         low = dtype != torch.float32
         return torch.autocast(self.device.type, dtype=dtype if low else None, enabled=low)
 
     def with_gradients(self, out: Tensor, *leaves: Tensor) -> list[Tensor]:
-        """`out` and its gradients by `leaves`."""
+        """`out`, and its gradients with respect to `leaves`."""
         return [out.detach(), *torch.autograd.grad(out, leaves, self.floats(*out.shape, dtype=out.dtype))]
 
 
 class RandomInputs(Inputs):
-    """Values to compute with, the same every time."""
+    """Random values to compute with, the same every time."""
 
     device = None  # an attribute, in place of the property
 
@@ -61,24 +61,24 @@ class RandomInputs(Inputs):
         self.device, self._generator = torch.device(device), torch.Generator().manual_seed(0)
 
     def floats(self, *shape: int, dtype: torch.dtype = torch.float32, grad: bool = False) -> Tensor:
-        """Normal."""
+        """Normally distributed."""
         return torch.randn(shape, generator=self._generator).to(self.device, dtype).requires_grad_(grad)
 
     def integers(self, high: int, *shape: int, dtype: torch.dtype) -> Tensor:
-        """Uniform."""
+        """Uniformly distributed in 0..high - 1."""
         return torch.randint(0, high, shape, generator=self._generator).to(self.device, dtype)
 
     def plan(self, batch: int, n: int, keep: int) -> TokenPlan:
-        """Uniform draws."""
+        """A plan drawn uniformly at random."""
         order = torch.stack([torch.randperm(n, generator=self._generator) for _ in range(batch)]).to(torch.int32)
         keep_ids, masked = (ids.sort(1).values.to(self.device) for ids in order.split([keep, n - keep], 1))
         return TokenPlan.from_ids(keep_ids, masked, n)
 
     def offsets(self, batch: int, length: int) -> Tensor:
-        """As they are."""
+        """The same as `Inputs.offsets`, on the device."""
         return super().offsets(batch, length).to(self.device)
 
     def extents(self, batch: int, size: tuple[int, ...]) -> Tensor:
-        """The last image is smaller than its room by a pixel along each axis."""
+        """The last image is smaller than its padded size by a pixel along each axis."""
         sizes = [size] * (batch - 1) + [tuple(n - 1 for n in size)]
         return torch.tensor(sizes, device=self.device)

@@ -1,8 +1,8 @@
-"""The C library of `sample_mask`: on a CPU, words by vectors of tokens and a selection that sorts nothing.
+"""The C library of `sample_mask` for the CPU: random words for several tokens at once, and a selection without a sort.
 
-csrc/sample_mask_cpu.cpp draws the words and selects. Priorities of weighted draws are made between the two by the
-function that the PyTorch form takes them from: another library's logarithm would now and then differ from torch's in
-the last bit, and with it which of two tokens is masked.
+csrc/sample_mask_cpu.cpp draws the words and selects. Between the two steps the priorities of weighted draws are
+computed by the same PyTorch function that the PyTorch form uses. The logarithm of another library could differ from
+torch's in the last bit, and then another token would be masked.
 """
 
 import ctypes
@@ -15,11 +15,11 @@ from .gumbel import gumbel_priority
 from .native import load_library
 from .token_plan import TokenPlan
 
-LIBRARY, PROBLEM = load_library("sample_mask")  # here, where torch.compile does not trace it
+LIBRARY, PROBLEM = load_library("sample_mask")  # at import, so that torch.compile does not trace it
 
 
 class _Draw(ctypes.Structure):
-    """As `Draw` in csrc/sample_mask_cpu.cpp."""
+    """The same fields as `Draw` in csrc/sample_mask_cpu.cpp."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("batch", "n", "keep", "decode", "seed", "step", "stream")),
@@ -44,7 +44,7 @@ def draw(
     scores: Tensor | None, sample_ids: Tensor | None, step_tensor: Tensor | None, device: torch.device, batch: int,
     n: int, keep: int, decode: int, seed: int, step: int, stream: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """A plan's three tensors; arguments as `sample_mask` has checked them, tensors contiguous, ids and step int64."""
+    """A plan's three tensors. `sample_mask` has checked the arguments; tensors are contiguous, ids and step int64."""
     threads = min(batch, torch.get_num_threads())
     request = _Draw(
         batch, n, keep, decode, seed, step, stream, _pointer(sample_ids), _pointer(step_tensor), threads

@@ -5,10 +5,10 @@
 Pixels of a token in the order p, q, (r,) c. With `norm` each target patch becomes (t - mean) / (std + 1e-6), std
 unbiased (He et al., "Masked autoencoders are scalable vision learners", CVPR 2022, section 3; the epsilon is CineMA's).
 
-Only the decoded tokens' pixels are read, in the dtype they are stored in: no patchified or scaled copy of the image
-exists. Bytes: forward reads pred and pixels (in sectors of 32 bytes); backward reads them again, makes the target
+Only the pixels of decoded tokens are read, in the dtype they are stored in: no patchified or scaled copy of the image
+is made. Bytes: forward reads pred and pixels (in sectors of 32 bytes); backward reads them again, computes the target
 again, and writes pred's gradient. Accumulates in float32: a sum for each row, then one sum of fixed order over the
-rows, hence the same bits every time.
+rows, so the bits are the same every time.
 """
 
 import math
@@ -52,7 +52,7 @@ def masked_mse_ref(
 
 
 def masked_mse_bytes(pred: Tensor, image: Tensor, masked: Tensor, patch: tuple[int, ...]) -> int:
-    """Bytes of a forward; backward moves pred's once more, its gradient."""
+    """Bytes that the forward moves; the backward also writes pred's gradient, as many bytes as pred."""
     return (
         pred.numel() * pred.element_size()
         + sector_bytes(image, masked, patch)
@@ -119,19 +119,19 @@ def _masked_mse(
 
 
 def masked_mse_config(n_values: int, across: bool) -> dict[str, int]:
-    """Blocks and warps; `across`: lanes run over tokens, else along the runs of pixels in a patch."""
+    """Block sizes and warps; across: a warp's lanes run over tokens, else along the rows of pixels in a patch."""
     block_p = min(max(16, 1 << (n_values - 1).bit_length()), 64 if across else 1024)
     return {"BLOCK_M": 32 if across else min(2048 // block_p, 16), "BLOCK_P": block_p, "num_warps": 4}
 
 
 def unsupported(pred: Tensor, image: Tensor) -> list[str]:
-    """Why the kernel cannot compare these; empty where it can."""
+    """Why the kernel cannot run on these tensors; empty where it can."""
     why = triton_unsupported(pred, image) + image_unsupported(image)
     return why + ([] if pred.dtype in PRED_DTYPES else [f"takes float16, bfloat16 and float32, got {pred.dtype}"])
 
 
 def _launch(pred, image, masked, intensity, patch, norm, dloss, out):
-    # neighbouring tokens, not neighbouring values, lie together where no axis within a patch is the innermost one
+    # where the innermost axis of memory has one pixel a patch, neighbouring tokens are adjacent, not a token's values
     across = not any(p > 1 and stride == 1 for p, stride in zip((image.shape[1], *patch), image.stride()[1:]))
     n_rows, n_values = masked.numel(), pred.shape[2]
     config = masked_mse_config(n_values, across)
@@ -200,7 +200,7 @@ def masked_mse(
         pred (B, M, prod(patch) * C) floating: predictions at `plan.masked`.
         image (B, C, *size), 2 to 4 axes, any strides: the target, not differentiated; uint8, float16, bfloat16 or
             float32 (PyTorch's form: any dtype).
-        plan: of which masked (B, M) is used here, not checked against the grid.
+        plan: only its masked (B, M) is used; it is not checked against the grid.
         patch: pixels per axis of a token.
         norm: normalise each target patch.
         intensity (B, 2) float32: offset and scale a sample, pixel = (stored - offset) * scale; None: as stored.
@@ -232,7 +232,7 @@ def masked_mse(
     intensity = None if intensity is None else intensity.float().contiguous()
     return _masked_mse_op(pred, image.detach(), masked.contiguous(), intensity, list(patch), norm)
 
-# What the registry reads.
+# Registration
 
 
 def _call(view: ViewShape, inputs: Inputs, dtype: torch.dtype, norm: bool, stored: bool) -> list[Tensor]:

@@ -1,15 +1,16 @@
 """motion_score: how much each patch moves over the cardiac cycle, and the weights that masks are drawn by.
 
-    map[b, x] = mean over pairs of |flow|, of a cycle or of each tubelet of a clip
+    map[b, x] = mean of |flow| over the pairs of frames of a cycle, or of each tubelet of a clip
     s[b, n] = mean of the map over the pixels of patch n, divided by its mean over the patches
     weight of being masked = ((1 - a) + a * s) ** (1 / tau)
 
-Where nothing moves every score is 1, and the draw is uniform. (Kim et al., "HeartMAE", ML4H 2024: the moving heart
-guides the mask.)
+Where nothing moves every score is 1, and the draw is uniform. (Kim et al., "HeartMAE", ML4H 2024: the motion of the
+heart guides the mask.)
 
-The map is what `optical_flow` ends in. Its CUDA form takes magnitudes and means where the flow is found, in the last
-iteration or in the refinement's blocks, and writes nothing but the map; the C++ one keeps magnitudes of a few slices.
-Means are of float32, in a fixed order: the same bits every time, for any number of threads.
+The map is computed inside `optical_flow`'s kernels, without storing the flow. The CUDA form takes magnitudes and means
+in the kernel that finds the flow, its last iteration or its refinement, and writes only the map. The C++ form keeps the
+magnitudes of a few slices. Means are taken in float32 and in a fixed order: the same bits every time, for any number of
+threads.
 """
 
 import math
@@ -41,8 +42,8 @@ LOG_SMALLEST, LOG_LARGEST = -13.0, 80.0
 def motion_map_ref(
     frames: Tensor, pairs: Sequence[tuple[int, int]], tubelet: int | None, params: FlowParams = DEFAULT
 ) -> Tensor:
-    """Plain PyTorch in the frames' dtype, at least float32, under autocast too; arguments as `motion_map` has checked
-    them."""
+    """Plain PyTorch in the frames' dtype, at least float32, under autocast too; the arguments are those of
+    `motion_map`, already checked."""
     flow = optical_flow_ref(frames, pairs, params)
     magnitude = torch.linalg.vector_norm(flow, dim=2)  # (B, P, *size)
     shares = pair_shares(pairs, frames.shape[1], tubelet).to(magnitude)
@@ -54,8 +55,8 @@ def motion_map_ref(
 def motion_map_bytes(
     shape: Sequence[int], n_pairs: int, groups: PairGroups, item_size: int, params: FlowParams = DEFAULT
 ) -> int:
-    """Bytes that move for frames of `shape` (B, T, X, Y[, Z]): those of the flow, less the flow, and the maps. What the
-    last step reads of a pair, both expansions and the flow so far, it reads once for each group that the pair is in."""
+    """Bytes that move for frames of `shape` (B, T, X, Y[, Z]): as for the flow, but the maps are written in its place.
+    The last step reads both expansions of a pair and its flow so far once for each group that holds the pair."""
     flow = optical_flow_bytes(shape, n_pairs, item_size, params)
     pixels = math.prod(shape) // shape[1]
     again = len(groups.members) - n_pairs
@@ -106,8 +107,8 @@ def motion_map(
 
     Args:
         frames, pairs, params: as for `optical_flow`.
-        tubelet: frames of a tubelet, a divisor of T, for frames (B, T, X, Y). A frame moves by the mean of the pairs
-            that name it, by 0 where none does; a tubelet by the mean of its frames.
+        tubelet: frames of a tubelet, a divisor of T, for frames (B, T, X, Y). The motion of a frame is the mean over
+            the pairs that name it (0 where none does), that of a tubelet the mean over its frames.
         backend: "auto", "torch", "native" (C++ on the CPU) or "cuda".
 
     Returns:
@@ -138,8 +139,8 @@ def motion_score(flow: Tensor, patch: tuple[int, ...]) -> Tensor:
     Args:
         flow (B, P, 2, X, Y[, Z]) floating: displacements in pixels of P pairs of frames, as `optical_flow` gives them.
         patch: pixels of a patch per spatial axis; with one entry more, the first of which counts frames, the patches of
-            a clip of P + 1 frames whose consecutive pairs the flow is of: a frame moves by the mean of the pairs that
-            it belongs to.
+            a clip of P + 1 frames, whose flow is that of the consecutive pairs: the motion of a frame is the mean over
+            the pairs that it belongs to.
 
     Returns:
         (B, N) float32 with mean 1, N patches in row-major order of the grid; all 1 where nothing moves.
@@ -185,11 +186,11 @@ def mask_weights(score: Tensor, *, strength: float, temperature: float = 1.0, ke
     Args:
         score (B, N): as from `motion_score`.
         strength: a of the formula, 0 (uniform) to 1. temperature: tau, above 0; small ones draw the largest only.
-        keep: weights of being kept instead, so that what moves stays visible.
+        keep: weights of being kept instead, so that patches that move stay visible.
 
     Returns:
-        (B, N) within what float32 holds above `sample_mask`'s floor, ratios up to e^93. Weights that span more, by a
-        small temperature, are alike at the end of what does not move, which one set or the other takes whole.
+        (B, N) weights that float32 holds above `sample_mask`'s floor, with ratios up to e^93. Where a small temperature
+        spans more, the weights of the patches that move least are clipped to one value.
 
     Raises:
         ValueError: names the argument that is out of range.
@@ -199,14 +200,14 @@ def mask_weights(score: Tensor, *, strength: float, temperature: float = 1.0, ke
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"mask_weights: temperature must be above 0, got {temperature}")
     log = torch.log((1 - strength + strength * score).clamp(min=1e-6)) / temperature
-    log = log.amax(1, keepdim=True) - log  # from what moves most, at 0, upwards
+    log = log.amax(1, keepdim=True) - log  # 0 for the patch that moves most, larger for those that move less
     return torch.exp(LOG_SMALLEST + log.clamp(max=LOG_LARGEST - LOG_SMALLEST) if keep else LOG_LARGEST - log)
 
-# What the registry reads.
+# Registration
 
 
 def _small(inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
-    """A cycle and a clip, of 8-bit frames whatever the activations are."""
+    """A cycle and a clip; the frames have 8 bits, whatever the activations' dtype."""
     frames = inputs.integers(256, 1, 4, 33, 40, dtype=torch.uint8)
     backend = "cuda" if frames.is_cuda else "native"
     return [motion_map(frames, tubelet=tubelet, backend=backend) for tubelet in (None, 2)]
@@ -214,8 +215,8 @@ def _small(inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
 
 register(Operation(
     motion_score,
-    computes="mean motion of each pixel over the cycle or in each tubelet, taken where the flow is found, which is not "
-    "written whole; scores of patches and the weights of guided masks",
+    computes="mean motion of each pixel over the cycle or in each tubelet, computed inside the flow's kernels without "
+    "storing the flow; scores of patches and the weights of guided masks",
     unsupported=UNSUPPORTED,
     launches=("motion_score",),
     small=_small,

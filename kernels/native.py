@@ -1,8 +1,8 @@
-"""Finding and loading what `setup.py` built from csrc/: C libraries for the CPU, CUDA modules for the GPU.
+"""Finds and loads what `setup.py` built from csrc/: C libraries for the CPU, CUDA modules for the GPU.
 
-An operation NAME has the library kernels/_NAME_cpu.so, where a C++ compiler was there, and the fat binary
-kernels/_NAME_cuda.fatbin, where nvcc was; without the latter, or where a GPU or its driver is too old for it, CuPy's
-NVRTC compiles csrc/NAME.cu at first use.
+For an operation NAME, setup.py builds the library kernels/_NAME_cpu.so if there is a C++ compiler, and the fat binary
+kernels/_NAME_cuda.fatbin if there is nvcc. Without the fat binary, or where the GPU or its driver is too old for it,
+CuPy compiles csrc/NAME.cu by NVRTC at first use.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ def load_library(operation: str) -> tuple[ctypes.CDLL | None, str]:
     """(library, "") or (None, why it is not there)."""
     path = HERE / f"_{operation}_cpu.so"
     if not path.exists():
-        return None, f"{path.name} was not built: install a C++ compiler and this package once more"
+        return None, f"{path.name} was not built: install a C++ compiler, then install this package again"
     try:
         return ctypes.CDLL(str(path)), ""
     except OSError as error:
@@ -33,10 +33,10 @@ def load_library(operation: str) -> tuple[ctypes.CDLL | None, str]:
 def _cupy_problem() -> str:
     try:
         import cupy
-    except Exception as error:  # an ImportError where it is not installed, others where its libraries do not fit
+    except Exception as error:  # ImportError where it is not installed, other errors where its libraries do not fit
         return f"CuPy does not import ({error}): pip install 'cinema-fast[gpu]'"
     if not hasattr(cupy.cuda.Stream, "from_external"):
-        return f"CuPy {cupy.__version__} cannot launch on torch's stream: 14 or newer can"
+        return f"CuPy {cupy.__version__} cannot launch on torch's stream: needs 14 or newer"
     return "" if cupy.cuda.is_available() else "CuPy finds no GPU"
 
 
@@ -69,7 +69,7 @@ def _cuda_module(operation: str, device: int):
     if binary.exists():
         try:
             module = cupy.RawModule(path=str(binary))
-            module.compile()  # loads it, which CuPy would do at the first launch
+            module.compile()  # loads it now; CuPy would do so only at the first launch
             return module
         except cupy.cuda.driver.CUDADriverError as error:
             said = f"{binary.name} does not load on GPU {device} ({error}): {operation}.cu is compiled instead"

@@ -12,17 +12,17 @@ def is_uniform(offsets: Tensor, longest: int, n_rows: int) -> bool:
 
 
 def sequence_lengths(offsets: Tensor, longest: int, n_rows: int) -> list[int]:
-    """Rows of each sequence; read back from `offsets` only where they are not all `longest`."""
+    """Rows of each sequence; `offsets` are read back from the device only where not all sequences are `longest`."""
     if is_uniform(offsets, longest, n_rows):
         return [longest] * (len(offsets) - 1)
     return offsets.diff().tolist()
 
 
 def longest_sequence(what: str, offsets: Tensor, longest: int | None, n_rows: int) -> int:
-    """A bound on the sequences' lengths: `longest`, or where None the length of the longest one.
+    """A bound on the sequences' lengths: `longest`, or where it is None the length of the longest sequence.
 
-    Offsets are read and checked, but beside a given `longest` trusted on a GPU, where the host would wait for them,
-    and in compiled code.
+    Offsets are read and checked. With a given `longest` they are trusted on a GPU, where the host would have to wait
+    for them, and in compiled code.
 
     Raises:
         ValueError: offsets that do not rise from 0 to n_rows; sequences longer than `longest`.

@@ -1,4 +1,4 @@
-"""Where a token's values lie in an image of any rank, strides and dtype: what Triton kernels share of patches.py.
+"""Addresses of a token's values in an image of any rank, strides and dtype: patches.py for Triton kernels.
 
 Value i (order p, q, (r,) c) of the token at grid position n is the element  token_offset(n) + value_offset(i)  of its
 sample. Patch extents and channels are compile-time constants: the compiler then sees which values of a patch are
@@ -78,7 +78,7 @@ def load_values(
 
 
 def patch_layout(image: Tensor, patch: tuple[int, ...]) -> dict:
-    """The kernel arguments that say where the patches of `image` lie."""
+    """The kernel arguments that describe where the patches of `image` lie in memory."""
     return {
         "strides": image.stride(),
         "grid_shape": grid_of(image.shape[2:], patch),
@@ -88,7 +88,7 @@ def patch_layout(image: Tensor, patch: tuple[int, ...]) -> dict:
 
 
 def sector_bytes(image: Tensor, index: Tensor, patch: tuple[int, ...], sector: int = 32) -> int:
-    """Bytes that reading the tokens `index` moves: memory comes in sectors, and neighbouring tokens share them."""
+    """Bytes that reading the tokens `index` moves: memory is read in sectors, which neighbouring tokens share."""
     span = 1 + sum((n - 1) * s for n, s in zip(image.shape, image.stride()))
     element = torch.arange(span, device=image.device).as_strided(image.shape, image.stride())
     touched = gather_patches(element, index, patch) * image.element_size() // sector

@@ -2,15 +2,16 @@
 
     out[b, r] = weight @ x[b, r] + bias + table[index[b, r]],   x[b, r] = (pixels of token index[b, r] - offset) * scale
 
-Pixels of a token in the order p, q, (r,) c. Patches that are not asked for are never read, and no patchified or scaled
-copy of the image is made: a uint8 image is read as uint8. It is the embedding of a plain ViT (patch = token) and the
-first kernel = stride convolution of a convolutional stem (patch = kernel, index = the visible tokens' positions).
+Pixels of a token in the order p, q, (r,) c. Other patches are never read, and no patchified or scaled copy of the image
+is made: a uint8 image is read as uint8. The operation is the embedding of a plain ViT (patch = token), and the first
+convolution of a convolutional stem, whose stride equals its kernel (patch = kernel, index = the visible tokens'
+positions).
 
 Bytes: forward reads pixels (in sectors of 32 bytes), index and weight and writes out; backward reads pixels, index and
-the upstream gradient and writes the weight's and the bias's. x is rounded to the compute dtype, products accumulate in
-float32, bias and table are added before the one rounding of out. The sum over rows in the weight's gradient is made in
-two steps of fixed order: the same bits every time. The image's gradient, which no training step here asks for, is a
-GEMM and a scatter-add in PyTorch.
+out's gradient and writes the gradients of weight and bias. x is rounded to the compute dtype, products accumulate in
+float32, and bias and table are added before out is rounded once. The sum over rows in the weight's gradient is made in
+two steps of fixed order: the same bits every time. The image's gradient, which no training step here needs, is a GEMM
+and a scatter-add in PyTorch.
 """
 
 import math
@@ -40,7 +41,7 @@ def patch_embed_ref(
     table: Tensor | None = None,
     intensity: Tensor | None = None,
 ) -> Tensor:
-    """Plain PyTorch in the weight's dtype, at least float32; autocast does to it what it does to a linear layer."""
+    """Plain PyTorch in the weight's dtype, at least float32; under autocast it behaves like a linear layer."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
     x = gather_patches(image, index, patch).flatten(2).to(dtype)
     if intensity is not None:
@@ -51,12 +52,13 @@ def patch_embed_ref(
 
 
 def patch_embed_flops(n_rows: int, n_values: int, width: int) -> int:
-    """Of a forward, or of the weight's gradient."""
+    """FLOPs of the forward, or of the weight's gradient."""
     return 2 * n_rows * n_values * width
 
 
 def patch_embed_bytes(image: Tensor, weight: Tensor, index: Tensor, patch: tuple[int, ...], out_size: int) -> int:
-    """Bytes a forward moves (backward as many: out's gradient is read), out's elements being of `out_size` bytes."""
+    """Bytes that the forward moves; out_size: bytes of an element of out. The backward moves as many: it reads out's
+    gradient."""
     return (
         sector_bytes(image, index, patch)
         + index.numel() * index.element_size()
@@ -141,12 +143,12 @@ def _power_of_two(n: int, low: int, high: int) -> int:
 
 
 def patch_embed_config(n_values: int, width: int, dtype: torch.dtype) -> dict[str, int]:
-    """Blocks, warps and stages of the forward, computing in `dtype`."""
-    if dtype == torch.float32:  # products on the ordinary units, operands in registers
+    """Block sizes, warps and stages of the forward, which computes in `dtype`."""
+    if dtype == torch.float32:  # no matrix units: operands in registers
         rows, columns, values, warps, stages = 32, 64, 32, 4, 2
     elif n_values <= 32:  # bound by memory: small blocks, many of them at once
         rows, columns, values, warps, stages = 64, 64, 32, 4, 2
-    else:  # patches that do not divide are read pixel by pixel: 64 of them, and their addresses fill the registers
+    else:  # values that are no multiple of 64 are read one by one: the addresses of 64 would fill the registers
         rows, columns, values, warps, stages = 128, 128, 32 if n_values % 64 else 64, 8, 3
     return {
         "BLOCK_R": rows,
@@ -158,7 +160,7 @@ def patch_embed_config(n_values: int, width: int, dtype: torch.dtype) -> dict[st
 
 
 def patch_embed_dw_config(n_rows: int, n_values: int, width: int, dtype: torch.dtype) -> dict[str, int]:
-    """Blocks, warps and stages of the weight's gradient, and how many blocks of rows a program sums (STEPS)."""
+    """Block sizes, warps and stages of the weight's gradient; a program sums STEPS blocks of rows."""
     if dtype == torch.float32:
         rows, columns, values, warps, stages, programs = 32, 64, 32, 4, 2, 512
     elif n_values <= 32:
@@ -183,7 +185,7 @@ def unsupported(image: Tensor, table: Tensor | None, dtype: torch.dtype) -> list
     """Why the kernels cannot embed this image in `dtype`; empty where they can."""
     why = triton_unsupported(image) + image_unsupported(image)
     if table is not None and table.requires_grad:
-        why.append("gives no gradient to the table, and it requires one")
+        why.append("computes no gradient for the table, which requires one")
     if dtype not in DOT_DTYPES:
         why.append(f"computes in float16, bfloat16 and float32, got {dtype}")
     return why
@@ -199,7 +201,7 @@ def _common(image: Tensor, index: Tensor, intensity: Tensor | None, patch: list[
         "rows_per_sample": index.shape[1],
         "HAS_INTENSITY": intensity is not None,
         "N_VALUES": math.prod(patch) * image.shape[1],
-        # the interpreter knows no bf16 arithmetic
+        # the interpreter has no bf16 arithmetic
         "DOT": tl.float32 if INTERPRET else getattr(tl, DOT_DTYPES[dtype]),
         "PRECISION": "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee",
         **patch_layout(image, patch),
@@ -221,7 +223,7 @@ def _patch_embed_op(
     width, n_values = weight.shape
     config = patch_embed_config(n_values, width, dtype)
     if n_values > config["BLOCK_P"]:
-        weight = weight.to(dtype)  # every block of rows reads it again: once in half the bytes
+        weight = weight.to(dtype)  # converted once, since every block of rows reads it again
     if out.numel():
         blocks = triton.cdiv(index.numel(), config["BLOCK_R"]) * triton.cdiv(width, config["BLOCK_E"])
         with launching("patch_embed", image):
@@ -286,7 +288,7 @@ def _image_gradient(dout, image, weight, index, intensity, patch):
     n_tokens = math.prod(grid_of(size, patch))
     tokens = dx.new_zeros(len(dx), n_tokens, dx.shape[2])
     sample = torch.arange(len(dx), device=dx.device).unsqueeze(1)
-    tokens = tokens.index_put((sample, index.long()), dx, accumulate=True)  # a token may be asked for twice
+    tokens = tokens.index_put((sample, index.long()), dx, accumulate=True)  # an index may occur twice
     every = torch.arange(n_tokens, device=dx.device).expand(len(dx), n_tokens)
     return scatter_patches(tokens, every, size, patch).to(image.dtype)
 
@@ -312,8 +314,8 @@ def patch_embed(
         weight (E, prod(patch) * C), bias (E,): parameters.
         index (B, R) integer: positions on the grid size / patch, row-major; not checked against it.
         patch: pixels per axis of a token.
-        table (N, E): position embeddings of the grid's N tokens, added; None: nothing is. One that requires a
-            gradient is for PyTorch's form alone.
+        table (N, E): position embeddings of the grid's N tokens, which are added; None: none. A table that requires a
+            gradient needs PyTorch's form.
         intensity (B, 2) float32: offset and scale a sample, pixel = (stored - offset) * scale; None: as stored.
         backend: "auto", "torch" or "triton".
 
@@ -356,13 +358,13 @@ def _check(image, weight, bias, index, patch, table, intensity):
         if tensor is not None and tensor.device != image.device:
             raise ValueError(f"patch_embed: image is on {image.device}, {name} on {tensor.device}")
 
-# What the registry reads.
+# Registration
 
 
 def _call(
     view: ViewShape, inputs: Inputs, dtype: torch.dtype, stored: bool, parameters: torch.dtype = torch.float32
 ) -> list[Tensor]:
-    """Under autocast."""
+    """A call under autocast."""
     image, intensity = inputs.image(view, stored)
     outputs = math.prod(view.block)  # of a token
     index = inputs.plan(view.batch, view.n * outputs, view.keep * outputs).keep
@@ -381,7 +383,7 @@ def _calls() -> Iterator[Call]:
 
 
 def _small(inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
-    """Parameters in float32, and in the activations' dtype."""
+    """One call with parameters in float32, and one with parameters in the activations' dtype."""
     stored = _call(SMALL_VIEW, inputs, dtype, stored=True)
     return [*stored, *_call(SMALL_VIEW, inputs, dtype, stored=False, parameters=dtype)]
 
@@ -396,6 +398,6 @@ register(Operation(
     calls=_calls,
     small=_small,
     code=Code(
-        True, True, True, "a GEMM: weight in and tokens out, or gradients; pixels as wide as they lie together"
+        True, True, True, "a GEMM: reads the weight, writes tokens or gradients; pixels as wide as they lie together"
     ),
 ))  # fmt: skip

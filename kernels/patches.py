@@ -16,7 +16,7 @@ def grid_of(size: tuple[int, ...], patch: tuple[int, ...]) -> tuple[int, ...]:
 def axis_positions(index: Tensor, grid: tuple[int, ...]) -> list[Tensor]:
     """Row-major positions on the grid -> the position along each axis.
 
-    torch.unravel_index builds its divisors on the host and copies them, for which a GPU's queue would be waited for.
+    torch.unravel_index is not used: it copies its divisors from the host, which would wait for the GPU's queue.
     """
     positions = []
     for extent in reversed(grid):
@@ -45,7 +45,7 @@ def gather_patches(image: Tensor, index: Tensor, patch: tuple[int, ...]) -> Tens
 
 
 def scatter_patches(patches: Tensor, index: Tensor, size: tuple[int, ...], patch: tuple[int, ...]) -> Tensor:
-    """The inverse: an image (B, C, *size), zero at tokens not in `index`.
+    """The inverse of gather_patches: an image (B, C, *size), zero at tokens that are not in `index`.
 
     patches (B, K, prod(patch) * C) or (B, K, *patch, C), index (B, K) distinct in a row.
     """

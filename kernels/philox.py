@@ -1,7 +1,7 @@
 """Philox4x32-10: a random word as a pure function of a key and a counter.
 
-Everything random in this project is drawn here, so that which mask, frame or zoom a sample gets depends on
-(seed, sample, step, stream) alone: never on a generator's state, the batch it sits in, or the rank that draws it.
+All random numbers of this project come from here. Which mask, frame or zoom a sample gets therefore depends only on
+(seed, sample, step, stream), and not on a generator's state, on the rest of its batch, or on the rank that draws it.
 
 Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011 (rounds, constants, known answers).
 """
@@ -15,7 +15,7 @@ ROUNDS = 10
 
 
 def _mul_hi_lo(constant: int, x):
-    """High and low words of constant * x. The product is below 2**64: int64 wraps, and both words are its bits."""
+    """High and low words of constant * x. The product is below 2**64; int64 may wrap, but its bits are right."""
     product = x * constant
     return (product >> 32) & WORD, product & WORD
 
@@ -24,7 +24,7 @@ def philox4x32(seed: int, c0, c1, c2, c3):
     """Four random words for each counter.
 
     Args:
-        seed: 64-bit key, an int taken modulo 2**64 or an int64 array's bits.
+        seed: 64-bit key: an int, taken modulo 2**64, or an int64 array, whose bits are used.
         c0, c1, c2, c3: the counter's words, int64 torch tensors, int64 numpy arrays or ints that broadcast against
             one another (at least one an array); taken modulo 2**32.
 
@@ -43,6 +43,6 @@ def philox4x32(seed: int, c0, c1, c2, c3):
 
 def philox_numpy(seed: int, c0, c1=0, c2=0, c3=0) -> np.ndarray:
     """`philox4x32` on numpy integers: (4, *broadcast shape) uint32."""
-    with np.errstate(over="ignore"):  # of single numbers numpy says that they wrap
+    with np.errstate(over="ignore"):  # numpy warns where scalars wrap
         words = philox4x32(seed, *np.broadcast_arrays(*(np.asarray(c, dtype=np.int64) for c in (c0, c1, c2, c3))))
     return np.stack(words).astype(np.uint32)

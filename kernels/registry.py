@@ -1,8 +1,8 @@
-"""What an operation says of itself, in its own file: everything that lists operations reads it here.
+"""The registry of operations. Each operation describes itself in its own file, by a call of `register`.
 
-`kernels.table()` and `cinema-fast info`, `kernels.use`, the README's table, the audit of machine code, the reports of a
-GPU and the tests of all Triton kernels are built from OPERATIONS. An operation registers itself when its file is
-imported, which `kernels/__init__.py` does.
+`kernels.table()` and `cinema-fast info`, `kernels.use`, the README's table, the audit of machine code, the GPU reports
+and the tests of all Triton kernels are built from OPERATIONS. An operation registers itself when its file is imported,
+which `kernels/__init__.py` does.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,8 +18,9 @@ SHORT = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
 class Code(NamedTuple):
-    """What a kernel's machine code must hold: instructions of the matrix units where it computes in 16 bit; 16-byte
-    loads and stores of global memory at every shape but "awkward" (or only where the constant of that name is True)."""
+    """What a kernel's machine code must contain. matrix: instructions of the matrix units where it computes in 16 bits.
+    wide_loads, wide_stores: 16-byte accesses of global memory at every shape but "awkward"; a string names the
+    constant that must be True for that."""
 
     matrix: bool
     wide_loads: bool
@@ -30,7 +31,7 @@ class Code(NamedTuple):
 class Call(NamedTuple):
     """A call of an operation's Triton form, forward and backward.
 
-    name: shape, dtype and variant. run: makes its inputs, and returns what is computed and every gradient.
+    name: shape, dtype and variant. run: makes the inputs, and returns the result and all gradients.
     """
 
     name: str
@@ -41,11 +42,12 @@ class Call(NamedTuple):
 class Operation:
     """An operation of `kernels/`.
 
-    function: the public one, whose name is the operation's. computes: a line of the README. unsupported: for each
-    backend but "torch", fastest first, why it cannot run on an ordinary tensor (empty: it can). launches, backward:
-    names that `launches()` counts. small: a call through all of its kernels, at a size for the interpreter, with
-    activations of a dtype. calls: of its Triton form at the models' shapes. code: what the audit wants of its kernels,
-    by their names where they differ. remark: what `table()` adds for a device.
+    function: the public function; its name is the operation's. computes: the description in the README's table.
+    unsupported: for each backend but "torch", fastest first, a function that lists why it cannot run on an ordinary
+    tensor (empty: it can). launches, backward: names that `launches()` counts, of forward and backward. small: calls
+    all of its kernels at a size for the interpreter, with activations of a dtype. calls: calls of its Triton form at
+    the models' shapes. code: what the audit requires of its kernels, by kernel where they differ. remark: what
+    `table()` adds for a device.
     """
 
     function: Callable
@@ -64,12 +66,12 @@ class Operation:
 
     @property
     def backends(self) -> tuple[str, ...]:
-        """Every name that `backend=` takes beside "auto"."""
+        """All names that `backend=` accepts besides "auto"."""
         return (*self.unsupported, "torch")
 
     @property
     def passes(self) -> tuple[str, ...]:
-        """ "fwd", and "bwd" where it is differentiated."""
+        """ "fwd", and "bwd" where there is a backward."""
         return ("fwd", "bwd") if self.backward else ("fwd",)
 
 
@@ -82,5 +84,5 @@ def register(operation: Operation) -> None:
 
 
 def call_name(shape: str, dtype: torch.dtype, variant: str = "") -> str:
-    """Of a Call."""
+    """The name of a Call."""
     return f"{shape} {SHORT[dtype]} {variant}".strip()

@@ -1,19 +1,21 @@
-"""sample_mask: draw which tokens of a view are masked, exactly as many as asked, without replacement.
+"""sample_mask: draw which tokens of a view are masked, an exact number of them, without replacement.
 
 With weights w (B, N) the masked set is the top M = N - keep of  log max(w, 1e-6) + g,  g = -log(-log u)  Gumbel noise
-(Kool et al., "Stochastic beams and where to find them", ICML 2019: that is a draw without replacement with
+(Kool et al., "Stochastic beams and where to find them", ICML 2019: this is a draw without replacement with
 probabilities proportional to w). Without weights it is the top M of the random words themselves. Ties go to the lower
-position. The decoded subset is the top `decode` of a second random word among the masked, hence uniform whatever w is.
+position. The decoded subset is the top `decode` of a second random word among the masked tokens, so it is uniform
+whatever the weights are.
 
 Random words: Philox4x32-10 with key = seed and counter = (token, sample id, step, stream); word 0 draws the mask,
-word 1 the decoded subset. Two views, steps or samples never share a mask, and any split of a batch draws the same.
+word 1 the decoded subset. Each view, step and sample has its own mask, and it does not depend on how samples are split
+into batches.
 
 The kernel is one launch with one program a sample, of up to 8192 tokens: words, selection and the three lists stay in
-registers, and what is written is the plan (4 (K + M + N) bytes a sample). Nothing is sorted: the M-th largest priority
-is found bit by bit (32 counts over the row), ties are ranked by a running sum, and so are the ascending lists. Integer
-arithmetic throughout when uniform, hence bit-equal to the PyTorch form on every backend; with weights, equal up to the
-rounding of two logs. Rows of more tokens would spill registers, and are drawn by the PyTorch form. The C library for
-the CPU takes any row, and gives the PyTorch form's plans to the bit, with weights too.
+registers, and only the plan is written (4 (K + M + N) bytes a sample). Nothing is sorted: the M-th largest priority is
+found bit by bit (32 counts over the row); running sums rank the ties and place the ids of the ascending lists. A
+uniform draw is integer arithmetic throughout, so it is bit-equal to the PyTorch form on every backend; a weighted draw
+is equal up to the rounding of two logarithms. Longer rows would spill registers and are drawn by the PyTorch form. The
+C library for the CPU takes rows of any length and gives the PyTorch form's plans to the bit, with weights too.
 """
 
 import operator
@@ -33,15 +35,15 @@ from .registry import Call, Code, Operation, register
 from .shapes import SMALL_VIEW, VIEW_SHAPES, ViewShape
 from .token_plan import TokenPlan
 
-KERNEL_TOKENS = 8192  # a row that the registers of one program hold; longer ones are the PyTorch form's
+KERNEL_TOKENS = 8192  # the longest row that fits into a program's registers; longer ones use the PyTorch form
 
 
 def sample_mask_ref(scores, batch, n, n_keep, n_decode, seed, step, stream, sample_ids) -> TokenPlan:
-    """The plan in plain PyTorch; arguments as `sample_mask` has checked them, sample_ids (B,) int64."""
+    """The plan in plain PyTorch; the arguments are those of `sample_mask`, already checked; sample_ids (B,) int64."""
     device = sample_ids.device
     token = torch.arange(n, device=device)
     mask_word, decode_word, _, _ = philox4x32(seed, token.view(1, n), sample_ids.view(batch, 1), step, stream)
-    # uniform: position in the low bits, so that no two are equal, and of equal words the lower position comes first
+    # uniform: the position is in the low bits, so no two are equal, and of equal words the lower position comes first
     priority = mask_word * n + (n - 1 - token) if scores is None else gumbel_priority(scores, mask_word)
     order = priority.argsort(dim=1, descending=True, stable=True)
     n_masked = n - n_keep
@@ -110,14 +112,14 @@ def _sample_mask(
 
 
 def sample_mask_config(n: int, weighted: bool) -> dict[str, int]:
-    """Block and warps of a row of n tokens: as many warps as it takes to spill nothing for sm_80."""
+    """Block size and warps for a row of n tokens: enough warps that sm_80 spills no registers."""
     block = max(16, 1 << (n - 1).bit_length())
     return {"BLOCK": block, "num_warps": 4 if block <= 512 else 16 if weighted and block > 2048 else 8}
 
 
 def unsupported(n: int, *tensors: Tensor | None) -> list[str]:
     """Why the kernel cannot draw from n tokens on these arguments' device; empty where it can."""
-    long = [f"a row of n {n} tokens, it holds {KERNEL_TOKENS}"] if n > KERNEL_TOKENS else []
+    long = [f"takes rows of up to {KERNEL_TOKENS} tokens, got n {n}"] if n > KERNEL_TOKENS else []
     return triton_unsupported(*tensors) + long
 
 
@@ -151,7 +153,7 @@ def _(scores, sample_ids, step_tensor, device, batch, n, keep, decode, seed, ste
 
 
 def _integer(name: str, value: int) -> int:
-    """Python's int of any kind of integer; NumPy's overflow on their way into a kernel."""
+    """Python's int of any kind of integer; NumPy integers would overflow on their way into a kernel."""
     try:
         return operator.index(value)
     except TypeError:
@@ -179,10 +181,10 @@ def sample_mask(
         batch, n, keep: samples B, tokens N of the view's grid, tokens that stay visible.
         seed: 64-bit key.
         step: training step, an int or a one-element integer tensor on the device.
-        stream: the view's index, so that views draw apart.
-        sample_ids (B,) integer: which samples these are; 0..B-1 where None.
+        stream: the view's index, so that views draw different masks.
+        sample_ids (B,) integer: ids of the samples, which enter the random counter; 0..B-1 where None.
         decode: how many of the N - keep masked tokens to decode, a uniform subset; None: all of them.
-        device: where the plan is made; that of `scores` or `sample_ids` where None.
+        device: of the plan; that of `scores` or `sample_ids` where None.
         backend: "auto", "torch", "triton" or "native" (a C library for the CPU, see mask_native.py).
 
     Returns:
@@ -225,12 +227,12 @@ def sample_mask(
         ids = torch.arange(batch, device=device) if ids is None else ids
         step = step if step_tensor is None else step_tensor.view(1, 1)
         return sample_mask_ref(scores, batch, n, keep, n_decode, seed, step, stream, ids)
-    signed_seed = (seed & (2**64 - 1)) - (2**64 if seed >> 63 & 1 else 0)  # what an operator's int can hold
+    signed_seed = (seed & (2**64 - 1)) - (2**64 if seed >> 63 & 1 else 0)  # the range of an operator's int
     step = 0 if step_tensor is not None else step
     draw = mask_native.draw if picked == "native" else _sample_mask_op
     return TokenPlan(*draw(scores, ids, step_tensor, device, batch, n, keep, n_decode, signed_seed, step, stream))
 
-# What the registry reads.
+# Registration
 
 
 def _call(view: ViewShape, inputs: Inputs, weighted: bool, part: bool) -> list[Tensor]:
@@ -250,7 +252,7 @@ def _calls() -> Iterator[Call]:
 
 
 def _small(inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
-    """In float32 whatever the activations are."""
+    """In float32, whatever the activations' dtype."""
     return [*_call(SMALL_VIEW, inputs, False, False), *_call(SMALL_VIEW, inputs, True, True)]
 
 

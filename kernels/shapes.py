@@ -1,4 +1,4 @@
-"""What real models ask of the operations: one registry of shapes for tests, compile audits and benchmarks."""
+"""Shapes at which the models call the operations: one registry for tests, compile audits and benchmarks."""
 
 import math
 from typing import NamedTuple
@@ -9,8 +9,9 @@ import torch
 class ViewShape(NamedTuple):
     """One view in a training step.
 
-    batch, channels; size: pixels per axis; token: pixels of a token; kernel: of the convolution that reads the image,
-    the token itself where there is no conv stem; width: of its output; keep: visible tokens; dec_width: of a query.
+    batch, channels; size: pixels per axis; token: pixels of a token per axis; kernel: of the convolution that reads the
+    image, equal to the token where there is no conv stem; width: channels of its output; keep: visible tokens;
+    dec_width: width of a decoder query.
     """
 
     batch: int
@@ -29,7 +30,7 @@ class ViewShape(NamedTuple):
 
     @property
     def block(self) -> tuple[int, ...]:
-        """Outputs of the first convolution in a token, per axis."""
+        """Output positions of the first convolution in a token, per axis."""
         return tuple(t // k for t, k in zip(self.token, self.kernel))
 
     @property
@@ -38,8 +39,8 @@ class ViewShape(NamedTuple):
         return math.prod(self.grid)
 
     def stem_stages(self) -> "list[DepthwiseShape]":
-        """The convolutions of both stages of the convolutional stem, where there is one: the second halves the
-        positions of a token and doubles the channels."""
+        """The depthwise convolutions of both stages of the conv stem, where there is one: the second stage has half the
+        positions a token along each axis, and twice the channels."""
         if math.prod(self.block) == 1:
             return []
         kernel, half = (5,) * len(self.grid), tuple(-(-b // 2) for b in self.block)
@@ -50,7 +51,7 @@ class ViewShape(NamedTuple):
 
 
 class AttentionShape(NamedTuple):
-    """Sequences of one length: queries and keys of each of `batch` samples."""
+    """Sequences of equal length: `queries` and `keys` per sample, for `batch` samples."""
 
     batch: int
     queries: int
@@ -86,10 +87,10 @@ VIEW_SHAPES = {
     "cinema-base-lax-b64": _lax(64),
     "heartmae-clip-b16": ViewShape(16, 1, (16, 192, 192), (2, 16, 16), (2, 16, 16), 768, 288, 512),
     "vit-small8-b64": ViewShape(64, 1, (192, 192), (8, 8), (8, 8), 384, 144, 384),
-    # nothing divides anything: odd patches, three channels, a width that is no multiple of 16
+    # no size is a multiple of another: odd patches, three channels, a width that is no multiple of 16
     "awkward": ViewShape(3, 3, (30, 35), (5, 7), (5, 7), 41, 11, 30),
 }
-# for the interpreter, nothing a multiple of a tile
+# for the interpreter; no size is a multiple of a tile
 SMALL_VIEW = ViewShape(2, 1, (20, 24, 3), (4, 4, 1), (4, 4, 1), 48, 23, 48)
 
 ATTENTION_SHAPES = {
@@ -115,16 +116,16 @@ DEPTHWISE_SHAPES = {
     "cinema-base-sax-stage1-b64": DepthwiseShape(64, (12, 12, 16), (2, 2, 1), (5, 5, 5), 128, 576),
     "cinema-base-lax-stage0-b64": DepthwiseShape(64, (16, 16), (4, 4), (5, 5), 64, 64),
     "cinema-base-lax-stage1-b64": DepthwiseShape(64, (16, 16), (2, 2), (5, 5), 128, 64),
-    # another extent along each axis, a channel count that nothing divides
+    # a different extent along each axis, and a prime number of channels
     "awkward": DepthwiseShape(3, (3, 5, 2), (2, 1, 3), (3, 5, 1), 41, 11),
 }
 
 
 def in_float32_too(shape: str) -> bool:
-    """Whether a shape is audited in float32 as well as in bfloat16: those of cinema-base, which other sizes share."""
+    """Whether a shape is audited in float32 as well as in bfloat16: only cinema-base's, which stand for all sizes."""
     return shape.startswith(("cinema-base", "cinema-decoder"))
 
 
 def audited_dtypes(shape: str) -> tuple[torch.dtype, ...]:
-    """In which an operation on activations is audited."""
+    """The dtypes in which an operation on activations is audited at this shape."""
     return (torch.bfloat16, torch.float32) if in_float32_too(shape) else (torch.bfloat16,)

@@ -4,19 +4,19 @@
 
 Queries of sequence b are rows cu_q[b]..cu_q[b+1] of q (Tq, H, D), its keys rows cu_k[b]..cu_k[b+1] of k and v
 (Tk, H, D): self-attention where both are the same, cross-attention from many queries to few keys otherwise. q, k and v
-are read where the projections left them (any strides with a contiguous last axis); nothing is padded.
+are read in place, with any strides and a contiguous last axis, as the projections wrote them; nothing is padded.
 
 Forward: a program owns a tile of queries of one head and walks the keys with a running maximum and sum (Milakov and
 Gimelshein 2018; Dao, FlashAttention-2, 2023). Logits and sums are float32 and kept in base 2; weights are rounded to
 the inputs' dtype for the second product. The logarithm of each row's sum, lse (H, Tq) in base 2, is saved.
-Backward: weights are made again from lse. One kernel owns tiles of queries and gives dq and delta = sum(out * dout),
-beside a copy of lse (H, Tq, 2): that a walk loads both at once, as wide as it can. A second owns tiles of keys and
-gives dk and dv: seven products instead of five, but every sum has one owner and a fixed order, so gradients are the
-same bits every time.
+Backward: weights are computed again from lse. In the first kernel a program owns a tile of queries; it gives dq, and
+writes delta = sum(out * dout) next to a copy of lse (H, Tq, 2), so that the second kernel loads both at once. In the
+second kernel a program owns a tile of keys and gives dk and dv. This takes seven products instead of five, but every
+sum has one owner and a fixed order, so gradients have the same bits every time.
 
 Sequences are rarely multiples of a tile (768 visible tokens and a class token): whole tiles are walked without masks,
-and what is left over is done in tiles of its own, which may be small. Bytes: q, k, v and out, each once, and lse;
-backward those, dout and three gradients. At these lengths the matrix units and the exponential are the limit.
+and the remaining rows in tiles of their own, which may be smaller. Bytes: q, k, v and out once each, and lse; the
+backward moves those, dout and three gradients. At these lengths the matrix units and the exponential are the limit.
 """
 
 import math
@@ -36,15 +36,15 @@ from .shapes import ATTENTION_SHAPES, AttentionShape, audited_dtypes
 
 MAX_HEAD_DIM = 128
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# entries of HEAD, what all kernels know of a head: its width, that rounded up to a power of two, the precision of
-# tl.dot, and whether Triton's interpreter runs it
+# entries of HEAD, a constant of all kernels: a head's width, the width rounded up to a power of two, the precision of
+# tl.dot, and whether Triton's interpreter runs the kernel
 DIM, PADDED_DIM, PRECISION, INTERPRETED = (tl.constexpr(i) for i in range(4))
 
 
 def sparse_attention_ref(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
 ) -> Tensor:
-    """Plain PyTorch, one sequence after the other, in q's dtype but at least float32; gives q's dtype."""
+    """Plain PyTorch, one sequence after another; computes in q's dtype, at least float32, and returns q's dtype."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     lengths = sequence_lengths(cu_q, max_q, len(q)), *[sequence_lengths(cu_k, max_k, len(k))] * 2
     outs = []
@@ -56,12 +56,13 @@ def sparse_attention_ref(
 
 
 def sparse_attention_flops(n_pairs: int, n_heads: int, head_dim: int, *, backward: bool = False) -> int:
-    """Useful FLOPs for the sum over sequences of queries x keys: two matrix products forward, five backward."""
+    """Useful FLOPs; n_pairs: sum over sequences of queries x keys. Two matrix products forward, five backward."""
     return (5 if backward else 2) * 2 * n_pairs * n_heads * head_dim
 
 
 def sparse_attention_bytes(q: Tensor, k: Tensor, *, backward: bool = False) -> int:
-    """Bytes that must move: q, k, v in, out and lse out; backward those and dout in, three gradients out."""
+    """Bytes that must move: reads q, k, v, writes out and lse; the backward reads all those and dout, and writes three
+    gradients."""
     tensors = (4 if backward else 2) * q.numel() + (4 if backward else 2) * k.numel()
     return tensors * q.element_size() + 4 * q.shape[0] * q.shape[1]
 
@@ -299,12 +300,12 @@ def sparse_attention_config(
 ) -> dict[str, dict[str, int]]:
     """Launch configuration of each pass, "fwd", "dq" and "dkv"; `gpu`: the device's name.
 
-    ROWS: rows that a program owns (queries, but keys in "dkv"), COLS: rows that it walks at a time; TAIL_ROWS and
-    TAIL_COLS: what the rows left over by whole tiles are done in, 16 where the longest sequence leaves no more (769 =
-    6 x 128 + 1), and otherwise at most 32 of COLS, which are masked and not pipelined. The GPU's table of what was
-    measured (tuning.py) comes first. Without one the tiles are chosen statically, not measured on a GPU: by how much
-    the machine code for sm_90 issues per logit and how many programs share a multiprocessor and fill each other's
-    waits, among tiles that spill nothing for sm_80, sm_90 and sm_100.
+    ROWS: rows that a program owns (queries, but keys in "dkv"). COLS: rows that it walks at a time. TAIL_ROWS,
+    TAIL_COLS: tile of the rows that whole tiles leave over: 16 where the longest sequence leaves no more (769 =
+    6 x 128 + 1). TAIL_COLS is 32 at most: those are masked and not pipelined. A table measured on the GPU (tuning.py)
+    takes precedence. Without one the tiles are static choices that were not measured on a GPU. They were chosen by the
+    number of instructions per logit in sm_90's machine code and by how many programs share a multiprocessor and hide
+    each other's waits, among tiles that spill no registers on sm_80, sm_90 and sm_100.
     """
     if dtype == torch.float32:  # no matrix units unless tf32 is allowed: whole rows of both operands in registers
         side, warps = (32, 4) if head_dim <= 32 else (32, 8) if head_dim <= 64 else (16, 8)
@@ -325,13 +326,13 @@ def sparse_attention_config(
 
 
 def _tiles(longest: int, block: int) -> tuple[int, int]:
-    """Rows of a tile and of a tile for what is left over, where whole blocks of `block` rows would be good."""
+    """Rows of a tile, and of a tile for the rows left over, where `block` rows are the preferred tile."""
     block = min(block, max(16, 1 << (longest - 1).bit_length()))
     return block, 16 if block >= 64 and 0 < longest % block <= 16 else block
 
 
 def unsupported(q: Tensor, k: Tensor, v: Tensor, scale: float) -> list[str]:
-    """Why the kernels cannot run for these arguments; empty where they can."""
+    """Why the kernels cannot run on these arguments; empty where they can."""
     why = triton_unsupported(q, k, v)
     if q.dtype not in DTYPES:
         why.append(f"dtype {str(q.dtype)[6:]} (expected {', '.join(str(d)[6:] for d in DTYPES)})")
@@ -343,7 +344,8 @@ def unsupported(q: Tensor, k: Tensor, v: Tensor, scale: float) -> list[str]:
 
 
 def _launch(name, kernel, tile: dict[str, int], n_rows: int, tensors, strided, cu_q: Tensor, cu_k: Tensor, *scales):
-    """One program a tile of `n_rows` rows, a head and a sequence; `strided`: q and what else is read by strides."""
+    """Launches one program for each sequence, head and tile of its up to `n_rows` rows. strided: tensors whose strides
+    the kernel needs."""
     total_q, n_heads, head_dim = strided[0].shape
     n_tiles = -(-n_rows // tile["ROWS"])
     if not n_tiles:
@@ -388,7 +390,7 @@ def _backward_op(
     q, k, v, dout = strided = _readable(q, k, v, dout)
     lse_delta, scales = lse.new_empty(*lse.shape, 2), (scale, scale * math.log2(math.e))
     for_dq = (q, k, v, out, dout, lse, lse_delta, dq)
-    # it makes lse_delta
+    # this kernel writes lse_delta, which the next one reads
     _launch("sparse_attention_dq", _attention_bwd_dq, config["dq"], max_q, for_dq, strided, cu_q, cu_k, *scales)
     for_dkv = (q, k, v, dout, lse_delta, dk, dv)
     _launch("sparse_attention_dkv", _attention_bwd_dkv, config["dkv"], max_k, for_dkv, strided, cu_q, cu_k, *scales)
@@ -403,7 +405,7 @@ def _empty_backward(dout, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, scale):
 def _setup_context(ctx, inputs, output):
     *tensors, ctx.max_q, ctx.max_k, ctx.scale = inputs
     ctx.save_for_backward(*tensors[:3], *output, *tensors[3:])
-    ctx.set_materialize_grads(False)  # lse has none
+    ctx.set_materialize_grads(False)  # lse has no gradient
 
 
 def _vjp(ctx, dout, _):
@@ -425,17 +427,17 @@ def sparse_attention(
     scale: float | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Attention within each of B packed sequences; no keys give zero, and no gradient.
+    """Attention within each of B packed sequences. A sequence without keys gives zeros and gets no gradient.
 
     Args:
         q (Tq, H, D), k, v (Tk, H, D) floating, of one dtype; D a multiple of 8.
         cu_q, cu_k (B + 1,) int32: offsets of the sequences in q's and in k's rows, from 0 to Tq and Tk.
-        max_q, max_k: longest sequence, or a bound on it; read back from the offsets where None. max_q * B == Tq (and
-            so for k) means that all are equally long, which needs no loop. On a GPU beside given bounds, and in
-            compiled code, the offsets are trusted; otherwise they are checked.
+        max_q, max_k: length of the longest sequence, or a bound on it; read back from the offsets where None. If
+            max_q * B == Tq (the same for k), all sequences are equally long and need no loop. The offsets are checked,
+            but trusted in compiled code, and on a GPU where bounds are given.
         scale: of the logits; 1 / sqrt(D) where None.
-        backend: "auto", "torch", "triton", or a peer: "flash", "sdpa", "cudnn", "xformers". For sequences that are
-            all equally long "auto" takes what the GPU's table (tuning.py) found fastest.
+        backend: "auto", "torch", "triton", or another library: "flash", "sdpa", "cudnn", "xformers". For sequences
+            that are all equally long "auto" takes the fastest backend of the GPU's table (tuning.py).
 
     Returns:
         (Tq, H, D) in q's dtype, also under autocast.
@@ -450,7 +452,7 @@ def sparse_attention(
     reasons = {"triton": lambda: unsupported(q, k, v, scale)}
     equal = is_uniform(cu_q, max_q, len(q)) and is_uniform(cu_k, max_k, len(k))
     reasons |= {name: partial(why, q, k, v, equal) for name, (_, why) in PEERS.items()}
-    # fastest first; a peer goes before the kernel only where a GPU's timings say so
+    # fastest first; another library comes before the kernel only where timings on this GPU say so
     by_table = equal and backend == "auto"
     if by_table and (fastest := tuning.backend(q.shape[-1], max_q, max_k, q.dtype, q.device)):
         reasons = {fastest: reasons[fastest]} | reasons
@@ -460,14 +462,14 @@ def sparse_attention(
     attend = sparse_attention_ref if name == "torch" else PEERS[name][0]
     return attend(q, k, v, cu_q, cu_k, max_q, max_k, scale)
 
-# What the registry reads.
+# Registration
 
 
 PROJECTED_TOGETHER = 8  # blocks of the decoder, whose keys and values are one projection
 
 
 def _call(s: AttentionShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
-    """q, k and v as views of one projection where queries and keys are the same tokens, else of two."""
+    """q, k and v are views of one projection where queries and keys are the same tokens, else of two projections."""
     queries, keys = s.batch * s.queries, s.batch * s.keys
     if s.queries == s.keys:
         q, k, v = inputs.floats(queries, 3, s.heads, s.head_dim, dtype=dtype).unbind(1)

@@ -2,24 +2,24 @@
 
     out[b, k, t, c] = bias[c] + sum over taps d of  w[c, d] * x[b, slot of (t + d)'s token, (t + d) in it, c]
 
-Odd kernels, zero padding. Positions in a token that is not visible count as zero, and outputs are wanted at visible
-tokens only (CineMA multiplies by the mask before the convolution and drops the masked outputs after it, which is the
-same). x is (B, K, *block, C): a token is a block of 4x4(x1) positions at the first stage, 2x2(x1) at the second.
+Odd kernels, zero padding. Positions of tokens that are not visible count as zero, and only outputs at visible tokens
+are computed. (CineMA multiplies by the mask before the convolution and drops the masked outputs after it, with the same
+result.) x is (B, K, *block, C): a token is a block of 4x4(x1) positions at the first stage, 2x2(x1) at the second.
 
-A program of one warp owns a token and a block of channels, and keeps all of the token's positions as float32 vectors
-over the channels. It looks up its neighbours' slots, jumps over those that are not there, and of one that is loads each
-position and each tap within reach once: which products a neighbour adds is known when the kernel is compiled. Along
-axes of one position a token (the slices of a SAX stack) the taps are a loop, which keeps the program small. The input's
-gradient is the same kernel with the taps reversed; for the weight's the same products are summed tap by tap, over a
-chunk of tokens.
+A program of one warp owns a token and a block of channels, and keeps all positions of the token as float32 vectors over
+the channels. It looks up the slots of the neighbouring tokens and skips those that are not visible. From a visible
+neighbour it loads each position and each tap within reach once: the products that a neighbour adds are known when the
+kernel is compiled. Along axes of one position a token (the slices of a SAX stack) the taps are a loop, which keeps the
+program small. The input's gradient is the same kernel with the taps reversed. For the weight's gradient the same
+products are summed tap by tap, over a chunk of tokens.
 
-Bytes: forward reads x and writes out; backward reads x and out's gradient and writes x's; the neighbours' rows and the
-weights come from the caches. FLOPs: 2 a product of a tap and a visible position. Everything is accumulated in float32
-and rounded once, with the weights as they are stored; sums over tokens are made in two steps of fixed order: the same
-bits every time.
+Bytes: forward reads x and writes out; backward reads x and out's gradient and writes x's gradient; neighbours' rows and
+weights come from the caches. FLOPs: 2 for each product of a tap and a visible position. Sums are accumulated in float32
+and rounded once; weights are used in the dtype they are stored in. Sums over tokens are made in two steps of fixed
+order: the same bits every time.
 
 The PyTorch form scatters the rows into a dense channels-last grid, because that is the layout in which the CPU's
-depthwise convolution is fastest; the grid lives for the length of the call, and backward makes it again from the rows.
+depthwise convolution is fastest. The grid exists only during the call; the backward builds it again from the rows.
 """
 
 import itertools
@@ -40,7 +40,7 @@ from .token_neighbours import coordinates, entry, length, neighbour_products, ne
 from .token_plan import TokenPlan
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MAX_POSITIONS, MAX_TAPS, MAX_PRODUCTS = 64, 64, 1024  # unrolled: accumulators, and what the compiler is to chew on
+MAX_POSITIONS, MAX_TAPS, MAX_PRODUCTS = 64, 64, 1024  # limits of what is unrolled: accumulators, and compile time
 
 
 def position_index(keep: Tensor, grid: tuple[int, ...], block: tuple[int, ...]) -> Tensor:
@@ -101,8 +101,8 @@ class _DenseConv(torch.autograd.Function):
         dgrad = _to_dense(grad.contiguous(), index, *ctx.dense_shape)
         dx = None
         if ctx.needs_input_grad[0]:
-            # the gradient of a "same" depthwise convolution is one with the taps reversed; asked of
-            # convolution_backward instead, the CPU takes twenty times as long
+            # the gradient of a "same" depthwise convolution is a convolution with the taps reversed;
+            # convolution_backward takes twenty times as long on the CPU
             reversed_taps = weight.flip(list(range(2, weight.ndim)))
             dx = _to_rows(_convolution(dgrad, reversed_taps, None), index)
         _, dw, _ = torch.ops.aten.convolution_backward(
@@ -114,7 +114,7 @@ class _DenseConv(torch.autograd.Function):
 def sparse_depthwise_conv_torch(
     x: Tensor, weight: Tensor, bias: Tensor, plan: TokenPlan, grid: tuple[int, ...]
 ) -> Tensor:
-    """The oracle's function in x's dtype, with a backward that keeps rows only and suits the CPU."""
+    """The same function as the oracle, in x's dtype; its backward saves only the rows and is fast on the CPU."""
     block, channels = x.shape[2:-1], x.shape[-1]
     index = position_index(plan.keep, grid, block)
     size = [g * b for g, b in zip(grid, block)]
@@ -127,12 +127,12 @@ def sparse_depthwise_conv_torch(
 
 
 def sparse_depthwise_conv_bytes(x: Tensor, weight: Tensor) -> int:
-    """Bytes of a forward; backward moves half as many again."""
+    """Bytes that the forward moves; the backward moves one and a half times as many."""
     return 2 * x.numel() * x.element_size() + weight.numel() * weight.element_size()
 
 
 def _reach(block: int, kernel: int) -> dict[int, int]:
-    """Along one axis: {offset of a token: products of a tap and a position in it}."""
+    """Along one axis: {offset of a neighbouring token: number of products of a tap and a position in it}."""
     distances = [t + d - kernel // 2 for t in range(block) for d in range(kernel)]
     tokens = [distance // block for distance in distances]
     return {n: tokens.count(n) for n in range(min(tokens), max(tokens) + 1)}
@@ -141,18 +141,18 @@ def _reach(block: int, kernel: int) -> dict[int, int]:
 def sparse_depthwise_conv_flops(
     batch: int, keep: int, grid: tuple[int, ...], block: tuple[int, ...], kernel: tuple[int, ...], channels: int
 ) -> int:
-    """Of a forward, or of one of its two gradients: expected where every set of `keep` tokens is as likely."""
+    """FLOPs of the forward, or of one of its two gradients: the expected value over uniform draws of `keep` tokens."""
     n, axes = math.prod(grid), [(g, _reach(b, k)) for g, b, k in zip(grid, block, kernel)]
     within = math.prod(reach[0] for _, reach in axes)
     every = math.prod(sum(c * max(g - abs(o), 0) for o, c in reach.items()) for g, reach in axes)
-    pairs = keep * (keep - 1) / (n * (n - 1)) if n > 1 else 0.0  # both of two given tokens are visible
+    pairs = keep * (keep - 1) / (n * (n - 1)) if n > 1 else 0.0  # probability that two given tokens are both visible
     return round(2 * batch * channels * (keep * within + pairs * (every - n * within)))
 
 
 def sparse_depthwise_conv_plan_flops(
     plan: TokenPlan, grid: tuple[int, ...], block: tuple[int, ...], kernel: tuple[int, ...], channels: int
 ) -> int:
-    """The same, counted for one plan."""
+    """FLOPs of the forward, or of one of its two gradients, counted for one plan."""
     visible = (plan.slot >= 0).view(-1, *grid)
     total = 0
     for neighbour in itertools.product(*(_reach(b, k).items() for b, k in zip(block, kernel))):
@@ -266,7 +266,7 @@ def _depthwise_conv_dw(
 
 
 def sparse_depthwise_conv_config(positions: int, channels: int) -> dict[str, int]:
-    """Channels of a program, and its warps; `positions`: accumulators that it keeps for each channel."""
+    """Channels and warps of a program; positions: accumulators that it keeps for each channel."""
     widest = 64 if positions <= 32 else 32  # two channels a lane: 4-byte reads of bf16, and whole lines of 128 bytes
     return {"BLOCK_C": min(max(16, 1 << (channels - 1).bit_length()), widest), "num_warps": 1, "num_stages": 1}
 
@@ -274,7 +274,7 @@ def sparse_depthwise_conv_config(positions: int, channels: int) -> dict[str, int
 def sparse_depthwise_conv_dw_config(
     n_rows: int, block: tuple[int, ...], kernel: tuple[int, ...], channels: int
 ) -> dict[str, int]:
-    """The same for the weight's gradient, and the tokens that a program sums: so many that about 4096 are left."""
+    """The same for the weight's gradient, and the tokens that a program sums, so that about 4096 programs run."""
     walked = walked_taps(block, kernel)
     config = sparse_depthwise_conv_config(math.prod(kernel) // walked, channels)
     programs = n_rows * walked * -(-channels // config["BLOCK_C"])
@@ -297,7 +297,7 @@ def unsupported(x: Tensor, weight: Tensor) -> list[str]:
 
 
 def _common(keep: Tensor, slot: Tensor, grid: list[int], block: list[int], kernel: list[int], channels: int) -> dict:
-    """Kernel arguments that all passes share."""
+    """Kernel arguments that forward and gradients share."""
     walked = walked_taps(block, kernel)
     return {
         "keep_ptr": keep,
@@ -410,7 +410,7 @@ def sparse_depthwise_conv(
     Args:
         x (B, K, *block, C) floating: positions of the visible tokens.
         weight (C, *kernel), bias (C,): parameters, in x's dtype or float32.
-        plan: of which keep (B, K) and slot (B, N) are used here.
+        plan: only its keep (B, K) and slot (B, N) are used.
         grid: tokens per axis.
         backend: "auto", "torch", "triton" or "native" (a C library for the CPU, see depthwise_native.py).
 
@@ -454,7 +454,7 @@ def _check(x, weight, bias, plan, grid):
         if tensor.device != x.device:
             raise ValueError(f"sparse_depthwise_conv: x is on {x.device}, {name} on {tensor.device}")
 
-# What the registry reads.
+# Registration
 
 
 def _call(s: DepthwiseShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
@@ -466,7 +466,7 @@ def _call(s: DepthwiseShape, inputs: Inputs, dtype: torch.dtype) -> list[Tensor]
 
 
 def _calls() -> Iterator[Call]:
-    """Both stages of every convolutional stem."""
+    """Both stages of every conv stem."""
     for name, view in VIEW_SHAPES.items():
         for s in view.stem_stages():
             for dtype in audited_dtypes(name):

@@ -1,4 +1,4 @@
-"""What `auto` picks on this machine, operation by operation, and why not what is faster."""
+"""The backend that `auto` picks on this machine for each operation, and why faster ones cannot run."""
 
 from functools import partial
 

@@ -1,7 +1,8 @@
-"""Which neighbouring tokens a window over positions reaches, and what each adds: for kernels over visible tokens.
+"""Which neighbouring tokens a convolution reaches and which products each adds, for kernels over visible tokens.
 
-A token is a block of positions. Along axes of several positions the products of taps and positions are known when a
-kernel is compiled, and unrolled; along axes of one position every tap leads to another token, and taps are walked.
+A token is a block of positions. Along axes with several positions a token, the products of taps and positions are known
+when a kernel is compiled, and unrolled. Along axes with one position a token, every tap leads to another token, and the
+taps are a loop.
 """
 
 import itertools
@@ -11,8 +12,8 @@ from .backend import tl, triton
 
 
 def walked_taps(block: tuple[int, ...], kernel: tuple[int, ...]) -> int:
-    """Taps along the axes of one position a token, which are walked one after another; the others are unrolled."""
-    return math.prod([k for b, k in zip(block, kernel) if b == 1])  # a list: torch.compile knows no generator here
+    """Number of taps along the axes with one position a token. They are a loop; the other taps are unrolled."""
+    return math.prod([k for b, k in zip(block, kernel) if b == 1])  # torch.compile accepts no generator here
 
 
 @triton.constexpr_function

@@ -1,4 +1,4 @@
-"""The visible set of a view, as index lists: what every operation of a masked step takes instead of a boolean mask."""
+"""The visible and masked tokens of a view as index lists, which the operations take instead of a boolean mask."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 class TokenPlan(NamedTuple):
-    """Which tokens of a view are seen and which are to be predicted, for a batch.
+    """Which tokens of a view are visible and which are to be predicted, for a batch.
 
     keep (B, K) int32: grid positions of the visible tokens, ascending.
-    masked (B, M) int32: grid positions of the tokens to decode, ascending; a subset of the masked ones where only
-        part of them is decoded, so K + M <= N.
-    slot (B, N) int32: where a grid position sits in `keep`, -1 for one that is not visible.
+    masked (B, M) int32: grid positions of the tokens to decode, ascending; a subset of the masked tokens where only
+        some of them are decoded, so K + M <= N.
+    slot (B, N) int32: index in `keep` of each grid position, -1 where it is not visible.
 
     K and M are the same for every sample, so that every shape in a step is static.
     """

@@ -1,13 +1,13 @@
-"""What was fastest on a GPU, measured there: tables tuned/<gpu>.json, which benchmarks/gpu/gpu_first.py writes.
+"""Tables of the fastest backends and tiles measured on a GPU: tuned/<gpu>.json, from benchmarks/gpu/gpu_first.py.
 
 A table is a JSON object: "gpu" (the device's name), "date", "commit", "versions", and "sparse_attention", a list of
 entries. An entry was measured for sequences that are all equally long, and holds
     "dtype" ("bf16", "fp16", "fp32"), "head_dim", "queries", "keys": of each sequence
     "backend": the fastest one
     "tiles": {"fwd", "dq", "dkv": [ROWS, COLS, warps, stages]}: the kernels' fastest, of those tried
-    "us", "peer_us": the times of it and of what it was compared with, for people to read
-of which "backend" and "tiles", and each pass in "tiles", may be missing. Where there is no table, or nothing in it
-applies, an operation's own static choice stands.
+    "us", "peer_us": its time, and that of the backend it was compared with; for information only
+"backend", "tiles", and each pass in "tiles" may be missing. Without a table, or without an entry that applies, an
+operation uses its own static choice.
 """
 
 import json
@@ -28,10 +28,10 @@ BACKENDS = ("triton", *PEERS)
 PASSES = ("fwd", "dq", "dkv")
 KEYS = ("dtype", "head_dim", "queries", "keys", "backend", "tiles", "us", "peer_us")
 SIDES, WARPS, STAGES = (16, 32, 64, 128, 256), (4, 8), range(1, 8)
-NEAR = 1.25  # a backend is taken over to lengths that differ by no more than this factor
+NEAR = 1.25  # an entry's backend is used for lengths that differ by no more than this factor
 
 Tile = tuple[int, int, int, int]
-_tried: dict | None = None  # what `override` set
+_tried: dict | None = None  # the table that `override` set
 
 
 def slug(gpu: str) -> str:
@@ -40,13 +40,13 @@ def slug(gpu: str) -> str:
 
 
 def read(path: Path) -> dict:
-    """A table. ValueError that names the file and the cure where it is none; FileNotFoundError."""
+    """Read a table. ValueError, which names the file and the cure, where it is malformed; FileNotFoundError."""
     try:
         table = json.loads(path.read_text())
         _check(table)
         if not isinstance(table.get("gpu"), str):
             raise ValueError(f'"gpu" must be the name of a device, got {table.get("gpu")!r}')
-    except ValueError as error:  # of JSON and of Unicode too
+    except ValueError as error:  # errors of JSON and of Unicode too
         cure = "delete it, or let benchmarks/gpu/gpu_first.py write it again"
         raise ValueError(f"{path}: not a table of tuned kernels ({error}); {cure}") from error
     return table
@@ -54,10 +54,10 @@ def read(path: Path) -> dict:
 
 @contextmanager
 def override(table: dict) -> Iterator[None]:
-    """Inside the block this table, of the form above, is every device's; "gpu" and the like may be missing.
+    """Inside this block, all devices use this table, of the form above; "gpu", "date", ... may be missing.
 
-    A backward pass reads it when it runs. Code that was compiled before keeps its backend. ValueError where the table
-    is malformed.
+    A backward pass reads the table when it runs. Code that was compiled before keeps its backend. ValueError where the
+    table is malformed.
     """
     global _tried
     _check(table)
@@ -69,24 +69,24 @@ def override(table: dict) -> Iterator[None]:
 
 
 def tiles(head_dim: int, queries: int, keys: int, dtype: torch.dtype, gpu: str | None) -> dict[str, Tile]:
-    """Tiles of the passes of sparse_attention, for those that a table has some for.
+    """Tiles of sparse_attention by pass, for the passes that the table has; empty without a table.
 
-    They are those of the entry with this head dim and dtype whose lengths are nearest, by the sum of the absolute
-    logarithms of the ratios of both lengths: an entry with the same lengths, where there is one.
+    They come from the entry with this head dim and dtype whose lengths are nearest: with the least sum of |log ratio|
+    over both lengths.
     """
     entry = _nearest(head_dim, queries, keys, dtype, gpu, "tiles")
     return {name: tuple(tile) for name, tile in entry["tiles"].items()} if entry else {}
 
 
 def backend(head_dim: int, queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> str | None:
-    """The fastest backend for sequences that are all equally long; None where no table knows.
+    """The fastest backend for sequences that are all equally long; None where no table has one.
 
-    It is that of the nearest entry, as for `tiles`, if each length is within a factor of NEAR of the entry's. In
+    It is the backend of the nearest entry, as for `tiles`, if each length is within a factor of NEAR of the entry's. In
     compiled code it is a constant, and so are the three sizes.
     """
-    if not has_table(device):  # else every length would be compiled anew
+    if not has_table(device):  # otherwise every new length would be compiled again
         return None
-    sizes = (len(range(size)) for size in (head_dim, queries, keys))  # a symbolic one becomes a number
+    sizes = (len(range(size)) for size in (head_dim, queries, keys))  # makes a symbolic size a number
     return _backend(*sizes, dtype, device) or None
 
 
@@ -97,7 +97,7 @@ def gpu_of(device: torch.device) -> str | None:
 
 @torch.compiler.assume_constant_result
 def has_table(device: torch.device) -> bool:
-    """Whether one was measured on this device, or is tried."""
+    """Whether a table was measured on this device, or is set by `override`."""
     return _tried is not None or ((gpu := gpu_of(device)) is not None and _path(FOLDER, gpu).exists())
 
 
@@ -127,7 +127,7 @@ def _table(folder: Path, gpu: str) -> dict | None:
     path = _path(folder, gpu)
     table = read(path) if path.exists() else None
     if table and table["gpu"] != gpu:
-        raise ValueError(f"{path}: is of {table['gpu']}, not of {gpu}; delete it, or let gpu_first.py write it again")
+        raise ValueError(f"{path}: is for {table['gpu']}, not {gpu}; delete it, or let gpu_first.py write it again")
     return table
 
 
@@ -136,7 +136,7 @@ def _path(folder: Path, gpu: str) -> Path:
 
 
 def _check(table) -> None:
-    """ValueError unless what is read of it is there and makes sense."""
+    """ValueError where a required value is missing or invalid."""
     if not isinstance(table, dict) or not isinstance(table.get("sparse_attention"), list):
         raise ValueError('expected an object with a list "sparse_attention"')
     for number, entry in enumerate(table["sparse_attention"]):

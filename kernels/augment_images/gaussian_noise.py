@@ -1,8 +1,9 @@
 """Gaussian noise as a pure function of a key and the pixel, the same on every device to the rounding of four functions.
 
-Philox words, as everything random here, but eight values of each call: of a 32-bit word one half is the radius and the
-other the angle of a Box-Muller pair (Box and Muller, "A note on the generation of random normal deviates", 1958). With
-16 bits a radius the noise ends at 4.9 standard deviations, which of the pixels of a frame not one would pass.
+The random bits are Philox words, as everywhere in this project. Each Philox call gives eight values: one half of a
+32-bit word is the radius and the other half the angle of a Box-Muller pair (Box and Muller, "A note on the generation
+of random normal deviates", 1958). A radius of 16 bits limits the noise to 4.9 standard deviations, which hardly a pixel
+of a frame would exceed anyway.
 """
 
 import math

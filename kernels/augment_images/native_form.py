@@ -8,11 +8,11 @@ from torch import Tensor
 from ..backend import launching
 from ..native import load_library
 
-LIBRARY, PROBLEM = load_library("augment_images")  # here, where torch.compile does not trace it
+LIBRARY, PROBLEM = load_library("augment_images")  # at import, so that torch.compile does not trace it
 
 
 class _Request(ctypes.Structure):
-    """As `Request` in csrc/augment_images_cpu.cpp."""
+    """The same fields as `Request` in csrc/augment_images_cpu.cpp."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("frames", "out", "extent", "zoom", "angle", "shift", "flip")),
@@ -34,7 +34,7 @@ def augment(
     frames: Tensor, extent: Tensor, zoom: Tensor | None, angle: Tensor | None, shift: Tensor | None,
     flip: Tensor | None, gamma: Tensor | None, noise: Tensor | None, noise_key: Tensor | None, clip: bool, maps: bool,
 ) -> Tensor:  # fmt: skip
-    """As `augment_images`, or with `maps` as `move_maps`, of checked arguments."""
+    """`augment_images`, or `move_maps` where `maps` is true; the arguments are already checked."""
     frames, out = frames.contiguous(), torch.empty(frames.shape)
     if not out.numel():
         return out

@@ -1,15 +1,16 @@
 """augment_images: from stored 8-bit frames to the model's input; move_maps: the same geometry for motion maps.
 
-In this order: flips, zoom, rotation and shift about the image's centre, its size kept and zeros outside; min-max of
-each image to [0, 1]; gamma; noise, clamped to [0, 1]; zeros at the end of each axis up to the model's size. Parameters
-are arguments: the sampler draws them. Without rotation and shift two axes are interpolated bicubically and three
-trilinearly; with either all images of the call are interpolated linearly, those that happen not to be turned too.
+The steps, in this order: flips, zoom, rotation and shift about the image's centre, at the same size and with zeros from
+outside the image; min-max scaling of each image to [0, 1]; gamma; noise, clamped to [0, 1]; zeros at the end of each
+axis up to the model's size. The parameters are arguments, which the sampler draws. Without rotation and shift, images
+of two axes are interpolated bicubically and those of three axes trilinearly. With either, all images of the call are
+interpolated linearly, even those whose angle and shift are zero.
 
-The reference's recipe, too, ends in [0, 1] after its noise, by another min-max; a clamp keeps the range without letting
-the noise of two pixels set the brightness of all others.
+The reference's recipe scales to [0, 1] once more after the noise. Here a clamp keeps the range, so that the noise of
+two pixels does not set the brightness of all others.
 
-Bytes: at least the frames read and the images written, 5 a pixel. Kernels take two passes, since the extrema of the
-moved image must be known before any pixel of it is done.
+Bytes: at least the frames read and the images written, 5 a pixel. Kernels take two passes: the minimum and maximum of
+the moved image must be known before any of its pixels can be finished.
 """
 
 from collections.abc import Callable, Iterator
@@ -69,16 +70,16 @@ def augment_images(
     clip: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """Move, scale to [0, 1] and change the brightness of each image; None for what is done to none.
+    """Move each image, scale it to [0, 1] and change its brightness; a parameter that is None leaves out its step.
 
     Args:
         frames (B, X, Y[, Z]) uint8: padded with zeros at the end of each axis. extent (B, axes) int64: their true size.
         zoom (B,) floating: magnification. angle (B,) floating: rotation in plane, radians from the first axis to the
-            second. shift (B, 2) floating: pixels along the axes in plane. flip (B, 2) bool: which of them are reversed.
-        gamma (B,) floating: exponent of the image in [0, 1]. noise (B,) floating: standard deviation of what is added.
-        noise_key (B,) int64: 64 random bits, which the noise of an image is a function of.
-        clip: `frames` are clips (B, T, X, Y): all frames of one are moved alike in plane, and it is one image to the
-            min-max and gamma, so that brightness keeps its course over the cycle; noise differs from frame to frame.
+            second. shift (B, 2) floating: pixels along the axes in plane. flip (B, 2) bool: which axes are reversed.
+        gamma (B,) floating: exponent of the image in [0, 1]. noise (B,) floating: standard deviation of added noise.
+        noise_key (B,) int64: 64 random bits that determine the noise of an image.
+        clip: `frames` are clips (B, T, X, Y): all frames of a clip are moved alike in plane and share one min-max and
+            gamma, so that changes of brightness over the cycle stay; noise differs from frame to frame.
         backend: "auto", "torch", "native" (C++ on the CPU) or "triton".
 
     Returns:
@@ -110,15 +111,15 @@ def move_maps(
     flip: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Move maps as `augment_images` moves the images that they belong to, interpolated linearly and not scaled.
+    """Move motion maps as `augment_images` moves their images; interpolated linearly, and not scaled.
 
     Args:
-        maps (B, X, Y[, Z]) uint8, the rest as there.
+        maps (B, X, Y[, Z]) uint8; the others as for `augment_images`.
 
     Returns:
         (B, *size) float32 in 0..255, zero beyond the extent.
 
-    Raises: as there.
+    Raises: as `augment_images`.
     """
     moves = {"zoom": zoom, "angle": angle, "shift": shift, "flip": flip}
     _check("move_maps", "maps", maps, extent, moves)
@@ -149,11 +150,11 @@ def _check(operation: str, name: str, frames: Tensor, extent: Tensor, parameters
         if value.device != frames.device:
             raise ValueError(f"{operation}: {name} are on {frames.device}, {part} on {value.device}")
 
-# What the registry reads.
+# Registration
 
 
 MOVES = ("zoom", "angle", "shift", "flip")
-DRAWN = {  # what is drawn: nothing, as by default, as with all options
+DRAWN = {  # parameters that are given: none, those drawn by default, all
     "as stored": (), "zoomed": ("zoom",), "augmented": (*MOVES, "gamma", "noise", "noise_key"),
 }  # fmt: skip
 
@@ -168,7 +169,7 @@ def _parameters(inputs: Inputs, batch: int) -> dict[str, Tensor]:
 
 
 def _call(size: tuple[int, ...], inputs: Inputs, batch: int, names: tuple[str, ...], clip: bool) -> list[Tensor]:
-    """Frames, and the motion maps that go with them."""
+    """A call for frames, and one for the motion maps that go with them."""
     how = {name: value for name, value in _parameters(inputs, batch).items() if name in names}
     frames = inputs.integers(256, batch, *size, dtype=torch.uint8)
     extent = inputs.extents(batch, size)
@@ -179,14 +180,14 @@ def _call(size: tuple[int, ...], inputs: Inputs, batch: int, names: tuple[str, .
 
 
 def _calls() -> Iterator[Call]:
-    """A view of three axes is a clip where tokens span frames."""
+    """At the models' shapes. A view of three axes is a clip where tokens span frames, else a volume."""
     for (name, view), (variant, names) in product(VIEW_SHAPES.items(), DRAWN.items()):
         clip = len(view.size) == 3 and view.token[0] < view.token[2]
         yield Call(f"{name} {variant}", partial(_call, view.size, batch=view.batch, names=names, clip=clip))
 
 
 def _small(inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
-    """A volume in several tiles with every parameter, and a plane zoomed bicubically and as stored."""
+    """A volume in several tiles with every parameter; a plane, bicubically zoomed and without any parameter."""
     volume = _call((17, 9, 5), inputs, 2, DRAWN["augmented"], False)
     return volume + [x for how in ("zoomed", "as stored") for x in _call((30, 25), inputs, 2, DRAWN[how], False)]
 
@@ -202,10 +203,10 @@ register(Operation(
     code={
         "_extremes": Code(False, True, False, "8-bit pixels in, two numbers for each part out"),
         "_move": Code(
-            False, False, True, "four neighbouring pixels a thread out; in come 8-bit ones, from where rotation says"
+            False, False, True, "a thread writes four neighbouring pixels; the 8-bit pixels it reads may lie anywhere"
         ),
         "_brighten": Code(
-            False, False, True, "four neighbouring pixels a thread: 16 bytes out, and in 4 where they come as stored"
+            False, False, True, "a thread writes four neighbouring pixels, 16 bytes; it reads 4 where they are 8-bit"
         ),
     },
 ))  # fmt: skip

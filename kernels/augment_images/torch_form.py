@@ -1,9 +1,9 @@
-"""The PyTorch form of `augment_images`: its oracle in float64, and what runs where there is no kernel.
+"""The PyTorch form of `augment_images`: in float64 the oracle of the tests, else the form that runs without a kernel.
 
-Flips and zoom are separable: one matrix product an axis with a band matrix per sample, bicubic for two axes and
-trilinear for three. With rotation or shift the plane is interpolated linearly at four neighbours a pixel, for all of a
-run's images, those that happen not to be rotated among them. Both are exact where pixels fall onto pixels, have exact
-zeros outside the image, and no shape that depends on the parameters.
+Flips and zoom are separable: one matrix product per axis with a band matrix per sample, bicubic for images of two axes
+and trilinear for three. With rotation or shift the plane is interpolated linearly from four neighbours a pixel, for all
+images of a run, including those that are not rotated. Both ways are exact where pixels fall onto pixels and give exact
+zeros outside the image; no shape depends on the parameters.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,9 @@ from torch import Tensor
 from .gaussian_noise import gaussian_noise
 
 CUBIC = -0.75  # Keys' cubic convolution with the parameter that PyTorch's bicubic uses
-GRID = 2.0**24  # steps of a pixel: a quarter turn in float64 falls beside pixels, by some 1e-14
-FLAT = 2.0**-10  # [grey values] an image that spans less is constant: interpolation rounds, and 255 would amplify that
+GRID = 2.0**24  # positions are rounded to 1 / GRID of a pixel: a quarter turn in float64 misses pixels by some 1e-14
+# [grey values] an image of a smaller range counts as constant: min-max would amplify rounding errors of interpolation
+FLAT = 2.0**-10
 
 
 def zoom_matrix(
@@ -55,7 +56,7 @@ def zoom_images(images: Tensor, zoom: Tensor, extent: Tensor, *, linear: bool = 
     Args:
         images (B, *size) floating, zero beyond each image's extent. zoom (B,), or (B, axes) one per axis; negative
             values reverse an axis. extent (B, axes) integer.
-        linear: for two axes too, which keeps what is not negative so.
+        linear: linear for two axes too, so that values of 0 or more stay so.
 
     Returns:
         (B, *size) in the images' dtype, zero beyond the extent.
@@ -71,7 +72,7 @@ def zoom_images(images: Tensor, zoom: Tensor, extent: Tensor, *, linear: bool = 
 
 
 def turn_planes(planes: Tensor, extent: Tensor, *, zoom: Tensor, angle: Tensor, shift: Tensor) -> Tensor:
-    """Zoom about the centre, turn about it, then shift planes of images, by linear interpolation with zeros outside.
+    """Zoom and rotate planes about their centre, then shift them, by linear interpolation with zeros outside.
 
     A pixel at p goes to c + R zoom (p - c) + shift, with c = (extent - 1) / 2, the centre, and R the rotation.
 
@@ -122,9 +123,9 @@ def move_images(
     clip: bool = False,
     linear: bool = False,
 ) -> Tensor:
-    """Flip, zoom, rotate and shift each image; the third axis of volumes is zoomed alone, all frames of a clip alike.
+    """Flip, zoom, rotate and shift each image. The third axis of a volume is only zoomed; frames of a clip move alike.
 
-    images (B, *size) floating, zero beyond the extent (B, axes) integer. linear: as of `zoom_images`; the rest as of
+    images (B, *size) floating, zero beyond the extent (B, axes) integer. linear: as for `zoom_images`; the rest as for
     `augment_images`. Returns (B, *size) in the images' dtype, zero beyond the extent.
     """
     batch = len(images)
@@ -206,7 +207,7 @@ def augment_images_ref(
     clip: bool,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Plain PyTorch in `dtype`; arguments as `augment_images` has checked them."""
+    """Plain PyTorch in `dtype`; the arguments are those of `augment_images`, already checked."""
     images = move_images(frames.to(dtype), extent, zoom=zoom, angle=angle, shift=shift, flip=flip, clip=clip)
     padding = beyond(extent, images.shape[1:])
     return change_brightness_(min_max(images, padding), padding, gamma=gamma, noise=noise, noise_key=noise_key)
@@ -222,5 +223,5 @@ def move_maps_ref(
     flip: Tensor | None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The same for `move_maps`."""
+    """Plain PyTorch of `move_maps`; the arguments are already checked."""
     return move_images(maps.to(dtype), extent, zoom=zoom, angle=angle, shift=shift, flip=flip, linear=True)

@@ -1,15 +1,17 @@
-"""The Triton form of `augment_images` and `move_maps`: an image's brightness is known once all of it is moved.
+"""The Triton form of `augment_images` and `move_maps`: two launches, because min-max needs the whole moved image.
 
-`_move` interpolates, writes float32 and leaves minimum and maximum of each part of an image, whose order plays no role;
-where nothing is moved `_extremes` only reads. `_brighten` joins the parts and does the rest, in place. A program of it
-owns calls of Philox and so the eight pixels of each, which lie an eighth of the image apart: no word is drawn twice.
+`_move` interpolates, writes float32, and writes the minimum and maximum of each part of an image; where nothing is
+moved, `_extremes` only reads the minima and maxima. `_brighten` combines the parts, then scales, applies gamma and adds
+noise, in place. Each of its programs handles whole Philox calls. The eight pixels of a call lie an eighth of the image
+apart, so no word is drawn twice.
 
-Where a pixel comes from is an affine function of its place. A program finds the coefficients in float64, and goes on in
-fixed point with 32 bits after it: turns by 90 degrees and shifts by whole pixels are exact, and what a coefficient is
-rounded by is below 1e-6 of a pixel at the other end of an image of 4096. Weights and values are float32.
+The source position of a pixel is an affine function of its own position. A program computes the coefficients in float64
+and continues in fixed point with 32 fractional bits. Rotations by 90 degrees and shifts by whole pixels are therefore
+exact, and the rounding of a coefficient moves a pixel at the far end of a 4096-pixel axis by less than 1e-6 pixels.
+Weights and values are float32.
 
-Bytes a pixel: 1 + 4 in the first launch and 4 + 4 in the second; 1 and 1 + 4 where nothing is moved. Nothing waits for
-the GPU and no value of a parameter compiles anything, so that both launches can be captured in a graph.
+Bytes a pixel: 1 + 4 in the first launch and 4 + 4 in the second; 1 and 1 + 4 where nothing is moved. The host never
+waits for the GPU, and no parameter value triggers a compilation, so both launches can be captured in a CUDA graph.
 """
 
 import math
@@ -22,9 +24,9 @@ from ..backend import launching, tl, triton, triton_unsupported
 from .gaussian_noise import HALF, PER_CALL
 from .torch_form import CUBIC, FLAT
 
-MOST_PARTS = 128  # of an image: each program of `_brighten` reads the extremes of all
-# Pixels of an axis, of a shift, and between the inputs of neighbours where the zoom is tiny: with these a place stays
-# below 2^31. Further out all is 0 anyway.
+MOST_PARTS = 128  # parts of an image: each program of `_brighten` reads the minima and maxima of all of them
+# A bound on pixels per axis, on the shift, and on the distance of neighbours' sources under a tiny zoom: it keeps every
+# position below 2^31. Positions beyond it lie outside of the image, where all is 0.
 MOST_PIXELS = 2**14
 CUBIC_A = tl.constexpr(CUBIC)
 FIXED = tl.constexpr(2.0**32)  # 1 in fixed point
@@ -256,9 +258,9 @@ def _brighten(
 
 
 def augment_config(size: Sequence[int]) -> dict[str, dict[str, int]]:
-    """Launch configuration of each kernel for a room of (T, X, Y, Z). Not tuned on a GPU: a thread has 16 bytes to
-    load or store at once, of `_move` four pixels, and no more, for each has up to 16 neighbours in registers. With
-    four warps instead of eight the cubic form spills for sm_90."""
+    """Launch configuration of each kernel for images of `size` (T, X, Y, Z). Not tuned on a GPU: a thread loads or
+    stores 16 bytes at once. In `_move` these are four pixels, not more, since each has up to 16 neighbours in
+    registers. With four warps instead of eight the cubic form spills registers on sm_90."""
     lines, block_z = math.prod(size[:3]), 1 << (size[3] - 1).bit_length()
     pixels = lines * size[3]
     block_lines = max(1, 1024 // block_z)
@@ -271,7 +273,7 @@ def augment_config(size: Sequence[int]) -> dict[str, dict[str, int]]:
 
 
 def _parts(n: int, tile: int) -> dict[str, int]:
-    """Parts of an image, and tiles of a part, for n things of which a tile has `tile`."""
+    """PARTS of an image, and TILES of a part, for n elements at `tile` elements a tile."""
     tiles = -(-n // (tile * MOST_PARTS))
     return {"PARTS": -(-n // (tile * tiles)), "TILES": tiles}
 
@@ -290,7 +292,7 @@ def augment(
     frames: Tensor, extent: Tensor, zoom: Tensor | None, angle: Tensor | None, shift: Tensor | None,
     flip: Tensor | None, gamma: Tensor | None, noise: Tensor | None, noise_key: Tensor | None, clip: bool, maps: bool,
 ) -> Tensor:  # fmt: skip
-    """As `augment_images`, or with `maps` as `move_maps`, of checked arguments."""
+    """`augment_images`, or `move_maps` where `maps` is true; the arguments are already checked."""
     out = _empty(frames)
     if not out.numel():
         return out
@@ -327,7 +329,7 @@ def _empty(frames, *_):
 
 
 def _room(frames: Tensor, clip: bool) -> tuple[tuple[int, ...], str]:
-    """(T, X, Y, Z) of the frames, 1 for an axis that they have not, and their kind."""
+    """The frames' size as (T, X, Y, Z), with 1 for a missing axis, and their kind."""
     size = tuple(frames.shape[1:])
     if clip:
         return (*size, 1), "clip"

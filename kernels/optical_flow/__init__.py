@@ -1,4 +1,4 @@
-"""Dense optical flow of cines: one operation in several files; `operation.py` has its oracle and public function."""
+"""Dense optical flow of cines: one operation in several files; `operation.py` has oracle and public function."""
 
 from .operation import optical_flow, optical_flow_bytes, optical_flow_ref
 from .params import FlowParams

@@ -1,10 +1,10 @@
-"""Optical flow by the kernels of csrc/optical_flow.cu: which are launched, on what, in which order.
+"""Optical flow by the kernels of csrc/optical_flow.cu: prepares their arguments and launches them.
 
-A group of slices at a time, and where one slice has too many pairs a run of its pairs at a time, so that the workspace
-stays bounded; in a group, one launch covers all slices, frames or pairs. Memory comes from torch's allocator, launches
-go to torch's current stream, nothing waits for the device: a call can be captured in a CUDA graph once the same shapes
-have been run outside of one (that run uploads small tables; those that a graph has captured stay for good, since it
-knows their addresses).
+To bound the workspace, a group of slices is processed at a time, and where a single slice has too many pairs, a run of
+its pairs at a time. Within a group one launch covers all slices, frames or pairs. Memory comes from torch's allocator,
+launches go to torch's current stream, and the host never waits for the device. A call can be captured in a CUDA graph
+after one call with the same shapes outside of a graph: that call uploads small tables. Tables that a graph has captured
+are kept for good, because the graph holds their addresses.
 """
 
 import math
@@ -22,14 +22,14 @@ from .pair_groups import PairGroups
 from .params import FlowParams
 from .pyramid import AxisTaps, half_filters, pyramid, used_frames
 
-STRIP = 16  # rows of a thread of flow_solve, as in csrc/optical_flow.cuh
-MEAN_BLOCK = (32, 4)  # MEAN_WIDTH and MEAN_PAIRS there
+STRIP = 16  # rows that a thread of flow_solve handles, as in csrc/optical_flow.cuh
+MEAN_BLOCK = (32, 4)  # MEAN_WIDTH and MEAN_PAIRS of csrc/optical_flow.cuh
 WORKSPACE_BYTES = 512 * 2**20
-REGION = (48, 64)  # REGION_X and REGION_Y there, and REGION_ROWS
+REGION = (48, 64)  # REGION_X and REGION_Y of csrc/optical_flow.cuh, and below its REGION_ROWS
 REGION_ROWS = 16
-MAX_PLANES = 65535  # of blockIdx.z
+MAX_PLANES = 65535  # limit of a grid's z dimension
 TILE = (32, 8)
-_captured: dict[int, Tensor] = {}  # by address: tables that CUDA graphs read
+_captured: dict[int, Tensor] = {}  # tables that CUDA graphs read, by address
 
 
 class _Level(NamedTuple):
@@ -39,24 +39,24 @@ class _Level(NamedTuple):
 
 
 def row_blocks(n: int) -> tuple[int, int]:
-    """(threads, blocks) of a row of n pixels: whole warps, at most 256 threads, blocks of equal size."""
+    """(threads, blocks) for a row of n pixels: whole warps, at most 256 threads, blocks of equal size."""
     blocks = math.ceil(n / 256)
     return math.ceil(math.ceil(n / blocks) / 32) * 32, blocks
 
 
 def _floats(n_used: int, n_pairs: int) -> int:
-    """Values of the workspace for a pixel of a slice."""
+    """Floats of workspace that one pixel of a slice needs."""
     return (1 + 5) * n_used + (5 + 2 + 2) * n_pairs
 
 
 def slices_at_once(n_slices: int, n_used: int, n_pairs: int, n_means: int, pixels: int) -> int:
-    """Slices of a group: what fits into the workspace and into the grid, at least one."""
+    """How many slices make a group: as many as fit into the workspace and into the grid, at least one."""
     fit = WORKSPACE_BYTES // (4 * pixels * _floats(n_used, n_pairs))
     return max(1, min(n_slices, fit, MAX_PLANES // max(n_used, 2 * n_pairs, n_means)))
 
 
 def pair_runs(pairs: list[int], pixels: int) -> Iterator[tuple[int, int]]:
-    """(first, end) of runs of pairs that fit for one slice into the workspace and into the grid, at least one pair."""
+    """(first, end) of runs of pairs: as many as fit into the workspace and the grid for one slice, at least one."""
     first, used = 0, set()
     for p in range(len(pairs) // 2):
         wider, n = used | set(pairs[2 * p : 2 * p + 2]), p + 1 - first
@@ -74,7 +74,7 @@ def _table(values: tuple[int | float, ...], device: torch.device, dtype: torch.d
 
 @lru_cache(maxsize=32)
 def _levels(size: tuple[int, int], levels: int, pyr_scale: float, device: torch.device) -> list[_Level]:
-    """The pyramid with its tables on the device, as arguments of a kernel."""
+    """The levels of the pyramid with their tables on the device, as kernel arguments."""
 
     def arguments(axes: Sequence[AxisTaps]) -> list:
         return [
@@ -95,7 +95,7 @@ def _filters(poly_n: int, poly_sigma: float, device: torch.device) -> Tensor:
 
 
 def _arguments(values: Sequence[Tensor | int]) -> tuple:
-    """Tensors by address, numbers as a kernel's int."""
+    """Kernel arguments: tensors as addresses, numbers as int32."""
     return tuple(v.data_ptr() if isinstance(v, Tensor) else np.int32(v) for v in values)
 
 
@@ -104,7 +104,7 @@ def _capturing() -> bool:
 
 
 def _stream(device: torch.device) -> AbstractContextManager:
-    """torch's current stream is CuPy's inside."""
+    """Context in which torch's current stream is CuPy's, too."""
     if device.type != "cuda":  # kernels compiled for the CPU, in tests
         return nullcontext()
     import cupy
@@ -115,11 +115,11 @@ def _stream(device: torch.device) -> AbstractContextManager:
 def run_cuda(
     frames: Tensor, out: Tensor, pairs: list[int], params: FlowParams, groups: PairGroups | None = None
 ) -> None:
-    """Fills `out` from contiguous `frames`: with the flow (B, P, 2, X, Y[, Z]) float32 or float16 or, given groups of
-    pairs, with the mean magnitude over each of the G, (B, G, X, Y[, Z]) float32.
+    """Computes the flow of contiguous `frames` into `out` (B, P, 2, X, Y[, Z]) float32 or float16. With `groups` `out`
+    is (B, G, X, Y[, Z]) float32 and receives the mean magnitude of the flow over each of the G groups of pairs.
 
     Raises:
-        ValueError: more groups than planes of a grid.
+        ValueError: more groups than a grid has planes.
     """
     if groups and groups.count > MAX_PLANES:
         raise ValueError(f"motion_map: at most {MAX_PLANES} tubelets on a GPU, got {groups.count}")
@@ -132,7 +132,8 @@ def run_cuda(
 def _run_pairs(
     frames: Tensor, out: Tensor, pairs: list[int], first_pair: int, params: FlowParams, groups: PairGroups | None
 ) -> None:
-    """What `run_cuda` says for a run of the pairs, of which `first_pair` is the first; maps are added to after it."""
+    """`run_cuda` for a run of the pairs, which begins at number `first_pair`. The first run (0) writes the maps, later
+    runs add to them."""
     device = frames.device
     b, t, x, y, *z = frames.shape
     z = z[0] if z else 1

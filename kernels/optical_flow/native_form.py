@@ -11,7 +11,7 @@ from .pair_groups import PairGroups
 from .params import FlowParams
 from .pyramid import AxisTaps, half_filters, pyramid, used_frames
 
-NON_FINITE = 1  # what the library returns, as in csrc/optical_flow_cpu.cpp
+NON_FINITE = 1  # a return code of the library, as in csrc/optical_flow_cpu.cpp
 NON_FINITE_TEXT = "optical_flow: frames must be finite, got NaN or infinity"
 
 
@@ -31,7 +31,7 @@ class _Level(ctypes.Structure):
 
 
 class _Request(ctypes.Structure):
-    """As `Request` in csrc/optical_flow_cpu.cpp."""
+    """The same fields as `Request` in csrc/optical_flow_cpu.cpp."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("frames", "out", "used", "pairs", "levels", "filters")),
@@ -44,7 +44,7 @@ class _Request(ctypes.Structure):
 
 @lru_cache(maxsize=16)
 def _c_levels(size: tuple[int, int], levels: int, pyr_scale: float) -> tuple[ctypes.Array, list[Tensor]]:
-    """The pyramid as the C library takes it, and the memory that it points to."""
+    """The pyramid as the C library takes it, and the tensors whose memory it points to."""
     memory: list[Tensor] = []
 
     def pointers(taps: AxisTaps) -> _Taps:
@@ -64,8 +64,9 @@ def _c_levels(size: tuple[int, int], levels: int, pyr_scale: float) -> tuple[cty
 def run_native(
     frames: Tensor, out: Tensor, pairs: list[int], params: FlowParams, groups: PairGroups | None = None
 ) -> None:
-    """Fills `out` from contiguous `frames` on torch's number of threads: with the flow (B, P, 2, X, Y[, Z]) float32 or
-    float16 or, given groups of pairs, with the mean magnitude over each of the G, (B, G, X, Y[, Z]) float32.
+    """Computes the flow of contiguous `frames` into `out` (B, P, 2, X, Y[, Z]) float32 or float16. With `groups` `out`
+    is (B, G, X, Y[, Z]) float32 and receives the mean magnitude of the flow over each of the G groups of pairs. It runs
+    on as many threads as torch uses.
 
     Raises:
         ValueError: a frame that a pair names is not finite. MemoryError: no room for the expansions.

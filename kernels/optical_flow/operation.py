@@ -2,26 +2,26 @@
 
 G. Farneback, "Two-frame motion estimation based on polynomial expansion", SCIA 2003. Around each pixel p a frame is
 fitted by f(p + r) ~ r'A r + b'r + c, weighted by a Gaussian. Where the second frame is the first one moved by m,
-b2 = b1 - 2 A m; summed over a window, with A the mean of both frames' and about the motion found so far,
+b2 = b1 - 2 A m. With A the mean over both frames, and sums over a window, the equations around the motion found so far
 
-    (sum w A'A) m = sum w A'(db + A m_so_far),   db = (b1 - b2(p + m_so_far)) / 2,   w a confidence of border pixels
+    (sum w A'A) m = sum w A'(db + A m_so_far),   db = (b1 - b2(p + m_so_far)) / 2,   w the confidence of border pixels
 
-is solved `iterations` times a level, levels from coarse to fine. A window blurs motion that changes from pixel to
-pixel, so at the frame's own size the flow is then refined: the same equations of each pixel alone, and smoothness in
-place of the window,
+are solved `iterations` times a level, from the coarsest level to the finest. A window blurs motion that changes from
+pixel to pixel, so at the frame's own size the flow is then refined. The refinement has the same equations for each
+pixel alone, and a smoothness term in place of the window: it minimises
 
-    sum over pixels |A m - (db + A m_so_far)|^2 + s sum over neighbours |m - m_neighbour|^2   made least
+    sum over pixels |A m - (db + A m_so_far)|^2 + s sum over neighbours |m - m_neighbour|^2
 
-by `refine` sweeps over the pixels (Jacobi's, with Chebyshev's weights, from the window's flow). On the synthetic heart
-this takes a fifth to a quarter off the error in the myocardium (docs/experiments/flow_accuracy.md).
+by `refine` sweeps over the pixels (Jacobi's, with Chebyshev's weights), starting from the window's flow. On the
+synthetic heart this lowers the error in the myocardium by a fifth to a quarter (docs/experiments/flow_accuracy.md).
 
-Without it (`refine` 0) parameters, border rules and order of operations are those of OpenCV's calcOpticalFlowFarneback
-with a box window (flags = 0), but for one: the last row and column count as inside of the frame, so that equal frames
-have a flow of exactly zero.
+Without refinement (`refine` 0) parameters, border rules and order of operations are those of OpenCV's
+calcOpticalFlowFarneback with a box window (flags = 0), with one exception: the last row and column count as inside of
+the frame, so that equal frames have a flow of exactly zero.
 
-Everything linear is separable (`pyramid.py`), so the oracle is matrices along X and Y. The compiled forms share
-the per-pixel arithmetic of csrc/optical_flow.cuh, expand each frame once whatever the number of pairs, read frames
-where they lie, and hold planes of single slices in between. In float32 throughout; no gradient.
+Every linear step is separable (`pyramid.py`), so the oracle multiplies by matrices along X and Y. The compiled forms
+share the per-pixel arithmetic of csrc/optical_flow.cuh. They expand each frame once, whatever the number of pairs, read
+the frames without a copy, and keep intermediate planes slice by slice. In float32 throughout; no gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,9 +40,9 @@ from .native_form import NON_FINITE_TEXT, run_native
 from .params import DEFAULT, FlowParams, integer
 from .pyramid import border_weight, expansion_filters, pyramid, repeated_edge
 
-DAMPING = 1e-3  # of the determinant: where the image is flat the equations say nothing, and the flow is zero
+DAMPING = 1e-3  # added to the determinant: where the image is flat the equations are empty, and the flow becomes zero
 SMOOTHNESS = 50.0  # s of the refinement [grey values^2 / pixel^4]
-SPREAD = 0.98  # largest eigenvalue of a plain sweep that Chebyshev's weights reckon with; above it they damp less
+SPREAD = 0.98  # Chebyshev's weights assume eigenvalues of a plain sweep up to this one; above it they damp less
 DTYPES = (torch.uint8, torch.float16, torch.float32)
 OUT_DTYPES = (torch.float32, torch.float16)
 
@@ -59,7 +59,7 @@ def _expand(image: Tensor, filters: Tensor) -> Tensor:
 
 
 def _move(expansion: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
-    """Expansion (N, 5, X, Y) between pixels at positions to (N, 2, X, Y), and where these are inside (N, X, Y)."""
+    """Expansion (N, 5, X, Y) interpolated at positions `to` (N, 2, X, Y); and which of them are inside (N, X, Y)."""
     n, _, x, y = expansion.shape
     limit = torch.tensor([x - 1, y - 1], device=to.device).view(2, 1, 1)
     inside = ((to >= 0) & (to <= limit)).all(1)
@@ -80,7 +80,7 @@ def _equations(first: Tensor, second: Tensor, flow: Tensor, weight: Tensor) -> T
     x, y = flow.shape[-2:]
     grid = torch.stack(torch.meshgrid(torch.arange(x), torch.arange(y), indexing="ij")).to(flow)
     moved, inside = _move(second, grid + flow)
-    # outside of the frame the second one is taken to be flat, with the first one's A
+    # positions outside of the second frame: it is assumed flat there (b = 0), with the A of the first one
     curved = torch.where(inside.unsqueeze(1), (first[:, 2:] + moved[:, 2:]) / 2, first[:, 2:])
     (axx, ayy, axy), (u, v) = curved.unbind(1), flow.unbind(1)
     axx, ayy, axy = axx * weight, ayy * weight, axy * weight / 2
@@ -96,7 +96,8 @@ def _solve(equations: Tensor, damping: float = 0.0) -> Tensor:
 
 
 def _refine(equations: Tensor, flow: Tensor, sweeps: int) -> Tensor:
-    """Sweeps towards (G + 4 s) m = h + s (sum of the four neighbours' m); a neighbour beyond the edge is the pixel."""
+    """Sweeps towards (G + 4 s) m = h + s (sum of the four neighbours' m); at the edge the pixel stands for a missing
+    neighbour."""
     gxx, gxy, gyy, hx, hy = equations
     last, omega = flow, 1.0
     for k in range(sweeps):
@@ -112,15 +113,15 @@ def _refine(equations: Tensor, flow: Tensor, sweeps: int) -> Tensor:
 def optical_flow_ref(
     frames: Tensor, pairs: Sequence[tuple[int, int]], params: FlowParams = DEFAULT
 ) -> Tensor:
-    """Plain PyTorch in the frames' dtype, at least float32, under autocast too; arguments as `optical_flow` has checked
-    them."""
+    """Plain PyTorch in the frames' dtype, at least float32, under autocast too; the arguments are those of
+    `optical_flow`, already checked."""
     b, _, *size = frames.shape
     images = frames.to(torch.promote_types(frames.dtype, torch.float32))
     images = images.view(*frames.shape[:4], *(size[2:] or [1])).movedim(-1, 1)  # (B, Z, T, X, Y)
     ones = torch.full((params.window,), 1 / params.window, dtype=torch.float64)
     flow = images.new_empty(0)
     first, second = torch.tensor(pairs, dtype=torch.long, device=frames.device).view(-1, 2).unbind(1)
-    with torch.autocast(frames.device.type, enabled=False):  # 16 bits would move the flow by 0.1 pixels
+    with torch.autocast(frames.device.type, enabled=False):  # in 16 bits the flow would be off by 0.1 pixels
         for level in pyramid(tuple(size[:2]), params.levels, params.pyr_scale):
             small = _along(images, *(taps.matrix(n) for taps, n in zip(level.image, size)))
             expansion = _expand(small, expansion_filters(params.poly_n, params.poly_sigma))
@@ -141,9 +142,9 @@ def optical_flow_ref(
 def optical_flow_bytes(
     shape: Sequence[int], n_pairs: int, item_size: int, params: FlowParams = DEFAULT
 ) -> int:
-    """Bytes that must move for frames of `shape` (B, T, X, Y[, Z]) of which each is in some pair: frames read, images
-    and expansions written and read once, and in each iteration and in the refinement as a whole both expansions and the
-    flow read, the flow written."""
+    """Bytes that must move for frames of `shape` (B, T, X, Y[, Z]), if every frame is in some pair. Frames are read
+    once; images and expansions are written once and read once. Each iteration, and the refinement as a whole, reads
+    both expansions and the flow and writes the flow."""
     b, t, x, y, *z = shape
     slices = b * (z[0] if z else 1)
     pixels = sum(level.size[0] * level.size[1] for level in pyramid((x, y), params.levels, params.pyr_scale))
@@ -207,7 +208,7 @@ def _pair(row: Sequence[int], n_frames: int) -> tuple[int, int]:
 def checked(
     frames: Tensor, pairs: str | Sequence[Sequence[int]] | Tensor, params: FlowParams
 ) -> tuple[list[tuple[int, int]], FlowParams]:
-    """The pairs one by one, and the parameters. ValueError where something is not as `optical_flow` says."""
+    """The pairs as a list of (first, second), and the parameters. ValueError as `optical_flow` describes."""
     if frames.ndim not in (4, 5) or 0 in frames.shape[1:]:
         raise ValueError(f"optical_flow: frames must be (B, T, X, Y) or (B, T, X, Y, Z), got {tuple(frames.shape)}")
     if frames.dtype not in DTYPES:
@@ -218,7 +219,7 @@ def checked(
 
 
 def refuse_non_finite(frames: Tensor, pairs: Sequence[tuple[int, int]]) -> None:
-    """ValueError for frames on the CPU that the plain PyTorch form would spread NaN from: those that pairs name."""
+    """ValueError where frames on the CPU that pairs name are not finite: the PyTorch form would spread the NaN."""
     used = sorted({frame for pair in pairs for frame in pair})
     if frames.device.type == "cpu" and not frames[:, used].isfinite().all():
         raise ValueError(NON_FINITE_TEXT)
@@ -244,21 +245,22 @@ def optical_flow(
 
     Args:
         frames (B, T, X, Y) or (B, T, X, Y, Z) uint8, float16 or float32: grey values of 0..255. Each of the Z slices
-            is a plane of its own. Floats are taken as they are, as OpenCV does: with images in 0..1 the terms that
-            keep flat regions at rest and the flow smooth would outweigh everything; multiply them by 255.
+            is treated alone. Floats are not rescaled, as in OpenCV. Multiply images in 0..1 by 255: otherwise the
+            damping of flat regions and the smoothness term outweigh the image.
         pairs: "consecutive" (t, t + 1), "reference" (0, t) for t >= 1, or (P, 2) frames: a list, tensor or array.
-        params: of the method, such as FlowParams(window=9); see there.
-        dtype: of the result, float32 or float16; half of the bytes, to 1/2048 of a displacement, and infinity above
-            65504 pixels. All is computed in float32.
+        params: parameters of the method, such as FlowParams(window=9).
+        dtype: of the result, float32 or float16. float16 halves the bytes, rounds a displacement by up to 1/2048 of it,
+            and gives infinity above 65504 pixels. All is computed in float32.
         backend: "auto", "torch", "native" (C++ on the CPU) or "cuda".
 
     Returns:
-        (B, P, 2, X, Y[, Z]) `dtype`, pixels, component 0 along X, 1 along Y. Parameters are OpenCV's; OpenCV's own
-        component 0 is along columns, which are Y here.
+        (B, P, 2, X, Y[, Z]) `dtype`, pixels, component 0 along X, 1 along Y. (In OpenCV component 0 is along columns,
+        which are Y here.)
 
     Raises:
-        ValueError: an argument out of range, a frame of some pair that is not finite (not looked for on a GPU, where it
-            would mean to wait: there a NaN spoils the flow around it); BackendError: `backend` cannot run here.
+        ValueError: an argument out of range, or a frame of some pair that is not finite. On a GPU frames are not
+            checked, because the host would have to wait: there a NaN spoils the flow around it.
+        BackendError: `backend` cannot run here.
     """
     if dtype not in OUT_DTYPES:
         raise ValueError(f"optical_flow: dtype must be torch.float32 or torch.float16, got {dtype}")
@@ -269,11 +271,11 @@ def optical_flow(
         return optical_flow_ref(frames, listed, params).to(dtype)
     return _flow_op(frames, [t for pair in listed for t in pair], dtype, *params)
 
-# What the registry reads.
+# Registration
 
 
 def _small(inputs: Inputs, dtype: torch.dtype) -> list[Tensor]:
-    """Of 8-bit frames whatever the activations are."""
+    """The frames have 8 bits, whatever the activations' dtype."""
     frames = inputs.integers(256, 1, 3, 33, 40, 2, dtype=torch.uint8)
     return [optical_flow(frames, backend="cuda" if frames.is_cuda else "native")]
 
@@ -286,5 +288,5 @@ register(Operation(
     unsupported=UNSUPPORTED,
     launches=("optical_flow",),
     small=_small,
-    code=Code(False, False, False, "a thread makes one pixel: neighbours read neighbouring floats"),
+    code=Code(False, False, False, "a thread computes one pixel: neighbours read neighbouring floats"),
 ))  # fmt: skip

@@ -8,17 +8,17 @@ from .pyramid import POLY_N
 
 MAX_LEVELS = 32
 MAX_WINDOW = 511
-MAX_REFINE = 16  # more would leave little of the region that a block of flow_refine_* works on
+MAX_REFINE = 16  # each sweep shrinks the valid part of the region that a block of flow_refine_* computes
 
 
 class FlowParams(NamedTuple):
-    """Parameters of `optical_flow` and `motion_map`; all but `refine` are OpenCV's by name and meaning.
+    """Parameters of `optical_flow` and `motion_map`; all but `refine` are OpenCV's in name and meaning.
 
-    levels: pyramid levels below the frame's own; none is made whose shorter side is under 32 pixels. pyr_scale: size
-    of a level relative to the next finer one, in (0, 1). window: pixels along a side of the square over which motion is
-    taken to be the same, odd. iterations: at each level. poly_n: 5 or 7, pixels to either side that the expansion looks
-    at. poly_sigma: standard deviation [pixels] of its weights. refine: sweeps of the refinement at the frame's own
-    size; 0 leaves OpenCV's flow.
+    levels: pyramid levels below the frame's own; a level whose shorter side would be under 32 pixels is left out.
+    pyr_scale: size of a level relative to the next finer one, in (0, 1). window: side [pixels], odd, of the square over
+    which motion is assumed to be the same. iterations: at each level. poly_n: radius [pixels] of the expansion, 5 or 7.
+    poly_sigma: standard deviation [pixels] of its weights. refine: sweeps of the refinement at the frame's own size; 0
+    gives OpenCV's flow.
     """
 
     levels: int = 3
@@ -30,7 +30,7 @@ class FlowParams(NamedTuple):
     refine: int = 10
 
     def checked(self) -> "FlowParams":
-        """The same as Python's own numbers. ValueError names a parameter that is out of range."""
+        """The same parameters as Python ints and floats. ValueError names a parameter that is out of range."""
         integers = ("levels", "window", "iterations", "poly_n", "refine")
         params = FlowParams(**{
             name: integer(name, value) if name in integers else _real(name, value)
@@ -54,7 +54,7 @@ DEFAULT = FlowParams()
 
 
 def integer(name: str, value: int, operation: str = "optical_flow") -> int:
-    """Python's int of any kind of integer. ValueError for anything else, True and False too."""
+    """Python's int of any kind of integer. ValueError for anything else, including True and False."""
     try:
         if not isinstance(value, bool):
             return operator.index(value)

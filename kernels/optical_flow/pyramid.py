@@ -1,7 +1,7 @@
 """Constants of Farneback's flow that depend on sizes and parameters only: pyramid levels, resampling taps, filters.
 
-Everything linear in `optical_flow` is separable, and resampling is linear: blur and interpolation of one axis together
-are one short weighted sum an output pixel, with the border's reflection folded into its indices.
+Every linear step of `optical_flow` is separable, and resampling is linear. Along one axis, blur and interpolation
+together are one short weighted sum for each output pixel; its indices include the reflection at the border.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 
 POLY_N = (5, 7)  # radii of the expansion
 MIN_SIZE = 32  # pixels of the shorter side below which OpenCV makes no further level
-BORDER = (0.14, 0.14, 0.4472, 0.4472, 0.4472)  # OpenCV's confidence of the outermost pixels, outside first
+BORDER = (0.14, 0.14, 0.4472, 0.4472, 0.4472)  # OpenCV's confidence of the five outermost pixels, outermost first
 
 
 class AxisTaps(NamedTuple):
@@ -30,8 +30,8 @@ class AxisTaps(NamedTuple):
 
 
 class Level(NamedTuple):
-    """One level of the pyramid. size: its (X, Y). image: taps from the frame, along X and Y. flow: taps from the flow
-    of the next coarser level, in that level's pixels, to this one's; None at the coarsest."""
+    """One level of the pyramid. size: its (X, Y). image: taps that resample the frame, along X and Y. flow: taps that
+    resample the flow of the next coarser level and scale it to this level's pixels; None at the coarsest level."""
 
     size: tuple[int, int]
     image: tuple[AxisTaps, AxisTaps]
@@ -61,7 +61,7 @@ def axis_taps(n_in: int, n_out: int, blur: list[float]) -> AxisTaps:
     index = first.long() + torch.arange(-radius, radius + 2).unsqueeze(1)
     period = max(2 * (n_in - 1), 1)
     index = (index % period).minimum(-index % period).clamp(max=n_in - 1)
-    used = weights.count_nonzero(dim=1) > 0  # without a change of size nothing lies between pixels
+    used = weights.count_nonzero(dim=1) > 0  # drops taps without weight: at an unchanged size there is no interpolation
     return AxisTaps(index[used].int().contiguous(), weights[used].contiguous())
 
 
@@ -107,20 +107,20 @@ def border_weight(n: int) -> Tensor:
 
 
 def repeated_edge(weights: Tensor, n: int) -> Tensor:
-    """(n, n) matrix of a filter with weights of offsets -r..r, the border's pixels going on outside."""
+    """(n, n) matrix of a filter with weights of offsets -r..r; the border pixels are repeated outside."""
     radius = len(weights) // 2
     index = (torch.arange(n).unsqueeze(1) + torch.arange(-radius, radius + 1)).clamp(0, n - 1)
     return torch.zeros(n, n, dtype=weights.dtype).scatter_add_(1, index, weights.expand(n, -1))
 
 
 def half_filters(poly_n: int, poly_sigma: float) -> Tensor:
-    """(3, MAX_RADIUS + 1) float32: `Filters` of csrc/optical_flow.cuh, offsets 0.. of the three filters."""
+    """(3, MAX_RADIUS + 1) float32: `Filters` of csrc/optical_flow.cuh, the three filters at offsets 0 and above."""
     half = expansion_filters(poly_n, poly_sigma)[:, poly_n:]
     return F.pad(half, (0, max(POLY_N) - poly_n)).float().contiguous()
 
 
 def used_frames(pairs: list[int]) -> tuple[list[int], list[int]]:
-    """Frames that some pair names, ascending, and for `pairs` (2 P,) where among them each one is."""
+    """The frames that `pairs` (2 P,) name, ascending; and for each entry of `pairs` its index among these frames."""
     used = sorted(set(pairs))
     place = {frame: i for i, frame in enumerate(used)}
     return used, [place[frame] for frame in pairs]

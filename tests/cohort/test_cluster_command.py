@@ -178,7 +178,7 @@ def test_mistakes_in_files(cohort, tmp_path, monkeypatch):
             table=tmp_path / "t.csv")
     attempt("--columns needs --table", columns=("ef",))
     attempt("t.csv is not a Parquet file", embeddings=tmp_path / "t.csv")
-    attempt("is no file", embeddings=tmp_path / "none")
+    attempt("is not a file", embeddings=tmp_path / "none")
     file = tmp_path / "e.parquet"
     vectors = np.eye(12)
     write_embeddings(file, vectors[:9])
