@@ -4,7 +4,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-# Loaded at first use: worker processes and the command line's help have no need of torch.
+# Loaded at first use, because worker processes and the command line's help do not need torch.
 _HOME = {
     "CineMA": "models.cinema",
     "CineMAConfig": "models.config",

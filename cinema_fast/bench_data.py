@@ -1,7 +1,7 @@
 """`cinema-fast bench data STORE`: the time of every stage between the store and the model.
 
-Each stage alone, each loader alone, and a loader beside a step of a given length; docs/how-to/bottlenecks.md says what
-to do about the one that is the limit. What times them is in `bench_stages.py`.
+It times each stage alone, each loader alone, and a loader together with a step of a given length.
+docs/how-to/bottlenecks.md says what to do about the slowest one. `bench_stages.py` does the timing.
 """
 
 import math
@@ -15,7 +15,7 @@ from .common.checks import check, check_at_least
 from .common.naming import counted
 from .data.loading.augmentation import AugmentConfig
 
-WAITED = 0.02  # a step that waits for data for less than this share of the time is not held up by it
+WAITED = 0.02  # a step that waits for data for a smaller share of the time than this is not limited by data
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class BenchDataConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a batch costs in one stage. frames: in a batch. note: how it was timed."""
+    """The time of a batch in one stage. frames: in a batch. note: how it was timed."""
 
     name: str
     ms: float
@@ -64,7 +64,7 @@ class Stage:
 
     @property
     def frames_per_s(self) -> float:
-        """Frames that the stage could do if it were all there is."""
+        """Frames per second if this were the only stage."""
         return self.frames / self.ms * 1e3 if self.ms else float("inf")
 
 

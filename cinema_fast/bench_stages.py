@@ -29,7 +29,7 @@ def time_stages(config: BenchDataConfig) -> DataReport:
     """Time all stages on the studies that share the store's most frequent set of views.
 
     Raises:
-        ValueError: a store, preset or loader that cannot be had (StoreError and LoaderError are among them).
+        ValueError: a store, preset or loader that cannot be used (includes StoreError and LoaderError).
         OSError: `config.out` cannot be written.
     """
     device = pick_device(config.device)
@@ -96,16 +96,16 @@ def drop_from_cache(paths: Iterable[str]) -> None:
     for path in set(paths):
         fd = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(fd)  # what is not on the disk yet cannot be forgotten
+            os.fsync(fd)  # pages that are not on the disk yet cannot be dropped
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(fd)
 
 
 def io_counts() -> tuple[int, int]:
-    """Bytes that this process has asked the system for so far, and those that came from a disk (/proc/self/io).
+    """Bytes that this process has read so far, and how many of them came from a disk (/proc/self/io).
 
-    Raises ValueError where the system does not tell.
+    Raises ValueError where the system has no such file.
     """
     if not Path("/proc/self/io").exists() or not hasattr(os, "posix_fadvise"):
         raise ValueError("bench data counts what is read by Linux's /proc/self/io, which is not there on this system")
@@ -134,7 +134,7 @@ def _read(store: CineStore | ClipStore, draw: Draw, sizes: Mapping[str, tuple[in
 
 
 class _Remembered:
-    """A store that answers repeated reads from memory, to time what follows reading."""
+    """A store that answers repeated reads from memory, to time the stages after reading."""
 
     def __init__(self, store: CineStore | ClipStore):
         self._store, self._answers = store, {}
@@ -171,7 +171,7 @@ def _dummy_step(ms: float, device: torch.device) -> Callable[[Batch], None]:
 def _deliver(
     loader_of: Callable[[str, int], Loader], name: str, config: BenchDataConfig, step: Callable[[Batch], None]
 ) -> tuple[float, float, float]:
-    """Seconds to the first batch, seconds a batch once all is under way, and the share of these spent waiting."""
+    """Seconds to the first batch, seconds per batch in the steady state, and the share of these spent waiting."""
     settling = 1 + 4 * config.workers  # more than are read ahead, and so ready before anybody asks
     loader = loader_of(name, settling + config.batches + 1)
     with closing(iter(loader)) as steps:

@@ -26,7 +26,7 @@ def cluster(config: ClusterConfig) -> ClusterReport:
     Raises:
         ValueError: no scikit-learn or pyarrow; OUT is a file or not empty; embeddings that cannot be read, are too few
             or all alike; a table without the studies or a column.
-        OSError: a file cannot be read; OutputError, one of them: OUT cannot be written; nothing of it stays.
+        OSError: a file cannot be read. OutputError (an OSError): OUT cannot be written; no part of it is left.
     """
     need("sklearn", "embeddings are clustered")
     need("jinja2", "the report is written")
@@ -60,8 +60,8 @@ def _cluster(config: ClusterConfig) -> ClusterReport:
 
 
 def read_columns(table: Table, names: tuple[str, ...]) -> tuple[dict[str, dict], dict[str, str]]:
-    """{column: {study: number, or word}}; and {column of words: why it holds no numbers}, which alone has the columns
-    with words that are meant as numbers, or are spelt in several ways.
+    """({column: {study: number or word}}, {column: why it is left out}). Left out are columns of words that seem to be
+    meant as numbers, or that spell a word in several ways.
 
     Raises ValueError where there is no such column.
     """
@@ -101,7 +101,7 @@ def _write_csv(path: Path, names, rows) -> None:
 
 
 def results(report: ClusterReport) -> dict:
-    """What results.json holds: every number of the clustering, and what decides it."""
+    """The content of results.json: every number of the clustering, and the options that determine it."""
     config, found = report.config, report.found
     return {
         "studies": len(found.clusters),

@@ -14,7 +14,7 @@ METHODS = {"kmeans": "k-means", "gaussian": "Gaussian mixture"}
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    """Cluster the embeddings of a cohort, say how stable the clusters are, and describe them by a table.
+    """Cluster the embeddings of a cohort, measure how stable the clusters are, and describe them by a table.
 
     Writes OUT/clusters.csv (study, cluster, place in the map), characteristics.csv, results.json, and
     report/index.html with its pictures.

@@ -18,7 +18,7 @@ from .embeddings import Embeddings
 
 @dataclass(frozen=True)
 class ClusterReport:
-    """The clustering, to print; `lines` of characteristics, and {column left out: why}."""
+    """The clustering, as it is printed; lines: characteristics; left_out: {column: why}."""
 
     config: ClusterConfig
     embeddings: Embeddings
@@ -63,7 +63,8 @@ def write_cluster_report(
 ) -> None:
     """Write map.png, number.png, and index.html, which holds both and needs no other file.
 
-    places (n, 2): of the map. columns: {name: {study: number or word}}; the one of the largest effect colours a map.
+    places (n, 2): coordinates of the map. columns: {name: {study: number or word}}; the column with the largest effect
+    colours a second map.
     """
     folder.mkdir(parents=True, exist_ok=True)
     strongest = max((line for line in report.lines if line.effect is not None and line.word is None),

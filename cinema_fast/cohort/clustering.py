@@ -1,10 +1,10 @@
 """Clusters of the vectors of a cohort: how many there are, how stable and how well separated they are.
 
-Vectors are standardised and reduced to the principal components that hold VARIANCE_KEPT of the variance. Two doubts are
-answered with numbers. Would other studies of the same cohort have given the same groups: clusterings of random
-subsamples are compared on the studies they share (Ben-Hur, Elisseeff and Guyon 2002). Are there groups at all: k-means
-divides any cloud, so the separation is compared with that of one Gaussian cloud of the same covariance (after SigClust,
-Liu et al. 2008).
+Vectors are standardised and reduced to the principal components that hold VARIANCE_KEPT of the variance. Two numbers
+test the result. Stability, whether other studies of the same cohort would give the same groups: clusterings of random
+subsamples are compared on the studies they share (Ben-Hur, Elisseeff and Guyon 2002). Separation, whether there are
+groups at all: k-means divides any cloud, so it is compared with that of one Gaussian cloud of the same covariance
+(after SigClust, Liu et al. 2008).
 """
 
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from typing import Literal
 import numpy as np
 
 Method = Literal["kmeans", "gaussian"]
-CRITERION = {"kmeans": "silhouette", "gaussian": "bic"}  # the highest is taken, of bic the lowest
+CRITERION = {"kmeans": "silhouette", "gaussian": "bic"}  # the highest silhouette, or the lowest bic, is best
 VARIANCE_KEPT = 0.9
-STUDIES_PER_CLUSTER = 5  # fewer on average, and neither sizes nor characteristics say anything
-SHARE_DRAWN = 0.8  # of the studies, in a subsample
-_SILHOUETTE_STUDIES = 5000  # drawn where there are more: its cost is their number squared
+STUDIES_PER_CLUSTER = 5  # on average; with fewer, neither sizes nor characteristics mean anything
+SHARE_DRAWN = 0.8  # share of the studies in a subsample
+_SILHOUETTE_STUDIES = 5000  # of more studies so many are drawn: the cost grows with their number squared
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, and the central 95 % of the n values it is the mean of."""
+    """The mean of n values, and their central 95 %."""
 
     mean: float
     low: float
@@ -40,8 +40,8 @@ class Interval:
 
 @dataclass(frozen=True)
 class Separation:
-    """Mean silhouette of the clusters, that of clusterings of one Gaussian cloud, and the share of those, of which the
-    cohort counts as one, that are separated as well (one-sided p)."""
+    """silhouette: mean silhouette of the clusters. one_cloud: that of clusterings of one Gaussian cloud. p: share of
+    those clusterings, with the cohort's counted among them, that are separated as well (one-sided)."""
 
     silhouette: float
     one_cloud: Interval
@@ -52,8 +52,8 @@ class Separation:
 class Clustering:
     """clusters (n,) int, 1 to `number`, the largest is 1. curve: {number of clusters: criterion}.
 
-    points (n, C): principal components, which hold `variance` of the whole. stability: adjusted Rand index of pairs of
-    subsamples; None, and separation too, where there is one cluster.
+    points (n, C): principal components, which hold the share `variance` of the whole. stability: adjusted Rand index of
+    pairs of subsamples. Stability and separation are None where there is one cluster.
     """
 
     clusters: np.ndarray
@@ -85,15 +85,15 @@ def find_clusters(
 ) -> Clustering:
     """Cluster vectors (n, D).
 
-    number: of clusters; None: that of the best criterion up to `most`. resamples: pairs of subsamples, and clouds.
-    A pure function of its arguments: one thread, and every draw from `seed`.
+    number: of clusters; None: the number up to `most` with the best criterion. resamples: number of pairs of
+    subsamples, and of Gaussian clouds. A pure function of its arguments: it uses one thread and draws from `seed` only.
 
     Raises ValueError: too few studies, vectors that are all alike, fewer different ones than clusters.
     """
     from threadpoolctl import threadpool_limits
 
     check_cohort(vectors, number)
-    with threadpool_limits(1):  # sums of several threads are added in any order
+    with threadpool_limits(1):  # several threads would add sums in varying order
         points, variance = reduce(vectors)
         room = min(most, len(vectors) // STUDIES_PER_CLUSTER, len(np.unique(vectors, axis=0)))
         numbers = range(1 if method == "gaussian" else 2, max(room, number or 2) + 1)
@@ -123,7 +123,7 @@ def check_cohort(vectors: np.ndarray, number: int | None) -> None:
 
 
 def _varied(vectors: np.ndarray) -> np.ndarray:
-    """(D,) bool: entries that vary by more than float32 rounds; standardising would blow up the others."""
+    """(D,) bool: entries that vary by more than float32's rounding; standardising would amplify the others."""
     return vectors.std(0) > 1e-6 * np.abs(vectors).max()
 
 
@@ -140,9 +140,9 @@ def reduce(vectors: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def assign(points: np.ndarray, number: int, method: Method, seed: int) -> np.ndarray:
-    """Clusters (n,) int of points (n, C), numbered from 1 by falling size; of one size, by their first study.
+    """Clusters (n,) int of points (n, C), numbered from 1 by falling size; of equal size, by their first study.
 
-    There may be fewer than `number`: a component of a mixture may be no study's own.
+    There may be fewer than `number`: a component of a mixture may have no study.
     """
     labels = _model(number, method, seed).fit_predict(points)
     _, first, which, sizes = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
@@ -155,7 +155,7 @@ def _model(number: int, method: Method, seed: int):
 
     if method == "kmeans":
         return KMeans(number, n_init=10, random_state=seed)
-    # diagonal: whole covariances of small clusters fit any few studies exactly, and bic then takes the most clusters
+    # diagonal: full covariances of small clusters fit a few studies exactly, and bic then favours the most clusters
     return GaussianMixture(number, covariance_type="diag", reg_covar=1e-3, n_init=5, random_state=seed)
 
 
@@ -166,7 +166,7 @@ def _criterion(points: np.ndarray, number: int, method: Method, seed: int) -> fl
 
 
 def silhouette(points: np.ndarray, clusters: np.ndarray, seed: int) -> float:
-    """Mean silhouette, -1 to 1 (Rousseeuw 1987), of at most _SILHOUETTE_STUDIES studies; 0 of a single cluster."""
+    """Mean silhouette, -1 to 1 (Rousseeuw 1987), of at most _SILHOUETTE_STUDIES studies; 0 for a single cluster."""
     from sklearn.metrics import silhouette_score
 
     if clusters.max() == 1:
@@ -178,7 +178,8 @@ def silhouette(points: np.ndarray, clusters: np.ndarray, seed: int) -> float:
 def stability_of(vectors: np.ndarray, number: int, method: Method, pairs: int, seed: int) -> np.ndarray:
     """(pairs,) adjusted Rand index, 1 for equal clusterings and 0 in the mean for independent ones.
 
-    Of two random subsamples, each standardised, reduced and clustered on its own, on the studies that both hold.
+    Each pair is two random subsamples, which are standardised, reduced and clustered separately, and compared on the
+    studies that both hold.
     """
     from sklearn.metrics import adjusted_rand_score
 
@@ -194,7 +195,7 @@ def stability_of(vectors: np.ndarray, number: int, method: Method, pairs: int, s
 
 
 def separation_of(points: np.ndarray, clusters: np.ndarray, method: Method, clouds: int, seed: int) -> Separation:
-    """How much better points (n, C) are divided than one Gaussian cloud of their covariance into as many clusters."""
+    """How much better points (n, C) separate than one Gaussian cloud of their covariance with as many clusters."""
     found, number = silhouette(points, clusters, seed), int(clusters.max())
     of_clouds = []
     for rng in (np.random.default_rng((seed, 1, cloud)) for cloud in range(clouds)):

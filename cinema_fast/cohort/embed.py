@@ -1,8 +1,8 @@
-"""`cinema-fast embed`: the vectors of a whole store as one Parquet file; a killed run goes on where it stopped.
+"""`cinema-fast embed`: the vectors of a whole store as one Parquet file; a killed run continues where it stopped.
 
-Parts of STUDIES_PER_PART studies are written to OUT.parts/, each whole or not at all, then joined to OUT; the parts go
-when no study is missing. Batches never run over the end of a part, so a run that was killed and gone on with, by the
-same command, writes what an undisturbed one would have.
+Parts of STUDIES_PER_PART studies are written to OUT.parts/, each whole or not at all, then joined to OUT. The parts are
+removed when no study is missing. No batch crosses the end of a part, so a run that was killed and continued by the same
+command writes the same file as an uninterrupted run.
 """
 
 import json
@@ -29,9 +29,8 @@ _SKIPPED = "skipped"  # metadata of a part or of the whole: {study: why it has n
 class EmbedConfig:
     """One vector per study of a store, by the encoder of a pre-training run, as a Parquet file.
 
-    Columns: study, its name as it is printed (bytes that are no UTF-8 spelt out as \\udcXX); embedding (float32, as
-    long as the encoder is wide); views that went in; n_clips, the clips (HeartMAE) or time points (CineMA) that it is
-    the mean of.
+    Columns: study, the name as it is printed (bytes that are not UTF-8 as \\udcXX); embedding, float32 of the encoder's
+    width; views, those that were encoded; n_clips, the number of clips (HeartMAE) or time points (CineMA) averaged.
     """
 
     # run folder of `cinema-fast pretrain`; its newest intact checkpoint is used
@@ -62,7 +61,7 @@ class EmbedConfig:
 
 @dataclass
 class EmbedReport:
-    """What is in OUT: number of studies, {study: why it has no vector}, and the picture, where one was drawn."""
+    """The content of OUT: number of studies, {study: why it has no vector}, and the picture, where one was drawn."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="OUT")]
     studies: int
@@ -87,12 +86,12 @@ def embed(config: EmbedConfig) -> EmbedReport:
     """Embed every study of a store; see EmbedConfig, and `embedding.py` for what a study's vector is.
 
     OUT's metadata: preset, checkpoint (name, and SHA-256 of its manifest), step, store (SHA-256 of its contents), and
-    what else decides the bits: batch_size, device, precision.
+    the other options that the bits depend on: batch_size, device, precision.
 
     Raises:
         ValueError: no pyarrow; no run, store or checkpoint; OUT is there already or was made with other options;
             labels that do not fit.
-        OutputError: OUT cannot be written; whole parts stay, and the same command goes on with them.
+        OutputError: OUT cannot be written; complete parts stay, and the same command continues from them.
     """
     _require_pyarrow()
     from ..common.parsed_file import read_json
@@ -130,7 +129,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
         print(remark, file=sys.stderr)
     if config.labels:
         names = [printable(study) for study in store.ids]
-        read_labels(config.labels, config.colour, names)  # a table that does not fit is known before the work
+        read_labels(config.labels, config.colour, names)  # so that a table that does not fit is refused before the work
         check_matches(config.labels, read_table(config.labels).rows, names, config.store)
     device = pick_device(config.device)
     precision = pick_precision(info.options["precision"], device)
@@ -177,7 +176,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
 
 
 def _drawn(config: EmbedConfig, report: EmbedReport) -> EmbedReport:
-    """Draw what is in OUT, where labels say by what to colour it."""
+    """Draw the embeddings in OUT, where --labels colours them."""
     if config.labels and report.studies:
         import numpy as np
 
@@ -201,7 +200,7 @@ def _require_pyarrow() -> None:
 
 
 def _begin(config: EmbedConfig, folder: Path, metadata: dict[str, str]) -> EmbedReport | None:
-    """See what is there of OUT; the report where nothing is left to do. Raises ValueError as `embed` says."""
+    """Examine what exists of OUT; returns the report where nothing is left to do. Raises ValueError as `embed`."""
     from ..common.output import check_outside_store
 
     out = config.out
@@ -210,7 +209,7 @@ def _begin(config: EmbedConfig, folder: Path, metadata: dict[str, str]) -> Embed
     check_outside_store(out)
     made = [out, folder]
     picture = out.with_suffix(".png")
-    if config.labels and picture.exists() and not config.resume:  # a run that was killed had not come to it
+    if config.labels and picture.exists() and not config.resume:  # a killed run had not drawn it yet
         raise ValueError(f"{picture} exists: choose another OUT, or give --resume to draw it again")
     killed = (folder / UNFINISHED).exists()
     if not (config.resume or killed) and (there := next((path for path in made if path.exists()), None)):
@@ -224,7 +223,7 @@ def _begin(config: EmbedConfig, folder: Path, metadata: dict[str, str]) -> Embed
 
 
 def _read_skipped(path: Path, metadata: dict[str, str]) -> dict[str, str] | None:
-    """What a part, or the whole, could not embed; None where it is not there or damaged.
+    """The skipped studies of a part or of the whole file, and why; None where the file is missing or damaged.
 
     Raises ValueError where it was written with other `metadata`.
     """
@@ -259,7 +258,7 @@ def _write_part(path: Path, vectors: list, width: int, metadata: dict[str, str])
 
 
 def _join(out: Path, parts: list[Path], metadata: dict[str, str]) -> EmbedReport:
-    """One file of all parts. No file where they hold no study."""
+    """Join all parts to one file; no file is written where they hold no study."""
     from ..common.parquet import read_parquet
 
     skipped = {study: why for part in parts for study, why in _read_skipped(part, metadata).items()}

@@ -1,7 +1,7 @@
 """One vector per study, by a pre-trained encoder.
 
-Every image of a study is encoded whole, nothing masked and nothing augmented. A view's vector is the mean of its
-tokens, without those that hold padding only. Then:
+Every image of a study is encoded as a whole, without mask and augmentation. A view's vector is the mean of its tokens,
+without those that hold only padding. Then:
 
     HeartMAE  an image is a clip that starts at the first frame; mean over the planes of a view, then over the views
     CineMA    an image is one time point, all views together; mean over the views, then over the time points PHASES
@@ -27,7 +27,7 @@ from ..models.precision import autocast
 
 @dataclass(frozen=True)
 class Image:
-    """What the encoder takes at once, and its share in the study's vector (the shares of a study sum to 1).
+    """One input of the encoder, and its weight in the study's vector (the weights of a study sum to 1).
 
     frames: {view: (*size) uint8}; extent: {view: (axes,) int64}, the size without padding.
     """
@@ -40,7 +40,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Embedding:
-    """The vector of a study: float32 (D,), the store's views that went in, and how many clips or time points."""
+    """The vector of a study: float32 (D,), the store's views that were encoded, and how many clips or time points."""
 
     study: str
     vector: np.ndarray
@@ -71,7 +71,7 @@ def read_images(store: CineStore | ClipStore, config: CineMAConfig, study: str) 
 
 
 def views_of(store: CineStore | ClipStore, config: CineMAConfig, study: str) -> tuple[str, ...]:
-    """The store's views of a study that go into its vector."""
+    """The store's views of a study that are encoded for its vector."""
     if CLIP in config.views:
         return tuple(dict.fromkeys(plane.view for plane in store.planes(study)))
     return tuple(view for view in store.views(study) if view in config.views)
@@ -79,7 +79,7 @@ def views_of(store: CineStore | ClipStore, config: CineMAConfig, study: str) -> 
 
 @torch.no_grad()
 def encode_images(model: CineMA, images: Sequence[Image], *, device: torch.device, precision: torch.dtype) -> Tensor:
-    """(B, D) float32 on the CPU: the mean over the views of each view's mean token; one set of views for all images."""
+    """(B, D) float32 on the CPU: the mean over the views of each view's mean token. All images have the same views."""
     inputs, intensity, inside = {}, {}, {}
     for view in images[0].frames:
         extent = torch.stack([image.extent[view] for image in images]).to(device)
@@ -115,9 +115,9 @@ def embed_studies(
     workers: int,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[list[Embedding], dict[str, str]]:
-    """The vectors of `studies`, in their order, and why there is none: {study that cannot be read: reason}.
+    """The vectors of `studies`, in their order, and {study that cannot be read: reason}.
 
-    Batches run on over the studies' ends, so the same studies and batch size give the same bits. advance is called
+    A batch may hold images of several studies, so the bits depend on the studies and the batch size. advance is called
     after each study that was read.
     """
     total = {study: np.zeros(model.config.enc_embed_dim) for study in studies}
@@ -152,7 +152,7 @@ def embed_studies(
 
 
 def _batches(images: Iterator[Image], size: int) -> Iterator[list[Image]]:
-    """Batches of `size` images with one set of views, and at the end what is left of each set."""
+    """Batches of `size` images that have the same views, and at the end the remaining images of each set of views."""
     waiting: dict[tuple[str, ...], list[Image]] = {}
     for image in images:
         views = tuple(image.frames)

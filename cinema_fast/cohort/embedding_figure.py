@@ -39,9 +39,9 @@ def read_labels(path: Path, column: str, studies: Sequence[str]) -> np.ndarray:
 def draw_embeddings(
     path: Path, embeddings: Mapping[str, np.ndarray], values: np.ndarray | None = None, name: str = ""
 ) -> None:
-    """A panel for each of `embeddings`, title -> vectors (n, D).
+    """Draw a panel for each of `embeddings`, {title: vectors (n, D)}.
 
-    values (n,): what colours the studies, numbers with NaN where unknown (grey); None: one colour. name: of it.
+    values (n,): numbers that colour the studies, NaN (grey) where unknown; None: one colour. name: of these values.
     """
     figure = new_figure(4.2 * len(embeddings) + 0.8, 4.2)
     panels = figure.subplots(1, len(embeddings), squeeze=False)[0]

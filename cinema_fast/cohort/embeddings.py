@@ -1,4 +1,4 @@
-"""The Parquet file of `cinema-fast embed`, and its studies beside a table of what is known of them."""
+"""Reads the Parquet file of `cinema-fast embed`, and a table about its studies."""
 
 import hashlib
 from collections import Counter
@@ -15,7 +15,7 @@ from ..common.tables import Table, check_matches, read_table
 class Embeddings:
     """One vector a study.
 
-    studies: n names, as `embed` prints them. vectors (n, D) float64, finite. metadata: of the file, by what it was made
+    studies: n names, as `embed` prints them. vectors (n, D) float64, finite. metadata: what the file was made from
     (preset, checkpoint, step, store, ...), empty where it was not written by `embed`. sha256: of the file.
     """
 
@@ -29,9 +29,9 @@ class Embeddings:
 def read_embeddings(path: Path) -> Embeddings:
     """Read a Parquet file with the columns `study` and `embedding`.
 
-    Raises ValueError where there is no pyarrow, or naming the file and what is wrong with it: no Parquet, a column
-    missing, no study, a study twice, vectors of unlike length, or numbers that are not finite; OSError where it cannot
-    be read.
+    Raises ValueError where pyarrow is not installed, or where the file is wrong (the message names it): not Parquet, a
+    missing column, no study, a study twice, vectors of different lengths, or numbers that are not finite. Raises
+    OSError where it cannot be read.
     """
     try:
         import pyarrow as pa
@@ -70,7 +70,7 @@ _MADE_BY = ("preset", "checkpoint", "step", "store", "batch_size", "device", "pr
 
 
 def read_beside(path: Path, embeddings: Embeddings) -> Table:
-    """A CSV table about the studies. Raises ValueError as `read_table`, and where it knows none of them."""
+    """Read a CSV table about the studies. Raises ValueError as `read_table`, and where it lists none of them."""
     table = read_table(path)
     if not any(study in table.rows for study in embeddings.studies):
         raise ValueError(

@@ -20,17 +20,17 @@ from ..metrics.bootstrap import RESAMPLES, Estimate, Measure, estimate
 from .embeddings import Embeddings, read_beside, read_embeddings
 from .probes import SCORES, Probe, probes
 
-FEW = 20  # studies to test on, below which a warning is given
-LEAST = 10  # studies with a label; fewer, and no interval means anything
+FEW = 20  # a warning is given for fewer test studies
+LEAST = 10  # studies with a label; with fewer, intervals mean nothing
 
 
 @dataclass(frozen=True)
 class ProbeConfig:
     """Predict columns of a table from the embeddings of a cohort: by a linear probe, by k-NN, and without embeddings.
 
-    A column of numbers is regressed, one of words classified; one of both is refused unless --classes names it.
-    Training and test studies are those that the column `split` of the table says (train, val, test; val is left out),
-    or drawn anew for each seed. Writes OUT/results.json.
+    A column of numbers is regressed, a column of words is classified; a column of both is refused unless --classes
+    names it. The table's column `split` (train, val, test; val is not used) gives the training and test studies;
+    without it they are drawn for each seed. Writes OUT/results.json.
     """
 
     # Parquet file of `cinema-fast embed`
@@ -62,7 +62,7 @@ class ProbeConfig:
 
 
 class MeanOverSeeds(Measure):
-    """SCORES as the mean over probes of one kind; rows are the test studies of the first probe, then of the next."""
+    """SCORES as the mean over probes of one kind; rows are the test studies of each probe, one probe after another."""
 
     def __init__(self, probes: Sequence[Probe]):
         self.parts = [probe.measure for probe in probes]
@@ -96,7 +96,7 @@ class TargetReport:
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """{target: what was found}, and how studies were split."""
+    """The reports by target, and how studies were split."""
 
     config: ProbeConfig
     split: str
@@ -123,8 +123,8 @@ def probe(config: ProbeConfig) -> ProbeReport:
 
     Raises:
         ValueError: no scikit-learn or pyarrow; OUT is a file or not empty; embeddings that cannot be read; a table
-            without the studies or a target; a target with too few labels, one class or one value, in a part too.
-        OSError: a file cannot be read; OutputError, one of them: OUT cannot be written; nothing of it stays.
+            without the studies or a target; a target with too few labels, one class or one value, also in one part.
+        OSError: a file cannot be read. OutputError (an OSError): OUT cannot be written; no part of it is left.
     """
     need("sklearn", "probes are fitted")
     with new_folder(config.out, "probe", vars(config), ("results.json",)):
@@ -138,7 +138,7 @@ def _probe(config: ProbeConfig) -> ProbeReport:
     table = read_beside(config.table, embeddings)
     labels = {target: read_target(table, target, embeddings, target in config.classes) for target in config.targets}
     parts = read_split(table, embeddings.studies) if "split" in table.columns else None
-    with threadpool_limits(1):  # sums of several threads are added in any order
+    with threadpool_limits(1):  # several threads would add sums in varying order
         targets = {}
         for target, found in labels.items():
             try:
@@ -153,7 +153,7 @@ def _probe(config: ProbeConfig) -> ProbeReport:
 
 
 def read_target(table: Table, target: str, embeddings: Embeddings, classes: bool) -> np.ndarray:
-    """(n,) a label of each study: float64 with NaN, or words with "" (where `classes`, of numbers too), for missing.
+    """(n,) the label of each study: float64, NaN where missing; or words, "" where missing. classes: numbers are words.
 
     Raises ValueError: no such column, fewer than LEAST labels, numbers among words, labels that are all alike.
     """
@@ -163,7 +163,7 @@ def read_target(table: Table, target: str, embeddings: Embeddings, classes: bool
         raise ValueError(f"{table.path}: {len(known)} of the {len(embeddings.studies)} studies of {embeddings.path} "
                          f"have a value of {target}; expected {LEAST} or more")
     n_numbers = sum(map(is_number, known.values()))
-    if not classes and n_numbers < len(known):  # as decimal commas are not, nor shares in %
+    if not classes and n_numbers < len(known):  # decimal commas and values in % are not numbers either
         try:
             table.numeric(target)
         except ValueError as error:
@@ -184,7 +184,7 @@ def read_target(table: Table, target: str, embeddings: Embeddings, classes: bool
 
 
 def read_split(table: Table, studies: list[str]) -> np.ndarray:
-    """(n,) train, val or test of each study, "" where the table says nothing. Raises ValueError at another word."""
+    """(n,) train, val or test of each study, "" where the cell is empty. Raises ValueError for another word."""
     parts = table.values("split")
     for study, part in parts.items():
         if part not in ("train", "val", "test"):
@@ -221,7 +221,7 @@ def split_known(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the training and the test studies among those `known` to have a label.
 
-    Raises ValueError where a part is empty, or, classified, the test lacks a class that is trained or has another.
+    Raises ValueError where a part is empty, or where training and test studies do not have the same classes.
     """
     from sklearn.model_selection import train_test_split
 

@@ -1,6 +1,6 @@
 """Probes of frozen features: linear, DINO's weighted k-NN, and a constant baseline without features.
 
-Labels (n,) are float64 to regress, or words to classify. A probe sees the test labels only to score itself.
+Labels (n,) are float64 to regress, or words to classify. Test labels are used only for the scores.
 """
 
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from ..metrics.classification import Classification
 from ..metrics.regression import Agreement
 
 SCORES = ("mae", "rmse", "r2", "accuracy", "balanced_accuracy", "auroc")
-PENALTIES = np.logspace(-4, 4, 9)  # of ridge regression a feature's weight; of logistic regression its inverse
+PENALTIES = np.logspace(-4, 4, 9)  # alpha of ridge regression; C, an inverse penalty, of logistic regression
 FOLDS = 5
 TEMPERATURE = 0.07  # Caron et al. 2021, as in Wu et al. 2018
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a probe predicts, and how well.
+    """The predictions of a probe, and their scores.
 
-    predictions (n_test,): numbers or words. probabilities (n_test, classes) in the order of `classes`, None of numbers.
-    measure: of the test labels, an Agreement or a Classification. penalty: chosen, of the linear probe.
+    predictions (n_test,): numbers or words. probabilities (n_test, classes) in the order of `classes`; None for
+    numbers. measure: an Agreement or a Classification on the test labels. penalty: the one chosen for a linear probe.
     """
 
     predictions: np.ndarray
@@ -37,7 +37,7 @@ class Probe:
 
     @property
     def scores(self) -> dict[str, float]:
-        """SCORES of the test labels, nan where they do not define one."""
+        """SCORES on the test labels, nan where they do not define one."""
         found = self.measure.point()
         return {name: found[name] for name in SCORES if name in found}
 
@@ -47,10 +47,10 @@ def linear_probe(
 ) -> Probe:
     """Ridge or logistic regression on features (n, D), standardised.
 
-    The penalty is the best of PENALTIES in cross-validation of the training part, by squared error or log loss; `seed`
-    is that of the folds, which are standardised each on their own.
+    The penalty is the best of PENALTIES by squared error or log loss in cross-validation on the training studies; each
+    fold is standardised on its own. seed: of the folds.
 
-    Raises ValueError where there are fewer than two training studies, or of a class.
+    Raises ValueError where there are fewer than two training studies, or fewer than two of a class.
     """
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold
@@ -89,15 +89,15 @@ def knn_probe(
 ) -> Probe:
     """The mean, or vote, of the nearest training studies by cosine, weighted by exp(cosine / TEMPERATURE).
 
-    Features (n, D) are taken as they are; where there are fewer training studies than `neighbours`, all of them.
-    Nothing is drawn: `seed` changes nothing.
+    Features (n, D) are not standardised. Where there are fewer training studies than `neighbours`, all are used.
+    Nothing is random: `seed` has no effect.
     """
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
     kind = KNeighborsClassifier if _classified(labels) else KNeighborsRegressor
     model = kind(
         min(neighbours, len(labels)), metric="cosine", algorithm="brute",
-        weights=lambda distances: np.exp(-distances / TEMPERATURE),  # the factor exp(1 / TEMPERATURE) falls out
+        weights=lambda distances: np.exp(-distances / TEMPERATURE),  # the factor exp(1 / TEMPERATURE) cancels
     )  # fmt: skip
     return _probe(model.fit(features, labels), labels, test_features, test_labels)
 
@@ -105,7 +105,7 @@ def knn_probe(
 def constant_probe(
     features: np.ndarray, labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray, *, seed: int = 0
 ) -> Probe:
-    """The mean of the training labels, or their commonest class: what a probe has to beat. `seed` changes nothing."""
+    """The mean of the training labels, or their commonest class: what a probe has to beat. `seed` has no effect."""
     from sklearn.dummy import DummyClassifier, DummyRegressor
 
     model = DummyClassifier(strategy="prior") if _classified(labels) else DummyRegressor()
@@ -113,7 +113,7 @@ def constant_probe(
 
 
 def probes(neighbours: int) -> dict[str, Callable[..., Probe]]:
-    """All of them by name."""
+    """All probes by name."""
     return {"linear": linear_probe, "knn": partial(knn_probe, neighbours=neighbours), "constant": constant_probe}
 
 
@@ -128,7 +128,7 @@ def _probe(model, labels: np.ndarray, test_features: np.ndarray, test_labels: np
         return Probe(predictions, None, (), measure, len(labels), len(test_labels), penalty)
     probabilities, classes = model.predict_proba(test_features), tuple(map(str, model.classes_))
     if unknown := sorted(set(test_labels.tolist()) - set(classes)):
-        raise ValueError(f"class {unknown[0]!r} of a test study is that of no training study")
+        raise ValueError(f"class {unknown[0]!r} of a test study occurs in no training study")
     truth, decided = (np.searchsorted(model.classes_, words) for words in (test_labels, predictions))
     measure = Classification(truth, classes, probabilities, decided)
     return Probe(predictions, probabilities, classes, measure, len(labels), len(test_labels), penalty)

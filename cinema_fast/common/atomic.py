@@ -1,6 +1,6 @@
-"""Files and folders that are the old one or the new one, whole, at whatever moment a process is killed.
+"""Atomic writes: at whatever moment a process is killed, a file or folder is either the old or the new one, complete.
 
-`durable` writes and `sync_*` reach the disk, and so last through a crash of the machine too.
+`durable` writes and `sync_*` reach the disk, so they survive a crash of the machine too.
 """
 
 import os
@@ -11,25 +11,25 @@ from pathlib import Path
 from stat import S_IMODE
 from typing import IO
 
-TEMPORARY = ".tmp-"  # before the name of a file that is being written, or was when its process was killed
+TEMPORARY = ".tmp-"  # prefix of files that are being written, or were when their process was killed
 
 
 @contextmanager
 def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A name beside `path`, with its suffix, to write under: the file gets its own when the block ends without an
-    error, and is removed otherwise.
+    """Yields a temporary path beside `path`, with the same suffix, to write to. The file is renamed to `path` when the
+    block ends without an error, and removed otherwise.
 
-    Permissions are those of a file opened here, also where the block writes by a library that has its own.
+    Its permissions are those of a file opened here, even where a library writes it with other permissions.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
-        if os.path.lexists(temporary):  # of a killed process, with permissions that may be other
+        if os.path.lexists(temporary):  # left by a killed process, maybe with other permissions
             temporary.unlink()
         with temporary.open("wb") as file:
             mode = os.fstat(file.fileno()).st_mode
         yield temporary
         with temporary.open("rb") as file:
-            if os.fstat(file.fileno()).st_mode != mode:  # else left alone: not every file system lets it be set
+            if os.fstat(file.fileno()).st_mode != mode:  # not every file system allows chmod
                 os.fchmod(file.fileno(), S_IMODE(mode))
             if durable:
                 os.fsync(file.fileno())
@@ -43,9 +43,9 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Move a folder that is complete and on disk to where it belongs, in the place of an earlier one.
+    """Move a complete folder, already on disk, to `target`, and remove an earlier folder there.
 
-    A kill in between leaves none there; `source` and the earlier one, SOURCE.old, lie on the same disk.
+    A kill in between leaves no folder at `target`; then `source` and the earlier one, SOURCE.old, still exist.
     """
     old = source.with_name(f"{source.name}.old")
     if target.exists():
@@ -56,7 +56,7 @@ def replace_folder(source: Path, target: Path) -> None:
 
 
 def move_into(folder: Path, files: Iterable[Path]) -> None:
-    """Move files that are complete and on disk into a folder on the same disk, in the place of those of their names."""
+    """Move complete files, already on disk, into a folder on the same disk; files of the same names are replaced."""
     for file in files:
         os.replace(file, folder / file.name)
     sync_folder(folder)
@@ -69,7 +69,7 @@ def sync_file(file: IO) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Force to disk which files a folder holds, and their names."""
+    """Force a folder's list of files to disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

@@ -10,9 +10,9 @@ def flag(name: str) -> str:
 
 
 def check(config: object, *names: str, valid: Callable[[Any], bool], must: str, prefix: str = "") -> None:
-    """Raise ValueError for the first of the fields of a config that is not valid; None, an option not given, passes.
+    """Raise ValueError for the first of these fields of a config that is not valid. None (not given) is valid.
 
-    prefix: what the command line puts before the names of a nested config, as "mask.".
+    prefix: of the names of a nested config on the command line, such as "mask.".
     """
     for name in names:
         value = getattr(config, name)

@@ -5,7 +5,7 @@ from types import ModuleType
 
 
 def need(module: str, what: str) -> ModuleType:
-    """Import a module of MONAI, scikit-learn or Jinja2; ValueError where it is missing, with what needs it."""
+    """Import a module of MONAI, scikit-learn or Jinja2. ValueError, which says what needs it, where it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""An exclusive or shared lock on a folder: one process writes it, or several that write different parts."""
+"""An exclusive or shared lock on a folder: either one process writes it, or several write different parts of it."""
 
 import os
 import sys
@@ -18,9 +18,9 @@ def hold_folder(
 ) -> Iterator[None]:
     """Lock an existing folder for this process, by `flock`: the lock ends with the process, killed or not.
 
-    Where the file system has no locks, `warn` is told so and the block runs all the same.
-    name: of the file in the folder that is locked. shared: other shared locks are let in, exclusive ones are not.
-    Raises `error` with what another process is `doing` there, which one it is, and `advice`.
+    Where the file system has no locks, `warn` is called and the block runs without one.
+    name: of the file in the folder that is locked. shared: allow other shared locks, but no exclusive one.
+    Raises `error`, with what another process is `doing` there, its process id, and `advice`.
     """
     import fcntl
 
@@ -33,7 +33,7 @@ def hold_folder(
             raise error(f"{path} is being {doing} by another process (pid {holder}): {advice}") from None
         except OSError as reason:
             warn(f"{path} cannot be locked ({reason.strerror}): make sure that no other process writes there")
-        if not os.fstat(file.fileno()).st_nlink:  # whoever held it before has removed it since it was opened
+        if not os.fstat(file.fileno()).st_nlink:  # the previous holder removed it after it was opened here
             raise error(f"{path} was being {doing} by another process until now: repeat the command")
         file.truncate(0)
         if not shared:
@@ -43,7 +43,7 @@ def hold_folder(
 
 
 def is_held(path: Path) -> bool:
-    """Whether another process holds this lock file, which is not changed; False where that cannot be found out."""
+    """Whether another process holds this lock file; False where that cannot be determined. Does not change the file."""
     import fcntl
 
     try:

@@ -1,8 +1,8 @@
-"""How messages, tables and pictures count and name studies, files and the like."""
+"""Counts and names of studies, files and the like, as messages, tables and pictures write them."""
 
 from collections.abc import Mapping, Sequence
 
-NAMED = 5  # items that a message names at most
+NAMED = 5  # a message names so many items at most
 
 
 def counted(n: int, one: str, many: str = "") -> str:
@@ -29,5 +29,5 @@ def named(items: Sequence[str], by: str = ", ") -> str:
 
 
 def printable(name: str) -> str:
-    """A name of a file or study with those of its bytes that are no text spelt out, as no font can draw them."""
+    """The name of a file or study, with bytes that are not text written as escapes, since no font can draw them."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""Output folders: tried before the work, emptied after an error, written anew after a kill."""
+"""Output folders: checked before the work, emptied after an error, and written again after a kill."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from .lock import hold_folder
 from .parsed_file import read_json
 from .renamed import current_options
 
-UNFINISHED, LOCK = ".unfinished", ".lock"  # in a folder that a command is writing, or was killed while writing
-ANYWHERE = ("workers", "device")  # options that may differ when a killed command is given again
+UNFINISHED, LOCK = ".unfinished", ".lock"  # files in a folder that a command is writing, or was killed while writing
+ANYWHERE = ("workers", "device")  # options that may differ when a killed command is repeated
 
 
 class OutputError(OSError, ValueError):
-    """What cannot be written; the message names the file or folder and what to do."""
+    """A file or folder cannot be written; the message names it and says what to do."""
 
 
 class OutputTaken(FileExistsError, OutputError):
-    """There is something in the place of what is to be written."""
+    """The path to write to exists already."""
 
 
 @contextmanager
 def output_errors(out: Path, stays: str = "no half-written files remain") -> Iterator[None]:
-    """Raise OutputError, which says what `stays`, in place of an OSError of `out` or of a file in it.
+    """Turns an OSError about `out`, or about a file in it, into an OutputError, whose message says what `stays`.
 
-    Other errors pass: an input may be what cannot be read.
+    An OSError about another file passes: it may be an input that cannot be read.
     """
     try:
         yield
@@ -52,7 +52,7 @@ def output_errors(out: Path, stays: str = "no half-written files remain") -> Ite
 
 
 def check_outside_store(out: Path) -> None:
-    """Raise OutputTaken where `out`, which may be new, is a store or lies in one: only `prepare` writes there."""
+    """Raise OutputTaken where `out`, which need not exist, is a store or lies in one: only `prepare` writes there."""
     real = out.resolve()
     for folder in (real, *real.parents):
         if (folder / "index.json").is_file() and (folder / "studies").is_dir():
@@ -64,8 +64,8 @@ def check_outside_store(out: Path) -> None:
 def folder_for(out: Path, stays: str = "no half-written files remain") -> Iterator[None]:
     """A folder to write files into. A new one is removed again if nothing has been written.
 
-    Raises OutputTaken where a file is in the way, OutputError where nothing can be written into it: before the block,
-    or, as `output_errors`, in it.
+    Raises OutputTaken where there is a file of this name, and OutputError where the folder cannot be written: before
+    the block, or inside it as `output_errors`.
     """
     check_outside_store(out)
     there = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
@@ -78,7 +78,7 @@ def folder_for(out: Path, stays: str = "no half-written files remain") -> Iterat
                 out.mkdir(parents=True, exist_ok=True)
                 with TemporaryFile(dir=out) as trial:
                     trial.write(bytes(4096))
-            except OSError as error:  # also of a folder above it
+            except OSError as error:  # it may be about a folder above
                 raise OSError(error.errno, error.strerror, str(out)) from error
         with output_errors(out, stays):
             yield
@@ -90,18 +90,18 @@ def folder_for(out: Path, stays: str = "no half-written files remain") -> Iterat
 
 @contextmanager
 def new_folder(out: Path, command: str, options: Mapping[str, object], written: Sequence[str]) -> Iterator[None]:
-    """A new or empty folder, for one `command` alone; after an error in the block it is removed or emptied.
+    """A new or empty folder that only one `command` writes; after an error in the block it is removed or emptied.
 
-    A command that was killed leaves its files, and `.unfinished`, which holds its options: given again with the same
-    options (but for ANYWHERE) it starts over.
+    A killed command leaves its files and `.unfinished`, which holds its options. When it is repeated with the same
+    options (ANYWHERE may differ) it starts over.
 
     Args:
-        written: names of what the command writes there, as patterns; nothing else is ever removed, but for files that
-            were half written.
+        written: patterns of the names that the command writes there. Only these, and half-written files, are ever
+            removed.
 
     Raises:
-        OutputTaken: a file, a folder with other files in it, or with those of another command that was killed.
-        OutputError: a folder that cannot be written, as `folder_for`; or another process is writing it.
+        OutputTaken: `out` is a file, or a folder that holds other files or those of another killed command.
+        OutputError: the folder cannot be written, as `folder_for`, or another process is writing it.
     """
     call = {"command": command} | {name: str(value) for name, value in options.items() if name not in ANYWHERE}
     written = (*written, f"{TEMPORARY}*")
@@ -126,8 +126,8 @@ def new_folder(out: Path, command: str, options: Mapping[str, object], written: 
 
 @contextmanager
 def parts_folder(folder: Path) -> Iterator[None]:
-    """A folder of files that a killed or failed command goes on from, for one process alone: what is written stays,
-    and so does `.unfinished`. Raises as `folder_for`, and OutputError where another process is writing it."""
+    """A folder of files from which a killed or failed command continues, for one process only. Its files and
+    `.unfinished` stay. Raises as `folder_for`, and OutputError where another process is writing it."""
     with folder_for(folder, "complete parts are kept"), hold_folder(
         folder, "written", "wait for it, or choose another file to write", OutputError, name=LOCK
     ):
@@ -142,7 +142,7 @@ def parts_folder(folder: Path) -> Iterator[None]:
 
 
 def _others(out: Path) -> list[str]:
-    """What is in a folder besides `.unfinished` and the lock."""
+    """The files in a folder other than `.unfinished` and the lock."""
     return sorted(path.name for path in out.iterdir() if path.name not in (UNFINISHED, LOCK))
 
 
@@ -150,7 +150,7 @@ def _check_left(out: Path, left: list[str], call: dict[str, str], written: Seque
     """Raise OutputTaken unless the files `left` in a folder are of the same command with the same options."""
     try:
         before = read_json(out / UNFINISHED)
-        before = current_options(before["command"], before)  # an older version may have begun it
+        before = current_options(before["command"], before)  # it may be of an older version
         if before["command"] != call["command"]:
             raise OutputTaken(f"{out} holds leftovers of an unfinished `cinema-fast {before['command']}`: "
                               f"remove the folder, or choose another")

@@ -7,7 +7,7 @@ from .regular_file import read_regular
 
 
 def parse_json(text: str | bytes, **options) -> object:
-    """`json.loads`. Raises ValueError for all that it cannot read."""
+    """`json.loads`. Raises ValueError for anything that it cannot read."""
     try:
         return json.loads(text, **options)
     except RecursionError:

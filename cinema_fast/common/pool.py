@@ -1,4 +1,4 @@
-"""Runs independent tasks in worker processes; one that dies takes only its own task with it."""
+"""Runs independent tasks in worker processes; if a worker dies, only its own task fails."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ R = TypeVar("R")
 def run_in_processes(
     function: Callable[[T], R], tasks: Iterable[T], workers: int, *, contained: bool = False
 ) -> Iterator[tuple[T, R | Exception]]:
-    """Yield (task, result) in the order of completion; the exception in place of the result of a task that raised.
+    """Yield (task, result) in the order of completion; for a task that raised, the exception in place of the result.
 
-    A worker that dies (killed, out of memory) breaks its pool: the tasks then under way are tried again, each in a
-    pool of its own, so that only the task that kills its worker fails.
+    A worker that dies (killed, out of memory) breaks its pool. The tasks then running are tried again, each in a pool
+    of its own, so that only the task that kills its worker fails.
 
     Args:
-        function: picklable, as are its tasks and results; workers are spawned, they import it anew.
-        workers: number of processes; they end with this one, however it ends. With one everything runs in this process.
-        contained: use a process for a single worker too, for tasks that may crash it.
+        function: picklable, as are its tasks and results; workers are spawned and import it again.
+        workers: number of processes; they end with this one, however it ends. With 1 everything runs in this process.
+        contained: use a process even for a single worker, for tasks that may crash it.
     """
     waiting = deque(tasks)
     if workers == 1 and not contained:
@@ -64,7 +64,7 @@ def available_cores() -> int:
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """A pool that waits for its tasks; left by an error, it ends its workers at once."""
+    """A pool that waits for its tasks; where the block raises an error, its workers are ended at once."""
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=begin_worker) as pool:
         try:
             yield pool

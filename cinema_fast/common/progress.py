@@ -1,4 +1,4 @@
-"""How far a long piece of work is, on stderr: a bar that moves on a terminal, a line now and then elsewhere."""
+"""Progress of long work on stderr: a moving bar on a terminal, else a line now and then."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LINE_EVERY_S = 30.0
 def progress_bar(description: str, total: int, *, show: bool = True) -> Iterator[Callable[..., None]]:
     """A bar on stderr, or a line every LINE_EVERY_S where that is no terminal.
 
-    Yields a function that moves it on by one of `total`, or by as many as it is called with. Before the first of them
-    has ended the bar is seen to work too: a wheel turns, and the time passes.
+    Yields a function that advances it by one of `total`, or by the number given. A spinner and the elapsed time show
+    that the work is running before the first item is done.
     """
     if not show or not total:
         yield lambda n=1: None
@@ -27,7 +27,7 @@ def progress_bar(description: str, total: int, *, show: bool = True) -> Iterator
 
 
 def terminal():
-    """The rich.console.Console of stderr for bars to move on; None where that is no terminal, but a file or a pipe."""
+    """The rich.console.Console of stderr; None where stderr is a file or a pipe, not a terminal."""
     if not sys.stderr.isatty():
         return None
     from rich.console import Console

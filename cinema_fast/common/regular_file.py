@@ -1,4 +1,4 @@
-"""Opens regular files only: a named pipe in the place of one is refused, where open() would wait for a writer."""
+"""Opens only regular files: a named pipe is refused, for which open() would wait for a writer."""
 
 import errno
 import os

@@ -1,11 +1,11 @@
-"""Options that have been renamed: command lines may use the old name for one version, older runs are always read."""
+"""Renamed options: the command line accepts an old name for one version; in older runs old names are always read."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .checks import flag
 
-UNTIL = "0.2"  # the version that no longer takes the old names on the command line
+UNTIL = "0.2"  # from this version on the command line refuses the old names
 _OF_RUNS = {"clip": "clip_grad", "keep": "keep_checkpoints"}
 RENAMED: Mapping[str, Mapping[str, str]] = {  # {command: {old name: new name}}
     "prepare": {"check": "repair"},

@@ -5,15 +5,15 @@ from hashlib import sha256
 
 
 def digest(name: str) -> bytes:
-    """SHA-256 of a name, whose bytes need not be text."""
+    """SHA-256 of a name; its bytes need not be valid text."""
     return sha256(name.encode("utf-8", "surrogateescape")).digest()
 
 
 def cut(studies: Iterable[str], *shares: float) -> tuple[list[str], ...]:
-    """The studies in the order of their digests: a part for each share, and the rest.
+    """Cut the studies, in the order of their digests, into a part for each share, and the rest.
 
-    A part whose share is above 0 has at least one study, as long as there are any. This is the one rule by which
-    studies are held out of pre-training and split for fine-tuning: of the same share, these are the same studies.
+    A part whose share is above 0 has at least one study, as long as there are any. Both the studies held out of
+    pre-training and the data split of fine-tuning follow this rule, so equal shares give the same studies.
     """
     rest, parts = sorted(studies, key=digest), []
     counts = [max(round(share * len(rest)), 1) if share else 0 for share in shares]

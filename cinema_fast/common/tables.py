@@ -17,13 +17,13 @@ import numpy as np
 from .naming import named
 
 LANDMARK_COLUMNS = ("study", "view", "frame", "landmark", "x_mm", "y_mm", "z_mm")
-MOST = float(np.finfo(np.float32).max)  # what models compute in
+MOST = float(np.finfo(np.float32).max)  # models compute in float32
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table with a line per study. columns: names, that of the studies left out. rows: study -> column -> text,
-    without spaces around it; "" where the table says nothing. lines: study -> its line in the file."""
+    """A table with a line per study. columns: names, without the column of studies. rows: study -> column -> text,
+    without surrounding spaces; "" where a cell is empty. lines: study -> number of its line in the file."""
 
     path: Path
     columns: tuple[str, ...]
@@ -31,7 +31,7 @@ class Table:
     lines: dict[str, int]
 
     def values(self, column: str) -> dict[str, str]:
-        """study -> text of a column, where there is some. Raises ValueError where there is no such column."""
+        """study -> text of a column, where it is not empty. Raises ValueError where there is no such column."""
         if column not in self.columns:
             raise ValueError(_no_column(self.path, column, self.columns))
         return {study: row[column] for study, row in self.rows.items() if row[column]}
@@ -40,15 +40,15 @@ class Table:
         """study -> finite number of a column, where there is one.
 
         Raises:
-            ValueError: no such column, a value that is no number (also nan and inf: leave unknown values out), or one
-                beyond MOST.
+            ValueError: no such column, a value that is not a number (nan and inf are refused; leave unknown values
+                empty), or one beyond MOST.
         """
         return {study: _number(self.path, self.lines[study], column, text)
                 for study, text in self.values(column).items()}
 
     def check_classes(self, column: str, studies: Collection[str]) -> None:
-        """Raise ValueError where two classes of a column, over `studies`, must be one: they differ by no more than case
-        or spaces, or they are the same number."""
+        """Raise ValueError where two classes of a column, over `studies`, are one class: they differ only in case or
+        spaces, or are the same number."""
         studies, first = set(studies), {}
         for study, text in self.values(column).items():
             if study not in studies:
@@ -64,13 +64,13 @@ class Table:
 def is_number(text: str) -> bool:
     """Whether a cell is a finite number."""
     try:
-        return "_" not in text and math.isfinite(float(text))  # Python's own 1_000
+        return "_" not in text and math.isfinite(float(text))  # Python would read 1_000
     except ValueError:
         return False
 
 
 def means_number(text: str) -> bool:
-    """Whether a cell is a number, or would be one without a decimal comma, commas between thousands or a sign %."""
+    """Whether a cell is a number, or would be one without decimal comma, thousands separators or percent sign."""
     return is_number(text) or _as_number(text) is not None
 
 
@@ -83,10 +83,9 @@ def _as_number(text: str) -> str | None:
 def check_matches(
     path: Path, listed: Collection[str], studies: Collection[str], where: Path | str, whole: Collection[str] = ()
 ) -> None:
-    """Say on stderr how many of the `studies` of `where` a table lists and how many it does not, and how many others,
-    with some of each; nothing where they are the same. whole: what else it may list, as others of a store.
-
-    Raises ValueError where it lists none of the studies.
+    """Report on stderr where a table does not list exactly the `studies` of `where`: how many it lists, how many are
+    missing, how many others it lists, and some names. whole: studies that it may list as well, such as a store's
+    others. Raises ValueError where it lists none of the studies.
     """
     there, known = set(listed), {*studies, *whole}
     lacking, other = [one for one in studies if one not in there], [one for one in listed if one not in known]
@@ -111,11 +110,11 @@ def read_table(path: Path | str, column: str = "study") -> Table:
     skipped. The caller checks whether the studies are those of a store.
 
     Args:
-        column: the one that names the studies.
+        column: name of the column of studies.
 
     Raises:
-        ValueError: no such column, one that is named twice, a line of too many or too few fields, a study that is
-            named twice or not at all, no study, text that is no UTF-8, a delimiter other than the comma.
+        ValueError: no such column, a column name that occurs twice, a line with too many or too few fields, a study
+            that is named twice or not at all, no study, text that is not UTF-8, a delimiter other than the comma.
         OSError: the file cannot be read.
     """
     path = Path(path)
@@ -138,11 +137,11 @@ def read_table(path: Path | str, column: str = "study") -> Table:
 def read_landmarks(path: Path | str) -> dict[str, dict[str, dict[int, dict[str, np.ndarray]]]]:
     """Read landmarks in scanner mm (RAS+): study -> view -> frame -> landmark -> float64 (3,).
 
-    A CSV table of the columns `LANDMARK_COLUMNS`, a line per landmark, as `cinema-fast phantom` writes it; frames are
-    counted from 0, as in the store. `landmark_voxels` finds where they lie in stored images.
+    A CSV table with the columns `LANDMARK_COLUMNS` and a line per landmark, as `cinema-fast phantom` writes it; frames
+    are counted from 0, as in the store. `landmark_voxels` converts them to positions in stored images.
 
     Raises:
-        ValueError: as `read_table`; a coordinate or a frame that is no number; a landmark that is given twice.
+        ValueError: as `read_table`; a coordinate or a frame that is not a number; a landmark that is given twice.
         OSError: the file cannot be read.
     """
     path = Path(path)
@@ -163,7 +162,7 @@ def read_landmarks(path: Path | str) -> dict[str, dict[str, dict[int, dict[str, 
 
 
 def _read_lines(path: Path, wanted: tuple[str, ...]) -> tuple[tuple[str, ...], Iterator[tuple[int, dict[str, str]]]]:
-    """The names of the columns, among which those wanted must be; and (number of the line, name -> text) of each."""
+    """The column names, which must include `wanted`; and (line number, name -> text) for each line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as err:
@@ -207,7 +206,7 @@ def _no_column(path: Path, name: str, columns: tuple[str, ...]) -> str:
 def _number(path: Path, line: int, column: str, text: str) -> float:
     if not is_number(text):
         plain = _as_number(text)
-        if re.fullmatch(r"-?\d{1,3},\d{3}", text):  # a decimal comma, or one between thousands
+        if re.fullmatch(r"-?\d{1,3},\d{3}", text):  # a decimal comma or a thousands separator
             plain = f"{plain} or {text.replace(',', '')}"
         hint = f": write {plain}, with a decimal point and no other signs" if plain else ""
         raise ValueError(f"{path}, line {line}: {column} is {text!r}, not a number{hint}")

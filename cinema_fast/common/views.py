@@ -7,5 +7,5 @@ CLIP = "clip"  # the one view of a model over clips (T, X, Y): any image plane o
 
 
 def views_in_order(views: Iterable[str]) -> list[str]:
-    """Those of VIEWS first, then others by name."""
+    """The views of VIEWS first, in that order, then others by name."""
     return sorted(views, key=lambda view: (VIEWS.index(view) if view in VIEWS else len(VIEWS), view))

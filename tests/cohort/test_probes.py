@@ -151,5 +151,5 @@ def test_training_parts_that_cannot_be_fitted(labels, match):
 
 
 def test_a_class_that_was_never_trained():
-    with pytest.raises(ValueError, match="class 'c' of a test study is that of no training study"):
+    with pytest.raises(ValueError, match="class 'c' of a test study occurs in no training study"):
         knn_probe(np.eye(4), np.array(list("aabb")), np.eye(4), np.array(list("aabc")))

@@ -246,5 +246,5 @@ def test_bad_input_is_refused(change, match):
 def test_a_kernel_that_cannot_run_says_why():
     (image, *given), optional = make("first conv of a lax stem", torch.float64, torch.float64)
     optional["table"].requires_grad_()
-    with pytest.raises(BackendError, match=r"needs CUDA.*float64.*no gradient to the table.*got torch.float64"):
+    with pytest.raises(BackendError, match=r"needs CUDA.*float64.*no gradient for the table.*got torch.float64"):
         patch_embed(image, *given, **optional, backend="triton")

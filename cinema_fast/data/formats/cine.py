@@ -10,28 +10,28 @@ from pathlib import Path
 
 import numpy as np
 
-# No cine is larger (512 x 512 x 20 slices x 50 frames of float32 are 1 GiB): stops a file made of compressed zeros.
+# No cine is larger (512 x 512 x 20 slices x 50 frames of float32 are 1 GiB); refuses files of compressed zeros.
 MAX_BYTES = 4 << 30
 # Frames 30-40 ms apart are more alike than slices 10 mm apart: on a real stack the mean change from frame to frame
 # is 0.08 of that from slice to slice (ED against ES, the extreme: 0.4 to 0.65). Beyond this the axes are swapped.
 MAX_TIME_CHANGE = 2.0
-# On real cines of 25 frames the mean change from frame to frame is 0.3 to 0.7 of that from pixel to pixel, 1 where
-# noise is all there is; with ED and ES alone it is up to 3.2, so below this many frames it tells nothing.
+# On real cines of 25 frames the mean change from frame to frame is 0.3 to 0.7 of that from pixel to pixel, and 1 in
+# pure noise. With only ED and ES it is up to 3.2, so with fewer frames than this it is not conclusive.
 MANY_FRAMES = 32
-# No cine has an axis of so few pixels in plane and twice as many frames; a time axis in the place of X or Y has.
+# No cine has so few pixels along an in-plane axis and twice as many frames; a file with time in place of X or Y may.
 FEW_PIXELS = 64
 
-# Change from slice to slice grows with the distance between slices up to about this many mm, so that thinner ones are
-# more alike; it is allowed for where there are few frames, ED and ES above all, which differ most from each other.
+# Up to about this distance in mm, neighbouring slices differ more the further apart they are. The check corrects for
+# thinner slices where there are few frames: ED and ES differ most.
 THICK_SLICES_MM = 10.0
 FEW_FRAMES = 4
-# The axes of a scan stand at right angles. Rounded headers are off by 0.01 degrees in plane; slices may be shifted a
-# little from breath-hold to breath-hold, at 10 degrees by 1.8 mm from one to the next.
+# The axes of a scan are orthogonal. Rounded headers are off by 0.01 degrees in plane. Slices may shift a little between
+# breath-holds: 10 degrees are 1.8 mm from one slice to the next.
 MAX_SHEAR_IN_PLANE, MAX_SHEAR_OF_SLICES = 1.0, 10.0
 
 
 class CineError(ValueError):
-    """A file that is no usable cine. `reason` is the message without the file's name."""
+    """A file is not a usable cine. `reason` is the message without the file's name."""
 
     def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(path, reason)
@@ -42,7 +42,7 @@ class CineError(ValueError):
 
 
 class IncompleteCine(CineError):
-    """Images are missing, or there are more of one slice than of others. `path` is a file beside them."""
+    """Images are missing, or one slice has more of them than others. `path` is a file that belongs to them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,9 @@ class Volume:
 
     data: array as in the file, axes (X, Y[, Z[, T ...]]), Fortran order, read-only use; values are
     `data * slope + inter`. affine: (4, 4) float64, voxel index -> scanner mm (RAS+). frame_time_ms: ms, or None
-    where the header does not say. sha256: of the file's bytes. oriented: whether the header says how the axes lie in
-    the patient: a code is set, and they are not simply the scanner's. remark: how the header contradicts itself, "" if
-    it does not.
+    where the header does not say. sha256: of the file's bytes. oriented: whether the header gives the axes' directions
+    in the patient: an orientation code is set, and they are not just the scanner's axes. remark: how the header
+    contradicts itself, or "".
     """
 
     data: np.ndarray
@@ -80,8 +80,8 @@ class Cine:
     """A checked cine: `n_frames` frames of `shape` (X, Y, Z), Z = 1 for a long-axis view.
 
     volumes: one 4D volume, or one volume per frame. affine: (4, 4) float64, voxel index -> scanner mm (RAS+).
-    frame_time_ms: ms or None. sha256: of the file; of several, the SHA-256 of their hexadecimal digests joined.
-    oriented: as that of the (first) volume. remark: how contradictions of its headers were resolved, "" if none.
+    frame_time_ms: ms or None. sha256: of the file; of several files, the SHA-256 of their joined hexadecimal digests.
+    oriented: that of the (first) volume. remark: how contradictions of its headers were resolved, or "".
     """
 
     volumes: tuple[Volume, ...]
@@ -100,7 +100,7 @@ class Cine:
 
 
 def check_cine(cine: Cine, path: Path, *, stack: bool) -> None:
-    """Raise CineError of `path` where the geometry or the values are those of no cine, as in `read_cine`."""
+    """Raise CineError of `path` where the geometry or the values are not those of a cine, as in `read_cine`."""
     try:
         _check_geometry(cine, stack)
         _check_values(cine)
@@ -127,7 +127,7 @@ def _check_geometry(cine: Cine, stack: bool) -> None:
     if not np.isfinite(cine.affine).all():
         raise ValueError("the affine holds values that are not finite")
     spacing = np.linalg.norm(linear, axis=0)
-    # Volume of the unit cell against that of a box: 1 for a rectangular grid, 0 for axes in one plane.
+    # volume of the unit cell relative to a box: 1 for a rectangular grid, 0 for axes in one plane
     if spacing.min() == 0 or abs(np.linalg.det(linear / spacing)) < 0.1:
         raise ValueError(f"the affine is singular: voxel axes {linear.T.round(3).tolist()} do not span space")
     _check_angles(linear / spacing, z)
@@ -178,14 +178,14 @@ def _check_values(cine: Cine) -> None:
 
 
 def check_time_axis(cine: Cine) -> None:
-    """Raise ValueError where the last axis of a file is not the time, because another one is smoother."""
+    """Raise ValueError where the last axis of a file is not time: another axis is smoother."""
     n_frames, shape = cine.n_frames, (*cine.shape, cine.n_frames)
     *over_space, over_time = _mean_changes(cine)
     thinness = max(1.0, THICK_SLICES_MM / float(np.linalg.norm(cine.affine[:3, 2]))) if n_frames <= FEW_FRAMES else 1.0
     for axis, n, change in zip(("first", "second", "third"), cine.shape, over_space):
         if axis == "third":
-            swapped = 0 < MAX_TIME_CHANGE * thinness * change < over_time  # slices that are all alike are no time axis
-        elif n_frames > n:  # as likely swapped as not: the smoother axis is the time
+            swapped = 0 < MAX_TIME_CHANGE * thinness * change < over_time  # identical slices are not a time axis
+        elif n_frames > n:  # in doubt the smoother axis is time
             swapped = change < over_time
         else:
             swapped = n_frames >= MANY_FRAMES and MAX_TIME_CHANGE * change < over_time

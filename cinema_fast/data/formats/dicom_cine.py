@@ -1,9 +1,9 @@
 """Reads a cine from DICOM files: the images of one view are sorted into slices and frames by their headers.
 
-Slices are ordered by their position along the normal, frames by trigger time: the first is the one at the R wave, and
-frames from before it are moved to the end of the cycle. Phase, real and imaginary images are left out. The voxel axes
-are those of the pixels, X along a row and Y down a column (as SimpleITK keeps them; dcm2niix mirrors Y), the third is
-along row x column; the affine leads to the scanner's coordinates of NIfTI (mm, RAS+).
+Slices are ordered by their position along the normal, frames by trigger time. The first frame is the one at the R wave;
+frames from before it are moved to the end of the cycle. Phase, real and imaginary images are left out. X runs along a
+row of pixels and Y down a column (as in SimpleITK; dcm2niix mirrors Y), Z along row x column. The affine maps voxel
+indices to NIfTI's scanner coordinates (mm, RAS+).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .dicom_pixels import read_pixels
 
 # Slices of a cine are 4 mm apart or more; the same slice has the same position to a hundredth of a millimetre.
 SAME_PLACE_MM = 0.5
-# Between the largest and the smallest step of a stack that lacks no slice, relative to the middle one.
+# Largest minus smallest slice distance of a complete stack, relative to the median.
 MAX_UNEVENNESS = 0.1
-# A step in time so much longer than the middle one means that a frame is missing.
+# A time step this many times the median means that a frame is missing.
 LONG_STEP = 1.6
-# Between the heart's cycle and the time of all frames where they fill it, relative to the cycle.
+# Difference between the heart's cycle and the time of all frames where they fill it, relative to the cycle.
 MAX_UNFILLED = 0.1
 
 
 class Image(NamedTuple):
-    """An image with the file that it comes from. pixels: (Rows, Columns)."""
+    """An image, and the file that it comes from. pixels: (Rows, Columns)."""
 
     path: Path
     header: ImageHeader
@@ -47,7 +47,7 @@ def read_dicom_cine(paths: Sequence[Path], *, stack: bool) -> Cine:
 
     Raises:
         CineError: a file that is malformed, truncated or without a decoder; images of differing size, orientation or
-            spacing; missing or repeated slices or frames; what `cine.check_cine` refuses.
+            spacing; missing or repeated slices or frames; anything that `cine.check_cine` refuses.
     """
     images, digests = [], []
     for path in paths:
@@ -90,7 +90,7 @@ def _check_alike(first: Image, image: Image) -> None:
     if image.pixels.shape != first.pixels.shape:
         found, expected = ("{1} x {0} pixels".format(*one.pixels.shape) for one in (image, first))
         raise CineError(image.path, f"sizes differ: {found}, in {first.path.name} {expected}")
-    # Within this the far corner of an image stays where it is by less than a pixel.
+    # differences up to these limits move the far corner of an image by less than a pixel
     for name, limit in (("orientation", 1e-3), ("spacing", 1e-3)):
         found, expected = getattr(image.header, name), getattr(first.header, name)
         if np.abs(np.subtract(found, expected)).max() > limit:
@@ -98,7 +98,7 @@ def _check_alike(first: Image, image: Image) -> None:
 
 
 def _by_place(images: list[Image]) -> list[list[Image]]:
-    """The images of each slice; slices in their order along the normal."""
+    """The images of each slice, ordered along the normal."""
     normal = images[0].header.normal
     ordered = sorted(images, key=lambda image: float(normal @ image.header.position))
     slices = [[ordered[0]]]
@@ -117,8 +117,7 @@ def _by_place(images: list[Image]) -> list[list[Image]]:
 
 
 def _by_time(slices: list[list[Image]]) -> tuple[list[list[Image]], str]:
-    """Each slice's images in the order of time, by the first of the headers' clocks that all of them have; and a
-    remark on them, or ""."""
+    """Each slice's images ordered by the first time attribute (clock) that all of them have; and a remark, or ""."""
     n = len(slices[0])
     phases = {image.header.n_phases for images in slices for image in images} - {None}
     if len(phases) == 1 and n < max(phases):
@@ -128,7 +127,7 @@ def _by_time(slices: list[list[Image]]) -> tuple[list[list[Image]], str]:
         times = [[getattr(image.header, clock) for image in images] for images in slices]
         known = [time for one in times for time in one if time is not None]
         if len(known) < n * len(slices) or (n > 1 and any(len(set(one)) == 1 for one in times)):
-            continue  # absent, or the same for all: no clock
+            continue  # absent, or the same in all images
         for images, one in zip(slices, times):
             if len(set(one)) < n:
                 twice = next(time for time in one if one.count(time) > 1)
@@ -153,14 +152,14 @@ def _check_steps(slices: list[list[Image]]) -> None:
 
 
 def _from_r_wave(slices: list[list[Image]]) -> tuple[list[list[Image]], str]:
-    """Frames in the order of trigger times, from the one at the R wave on; and a remark on them, or "".
+    """Frames in the order of trigger times, beginning with the frame at the R wave; and a remark on them, or "".
 
-    A time below zero is one before the R wave. Less than half a step is no more than rounding. Frames from further
-    before it are the end of the cycle, where the frames fill it; they are moved there in all slices alike, by the
-    median of their times, so that slices stay together.
+    A negative time is before the R wave; less than half a step is rounding. Frames from earlier than that belong to the
+    end of the cycle, if the frames fill it. They are moved there in all slices alike, by the median of their times, so
+    that slices stay aligned.
 
     Raises:
-        CineError: the times are a count backwards, or need not be of one cycle.
+        CineError: the times may count backwards, or the frames may not be of one cycle.
     """
     times = np.array([[image.header.trigger_ms for image in images] for images in slices])  # (Z, T)
     if times.min() >= 0:
@@ -172,7 +171,7 @@ def _from_r_wave(slices: list[list[Image]]) -> tuple[list[list[Image]], str]:
     for clock in ("temporal", "instance"):
         numbers = np.array([[getattr(image.header, clock) for image in images] for images in slices], float)
         if not np.isnan(numbers).any() and all(len(set(one)) == n for one in numbers):
-            turns = (numbers > np.roll(numbers, -1, axis=1)).sum(axis=1)  # one, where the last is followed by the first
+            turns = (numbers > np.roll(numbers, -1, axis=1)).sum(axis=1)  # 1 where the numbers only wrap around once
             if turns.max() > 1:
                 raise CineError(first.path, f"the trigger times begin at {times.min():g} ms and do not run as the "
                                             f"{clock} numbers do: the order of the frames is unknown")
@@ -191,7 +190,7 @@ def _from_r_wave(slices: list[list[Image]]) -> tuple[list[list[Image]], str]:
 
 
 def _affine(slices: list[list[Image]]) -> np.ndarray:
-    """(4, 4) voxel index -> mm, RAS+; the last column's step is that of the slices, of a single one its thickness."""
+    """(4, 4) voxel index -> mm, RAS+; the third axis steps by the slice distance, or by a single slice's thickness."""
     header = slices[0][0].header
     row, column = np.reshape(header.orientation, (2, 3))
     rows_mm, columns_mm = header.spacing
@@ -199,7 +198,7 @@ def _affine(slices: list[list[Image]]) -> np.ndarray:
     step = (last - first) / (len(slices) - 1) if len(slices) > 1 else header.normal * (header.thickness or 1.0)
     affine = np.eye(4)
     affine[:3] = np.stack([row * columns_mm, column * rows_mm, step, first], axis=1)
-    affine[:2] *= -1  # DICOM's axes lead to the left and to the back, those of NIfTI to the right and to the front
+    affine[:2] *= -1  # LPS+ of DICOM to RAS+ of NIfTI
     return affine
 
 
@@ -223,7 +222,7 @@ def _check_places(slices: list[list[Image]], affine: np.ndarray) -> None:
 
 
 def _volume(images: list[Image], affine: np.ndarray, sha256: str) -> Volume:
-    """One frame: slices (Rows, Columns) -> (X, Y, Z). With values scaled unlike, as float32."""
+    """One frame: slices (Rows, Columns) -> (X, Y, Z); float32 where the slices' value scaling differs."""
     scalings = {(image.header.slope, image.header.inter) for image in images}
     alike = len(scalings) == 1
     dtype = np.result_type(*(image.pixels.dtype for image in images)) if alike else np.dtype(np.float32)
@@ -237,7 +236,7 @@ def _volume(images: list[Image], affine: np.ndarray, sha256: str) -> Volume:
 
 
 def _frame_time(slices: list[list[Image]]) -> float | None:
-    """ms between frames: of the trigger times, else the heart's cycle divided by the frames, else FrameTime."""
+    """ms between frames: from trigger times, else the heart's cycle divided by the frames, else FrameTime."""
     n = len(slices[0])
     triggers = [[image.header.trigger_ms for image in images] for images in slices]
     if n > 1 and all(time is not None for one in triggers for time in one):

@@ -1,8 +1,8 @@
-"""A defensive reader of one DICOM file: headers are not trusted. Its header and what it says of each image in it.
+"""A defensive reader of one DICOM file, which does not trust headers: the header, and the attributes of each image.
 
-Files are parsed by pydicom in memory, where a read ends with the bytes that are there, so that a length in a header
-allocates nothing; a deflated file is inflated here, up to a ratio. Whatever a malformed file makes pydicom
-raise becomes a `CineError` that names the file.
+Files are parsed by pydicom from memory. A read there ends with the bytes that exist, so a false length in a header
+allocates nothing. A deflated file is inflated here, up to a ratio. Every error that pydicom raises on a malformed file
+becomes a `CineError` that names the file.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from .cine import MAX_BYTES, CineError
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-# 12-bit pixels of a heart deflate to a half or a quarter. More is a file made of zeros.
+# 12-bit pixels of a heart deflate to a half or a quarter. A larger ratio means a file of zeros.
 MAX_INFLATION = 64
 # A header of one image has a few thousand bytes.
 HEADER_BYTES = 1 << 16
 # Pixels of floats, doubles and integers, (7FE0,0008) to (7FE0,0010): elements are sorted by tag.
 FIRST_PIXEL_TAG = 0x7FE00008
-# An item of a sequence is 8 bytes in a file and 1.4 kB in memory; an enhanced file has ten or twenty for each image.
+# A sequence item is 8 bytes in a file and 1.4 kB in memory; an enhanced file has ten or twenty for each image.
 MAX_ITEMS = 100_000
-# Of the values that are looked at none is longer than a description; as numbers, 20 bytes for each of theirs.
+# The values that are read are descriptions, or a few numbers of some 20 bytes each.
 MAX_VALUE_BYTES = 4096
-# No cine has so many: 20 slices of 50 frames are 1000.
+# No cine has so many images: 20 slices of 50 frames are 1000.
 MAX_IMAGES = 10_000
 
 _TAGS = (
@@ -49,8 +49,8 @@ _TAGS = (
     "HighBit", "PixelRepresentation", "PixelData",
 )  # fmt: skip
 
-# What a single-frame file holds at the top level lies in an enhanced one in a functional group, shared by its images
-# or one per image, at times by another name.
+# Attributes that a single-frame file holds at the top level are in functional groups of an enhanced file, shared or one
+# per image, some with another name.
 _GROUPS = {
     "ImagePositionPatient": ("PlanePositionSequence", "ImagePositionPatient"),
     "ImageOrientationPatient": ("PlaneOrientationSequence", "ImageOrientationPatient"),
@@ -65,11 +65,11 @@ _GROUPS = {
 }
 
 
-# What pixels show other than magnitudes, by ComplexImageComponent, or by ImageType from its third value on.
+# Values of ComplexImageComponent, or of ImageType from its third value on, that mean pixels other than magnitudes.
 _NO_MAGNITUDE = {
     "P", "PHASE", "PHASE MAP", "PHASE_MAP", "VELOCITY", "VELOCITY MAP", "VELOCITY_MAP", "R", "REAL", "I", "IMAGINARY",
 }
-# Storage classes of images of MR: single-frame, enhanced, and enhanced of older files.
+# Storage classes of MR images: single-frame, enhanced, and legacy converted enhanced.
 _MR_IMAGES = {f"1.2.840.10008.5.1.4.1.1.{n}" for n in ("4", "4.1", "4.4")}
 
 
@@ -80,8 +80,8 @@ class ImageHeader(NamedTuple):
     both in the patient's coordinates of DICOM (LPS+). spacing: (2,) mm between rows and between columns. thickness: mm,
     None if unknown. Time, each None where the file does not say: trigger_ms after the R wave, temporal (index),
     instance and acquisition (numbers), rr_ms (length of the heart's cycle), frame_ms, n_phases (images in a cycle).
-    Values are `pixel * slope + inter`; magnitude: whether they are magnitudes, as they are taken to be where the file
-    does not say.
+    Values are `pixel * slope + inter`; magnitude: whether they are magnitudes, which is assumed where the file does not
+    say.
     """
 
     position: tuple[float, ...]
@@ -115,7 +115,7 @@ def require_pydicom() -> None:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file says that it is DICOM, by its name or by the mark at byte 128, or cannot be read."""
+    """Whether a file's name or the mark at byte 128 says that it is DICOM, or the file cannot be read."""
     if path.suffix.lower() in (".dcm", ".ima"):
         return True
     try:
@@ -127,7 +127,7 @@ def is_dicom(path: Path) -> bool:
 
 @contextlib.contextmanager
 def malformed(path: Path) -> Iterator[None]:
-    """Turns whatever pydicom and numpy raise on malformed content into a CineError of `path`, and mutes warnings."""
+    """Turns any error of pydicom and numpy on malformed content into a CineError of `path`, and mutes warnings."""
     import pydicom
 
     try:
@@ -138,15 +138,15 @@ def malformed(path: Path) -> Iterator[None]:
         raise
     except OSError as err:
         raise CineError(path, f"cannot be read: {err.strerror or err}") from err
-    except Exception as err:  # pydicom raises nearly every kind there is, on one malformed file or another
+    except Exception as err:  # malformed files make pydicom raise nearly every kind of error
         what = " ".join(str(err).split())[:200]
         raise CineError(path, f"malformed DICOM ({type(err).__name__}: {what})") from err
 
 
 def read_header(path: Path) -> Dataset:
-    """The header of a file, of the attributes that this package uses.
+    """The header of a file, with the attributes that this package uses.
 
-    Raises CineError, also for an image of MR that is cut short before it has said which series it is of.
+    Raises CineError, also for an MR image that is cut short before the UID of its series.
     """
     with malformed(path):
         info = path.stat()
@@ -154,7 +154,7 @@ def read_header(path: Path) -> Dataset:
             raise CineError(path, "not a regular file")
         with path.open("rb", buffering=0) as raw:
             content = b""
-            while True:  # few headers are longer than the first part, but who is to know
+            while True:  # few headers are longer than the first part
                 part = raw.read(min(HEADER_BYTES + 15 * len(content), info.st_size - len(content)))
                 content += part
                 try:
@@ -178,7 +178,7 @@ def read_dataset(path: Path, content: bytes) -> Dataset:
 
 
 def _parse(path: Path, content: bytes, *, pixels: bool) -> tuple[Dataset, bool]:
-    """The attributes of a file, and, without `pixels`, whether these begin after them."""
+    """The attributes of a file; and, where `pixels` are not read, whether pixel data follow."""
     from pydicom.filereader import read_dataset
 
     stream = io.BytesIO(content)
@@ -199,7 +199,7 @@ def _parse(path: Path, content: bytes, *, pixels: bool) -> tuple[Dataset, bool]:
 
     def at_pixels(tag: int, vr: str | None, length: int) -> bool:
         nonlocal ended
-        ended = int.__ge__(tag, FIRST_PIXEL_TAG)  # the tag's own comparison takes as long as its parsing
+        ended = int.__ge__(tag, FIRST_PIXEL_TAG)  # the tag's own comparison is as slow as its parsing
         return ended
 
     dataset = read_dataset(
@@ -211,7 +211,7 @@ def _parse(path: Path, content: bytes, *, pixels: bool) -> tuple[Dataset, bool]:
 
 
 def is_mr_image(dataset: Dataset) -> bool:
-    """Whether a file says before all else that it is an image of MR, which has pixels."""
+    """Whether the first attributes of a file say that it is an MR image, which has pixels."""
     return dataset.file_meta.get("MediaStorageSOPClassUID") in _MR_IMAGES
 
 
@@ -244,7 +244,7 @@ def _inflate(path: Path, packed: bytes) -> bytes:
 
 
 def value_of(dataset: Dataset, keyword: str) -> object:
-    """An attribute's value, None where there is none. Raises ValueError for one too long to be converted."""
+    """An attribute's value, or None. Raises ValueError for a value too long to be converted."""
     if keyword not in dataset:
         return None
     raw = dataset.get_item(keyword).value
@@ -254,17 +254,17 @@ def value_of(dataset: Dataset, keyword: str) -> object:
 
 
 def text(dataset: Dataset, keyword: str) -> str:
-    """An attribute as one line of printable characters, empty where there is none or it cannot be read."""
+    """An attribute as one line of printable characters; empty where it is missing or cannot be read."""
     try:
         value = str(value_of(dataset, keyword) or "")
-    except Exception:  # an unknown character set, a value of another type: described by nothing
+    except Exception:  # an unknown character set, or a value of another type: no description
         return ""
-    # interned: the same few of them stand in many thousands of files
+    # interned, because thousands of files have the same few values
     return sys.intern(" ".join("".join(c if c.isprintable() else " " for c in value).split()))
 
 
 def whole_number(dataset: Dataset, keyword: str, default: int | None = None) -> int:
-    """An integer attribute. Raises ValueError where it is missing (without a default) or is none."""
+    """An integer attribute. Raises ValueError where it is missing (without a default) or not an integer."""
     value = value_of(dataset, keyword)
     value = default if value is None or value == "" else value
     if value is None:
@@ -275,20 +275,20 @@ def whole_number(dataset: Dataset, keyword: str, default: int | None = None) -> 
 
 
 def image_headers(path: Path, dataset: Dataset) -> list[ImageHeader]:
-    """What a file says of each of its images. Raises CineError."""
+    """The header of each image in a file. Raises CineError."""
     with malformed(path):
         images = _groups(path, dataset)
         return [_image_header(path, dataset, groups, k, len(images)) for k, groups in enumerate(images)]
 
 
 def magnitudes(path: Path, dataset: Dataset) -> list[bool]:
-    """Of each image of a file whether it shows magnitudes, or does not say. Raises CineError."""
+    """For each image of a file whether it shows magnitudes (True where the file does not say). Raises CineError."""
     with malformed(path):
         return [_is_magnitude(dataset, groups) for groups in _groups(path, dataset)]
 
 
 def image_places(path: Path, dataset: Dataset) -> list[tuple[tuple[float, ...], float]]:
-    """Of each image of a file the normal (3,), LPS+, and the place along it in mm, but of what is no magnitude.
+    """For each magnitude image of a file its normal (3,), LPS+, and its position along the normal in mm.
 
     Raises CineError.
     """
@@ -308,7 +308,7 @@ def image_places(path: Path, dataset: Dataset) -> list[tuple[tuple[float, ...], 
 
 
 def _groups(path: Path, dataset: Dataset) -> list[list[Dataset]]:
-    """For each image of a file where its attributes lie, besides the top level."""
+    """For each image of a file the functional groups that hold its attributes, besides the top level."""
     n = whole_number(dataset, "NumberOfFrames", 1)
     if not 1 <= n <= MAX_IMAGES:
         raise CineError(path, f"the header claims {n} images (NumberOfFrames)")
@@ -333,7 +333,7 @@ def _is_magnitude(dataset: Dataset, groups: list[Dataset]) -> bool:
 
 
 def _numbers(path: Path, dataset: Dataset, groups: list[Dataset], keyword: str, n: int) -> tuple[float, ...] | None:
-    """`n` finite numbers of an attribute, None where it is absent. Raises CineError where it is of another kind."""
+    """`n` finite numbers of an attribute, None where it is absent. Raises CineError for any other value."""
     sequence, name = _GROUPS.get(keyword, (None, None))
     value = None
     for group in groups:
@@ -363,7 +363,7 @@ def _image_header(path: Path, dataset: Dataset, groups: list[Dataset], k: int, n
         raise CineError(path, f"ImageOrientationPatient {list(where[1])} is not a pair of orthogonal unit vectors")
     if min(where[2]) <= 0:
         raise CineError(path, f"PixelSpacing is {list(where[2])}")
-    # In a file of many images without functional groups, their order in the file is all that tells them apart.
+    # in a file of many images without functional groups, only their order in the file tells them apart
     instance = number("InstanceNumber") if n == 1 else float(k)
     slope, inter = number("RescaleSlope"), number("RescaleIntercept")
     return ImageHeader(

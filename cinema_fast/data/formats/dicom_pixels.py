@@ -1,4 +1,4 @@
-"""The pixels of a DICOM file's images, each checked against the bytes that are there before it is decoded."""
+"""The pixels of a DICOM file's images. Sizes are checked against the actual bytes before anything is decoded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.uid import UID
 
-# No coder makes the image of a heart smaller than this, and an image of one value is refused anyway.
+# No codec compresses the image of a heart more than this; constant images are refused anyway.
 MAX_COMPRESSION = 200
-# A decoder takes kilobytes for each tile of a JPEG 2000 image, however small; scanners write one tile.
+# A decoder needs kilobytes for each tile of a JPEG 2000 image, however small; scanners write one tile.
 MAX_TILES = 64
 
 
@@ -24,7 +24,7 @@ def read_pixels(path: Path, dataset: Dataset) -> list[np.ndarray]:
     """The stored values of every image: (Rows, Columns), integers of the file's width in this machine's byte order.
 
     Raises:
-        CineError: no pixels, fewer or more than the header says, colour, a width that is no cine's, a transfer syntax
+        CineError: no pixels, fewer or more than the header says, colour, an unusual number of bits, a transfer syntax
             without an installed decoder, damaged compressed data.
     """
     with malformed(path):
@@ -55,7 +55,7 @@ def read_pixels(path: Path, dataset: Dataset) -> list[np.ndarray]:
                                   f"header")
         dtype = np.dtype(f"{'<' if syntax.is_little_endian else '>'}{'i' if signed else 'u'}{allocated // 8}")
         images = np.frombuffer(data, dtype, n * rows * columns).reshape(n, rows, columns)
-        if stored < allocated:  # what lies beside the stored bits is an overlay, or nothing; the highest is the sign
+        if stored < allocated:  # the other bits may hold an overlay; the highest stored bit is the sign
             images = images.astype(dtype.newbyteorder("="))
             images = (images << (allocated - 1 - high)) >> (allocated - stored)
         return list(images)
@@ -98,9 +98,9 @@ def _decode(path: Path, dataset: Dataset, syntax: UID, data: bytes, n: int) -> l
 
 
 def _codestream_shape(frame: bytes) -> tuple[tuple[int, int] | None, int]:
-    """(rows, columns) and components that a JPEG, JPEG-LS or JPEG 2000 stream decodes to; None and 1 of run lengths.
+    """(rows, columns) and components that a JPEG, JPEG-LS or JPEG 2000 stream decodes to; (None, 1) for run lengths.
 
-    Raises ValueError for a stream without: a decoder would go by what it finds, however large.
+    Raises ValueError for a stream that does not say: a decoder might allocate any size.
     """
     if frame[:4] == b"\xff\x4f\xff\x51":  # JPEG 2000: SIZ comes first
         x1, y1, x0, y0, tile_x, tile_y = (int.from_bytes(frame[at : at + 4]) for at in range(8, 32, 4))

@@ -1,8 +1,8 @@
-"""A defensive reader of one cine from NIfTI files: headers are not trusted.
+"""A defensive reader of one cine from NIfTI files, which does not trust headers.
 
-Raw research folders hold truncated downloads, headers that do not belong to their data, label maps and single
-frames under a cine's name. `read_cine` returns a cine whose axes, geometry and values have been checked, or raises a
-CineError that names the file and the reason; it never allocates more than the bytes that the file holds.
+Research folders hold truncated downloads, headers that do not belong to their data, and label maps or single frames
+named like a cine. `read_cine` returns a cine whose axes, geometry and values have been checked, or raises a CineError
+that names the file and the reason. It never allocates more than the file can hold.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .cine import MAX_BYTES, Cine, CineError, Volume, check_cine, check_time_axi
 MAX_DEFLATE_RATIO = 1032
 # Headers round directions to 1e-6 or so.
 ALONG_SCANNER = 1e-4
-# Between the voxel sizes of a header's affine and of its pixdim, relative: both are float32 of the same numbers.
+# Relative difference between the voxel sizes of a header's affine and of its pixdim, both float32 of the same numbers.
 MAX_SIZE_DIFFERENCE = 0.01
 
 # The codes of the header's xyzt_units: metre, mm, micron; second, ms, microsecond.
@@ -35,7 +35,7 @@ _MS_PER_UNIT = {8: 1000.0, 16: 1.0, 24: 0.001}
 
 
 class _Hashed(io.RawIOBase):
-    """Passes a file's bytes on and hashes them on the way, so that a source is read once."""
+    """Hashes a file's bytes while they are read, so that a source is read once."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         self.raw, self.sha256 = raw, hashlib.sha256()
@@ -50,7 +50,7 @@ class _Hashed(io.RawIOBase):
 
 
 def _read_up_to(stream: io.BufferedIOBase, n: int) -> bytearray:
-    """At most `n` bytes; the buffer grows with what the file holds, not with what its header promises."""
+    """At most `n` bytes; the buffer grows with the bytes of the file, not with the size that its header claims."""
     buffer = bytearray()
     while len(buffer) < n and (chunk := stream.read(min(n - len(buffer), 1 << 20))):
         buffer += chunk
@@ -58,7 +58,7 @@ def _read_up_to(stream: io.BufferedIOBase, n: int) -> bytearray:
 
 
 def _parse_header(path: Path, stream: io.BufferedIOBase):
-    """Shape, dtype, (size of the header, offset of the pixels), and what a Volume has before and after its sha256."""
+    """Shape, dtype, (size of the header, offset of the pixels), and the fields of a Volume before and after sha256."""
     import nibabel as nib
     from nibabel.spatialimages import HeaderDataError
 
@@ -71,7 +71,7 @@ def _parse_header(path: Path, stream: io.BufferedIOBase):
     if not sizes & {348, 540} or len(start) not in (348, 540):
         raise CineError(path, "not NIfTI: the header's own size is neither 348 (NIfTI-1) nor 540 (NIfTI-2)")
     header = (nib.Nifti2Header if len(start) == 540 else nib.Nifti1Header)(bytes(start), check=False)
-    if header["pixdim"][0] == 0:  # which the standard takes for 1
+    if header["pixdim"][0] == 0:  # the standard reads 0 as 1
         header["pixdim"][0] = 1
     ndim = int(header["dim"][0])
     shape = tuple(int(n) for n in header["dim"][1 : max(ndim, 0) + 1])
@@ -99,7 +99,7 @@ def _parse_header(path: Path, stream: io.BufferedIOBase):
     units = int(header["xyzt_units"])
     affine[:3] *= _MM_PER_UNIT.get(units & 0x07, 1.0)
     step = float(header["pixdim"][4]) * _MS_PER_UNIT.get(units & 0x38, math.nan)
-    # Writers that do not know the frame time leave "1 second": no cine has such frames, so it means unknown.
+    # writers that do not know the frame time leave "1 second"; no cine has such frames, so it means unknown
     frame_time_ms = float(f"{step:.6g}") if 1.0 <= step <= 500.0 else None
     scaling = (1.0, 0.0) if slope is None else (float(slope), float(inter))
     oriented = bool(header["sform_code"] > 0 or header["qform_code"] > 0) and not _along_scanner(affine)
@@ -107,8 +107,8 @@ def _parse_header(path: Path, stream: io.BufferedIOBase):
 
 
 def _along_scanner(affine: np.ndarray) -> bool:
-    """Whether the axes are those of the scanner, X and Y in any order: what a program writes that does not know how the
-    patient lay. A plan on a heart is never this close to them."""
+    """Whether the axes are those of the scanner, X and Y in any order. Programs write these axes where they do not know
+    the patient's orientation; planes planned on a heart are never this close to them."""
     with np.errstate(all="ignore"):
         directions = np.abs(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
     along = (np.eye(3), np.eye(3)[[1, 0, 2]])
@@ -116,8 +116,8 @@ def _along_scanner(affine: np.ndarray) -> bool:
 
 
 def _check_sizes(path: Path, shape: tuple[int, ...], affine: np.ndarray, header) -> None:
-    """Refuse a header whose affine has voxels of another size than its pixdim, of axes with more than one voxel: one of
-    the two is wrong, and volumes would be off by their ratio. A pixdim that is not set (0) says nothing."""
+    """Refuse a header whose affine and pixdim give different voxel sizes, along axes with more than one voxel: one of
+    them is wrong, and volumes would be off by their ratio. A pixdim of 0 is not set and is ignored."""
     if header["sform_code"] <= 0 and (np.array(header["pixdim"][1:4]) < 0).any():
         raise CineError(path, f"voxels of {' x '.join(f'{size:.4g}' for size in header['pixdim'][1:4])} by its pixdim: "
                               f"sizes must be above 0; write the file again")
@@ -132,7 +132,7 @@ def _check_sizes(path: Path, shape: tuple[int, ...], affine: np.ndarray, header)
 
 
 def _sform_against_qform(header, shape: tuple[int, ...]) -> str:
-    """Which of the two is taken where both lead into the patient and put a corner half a pixel apart or more."""
+    """A remark on which of the two is used, where both are set and put a corner half a pixel or more apart; else ""."""
     if header["sform_code"] <= 0 or header["qform_code"] <= 0:
         return ""
     from nibabel.spatialimages import HeaderDataError
@@ -154,7 +154,7 @@ def read_nifti(path: Path | str) -> Volume:
     """Read one NIfTI-1 or NIfTI-2 file, gzip-compressed or not (by its content, not by its name).
 
     Raises:
-        CineError: unreadable, corrupt, truncated, longer than its header says, or no real-valued NIfTI.
+        CineError: unreadable, corrupt, truncated, longer than its header says, or not a real-valued NIfTI.
     """
     path = Path(path)
     try:
@@ -177,7 +177,7 @@ def read_nifti(path: Path | str) -> Volume:
             data = _read_up_to(stream, n_bytes)
             if gap < offset - start or len(data) < n_bytes:
                 raise CineError(path, f"truncated: the header's shape {shape} needs {n_bytes} bytes of pixels")
-            # Reading to the end also lets gzip compare its checksum.
+            # reading to the end makes gzip check its checksum
             if surplus := len(stream.read(1)):
                 while chunk := stream.read(1 << 20):
                     surplus += len(chunk)
@@ -185,7 +185,7 @@ def read_nifti(path: Path | str) -> Volume:
     except EOFError as err:
         raise CineError(path, "truncated: the compressed data ends early") from err
     except gzip.BadGzipFile as err:
-        if str(err).startswith("Not a gzipped file"):  # its own beginning was: what follows the compressed data is not
+        if str(err).startswith("Not a gzipped file"):  # the file begins as gzip, but other data follow
             raise CineError(path, "data that is not gzip follows the compressed data: the file was joined or "
                                   "overwritten; decompress and compress it again") from err
         raise CineError(path, f"corrupt: {err}") from err
@@ -201,15 +201,15 @@ def read_cine(paths: Path | str | Sequence[Path], *, stack: bool) -> Cine:
     """Read and check one view of one study.
 
     Args:
-        paths: a 4D file (X, Y, Z, T), time last, of at least two frames; or a sequence of 3D files (X, Y, Z),
-            one a frame, in the order of time. Long-axis views have Z = 1.
+        paths: a 4D file (X, Y, Z, T), time last, of at least two frames; or a sequence of 3D files (X, Y, Z), one per
+            frame, in the order of time. Long-axis views have Z = 1.
         stack: whether the view is a stack of slices (SAX) or a single slice (LAX).
 
     Raises:
-        CineError: what `read_nifti` raises; not 4D; time or slice axis in the wrong place (by shape, spacing and
-            smoothness: a cine that is mostly noise does not show that time lies where slices belong, nor any that X
-            and Y are exchanged); a singular, sheared or non-finite affine; spacing that no scanner makes; non-finite
-            values; constant frames.
+        CineError: as `read_nifti`; not 4D; time or slice axis in the wrong place, judged by shape, spacing and
+            smoothness (in a cine of mostly noise, exchanged time and slices are not found; exchanged X and Y never
+            are); a singular, sheared or non-finite affine; spacing that no scanner makes; non-finite values; constant
+            frames.
     """
     single = isinstance(paths, (str, Path))
     paths = [Path(paths)] if single else [Path(p) for p in paths]

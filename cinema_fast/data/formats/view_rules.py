@@ -1,4 +1,4 @@
-"""Which view a DICOM series shows, by rules over its description that whoever scans can edit (`view_rules.yaml`)."""
+"""The view that a DICOM series shows, by rules on its description that a site can edit (`view_rules.yaml`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REPEATED = ("refuse", "last")
 
 
 class Rule(NamedTuple):
-    """A series whose description holds `match` shows `view`, or is left out because of `skip`."""
+    """A series whose description contains `match` shows `view`, or is left out for the reason `skip`."""
 
     match: re.Pattern[str]
     view: str | None
@@ -23,15 +23,15 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ViewRules:
-    """Rules in their order. repeated: what to do with a slice that several series hold, one of REPEATED."""
+    """Rules in order. repeated: what to do with a slice that several series hold, one of REPEATED."""
 
     rules: tuple[Rule, ...]
     repeated: str
 
     def view_of(self, *descriptions: str) -> tuple[str | None, str]:
-        """The view, and no reason; or None, and the reason to leave the series out.
+        """(view, "") of a series; or (None, reason) to leave it out.
 
-        descriptions: of one series, the next is looked at where no rule fits the one before.
+        descriptions: of one series, in order of precedence: a later one counts where no rule fits those before.
         """
         for description in descriptions:
             for rule in self.rules:

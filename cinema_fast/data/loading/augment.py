@@ -1,4 +1,4 @@
-"""Converts stored frames and motion maps of a view, on their device, to the input of the model and of its masks."""
+"""Converts stored frames of a view to the model's input, and motion maps to that of its masks, on their device."""
 
 import torch
 from torch import Tensor
@@ -9,15 +9,15 @@ from .augmentation import AS_STORED, Augmentation
 
 
 def stored_input(frames: Tensor, extent: Tensor) -> tuple[Tensor, Tensor]:
-    """What `model_input` gives without augmentation, as (B, 1, *size) uint8 and (B, 2) float32: offset and scale.
+    """`model_input` without augmentation, unscaled: (B, 1, *size) uint8, and offset and scale (B, 2) float32.
 
-    The padding has each image's smallest value, which is scaled to 0. frames, extent: as of `model_input`.
+    Padding is set to each image's smallest value, which is scaled to 0. frames, extent: as for `model_input`.
     """
     padding = beyond(extent, frames.shape[1:])
     low = frames.masked_fill(padding, 255).flatten(1).amin(1)
     high = frames.masked_fill(padding, 0).flatten(1).amax(1)
     images = torch.where(padding, low.view(-1, *[1] * (frames.ndim - 1)), frames)
-    scale = (high.float() - low.float()).clamp(min=1).reciprocal()  # of a constant image any will do
+    scale = (high.float() - low.float()).clamp(min=1).reciprocal()  # for a constant image any scale will do
     return images.unsqueeze(1), torch.stack([low.float(), scale], 1)
 
 
@@ -28,8 +28,8 @@ def model_input(
 
     Args:
         frames (B, *size) uint8: frames padded with zeros at the end of each axis to the model's size.
-        extent (B, axes) int64: true size of each frame. augment: what is done to each.
-        clip: `frames` are clips (B, T, X, Y), as of `augment_images`.
+        extent (B, axes) int64: true size of each frame. augment: augmentation of each frame.
+        clip: `frames` are clips (B, T, X, Y), as for `augment_images`.
 
     Returns:
         (B, 1, *size) float32 in [0, 1].
@@ -43,12 +43,12 @@ def model_input(
 def motion_input(
     motion: Tensor, extent: Tensor, augment: Augmentation = AS_STORED, *, clip: bool = False
 ) -> Tensor:
-    """Stored motion maps of one view, moved as `model_input` moves the images that they belong to.
+    """Stored motion maps of one view, moved as `model_input` moves their images.
 
     Args:
         motion (B, *size) uint8: maps padded with zeros at the end of each axis; (B, X, Y) for clips.
-        extent (B, axes) int64: true size of each frame, or of each clip (T, X, Y). augment: that of the images.
-        clip: `extent` is of clips.
+        extent (B, axes) int64: true size of each frame, or of each clip (T, X, Y). augment: as for the images.
+        clip: the images are clips, and `extent` is theirs.
 
     Returns:
         (B, *size) float32 in 0..255, interpolated linearly, zero beyond the extent.

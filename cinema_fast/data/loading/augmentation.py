@@ -1,6 +1,6 @@
-"""Options of the augmentation, and the parameters that were drawn for each image of a batch.
+"""Options of the augmentation, and the parameters drawn for each image of a batch.
 
-The sampler draws them (`sampler.Sampler`), `augment.model_input` applies them on the device.
+`sampler.Sampler` draws the parameters, `augment.model_input` applies them on the device.
 """
 
 import dataclasses
@@ -14,12 +14,12 @@ from ...common.checks import check, flag
 
 
 class Augmentation(NamedTuple):
-    """What was drawn for B images of a view, as numpy arrays or tensors; None for what is never done to any.
+    """The parameters drawn for B images of a view, numpy arrays or tensors; None for a change that is turned off.
 
     zoom (B,) float32: magnification. angle (B,) float64: rotation in plane, radians from the first axis to the second.
     shift (B, 2) float32: pixels along the axes in plane. flip (B, 2) bool: which of these axes are reversed.
     gamma (B,) float32: exponent of the image in [0, 1]. noise (B,) float32: standard deviation of the noise on it.
-    noise_key (B,) int64: 64 random bits, which the noise of an image is a function of.
+    noise_key (B,) int64: 64 random bits that determine the noise of an image.
     """
 
     zoom: Any = None
@@ -31,11 +31,11 @@ class Augmentation(NamedTuple):
     noise_key: Any = None
 
     def map(self, change: Callable, *others: "Augmentation") -> "Augmentation":
-        """`change` of each part that there is, and of the same parts of the others."""
+        """Apply `change` to each parameter that is not None, together with the same parameter of `others`."""
         return Augmentation(*(None if parts[0] is None else change(*parts) for parts in zip(self, *others)))
 
 
-AS_STORED = Augmentation()  # nothing is done
+AS_STORED = Augmentation()  # no change
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class AugmentConfig:
     def validate(self) -> None:
         """Raise ValueError naming the option that is out of range, or has no effect.
 
-        Called by the config that holds it: the command line answers that one's errors in one line.
+        The config that holds this one calls it, so that the command line reports the error in one line.
         """
         for name in ("zoom", "gamma"):
             low, high = getattr(self, name)

@@ -17,16 +17,16 @@ from .sampler import Draw
 class Batch:
     """One micro-batch.
 
-    draw: what it is made of; where a study was replaced, it is the replacement's `ids`, `phase`, `plane`, `augment`.
+    draw: its samples; where a study was replaced, `ids`, `phase`, `plane` and `augment` are the replacement's.
     frames: {view: (B, *size) uint8}, zeros beyond each frame's extent, or {"clip": (B, T, X, Y) uint8}; of labelled
         studies (B, n, *size), n frames that are read together, of clips one.
     extent: {view: (B, axes) int64}.
-    augment: {view: what is done to each of its images}, as tensors. slot (B,) int64.
+    augment: {view: augmentation of its images}, as tensors. slot (B,) int64: as in `Draw`.
     notes: a line for each study that could not be read.
-    motion: the stored motion maps where they were asked for, padded as the frames: {view: (B, *size) uint8}, for clips
+    motion: the stored motion maps, if requested, padded like the frames: {view: (B, *size) uint8}, for clips
         {"clip": (B, X, Y) uint8}.
     replaced: the study of each note.
-    target: what is to be learnt from labelled studies, by view or otherwise (see the tasks).
+    target: the targets of labelled studies, by view or other name (see the tasks).
     """
 
     draw: Draw
@@ -40,7 +40,7 @@ class Batch:
     target: dict[str, Tensor] = field(default_factory=dict)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        """The batch with `change` of each of its tensors."""
+        """The batch with `change` applied to each tensor."""
         frames, extent, motion, target = (
             {name: change(tensor) for name, tensor in part.items()}
             for part in (self.frames, self.extent, self.motion, self.target)
@@ -51,7 +51,7 @@ class Batch:
         )
 
     def tensors(self) -> list[Tensor]:
-        """All its tensors, in an order that depends on what there is alone."""
+        """All its tensors, in an order that depends only on which there are."""
         found: list[Tensor] = []
         self.map(lambda tensor: found.append(tensor) or tensor)
         return found
@@ -63,7 +63,7 @@ class Batch:
     def images(self) -> dict[str, Tensor]:
         """{view: (B, n, *size) float32 in [0, 1]} of labelled studies.
 
-        Frames of a study are moved alike, and each is scaled by itself. A clip is one image of one channel.
+        All frames of a study are moved alike, and each is scaled by its own range. A clip is one image of one channel.
         """
         return {
             view: frames_input(frames, self.extent[view], self.augment[view], clip=view == CLIP)
@@ -82,11 +82,11 @@ def frames_input(frames: Tensor, extent: Tensor, augment: Augmentation, *, clip:
 
 
 def batch_input(batch: Batch, *, as_stored: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """An unlabelled batch as the model takes it: its images and, where they stay as they are stored, their intensity.
+    """An unlabelled batch as the model takes it: its images and, where they stay in 8 bits, their intensity.
 
     Args:
-        batch: on the device. as_stored: where nothing is done to the images but their scaling, leave that to the
-            kernels, which read 8-bit pixels; else scale them here.
+        batch: on the device. as_stored: if the images are only scaled, keep them in 8 bits and let the kernels scale
+            them; else scale them here.
 
     Returns:
         {view: (B, 1, *size)}, float32 in [0, 1] and None; or uint8 and {view: (B, 2) offset and scale} (see `CineMA`).

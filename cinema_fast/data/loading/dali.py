@@ -1,19 +1,19 @@
-"""Batches read by processes and handed to the device by NVIDIA DALI, beside the training step.
+"""Batches read by processes and copied to the device by NVIDIA DALI, in parallel with the training step.
 
-The batches are those of `loader.Loader`, to the bit: its own code reads them, in processes that DALI starts
-(`external_source(parallel=True)`), each asking the sampler, a pure function, for the micro-batch whose number it is
-given. Nothing is drawn or shuffled by DALI, and nothing is computed on the pixels: augmentation is `augment.py`'s, on
-the device, whoever read the frames.
+The batches equal those of `loader.Loader` to the bit: the same code reads them, in processes that DALI starts
+(`external_source(parallel=True)`). A process gets the number of a micro-batch and asks the sampler, a pure function,
+for its samples. DALI draws and shuffles nothing and computes nothing on the pixels; `augment.py` augments on the
+device, whichever loader read the frames.
 
-A micro-batch travels as one block of bytes: every tensor of the `Batch` one after the other, and a small header that
-says where each lies. So views may change from step to step though the outputs of a DALI pipeline may not, nothing is
-sent for views that are not there, and a micro-batch is one copy to the device instead of one for each tensor. On a GPU
-that copy runs on DALI's own stream while the step before computes; the tensors of the batch are views of the block on
-the device, ordered on PyTorch's stream, without a further copy. On a CPU the same pipeline copies out of the shared
-memory, which DALI uses again.
+A micro-batch is sent as one block of bytes, with all tensors of the `Batch` one after another, and a small header with
+their positions. Views may therefore change from step to step although the outputs of a DALI pipeline may not, absent
+views cost nothing, and a micro-batch is one copy to the device instead of one per tensor. On a GPU this copy runs on
+DALI's own stream while the previous step computes. The tensors of the batch are views of the block on the device,
+ordered on PyTorch's stream, without a further copy. On a CPU the same pipeline copies the block out of the shared
+memory, which DALI reuses.
 
-Reading processes are spawned, not forked: by the time a run reads, CUDA is initialised and threads are running, and
-neither survives a fork. Spawned ones import PyTorch anew, a few seconds at the start of a run.
+Reading processes are spawned, not forked: when reading begins, CUDA is initialised and threads are running, and neither
+survives a fork. Spawned processes import PyTorch again, which takes a few seconds at the start of a run.
 """
 
 import io
@@ -36,8 +36,8 @@ from .batch import Batch
 from .loader import Loader, LoaderError
 
 END = object()
-WATCH = 0.2  # seconds between two looks at the processes
-ALIGN = 256  # bytes: what a device's own allocations are aligned to
+WATCH = 0.2  # seconds between two checks of the processes
+ALIGN = 256  # bytes: alignment of a device's own allocations
 INSTALL = (
     "pip install --no-deps nvidia-dali-cuda130, then pip install optree astunparse gast six packaging nvtx makefun "
     "'libcst~=1.8'; or, with everything that it could decode, pip install 'cinema-fast[dali]'"
@@ -49,7 +49,7 @@ EXIT_HINTS = {
 
 
 def pick_loader(name: str, device: torch.device) -> tuple[str, str]:
-    """The loader of `--loader`: "dali" or "torch", and why. Raises ValueError where dali is asked for and missing."""
+    """The loader for `--loader`: "dali" or "torch", and why. Raises ValueError where dali is requested but missing."""
     if name == "torch" or (name == "auto" and device.type != "cuda"):
         return "torch", "asked for" if name == "torch" else "on a CPU, reading threads are faster than DALI"
     missing = why_not_dali()
@@ -61,14 +61,14 @@ def pick_loader(name: str, device: torch.device) -> tuple[str, str]:
 
 
 def make_loader(name: str, *args, device: torch.device, **options) -> Loader:
-    """The loader of that name for batches that go to `device`; the rest as of `Loader`."""
+    """The loader of this name for batches on `device`; other arguments as for `Loader`."""
     if name == "dali":
         return DaliLoader(*args, device=device, **options)
     return Loader(*args, pin=device.type == "cuda", **options)
 
 
 def why_not_dali() -> str:
-    """What keeps DALI from being imported; empty where nothing does."""
+    """Why DALI cannot be imported; empty where it can."""
     try:
         import nvidia.dali  # noqa: F401
     except ImportError as error:
@@ -77,10 +77,10 @@ def why_not_dali() -> str:
 
 
 class DaliLoader(Loader):
-    """A `Loader` whose batches are read by processes, and are on `device` when they are handed out.
+    """A `Loader` whose batches are read by processes, and are already on `device`.
 
-    Args as of `Loader`; workers: reading processes. A process that dies ends the iteration with a LoaderError; all of
-    them end with the iteration, and with this process, however it ends.
+    Arguments as for `Loader`; workers: reading processes. A process that dies ends the iteration with a LoaderError.
+    All processes end with the iteration, and with this process, however it ends.
     """
 
     def __init__(self, *args, device: torch.device, **options):
@@ -111,7 +111,7 @@ class DaliLoader(Loader):
                 _Source(self), num_outputs=2, parallel=True, batch=False, prefetch_queue_depth=ahead,
                 dtype=types.UINT8, ndim=1,
             )  # fmt: skip
-            # the memory shared with the reading processes is used again
+            # copied, because the memory shared with the reading processes is reused
             pipeline.set_outputs(header, block.gpu() if on_gpu else fn.copy(block))
         return pipeline
 
@@ -125,9 +125,9 @@ class DaliLoader(Loader):
 
 
 class _Watched:
-    """Runs a pipeline in a thread of its own and watches its reading processes.
+    """Runs a pipeline in a thread and watches its reading processes.
 
-    A process that is killed may hold a lock of the queues between them, and DALI would wait for it for ever.
+    A killed process may hold a lock of their queues, for which DALI would wait for ever.
     """
 
     def __init__(self, pipeline):
@@ -154,18 +154,18 @@ class _Watched:
                 raise result
 
     def close(self) -> None:
-        """End the processes, and the thread unless it waits for what does not come."""
+        """End the processes, and the thread, unless it is waiting for a dead process."""
         self._runs.put(END)
-        pool = self._pipeline._py_pool  # DALI offers it to the garbage collector only, from which a traceback keeps it
+        pool = self._pipeline._py_pool  # DALI ends it only at garbage collection, which a traceback would delay
         if pool and not self._died():
             pool.close()
             return
         self._look_for_readers()
-        for process in self._readers:  # what DALI ends them by, they ignore
+        for process in self._readers:  # they ignore SIGTERM, by which DALI would end them
             process.kill()
             _wait_for(process)
         if pool:
-            pool.pool._observer = None  # to close it at the end of the program would wait for the lock, too
+            pool.pool._observer = None  # closing it at the end of the program would wait for the lock, too
 
     def _work(self) -> None:
         while (stream := self._runs.get()) is not END:
@@ -184,7 +184,7 @@ class _Watched:
 
 
 class _Source:
-    """What runs in the reading processes: micro-batch number n of a loader, packed."""
+    """Runs in the reading processes: reads micro-batch number n of a loader and packs it."""
 
     def __init__(self, loader: Loader):
         self.loader = Loader(
@@ -198,7 +198,7 @@ class _Source:
         torch.set_num_threads(1)
 
     def __call__(self, sample) -> tuple[np.ndarray, np.ndarray]:
-        # SIGTERM goes to all processes of a job; the one that trains makes its step, saves, and ends the others
+        # SIGTERM goes to all processes of a job; the training process finishes its step, saves, and ends the others
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         after, micro = divmod(sample.iteration, self.loader.sampler.accumulate)
         step = self.loader.start + after
@@ -211,10 +211,10 @@ class _Source:
 
 
 def _wait_for(process: multiprocessing.Process) -> None:
-    """Wait until a killed process is known to have ended.
+    """Wait until the exit status of a killed process is known.
 
-    DALI's own thread waits for it as well: whichever the system does not tell returns from `join` at once, before the
-    other has written down the exit status.
+    A thread of DALI waits for the process as well. The system reports its end to one of the two; `join` of the other
+    returns at once, before the exit status is recorded.
     """
     process.join()
     while process.exitcode is None:
@@ -229,7 +229,7 @@ def _describe_exit(process: multiprocessing.Process) -> str:
 
 
 class _Packer(pickle.Pickler):
-    """Pickles all but tensors, which it lists with their places in the block."""
+    """Pickles everything but tensors, which it lists with their positions in the block."""
 
     def __init__(self, file: io.BytesIO):
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
@@ -256,7 +256,7 @@ class _Unpacker(pickle.Unpickler):
 
 
 def pack(content: object) -> tuple[np.ndarray, np.ndarray]:
-    """(header, block) uint8: everything but the tensors in it, pickled, and the tensors' bytes."""
+    """(header, block) uint8: the pickled content without its tensors, and the tensors' bytes."""
     file = io.BytesIO()
     packer = _Packer(file)
     packer.dump(content)
@@ -267,5 +267,5 @@ def pack(content: object) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unpack(header: np.ndarray, block: Tensor) -> object:
-    """What was packed; its tensors are views of the block, wherever that lies."""
+    """The packed content; its tensors are views of the block, on the block's device."""
     return _Unpacker(io.BytesIO(header.tobytes()), block).load()

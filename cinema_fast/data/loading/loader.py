@@ -1,8 +1,8 @@
 """Batches of stored frames, or clips of them, read ahead by threads.
 
-Threads are enough: a batch is made of `pread` calls and copies of contiguous bytes, both of which release the
-interpreter's lock, and frames are stored ready to use, so that no Python work is left to spread over processes. The
-sampler is a pure function, so batches are the same, in the same order, for any number of threads.
+Threads are enough: reading a batch is `pread` calls and copies of contiguous bytes, which release the interpreter's
+lock. Frames are stored ready to use, so hardly any work is left in Python. The sampler is a pure function, so batches
+are the same, in the same order, for any number of threads.
 """
 
 import time
@@ -27,7 +27,7 @@ from .sampler import Draw, Sampler, exchanged, frame_at
 T = TypeVar("T")
 R = TypeVar("R")
 
-REPLACEMENTS = 8  # studies of its group tried, of however many, in place of one that cannot be read
+REPLACEMENTS = 8  # at most so many studies of its group are tried in place of one that cannot be read
 
 
 class LoaderError(ValueError):
@@ -39,21 +39,22 @@ class LabelError(LoaderError):
 
 
 class Labels(Protocol):
-    """What is read of labelled studies: which frames together, and what is to be learnt from them."""
+    """The frames to read of labelled studies, and their targets."""
 
     def frames_of(self, study: str, view: str, phase: float) -> Sequence[int]:
-        """Frames of a view that are read together at a phase in [0, 1), as many for all studies; clips have none."""
+        """Frames of a view that are read together at a phase in [0, 1), the same number for all studies; for clips
+        none."""
 
     def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-        """What is to be learnt from {view: its frames}: of a view's name a map as the frames lie in the store, padded
-        to the model's size in a batch; of any other name an array of one shape for all studies.
+        """The targets for {view: its frames}. Under the name of a view: a map on the stored grid, which a batch pads to
+        the model's size. Under any other name: an array of one shape for all studies.
 
         Raises StoreError where it cannot be read, LabelError where it is wrong.
         """
 
 
 def augmentation_tensors(draw: Draw, *, pin: bool = False) -> dict[str, Augmentation]:
-    """What was drawn for the images of a batch, {view: tensors} on the CPU; pin: in page-locked memory."""
+    """The augmentation drawn for the images of a batch, {view: tensors} on the CPU; pin: in page-locked memory."""
     return {
         view: drawn.map(lambda values: torch.tensor(values, pin_memory=pin)) for view, drawn in draw.augment.items()
     }
@@ -72,11 +73,11 @@ def read_batch(
     """Read the frames of a draw, or its clips.
 
     Args:
-        store: of frames, or of clips where the draw's view is `clip`.
+        store: a CineStore, or a ClipStore where the draw's view is `clip`.
         sizes: {view: the model's image size}; frames are padded to it with zeros at the end of each axis.
         labels: which frames are read together, and their targets; None: one frame and no target.
-        sampler: where given, a study that cannot be read is replaced by another of its group, and where none of those
-            tried can be read either, by another sample of the batch; without it, it is an error.
+        sampler: if given, a study that cannot be read is replaced by another of its group; if none of those tried can
+            be read either, by another sample of the batch. Without a sampler it is an error.
         pin: use page-locked memory, from which copies to a GPU are asynchronous.
         motion: read the motion maps too; a study that lacks one cannot be read.
 
@@ -95,7 +96,7 @@ def read_batch(
                 room.read(store, study, phase, plane, labels, sample)
                 break
             except (StoreError, OSError) as error:
-                room.clear(sample)  # views that were read before the one that cannot be
+                room.clear(sample)  # of views that were read before the one that failed
                 if sampler is None:
                     raise LoaderError(f"study {study}: {error}") from error
                 notes.append(f"step {draw.step + 1}: study {study} replaced: {error}")
@@ -107,7 +108,7 @@ def read_batch(
     for sample, why in lost.items():
         if not readable:
             raise LoaderError(why)
-        # a file cut short still has its first frames: better twice in a batch than the end of the run
+        # a sample twice in a batch is better than the end of the run
         twin = readable[sample % len(readable)]
         read = exchanged(read, sample, read, twin)
         room.copy(twin, sample)
@@ -126,7 +127,7 @@ class _Room:
         self.extent = {view: self._zeros(len(sizes[view]), dtype=torch.int64) for view in views}
         self.motion = {view: self._zeros(*sizes[view][view == CLIP :]) for view in views if motion}
         self.frames: dict[str, Tensor] = {}
-        self._views, self._targets = views, {}  # of each sample
+        self._views, self._targets = views, {}  # targets by sample
 
     def _zeros(self, *shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
         return torch.zeros((self._batch, *shape), dtype=dtype, pin_memory=self._pin)
@@ -186,11 +187,11 @@ class _Room:
 
 
 def _fill(target: Tensor, image: np.ndarray) -> None:
-    target.numpy()[(..., *(slice(n) for n in image.shape))] = image  # half of the time that PyTorch takes
+    target.numpy()[(..., *(slice(n) for n in image.shape))] = image  # twice as fast as PyTorch's assignment
 
 
 def read_ahead(read: Callable[[T], R], items: Iterable[T], *, workers: int, ahead: int) -> Iterator[R]:
-    """`read(item)` of each item, in order, with up to `ahead` of them under way in `workers` threads."""
+    """Yield `read(item)` for each item, in order; `workers` threads read up to `ahead` items in advance."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="cine-reader")
     todo = iter(items)
     queue: deque[Future[R]] = deque()
@@ -209,9 +210,9 @@ class Loader:
     """Iterates over the steps [start, stop) of a sampler: each item is the tuple of a step's micro-batches.
 
     Args:
-        sizes: {view: the model's image size}. rank: whose share to read. workers: reading threads.
+        sizes: {view: the model's image size}. rank: the rank whose share is read. workers: reading threads.
         strict: a study that cannot be read ends the run (LoaderError) instead of being replaced with a note.
-        pin: use page-locked memory. motion: read the motion maps too. labels: as of `read_batch`.
+        pin: use page-locked memory. motion: read the motion maps too. labels: as for `read_batch`.
 
     `waited` is the time in seconds for which the consumer has waited for data so far.
     """
@@ -240,7 +241,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[tuple[Batch, ...]]:
         micros = self.sampler.accumulate
-        ahead = 2 * max(self.workers, micros)  # enough to keep every thread busy while a step's batches are used up
+        ahead = 2 * max(self.workers, micros)  # enough to keep all threads busy while a step's batches are consumed
         todo = ((step, micro) for step in range(self.start, self.stop) for micro in range(micros))
         batches = read_ahead(self._read, todo, workers=self.workers, ahead=ahead)
         with closing(batches):

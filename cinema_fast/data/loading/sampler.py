@@ -1,12 +1,13 @@
-"""Which study, which frame or clip, which augmentation comes next: a pure function of (seed, step, rank, micro-batch).
+"""Draws the study, frame or clip, and augmentation of each sample: a pure function of (seed, step, rank, micro-batch).
 
 Studies are grouped by the set of views they have, and a batch holds one group only, so that every shape in a step is
 static. A group is an endless stream of draws: one random order of its studies after another. A batch is a slice of that
-stream and simply carries on over the end of an order, so that whatever the batch size and the number of ranks, no study
-is lost, repeated or padded within a pass over its group. Groups take turns in proportion to their sizes.
+stream and may cross the end of an order. So, for any batch size and number of ranks, no study is lost, repeated or
+padded within a pass over its group. Groups take turns in proportion to their sizes.
 
-Every random word is Philox4x32-10 of (study, pass over the group, purpose), so a resume is an integer, any split of a
-global batch over ranks and micro-batches holds the same samples, and worker threads change nothing.
+Every random word is Philox4x32-10 of (study, pass over the group, purpose). To resume, a run only needs its step
+number. A global batch holds the same samples however it is split over ranks and micro-batches, and for any number of
+worker threads.
 """
 
 import math
@@ -21,7 +22,7 @@ from cinema_fast.kernels.philox import philox_numpy
 from ...common.shares import cut
 from .augmentation import AS_STORED, Augmentation, AugmentConfig
 
-# Word 3 of the counter says what a word is for. Masks put the view's index there, so these start far above.
+# Word 3 of the counter is the purpose of a word. Masks put the view's index there, so these values start far above.
 FOR_ORDER, FOR_FRAME, FOR_ZOOM, FOR_REPLACEMENT = range(0x8000_0000, 0x8000_0004)
 FOR_ROTATION, FOR_TRANSLATION, FOR_FLIP, FOR_GAMMA, FOR_NOISE, FOR_NOISE_KEY = range(0x8000_0004, 0x8000_000A)
 UNIT = 2.0**-32  # a 32-bit word times this lies in [0, 1)
@@ -29,13 +30,13 @@ UNIT = 2.0**-32  # a 32-bit word times this lies in [0, 1)
 
 @dataclass(frozen=True)
 class Draw:
-    """What one rank reads for one micro-batch of one step; B samples.
+    """The B samples that one rank reads for one micro-batch of one step.
 
     ids: study of each sample. views: the views all of them have. epoch (B,) int64: pass over the group.
-    phase (B,) float64 in [0, 1): where in the cardiac cycle, the same for all views of a study; a clip starts there.
-    augment: {view: what is done to each of its images}, as numpy arrays.
-    slot (B,) int64: place in the step's global batch, which tells the masks of a step apart.
-    plane (B,) int64: which of the study's image planes a clip shows (`ClipStore.planes`); 0 for whole frames.
+    phase (B,) float64 in [0, 1): time in the cardiac cycle, the same for all views of a study; a clip starts there.
+    augment: {view: augmentation of its images}, as numpy arrays.
+    slot (B,) int64: index in the step's global batch; it makes the masks of a step differ.
+    plane (B,) int64: the image plane of the study that a clip shows (`ClipStore.planes`); 0 for whole frames.
     """
 
     step: int
@@ -72,9 +73,9 @@ class Sampler:
     Args:
         views_of: {study id: views it has, in the store's order}; studies without any are left out.
         seed: random seed, 64 bits.
-        batch_size: samples a rank takes at once. accumulate: micro-batches in a step. world: ranks.
-        augment: what is drawn for the images; None: the published recipe.
-        planes: {study id: how many image planes its clips are drawn from}; None where frames are read whole.
+        batch_size: samples of a micro-batch on one rank. accumulate: micro-batches in a step. world: number of ranks.
+        augment: options of the augmentation; None: the published recipe.
+        planes: {study id: number of image planes from which its clips are drawn}; None where frames are read whole.
 
     Raises:
         ValueError: no study with a view, or sizes below 1.
@@ -153,7 +154,7 @@ class Sampler:
             yield self._describe(draw.step, group, np.array([study]), epoch, slot)
 
     def _order(self, group: int, epoch: int) -> np.ndarray:
-        """The order in which a pass over a group takes its studies."""
+        """The order of a group's studies in a pass over them."""
         return self._shuffled(self.groups[self._sets[group]], epoch, 0, FOR_ORDER)
 
     def _shuffled(self, studies: np.ndarray, epoch: int, number: int, purpose: int) -> np.ndarray:
@@ -169,17 +170,17 @@ class Sampler:
         return Draw(step, tuple(self.ids[i] for i in study), views, epoch, phase, augment, slot, plane)
 
     def _augmentations(self, study: np.ndarray, epoch: np.ndarray, views: tuple[str, ...]) -> dict[str, Augmentation]:
-        # the long-axis views together, as in the reference's recipe
+        # the long-axis views share their augmentation, as in the reference's recipe
         planes = {plane: self._augmentation(study, epoch, plane) for plane in {int(view != "sax") for view in views}}
         augment = {view: planes[int(view != "sax")] for view in views}
-        if self.augment.noise and self.augment.noise_share:  # how strong it is they share, but not the noise itself
+        if self.augment.noise and self.augment.noise_share:  # they share the noise level, but not the noise itself
             for number, view in enumerate(views):
                 high, low, _, _ = philox_numpy(self.seed, study, epoch, number, FOR_NOISE_KEY).astype(np.uint64)
                 augment[view] = augment[view]._replace(noise_key=(high << np.uint64(32) | low).view(np.int64))
         return augment
 
     def _augmentation(self, study: np.ndarray, epoch: np.ndarray, long_axis: int) -> Augmentation:
-        """What is done to the short-axis view of studies (0), or to each of the others (1)."""
+        """Augmentation of the studies' short-axis view (0), or of each other view (1)."""
         recipe, drawn = self.augment, {}
 
         def words(purpose: int) -> np.ndarray:
@@ -191,7 +192,7 @@ class Sampler:
             drawn["zoom"] = _within(recipe.zoom, word, coin < recipe.zoom_share, 1.0)
         if recipe.rotation and recipe.rotation_share:
             coin, word, _, _ = words(FOR_ROTATION)
-            # in float64, in which a quarter turn moves pixels onto pixels
+            # in float64, so that a quarter turn moves pixels onto pixels
             drawn["angle"] = np.where(coin < recipe.rotation_share, np.deg2rad(recipe.rotation) * (2 * word - 1), 0.0)
         if recipe.translation and recipe.translation_share:
             coin, *word, _ = words(FOR_TRANSLATION)
@@ -212,7 +213,7 @@ def fixed_draw(
     ids: Sequence[str], views: tuple[str, ...], *, step: int, phase: Sequence[float], slot: Sequence[int],
     plane: Sequence[int],
 ) -> Draw:
-    """Studies as they are stored, each at its phase in [0, 1), or of its plane: for evaluation."""
+    """A draw without augmentation, each study at its phase in [0, 1) and plane: for evaluation."""
     return Draw(
         step, tuple(ids), views, np.zeros(len(ids), np.int64), np.array(phase, np.float64),
         dict.fromkeys(views, AS_STORED), np.array(slot, np.int64), np.array(plane, np.int64),
@@ -243,7 +244,7 @@ def _within(bounds: tuple[float, float], word: np.ndarray, chosen: np.ndarray, o
 
 
 def _turns(sizes: list[int]) -> tuple[np.ndarray, np.ndarray, list[int]]:
-    """Which group's turn it is, spread evenly and in proportion to the sizes, for one period.
+    """The order in which groups take turns over one period, in proportion to their sizes and evenly spaced.
 
     Returns the group of each turn, how many turns that group had before in the period, and its turns in all. The k-th
     turn of a group of n falls at (k + 1/2) / n of the period (Webster's apportionment, which spaces them best).

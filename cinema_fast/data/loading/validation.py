@@ -1,4 +1,4 @@
-"""Which labelled studies and frames a validation sees: each study at fixed phases, as it is stored."""
+"""The labelled studies and frames of a validation: each study at fixed phases, without augmentation."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -14,10 +14,10 @@ def validation_draws(
     frames_of: Callable[[str, str, float], Sequence[int]],
     planes: Mapping[str, int] | None = None,
 ) -> Iterator[Draw]:
-    """Each study at each of the phases, in batches of one set of views.
+    """Each study at each of the phases, in batches whose studies have the same views.
 
     Args:
-        frames_of: as of `loader.Labels`; of phases that show the same frames the first alone is drawn.
+        frames_of: as in `loader.Labels`; of phases that show the same frames only the first is drawn.
         planes: {study: its image planes}, all of which are drawn, where a model reads clips; else None.
     """
     order = sorted((views, study) for study, views in views_of.items())

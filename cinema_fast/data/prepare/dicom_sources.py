@@ -1,9 +1,9 @@
-"""Which DICOM files of a folder are which view of which study.
+"""Sorts the DICOM files of a folder into studies and views.
 
-Headers decide, never names or folders: files belong to a study by StudyInstanceUID, to a series by SeriesInstanceUID;
-the series' description says the view (`view_rules.py`), and of a series only the magnitudes are taken. A study is named
-after the patient's ID and a digest of its UID, in letters, digits, - and _, so that no header can name a place outside
-the store; one of several patients is refused.
+Only headers count, not names or folders: StudyInstanceUID gives the study, SeriesInstanceUID the series, and the series
+description the view (`view_rules.py`). Only magnitude images are used. A study is named after the patient's ID and a
+digest of its UID, in letters, digits, - and _, so that no header can name a path outside the store. A study with
+several patients is refused.
 """
 
 from __future__ import annotations
@@ -49,9 +49,8 @@ SEVERAL_PATIENTS = "several patients in its study"
 
 
 class File(NamedTuple):
-    """What is known of a DICOM file from its header. places: (normal (3,), mm along it) of each slice in it, with the
-    number of its images; empty where the header does not say. mixed: whether images that are no magnitudes lie beside
-    others in it. excluded: why it holds no cine, empty where it may."""
+    """The header of a DICOM file. places: {(normal (3,), mm along it): number of images} of its slices, empty where the
+    header does not say. mixed: it holds both magnitudes and other images. excluded: why it holds no cine, or ""."""
 
     path: Path
     study: str
@@ -78,11 +77,11 @@ class Series(NamedTuple):
 def find_dicom_sources(src: Path, rules: ViewRules, *, workers: int = 0, progress: bool = True) -> Sources:
     """Sort the DICOM files below `src`, in folders of any depth, into studies and views.
 
-    Hidden files are skipped, symbolic links followed. Of copies of one image the first by name is taken. What is
-    no MR image, no cine, or of a view that no rule knows is left out and counted in `Sources.series`.
+    Hidden files are skipped, symbolic links followed. Of copies of one image the first by name is used. Series that are
+    not MR images, not cines, or of no view in the rules are left out and counted in `Sources.series`.
 
     Args:
-        workers: processes that read headers, where there are many; 0: one per core.
+        workers: processes that read headers, if there are many files; 0: one per core.
 
     Raises:
         ValueError: no such folder, no DICOM file in it, pydicom not installed.
@@ -116,7 +115,7 @@ def find_dicom_sources(src: Path, rules: ViewRules, *, workers: int = 0, progres
 
 
 def _several_patients(src: Path, study: str, files: list[File]) -> Refusal | None:
-    """Why a study is refused whose files name more than one patient; None for any other."""
+    """The refusal of a study whose files name more than one patient; else None."""
     first = {file.patient: file.path for file in reversed(files) if file.patient and not file.excluded}
     if len(first) < 2:
         return None
@@ -128,8 +127,8 @@ def _several_patients(src: Path, study: str, files: list[File]) -> Refusal | Non
 
 
 def _place_broken(src: Path, broken: list[CineError], homes: dict[Path, set[str]], sources: Sources) -> None:
-    """Refuse the files whose headers cannot be read, as of the only study that has others in the same folder, and let
-    the views that lie beside them know."""
+    """Refuse the files whose headers cannot be read. If only one study has files in the same folder, they count as its
+    files, and its views there are marked, because they may lack images."""
     beside: dict[Path, list[Path]] = defaultdict(list)
     for error in broken:
         file, home = error.path.relative_to(src).as_posix(), homes.get(error.path.parent, set())
@@ -146,15 +145,15 @@ def _place_broken(src: Path, broken: list[CineError], homes: dict[Path, set[str]
 
 
 def holds_dicom(src: Path) -> bool:
-    """Whether there is a DICOM file somewhere in a folder."""
+    """Whether a folder, or one below it, holds a DICOM file."""
     return any(is_dicom(path) for path in walk(src, src, []))
 
 
 def walk(
     src: Path, folder: Path, refused: list[Refusal], above: frozenset[tuple[int, int]] = frozenset()
 ) -> Iterator[Path]:
-    """Files in and below a folder of `src`, sorted; a link that leads back to a folder above it is not followed, one
-    that leads nowhere is skipped. What the system does not let be read is appended to `refused`."""
+    """Files in and below a folder of `src`, sorted. Links to a folder above are not followed, broken links are skipped.
+    Files and folders that may not be read are appended to `refused`."""
     try:
         info = folder.stat()
     except OSError as err:
@@ -176,7 +175,7 @@ def walk(
 
 
 def study_id(uid: str, patient: str) -> str:
-    """Name of a study's folder: the patient's ID where it has safe characters, and what makes the study unique."""
+    """Name of a study's folder: the safe characters of the patient's ID, and a digest that makes it unique."""
     name = re.sub(r"[^A-Za-z0-9_]+", "-", patient).strip("-")[:40] or "study"
     return f"{name}_{hashlib.sha256(uid.encode()).hexdigest()[:8]}"
 
@@ -218,7 +217,7 @@ def _read_file(path: Path) -> File:
 
 
 def _read_all(paths: list[Path], broken: list[CineError], workers: int, progress: bool) -> Iterator[File]:
-    """What is known of each file, in any order; those whose header cannot be read are appended to `broken`."""
+    """The header of each file, in any order; files whose header cannot be read are appended to `broken`."""
     tasks = [paths[n : n + FILES_PER_TASK] for n in range(0, len(paths), FILES_PER_TASK)]
     workers = 1 if len(tasks) < 4 else min(workers or available_cores(), len(tasks))
     with (progress_bar("reading headers", len(paths), show=progress and len(tasks) >= 4) as advance,
@@ -283,7 +282,7 @@ def _view(series: Series, rules: ViewRules) -> tuple[str | None, str]:
 
 
 def _repeated(found: list[Series], *, stack: bool) -> list[Series]:
-    """The series of a view that show what another one shows too: of single slices all, if there are several."""
+    """The series of a view that show the same slice as another one; single slices: all series, if there are several."""
     if not stack:
         return found if len(found) > 1 else []
     return [series for series in found
@@ -295,7 +294,8 @@ def _overlap(one: Series, other: Series) -> bool:
 
 
 def _last(found: list[Series], *, stack: bool) -> list[File]:
-    """Of a view's series the last, of a stack's the last that has a slice: a file goes where all its slices do."""
+    """The files of a view's last series. For a stack, the files of all series, without those whose slices are all in
+    later series."""
     if not stack:
         return list(found[-1].files)
     kept = []
@@ -320,5 +320,5 @@ DICOM = SourceFormat(
     holds=lambda config: config.src.is_dir() and holds_dicom(config.src),
     find=_find,
     read=lambda source, stack: read_dicom_cine(source.files, stack=stack),
-    contained=True,  # decoders of compressed DICOM are compiled code of several libraries
+    contained=True,  # decoders of compressed DICOM are compiled libraries, which may crash
 )

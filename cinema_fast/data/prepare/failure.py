@@ -1,4 +1,4 @@
-"""What could not be prepared, and the lines that report it."""
+"""Files and studies that could not be prepared, and the lines that report them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,8 @@ class Failure:
 
 
 def failure_lines(failures: list[Failure], listed_in: str) -> list[str]:
-    """A line for each failure. Files of no known view share one line for their study, or for their folder where the
-    study is not known; it refers to `listed_in`, the file that lists them all."""
+    """A line for each failure. Files without a known view share a line per study, or per folder where the study is not
+    known; that line refers to `listed_in`, the file that lists them all."""
     groups: dict[tuple, list[Failure]] = {}
     for n, failure in enumerate(failures):
         whose = f"study {failure.study}" if failure.study else f"folder {Path(failure.file).parent.as_posix()}"
@@ -25,7 +25,7 @@ def failure_lines(failures: list[Failure], listed_in: str) -> list[str]:
     for (whose, *_), (first, *others) in groups.items():
         reason = first.reason
         if others:
-            kinds: dict[str, list[str]] = {}  # numbers of bytes and names in brackets make no other kind
+            kinds: dict[str, list[str]] = {}  # reasons that differ only in numbers or bracketed names are one kind
             for failure in (first, *others):
                 kinds.setdefault(failure.reason.split(" (")[0], []).append(failure.reason)
             if len(kinds) > 1:

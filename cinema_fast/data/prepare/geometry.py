@@ -1,9 +1,9 @@
-"""From a scanner's voxel grid to the grid that the model sees: where to centre, resample, window.
+"""From a scanner's voxel grid to the model's grid: centring, resampling, intensity window.
 
-The preparation of the CineMA reference (Fu et al. 2025, "Preparation of raw studies"): resample linearly to a fixed
-spacing, centre where the two-chamber, four-chamber and short-axis planes meet, crop or pad to a fixed size, clip
-each frame to percentiles and rescale to 8 bits. No low-pass filter precedes the resampling, as in the reference:
-pixels of 0.7-1.9 mm become 1 mm, so little is lost, and published weights have seen images made this way.
+It follows the CineMA reference (Fu et al. 2025, "Preparation of raw studies"): resample linearly to a fixed spacing,
+centre where the two-chamber, four-chamber and short-axis planes meet, crop or pad to a fixed size, clip each frame to
+percentiles and rescale to 8 bits. As in the reference, no low-pass filter precedes the resampling: pixels of 0.7-1.9 mm
+become 1 mm, so little is lost, and the published weights were trained on images made this way.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ PERCENTILES = (0.95, 99.5)
 # |det| of the three planes' unit normals: 1 where they are orthogonal, as in a planned study; below this two of
 # them are nearly parallel (a mislabelled view, a header without orientation) and their meeting point is arbitrary.
 MIN_NORMALS_DET = 0.1
-# Labels are sampled this part of a voxel beside their place: midway between two voxels, where regular grids often meet,
-# there would be as much of either class, and whichever wins such draws would grow on all sides.
+# Labels are sampled this part of a voxel beside their position. Exactly midway between two voxels, where regular grids
+# often meet, two classes would tie, and the one that wins ties would grow on all sides.
 _BESIDE = np.float32(1e-4)
 
 
@@ -82,22 +82,22 @@ class Axis:
 
 
 def _axis(n: int, spacing: float, target: float, size: int, centre: float, *, pad: bool) -> Axis:
-    """The window of `size` outputs around input index `centre`, on the grid that resampling the whole axis gives.
+    """The window of `size` outputs around input index `centre`, on the grid of the whole resampled axis.
 
     That grid begins at the image's outer edge (not at the first voxel's centre) and has round(n * spacing / target)
-    voxels; a single one lies in the middle. Without `pad` the window is no longer than that and stays on the image.
+    voxels; a single voxel lies in the middle. Without `pad` the window is cut to that grid.
     """
     scale = target / spacing
     n_resampled = max(1, round(round(n / scale, 6)))
     first = 0.5 * scale - 0.5 if n_resampled > 1 else (n - 1) / 2  # input index of the grid's voxel 0
     if not pad:
         size = min(size, n_resampled)
-    # Rounded, because centres in the middle of a voxel or between two are usual, and an affine's noise would decide.
+    # rounded: a centre is often in the middle of a voxel or between two, where the affine's noise would decide
     start = int(np.floor(np.round((centre - first) / scale - (size - 1) / 2 + 0.5, 3)))
     if not pad:
         start = min(max(start, 0), n_resampled - size)
     out = start + np.arange(size)
-    # Rounded, so that an affine's float32 noise does not blur a grid that is already the wanted one.
+    # rounded, so that an affine's float32 noise does not blur a grid that already has the target spacing
     at = np.clip(np.round(first + out * scale, 4), 0, n - 1)
     low = np.floor(at).astype(np.intp)
     return Axis(low, np.minimum(low + 1, n - 1), (at - low).astype(np.float32), (out >= 0) & (out < n_resampled),
@@ -130,15 +130,15 @@ class Resampling:
         return padded
 
     def labels(self, labels: np.ndarray) -> np.ndarray:
-        """Resample and crop a label map uint8 (X, Y, Z): the class, background too, of which there is most at a voxel.
+        """Resample and crop a label map uint8 (X, Y, Z): each voxel gets the class, or background, with most weight.
 
-        Each class is a mask that is resampled as a frame would be. So outlines lie where linear interpolation has them,
-        walls of a voxel stay whole and volumes are kept, which the nearest voxel does less well. Padding is 0.
+        Each class is resampled as a mask, like a frame. Outlines then lie where linear interpolation puts them, walls
+        one voxel thick stay closed, and volumes are kept better than by nearest-neighbour resampling. Padding is 0.
         """
         out = np.zeros(self.shape, np.uint8)
         if not labels.any():
             return out
-        box, window, axes = [], [], []  # of the labels, of what becomes of them, and between the two
+        box, window, axes = [], [], []  # bounding box of the labels, its place in the output, and the axes between them
         for k, axis in enumerate(self.axes):
             at = np.flatnonzero(labels.any(axis=tuple({0, 1, 2} - {k})))
             first, last = max(at[0] - 1, 0), min(at[-1] + 1, labels.shape[k] - 1)
@@ -156,7 +156,7 @@ class Resampling:
 
 
     def cut(self, labels: np.ndarray) -> tuple[int, int]:
-        """(labelled voxels of a map (X, Y, Z), those of them whose middle lies off the window)."""
+        """(labelled voxels of a map (X, Y, Z), those of them whose centre lies outside the window)."""
         inside = []
         for n, axis in zip(labels.shape, self.axes):
             at = np.round((np.arange(n) - axis.start) / axis.scale, 4)  # in voxels of the window
@@ -170,9 +170,9 @@ def plan_resampling(
 ) -> Resampling:
     """Resampling of a grid (X, Y, Z) to `spacing` mm and `size` around a point in scanner mm.
 
-    In plane the window is exactly `size`, padded where it leaves the image. Three spacings and sizes (a stack) also
-    resample the slices, to at most size[2], never padded: whoever loads the stack pads it at the end. Two leave the
-    third axis as it is.
+    In plane the window is exactly `size`, padded where it leaves the image. With three spacings and sizes (a stack)
+    slices are resampled too, to at most size[2]; they are not padded here but at loading. With two the third axis is
+    left as it is.
     """
     centre = to_index(affine, centre_mm)
     source = spacing_of(affine)

@@ -1,9 +1,9 @@
-"""Label maps of cines: which files hold them, and whether they fit their cine.
+"""Label maps of cines: finds their files, and checks that they fit their cine.
 
-A label map is a NIfTI file on the grid of its cine, a whole number from 0 (background) to 255 in each voxel. One 4D
-file may hold those of all frames; public data sets draw ED and ES and leave the other frames empty, so a frame with no
-label at all is taken to be unlabelled. Or there is a file for each labelled frame (`PrepareConfig.labels` tells how
-they are named).
+A label map is a NIfTI file on the grid of its cine, with a whole number from 0 (background) to 255 in each voxel. One
+4D file may hold the maps of all frames. Public data sets label ED and ES and leave the other frames empty, so a frame
+without any label counts as unlabelled. Alternatively there is a file for each labelled frame (`PrepareConfig.labels`
+gives their names).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .sources import Source, Sources
 
 
 def find_labels(sources: Sources, src: Path, pattern: str) -> None:
-    """Enter the label files of every cine in `sources`, of which they are then no unmatched files.
+    """Enter the label files of every cine in `sources`, and remove them from the unmatched files.
 
     Args:
         pattern: as `PrepareConfig.labels`.
@@ -58,7 +58,7 @@ def find_labels(sources: Sources, src: Path, pattern: str) -> None:
 def _label_files(
     src: Path, pattern: str, source: Source, listings: dict[Path, list[str]]
 ) -> list[tuple[str, Path]]:
-    """({frame} or "", file) of the label files that are there, in the order of the cine's frames or of their names."""
+    """({frame} or "", file) of the existing label files, in the order of the cine's frames or of their names."""
     if source.frames or "{frame}" not in pattern:
         frames = source.frames if "{frame}" in pattern else ("",)
         files = [(frame, src / pattern.replace("{frame}", frame)) for frame in frames]
@@ -78,15 +78,15 @@ def _label_files(
 
 def read_label_maps(source: Source, cine: Cine) -> tuple[dict[int, np.ndarray], str, str]:
     """The label maps in the label files of a cine, uint8 (X, Y, Z) by frame, ascending; `file_sha256` of the files; and
-    a remark where a header of theirs contradicts itself, else "".
+    a remark where one of their headers contradicts itself, else "".
 
-    A file may hold its axes mirrored, exchanged in plane or with the slices in reverse, as its affine tells: the maps
-    have those of the cine.
+    A file's axes may be mirrored or exchanged in plane, or its slices reversed, according to its affine; the maps are
+    returned with the axes of the cine.
 
     Raises:
-        CineError: what `read_nifti` raises; a map of another shape, or whose affine puts a voxel half a pixel or more
-            from where the cine has it; a number of maps that is not that of the frames, or frames the cine has not;
-            values that are no whole numbers from 0 to 255; no label at all.
+        CineError: as `read_nifti`; a map of another shape, or whose affine puts a voxel half a pixel or more from its
+            place in the cine; a number of maps other than that of the frames, or frames that the cine does not have;
+            values other than whole numbers from 0 to 255; no label at all.
     """
     maps: dict[int, np.ndarray] = {}
     digests, remark = [], ""
@@ -115,7 +115,8 @@ def read_label_maps(source: Source, cine: Cine) -> tuple[dict[int, np.ndarray], 
 
 
 def _frame_index(path: Path, frame: str, source: Source, n_frames: int) -> int:
-    """The frame of the cine, from 0, that a file name gives: as the cine's own files do, or by its number from 1."""
+    """The frame of the cine, from 0, that a label file's name gives: as in the cine's own file names, or as a number
+    from 1."""
     if source.frames:
         return source.frames.index(frame)
     if not re.fullmatch("[0-9]{1,6}", frame) or not 1 <= int(frame) <= n_frames:
@@ -131,7 +132,7 @@ def _check_grid(path: Path, volume: Volume, cine: Cine) -> None:
     corners = np.array([(*corner, 1) for corner in product(*((0, n - 1) for n in shape))])
     with np.errstate(all="ignore"):
         offset = np.linalg.norm(corners @ (volume.affine - cine.affine).T, axis=1).max()
-    # Headers are rounded, some to 0.001; closer than this every label still lies on the voxel that it was drawn on.
+    # headers are rounded, some to 0.001; below this offset every label still lies on the voxel it was drawn on
     allowed = np.linalg.norm(cine.affine[:3, :2], axis=0).min() / 2
     if not offset < allowed:
         raise CineError(path, f"its affine puts a voxel {offset:.3g} mm from where its cine has it, and may differ by "

@@ -1,12 +1,12 @@
-"""Motion maps of a store: how much each pixel of a cine moves over the heart's cycle, in 8 bit beside its frames.
+"""Motion maps of a store: how much each pixel of a cine moves over the heart's cycle, in 8 bits beside its frames.
 
-A map is the mean length of the optical flow between consecutive stored frames, scaled so that 255 is its largest value,
-which is kept in pixels as `max_px`. It lies on the stored grid, so it can be augmented as its image
-is. A view of one frame, or one in which nothing moves, has a map of zeros and a `max_px` of 0.
+A map is the mean magnitude of the optical flow between consecutive stored frames, scaled so that 255 is its largest
+value; that value in pixels is stored as `max_px`. The map has the stored grid, so it is augmented like its image. A
+view of one frame, or one in which nothing moves, has a map of zeros and a `max_px` of 0.
 
-Maps are made study by study in worker processes, or by one process on a GPU that the flow's kernels run on, in a
-temporary folder. This process alone moves them to their study and then replaces its study.json, so that a map without a
-record is the most that is left of a run that is killed, and the next one makes it again.
+Maps are computed study by study in worker processes, or by one process on a GPU that can run the flow's kernels, and
+written to a temporary folder. Only this process moves them to their study and then replaces study.json. A killed run
+therefore leaves at most a map without a record, which the next run computes again.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from .failure import Failure
 
 @dataclass(frozen=True, slots=True)
 class MotionTask:
-    """What a worker needs: the store, the study, those of its views that want a map, the device to compute on, and
-    where to put the maps."""
+    """The task of a worker: the store, the study, its views that need a map, the device to compute on, and the folder
+    for the maps."""
 
     store: Path
     study: str
@@ -42,13 +42,12 @@ class MotionTask:
 def add_motion_maps(
     store: Path, studies: dict[str, dict[str, dict]], temporary: Path, *, workers: int, progress: bool
 ) -> tuple[int, list[Failure]]:
-    """Make the motion maps that are missing, and enter them in study.json and in `studies`: id -> view -> record.
+    """Compute the missing motion maps, and enter them in study.json and in `studies`: id -> view -> record.
 
     Args:
         temporary: folder on the store's disk. workers: processes where there is no GPU; 0: one per core.
 
-    Returns the number of maps made, and the studies that could not be given theirs. Raises OSError where the store
-    cannot be written.
+    Returns the number of maps computed, and the studies that failed. Raises OSError where the store cannot be written.
     """
     wanting = {study: tuple(view for view, record in views.items() if "motion" not in record)
                for study, views in studies.items()}
@@ -63,7 +62,7 @@ def add_motion_maps(
     with progress_bar("motion maps", len(tasks), show=progress) as advance, closing(results):
         for task, result in results:
             if isinstance(result, OSError):
-                raise result  # the store could not be written, and would not be for the next study either
+                raise result  # the store cannot be written, for other studies neither
             if isinstance(result, Exception):
                 reason = f"no motion map ({type(result).__name__}: {result})"
                 failures.append(Failure(task.study, None, f"studies/{task.study}", reason))
@@ -77,7 +76,7 @@ def add_motion_maps(
 
 
 def _gpu_kernels_run() -> bool:
-    """Whether the flow's kernels do: their PyTorch form on a GPU is slower than the C++ form on the cores."""
+    """Whether the flow's CUDA kernels run here; the PyTorch form on a GPU is slower than the C++ form on the CPU."""
     import torch
 
     from ...kernels.native import cuda_unsupported
@@ -92,10 +91,10 @@ def map_study(task: MotionTask) -> dict[str, dict]:
     """
     import torch
 
-    shutil.rmtree(task.folder, ignore_errors=True)  # what a worker that died left
+    shutil.rmtree(task.folder, ignore_errors=True)  # left by a worker that died
     task.folder.mkdir(parents=True)
     records, threads = {}, torch.get_num_threads()
-    torch.set_num_threads(1)  # the other cores have workers of their own
+    torch.set_num_threads(1)  # other workers use the other cores
     try:
         for view in task.views:
             cine = task.store / "studies" / task.study / f"{view}.npy"
@@ -113,7 +112,7 @@ def map_study(task: MotionTask) -> dict[str, dict]:
 
 
 def motion_levels(frames: np.ndarray, device: str = "cpu") -> tuple[np.ndarray, float]:
-    """Stored frames uint8 (T, X, Y[, Z]) -> map uint8 (X, Y[, Z]), and the motion in pixels that 255 stands for."""
+    """Stored frames uint8 (T, X, Y[, Z]) -> map uint8 (X, Y[, Z]), and the motion in pixels of the value 255."""
     import torch
 
     from ...kernels import motion_map

@@ -11,12 +11,12 @@ from ..formats.cine import Cine
 from .geometry import Axis, Resampling, spacing_of
 from .sources import Source
 
-# The part of a NIfTI header that says where voxels lie, in which units, and how they follow each other in time.
+# The fields of a NIfTI header for the geometry of its voxels, their units and times.
 _GEOMETRY = (
     "pixdim", "xyzt_units", "toffset", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
     "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
-_ROUNDING = 1e-3  # stored voxels: affines are of float32 headers
+_ROUNDING = 1e-3  # [stored voxels] affines come from float32 headers
 
 
 def plan_return(
@@ -24,19 +24,19 @@ def plan_return(
 ) -> Resampling:
     """Resampling of maps (X, Y, Z) on the stored grid to the voxel centres of the grid they were prepared from.
 
-    Linear. What lies outside of the stored voxels, the crop, becomes 0. Both grids have the same axes: those of a scan
-    are arranged as the store has them before.
+    Linear. Voxels outside of the stored grid (the crop) become 0. Both grids have parallel axes: the scan's axes have
+    been arranged like the store's before.
 
     Args:
         stored_affine, affine: (4, 4), voxel index -> scanner mm.
 
     Raises:
-        ValueError: the two grids are turned against each other.
+        ValueError: the two grids are rotated against each other.
     """
     across = np.linalg.solve(stored_affine, affine)  # index in the scan -> index in the store
     linear = across[:3, :3]
     if np.abs((linear - np.diag(np.diag(linear))) @ np.diag(shape)).max() > 0.1:
-        raise ValueError(f"the stored grid is turned against the scan's: {np.round(linear, 3).tolist()}")
+        raise ValueError(f"the stored grid is rotated against the scan's: {np.round(linear, 3).tolist()}")
     axes = []
     for n_stored, n, scale, start in zip(stored_shape, shape, np.diag(linear), across[:3, 3]):
         at = start + scale * np.arange(n)
@@ -51,15 +51,15 @@ def plan_return(
 def label_map(probability: np.ndarray, back: Resampling) -> np.ndarray:
     """The likeliest class in every voxel of the scan: uint8 (X, Y, Z), background outside of the crop.
 
-    probability: (classes, X, Y, Z) float32 on the stored grid, the first of the background.
+    probability: (classes, X, Y, Z) float32 on the stored grid; the first class is background.
     """
     return np.argmax(np.stack([back(shares) for shares in probability]), axis=0).astype(np.uint8)
 
 
 def reaching_edge(labels: np.ndarray, back: Resampling) -> set[int]:
-    """Labels of maps (T, X, Y, Z) on the grid of the scan that lie at an edge of the crop where the scan goes on.
+    """Labels of maps (T, X, Y, Z) on the scan's grid that touch an edge of the crop beyond which the scan continues.
 
-    The structure may go on there too, and the model saw nothing of it.
+    The structure may continue there too, outside of the model's input.
     """
     found = set()
     for k, axis in enumerate(back.axes):
@@ -71,9 +71,9 @@ def reaching_edge(labels: np.ndarray, back: Resampling) -> set[int]:
 
 
 def voxel_size(affine: np.ndarray) -> tuple[float, float, float]:
-    """(X, Y, Z) [mm] whose product is the volume of a voxel of a (4, 4) affine, which need not be rectangular.
+    """(X, Y, Z) [mm] of a voxel of a (4, 4) affine; their product is its volume, even if it is not rectangular.
 
-    The third is how far the slices lie apart.
+    The third is the distance between slices.
     """
     x, y, _ = spacing_of(affine)
     return float(x), float(y), float(abs(np.linalg.det(affine[:3, :3])) / (x * y))
@@ -86,10 +86,10 @@ def original_points(pixels: np.ndarray, stored_affine: np.ndarray, affine: np.nd
 
 
 def label_files(name: str, labels: np.ndarray, source: Source, cine: Cine) -> dict[str, bytes]:
-    """{file name: NIfTI, compressed} of label maps uint8 (T, X, Y, Z), one for each file of a NIfTI cine.
+    """{file name: compressed NIfTI} of label maps uint8 (T, X, Y, Z), one for each file of a NIfTI cine.
 
-    Shape, affines with their codes, zooms and units are those of that file; nothing else of its header is kept. Of
-    other formats there is one file, with the affine that the cine was read with and the time in seconds.
+    Shape, affines with their codes, zooms and units are those of the cine's file; nothing else of its header is kept.
+    For other formats there is one file, with the affine of the cine and the time in seconds.
 
     Raises:
         OSError: a file of the cine can no longer be read.
@@ -111,7 +111,7 @@ def label_files(name: str, labels: np.ndarray, source: Source, cine: Cine) -> di
 
 
 def _like(path: Path, labels: np.ndarray):
-    """An image of labels with the shape and the geometry of a NIfTI file, which has been read as a cine before."""
+    """An image of labels with the shape and the geometry of a NIfTI file that was read as a cine before."""
     with path.open("rb") as raw:
         compressed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)

@@ -1,9 +1,9 @@
 """From a folder of NIfTI or DICOM cines to a cine store: `cinema-fast prepare SRC STORE`.
 
-Every study is prepared by itself, in worker processes, into a temporary folder; this process alone moves whole
-studies into the store and writes the index. So a run may be killed at any moment and started again: studies that are
-whole and whose sources have not changed are kept, the others are made, and a lost index is made from what is there.
-Motion maps (`motion.py`) are made last, for all that the store then holds. Many jobs may share the work (`shards.py`).
+Worker processes prepare each study separately, into a temporary folder. Only this process moves complete studies into
+the store and writes the index. So a run may be killed at any moment and repeated: complete studies whose sources have
+not changed are kept, the others are prepared, and a lost index is rebuilt from the studies. Motion maps (`motion.py`)
+are computed last, for all studies of the store. Many jobs may share the work (`shards.py`).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PREPARING = ".preparing"
 
 
 def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
-    """Prepare every study of `config.src` into the store `config.dst` and report what failed.
+    """Prepare every study of `config.src` into the store `config.dst`, and report failures.
 
     A view that fails is reported and the study's other views are kept. A study is replaced only as a whole, and only
     if at least one of its views could be prepared. Failures are also written to DST/failures.jsonl, one JSON object
@@ -54,10 +54,11 @@ def prepare(config: PrepareConfig, *, progress: bool = True) -> PrepareReport:
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: SRC is no folder, nothing matches the pattern (or that of labels) or is DICOM, or pydicom is absent.
-        StoreError: DST is in use by another run, is no store, was prepared with other options, or the disk is full
-            (what was finished stays; the same command continues from there).
-        KeyboardInterrupt: its message says what stays.
+        ValueError: SRC is not a folder, no file matches the pattern (or that of labels) or is DICOM, or pydicom is not
+            installed.
+        StoreError: DST is in use by another run, is not a store, was prepared with other options, or the disk is full
+            (finished studies stay; the same command continues from there).
+        KeyboardInterrupt: its message says what is kept.
     """
     report = PrepareReport(shard=config.part)
     again = "the same command without --overwrite" if config.overwrite else "the same command"
@@ -151,7 +152,7 @@ def _fill(
 def _check(
     store: Path, config: PrepareConfig, done: dict, broken: dict[str, str], report: PrepareReport, progress: bool
 ) -> None:
-    """Move the studies of which a file was altered from `done` to `broken`, and forget maps that were."""
+    """Move studies with an altered file from `done` to `broken`; drop altered motion maps."""
     checksums = {study: {file["file"]: file["sha256"] for record in views.values()
                          for file in (record, record.get("motion"), record.get("labels")) if file}
                  for study, views in done.items()}
@@ -170,7 +171,7 @@ def _check(
 def _missing(
     config: PrepareConfig, sources: Sources, done: dict, broken: dict[str, str], outcomes: list[Failure]
 ) -> list[Failure]:
-    """What failed in the shards, what is damaged, and the studies of the sources that no shard has prepared."""
+    """The failures of the shards, the damaged studies, and the studies that no shard has prepared."""
     failures = outcomes + [Failure(study, None, f"studies/{study}", reason) for study, reason in broken.items()]
     known = done.keys() | {failure.study for failure in failures}
     for study, views in sources.studies.items():
@@ -230,18 +231,18 @@ def _difference(before: dict | None, options: dict) -> str:
 
 
 def _as_begun(config: PrepareConfig, begun: dict | None) -> PrepareConfig:
-    """The options with their orientation settled: `begun` are those of the store that is there, if any."""
+    """The options, with --orientation auto resolved. begun: the options of the existing store, or None."""
     if config.orientation != "auto":
         return config
     return replace(config, orientation="patient" if begun is None or config.overwrite else orientation_of(begun))
 
 
 def _open_for_writing(store: Path, config: PrepareConfig) -> tuple[PrepareConfig, bool]:
-    """Make sure that the folder is an empty store or one of the same options; these, with the orientation settled, and
-    whether it is one that has lost its index.
+    """Check that the folder is empty, or a store with the same options. Returns the options, with --orientation auto
+    resolved, and whether it is a store that has lost its index.
 
     Raises:
-        StoreError: neither.
+        StoreError: the folder is neither.
     """
     has_studies = any((store / "studies").glob("*/study.json"))
     rebuild = False
@@ -283,7 +284,7 @@ def _open_for_writing(store: Path, config: PrepareConfig) -> tuple[PrepareConfig
 def prepared_studies(
     tasks: list[StudyTask], workers: int, progress: bool, what: str = "preparing studies"
 ) -> Iterator[tuple[StudyTask, tuple | Exception]]:
-    """Each task with what `prepare_study` made of it, or the exception that ended it, in the order of completion."""
+    """Each task with the result of `prepare_study`, or the exception that ended it, in the order of completion."""
     workers = min(workers or available_cores(), max(len(tasks), 1))
     contained = any(format_of(source.format).contained for task in tasks for source in task.sources.values())
     results = run_in_processes(prepare_study, tasks, workers, contained=contained)
@@ -295,7 +296,7 @@ def prepared_studies(
 
 def _take_in(store: Path, task: StudyTask, result: tuple | Exception, done: dict, report: PrepareReport) -> None:
     if isinstance(result, OSError):
-        raise result  # the store could not be written, and would not be for the next study either
+        raise result  # the store cannot be written, for other studies neither
     if isinstance(result, Exception):
         file = next(iter(task.sources.values())).files[0]
         reason = f"its preparation ended with {type(result).__name__}: {result}"
@@ -309,7 +310,7 @@ def _take_in(store: Path, task: StudyTask, result: tuple | Exception, done: dict
 
 
 def _unchanged(records: dict[str, dict], views: dict[str, Source], src: Path) -> bool:
-    """Whether a stored study was made from exactly these files, those of labels too, as they are now."""
+    """Whether a stored study was made from exactly these files, including label files, as they are now."""
     unlabelled = {"source": {"files": []}}
     return records.keys() == views.keys() and all(
         _same_files(records[view]["source"], source.files, src)
@@ -323,7 +324,7 @@ def _same_files(source: dict | None, files: tuple[Path, ...], src: Path) -> bool
         now = file_stats(files, src)
         if source["files"] == now:
             return True
-        # Copied or touched: names and sizes are the same, so the content decides.
+        # copied or touched files: names and sizes are the same, so the content is compared
         same_sizes = [file[:2] for file in source["files"]] == [file[:2] for file in now]
         return same_sizes and source["sha256"] == file_sha256(files)
     except (OSError, KeyError, TypeError):

@@ -87,10 +87,10 @@ class PrepareConfig:
 
     @property
     def part(self) -> Shard | None:
-        """`shard`, understood. Raises ValueError."""
+        """The parsed `shard`, or None. Raises ValueError."""
         return parse_shard(self.shard) if self.shard else None
 
     def shaping(self) -> dict:
-        """The options that shape the stored frames, as they read back from JSON."""
+        """The options that determine the stored frames, as they are read back from JSON."""
         options = json.loads(json.dumps({name: getattr(self, name) for name in _SHAPING}))
         return options | ({} if self.orientation == "stored" else {"orientation": "patient"})

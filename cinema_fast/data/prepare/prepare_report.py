@@ -1,4 +1,4 @@
-"""What `prepare` has done, in numbers and in words."""
+"""The report of `prepare`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from .failure import Failure, failure_lines
 from .shards import Shard
 from .sources import series_lines, unmatched_line
 
-MOST_CUT = 6  # views named of those whose labels the crop cuts off
+MOST_CUT = 6  # at most so many views whose labels are cut off by the crop are named
 
 
 @dataclass(slots=True)
 class PrepareReport:
-    """What `prepare` did. prepared and unchanged count studies; n_studies is what the store now holds, of a shard its
-    part of that; files counts (studies, files) of NIfTI by (view, how the files spell it), unmatched_files are those
-    that the pattern does not describe; series counts DICOM series by (description, view or None, why left out);
-    labelled studies of the store that have label maps, None where none were asked for, cut
-    (share of the labelled volume, study, view) of maps that reach over the crop, largest first; remarks about headers,
-    each with the "study view" it is about; as_stored: the axes of the store's images lie as in their files; motion_maps
-    those made, None likewise; without_motion studies that lack one, in a store that has some."""
+    """The result of `prepare`.
+
+    prepared, unchanged: numbers of studies. n_studies: studies now in the store; for a shard, in its part. files:
+    (studies, files) of NIfTI by (view, its spelling in file names). unmatched_files: NIfTI files that do not match the
+    pattern. series: numbers of DICOM series by (description, view or None, why left out). labelled: studies of the
+    store with label maps; None where none were requested. cut: (share of the labelled volume, study, view) of maps that
+    the crop cuts, largest first. remarks: on headers, each with its cines as "study view". as_stored: the store's images
+    keep the axes of their files. motion_maps: number computed; None where none were requested. without_motion: studies
+    that lack a motion map, in a store that has some.
+    """
 
     prepared: int = 0
     unchanged: int = 0
@@ -41,14 +44,14 @@ class PrepareReport:
 
     @property
     def unmatched(self) -> int:
-        """Number of NIfTI files that the pattern does not describe."""
+        """Number of NIfTI files that do not match the pattern."""
         return len(self.unmatched_files)
 
     @property
     def exit_code(self) -> int:
         """0: everything was prepared; 1: something failed, the rest was prepared; 3: nothing was prepared.
 
-        A shard that has no studies, of few that many share, has prepared everything.
+        A shard without any study (more shards than studies) has prepared everything.
         """
         if not self.prepared + self.unchanged and (self.failures or not self.shard):
             return 3

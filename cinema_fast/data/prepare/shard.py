@@ -17,11 +17,11 @@ class Shard(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What its files in STORE/.shards begin with."""
+        """Prefix of its files in STORE/.shards."""
         return f"{self.k}-of-{self.n}"
 
     def holds(self, study: str) -> bool:
-        """Whether a study is this part's; the same on every machine."""
+        """Whether a study belongs to this part; the same on every machine."""
         return int.from_bytes(digest(study)[:8]) % self.n == self.k - 1
 
 

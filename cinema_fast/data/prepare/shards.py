@@ -1,13 +1,13 @@
-"""A store prepared by many jobs at once: which studies are whose, and who may write when.
+"""A store prepared by many jobs at once: division of the studies, and locks.
 
-Each job, `prepare --shard k/n`, makes the studies whose name has the digest k - 1 modulo n, and writes nothing that two
-jobs share: whole studies appear in STORE/studies, what failed in STORE/.shards/k-of-n.failures.jsonl. `prepare --merge`
-makes the index of all of it.
+Each job, `prepare --shard k/n`, prepares the studies whose name has the digest k - 1 modulo n, and no two jobs write
+the same file: complete studies go to STORE/studies, failures to STORE/.shards/k-of-n.failures.jsonl. `prepare --merge`
+writes the index of all of them.
 
-Locks are the kernel's (`flock`) and end with their process. A shard holds STORE/.lock together with the other shards
-and STORE/.shards/k-of-n.lock alone; any other run holds STORE/.lock alone. So two runs of one shard refuse each other,
-and so do a shard and a plain run or a merge. Shards of another n, whose studies would be the same in part, refuse each
-other by the locks that they find held in STORE/.shards.
+Locks are the operating system's (`flock`) and end with their process. A shard holds a shared lock on STORE/.lock and an
+exclusive one on STORE/.shards/k-of-n.lock; any other run holds an exclusive lock on STORE/.lock. So a shard cannot run
+twice at once, nor together with a plain run or a merge. Shards of different n, which would have studies in common,
+refuse to run together because of the locks held in STORE/.shards.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHARDS = ".shards"
 
 @contextmanager
 def hold_store(store: Path, shard: Shard | None) -> Iterator[None]:
-    """Hold a store for writing, alone or as one of its shards. Raises StoreError that says who holds it."""
+    """Lock a store for writing, exclusively or as one of its shards. Raises StoreError that names the holder."""
     with ExitStack() as held:
         try:
             held.enter_context(hold_folder(store, "prepared", "wait for it, or choose another folder", StoreError,
@@ -59,7 +59,7 @@ def _hold_shard(store: Path, shard: Shard, held: ExitStack) -> None:
             other = path.name.removesuffix(".lock").replace("-of-", "/")
             raise StoreError(f"{store} is being prepared by the shard {other}, this one is {shard}: all must divide "
                              f"the studies by the same number")
-        for left in (path, failures_file(store, path.name.removesuffix(".lock"))):  # of an earlier division
+        for left in (path, failures_file(store, path.name.removesuffix(".lock"))):  # left by shards of another n
             left.unlink(missing_ok=True)
     failures_file(store, shard.name).unlink(missing_ok=True)
 
@@ -69,7 +69,7 @@ def _locks(store: Path) -> list[Path]:
 
 
 def failures_file(store: Path, name: str) -> Path:
-    """Where a shard that has run to its end says what failed."""
+    """The file of failures that a finished shard writes."""
     return store / SHARDS / f"{name}.failures.jsonl"
 
 
@@ -80,7 +80,7 @@ def write_failures(path: Path, failures: list[Failure]) -> None:
 
 
 def read_outcomes(store: Path) -> list[Failure]:
-    """What failed in the shards of a store; a shard that has not finished is a failure too."""
+    """The failures of all shards of a store; an unfinished shard counts as a failure."""
     sizes = {int(path.name.removesuffix(".lock").rpartition("-")[2]) for path in _locks(store)}
     failures = []
     for n in sorted(sizes):
@@ -96,6 +96,6 @@ def read_outcomes(store: Path) -> list[Failure]:
 
 
 def forget_shards(store: Path, *, outcomes: bool) -> None:
-    """Remove what killed shards left half done; with `outcomes` all, for a run of the whole has superseded it."""
+    """Remove the half-written files of killed shards; with `outcomes` all files of shards, after a run of the whole."""
     for path in [store / SHARDS] if outcomes else (store / SHARDS).glob("*.preparing"):
         shutil.rmtree(path, ignore_errors=True)

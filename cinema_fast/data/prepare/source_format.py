@@ -1,4 +1,4 @@
-"""The formats of source files: a new one needs its reader, a module that finds its studies, and a line here."""
+"""The formats of source files. A new format needs a reader, a module that finds its studies, and a line here."""
 
 from collections.abc import Callable
 from pkgutil import resolve_name
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from .prepare_config import PrepareConfig
     from .sources import Source, Sources
 
-# in the order in which `--format auto` asks for them; nothing is imported before it is asked for
+# in the order in which `--format auto` tries them; a module is imported when it is needed
 FORMATS = {
     "nifti": "cinema_fast.data.prepare.sources:NIFTI",
     "dicom": "cinema_fast.data.prepare.dicom_sources:DICOM",
@@ -18,11 +18,11 @@ FormatName = Literal[("auto", *FORMATS)]
 
 
 class SourceFormat(NamedTuple):
-    """A format of sources; every `Source.format` that it finds is its name in FORMATS.
+    """A format of source files. `Source.format` is its name in FORMATS.
 
-    holds: whether config.src has such files. find: the studies of config.src (progress: a bar on stderr); raises
-    ValueError for options that are not the format's. read: the cine of a view as it was scanned, with or without an
-    axis of slices; raises CineError. contained: its decoders may crash a process, so a worker reads it.
+    holds: whether config.src has such files. find: finds the studies of config.src (progress: a bar on stderr); raises
+    ValueError for options of other formats. read: reads the cine of a view as it was scanned, as a stack of slices or a
+    single slice; raises CineError. contained: decoders may crash a process, so a worker process reads it.
     """
 
     holds: Callable[["PrepareConfig"], bool]
@@ -37,6 +37,6 @@ def format_of(name: str) -> SourceFormat:
 
 
 def find_studies(config: "PrepareConfig", progress: bool) -> "Sources":
-    """The studies of `config.src`, in the format asked for, or the first that it holds. Raises ValueError."""
+    """The studies of `config.src`, in the requested format or the first one it holds. Raises ValueError."""
     held = (name for name in FORMATS if format_of(name).holds(config))
     return format_of(next(held, "nifti") if config.format == "auto" else config.format).find(config, progress)

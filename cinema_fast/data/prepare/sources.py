@@ -1,4 +1,4 @@
-"""Which files of a folder are which view of which study."""
+"""Sorts the NIfTI files of a folder into studies and views."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from .source_format import SourceFormat
 if TYPE_CHECKING:
     from .prepare_config import PrepareConfig
 
-NO_STUDY = ("", ".", "..")  # names of folders other than that of a study
+NO_STUDY = ("", ".", "..")  # names that a study cannot have
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """The files of one view of one study: NIfTI in the order of time (several only where the pattern has {frame}),
-    DICOM in that of their names.
+    DICOM in the order of their names.
 
-    spelling: the view's name as the files spell it. frames: the {frame} of each file, where there is one. format: its
-    name in `source_format.FORMATS`. labels: the files of its label maps; label_frames: the {frame} of each, where there
-    is one. broken: DICOM files in the same folders whose headers cannot be read, any of which may be of this view.
+    spelling: the view's name in the file names. frames: the {frame} of each file, where there is one. format: its name
+    in `source_format.FORMATS`. labels: the files of its label maps. label_frames: the {frame} of each, where there is
+    one. broken: DICOM files in the same folders whose headers cannot be read; they may belong to this view.
     """
 
     files: tuple[Path, ...]
@@ -42,10 +42,8 @@ class Source:
 
 
 class Refusal(NamedTuple):
-    """Files that are not prepared: of a view of a study, or of one that is not known ("" and None).
-
-    file: the name or names, relative to the folder of sources.
-    """
+    """Files that are not prepared. study, view: theirs; "" and None where unknown. file: one name or several, relative
+    to the source folder."""
 
     study: str
     view: str | None
@@ -55,8 +53,8 @@ class Refusal(NamedTuple):
 
 @dataclass(slots=True)
 class Sources:
-    """studies: id -> view -> Source. refused: what is wrong with other files. unmatched: NIfTI files that the pattern
-    does not describe. series: how many DICOM series there are of each (description, view or None, why left out)."""
+    """studies: id -> view -> Source. refused: files that are not prepared, and why. unmatched: NIfTI files that do not
+    match the pattern. series: number of DICOM series of each (description, view or None, why left out)."""
 
     studies: dict[str, dict[str, Source]] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
@@ -64,11 +62,11 @@ class Sources:
     series: Counter[tuple[str, str | None, str]] = field(default_factory=Counter)
 
     def unmatched_names(self, src: Path) -> list[str]:
-        """The files that the pattern does not describe, relative to `src`."""
+        """The files that do not match the pattern, relative to `src`."""
         return [path.relative_to(src).as_posix() for path in self.unmatched]
 
     def found(self) -> dict[tuple[str, str], tuple[int, int]]:
-        """(view, how the NIfTI files spell it) -> numbers of studies and files."""
+        """(view, its spelling in NIfTI file names) -> numbers of studies and files."""
         counts: dict[tuple[str, str], tuple[int, int]] = {}
         for views in self.studies.values():
             for view, source in views.items():
@@ -91,7 +89,7 @@ def unmatched_line(names: list[str]) -> str:
 
 
 def parse_aliases(aliases: tuple[str, ...]) -> dict[str, str]:
-    """How files may spell a view -> the view; every view may be spelt as itself.
+    """{spelling in file names: view}; a view's own name is always accepted.
 
     Raises:
         ValueError: an alias that is not VIEW=SPELLING.
@@ -174,13 +172,13 @@ def find_sources(src: Path, pattern: str, aliases: tuple[str, ...] = ()) -> Sour
 
 
 def holds_nifti(src: Path, pattern: str) -> bool:
-    """Whether a file lies where the pattern looks that is named as NIfTI files are."""
+    """Whether there is a file with a NIfTI name at the depth of the pattern."""
     return any(path.name.endswith((".nii", ".nii.gz")) for path in _walk(src, src, pattern.count("/"), []))
 
 
 def list_folder(src: Path, folder: Path, refused: list[Refusal]) -> list[os.DirEntry]:
-    """What lies in a folder at or below `src`, sorted, without hidden names. One below it that may not be listed is
-    empty and appended to `refused`; for `src` itself OSError is raised."""
+    """The entries of a folder at or below `src`, sorted, without hidden names. A folder below `src` that may not be
+    listed counts as empty and is appended to `refused`; for `src` itself OSError is raised."""
     try:
         with os.scandir(folder) as entries:
             return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
@@ -192,12 +190,12 @@ def list_folder(src: Path, folder: Path, refused: list[Refusal]) -> list[os.DirE
 
 
 def refusal_of(src: Path, path: Path | str, err: OSError) -> Refusal:
-    """A file or folder below `src` that the system does not let be read."""
+    """The refusal of a file or folder below `src` that the system does not allow to read."""
     return Refusal("", None, Path(path).relative_to(src).as_posix(), f"cannot be read: {err.strerror}")
 
 
 def _walk(src: Path, folder: Path, depth: int, refused: list[Refusal]) -> Iterator[Path]:
-    """Files exactly `depth` folders below: a fixed depth ends even where links make a loop."""
+    """Files exactly `depth` folders below. With a fixed depth, loops of links cause no harm."""
     for entry in list_folder(src, folder, refused):
         path = folder / entry.name
         if depth and path.is_dir():

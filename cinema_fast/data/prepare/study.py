@@ -17,14 +17,14 @@ from .prepare_config import PrepareConfig
 from .source_format import format_of
 from .sources import Source
 
-# Label maps (X, Y, Z) of a view by frame, with the axes of the store; what is recorded of their files; a remark about
-# their headers, or "".
+# (label maps (X, Y, Z) of a view by frame, with the axes of the store; the record of their files; a remark about their
+# headers, or "")
 Labels = tuple[dict[int, np.ndarray], dict, str]
 
 
 @dataclass(frozen=True, slots=True)
 class StudyTask:
-    """What a worker needs: the study's sources by view, the options, and where to put the finished study."""
+    """The task of a worker: the study's sources by view, the options, and the folder for the finished study."""
 
     study: str
     sources: dict[str, Source]
@@ -98,7 +98,7 @@ def _arrangement(scan: Cine, view: str, orientation: str) -> Arrangement:
 
 
 def _remarks(scan: Cine, orientation: str, labels: Labels | None) -> dict[str, list[str]]:
-    """{"remarks": what is remarkable about the headers of a scan and its label maps}, {} where nothing is."""
+    """{"remarks": remarks about the headers of a scan and its label maps}, or {} without any."""
     remarks = [scan.remark] if scan.remark else []
     if labels and labels[2]:
         remarks.append(f"label maps: {labels[2]}")
@@ -120,7 +120,7 @@ def file_stats(files: tuple[Path, ...], src: Path) -> list[list]:
 def _read_labels(
     task: StudyTask, scans: dict[str, Cine], arrangements: dict[str, Arrangement]
 ) -> tuple[dict[str, Labels], list[Failure]]:
-    """The label maps of each view, where there are any that fit."""
+    """The label maps of each view that has any that fit, and the failures."""
     labels, failures = {}, []
     for view, scan in scans.items():
         source = task.sources[view]
@@ -143,8 +143,8 @@ def _read_labels(
 def _centres(
     task: StudyTask, cines: dict[str, Cine], labels: dict[str, Labels]
 ) -> tuple[dict[str, tuple[np.ndarray, str]], list[Failure]]:
-    """View -> (centre in scanner mm, what it is): the middle of the labelled left ventricle over all its frames, where
-    the planes meet, the image's."""
+    """View -> (centre in scanner mm, its kind): the middle of the labelled left ventricle over all its frames, else the
+    point where the planes meet, else the image's centre."""
     meeting = geometry.meeting_point({view: (cine.shape, cine.affine) for view, cine in cines.items()})
     centres, failures = {}, []
     for view, cine in cines.items():
@@ -167,8 +167,8 @@ def _centres(
 def _cropped(
     maps: dict[int, np.ndarray], resample: geometry.Resampling
 ) -> tuple[dict[int, np.ndarray], float, str]:
-    """The label maps as they are stored, but those that are left empty; the share of the labelled volume that the crop
-    cuts off; and a note, "" where no map is left empty."""
+    """The label maps as they are stored, without those that the crop leaves empty; the share of the labelled volume
+    that the crop cuts off; and a note about empty maps, or ""."""
     stored = {t: small for t, one in maps.items() if (small := resample.labels(one)).any()}
     labelled, lost = np.sum([resample.cut(one) for one in maps.values()], axis=0).tolist()
     note = ""
@@ -181,7 +181,7 @@ def _cropped(
 
 
 def _frames(cine: Cine, resample: geometry.Resampling, stack: bool) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """uint8 (T, X, Y[, Z]), and of each frame the raw intensities that became 0 and 255. Raises ValueError."""
+    """uint8 (T, X, Y[, Z]), and for each frame the raw intensities that became 0 and 255. Raises ValueError."""
     frames = np.empty((cine.n_frames, *resample.shape), np.uint8)
     window = []
     for t in range(cine.n_frames):
