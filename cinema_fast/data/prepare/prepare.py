@@ -192,11 +192,11 @@ def _write_outcome(store: Path, config: PrepareConfig, done: dict[str, dict[str,
 def _survey(
     store: Path, config: PrepareConfig, sources: Sources, rebuild: bool
 ) -> tuple[dict[str, dict[str, dict]], set[str], dict[str, str]]:
-    """What is in the store: the whole studies as the index holds them, those of them that need not be prepared, and
-    what is wrong with the others.
+    """The content of the store: complete studies with their records as in the index, the complete studies that need not
+    be prepared again, and {study: what is wrong} of the others.
 
     Raises:
-        StoreError: with `rebuild`, where no index tells the options of the store: there are studies of others.
+        StoreError: with `rebuild` (the index is lost), studies that were prepared with other options.
     """
     options = config.shaping()
     done, unchanged, broken, others = {}, set(), {}, []
@@ -206,7 +206,7 @@ def _survey(
             broken[study] = str(records)
             continue
         prepared_with = [record.get("prepare") for record in records.values()]
-        # records of version 1 do not say their options: those of the index, where there is one
+        # records of version 1 do not hold their options; they are those of the index, if there is one
         if different := [before for before in prepared_with if before != options and (before is not None or rebuild)]:
             others.append(different[0])
             broken[study] = (f"it was prepared with {_difference(different[0], options)}, probably before an "

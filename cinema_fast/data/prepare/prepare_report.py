@@ -22,9 +22,9 @@ class PrepareReport:
     (studies, files) of NIfTI by (view, its spelling in file names). unmatched_files: NIfTI files that do not match the
     pattern. series: numbers of DICOM series by (description, view or None, why left out). labelled: studies of the
     store with label maps; None where none were requested. cut: (share of the labelled volume, study, view) of maps that
-    the crop cuts, largest first. remarks: on headers, each with its cines as "study view". as_stored: the store's images
-    keep the axes of their files. motion_maps: number computed; None where none were requested. without_motion: studies
-    that lack a motion map, in a store that has some.
+    the crop cuts, largest first. remarks: on headers, each with its cines as "study view". as_stored: the store's
+    images keep the axes of their files. motion_maps: number computed; None where none were requested. without_motion:
+    studies that lack a motion map, in a store that has some.
     """
 
     prepared: int = 0

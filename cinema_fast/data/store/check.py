@@ -1,10 +1,10 @@
 """Checks that a store holds what was written to it.
 
-Opening a store finds files that are missing or of another size; the first read of a file finds another header.
-`prepare` finds both, and a damaged study.json, and makes these studies anew. `cinema-fast verify` and `prepare
---repair` read everything and find any changed byte of a .npy. A damaged motion map is dropped from the index, and
-`prepare --motion` makes it anew; where label maps are damaged their study is made anew, as they come from the sources
-like the cine. Times of modification are not compared: copies have their own.
+Opening a store detects files that are missing or of another size; the first read of a file detects another header.
+`prepare` detects both, and a damaged study.json, and prepares these studies again. `cinema-fast verify` and `prepare
+--repair` read everything and detect any changed byte of a .npy. A damaged motion map is dropped from the index, and
+`prepare --motion` computes it again. Where label maps are damaged, their study is prepared again, because they come
+from the sources like the cine. Modification times are not compared, since copies have their own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ UNLISTED = "is not in the index: prepare has not finished, or has left it out as
 
 
 class Fault(NamedTuple):
-    """A file of a store that is not what was prepared; file: relative to the store. study: "" where it is the index."""
+    """A file of a store that differs from what was prepared. file: relative to the store. study: "" for the index."""
 
     study: str
     file: str
@@ -52,16 +52,16 @@ class Fault(NamedTuple):
 
     @property
     def motion(self) -> str | None:
-        """The view whose motion map the file is, None where it is another file."""
+        """The view whose motion map the file is; None for other files."""
         view = self.file.rpartition("/")[2].removesuffix(".npy")
         return view.removesuffix(".motion") if view.endswith(".motion") else None
 
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """What `check_store` found in a store of `n_studies`; faults are sorted by study and file.
+    """The result of `check_store` for a store of `n_studies`; faults are sorted by study and file.
 
-    index_summed: the index has a checksum of its own; in older stores it has none.
+    index_summed: the index has its own checksum, which older stores lack.
     """
 
     n_studies: int
@@ -70,7 +70,7 @@ class CheckReport:
 
     @property
     def exit_code(self) -> int:
-        """0: all is as it was prepared; 1: it is not."""
+        """0: every file is as it was prepared; 1: some are not."""
         return 1 if self.faults else 0
 
     def __str__(self) -> str:
@@ -120,7 +120,7 @@ def check_store(path: Path | str, *, workers: int = 0, progress: bool = True) ->
             records = _records(path, study)
             differs = _difference(_infos(path, study, records), views)
             options = [record.get("prepare", index["prepare"]) for record in records.values()]
-            if as_written and any(one != index["prepare"] for one in options):  # else it is the index that was altered
+            if as_written and any(one != index["prepare"] for one in options):  # else the index was altered
                 differs = "was prepared with other options than those of the index"
             if differs:
                 faults.append(Fault(study, file, differs))
@@ -138,7 +138,7 @@ def _difference(found: dict[str, CineInfo], index: dict[str, CineInfo]) -> str |
     if {view: info.sha256 for view, info in found.items()} != {view: info.sha256 for view, info in index.items()}:
         return "belongs to another preparation than the index"
     for view, info in found.items():
-        if index[view].motion is None:  # a map whose preparation was killed before it came into the index
+        if index[view].motion is None:  # a run was killed before it entered this map in the index
             info = info._replace(motion=None)
         for name, here, there in zip(info._fields, info, index[view]):
             if here != there:
@@ -149,7 +149,7 @@ def _difference(found: dict[str, CineInfo], index: dict[str, CineInfo]) -> str |
 def find_altered(
     store: Path, checksums: dict[str, dict[str, str]], *, workers: int = 0, progress: bool = True
 ) -> list[Fault]:
-    """The files whose SHA-256 is not that of `checksums`: study -> file, relative to the store -> hex digest."""
+    """The files whose SHA-256 differs from `checksums`, {study: {file relative to the store: hex digest}}."""
 
     def faults_of(study: str) -> list[Fault]:
         faults = []
@@ -179,9 +179,11 @@ def find_altered(
 def read_studies(
     store: Path, wanted: Callable[[str], bool] = lambda study: True
 ) -> Iterator[tuple[str, dict[str, dict] | StoreError]]:
-    """Every wanted study in the store's folder, whether the index knows it or not: its records by view as study.json
-    holds them, without the motion maps that are not whole, or, where a cine is not or its label maps (a file missing,
-    cut short or of another header), what is wrong."""
+    """Every wanted study in the store's folder, in the index or not, with its records by view from study.json.
+
+    Incomplete motion maps are left out. Where a cine or its label maps are incomplete (a file is missing, cut short or
+    has another header), a StoreError in place of the records says so.
+    """
     folders = [path.name for path in (store / "studies").iterdir() if path.is_dir() and not path.name.startswith(".")]
     for study in sorted(filter(wanted, folders)):
         try:

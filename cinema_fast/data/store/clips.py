@@ -1,7 +1,7 @@
 """Clips: one image plane of a study, a slice of the short-axis stack or a long-axis view, over the cardiac cycle.
 
-A clip is n frames spread evenly over the cycle from a starting phase on, wrapping round, cropped about the image's
-centre to a fixed size in plane, where `prepare` has put the heart; a smaller image lies in the middle of zeros.
+A clip has n frames, evenly spaced over the cycle, that begin at a starting phase and wrap around. In plane it is
+cropped to a fixed size around the image's centre, where `prepare` puts the heart; a smaller image is padded with zeros.
 """
 
 from collections.abc import Sequence
@@ -13,26 +13,26 @@ from ...common.naming import named
 from ...common.views import CLIP
 from .store import CineStore
 
-MIN_FRAMES = 4  # of a cine that clips are drawn from: two, ED and ES, or three do not tell how the heart moves
+MIN_FRAMES = 4  # a cine with fewer frames (ED and ES only) does not show how the heart moves, and gives no clips
 
 
 class Plane(NamedTuple):
-    """An image plane: a view and, of a stack, one of its slices."""
+    """An image plane: a view and, for a stack, one of its slices."""
 
     view: str
     slice: int | None
 
 
 class ClipStore:
-    """A cine store whose studies have one view, `clip`, of as many planes as they have slices and long-axis views.
+    """A cine store whose studies have one view, `clip`, with a plane for each slice and each long-axis view.
 
-    Every stored slice is an image of the scan (a stack is padded only when it is loaded), so each is a plane. A cine of
-    fewer than `min_frames` frames shows no cycle and has none; of others with fewer frames than a clip, frames are
-    repeated.
+    Every stored slice is an image of the scan (stacks are padded only when they are loaded), so each is a plane. A cine
+    of fewer than `min_frames` frames shows no cycle and gives no plane. If a cine has fewer frames than a clip, frames
+    are repeated.
 
     Args:
-        store: where the frames are.
-        views: the store's views that clips are drawn from; every one where none is named.
+        store: the store of the frames.
+        views: the store's views that clips are drawn from; empty: all.
         min_frames: of a cine; 2 in runs of older versions.
 
     Raises:
@@ -42,7 +42,7 @@ class ClipStore:
     def __init__(self, store: CineStore, views: Sequence[str] = (), *, min_frames: int = MIN_FRAMES):
         self.path, self._store, self.min_frames = store.path, store, min_frames
         self._planes: dict[str, tuple[Plane, ...]] = {}
-        self._short: dict[str, dict[str, int]] = {}  # {study: {view: its frames, too few}}
+        self._short: dict[str, dict[str, int]] = {}  # {study: {view: number of frames, too few}}
         for study in store.ids:
             shapes = {v: store.info(study, v).shape for v in store.views(study) if not views or v in views}
             self._planes[study] = tuple(
@@ -62,7 +62,7 @@ class ClipStore:
             )
 
     def remarks(self) -> list[str]:
-        """A line on the cines that no clip is drawn from, as they have too few frames; none where there are none."""
+        """A line on the cines with too few frames for clips, if there are any."""
         if not self._short:
             return []
         shorts = [f"{study} ({', '.join(f'{v}: {n}' for v, n in short.items())})"
@@ -73,7 +73,7 @@ class ClipStore:
 
     @property
     def ids(self) -> list[str]:
-        """The studies, sorted, those without a clip too."""
+        """The studies, sorted, including those without a clip."""
         return list(self._planes)
 
     def views(self, study: str) -> tuple[str, ...]:
@@ -98,7 +98,7 @@ class ClipStore:
         return centre(self._read(study, view, phase, size[0]), size[1:])
 
     def read_motion(self, study: str, plane: int, size: Sequence[int]) -> np.ndarray:
-        """How much each pixel of a clip of plane number `plane` moves: uint8 (X, Y), for a clip of `size` ([n,] X, Y).
+        """The motion map for a clip of plane number `plane`: uint8 (X, Y); size: of the clip, ([n,] X, Y).
 
         Raises:
             StoreError: the plane's view has no motion map, or it cannot be read.
@@ -108,7 +108,7 @@ class ClipStore:
         return centre(motion if at is None else motion[..., at], size[-2:])
 
     def _read(self, study: str, view: str, phase: float, n: int) -> np.ndarray:
-        """(planes, n, X, Y). A stack's slices lie pixel by pixel beside each other, so all are read for any of them."""
+        """(planes, n, X, Y). The slices of a stack are interleaved pixel by pixel, so all are read even for one."""
         frames = self._store.read_frames(study, view, clip_frames(phase, n, self._store.n_frames(study, view)))
         return frames[None] if frames.ndim == 3 else frames.transpose(3, 0, 1, 2)
 
@@ -119,7 +119,7 @@ def clip_frames(phase: float, n: int, n_frames: int) -> np.ndarray:
 
 
 def centre(frames: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Frames (..., X, Y) cropped, or padded with zeros, about their middle to (..., *size); what is odd goes last."""
+    """Frames (..., X, Y) cropped or zero-padded around their middle to (..., *size); an odd pixel goes to the end."""
     out = np.zeros((*frames.shape[:-2], *size), frames.dtype)
     source, target = [], []
     for have, want in zip(frames.shape[-2:], size):

@@ -1,4 +1,4 @@
-"""What is in a cine store: a page of numbers, a contact sheet of its studies, and one of them moving."""
+"""Summarises a cine store: a page of numbers, a contact sheet of its studies, and one of them moving."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .store import CineInfo, CineStore
 
 TILE = 192  # pixels of an image in a picture, at most, on its longer side
 LINE, GAP = 14, 4  # pixels of a line of text, and between images
-MAX_TITLE = 360  # pixels of a study's name that widen a sheet of narrower images
+MAX_TITLE = 360  # a study's name widens a sheet of narrow images up to so many pixels
 COLOURS = ((0, 114, 255), (0, 220, 90), (255, 60, 60), (255, 200, 0), (220, 80, 255), (0, 220, 220))  # of classes
 MAX_STUDIES, MAX_GIF_FRAMES, LISTED = 12, 60, 5
 
@@ -28,7 +28,7 @@ MAX_STUDIES, MAX_GIF_FRAMES, LISTED = 12, 60, 5
 def inspect_store(path: Path | str, out: Path | None = None) -> str:
     """Describe a store in a page of text, and with `out` draw OUT/contact_sheet.png and OUT/study.gif.
 
-    Raises StoreError for what is no store or damaged, OutputError where OUT cannot be written.
+    Raises StoreError where it is not a store or is damaged, OutputError where OUT cannot be written.
     """
     store = CineStore(path)
     if out is None:
@@ -38,11 +38,11 @@ def inspect_store(path: Path | str, out: Path | None = None) -> str:
 
 
 def _draw(store: CineStore, out: Path) -> str:
-    """The pictures, and a line about each."""
+    """Draw the pictures; returns a line about each."""
     shown = store.ids[:: -(-len(store.ids) // MAX_STUDIES)]
     with whole_file(out / "contact_sheet.png") as file:
         contact_sheet(store, shown).save(file)
-    study = max(store.ids, key=lambda study: len(store.views(study)))  # of those with most views the first
+    study = max(store.ids, key=lambda study: len(store.views(study)))  # the first study with the most views
     first, *others = moving_study(store, study)
     with whole_file(out / "study.gif") as file:
         first.save(file, save_all=True, append_images=others, duration=_gif_step(store, study), loop=0)
@@ -123,7 +123,7 @@ def _failures(path: Path) -> list[str]:
 def contact_sheet(store: CineStore, studies: list[str]):
     """PIL image: a row per study, a column per view, each at its first frame (ED where gating begins at the R wave).
 
-    A view with labels is at its first labelled frame, with the outline of each class in a colour of its own.
+    A view with labels is shown at its first labelled frame, with the outline of each class in its own colour.
     """
     present = {view for study in studies for view in store.views(study)}
     columns = views_in_order(present)
@@ -168,7 +168,7 @@ def moving_study(store: CineStore, study: str) -> list:
 
 
 def _gif_step(store: CineStore, study: str) -> int:
-    """ms that a picture of `moving_study` stays: as the heart beat, where that is known. The format counts in 10 ms."""
+    """ms that a picture of `moving_study` is shown: the heart's own pace if known, in GIF's steps of 10 ms."""
     views = store.views(study)
     longest = max(views, key=lambda view: store.n_frames(study, view))
     n, ms = store.n_frames(study, longest), store.info(study, longest).frame_time_ms or 40.0
@@ -180,10 +180,10 @@ def _middle(frame: np.ndarray) -> np.ndarray:
 
 
 def _grid(columns: Sequence[str], rows: list[tuple[str, list[np.ndarray | None]]]):
-    """PIL image: the columns' names, and of each row its title and its images, uint8 (X, Y) or (X, Y, 3), or None.
+    """PIL image: the columns' names, and for each row its title and images, uint8 (X, Y) or (X, Y, 3), or None.
 
-    A column is as wide as its widest image or its name, a row as high as its highest image. In colour where an image
-    is.
+    A column is as wide as its widest image or its name, a row as high as its highest image. The result is in colour if
+    any image is.
     """
     from PIL import Image, ImageDraw
 
@@ -221,7 +221,7 @@ def _tile(frame: np.ndarray):
 
 
 def _plain(text: str) -> str:
-    return "".join(c if " " <= c <= "~" else "?" for c in text)  # what the built-in letters know
+    return "".join(c if " " <= c <= "~" else "?" for c in text)  # the built-in font has only ASCII
 
 
 def _shortened(text: str, width: int, measure: Callable[[str], float]) -> str:

@@ -1,4 +1,4 @@
-"""Landmarks of a table beside the studies of a store: which it has, and where they lie in the stored images."""
+"""Matches a table of landmarks with the studies of a store, and converts its points to stored images."""
 
 import re
 import sys
@@ -17,10 +17,11 @@ def check_landmarks(
     path: Path, points: Mapping[str, Mapping[str, Mapping]], views_of: Mapping[str, Sequence[str]],
     studies: Collection[str], where: Path,
 ) -> None:  # fmt: skip
-    """Say on stderr which views of a table of `read_landmarks` a store has not, and which studies, as `check_matches`.
-    views_of: {study of the store `where`: its views}. studies: those of it that are wanted.
+    """Report on stderr the views of a table of `read_landmarks` that a store lacks, and the studies as `check_matches`.
+    views_of: {study of the store `where`: its views}. studies: those that are used.
 
-    Raises ValueError where a view is one of the store's but for case and signs, or none of the studies is in the table.
+    Raises ValueError where a view's name differs from one of the store's only in case or punctuation, or where the
+    table lists none of the studies.
     """
     check_matches(path, points, studies, where, views_of)
     lines = Counter(view for views in points.values() for view, frames in views.items()
@@ -43,10 +44,10 @@ def _plain(view: str) -> str:
 
 
 def landmark_voxels(info: CineInfo, mm: np.ndarray) -> np.ndarray:
-    """Where points (n, 3) in scanner mm lie in the stored images of a view: float64 (n, 2) voxel coordinates in plane
-    for a single slice, to which points off it are projected; (n, 3) for a stack.
+    """Points (n, 3) in scanner mm as voxel coordinates of a view's stored images, float64: (n, 2) in plane for a single
+    slice, onto which points are projected; (n, 3) for a stack.
 
-    Raises StoreError where the store does not know the view's geometry.
+    Raises StoreError where the store does not hold the view's geometry.
     """
     affine = info.affine
     voxels = np.linalg.solve(affine[:3, :3], (np.asarray(mm, np.float64).reshape(-1, 3) - affine[:3, 3]).T).T

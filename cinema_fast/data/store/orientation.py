@@ -1,18 +1,18 @@
-"""How the voxel axes of a view lie in the patient: the same pixels however a file stores its axes.
+"""Arranges the voxel axes of a view by their directions in the patient, whatever way a file stores them.
 
-A file may hold the same slice mirrored, transposed or with its slices in reverse (dcm2niix mirrors the second axis of
-DICOM, others do not); only its affine tells. `patient_arrangement` chooses one way per view:
+A file may hold a slice mirrored or transposed, or its slices in reverse; only the affine tells. (dcm2niix mirrors the
+second axis of DICOM, other programs do not.) `patient_arrangement` chooses one arrangement per view:
 
-- X and Y: of the eight ways to mirror and exchange the two axes in plane, the one nearest to the directions of
-  `_TOWARDS`: where a scanner's rows and columns usually lead in that view. Directions of the view are used, not those
-  of the body's planes, because a two-chamber plane stands near 45 degrees between sagittal and coronal: the nearest
-  patient axis would mirror the heart of one patient against that of another.
-- slices of a stack: from base to apex, as public data sets have them.
-- another view than the four: X towards the left, or the back where the plane is nearer to sagittal; Y towards the feet,
+- X and Y: of the eight ways to mirror and exchange the two in-plane axes, the one nearest to `_TOWARDS`, the usual
+  directions of a scanner's rows and columns in that view. Directions of the view are used, not those of the body's
+  planes: a two-chamber plane is near 45 degrees between sagittal and coronal, so by the nearest patient axis one
+  patient's heart would be mirrored and another's not.
+- slices of a stack: from base to apex, as in public data sets.
+- views other than the four: X towards the left, or the back where the plane is nearer to sagittal; Y towards the feet,
   or the back where it is nearer to transverse.
 
-A NIfTI header that says nothing of the patient (no code, or the scanner's own axes, as ACDC's) cannot be arranged; its
-cine is kept as stored. DICOM always says it.
+A NIfTI header without the patient's orientation (no code, or the scanner's own axes, as in ACDC) cannot be arranged;
+its cine is kept as stored. DICOM always has the orientation.
 """
 
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ from ...common.naming import counted, named
 from ..formats.cine import Cine, Volume
 from .store import CineStore
 
-# Where X and Y lead, as shares of (left, back, feet): rounded means of rows and columns as scanners of three sites had
-# them (M&Ms, M&Ms-2 and a Siemens study). So the anterior wall is up in SAX, 2C and 3C, the apex on the left in 2C and
-# 3C, and up in 4C, with the left ventricle on the right: as these views are usually shown.
+# Directions of X and Y in (left, back, feet): rounded means of rows and columns of scanners at three sites (M&Ms,
+# M&Ms-2 and a Siemens study). The anterior wall is then up in SAX, 2C and 3C, the apex left in 2C and 3C; in 4C the
+# apex is up and the left ventricle on the right, as these views are usually shown.
 _TOWARDS = {
     "sax": ((0.65, 0.50, -0.25), (0.15, 0.30, 0.75)),
     "lax_2c": ((-0.70, 0.70, 0.00), (0.00, -0.10, 1.00)),
@@ -37,7 +37,7 @@ _TOWARDS = {
     "lax_4c": ((1.00, 0.00, 0.10), (0.10, 0.85, -0.30)),
 }
 _TO_APEX = (0.65, -0.60, 0.45)  # from the base of the heart, likewise
-# Where two ways are as near as each other (a plane turned by 45 degrees): directions that no symmetry leaves alone.
+# Directions that decide between two equally near arrangements (a plane at 45 degrees); they have no symmetry.
 _IN_A_TIE = np.array(((0.6131, 0.3719, 0.0), (0.2917, 0.5303, 0.0), (0.3571, 0.7937, 0.0)))
 _LEFT_BACK_FEET = np.diag((-1.0, -1.0, -1.0))  # of RAS+
 NO_ORIENTATION = ("orientation unknown (the header has no orientation code, or only the scanner's axes, as in ACDC): "
@@ -50,18 +50,18 @@ AS_STORED_RUN = ("the run was trained on images with the axes that their files h
                  "program may give another result. A run trained on a newly prepared store does not depend on it")
 
 Arrangement = tuple[int, int, int]
-"""Which axis of the file each axis becomes made of, from 1; minus: in reverse. (1, 2, 3) changes nothing."""
+"""For each axis the axis of the file that it is taken from, counted from 1; minus: reversed. (1, 2, 3): no change."""
 AS_STORED: Arrangement = (1, 2, 3)
 
 
 def patient_arrangement(affine: np.ndarray, view: str) -> Arrangement:
-    """How the axes of a grid with this affine (4, 4) are arranged for a view: the rule at the head of this file."""
+    """The arrangement of a grid with this affine (4, 4) for a view, by the rule at the head of this file."""
     towards = np.zeros((3, 3))
     if view in _TOWARDS:
         towards[:, :2] = np.transpose(_TOWARDS[view])
     else:
         directions = _LEFT_BACK_FEET @ _directions(affine)
-        # the first of the planes sagittal, coronal and transverse that is nearest
+        # the nearest of the planes sagittal, coronal and transverse; of equal ones the first
         across = int(np.argmax(np.abs(np.cross(directions[:, 0], directions[:, 1])).round(3)))
         first, second = (axis for axis in range(3) if axis != across)
         towards[first, 0] = towards[second, 1] = 1.0
@@ -85,7 +85,7 @@ def _nearest(affine: np.ndarray, towards: np.ndarray) -> Arrangement:
                          for products in (along, in_a_tie))  # of (wanted axis, axis of the file)
         return round(first, 6), second
 
-    # a third axis without a direction stays as it is: of equal ones `max` takes the first
+    # a third axis without a direction is not changed: of equal ones `max` takes the first
     return max(((sx * x, sy * y, sz * 3) for x, y in permutations((1, 2)) for sx, sy, sz in product((1, -1), repeat=3)),
                key=nearness)
 
@@ -110,7 +110,7 @@ def arranged_affine(affine: np.ndarray, shape: Sequence[int], arrangement: Arran
 
 
 def inverse(arrangement: Arrangement) -> Arrangement:
-    """The arrangement that leads back."""
+    """The inverse arrangement."""
     back = [0, 0, 0]
     for k, axis in enumerate(arrangement, start=1):
         back[abs(axis) - 1] = k if axis > 0 else -k
@@ -133,8 +133,8 @@ def _arranged_volume(volume: Volume, arrangement: Arrangement) -> Volume:
 
 
 def like(volume: Volume, cine: Cine) -> Volume:
-    """A volume (X, Y[, Z[, ...]]) with its axes arranged as those of a cine: in plane mirrored or exchanged, slices in
-    reverse; as it is where either header is silent."""
+    """A volume (X, Y[, Z[, ...]]) with its axes arranged like those of a cine: mirrored or exchanged in plane, slices
+    reversed. Unchanged where either header lacks the orientation."""
     sizes = np.linalg.norm(volume.affine[:3, :3], axis=0)
     if not (volume.oriented and cine.oriented and np.isfinite(sizes).all() and sizes.all()):
         return volume
@@ -142,32 +142,31 @@ def like(volume: Volume, cine: Cine) -> Volume:
 
 
 Orientation = Literal["patient", "stored"]
-"""How the axes of a store's images lie: arranged by the rule at the head of this file, or as their files had them."""
+"""The axes of a store's images: arranged by the rule at the head of this file (patient), or as in their files."""
 
 
 def orientation_of(prepare: dict) -> Orientation:
-    """How the axes lie in a store, by the options of its preparation; earlier versions have written nothing."""
+    """The orientation of a store, from the options of its preparation; earlier versions wrote no such option."""
     return prepare.get("orientation", "stored")
 
 
 def check_orientation(store: CineStore, run: Path, there: Orientation) -> None:
-    """Raise ValueError where the axes of a store's images lie otherwise than those that a run has learnt on: `there`.
-    """
+    """Raise ValueError where the orientation of a store differs from `there`, that of the run's training images."""
     here = orientation_of(store.prepare)
     if here != there:
-        raise ValueError(f"{store.path} was prepared with --orientation {here}, and the store that {run} learnt on "
-                         f"with {there}: its images may look mirrored or turned to the model; prepare the studies "
+        raise ValueError(f"{store.path} was prepared with --orientation {here}, and the store that {run} was trained "
+                         f"on with {there}: its images may look mirrored or rotated to the model; prepare the studies "
                          f"with --orientation {there}")
 
 
 def learnt_otherwise(start: Path, there: Orientation, now: Orientation) -> list[str]:
-    """A warning where the run that weights are taken from had its images with other axes than this one."""
+    """A warning where the run `start`, from which weights are taken, was trained on images with other axes."""
     return [f"warning: {start} was trained on images with other axes (prepare --orientation {there}; this store: "
             f"{now}), so its features may transfer less well"] * (there != now)
 
 
 def gather_remarks(remarks: dict[str, list[str]], studies: dict[str, dict[str, dict]]) -> None:
-    """Enter what the records (study -> view -> record) remark of their headers: {remark: ["study view"]}."""
+    """Add the remarks of the records (study -> view -> record) to `remarks`, {remark: ["study view"]}."""
     for study, views in sorted(studies.items()):
         for view, record in views.items():
             for remark in record.get("remarks", ()):
@@ -175,5 +174,5 @@ def gather_remarks(remarks: dict[str, list[str]], studies: dict[str, dict[str, d
 
 
 def remark_lines(remarks: dict[str, list[str]]) -> list[str]:
-    """A line for each remark: the number of cines that it is about, and the names of some."""
+    """A line for each remark, with the number of its cines and the names of some."""
     return [f"{counted(len(cines), 'cine')} ({named(cines)}): {remark}" for remark, cines in remarks.items()]

@@ -1,4 +1,4 @@
-"""The records of a cine store: what is known of one view of one study, from the index and from study.json."""
+"""The records of a cine store: facts about one view of one study, from the index and from study.json."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ...common.parsed_file import read_json
 
 
 class StoreError(ValueError):
-    """A folder that is no usable cine store; the message names the file and what to do."""
+    """A folder is not a usable cine store; the message names the file and what to do."""
 
 
 class MotionInfo(NamedTuple):
-    """The motion map of one view. path: the .npy file. sha256: of it. max_px: mean motion between consecutive frames,
-    in pixels, that 255 stands for; 0 where nothing moves."""
+    """The motion map of one view. path: the .npy file. sha256: of that file. max_px: mean motion between consecutive
+    frames [pixels] of the value 255; 0 where nothing moves."""
 
     path: str
     sha256: str
@@ -25,8 +25,9 @@ class MotionInfo(NamedTuple):
 
 
 class LabelInfo(NamedTuple):
-    """The label maps of one view. path: the .npy file, (len(frames), X, Y[, Z]). sha256: of it. frames: the labelled
-    frames of the cine, ascending. values: the labels in any of the maps but 0, ascending; None in older stores."""
+    """The label maps of one view. path: the .npy file, (len(frames), X, Y[, Z]). sha256: of that file. frames: the
+    labelled frames of the cine, ascending. values: the labels in the maps, without 0, ascending; None in older
+    stores."""
 
     path: str
     sha256: str
@@ -38,8 +39,8 @@ class CineInfo(NamedTuple):
     """One view of one study.
 
     path: the .npy file. shape: (T, X, Y[, Z]). spacing_mm: mm per spatial axis. frame_time_ms: ms, None if unknown.
-    sha256: of the .npy. source, source_sha256: name of the (first) file it was made from, and their checksum.
-    motion: the view's motion map, labels: its label maps; None where it has none.
+    sha256: of the .npy. source: name of its (first) source file. source_sha256: checksum of the source files. motion:
+    the view's motion map, or None. labels: its label maps, or None.
     """
 
     path: str
@@ -54,12 +55,12 @@ class CineInfo(NamedTuple):
 
     @property
     def paths(self) -> tuple[str, str | None, str | None]:
-        """Of the cine, the motion map and the label maps, None for what there is not."""
+        """Paths of the cine, the motion map and the label maps; None where there is none."""
         return self.path, self.motion and self.motion.path, self.labels and self.labels.path
 
     @property
     def files(self) -> list[tuple[str, tuple[int, ...]]]:
-        """(path, shape of the array in it) of the cine and, where there are any, of its motion and label maps."""
+        """(path, array shape) of the cine and, where there are any, of its motion and label maps."""
         files = [(self.path, self.shape)]
         if self.motion:
             files.append((self.motion.path, self.shape[1:]))
@@ -79,8 +80,8 @@ class CineInfo(NamedTuple):
 
     @property
     def arrangement(self) -> tuple[int, int, int]:
-        """Which axis of its file each axis was made of, as in `orientation.py`; (1, 2, 3): as stored, which all stores
-        of earlier versions are. Read from study.json. Raises StoreError."""
+        """The arrangement of its axes (`orientation.Arrangement`); (1, 2, 3): as stored, as in all stores of earlier
+        versions. Read from study.json. Raises StoreError."""
         return tuple(self._detail("arrangement", np.int64, (3,), default=(1, 2, 3)).tolist())
 
     def _detail(self, key: str, dtype: type, shape: tuple[int, ...], default: tuple | None = None) -> np.ndarray:
@@ -121,7 +122,7 @@ def make_info(root: str, record: dict) -> CineInfo:
     )
 
 
-# A store has few shapes and spacings, so that many thousands of records share their tuples.
+# A store has few different shapes and spacings, so its many thousands of records share their tuples.
 @lru_cache
 def _shape(values: tuple) -> tuple[int, ...]:
     shape = tuple(int(n) for n in values)

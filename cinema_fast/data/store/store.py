@@ -1,30 +1,34 @@
-"""The cine store: a folder of plain 8-bit arrays of which one frame is read without touching the others.
+"""The cine store: a folder of plain 8-bit arrays, from which single frames can be read.
 
-    STORE/index.json                    what is in the store: options of the preparation, one line per study
+    STORE/index.json                    the index: options of the preparation, and one line per study
     STORE/studies/ID/VIEW.npy           uint8, C order, (T, X, Y, Z) for a stack or (T, X, Y) for a single slice
-    STORE/studies/ID/VIEW.motion.npy    uint8, C order, (X, Y[, Z]): how much each pixel moves; only if asked for
+    STORE/studies/ID/VIEW.motion.npy    uint8, C order, (X, Y[, Z]): how much each pixel moves; only with --motion
     STORE/studies/ID/VIEW.labels.npy    uint8, C order, (labelled frames, X, Y[, Z]): classes; only if there are labels
-    STORE/studies/ID/study.json         the study's records in full, from which the index is made
+    STORE/studies/ID/study.json         the study's full records, from which the index is made
     STORE/failures.jsonl                what could not be prepared, and why
 
-A record of the index holds, per study and view, `file`, `shape`, `spacing_mm` of the stored grid, `frame_time_ms` (or
-null), `sha256` of the .npy, `source` (file and its sha256) and, where there are any, `motion` (the motion map,
-`motion.py`: file, sha256 and `max_px`, the pixels that 255 stands for) and `labels` (the label maps, `labels.py`: file,
-sha256, `frames`, those of the cine that are labelled, `values`, the labels in them but 0, both ascending, and where the
-crop has cut labels off `cut`, the share of their volume; older stores have no `values` and `cut`); 0.4 kB a view, 0.5
-with either map, so that a store of 70,000 studies opens in seconds; and `remarks` about the headers of its files, where
-there are any. The record in study.json holds besides: `window` (raw intensities that became 0 and 255), `affine`
-(stored voxel index -> scanner mm, RAS+), `centred_on`, `prepare` (the options), `arrangement` (which axis of its file
-each axis was made of, `orientation.py`; in older stores absent), and of `source` and `labels` name, size and
-modification time of every file that went in. In version 1 the index held all of them but the options; both versions are
-read, version 2 is written. Programs from before the label maps read a store that has some as one without, so they came
-with no new version. The index ends with its own `sha256`, of the bytes before that key, which `cinema-fast verify`
-compares; older stores have none, older programs ignore it.
+A record of the index holds, per study and view:
 
-What is noticed of damage, and when, is in `check.py`.
+- `file`, `shape`, `spacing_mm` of the stored grid, `frame_time_ms` (or null), `sha256` of the .npy, `source` (file and
+  its sha256), and `remarks` about the headers of its files, where there are any;
+- where there is one, `motion`, the motion map (`motion.py`): file, sha256 and `max_px`, the motion in pixels of the
+  value 255;
+- where there are any, `labels`, the label maps (`labels.py`): file, sha256, `frames` (the labelled frames of the cine),
+  `values` (the labels in them without 0), both ascending, and `cut`, the share of their volume that the crop cuts off,
+  where it does. Older stores have no `values` and `cut`.
 
-A study appears by one rename of a folder that is complete and on disk, index.json by one rename of a file: whatever
-is killed, whatever disk fills up, a reader sees whole studies only.
+It has 0.4 kB a view, 0.5 with a motion or label map, so that a store of 70,000 studies opens in seconds. The record in
+study.json holds more: `window` (raw intensities that became 0 and 255), `affine` (stored voxel index -> scanner mm,
+RAS+), `centred_on`, `prepare` (the options), `arrangement` (the file's axis that each axis was taken from,
+`orientation.py`; absent in older stores), and for `source` and `labels` the name, size and modification time of every
+source file.
+
+Versions: in version 1 the index held all of these but the options. Both versions are read, version 2 is written. Label
+maps needed no new version, because older programs ignore them. The index ends with its own `sha256`, of the bytes
+before that key, which `cinema-fast verify` compares; older stores have none, older programs ignore it.
+
+`check.py` describes which damage is detected when. A study appears by one rename of a folder that is complete and on
+disk, index.json by one rename of a file. So a reader sees only complete studies, even after a kill or on a full disk.
 """
 
 from __future__ import annotations
@@ -57,11 +61,11 @@ _SUM = ', "sha256": "'  # the last key of an index
 
 
 class IndexLost(StoreError):
-    """The index of a store is missing or damaged; `prepare` makes it again from the studies."""
+    """The index of a store is missing or damaged; `prepare` rebuilds it from the studies."""
 
 
 class CineStore:
-    """Reads a cine store; picklable, holds no open file, so any number of worker processes may share one.
+    """Reads a cine store. It can be pickled and holds no open file, so any number of worker processes may share one.
 
     Opening it checks that every file of the index is there with the size that the index implies (one `stat` each);
     the first read of a file, and the first after it changed, checks its header; every read checks its length.
@@ -70,7 +74,7 @@ class CineStore:
         path: the folder that `prepare` wrote.
 
     Raises:
-        StoreError: no store, another version, no studies, a file missing or altered.
+        StoreError: not a store, another version, no studies, or a file that is missing or altered.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -80,7 +84,7 @@ class CineStore:
             raise StoreError(f"{self.path} holds no studies: its preparation has not finished or nothing could be "
                              f"prepared (see failures.jsonl there); run prepare again")
         self.prepare = index["prepare"]
-        self._checked: dict[str, tuple[int, int, int]] = {}  # path -> the file whose header was found right
+        self._checked: dict[str, tuple[int, int, int]] = {}  # path -> identity of the file whose header was checked
         self._studies: dict[str, dict[str, CineInfo]] = {}
         for study, views in sorted(index["studies"].items()):
             order = views_in_order(views)
@@ -91,8 +95,8 @@ class CineStore:
         files = [file for views in self._studies.values() for info in views.values() for file in info.files]
         begun = time.perf_counter()
         wrong = wrong_sizes(files[:200])
-        # A local disk answers in microseconds, and threads would only fight for the interpreter; one of a network in
-        # a millisecond or more, but to many at a time.
+        # a local disk answers in microseconds, so threads would only compete for the interpreter; a network disk takes
+        # a millisecond or more, but answers many requests at a time
         threads = 32 if time.perf_counter() - begun > 0.02 else 1
         parts = (files[start : start + 1000] for start in range(200, len(files), 1000))
         with ThreadPoolExecutor(threads) as pool:
@@ -116,13 +120,13 @@ class CineStore:
         return tuple(self._studies[study])
 
     def info(self, study: str, view: str) -> CineInfo:
-        """What is known of one view of a study."""
+        """The record of one view of a study."""
         if view not in self.views(study):
             raise StoreError(f"{self.path}: study {study!r} has no view {view!r}, only {self.views(study)}")
         return self._studies[study][view]
 
     def n_frames(self, study: str, view: str) -> int:
-        """Number of frames of a view; the views of one study may differ in it."""
+        """Number of frames of a view, which may differ between the views of a study."""
         return self.info(study, view).shape[0]
 
     def read_frame(self, study: str, view: str, t: int) -> np.ndarray:
@@ -147,7 +151,7 @@ class CineStore:
         """How much each pixel of a view moves: uint8 (X, Y[, Z]), in units of `info(study, view).motion.max_px` / 255.
 
         Raises:
-            StoreError: the view has no motion map, or its file is gone, unreadable, or not what the index says.
+            StoreError: the view has no motion map, or its file is missing, unreadable, or not what the index says.
         """
         info = self.info(study, view)
         if info.motion is None:
@@ -180,7 +184,7 @@ class CineStore:
         """(len(at), *part): parts number `at` of the uint8 array of `shape` that a file holds. Raises StoreError."""
         out = np.empty((len(at), *part), np.uint8)
         n_bytes = math.prod(part)
-        try:  # without waiting for who would write into a pipe
+        try:  # non-blocking, so that a pipe does not wait for a writer
             fd = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0))
         except OSError as err:
             raise StoreError(f"{path}: {err.strerror}; it was there when the store was opened") from err
@@ -206,26 +210,26 @@ class CineStore:
         return out
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_checked": {}}  # another process checks for itself
+        return {**self.__dict__, "_checked": {}}  # each process checks headers itself
 
 
 def files_of(study: str, view: str) -> tuple[str, str, str]:
-    """Where the cine, the motion map and the label maps of a view lie, relative to the store."""
+    """Paths of a view's cine, motion map and label maps, relative to the store."""
     return f"studies/{study}/{view}.npy", motion_file(study, view), labels_file(study, view)
 
 
 def motion_file(study: str, view: str) -> str:
-    """Where the motion map of a view lies, relative to the store."""
+    """Path of a view's motion map, relative to the store."""
     return f"studies/{study}/{view}.motion.npy"
 
 
 def labels_file(study: str, view: str) -> str:
-    """Where the label maps of a view lie, relative to the store."""
+    """Path of a view's label maps, relative to the store."""
     return f"studies/{study}/{view}.labels.npy"
 
 
 def wrong_sizes(files: Iterable[tuple[str, tuple[int, ...]]]) -> list[str]:
-    """Of (path, shape), the files that are missing or not as long as their shape implies, each with what is wrong."""
+    """Messages about the files, (path, shape), that are missing or whose size does not fit their shape."""
     wrong = []
     for path, shape in files:
         expected = NPY_HEADER_BYTES + math.prod(shape)
@@ -250,7 +254,7 @@ def _again(path: str) -> str:
 
 
 def read_index(path: Path) -> dict:
-    """The index of a store, its format, version and structure checked; "studies" is id -> view -> CineInfo.
+    """The index of a store, with format, version and structure checked; "studies" is id -> view -> CineInfo.
 
     Raises:
         IndexLost: no index, unreadable, or damaged.
@@ -259,17 +263,17 @@ def read_index(path: Path) -> dict:
     file, root = path / "index.json", str(path)
 
     def shrunk(pairs: list[tuple[str, object]]) -> object:
-        """A record at once becomes its CineInfo: as dictionaries, those of a large store would fill the memory."""
+        """Converts a record to its CineInfo while parsing: the dictionaries of a large store would fill the memory."""
         value = dict(pairs)
         if "file" in value and "shape" in value:
             try:
                 return make_info(root, value)
             except (KeyError, TypeError, ValueError, AttributeError) as err:
-                return err  # named below, where its study and view are known
+                return err  # reported below, where its study and view are known
         return value
 
     collecting = gc.isenabled()
-    gc.disable()  # nothing parsed is garbage: to search it again and again costs a fifth of the time
+    gc.disable()  # nothing here is garbage, and the collector's passes would cost a fifth of the time
     try:
         index = parse_json(read_regular(file).decode(), object_pairs_hook=shrunk)
     except FileNotFoundError:
@@ -294,10 +298,10 @@ def read_index(path: Path) -> dict:
                 why = f"{type(info).__name__}: {info}" if isinstance(info, Exception) else "no record"
                 raise IndexLost(f"{file}: the record of study {study!r}, view {view!r} is damaged ({why}); "
                                  f"run prepare again")
-            if "/" in study + view or {study, view} & {"", ".", ".."}:  # prepare writes to places of these names
+            if "/" in study + view or {study, view} & {"", ".", ".."}:  # prepare writes to paths made of these names
                 raise StoreError(f"{file}: study {study!r}, view {view!r} are not names of a folder and a file in it; "
                                  f"this store was not written by prepare")
-            for path, expected in zip(info.paths, files_of(study, view)):  # elsewhere may be anything of this machine
+            for path, expected in zip(info.paths, files_of(study, view)):  # refuse paths to other files of this machine
                 if path not in (None, f"{root}/{expected}"):
                     raise IndexLost(f"{file}: study {study!r}, view {view!r}: its file is "
                                     f"{path.removeprefix(f'{root}/')}, expected {expected}: the index was altered; run "
@@ -329,7 +333,7 @@ def _summed(parts: Iterable[str]) -> Iterator[str]:
 
 
 def index_records(records: dict[str, dict]) -> dict[str, dict]:
-    """What the index keeps of the records of a study."""
+    """The parts of a study's records that the index holds."""
     keys = ("file", "shape", "spacing_mm", "frame_time_ms", "sha256")
     return {view: {**{key: record[key] for key in keys},
                    **({"remarks": record["remarks"]} if "remarks" in record else {}),
@@ -350,10 +354,10 @@ def write_study(
     """Write the complete folder of one study, synced to disk, for `replace_folder` to move into the store.
 
     cines: view -> (uint8 frames (T, X, Y[, Z]), record without `file`, `shape` and `sha256`).
-    labels: view -> (uint8 label maps (len(frames), X, Y[, Z]), `frames` and what else study.json is to keep).
-    Returns view -> record as the index keeps it.
+    labels: view -> (uint8 label maps (len(frames), X, Y[, Z]), their record with `frames`).
+    Returns view -> record as in the index.
     """
-    shutil.rmtree(folder, ignore_errors=True)  # what a worker that died left
+    shutil.rmtree(folder, ignore_errors=True)  # left by a worker that died
     folder.mkdir(parents=True)
     records = {}
     for view, (frames, record) in cines.items():
@@ -373,7 +377,7 @@ def write_study(
 
 
 def write_array(path: Path, array: np.ndarray) -> str:
-    """Write uint8 `array` as a .npy in C order, synced to disk; its SHA-256 in hexadecimal."""
+    """Write uint8 `array` as a .npy in C order, synced to disk; returns the file's SHA-256 in hexadecimal."""
     if array.dtype != np.uint8:
         raise TypeError(f"{path}: the array is {array.dtype}, not uint8")
     sha256 = hashlib.sha256()
