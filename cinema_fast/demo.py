@@ -11,8 +11,8 @@ from .methods.pretrain_config import PretrainConfig
 from .models.config import preset
 
 PRESET = "cinema-demo"
-PIXEL_MM = 2.0  # 64 mm across: the left ventricle and what touches it
-TARGET = 0.6  # of the baseline's loss (mean patch)
+PIXEL_MM = 2.0  # images of 64 mm: the left ventricle and its surroundings
+TARGET = 0.6  # target ratio of the model's loss to that of the baseline (mean patch)
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class DemoConfig:
 
 
 def demo(config: DemoConfig) -> int:
-    """Run it and print both losses and where the pictures are; 0 if the target is met, else 1.
+    """Run the demonstration; print both losses and the paths of the pictures. Returns 0 if the target is met, else 1.
 
-    Raises ValueError where `out` is a file or holds anything.
+    Raises ValueError where `out` is a file or not empty.
     """
     import torch
 
@@ -72,7 +72,7 @@ def demo(config: DemoConfig) -> int:
         return report.exit_code
     heading(f"pre-train into {run}")
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a step is 60 ms of small operations: shared by two threads it took 110
+    torch.set_num_threads(1)  # a step of small operations takes 60 ms on one thread, 110 ms on two
     outcome = pretrain(
         PretrainConfig(
             data=store,

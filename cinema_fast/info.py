@@ -10,7 +10,7 @@ import torch
 from .common.naming import counted
 from .kernels.attention_peers import xformers_problem
 
-EXTRAS = {  # module: what it is for
+EXTRAS = {  # {module: its purpose}
     "triton": "GPU kernels",
     "cupy": "CUDA kernels (extra gpu)",
     "flash_attn": "attention backend (extra flash)",

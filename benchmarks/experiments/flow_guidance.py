@@ -318,10 +318,10 @@ def main() -> None:
     size = SMOKE if options.smoke else Size()
     out = options.out
     out.mkdir(parents=True, exist_ok=True)
-    settled = out / "size.json"
-    if settled.exists() and json.loads(settled.read_text()) != json.loads(json.dumps(asdict(size))):
-        parser.error(f"--out {out} holds an experiment of another size: {settled.read_text()}; choose another folder")
-    settled.write_text(json.dumps(asdict(size)))
+    size_file = out / "size.json"
+    if size_file.exists() and json.loads(size_file.read_text()) != json.loads(json.dumps(asdict(size))):
+        parser.error(f"--out {out} holds an experiment of another size: {size_file.read_text()}; choose another folder")
+    size_file.write_text(json.dumps(asdict(size)))
     began = time.perf_counter()
     spent = out / "seconds.json"  # of runs that were stopped
     before = json.loads(spent.read_text()) if spent.exists() else 0.0

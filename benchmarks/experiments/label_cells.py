@@ -65,7 +65,7 @@ SMOKE = Size(30, 0.2, 0.2, 8, (4, 4), (2, 2), (2, 2), 1, (0,), 50)
 
 @dataclass(frozen=True)
 class Cell:
-    """One fit, and its judgement."""
+    """One fit, and its evaluation."""
 
     task: str
     level: str

@@ -36,12 +36,12 @@ from cinema_fast.common.tables import read_table
 from cinema_fast.data.store.store import CineStore
 from cinema_fast.evaluation.compare_evaluations import is_evaluation, read_evaluation
 from cinema_fast.evaluation.compare_runs import markdown_table
-from cinema_fast.evaluation.judgements import JUDGEMENTS
+from cinema_fast.evaluation.score_kinds import SCORE_KINDS
 from cinema_fast.evaluation.summary import row_sets
 from cinema_fast.metrics.bootstrap import Estimate, Measure, estimate
 from cinema_fast.metrics.function import cardiac_function, ed_es, volume_curves
-from cinema_fast.metrics.judgement import Target
 from cinema_fast.metrics.rows import Row, key
+from cinema_fast.metrics.score_kind import Target
 from cinema_fast.metrics.segmentation import CLASSES
 from cinema_fast.tasks.split import split_studies
 from cinema_fast.train.run_info import read_run_info
@@ -106,7 +106,7 @@ def compare(out: Path, size: Size, figure: Figure, level: str) -> Comparison:
             of = [row["study"] for row in rows]
             if studies and of != studies:
                 raise SystemExit(f"{folder} judges other studies than the cells before: begin with another --out")
-            studies, measures[start][seed] = of, JUDGEMENTS[figure.rows[0]].measure(rows, target)
+            studies, measures[start][seed] = of, SCORE_KINDS[figure.rows[0]].measure(rows, target)
 
     def judged(parts: list[tuple[float, Measure]]) -> Estimate:
         return estimate(Sum(parts), studies, resamples=size.resamples)[figure.metric]
@@ -291,16 +291,16 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="toy size: whether it runs, not what it says")
     given = parser.parse_args()
     size, out = SMOKE if given.smoke else Size(), given.out
-    settled = out / "size.json"
-    if settled.exists() and json.loads(settled.read_text()) != json.loads(json.dumps(asdict(size))):
-        parser.error(f"--out {out} holds an experiment of another size: {settled.read_text()}; choose another folder")
+    size_file = out / "size.json"
+    if size_file.exists() and json.loads(size_file.read_text()) != json.loads(json.dumps(asdict(size))):
+        parser.error(f"--out {out} holds an experiment of another size: {size_file.read_text()}; choose another folder")
     if given.write:
-        if not settled.exists():
+        if not size_file.exists():
             parser.error(f"--out {out} holds no experiment: run it first without --write")
         write(out, size, given.document)
         return
     out.mkdir(parents=True, exist_ok=True)
-    settled.write_text(json.dumps(asdict(size)))
+    size_file.write_text(json.dumps(asdict(size)))
     began = time.perf_counter()
     make_store(out, size)
     make_start(out, size)

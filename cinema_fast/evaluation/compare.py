@@ -1,4 +1,4 @@
-"""`compare`: runs side by side, or evaluations, whichever the folders hold."""
+"""`compare`: compares runs, or evaluations, depending on what the folders hold."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +8,8 @@ from .compare_runs import compare_runs
 
 
 def compare(folders: Sequence[Path], out: Path | None = None) -> str:
-    """The comparison as Markdown; with `out` also written there. Raises ValueError for folders of both kinds, and as
-    `compare_runs` and `compare_evaluations`."""
+    """The comparison as Markdown; with `out` it is also written there. Raises ValueError for a mix of both kinds of
+    folders, and as `compare_runs` and `compare_evaluations`."""
     evaluations = [path for path in folders if is_evaluation(path)]
     if not evaluations:
         return compare_runs(folders, out)

@@ -14,12 +14,12 @@ from ..common.naming import count_studies, counted, named, printable
 from ..common.output import folder_for
 from ..common.parsed_file import read_json
 from ..metrics.bootstrap import LEVEL, RESAMPLES, Difference, difference
-from ..metrics.judgement import Judgement, Target
 from ..metrics.rows import KINDS, Row, key, number, read_rows
+from ..metrics.score_kind import ScoreKind, Target
 from ..tasks.registry import task_class
 from .compare_runs import UNKNOWN, markdown_table
-from .judgements import JUDGEMENTS
 from .report import figure, label
+from .score_kinds import SCORE_KINDS
 from .summary import row_sets
 
 RESULTS, ROWS = "results.json", "rows.csv"
@@ -28,12 +28,12 @@ TRUTHS = ("truth", "truth_ml")
 
 @dataclass(frozen=True)
 class EvaluationFolder:
-    """What `evaluate` wrote: rows by what they are of, the targets by name, and the kinds of rows by name."""
+    """The output of `evaluate`: rows by (kind, study, view, frame, name), targets and kinds of scores by name."""
 
     path: Path
     rows: dict[tuple, Row]
     targets: dict[str, Target]
-    judgements: Mapping[str, Judgement] = field(default_factory=lambda: JUDGEMENTS)
+    score_kinds: Mapping[str, ScoreKind] = field(default_factory=lambda: SCORE_KINDS)
 
     @property
     def studies(self) -> set[str]:
@@ -46,10 +46,11 @@ def is_evaluation(path: Path) -> bool:
 
 
 def compare_evaluations(paths: Sequence[Path], out: Path | None = None) -> str:
-    """Every evaluation against the first, as Markdown; with `out` also there, as comparison.md and comparison.json.
+    """Compare every evaluation with the first; returns Markdown. With `out` also writes comparison.md and
+    comparison.json there.
 
-    What both have is compared, row by row; studies that one alone has are counted and named. Raises ValueError where a
-    folder is damaged or given twice, where the two have nothing in common, or where truths, classes or thresholds
+    Rows that both evaluations have are compared; studies that only one has are counted and named. Raises ValueError
+    where a folder is damaged or given twice, where two have nothing in common, or where truths, classes or thresholds
     differ; OutputError where `out` cannot be written.
     """
     if len(paths) < 2:
@@ -65,7 +66,7 @@ def _compare(paths: Sequence[Path], out: Path | None) -> str:
     texts, numbers = [], []
     for second in others:
         pairs = pair(first, second)
-        found = differences(*pairs, first.targets, first.judgements)
+        found = differences(*pairs, first.targets, first.score_kinds)
         texts.append(_text(first, second, pairs[0], found))
         numbers.append({
             "first": str(first.path), "second": str(second.path),
@@ -91,24 +92,24 @@ def read_evaluation(path: Path) -> EvaluationFolder:
         targets = {name: Target(tuple(t["classes"]), float(t["threshold"]), t["unit"])
                    for name, t in found["targets"].items()}  # fmt: skip
         kinds = found.get("kinds", ())
-        own = () if JUDGEMENTS.keys() >= set(kinds) else task_class(found["about"]["task"]).judgements
+        own = () if SCORE_KINDS.keys() >= set(kinds) else task_class(found["about"]["task"]).score_kinds
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}); evaluate again") from None
-    own = {judgement.kind: judgement for judgement in own}
+    own = {score_kind.kind: score_kind for score_kind in own}
     rows = read_rows(path / ROWS, (*KINDS, *own))
     by_key = {key(row): row for row in rows}
     if len(by_key) < len(rows) or not rows:
         raise ValueError(f"{path / ROWS}: expected rows, each of another study, view, frame and name; got "
                          f"{len(rows)} rows of {len(by_key)}; evaluate again")  # fmt: skip
-    return EvaluationFolder(path, by_key, targets, JUDGEMENTS | own)
+    return EvaluationFolder(path, by_key, targets, SCORE_KINDS | own)
 
 
 def pair(first: EvaluationFolder, second: EvaluationFolder) -> tuple[list[Row], list[Row]]:
-    """The rows that both have, in the same order. Raises ValueError where there are none, or where they differ in what
-    was true or how it is evaluated."""
+    """The rows that both have, in the same order. Raises ValueError where there are none, or where their truth, classes
+    or thresholds differ."""
     shared = [of for of in first.rows if of in second.rows]
     if not shared:
-        kinds = [", ".join(k for k in one.judgements if any(of[0] == k for of in one.rows)) for one in (first, second)]
+        kinds = [", ".join(k for k in one.score_kinds if any(of[0] == k for of in one.rows)) for one in (first, second)]
         raise ValueError(f"{first.path} ({kinds[0]}) and {second.path} ({kinds[1]}) have no study with the "
                          "same view and target in common; expected two evaluations of one task on the same studies")
     for name in dict.fromkeys(of[-1] for of in shared):
@@ -129,19 +130,19 @@ def differences(
     first: Sequence[Row],
     second: Sequence[Row],
     targets: Mapping[str, Target],
-    judgements: Mapping[str, Judgement] = JUDGEMENTS,
+    score_kinds: Mapping[str, ScoreKind] = SCORE_KINDS,
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[tuple[str, str, str], dict[str, Difference]]:
-    """{(kind, view, name): {metric: Difference}} of rows of the same things in the same order.
+    """{(kind, view, name): {metric: Difference}} of two sets of rows with the same keys in the same order.
 
-    Compared is what both have; the note of a difference counts what failed in each: a model that misses the hard
-    hearts must not look as good as one that finds them.
+    Only numbers that both have are compared. The note of a difference counts the failures of each, so that a model that
+    fails on difficult hearts does not look as good as one that succeeds.
     """
-    # what failed in which is no longer seen in `both`
-    before = [dict(_sets(rows, judgements)) for rows in (first, second)]
-    both = list(zip(*(_sets(rows, judgements) for rows in _where_both_are_defined(first, second))))
+    # failures are counted before `both`, which no longer has them
+    before = [dict(_sets(rows, score_kinds)) for rows in (first, second)]
+    both = list(zip(*(_sets(rows, score_kinds) for rows in _where_both_are_defined(first, second))))
     found = {}
     for (where, ours), (_, theirs) in both:
         kind, _, name = where
@@ -149,7 +150,7 @@ def differences(
         if not shared:
             continue
         rows = [ours[of] for of in shared], [theirs[of] for of in shared]
-        measures = [judgements[kind].measure(part, targets.get(name, Target())) for part in (*rows, rows[0] + rows[1])]
+        measures = [score_kinds[kind].measure(part, targets.get(name, Target())) for part in (*rows, rows[0] + rows[1])]
         studies = [row["study"] for row in rows[0]]
         found[where] = difference(*measures, studies, resamples=resamples, seed=seed)
         for metric, one in found[where].items():
@@ -160,17 +161,17 @@ def differences(
     return found
 
 
-def _sets(rows: Sequence[Row], judgements: Mapping[str, Judgement]) -> list[tuple[tuple, dict[tuple, Row]]]:
-    return [(where, {key(row): row for row in found}) for where, found in row_sets(rows, judgements)]
+def _sets(rows: Sequence[Row], score_kinds: Mapping[str, ScoreKind]) -> list[tuple[tuple, dict[tuple, Row]]]:
+    return [(where, {key(row): row for row in found}) for where, found in row_sets(rows, score_kinds)]
 
 
 def _failed(row: Row, metric: str) -> bool:
-    """Whether the metric is a failure in a row, or the prediction that it is made of."""
+    """Whether the metric of a row, or the prediction that it comes from, is a failure."""
     return any(isinstance(row.get(name), float) and math.isinf(row[name]) for name in (metric, "pred"))
 
 
 def _where_both_are_defined(first: Sequence[Row], second: Sequence[Row]) -> tuple[list[Row], list[Row]]:
-    """The rows with nan in place of every number that the other has not, or that is not finite in the other."""
+    """The rows with nan in place of every number that is missing or not finite in the other set."""
     blank = ([], [])
     for rows in zip(first, second):
         numbers = {n for row in rows for n, value in row.items() if not isinstance(value, str)}
@@ -183,14 +184,14 @@ def _where_both_are_defined(first: Sequence[Row], second: Sequence[Row]) -> tupl
 def _text(first: EvaluationFolder, second: EvaluationFolder, paired: Sequence[Row], found: Mapping) -> str:
     names = [printable(str(one.path)) for one in (first, second)]
     studies = {row["study"] for row in paired}
-    lines = [f"{names[1]} (second) against {names[0]} (first): {count_studies(len(studies))} that both have, paired."]
+    lines = [f"{names[1]} (second) against {names[0]} (first): {count_studies(len(studies))} in both, paired."]
     for name, one in zip(names, (first, second)):
         if left := sorted(one.studies - studies):
             shown = named([printable(study) for study in left])
             lines.append(f"Left out, only in {name}: {count_studies(len(left))} ({shown})")
         rest = sum(row["study"] in studies for row in one.rows.values()) - len(paired)
         if rest:
-            lines.append(f"Left out, only in {name}: {counted(rest, 'row')} of studies that both have")
+            lines.append(f"Left out, only in {name}: {counted(rest, 'row')} of studies in both")
     rows, notes = [], []
     for (kind, view, name), metrics in found.items():
         where = printable(", ".join(part for part in (kind, view, name) if part))

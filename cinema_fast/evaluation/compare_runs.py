@@ -17,16 +17,16 @@ from ..figures.canvas import new_figure
 from ..train.run_info import read_run_info
 
 UNKNOWN = "-"
-WIDTH, LONG = 110, 28  # letters of a line, and of a cell, at most
+WIDTH, LONG = 110, 28  # at most so many letters in a line, and in a cell
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder says.
+    """The content of a run folder.
 
-    lines: of metrics.jsonl, steps rise. options: of config.yaml, by their names on the command line. evaluation: of
-    report/evaluation.json, None before the end. unread: lines and files that cannot be read. tuned: it is a run of
-    `finetune`.
+    lines: of metrics.jsonl, by ascending step. options: of config.yaml, by their names on the command line. evaluation:
+    report/evaluation.json, None before the end of the run. unread: messages about lines and files that cannot be read.
+    tuned: it is a run of `finetune`.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Run:
         return self.lines[-1]["step"] if self.lines else 0
 
     def over_lines(self, what: Callable, name: str, *, after: float = 0, to: float = math.inf) -> float | None:
-        """Mean, median, ... of a number over the lines of steps in (after, to]; None where none of them has it."""
+        """`what` (mean, median, ...) of a number over the lines with steps in (after, to]; None where none has it."""
         values = [line.get(name) for line in self.lines if after < line["step"] <= to]
         known = [value for value in values if value is not None]
         return what(known) if known else None
@@ -52,10 +52,10 @@ class Run:
 
 
 def compare_runs(paths: Sequence[Path], out: Path | None = None) -> str:
-    """The tables as Markdown; with `out` also written there, as comparison.md, with the curves, as comparison.png.
+    """The tables as Markdown. With `out` also writes them to comparison.md there, and the curves to comparison.png.
 
-    A run may be under way, and its last line cut short. Raises ValueError naming what is no run folder, has a damaged
-    config.yaml, or is given twice; OutputError where `out` cannot be written.
+    A run may be unfinished, and its last line incomplete. Raises ValueError naming a path that is not a run folder, has
+    a damaged config.yaml, or is given twice; OutputError where `out` cannot be written.
     """
     if len(paths) < 2:
         raise ValueError(f"compare takes two run folders or more, got {len(paths)}")
@@ -85,7 +85,7 @@ def _compare(paths: Sequence[Path], out: Path | None) -> str:
 
 
 def read_run(path: Path, name: str) -> Run:
-    """Read a run folder; ValueError where it is none."""
+    """Read a run folder; ValueError where it is not one."""
     info = read_run_info(path)
     if info is None:
         raise ValueError(f"{path} is not a run folder: it has no config.yaml; expected a folder from `pretrain --out`")
@@ -97,7 +97,7 @@ def read_run(path: Path, name: str) -> Run:
 
 
 def tables(runs: Sequence[Run]) -> str:
-    """Figures of the runs, what of them could not be read, and the options in which they differ, as Markdown."""
+    """Figures of the runs, their unreadable lines and files, and the options in which they differ, as Markdown."""
     ends = {run.step for run in runs if run.lines}
     shared = min(ends) if len(ends) > 1 else None
     figures = [_figures(run, shared) for run in runs]
@@ -142,7 +142,7 @@ def draw_losses(path: Path, runs: Sequence[Run]) -> None:
 
 
 def _figures(run: Run, shared: int | None) -> dict[str, str]:
-    """The figures of a run that are known. shared: a step that every run with lines has made."""
+    """The known figures of a run. shared: a step that every run with lines has reached."""
     found = {"steps made": f"{run.step} of {run.options.get('steps', UNKNOWN)}"}
     if not run.lines:
         return found
@@ -159,7 +159,7 @@ def _figures(run: Run, shared: int | None) -> dict[str, str]:
         "peak memory, MiB": (run.over_lines(max, "peak_mib"), ".0f"),
     }
     validated = [line for line in run.lines if "score" in line]
-    if validated:  # the first of the best, as `finetune` keeps it
+    if validated:  # of equally good steps the first, as in `finetune`
         best = max(validated, key=lambda line: line["score"])
         found["best validation"] = f"step {best['step']}"
         values |= {f"{name}, there": (value, ".4g") for name, value in best.items()
@@ -171,7 +171,7 @@ def _figures(run: Run, shared: int | None) -> dict[str, str]:
 
 
 def _lines(path: Path, unread: list[str]) -> list[dict]:
-    """The lines of a metrics.jsonl, which need not be there yet; a last one without its end is still being written."""
+    """The lines of a metrics.jsonl, which need not exist yet. An incomplete last line is still being written."""
     if not path.exists():
         return []
     content = read_regular(path)
@@ -223,12 +223,12 @@ def _flat(options: dict, before: str = "") -> dict[str, str]:
 
 
 def _in_order(dicts: Sequence[dict]) -> list[str]:
-    """Every key once, in the order of the first dict that has it."""
+    """All keys, in the order of the first dict that has each."""
     return list(dict.fromkeys(key for one in dicts for key in one))
 
 
 def fitting_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, or where its lines would be longer than WIDTH several, each with the first column."""
+    """A Markdown table; where its lines would be longer than WIDTH, several tables, each with the first column."""
     of_columns = [max(3, *(len(cell) for cell in column)) + 3 for column in zip(head, *rows)]
     parts, room = [[0]], WIDTH - of_columns[0] - 1
     for k, width in enumerate(of_columns[1:], start=1):

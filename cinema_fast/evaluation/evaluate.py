@@ -27,8 +27,8 @@ def evaluate_run(config: EvaluateConfig) -> dict:
     """Evaluate a run; returns the content of results.json.
 
     Raises:
-        ValueError: no run, its store or a table that is not there, labels that do not fit, nothing to evaluate.
-        OutputError: OUT cannot be written; nothing of it stays.
+        ValueError: not a run, a missing store or table, labels that do not fit, nothing to evaluate.
+        OutputError: OUT cannot be written; no part of it is left.
     """
     with new_folder(config.out, "evaluate", vars(config), ("rows.csv", "report", "results.json")):
         return _evaluate(config)
@@ -54,9 +54,9 @@ def _evaluate(config: EvaluateConfig) -> dict:
             check_matches(one.path, one.rows, studies, cines.path, cines.ids)
     groups = {column: _required(study_table, "--subgroups").values(column) for column in config.subgroups}
     for column in config.subgroups:
-        if not all(map(is_number, groups[column].values())):  # numbers make groups by their size
+        if not all(map(is_number, groups[column].values())):  # numbers are grouped by size
             study_table.check_classes(column, studies)
-    check_groups(groups, studies)  # now, not after the studies are predicted
+    check_groups(groups, studies)  # before the studies are predicted
     scans = _scans(config, study_table, studies, task)
     known = _known(config, study_table, task)
     task.check_decisions(config.threshold, config.positive)
@@ -76,7 +76,7 @@ def _evaluate(config: EvaluateConfig) -> dict:
 
 
 def _of_run(run: FinetunedRun, option: Literal["data", "table"]) -> Path | None:
-    """The store or the table of a run. Raises ValueError where it is not there."""
+    """The store or the table of a run. Raises ValueError where it is missing."""
     saved = run.info.options[option]
     if saved and not Path(saved).exists():
         what = {"data": "store", "table": "table"}[option]
@@ -88,9 +88,10 @@ def _of_run(run: FinetunedRun, option: Literal["data", "table"]) -> Path | None:
 def _chosen(
     run: FinetunedRun, cines: CineStore, part: str, assessment: Assessment, *, own: bool
 ) -> tuple[tuple[str, ...], str]:
-    """The studies to evaluate, and what they are: of the run's own store a part, of another that and what is new to it.
+    """The studies to evaluate, and their description. In the run's own store they are a part of its data split; in
+    another store, that part and the studies that are not in the run.
 
-    What the run was trained on or validated by is left out by its name, whatever store it is in.
+    Studies used for training or validation are left out by name, whatever store they are in.
     """
     if own:
         if not (studies := getattr(run.split, part)):
@@ -114,7 +115,7 @@ def _chosen(
 
 
 def _check_prepared(run: FinetunedRun, cines: CineStore) -> None:
-    """Raise ValueError where a store has pixels of another size than the run's, or other axes."""
+    """Raise ValueError where a store's pixel sizes or axes differ from those of the run's store."""
     check_orientation(cines, run.folder, run.info.store.orientation)
     options = {name for name in ("sax_spacing", "lax_spacing") if name in run.info.store.prepare}
     for name in sorted(options & cines.prepare.keys()):
@@ -150,7 +151,7 @@ def _known(
 def _scans(
     config: EvaluateConfig, study_table: Table | None, studies: Sequence[str], task: Task
 ) -> dict[str, list[str]]:
-    """{heart: its scans among the studies, at least two}; empty where no --retest is asked for."""
+    """{heart: its scans among the studies, at least two}; empty without --retest."""
     if not config.retest:
         return {}
     task.check_retest()
@@ -168,7 +169,7 @@ def _scans(
 def _compare_scans(
     scans: Mapping[str, Sequence[str]], values: Mapping[str, Mapping[str, float]], assessment: Assessment
 ) -> None:
-    """Compare the first two scans of each heart, under the first one's name: what was measured or predicted."""
+    """Compare the values of the first two scans of each heart, under the first scan's name."""
     for first, second, *_ in scans.values():
         found = values.get(first, {}), values.get(second, {})
         for name in found[0] or found[1]:

@@ -11,8 +11,8 @@ from ..metrics.assessment import Assessment
 from ..metrics.cases import Gallery
 from ..metrics.flags import CODES, in_order
 from ..metrics.function import QUANTITIES
-from ..metrics.judgement import Judgement, Sets, Target
-from .judgements import known_and
+from ..metrics.score_kind import ScoreKind, Sets, Target
+from .score_kinds import all_score_kinds
 from .summary import Table, row_sets
 
 LABELS = {
@@ -27,14 +27,14 @@ WORST, MOST, MOST_NOTES = 10, 200, 12
 
 def write_report(path: Path, results: Mapping, tables: Sequence[Table], assessment: Assessment) -> None:
     """Write the report."""
-    judgements = known_and(assessment.judgements)
-    sets = dict(row_sets(assessment.rows, judgements))
+    score_kinds = all_score_kinds(assessment.score_kinds)
+    sets = dict(row_sets(assessment.rows, score_kinds))
     kinds = list(dict.fromkeys(table.kind for table in tables))
     values = {
         "results": results,
         "about": [(name, _plain(value)) for name, value in results["about"].items()],
-        "sections": [_section(judgements[kind], tables, sets, assessment) for kind in kinds],
-        "subgroups": list(_subgroups(results["without_group"], tables, judgements)),
+        "sections": [_section(score_kinds[kind], tables, sets, assessment) for kind in kinds],
+        "subgroups": list(_subgroups(results["without_group"], tables, score_kinds)),
         "flags": list(_flagged(results["flags"])),
         "most": MOST,
         "colours": COLOURS,
@@ -52,31 +52,31 @@ def label(metric: str) -> str:
     return LABELS.get(metric, words)
 
 
-def _section(judgement: Judgement, tables: Sequence[Table], sets: Sets, assessment: Assessment) -> dict:
-    own = {where: rows for where, rows in sets.items() if where[0] == judgement.kind}
-    found = [table for table in tables if table.kind == judgement.kind and not table.column]
-    cases = list(_cases(judgement, assessment.galleries))
+def _section(score_kind: ScoreKind, tables: Sequence[Table], sets: Sets, assessment: Assessment) -> dict:
+    own = {where: rows for where, rows in sets.items() if where[0] == score_kind.kind}
+    found = [table for table in tables if table.kind == score_kind.kind and not table.column]
+    cases = list(_cases(score_kind, assessment.galleries))
     return {
-        "title": judgement.title,
-        "about": judgement.about,
-        "block": _block(found, assessment.targets, judgement),
-        "pictures": judgement.pictures(own, assessment.targets),
-        "worst": _worst(judgement, own),
+        "title": score_kind.title,
+        "about": score_kind.about,
+        "block": _block(found, assessment.targets, score_kind),
+        "pictures": score_kind.pictures(own, assessment.targets),
+        "worst": _worst(score_kind, own),
         "cases": cases,
         "legend": [(name, k % len(COLOURS)) for name, k in cases[0]["names"].items()] if cases else [],
     }
 
 
 def _block(
-    tables: Sequence[Table], targets: Mapping[str, Target], judgement: Judgement, *, only: Sequence[str] = ()
+    tables: Sequence[Table], targets: Mapping[str, Target], score_kind: ScoreKind, *, only: Sequence[str] = ()
 ) -> dict:
-    """Heads, metrics, rows and notes of tables of one kind. only: of which metrics, where it has any of them."""
+    """Heads, metrics, rows and notes of tables of one kind. only: show these metrics, where it has any of them."""
     every = list(dict.fromkeys(m for table in tables for m in table.numbers))
     metrics = [m for m in every if m in only] or every
     grouped = any(table.column for table in tables)
-    rows, noted = [], defaultdict(list)  # note: what it is about
+    rows, noted = [], defaultdict(list)  # noted: {note: the figures that it applies to}
     for table in tables:
-        name = judgement.words(table.name, targets.get(table.name, Target()))
+        name = score_kind.words(table.name, targets.get(table.name, Target()))
         words = [table.group] if grouped else [table.view, name]
         cells = [table.numbers.get(metric) for metric in metrics]
         most = max((one for one in table.numbers.values()), key=lambda one: one.n)
@@ -92,7 +92,7 @@ def _block(
 
 
 def _flagged(flags: Sequence[Mapping[str, str]]) -> Iterator[dict]:
-    """Of each code what it means, how many studies have it, and which."""
+    """For each code its meaning, the number of studies, and the studies."""
     for code in in_order(one["flag"] for one in flags):
         where = {(one["study"], one["view"]): None for one in flags if one["flag"] == code}
         named = [" ".join(filter(None, (study, view and f"({view})"))) for study, view in where]
@@ -100,36 +100,36 @@ def _flagged(flags: Sequence[Mapping[str, str]]) -> Iterator[dict]:
 
 
 def _subgroups(
-    without: Mapping[str, int], tables: Sequence[Table], judgements: Mapping[str, Judgement]
+    without: Mapping[str, int], tables: Sequence[Table], score_kinds: Mapping[str, ScoreKind]
 ) -> Iterator[dict]:
     for column, missing in without.items():
         own = [table for table in tables if table.column == column]
         blocks = []
         for kind, view, name in dict.fromkeys((table.kind, table.view, table.name) for table in own):
             found = [table for table in own if (table.kind, table.view, table.name) == (kind, view, name)]
-            judgement = judgements[kind]
-            title = ", ".join(part for part in (judgement.title, view, QUANTITIES.get(name, name)) if part)
-            blocks.append({"title": title} | _block(found, {}, judgement, only=HEADLINES))
+            score_kind = score_kinds[kind]
+            title = ", ".join(part for part in (score_kind.title, view, QUANTITIES.get(name, name)) if part)
+            blocks.append({"title": title} | _block(found, {}, score_kind, only=HEADLINES))
         yield {"column": column, "without": missing, "blocks": blocks}
 
 
-def _worst(judgement: Judgement, own: Sets) -> dict | None:
-    """The rows that are worst by what the judgement says."""
-    if not judgement.worst or (len(own) > 1 and not judgement.one_scale):
+def _worst(score_kind: ScoreKind, own: Sets) -> dict | None:
+    """The worst rows by the kind's `badness`."""
+    if not score_kind.worst or (len(own) > 1 and not score_kind.one_scale):
         return None
-    badness = judgement.badness
+    badness = score_kind.badness
     rows = [row for found in own.values() for row in found if not math.isnan(badness(row))]
     if not rows:
         return None
     rows = sorted(rows, key=badness, reverse=True)[:WORST]
     lines = [[row["study"], row["view"], row["frame"], row["name"], figure(abs(badness(row)))] for row in rows]
-    return {"heads": ["study", "view", "frame", "name", judgement.worst], "rows": lines}
+    return {"heads": ["study", "view", "frame", "name", score_kind.worst], "rows": lines}
 
 
-def _cases(judgement: Judgement, galleries: Mapping[tuple[str, str], Gallery]) -> Iterator[dict]:
+def _cases(score_kind: ScoreKind, galleries: Mapping[tuple[str, str], Gallery]) -> Iterator[dict]:
     for (kind, view), gallery in galleries.items():
-        for why, exhibit in gallery.chosen() if kind == judgement.kind else ():
-            title, pictures, names = judgement.case(exhibit, f"{view}, {why} of {len(gallery.scores)}")
+        for why, exhibit in gallery.chosen() if kind == score_kind.kind else ():
+            title, pictures, names = score_kind.case(exhibit, f"{view}, {why} of {len(gallery.scores)}")
             yield {"title": title, "pictures": pictures, "names": names}
 
 

@@ -22,7 +22,7 @@ SHOWN_CLASSES = 8
 def agreement_png(title: str, first: Sequence[float], second: Sequence[float], names: tuple[str, str]) -> bytes | None:
     """Scatter and Bland-Altman plot of two measurements (n,), second against first; None where no pair is finite.
 
-    names: what the first and the second are.
+    names: of the first and the second measurement.
     """
     first, second = np.asarray(first, float), np.asarray(second, float)
     known = np.isfinite(first) & np.isfinite(second)
@@ -47,7 +47,7 @@ def agreement_png(title: str, first: Sequence[float], second: Sequence[float], n
 
 
 def classification_png(title: str, measure: Classification, threshold: float) -> bytes:
-    """Confusion table, ROC and reliability curve; without probabilities the first alone."""
+    """Confusion table, ROC and reliability curve; without probabilities only the confusion table."""
     with_p = measure.p is not None
     figure = new_figure(11 if with_p else 4.2, 3.6)
     confusion, *others = np.atleast_1d(figure.subplots(1, 3 if with_p else 1))
@@ -59,9 +59,9 @@ def classification_png(title: str, measure: Classification, threshold: float) ->
 
 
 def volume_png(exhibit: Exhibit) -> bytes:
-    """Volumes over the cycle as predicted, those of the labels as crosses, the ejection fraction of both, and flags.
+    """Predicted volumes over the cycle, volumes of the labels as crosses, the ejection fraction of both, and flags.
 
-    A curve has the colour of its outline.
+    Curves have the colours of the outlines.
     """
     figure = new_figure(5.2, 3.2)
     axes = figure.subplots()
@@ -85,17 +85,17 @@ def volume_png(exhibit: Exhibit) -> bytes:
 
 
 def _colour(k: int) -> tuple[float, ...]:
-    """That of class or landmark number `k`, from 0, in the pictures."""
+    """The colour of class or landmark number `k`, from 0, in the pictures."""
     return tuple(value / 255 for value in COLOURS[k % len(COLOURS)])
 
 
 def dice_png(title: str, rows: Mapping[str, Sequence[Row]]) -> bytes:
-    """Dice of every row as a point, and quartiles, per class, in the colours of the outlines: rows in their order."""
+    """Dice of every row as a point, and quartiles, per class in the order of `rows`, in the colours of the outlines."""
     figure = new_figure(5.2, 3.2)
     axes = figure.subplots()
     scores = [[number(row, "dice") for row in found if math.isfinite(number(row, "dice"))] for found in rows.values()]
     for place, values in enumerate(scores):
-        # spread by rank, not by chance
+        # points are spread by rank, not at random
         axes.plot(place + (np.arange(len(values)) % 7 - 3) / 25, values, ".", color=_colour(place), alpha=0.5)
         if values:
             axes.boxplot(values, positions=[place], widths=0.5, showfliers=False)
@@ -105,7 +105,8 @@ def dice_png(title: str, rows: Mapping[str, Sequence[Row]]) -> bytes:
 
 
 def distances_png(title: str, distances: Mapping[str, Sequence[float]]) -> bytes:
-    """Share of landmarks found within a distance, in the colours of their crosses; what was not found stays below 1."""
+    """Share of landmarks found within a distance, in the colours of their crosses; if some were not found, the curve
+    stays below 1."""
     figure = new_figure(5.2, 3.2)
     axes = figure.subplots()
     for k, (name, values) in enumerate(distances.items()):
@@ -157,7 +158,7 @@ def _draw_roc(axes, measure: Classification, threshold: float) -> None:
 def _draw_reliability(axes, measure: Classification) -> None:
     curve = measure.reliability()
     axes.plot((0, 1), (0, 1), color="0.7", linewidth=1)
-    axes.plot(curve["predicted"], curve["observed"], "o-", color="0.2")  # of no class in the legend
+    axes.plot(curve["predicted"], curve["observed"], "o-", color="0.2")  # not in the legend
     for x, y, n in zip(curve["predicted"], curve["observed"], curve["n"]):
         axes.annotate(str(n), (x, y), textcoords="offset points", xytext=(4, -9), fontsize=7)
     of = printable(measure.classes[1]) if measure.binary else "the most likely class"
@@ -165,14 +166,14 @@ def _draw_reliability(axes, measure: Classification) -> None:
 
 
 def _legend(axes, title: str = "") -> None:
-    """Below all panels of the figure, which grows by it: there it covers no curve."""
+    """A legend below all panels, where it covers no curve; the figure grows by its height."""
     figure, (handles, names) = axes.figure, axes.get_legend_handles_labels()
     width, height = figure.get_size_inches()
     columns = min(len(names), max(1, int(16 * width / (max(map(len, names)) + 6))))  # 16 letters an inch
     figure.set_size_inches(width, height + 0.17 * (-(-len(names) // columns) + bool(title)))
     how = {"loc": "outside lower center", "ncols": columns, "fontsize": 8, "title_fontsize": 8, "frameon": False}
     for text in figure.legend(handles, names, title=title, **how).get_texts():
-        text.set_parse_math(False)  # names are of files and tables: $ in them is no formula
+        text.set_parse_math(False)  # $ in names of files and tables is not a formula
 
 
 def _png(figure, title: str) -> bytes:

@@ -11,8 +11,8 @@ from ..common.naming import count_studies
 from ..metrics.assessment import Assessment
 from ..metrics.bootstrap import LEVEL
 from ..metrics.rows import write_rows
-from .judgements import known_and
 from .report import HEADLINES, figure, label, write_report
+from .score_kinds import all_score_kinds
 from .summary import subgroups, summarise
 
 
@@ -23,10 +23,10 @@ def write_results(
     about: Mapping[str, object],
     table: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict:
-    """Write FOLDER/rows.csv, report/index.html and, as the last, results.json; returns what that holds.
+    """Write FOLDER/rows.csv, report/index.html and, last, results.json; returns the content of results.json.
 
-    about: what was evaluated, with what (JSON values), shown and kept as it is. table: {column: {study: cell}} for
-    tables by subgroup. Raises ValueError where nothing was evaluated; OSError where the folder cannot be written.
+    about: JSON values that describe the evaluation; they are shown and saved unchanged. table: {column: {study: cell}}
+    for tables by subgroup. Raises ValueError where nothing was evaluated; OSError where the folder cannot be written.
     """
     if not assessment.rows:
         raise ValueError(f"nothing could be evaluated; {len(assessment.left_out)} left out: "
@@ -35,8 +35,8 @@ def write_results(
     groups = {column: subgroups({s: cells[s] for s in judged if s in cells})
               for column, cells in (table or {}).items()}  # fmt: skip
     drawn = {"resamples": assessment.resamples, "seed": assessment.seed}
-    judgements = known_and(assessment.judgements)
-    tables = summarise(assessment.rows, assessment.targets, groups, judgements=judgements, **drawn)
+    score_kinds = all_score_kinds(assessment.score_kinds)
+    tables = summarise(assessment.rows, assessment.targets, groups, score_kinds=score_kinds, **drawn)
     results = {
         "format": 1,
         "version": __version__,
@@ -52,7 +52,7 @@ def write_results(
     }
     text = json.dumps(results, indent=1, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").unlink(missing_ok=True)  # that of another evaluation must not stand beside new rows
+    (folder / "results.json").unlink(missing_ok=True)  # results of another evaluation must not remain beside new rows
     write_rows(folder / "rows.csv", assessment.rows)
     write_report(folder / "report" / "index.html", results, tables, assessment)
     with whole_file(folder / "results.json") as file:
@@ -61,13 +61,13 @@ def write_results(
 
 
 def scores_in_words(results: dict) -> str:
-    """The main scores over all studies, of what results.json holds: a line per table."""
+    """The main scores over all studies from the content of results.json: a line per table."""
     lines = [f"{count_studies(results['studies'])} evaluated"]
     if left_out := len(results["left_out"]):
         lines[0] += f", {left_out} left out (see the report)"
     for table in results["tables"]:
         scores = {name: one for name, one in table["numbers"].items() if name in HEADLINES and one["value"] is not None}
-        if scores and not table["column"]:  # of all studies, not of a subgroup
+        if scores and not table["column"]:  # not a table of a subgroup
             where = ", ".join(part for part in (table["kind"], table["view"], table["name"]) if part)
             lines.append(f"  {where}: {'; '.join(f'{label(name)} {_score(one)}' for name, one in scores.items())}")
     return "\n".join(lines)

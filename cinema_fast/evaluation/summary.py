@@ -9,16 +9,16 @@ import numpy as np
 from ..common.tables import is_number
 from ..metrics.bootstrap import RESAMPLES, Estimate, estimate
 from ..metrics.characteristics import WORDS
-from ..metrics.judgement import Judgement, Target
 from ..metrics.rows import Row
-from .judgements import JUDGEMENTS
+from ..metrics.score_kind import ScoreKind, Target
+from .score_kinds import SCORE_KINDS
 
-FEW = 5  # numbers of so few different values are names of groups
+FEW = 5  # a column of numbers with so few different values is used as groups
 
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers of one class, quantity, target or landmark. column, group: the subgroup, "" for all studies."""
+    """Scores of one class, quantity, target or landmark. column, group: the subgroup, "" for all studies."""
 
     kind: str
     view: str
@@ -37,43 +37,43 @@ def summarise(
     targets: Mapping[str, Target],
     groups: Mapping[str, Mapping[str, str]],
     *,
-    judgements: Mapping[str, Judgement] = JUDGEMENTS,
+    score_kinds: Mapping[str, ScoreKind] = SCORE_KINDS,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Table]:
-    """Tables of all rows, then by subgroup: groups {column: {study: group}}; studies without a group are in none.
+    """Tables of all rows, then by subgroup. groups: {column: {study: group}}; studies without a group are in none.
 
-    judgements: by the kind of the rows.
+    score_kinds: by name.
     """
-    sets = list(row_sets(rows, judgements))
+    sets = list(row_sets(rows, score_kinds))
     tables = []
     for column, group_of in ("", {}), *groups.items():
         for label in dict.fromkeys(group_of.values()) if column else [""]:
             for (kind, view, name), found in sets:
                 chosen = [row for row in found if not column or group_of.get(row["study"]) == label]
                 if chosen:
-                    measure = judgements[kind].measure(chosen, targets.get(name, Target()))
+                    measure = score_kinds[kind].measure(chosen, targets.get(name, Target()))
                     numbers = estimate(measure, [row["study"] for row in chosen], resamples=resamples, seed=seed)
                     tables.append(Table(kind, view, name, numbers, column, label))
     return tables
 
 
 def row_sets(
-    rows: Sequence[Row], judgements: Mapping[str, Judgement] = JUDGEMENTS
+    rows: Sequence[Row], score_kinds: Mapping[str, ScoreKind] = SCORE_KINDS
 ) -> Iterator[tuple[tuple[str, str, str], list[Row]]]:
-    """((kind, view, name), its rows), in the order of the judgements; with what follows from them."""
+    """((kind, view, name), its rows), in the order of `score_kinds`, with the derived rows."""
     sets: dict[tuple, list[Row]] = defaultdict(list)
     for row in rows:
         sets[row["kind"], row["view"], row["name"]].append(row)
-    for kind, judgement in judgements.items():
+    for kind, score_kind in score_kinds.items():
         of_kind = {where: found for where, found in sets.items() if where[0] == kind}
         yield from of_kind.items()
-        yield from judgement.derived(of_kind).items()
+        yield from score_kind.derived(of_kind).items()
 
 
 def check_groups(groups: Mapping[str, Mapping[str, str]], studies: Collection[str]) -> None:
-    """Raise ValueError where a column of groups {column: {study: cell}} would make a group of nearly every one of the
-    studies: some of its cells are numbers and others not, or it has more than WORDS different words."""
+    """Raise ValueError where a column of groups, {column: {study: cell}}, would give nearly every study a group of its
+    own: it mixes numbers and words, or has more than WORDS different words."""
     for column, values in groups.items():
         cells = {study: values[study] for study in studies if values.get(study, "").strip()}
         sides = {True: [], False: []}
@@ -90,10 +90,10 @@ def check_groups(groups: Mapping[str, Mapping[str, str]], studies: Collection[st
 
 
 def subgroups(values: Mapping[str, str]) -> dict[str, str]:
-    """{study: group} of a column of a table {study: cell}: numbers are cut into thirds, words are groups as they are.
+    """{study: group} of a table's column {study: cell}: numbers are cut into thirds, each word is a group.
 
-    Numbers of up to FEW different values are groups as they are too. Empty cells are in no group. Groups come in order.
-    Whether a column is fit for groups is for `check_groups` to say, before the work.
+    Numbers with up to FEW different values are groups too. Empty cells are in no group. Groups are sorted.
+    `check_groups` tells before the work whether a column can make groups.
     """
     cells = {study: cell for study, cell in values.items() if cell.strip()}
     numeric = all(map(is_number, cells.values()))

@@ -1,4 +1,4 @@
-"""Figures that are drawn to files, without a display."""
+"""Figures for files; no display is needed."""
 
 import numpy as np
 
@@ -14,6 +14,6 @@ def new_figure(width: float, height: float):
 
 
 def put_image(axes, pixels: np.ndarray, title: str = "", **how) -> None:
-    """Shows pixels (X, Y[, 3]) with X to the right, as the store has them, and no ticks."""
+    """Shows pixels (X, Y[, 3]), in the store's layout, with X to the right and no ticks."""
     axes.imshow(pixels.swapaxes(0, 1), **how)
     axes.set(xticks=[], yticks=[], title=title)

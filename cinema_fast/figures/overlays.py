@@ -1,6 +1,6 @@
-"""Label maps drawn over the images: moving over the cycle, and truth above prediction on the labelled frames.
+"""Label maps drawn over images: animated over the cycle, and truth above prediction on the labelled frames.
 
-Pictures have one palette, grey levels and then a colour per class, so that a GIF needs none of its own per frame.
+All pictures share one palette, grey levels followed by a colour per class, so that a GIF needs no palette per frame.
 """
 
 import io
@@ -13,26 +13,26 @@ from ..metrics.cases import Exhibit, LandmarkExhibit
 
 COLOURS = ((66, 135, 245), (70, 200, 90), (240, 70, 70), (240, 190, 40), (180, 90, 230), (60, 200, 210))
 WHITE = 31  # palette number of the lightest grey
-PANEL, STILL = 320, 240  # pixels that the larger side of a picture has at least: of one that moves, of three in a row
+PANEL, STILL = 320, 240  # least pixels of a picture's larger side: of an animation, and of stills in a row
 _GREYS = 32
-_BORDER, _ARM = 4, 8  # pixels: between pictures, of the cross or ring at a landmark
-_STRIP = 14  # pixels high: the words above a picture
+_BORDER, _ARM = 4, 8  # pixels between pictures, and of the arms of a landmark's cross or ring
+_STRIP = 14  # height in pixels of the words above a picture
 
 
 def colour_of(k):
-    """Palette number of the k-th class, from 0; or of an array of them."""
+    """Palette number of class k, from 0; k may be an array."""
     return _GREYS + k % len(COLOURS)
 
 
 def zoom_to(size: int, shape: Sequence[int]) -> int:
-    """The whole number by which an image is enlarged to `size` pixels on its larger side, at least."""
+    """The whole factor that enlarges an image to at least `size` pixels on its larger side."""
     return max(-(-size // max(shape)), 1)
 
 
 def outline(image: np.ndarray, labels: np.ndarray, zoom: int) -> np.ndarray:
     """Palette numbers (X * zoom, Y * zoom) uint8 of an image with the outlines of its labels, both (X, Y) uint8.
 
-    An outline is the pixels of a class, after enlargement, that touch another class or none.
+    An outline consists of the pixels of a class, after enlargement, that touch another class or background.
     """
     grey, big = (np.kron(part, np.ones((zoom, zoom), np.uint8)) for part in (image // (256 // _GREYS), labels))
     padded = np.pad(big, 1)
@@ -45,13 +45,13 @@ def outline(image: np.ndarray, labels: np.ndarray, zoom: int) -> np.ndarray:
 
 
 def draw_cross(picture: np.ndarray, at: np.ndarray, colour: int) -> None:
-    """Draw an upright cross at (2,) pixels of a picture in palette numbers; nothing where that is not finite."""
+    """Draw an upright cross at position `at` (2,) of a picture in palette numbers; nothing if it is not finite."""
     reach = range(-_ARM, _ARM + 1)
     _draw(picture, at, [(k, 0) for k in reach] + [(0, k) for k in reach], colour)
 
 
 def draw_ring(picture: np.ndarray, at: np.ndarray, colour: int) -> None:
-    """Draw a ring around (2,) pixels of a picture in palette numbers; nothing where that is not finite."""
+    """Draw a ring around position `at` (2,) of a picture in palette numbers; nothing if it is not finite."""
     reach = range(-_ARM, _ARM + 1)
     _draw(picture, at, [(i, j) for i in reach for j in reach if _ARM - 1.5 < np.hypot(i, j) <= _ARM + 0.5], colour)
 
@@ -96,7 +96,7 @@ def moving(frames: Sequence[np.ndarray], step_ms: float) -> bytes:
 
 
 def stills_png(stills: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]]) -> bytes:
-    """A PNG of stills of an exhibit side by side: above the truth, below the prediction."""
+    """A PNG of stills of an exhibit side by side, truth above prediction."""
     zoom = zoom_to(STILL, stills[0][1].shape)
     rows = [[outline(image, (truth, pred)[row], zoom) for _, image, pred, truth in stills] for row in range(2)]
     file = io.BytesIO()
@@ -105,15 +105,15 @@ def stills_png(stills: Sequence[tuple[str, np.ndarray, np.ndarray, np.ndarray]])
 
 
 def under_words(picture: np.ndarray, words: Sequence[tuple[str, int]]) -> np.ndarray:
-    """A picture below a strip of words, each (text, palette number); words that are too long for it are cut."""
+    """A picture with a strip of words above it, each (text, palette number); too long words are cut."""
     from PIL import Image, ImageDraw, ImageFont
 
     strip = Image.new("L", (picture.shape[0], _STRIP))
     draw = ImageDraw.Draw(strip)
-    draw.fontmode = "1"  # greys between would be other colours of the palette
+    draw.fontmode = "1"  # no anti-aliasing: its greys would be other colours of the palette
     at, font = 2, ImageFont.load_default()
     for name, colour in words:
-        text = " ".join(printable(name).split())  # of a table, which may hold line breaks: Pillow measures none
+        text = " ".join(printable(name).split())  # names of a table may hold line breaks, which Pillow cannot measure
         draw.text((at, 1), text, fill=colour, font=font)
         at += draw.textlength(text, font=font) + 10
     return np.concatenate([np.asarray(strip).T, picture], axis=1)

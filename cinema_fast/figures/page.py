@@ -1,4 +1,4 @@
-"""HTML reports: one file that contains its pictures and needs no other file."""
+"""HTML reports: a single file that contains its pictures."""
 
 import base64
 from collections.abc import Callable, Mapping
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def write_page(path: Path, template: Path, values: Mapping, filters: Mapping[str, Callable] | None = None) -> None:
-    """Write a report from a Jinja2 template that extends `page.html.j2`, in a folder that may be new.
+    """Write a report from a Jinja2 template that extends `page.html.j2`; its folder is made if needed.
 
-    All values are escaped, as names in them come from files and tables; bytes that are not text are escaped.
+    All values are escaped, since they contain names from files and tables; so are bytes that are not text.
     """
     import jinja2
 

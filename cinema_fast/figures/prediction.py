@@ -1,4 +1,4 @@
-"""Pictures of a predicted study: its cine moving with outlines or landmarks, and volumes over the cycle."""
+"""Pictures of a predicted study: its animated cine with outlines or landmarks, and volumes over the cycle."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -12,10 +12,10 @@ from ..metrics.function import CycleFunction
 from .canvas import new_figure
 from .overlays import COLOURS, PANEL, WHITE, colour_of, draw_cross, moving, outline, under_words, zoom_to
 
-MARGIN_MM = 25.0  # left around what is drawn
-WIDTH, LARGE = 960, 160  # pixels: of a row of slices at most; of an image that is no longer enlarged
+MARGIN_MM = 25.0  # margin around the labels
+WIDTH, LARGE = 960, 160  # pixels: largest width of a row of slices; images of this size are not enlarged
 _BORDER = 4  # pixels between slices
-STEP_MS = 40.0  # from frame to frame where that is not known
+STEP_MS = 40.0  # time per frame where it is unknown
 
 
 def outlines_gif(
@@ -29,8 +29,8 @@ def outlines_gif(
 ) -> bytes:
     """A GIF of one heartbeat with the outlines of label maps (T, X, Y, Z) uint8 on the grid of the scan.
 
-    All slices side by side, cut out around what is labelled in any frame. names: of the labels 1, 2, ..., shown in
-    their colours. marks: {frame: what it is called}. flags: each in a line of its own.
+    All slices side by side, cropped to the labels of all frames. names: of the labels 1, 2, ..., written in their
+    colours. marks: {frame: its name, such as ED}. flags: each on its own line.
     """
     x, y = (
         _around(labels.any(axis=tuple({0, 1, 2, 3} - {k + 1})), MARGIN_MM / spacing_mm[k]) for k in range(2)
@@ -50,7 +50,7 @@ def outlines_gif(
 def landmarks_gif(cine: Cine, points: np.ndarray, names: Sequence[str]) -> bytes:
     """A GIF of one heartbeat of a single slice with crosses at points (T, landmarks, 2), voxels of the scan.
 
-    names: of the landmarks, shown in their colours.
+    names: of the landmarks, written in their colours.
     """
     zoom = zoom_to(PANEL, cine.shape[:2])
     frames = []
@@ -91,7 +91,7 @@ def volume_png(
 
 
 def _around(holds: np.ndarray, margin: float) -> slice:
-    """The part of an axis that holds something (n,) bool, with a margin; all of it where none does."""
+    """The part of an axis where `holds` (n,) bool is true, with a margin; the whole axis where it never is."""
     found = np.flatnonzero(holds)
     if not len(found):
         return slice(0, len(holds))
@@ -99,7 +99,7 @@ def _around(holds: np.ndarray, margin: float) -> slice:
 
 
 def _words(t: int, n_frames: int, names: Sequence[str], marks: Sequence[str] = ()) -> list[tuple[str, int]]:
-    """What is written above frame t of n_frames: its number, the names in their colours, and what it is called."""
+    """The words above frame t of n_frames: its number, the names in their colours, and its marks."""
     coloured = ((name, colour_of(k)) for k, name in enumerate(names))
     return [(f"frame {t} of {n_frames}", WHITE), *coloured, *((mark, WHITE) for mark in marks)]
 

@@ -1,7 +1,7 @@
 """Motion-guided masking: from the motion in a batch to the weights that its masks are drawn with.
 
-Kim et al., "HeartMAE", ML4H 2024: the moving heart, found by optical flow, guides the mask. The motion is the cycle's,
-read from the map that the store holds beside each cine and moved as the image was, or, for clips, each tubelet's own,
+Kim et al., "HeartMAE", ML4H 2024: the motion of the heart, found by optical flow, guides the mask. The motion is either
+that of the whole cycle, read from the store's motion map and moved like the image, or, for clips, that of each tubelet,
 computed from the frames on the device.
 """
 
@@ -22,7 +22,7 @@ from ..models.config import CineMAConfig
 from .pretrain_config import MaskConfig
 from .stopwatch import Stopwatch
 
-GREY = 255  # optical flow takes grey values of 0..255, the model's images lie in 0..1
+GREY = 255  # optical flow takes grey values of 0..255, the model's images are in 0..1
 
 
 class Guidance:
@@ -30,10 +30,10 @@ class Guidance:
 
     Args:
         mask: strength, its warm-up, temperature and whether moving patches are masked or kept.
-        config: of the model: which tokens there are.
+        config: of the model, for its grid of tokens.
         steps: of the whole run.
-        online: motion of the batch's own frames instead of the store's maps; for clips only.
-        device: where batches are.
+        online: use the motion of the batch's own frames instead of the store's maps; for clips only.
+        device: of the batches.
     """
 
     def __init__(self, mask: MaskConfig, config: CineMAConfig, *, steps: int, online: bool, device: torch.device):
@@ -42,7 +42,7 @@ class Guidance:
         self._watch = Stopwatch(device)
 
     def strength(self, step: Tensor | int) -> Tensor | float:
-        """Rises from 0 in equal parts over the first steps, then stays; of a tensor it is a tensor on its device."""
+        """The strength at a step: it rises linearly from 0 over the first steps, then stays. A tensor if `step` is."""
         if not self._rising:
             return self.mask.strength
         return self.mask.strength * (torch.as_tensor(step) / self._rising).clamp(max=1)
@@ -50,14 +50,14 @@ class Guidance:
     def weights(self, batch: Batch, images: Mapping[str, Tensor], step: Tensor | int) -> dict[str, Tensor]:
         """{view: (B, N) float32}, `sample_mask`'s scores.
 
-        images: {view: (B, 1, *size)} in [0, 1], as the model's. step: a number, or (1,) int64 on the device.
+        images: {view: (B, 1, *size)} in [0, 1], the model's input. step: a number, or (1,) int64 on the device.
         """
         with self._watch:
             strength, weights = self.strength(step), {}
             for view, image in images.items():
                 score = online_score(image, self.config) if self.online else stored_score(batch, view, self.config)
                 weights[view] = mask_weights(
-                    1 - strength + strength * score,  # at strength 1 of what rises on the device
+                    1 - strength + strength * score,  # here, because the strength may be a tensor on the device
                     strength=1.0,
                     temperature=self.mask.temperature,
                     keep=self.mask.mode == "keep",
@@ -65,7 +65,7 @@ class Guidance:
             return weights
 
     def seconds(self) -> float:
-        """Time spent on it so far."""
+        """Time spent on guidance so far."""
         return self._watch.seconds()
 
 
@@ -76,23 +76,23 @@ def online_score(clips: Tensor, config: CineMAConfig) -> Tensor:
 
 
 def stored_score(batch: Batch, view: str, config: CineMAConfig) -> Tensor:
-    """(B, N) float32: motion over the cycle of each token of a view by the store's map, relative to their mean."""
+    """(B, N) float32: motion of each token of a view over the cycle, from the store's map, relative to their mean."""
     token = config.token_size(view)
     moved = motion_input(batch.motion[view], batch.extent[view], batch.augment[view], clip=view == CLIP)
     if view != CLIP:
         return relative_to_mean(patch_means(moved, token))
     score = relative_to_mean(patch_means(moved, token[1:]))
-    return score.repeat(1, config.grid(view)[0])  # the same at all times
+    return score.repeat(1, config.grid(view)[0])  # the same for all tubelets
 
 
 def check_online(device: torch.device) -> None:
-    """Raise ValueError where the flow of every step would be computed on a GPU, and its kernels cannot run there."""
+    """Raise ValueError where the flow of each step would be computed on a GPU that cannot run its kernels."""
     if device.type == "cuda" and (problems := cuda_unsupported(torch.empty(0, device=device))):
         raise ValueError(f"--motion online on a GPU: {'; '.join(problems)}")
 
 
 def check_guidance(store: CineStore, views: Mapping[str, tuple[str, ...]]) -> None:
-    """Raise ValueError where stored maps cannot guide: some are missing, or all say that nothing moves.
+    """Raise ValueError where stored maps cannot guide the masks: some are missing, or nothing moves in any of them.
 
     views: {study: its views that are trained on}.
     """

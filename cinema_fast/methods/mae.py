@@ -99,7 +99,7 @@ class MAE(Method):
         return self._loss(model, batch, step)
 
     def units(self, model: CineMA) -> Sequence[nn.Module]:
-        return *model.encoder.blocks, model.decoder  # whose cross attentions read the visible tokens in one product
+        return *model.encoder.blocks, model.decoder  # the decoder is one: it projects the visible tokens at once
 
     def remarks(self, model: nn.Module) -> Iterator[str]:
         options, place = self.options, self.place
@@ -138,8 +138,8 @@ class MAE(Method):
         return {"guidance": self.guidance.seconds()}
 
     def finish(self, model: CineMA, log: RunLog) -> Evaluation | None:
-        """Evaluate the held-out studies on the views of the training studies, and draw. Raises LoaderError with
-        `strict` only; other errors are logged, and the run counts as finished."""
+        """Evaluate the held-out studies on the views of the training studies, and draw the pictures. Raises LoaderError
+        only with `strict`; other errors are logged, and the run counts as finished."""
         options, training = self.options, self.sampler.ids
         unreadable = None if options.strict else {}
         device, precision = self.place.device, self.place.precision
@@ -168,7 +168,7 @@ class MAE(Method):
 
     @contextmanager
     def _survived(self, what: str, log: RunLog) -> Iterator[None]:
-        """Log an error in the block, and go on: the training itself is finished."""
+        """Log an error in the block and continue: the training itself is finished."""
         try:
             yield
         except Exception as error:

@@ -1,7 +1,7 @@
-"""Masked loss on held-out studies, beside that of the mean training patch as a baseline.
+"""Masked loss on held-out studies, compared with the mean training patch as a baseline.
 
-The baseline is the mean patch of the training studies at each grid position, the best predictor that does not see the
-image. It is scored at the same masked positions of the same images, which are not augmented.
+The baseline is the mean patch of the training studies at each grid position, the best predictor that does not use the
+image. It is scored at the same masked positions of the same images. Images are not augmented.
 """
 
 import math
@@ -28,15 +28,15 @@ from ..models.config import CineMAConfig
 from ..models.precision import autocast
 from .masking import draw_plan
 
-PHASES = (0.0, 0.25, 0.5, 0.75)  # of the cardiac cycle: the frames on which every study is evaluated
-BLIND_STUDIES = 1024  # the mean patch settles long before; 70,000 studies would take hours to read
-MASK_SEED = 0x5EED  # masks are the same in every evaluation, whatever seed the run has
+PHASES = (0.0, 0.25, 0.5, 0.75)  # phases of the cardiac cycle at which every study is evaluated
+BASELINE_STUDIES = 1024  # enough for a stable mean patch; reading 70,000 studies would take hours
+MASK_SEED = 0x5EED  # masks are the same in every evaluation, whatever the run's seed
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """studies: how many were evaluated. loss: their mean masked loss; baseline_loss: that of the mean patch; ratio: of
-    the two, nan where it is undefined."""
+    """studies: number of evaluated studies. loss: their mean masked loss. baseline_loss: that of the mean patch. ratio:
+    loss / baseline_loss, nan where it is undefined."""
 
     studies: int
     loss: float
@@ -54,7 +54,7 @@ class Evaluation:
 
     @property
     def verdict(self) -> str:
-        """What a ratio of 1 or more, or none, means and what to do; empty below 1."""
+        """The meaning of a ratio that is 1 or more, or undefined, and what to do; empty below 1."""
         if math.isnan(self.ratio):
             return ", which is undefined: a loss is not finite, or the baseline's is 0"
         if self.ratio >= 1:
@@ -73,14 +73,15 @@ def fixed_batches(
     motion: bool = False,
     unreadable: dict[str, str] | None = None,
 ) -> Iterator[Batch]:
-    """Every study of `ids` at each of PHASES, unaugmented; a batch holds one set of views and one phase.
+    """Every study of `ids` at each of PHASES, without augmentation; all samples of a batch have the same views and
+    phase.
 
-    Of clips one starts at each phase, in planes spread evenly over the study's, from the middle one on.
+    For clips, one clip starts at each phase, in planes spread evenly over the study's planes from the middle one on.
 
     Args:
-        views: those of the model's to read; all of them where None.
+        views: the model's views to read; None: all.
         motion: with the store's motion maps.
-        unreadable: takes {study: why} of those that cannot be read, of which no batch then has anything; where None,
+        unreadable: a dict that receives {study: why} for studies that cannot be read; they are then in no batch. None:
             such a study is an error.
 
     Raises LoaderError naming a study that cannot be read.
@@ -107,7 +108,8 @@ def _read_phases(
     part: Sequence[tuple[int, str]],
     motion: bool,
 ) -> list[Batch]:
-    """`part`, (number, study), at all phases: read before any is used, so that a study counts whole or not at all."""
+    """The studies of `part`, (number, study), at all phases. All phases are read before any is used, so that a study
+    counts completely or not at all."""
     if not part:
         return []
     slot, ids = [index for index, _ in part], [study for _, study in part]
@@ -120,7 +122,7 @@ def _read_phases(
 
 
 def _readable(store, config, views, part, motion, unreadable: dict[str, str]) -> list[tuple[int, str]]:
-    """Those of `part` that can be read; why the others cannot goes into `unreadable`."""
+    """The studies of `part` that can be read; the others are added to `unreadable` with the reason."""
     sound = []
     for member in part:
         try:
@@ -137,7 +139,7 @@ def _plane(store: ClipStore, study: str, at: int) -> int:
 
 
 def fixed_plan(config: CineMAConfig, batch: Batch, mask_ratio: float) -> dict[str, TokenPlan]:
-    """The masks of a batch of `fixed_batches`: by study and phase, every masked token decoded."""
+    """The masks of a batch of `fixed_batches`: a function of study and phase; every masked token is decoded."""
     return draw_plan(
         config, batch.draw.views, batch.slot, mask_ratio=mask_ratio, seed=MASK_SEED, step=batch.draw.step
     )
@@ -157,14 +159,14 @@ def mean_patches(
     device: torch.device,
     unreadable: dict[str, str] | None = None,
 ) -> dict[str, Tensor]:
-    """{view: (N, P) float32} mean target patch per grid position, over BLIND_STUDIES or so of the studies `ids`.
+    """{view: (N, P) float32} mean target patch per grid position, over some BASELINE_STUDIES of the studies `ids`.
 
-    For each view that many are taken of the studies that have it. unreadable, and LoaderError: see `fixed_batches`.
+    For each view, so many of the studies that have it are used. unreadable, LoaderError: as `fixed_batches`.
     """
     chosen: set[str] = set()
     for view in config.views:
         has = [study for study in ids if view in store.views(study)]
-        chosen.update(has[i] for i in np.linspace(0, len(has) - 1, BLIND_STUDIES).astype(int) if has)
+        chosen.update(has[i] for i in np.linspace(0, len(has) - 1, BASELINE_STUDIES).astype(int) if has)
     total: dict[str, Tensor] = {}
     count: dict[str, int] = {}
     for batch in fixed_batches(store, config, sorted(chosen), batch_size=batch_size, unreadable=unreadable):
@@ -193,8 +195,8 @@ def evaluate(
 ) -> Evaluation:
     """Mean masked loss over the studies `held_out` at every phase, and that of `baseline`.
 
-    baseline: `mean_patches` of the training studies; only views that it has are evaluated, and shown to the model. Per
-    study the loss is the mean over its views. unreadable, and LoaderError: see `fixed_batches`.
+    baseline: `mean_patches` of the training studies; only its views are evaluated and given to the model. The loss of a
+    study is the mean over its views. unreadable, LoaderError: as `fixed_batches`.
     Raises ValueError where no study can be evaluated.
     """
     config = model.config

@@ -34,8 +34,8 @@ def fill_in(
     """The visible patches of an image, and its reconstruction.
 
     Args:
-        image (B, C, *size), pred (B, M, P) at plan.masked. norm: predictions are of normalised patches; the true mean
-        and deviation put them back.
+        image (B, C, *size), pred (B, M, P) at plan.masked. norm: predictions are of normalised patches, and are scaled
+        back by the true mean and deviation.
 
     Returns:
         Two images (B, C, *size): visible patches with zeros elsewhere, and those with the predictions filled in.
@@ -62,11 +62,12 @@ def write_report(
     guidance: Guidance | None = None,
     unreadable: dict[str, str] | None = None,
 ) -> list[Path]:
-    """Write OUT/report: loss.png, reconstruction.png, motion.png where motion guided the masks, and, where there is an
-    evaluation, evaluation.json; returns the pictures.
+    """Write OUT/report: loss.png, reconstruction.png, motion.png where motion guided the masks, and evaluation.json
+    where there is an evaluation. Returns the pictures.
 
-    ids: studies to choose the pictures' from: of those with the most views the first that can be read; where none can,
-    there is loss.png only. unreadable: takes {study: why} of those skipped; where None, one raises LoaderError.
+    ids: the pictures show one of these studies: of those with the most views, the first that can be read. If none can,
+    only loss.png is drawn. unreadable: a dict that receives {study: why} for skipped studies; None: such a study raises
+    LoaderError.
     """
     folder = out / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +93,7 @@ def write_report(
 
 
 def draw_loss(path: Path, lines: Sequence[dict], evaluation: Evaluation | None = None) -> None:
-    """Loss over steps, with the held-out loss and that of the mean patch as levels."""
+    """Loss over steps, with the held-out loss and that of the mean patch as horizontal lines."""
     figure = new_figure(7, 4)
     axes = figure.subplots()
     made = [(line["step"], line["loss"]) for line in lines if line["loss"] is not None]
@@ -118,9 +119,9 @@ def draw_reconstruction(
     device: torch.device,
     precision: torch.dtype,
 ) -> None:
-    """Input, visible patches, reconstruction and error: of each view of one frame in a row, of a clip in columns.
+    """Input, visible patches, reconstruction and error: a row for each view of one frame, or columns for a clip.
 
-    Of a stack the middle slice is shown, of a clip CLIP_FRAMES frames spread over it.
+    A stack is shown by its middle slice, a clip by CLIP_FRAMES frames spread over it.
     Raises LoaderError where the study cannot be read.
     """
     config = model.config
@@ -152,6 +153,6 @@ def draw_reconstruction(
 
 
 def _slice(image: Tensor, extent: Sequence[int]) -> Tensor:
-    """Pixels (X, Y) of image (1, 1, X, Y[, Z]): of a stack the middle one of the slices that are not padding."""
+    """Pixels (X, Y) of image (1, 1, X, Y[, Z]); of a stack the middle slice that is not padding."""
     return image[0, 0] if image.ndim == 4 else image[0, 0, ..., extent[2] // 2]
 

@@ -12,7 +12,7 @@ from .guidance import Guidance
 
 
 def token_counts(config: CineMAConfig, view: str, mask_ratio: float, decode_ratio: float) -> tuple[int, int]:
-    """How many tokens of a view stay visible, and how many of the others are decoded; see `draw_plan`."""
+    """Numbers of visible tokens of a view, and of masked tokens that are decoded; see `draw_plan`."""
     n = config.n_tokens(view)
     keep = min(max(int(n * (1 - mask_ratio)), 1), n - 1)
     return keep, n - keep if decode_ratio == 1 else max(round(decode_ratio * (n - keep)), 1)
@@ -32,7 +32,7 @@ def draw_plan(
     """Masks of a batch: floor(N (1 - mask_ratio)) tokens of each view stay visible, at least one.
 
     sample_ids (B,) int64 on the device. decode_ratio: share of the masked tokens that is decoded, at least one.
-    weights: {view: (B, N)} of being masked; None: all are as likely.
+    weights: {view: (B, N)} of being masked; None: uniform.
     """
     plan = {}
     for view in views:
@@ -52,9 +52,9 @@ def draw_plan(
 
 
 class MaskedLoss:
-    """The loss of a training step, as of `Method.loss`, of models configured by `config`.
+    """The loss of a training step (`Method.loss`) for models with this `config`.
 
-    guidance: what weighs the masks, for batches that hold what it reads; None: masks are drawn uniformly.
+    guidance: gives the weights of the masks, for batches with the motion that it needs; None: uniform masks.
     """
 
     def __init__(

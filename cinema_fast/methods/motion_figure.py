@@ -22,7 +22,7 @@ from .masking import draw_plan
 
 ROWS = ("flow to the next frame", "motion map", "uniform mask", "motion-guided mask")
 CLIP_FRAMES = 6
-MASKED = 0.2  # brightness that is left of a masked patch
+MASKED = 0.2  # masked patches are shown at this share of their brightness
 
 
 class Moment(NamedTuple):
@@ -37,7 +37,7 @@ class Moment(NamedTuple):
 
 
 def flow_colours(flow: np.ndarray, largest: float) -> np.ndarray:
-    """Colour wheel: hue is the direction of flow (2, X, Y), saturation its length relative to `largest` [pixels].
+    """Colours of flow (2, X, Y): hue is its direction, saturation its length relative to `largest` [pixels].
 
     Returns (X, Y, 3) in 0..1; white where nothing moves, red along +X, then green, then blue going round by +Y.
     """
@@ -51,9 +51,9 @@ def flow_colours(flow: np.ndarray, largest: float) -> np.ndarray:
 def draw_motion(
     path: Path, store: CineStore | ClipStore, guidance: Guidance, study: str, *, mask_ratio: float, device: torch.device
 ) -> None:
-    """Columns: frames over the cycle. Rows: the frame coloured by its flow, the motion map, masks by chance and motion.
+    """Columns: frames over the cycle. Rows: the frame coloured by its flow, motion map, uniform and guided mask.
 
-    Of a stack the middle slice is shown. Raises LoaderError or StoreError where the study cannot be read.
+    A stack is shown by its middle slice. Raises LoaderError or StoreError where the study cannot be read.
     """
     moments = moments_of(store, guidance, study, mask_ratio=mask_ratio, device=device)
     largest = max(float(torch.linalg.vector_norm(m.flow, dim=0).quantile(0.999)) for m in moments)
@@ -80,7 +80,7 @@ def draw_motion(
 def moments_of(
     store: CineStore | ClipStore, guidance: Guidance, study: str, *, mask_ratio: float, device: torch.device
 ) -> list[Moment]:
-    """What the picture shows: frames of one clip, or the study's first cine at each of evaluation's phases."""
+    """The columns of the picture: frames of one clip, or the study's first cine at each phase of the evaluation."""
     config, moments = guidance.config, []
     for batch in fixed_batches(store, config, [study], batch_size=1, motion=not guidance.online):
         batch = batch.to(device)
@@ -129,7 +129,7 @@ def _of_frame(
 
 
 def _visible(plan: TokenPlan, config: CineMAConfig, view: str) -> Tensor:
-    """(*size) bool of the first sample: pixels of the tokens that are kept."""
+    """(*size) bool of the first sample: pixels of the visible tokens."""
     kept = (plan.slot[0] >= 0).view(config.grid(view))
     for axis, token in enumerate(config.token_size(view)):
         kept = kept.repeat_interleave(token, axis)
@@ -137,7 +137,7 @@ def _visible(plan: TokenPlan, config: CineMAConfig, view: str) -> Tensor:
 
 
 def _draw_wheel(axes, largest: float) -> None:
-    """The key of the colours, into the corner of a picture."""
+    """Draw the colour wheel, as a key, into the corner of a picture."""
     inset = axes.inset_axes((0.02, 0.02, 0.26, 0.26))
     x, y = np.meshgrid(*[np.linspace(-1, 1, 65)] * 2, indexing="ij")
     colours = flow_colours(np.stack([x, y]), 1.0)

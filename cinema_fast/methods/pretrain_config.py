@@ -1,4 +1,4 @@
-"""The options of pre-training beside those that every run has: the one source of their defaults and checks."""
+"""The options of pre-training besides those of every run: the one source of their defaults and checks."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ class MaskConfig:
     def validate(self) -> None:
         """Raise ValueError naming the option that is out of range, or has no effect.
 
-        Called by the config that holds it: the command line answers that one's errors in one line.
+        The config that holds this one calls it, so that the command line reports the error in one line.
         """
         ours = partial(check, self, prefix="mask.")
         ours("strength", valid=lambda x: 0 <= x <= 1, must="must lie in 0..1")
@@ -46,7 +46,7 @@ class MaskConfig:
 class PretrainConfig(RunOptions):
     """Pre-train a masked autoencoder on a cine store: CineMA on single frames of all views, HeartMAE on clips.
 
-    The learning rate is taken as it is, for whatever batch; 1e-3 is the published one for 64 studies a step.
+    The learning rate is not scaled with the batch size; 1e-3 is the published one for 64 studies a step.
     """
 
     FREE = RunOptions.FREE | {"init_from"}

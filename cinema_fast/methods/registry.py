@@ -12,7 +12,7 @@ _METHODS: dict[type, type[Method]] = {}
 
 
 def method_for(kind: type) -> Callable[[type[Method]], type[Method]]:
-    """Decorates the method whose models have presets of this kind; it is made with (options, preset, place)."""
+    """Class decorator that registers a method for presets of this kind; it is called with (options, preset, place)."""
 
     def register(method: type[Method]) -> type[Method]:
         _METHODS[kind] = method
@@ -22,8 +22,8 @@ def method_for(kind: type) -> Callable[[type[Method]], type[Method]]:
 
 
 def make_method(options: PretrainConfig, place: Place) -> Method:
-    """The method of --preset. Raises ValueError for what does not fit."""
-    for path in Path(__file__).parent.glob("*.py"):  # those that register are among them
+    """The method of --preset. Raises ValueError where options do not fit."""
+    for path in Path(__file__).parent.glob("*.py"):  # importing a file registers its method
         import_module(f".{path.stem}", __package__)
     chosen = preset(options.preset)
     return _METHODS[type(chosen)](options, chosen, place)

@@ -1,4 +1,4 @@
-"""How long the device works on a part of each step, without the host waiting for it in between."""
+"""Measures the device's time for a part of each step; the host does not wait in between."""
 
 import time
 
@@ -6,7 +6,7 @@ import torch
 
 
 class Stopwatch:
-    """A context manager that adds up the device's time inside of it; on a CPU, that of the clock."""
+    """A context manager that sums the device's time spent inside it; on a CPU, wall-clock time."""
 
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
@@ -27,7 +27,7 @@ class Stopwatch:
         self._open.append((self._began, self._now()))
 
     def seconds(self) -> float:
-        """Time spent inside so far; on a GPU it waits for what was enqueued inside last."""
+        """Time spent inside so far; on a GPU it waits for the last work enqueued inside."""
         if self._on_gpu and self._open:
             self._open[-1][1].synchronize()
         for began, ended in self._open:

@@ -10,20 +10,20 @@ from .bootstrap import RESAMPLES
 from .cases import Exhibit, Gallery, LandmarkExhibit, SegmentationCase, case_rows, check_case, exhibit_of
 from .classification import checked, decide
 from .function import has_volumes
-from .judgement import Judgement, Target
 from .means import landmark_scores
 from .rows import Row, new_row
+from .score_kind import ScoreKind, Target
 from .segmentation import CLASSES
 
 WITHIN_MM = (5.0, 10.0)
-FAR_MM = 1000.0  # how far off a landmark that was not found counts where cases are chosen for pictures
+FAR_MM = 1000.0  # distance assumed for a landmark that was not found, when cases are chosen for pictures
 
 
 class Assessment:
-    """Scores of predictions as rows, and the arrays of a few cases for pictures, so that memory stays small.
+    """Scores of predictions as rows, and the arrays of only a few cases for pictures, to save memory.
 
-    Each add_ method evaluates one prediction; `write_results` summarises them. A ValueError names the study
-    and what is wrong with it.
+    Each add_ method evaluates one prediction; `write_results` summarises them. A ValueError names the study and the
+    fault.
     """
 
     def __init__(
@@ -34,18 +34,18 @@ class Assessment:
         resamples: int = RESAMPLES,
         seed: int = 0,
     ):
-        need("jinja2", "the report is written")  # now, not after hours of predictions
+        need("jinja2", "the report is written")  # reports a missing library now, not after hours of predictions
         self.classes, self.within_mm, self.resamples, self.seed = dict(classes), tuple(within_mm), resamples, seed
         self.rows: list[Row] = []
         self.left_out: list[tuple[str, str]] = []
         self.flags: list[tuple[str, str, str]] = []  # study, view, code
         self.targets: dict[str, Target] = {}
-        self.judgements: dict[str, Judgement] = {}  # of kinds that tasks bring, by name
+        self.score_kinds: dict[str, ScoreKind] = {}  # a task's own, by name
         self.galleries: dict[tuple[str, str], Gallery] = {}  # by kind and view
         self._seen: set[tuple] = set()
 
     def add_segmentation(self, case: SegmentationCase) -> None:
-        """Judge a segmented cine, and offer it to the pictures."""
+        """Evaluate a segmented cine; it becomes a candidate for the pictures."""
         check_case(case, self.classes)
         self._once("segmentation", case.study, case.view)
         rows = case_rows(case, self.classes)
@@ -64,7 +64,7 @@ class Assessment:
         self._offer("segmentation", exhibit)
 
     def add_regression(self, study: str, target: str, pred: float, truth: float, unit: str = "") -> None:
-        """A predicted number and the true one, of a unit."""
+        """A predicted number and the true one."""
         self._target(target, Target(unit=unit), study)
         self._once("regression", study, target)
         self.rows.append(new_row("regression", study, target, pred=_finite(pred, study, target, "prediction"),
@@ -86,7 +86,8 @@ class Assessment:
         classes: Sequence[str],
         threshold: float = 0.5,
     ) -> None:
-        """Probabilities (K,) of classes, and the true one. Of two classes the second is positive, from `threshold`."""
+        """Probabilities (K,) of classes, and the true class. Of two classes the second is positive, from `threshold`
+        on."""
         need("sklearn.metrics", "AUROC and AUPRC are computed")
         self._target(target, Target(tuple(classes), threshold), study)
         self._once("classification", study, target)
@@ -111,10 +112,10 @@ class Assessment:
         image: np.ndarray | None = None,
         spacing_mm: Sequence[float] = (),
     ) -> None:
-        """Positions {landmark: (2 or 3,) [mm]} of one frame; a landmark that was not found is nan, or is not there.
+        """Positions {landmark: (2 or 3,) [mm]} of one frame; a landmark that was not found is nan, or missing.
 
-        image: the frame (X, Y) uint8, for the pictures; its pixels are spacing_mm (2,) large and the positions (2,),
-        from the middle of the first one on.
+        image: the frame (X, Y) uint8, for the pictures, with pixels of spacing_mm (2,); the positions are then (2,),
+        measured from the centre of the first pixel.
         """
         self._once("landmarks", study, view, frame)
         rows = []
@@ -133,18 +134,17 @@ class Assessment:
             self._offer("landmarks", LandmarkExhibit(study, view, frame, score, image.copy(), points))
 
     def add(
-        self, judgement: Judgement, study: str, name: str, view: str = "", frame: int | str = "", **values: float
+        self, score_kind: ScoreKind, study: str, name: str, view: str = "", frame: int | str = "", **values: float
     ) -> None:
-        """Add a row of a task's own kind: numbers under a name. nan: there was nothing to evaluate; inf: a failure."""
-        if self.judgements.setdefault(judgement.kind, judgement) is not judgement:
-            raise ValueError(f"{judgement.kind}: there is another judgement of this name")
-        self._once(judgement.kind, study, name, view, frame)
+        """Add a row of a task's own kind, with numbers by name. nan: nothing to evaluate; inf: a failure."""
+        if self.score_kinds.setdefault(score_kind.kind, score_kind) is not score_kind:
+            raise ValueError(f"{score_kind.kind}: there is another kind of scores of this name")
+        self._once(score_kind.kind, study, name, view, frame)
         values = {column: float(value) for column, value in values.items()}
-        self.rows.append(new_row(judgement.kind, study, name, view, frame, **values))
+        self.rows.append(new_row(score_kind.kind, study, name, view, frame, **values))
 
     def flag(self, study: str, code: str, view: str = "") -> None:
-        """Mark a study for review, by a code of `metrics.flags` and the views concerned; it is still
-        evaluated."""
+        """Mark a study for review with a code of `metrics.flags`; it is still evaluated."""
         self.flags.append((study, view, code))
 
     def leave_out(self, study: str, why: str) -> None:

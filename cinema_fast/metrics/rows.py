@@ -11,7 +11,7 @@ Columns: kind, study, view, frame, name, then the values of all kinds; cells of 
     classification name: target    truth, decided: classes; p0, p1, ...: their probabilities
     landmarks     name: landmark   distance_mm, within_5_mm, ...
 
-A task's own kind of rows (see judgement.py) has numbers alone.
+A task's own kind of rows (see score_kind.py) has numbers alone.
 
 A value of kind function or cycle that is negative or implausible has its code in the column `flags` (see flags.py).
 """

@@ -34,7 +34,7 @@ from .losses import heatmap_loss
 from .named_files import read_named
 from .networks import unet_of, vit_of
 from .split import Split
-from .task import Settled, Task, model_over_frames, used_of
+from .task import Task, TaskSetup, model_over_frames, used_of
 
 if TYPE_CHECKING:
     from .finetune_config import FinetuneConfig
@@ -143,9 +143,9 @@ class Landmarks(Task):
             )
 
     @classmethod
-    def settle(
+    def set_up(
         cls, config: "FinetuneConfig", cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
-    ) -> Settled:
+    ) -> TaskSetup:
         """As of `Task`. Raises ValueError naming the view, study or frame that does not fit."""
         model_over_frames(config, base)
         points = read_named("--table", config.table, read_landmarks)
@@ -188,7 +188,7 @@ class Landmarks(Task):
         split = split.labelled(labels.views_of, config.task)
         used = used_of(config, split.train)
         labels.check(config.table, used, split.val)
-        return Settled(task, labels, model_config, cines, split, used)
+        return TaskSetup(task, labels, model_config, cines, split, used)
 
     def network(self, model_config: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
         """A network of (images) -> {view: (B, landmarks, X, Y)}, or for coordinates (B, 2 landmarks)."""

@@ -41,7 +41,7 @@ from .context import EvaluationData, PredictedView, StudyPrediction, Tables
 from .losses import segmentation_loss
 from .networks import unet_of
 from .split import Split
-from .task import Settled, Task, model_over_frames, used_of
+from .task import Task, TaskSetup, model_over_frames, used_of
 
 if TYPE_CHECKING:
     from .finetune_config import FinetuneConfig
@@ -157,9 +157,9 @@ class Segmentation(Task):
             raise ValueError("--table has no effect for --task segmentation: its labels are in the store")
 
     @classmethod
-    def settle(
+    def set_up(
         cls, config: "FinetuneConfig", cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
-    ) -> Settled:
+    ) -> TaskSetup:
         """As of `Task`. Raises ValueError where a view has no label maps, and for labels that do not fit."""
         model_over_frames(config, base)
         views = tuple(dict.fromkeys(view for study in cines.ids for view in cines.views(study)))
@@ -176,7 +176,7 @@ class Segmentation(Task):
         split = split.labelled(labels.views_of, config.task)
         used = used_of(config, split.train)
         labels.check(used, config.workers)
-        return Settled(task, labels, model_config, cines, split, used)
+        return TaskSetup(task, labels, model_config, cines, split, used)
 
     def network(self, model_config: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
         """A network of (images) -> {view: logits (B, 1 + structures, *size)}."""

@@ -40,30 +40,30 @@ class Supervised(Method):
         cines = CineStore(options.data)
         split = split_studies(cines.ids, val=options.val, test=options.test, path=options.split)
         base, task = _base_config(options, before), task_class(options.task)
-        settled = task.settle(options, cines, base, split, min_frames=min_frames_of(before))
-        self.settled, self.task, self.store = settled, settled.task, settled.store
-        self.model_config = settled.model_config
-        self.labels, self.sizes = settled.labels, self.model_config.image_size
+        setup = task.set_up(options, cines, base, split, min_frames=min_frames_of(before))
+        self.setup, self.task, self.store = setup, setup.task, setup.store
+        self.model_config = setup.model_config
+        self.labels, self.sizes = setup.labels, self.model_config.image_size
         self.sampler = Sampler(
-            {study: settled.labels.views_of[study] for study in settled.used},
+            {study: setup.labels.views_of[study] for study in setup.used},
             seed=options.seed,
             batch_size=options.batch_size,
             accumulate=options.accumulate,
             world=place.ranks.world,
             augment=options.augment,
-            planes=settled.planes,
+            planes=setup.planes,
         )
         self.unused = len(self.sampler.groups) > 1 or options.reduce != "all"  # of views, and of heads
-        warning = task.warning_at_zero if settled.split.val else ""
+        warning = task.warning_at_zero if setup.split.val else ""
         self.validation = Validation(options.validate_every, options.patience, warning)
         self._unreadable: set[str] = set()
         self._read = partial(read_batch, self.store, sizes=self.sizes, labels=self.labels)
         labels = LabelInfo(
-            task=settled.task.to_dict(),
-            split={part: list(studies) for part, studies in settled.split._asdict().items()},
-            used=list(settled.used),
-            view_sets=[{"views": list(views), "studies": n} for views, n in settled.view_sets.items()],
-            fewest_slices=settled.fewest_slices,
+            task=setup.task.to_dict(),
+            split={part: list(studies) for part, studies in setup.split._asdict().items()},
+            used=list(setup.used),
+            view_sets=[{"views": list(views), "studies": n} for views, n in setup.view_sets.items()],
+            fewest_slices=setup.fewest_slices,
             seen=(before and before.labels and before.labels.seen) or self._seen(cines),
         )
         self.info = describe_run(options, place, cines, self.model_config, self.store, labels)
@@ -80,7 +80,7 @@ class Supervised(Method):
         """The studies that the run and those it starts from learn from, and why there may be others."""
         start = self.options.init_from
         seen, unknown = seen_by(start, cines) if start else (set(), [])
-        return {"studies": sorted(seen.union(self.settled.used, self.settled.split.val)), "unknown": unknown}
+        return {"studies": sorted(seen.union(self.setup.used, self.setup.split.val)), "unknown": unknown}
 
     def _origin(self) -> str:
         if self.options.network == "baseline":
@@ -113,7 +113,7 @@ class Supervised(Method):
             say(f"the model is configured as in {start} ({options.preset})")
             for remark in learnt_otherwise(start, run_of(start).store.orientation, self.info.store.orientation):
                 say(remark)
-        for remark in seen_remarks(start, **self.info.labels.seen, test=self.settled.split.test, share=options.test):
+        for remark in seen_remarks(start, **self.info.labels.seen, test=self.setup.split.test, share=options.test):
             say(remark)
 
     def loss(self, model: nn.Module, batch: Batch, step: Tensor) -> Tensor:
@@ -130,10 +130,10 @@ class Supervised(Method):
         return groups_of(model, weight_decay=self.options.weight_decay, scale_of=layered)
 
     def remarks(self, model: nn.Module) -> Iterator[str]:
-        options, split, place = self.options, self.settled.split, self.place
+        options, split, place = self.options, self.setup.split, self.place
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         yield (
-            f"{options.task} on {len(self.settled.used)} of {len(split.train)} labelled training studies, "
+            f"{options.task} on {len(self.setup.used)} of {len(split.train)} labelled training studies, "
             f"{len(split.val)} for validation, {len(split.test)} for testing; "
             f"views {', '.join(self.model_config.views)}"
         )
@@ -159,7 +159,7 @@ class Supervised(Method):
 
     @torch.no_grad()
     def validate(self, model: nn.Module, say: Callable[[str], None]) -> dict[str, float]:
-        if not self.settled.split.val:
+        if not self.setup.split.val:
             return {}
         with self.place.autocast():
             return self.task.validate(model, self._validation_batches(say))
@@ -167,11 +167,11 @@ class Supervised(Method):
     def _validation_batches(self, say: Callable[[str], None]) -> Iterator[Batch]:
         """The validation studies on the device; one that cannot be read is left out, unless `strict`."""
         draws = validation_draws(
-            {study: self.labels.views_of[study] for study in self.settled.split.val},
+            {study: self.labels.views_of[study] for study in self.setup.split.val},
             self.task.validation_phases,
             batch_size=self.options.batch_size,
             frames_of=self.labels.frames_of,
-            planes=self.settled.planes,
+            planes=self.setup.planes,
         )
         found = 0
         for draw in draws:

@@ -29,7 +29,7 @@ from .losses import balanced, target_loss
 from .named_files import read_named
 from .networks import vit_of
 from .split import Split
-from .task import Settled, Task, used_of
+from .task import Task, TaskSetup, used_of
 
 if TYPE_CHECKING:
     from .finetune_config import FinetuneConfig
@@ -114,9 +114,9 @@ class TableTask(Task):
             raise ValueError(f"--targets {taken.pop()}: `predict` writes a column of that name: rename yours")
 
     @classmethod
-    def settle(
+    def set_up(
         cls, config: "FinetuneConfig", cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
-    ) -> Settled:
+    ) -> TaskSetup:
         """As of `Task`; classes, means and standard deviations are those of the training studies whose labels are used
         alone. Raises ValueError naming a column, a study or a class that does not fit."""
         model_config = fit_to_store(base, cines, config.views, config.preset)
@@ -145,7 +145,7 @@ class TableTask(Task):
         weights = () if config.balance == "uncertainty" else config.loss_weights or (1.0,) * len(targets)
         task = cls(config.task, targets, views, n_frames, config.reduce, config.balance, weights, digest)
         labels = TableLabels(store, views, targets, values, n_frames)
-        return Settled(task, labels, model_config, store, split.labelled(labels.views_of, config.task), used)
+        return TaskSetup(task, labels, model_config, store, split.labelled(labels.views_of, config.task), used)
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "TableTask":

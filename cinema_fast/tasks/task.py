@@ -1,9 +1,9 @@
-"""The `Task` protocol: what fine-tuning, `evaluate` and `predict` need of a task.
+"""The `Task` interface: what fine-tuning, `evaluate` and `predict` need of a task.
 
-A new task is one file with a frozen dataclass that derives from `Task`, and its line in registry.py: its fields are
-what config.yaml keeps of it. It may import metrics, figures, data, models, train and methods. A task with scores of its
-own, such as the concordance of survival times, declares a `Judgement` (metrics/judgement.py: how its rows are summed
-up, and what the report shows of them) in its file, names it in `judgements`, and adds rows by `assessment.add`.
+A new task is one file with a frozen dataclass that derives from `Task`, and a line in registry.py. Its fields are saved
+in config.yaml. It may import metrics, figures, data, models, train and methods. A task with its own scores, such as the
+concordance of survival times, declares a `ScoreKind` in its file (metrics/score_kind.py: how its rows are summarised
+and shown in the report), names it in `score_kinds`, and adds rows by `assessment.add`.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from ..data.prepare.sources import Source
 from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore
 from ..metrics.assessment import Assessment
-from ..metrics.judgement import Judgement
+from ..metrics.score_kind import ScoreKind
 from ..models.config import CineMAConfig
 from .context import EvaluationData, StudyPrediction, Tables
 from .split import Split, subsample
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
 class Labels(loader.Labels, Protocol):
     """The labels of the studies. views_of: {labelled study: its views that have labels}.
 
-    `frames_of` gives as many frames as the task's n_frames.
+    `frames_of` returns the task's `n_frames` frames.
     """
 
     views_of: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
-class Settled:
-    """A task with its labels, the configuration of its model, where its images are, and the data split.
+class TaskSetup:
+    """A task with its labels, its model's configuration, the store of its images, and the data split.
 
-    split: of the studies that have labels. used: those of its training studies whose labels are used.
-    Raises ValueError where none of these has a label of one of the model's views.
+    split: of the labelled studies. used: the training studies whose labels are used.
+    Raises ValueError where no study of `used` has a label of one of the model's views.
     """
 
     task: "Task"
@@ -69,13 +69,13 @@ class Settled:
 
     @property
     def view_sets(self) -> dict[tuple[str, ...], int]:
-        """{views: how many of the studies used show these and no others of the model's}, the most frequent first."""
+        """{views: number of used studies that have exactly these views of the model}, the most frequent first."""
         return dict(Counter(self.labels.views_of[study] for study in self.used).most_common())
 
     @property
     def fewest_slices(self) -> dict[str, int]:
-        """{view of stacks: slices of the smallest one among all labelled studies of training and validation}; none for
-        a model over clips."""
+        """{view of stacks: slices of the smallest stack in the labelled training and validation studies}; empty for a
+        model over clips."""
         found: dict[str, int] = {}
         for study in (*self.split.train, *self.split.val) if isinstance(self.store, CineStore) else ():
             for view in self.labels.views_of[study]:
@@ -86,29 +86,30 @@ class Settled:
 
     @property
     def planes(self) -> dict[str, int] | None:
-        """{labelled study: the image planes that its clips are of}, None for a model over frames."""
+        """{labelled study: number of image planes for its clips}; None for a model over frames."""
         if CLIP not in self.model_config.views:
             return None
         return {study: len(self.store.planes(study)) for study in self.labels.views_of}
 
 
 class Task(ABC):
-    """A task, learnt from labels. Subclasses are frozen dataclasses with fields of plain values, tuples and dicts.
+    """A supervised task. Subclasses are frozen dataclasses whose fields are plain values, tuples and dicts.
 
     kind: the name in registry.py.
-    n_frames: read together of a view, 1 for clips.
-    validation_phases: phases in [0, 1) at which validation reads `Labels.frames_of` (0 alone: frames spread over it).
-    fuses_views: whether one answer is made of all views of a study.
+    n_frames: frames of a view that are read together, 1 for clips.
+    validation_phases: phases in [0, 1) at which validation reads `Labels.frames_of` (only 0: frames spread over the
+    cycle).
+    fuses_views: whether all views of a study give one answer.
     predicts_maps: whether `predict` gives maps {view: (B, channels, *size)} on the grid of its images.
     table_of_studies: whether --table has a line per study.
-    warning_at_zero: as of `Validation`.
-    judgements: kinds of rows of its own.
+    warning_at_zero: as in `Validation`.
+    score_kinds: its own kinds of scores.
     """
 
     kind: str
     views: tuple[str, ...]
     n_frames: int
-    judgements: ClassVar[tuple[Judgement, ...]] = ()
+    score_kinds: ClassVar[tuple[ScoreKind, ...]] = ()
     validation_phases: ClassVar[tuple[float, ...]] = (0.0,)
     fuses_views: ClassVar[bool] = False
     predicts_maps: ClassVar[bool] = False
@@ -123,15 +124,15 @@ class Task(ABC):
 
     @classmethod
     @abstractmethod
-    def settle(
+    def set_up(
         cls, config: "FinetuneConfig", cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
-    ) -> Settled:
-        """Check labels and options against the store, before anything is built.
+    ) -> TaskSetup:
+        """Check labels and options against the store, before anything is built; returns the task and its setup.
 
         Args:
             base: the model's configuration, before it is fitted to the store (train.setup.fit_to_store).
             split: of all studies.
-            min_frames: of a cine that clips are drawn from.
+            min_frames: clips are drawn from cines with at least so many frames.
 
         Raises:
             ValueError: names a view, column, label or part of the split that does not fit.
@@ -143,19 +144,19 @@ class Task(ABC):
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "Task":
-        """The task again. Raises TypeError or KeyError where these are not its values."""
+        """The task with these saved values. Raises TypeError or KeyError where they do not fit."""
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: _tuples(value) for name, value in values.items() if name in known or name != "kind"})
 
     @abstractmethod
     def network(self, model_config: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
-        """The model, with all that is learnt beside it. Raises ValueError for options that do not fit it."""
+        """The model, with all other trained parameters. Raises ValueError for options that do not fit it."""
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, cutout: float) -> Tensor:
         """The loss () of a batch. cutout: side of the boxes that `cut_boxes` sets to zero.
 
-        It may be recorded into a CUDA graph: it makes no tensor from Python numbers, and reads none back.
+        It may be recorded into a CUDA graph, so it must not make tensors from Python numbers or read any back.
         """
 
     @abstractmethod
@@ -189,7 +190,7 @@ class Task(ABC):
         self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
         """A function that evaluates a study by its name: it fills the assessment and returns {quantity: number} for
-        --retest, none where there are none. Raises ValueError for labels that do not fit, before the work."""
+        --retest, empty where there is none. Raises ValueError for labels that do not fit, before the work."""
 
     @property
     @abstractmethod
@@ -205,15 +206,15 @@ class Task(ABC):
     def export(
         self, run: "FinetunedRun", store: CineStore, study: str, sources: Mapping[str, Source]
     ) -> StudyPrediction:
-        """Predict a study of a store, and bring it back to the geometry of the files {view: source} it was made from.
+        """Predict a study of a store, in the geometry of its source files; sources: {view: source}.
 
-        Raises ValueError where none of its views is one that the model reads, or a file no longer is what was
-        prepared; OSError where one can no longer be read.
+        Raises ValueError where the model reads none of its views, or where a file has changed since it was prepared;
+        OSError where a file can no longer be read.
         """
 
 
 def model_over_frames(config: "FinetuneConfig", base: CineMAConfig) -> None:
-    """Raise ValueError where the model is one over clips."""
+    """Raise ValueError where the model reads clips."""
     if base.views == (CLIP,):
         raise ValueError(f"--task {config.task} needs a model over frames, and this one is over clips")
 
@@ -221,14 +222,15 @@ def model_over_frames(config: "FinetuneConfig", base: CineMAConfig) -> None:
 def used_of(
     config: "FinetuneConfig", studies: Sequence[str], class_of: Mapping[str, str] | None = None
 ) -> tuple[str, ...]:
-    """The training studies whose labels are used, by the options. Raises ValueError where there are too few."""
+    """The training studies whose labels are used, according to the options. Raises ValueError where there are too
+    few."""
     return subsample(
         studies, fraction=config.label_fraction, shots=config.shots, seed=config.subset_seed, class_of=class_of
     )
 
 
 def _tuples(value):
-    """Lists, also those in dicts and lists, as tuples."""
+    """Converts lists to tuples, also inside dicts and lists."""
     if isinstance(value, Mapping):
         return {name: _tuples(part) for name, part in value.items()}
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -37,7 +37,7 @@ def found(out) -> dict:
 
 def test_a_better_set_is_better_and_an_equal_one_equal(folders, tmp_path):
     text = compare_evaluations([folders["good"], folders["bad"]], tmp_path)
-    assert text + "\n" == (tmp_path / "comparison.md").read_text() and "12 studies that both have, paired" in text
+    assert text + "\n" == (tmp_path / "comparison.md").read_text() and "12 studies in both, paired" in text
     numbers = found(tmp_path)
     age = numbers["regression", "age", "mae"]
     good, bad = (json.loads((folders[name] / "results.json").read_text()) for name in ("good", "bad"))
@@ -55,7 +55,7 @@ def test_a_better_set_is_better_and_an_equal_one_equal(folders, tmp_path):
 
 def test_studies_of_one_alone_are_counted_and_named(folders, tmp_path):
     text = compare_evaluations([folders["good"], folders["fewer"]], tmp_path)
-    assert "8 studies that both have" not in text and "9 studies that both have, paired" in text
+    assert "8 studies in both" not in text and "9 studies in both, paired" in text
     assert re.search(r"only in \S+good: 3 studies \(heart-10, heart-11, heart-9\)", text)
     assert found(tmp_path)["regression", "age", "mae"]["studies"] == 9
 
@@ -91,7 +91,7 @@ def test_a_target_that_only_one_was_asked_for_is_no_difference(folders, tmp_path
 
 def test_by_the_command_line(folders, tmp_path, capsys):
     assert main(["compare", str(folders["good"]), str(folders["bad"]), str(folders["fewer"])]) == 0
-    assert capsys.readouterr().out.count("studies that both have, paired") == 2
+    assert capsys.readouterr().out.count("studies in both, paired") == 2
     (tmp_path / "config.yaml").write_text("run: {}\nmodel: {}\nstore: {studies: 1, sha256: ab}\n")
     assert main(["compare", str(folders["good"]), str(tmp_path)]) == 1
     assert re.search(r"good is an evaluation, \S+ is not: it lacks results.json or rows.csv", capsys.readouterr().err)

@@ -176,7 +176,7 @@ def test_a_view_that_nobody_trained_on_is_not_judged(tmp_path):
 
 def test_the_mean_patch_of_a_rare_view_is_found(tmp_path, monkeypatch):
     """However few studies are read, some of each view are among them."""
-    monkeypatch.setattr("cinema_fast.methods.mae_evaluation.BLIND_STUDIES", 2)
+    monkeypatch.setattr("cinema_fast.methods.mae_evaluation.BASELINE_STUDIES", 2)
     store = CineStore(write_store(tmp_path / "store", {f"s{i}": FOUR if i == 3 else ("sax",) for i in range(7)}))
     model = model_of(store, tmp_path)
     assert set(mean_patches(store, model.config, store.ids, batch_size=4, device=CPU)) == set(FOUR)

@@ -188,8 +188,8 @@ def test_the_smallest_stack_is_that_of_all_labelled_studies(tmp_path, monkeypatc
     for split, fewest in (
         (Split((*train, names[7]), (names[9],), (names[8],)), 2), (Split(train, (names[7],), (names[8],)), 2),
     ):  # fmt: skip
-        settled = Segmentation.settle(config, store, preset(config.preset), split, min_frames=3)
-        assert names[7] not in settled.used and settled.fewest_slices == {"sax": fewest}
+        setup = Segmentation.set_up(config, store, preset(config.preset), split, min_frames=3)
+        assert names[7] not in setup.used and setup.fewest_slices == {"sax": fewest}
 
 
 def test_folders_of_others(discs, finished, tmp_path):

@@ -61,7 +61,7 @@ def test_segmentation(refused, tmp_path):
 def test_labels_of_few_maps(refused, discs, tmp_path):
     """A label in the last map of one study, and one that no study used for training has, are named by the index."""
     store = shutil.copytree(discs.store, tmp_path / "store")
-    used = settle_of(discs, store).used
+    used = setup_of(discs, store).used
     rewrite(store, "s11", "lax_4c", lambda maps: np.where((maps == 3) & (np.arange(len(maps)) == 1)[:, None, None], 9,
                                                           maps))  # fmt: skip
     refused(r"study s11: its lax_4c label maps hold the label 9", "segmentation", data=store)
@@ -78,11 +78,11 @@ def test_labels_of_few_maps(refused, discs, tmp_path):
     refused(r"no labelled training study in use \(of 6\) has the label 1 \(RV\)", "segmentation", data=store)
 
 
-def settle_of(discs, store):
+def setup_of(discs, store):
     config = discs.config(store, "segmentation", data=store)
     cines = CineStore(store)
     split = split_studies(cines.ids, val=config.val, test=config.test)
-    return Segmentation.settle(config, cines, preset(config.preset), split, min_frames=3)
+    return Segmentation.set_up(config, cines, preset(config.preset), split, min_frames=3)
 
 
 def test_a_changed_geometry_is_found_by_prepare(tmp_path):

@@ -38,7 +38,7 @@ def test_tensorboard_profile_and_what_a_line_has(discs, tmp_path):
 @pytest.fixture
 def damaged(discs, tmp_path):
     """A function of "train" or "val": that study of the part, and a store in which it cannot be read."""
-    split = Supervised(discs.config(tmp_path, "segmentation"), None, Place(torch.device("cpu"))).settled.split
+    split = Supervised(discs.config(tmp_path, "segmentation"), None, Place(torch.device("cpu"))).setup.split
 
     def damage(part: str):
         study, store = getattr(split, part)[0], shutil.copytree(discs.store, tmp_path / "store")

@@ -17,16 +17,16 @@ from labelled_discs import QUICK, affine_of, drawn, write_discs
 from machine import ROOT
 
 from cinema_fast.evaluation.compare_evaluations import compare_evaluations
-from cinema_fast.metrics.judgement import Judgement
 from cinema_fast.metrics.rows import read_rows
+from cinema_fast.metrics.score_kind import ScoreKind
 from cinema_fast.tasks.context import StudyPrediction, Tables
 from cinema_fast.tasks.finetune_config import TaskName
 from cinema_fast.tasks.networks import vit_of
 from cinema_fast.tasks.registry import TASKS, task_class, task_from_dict
-from cinema_fast.tasks.task import Settled, Task, used_of
+from cinema_fast.tasks.task import Task, TaskSetup, used_of
 from cinema_fast.train.setup import fit_to_store
 
-DARKNESS = Judgement("darkness", "Darkness", "How dark the images are.", worst="error",
+DARKNESS = ScoreKind("darkness", "Darkness", "How dark the images are.", worst="error",
                      badness=lambda row: row["error"])  # fmt: skip
 
 
@@ -55,13 +55,14 @@ class Darkness(Task):
     kind = "darkness"
     n_frames = 1
     fuses_views = True
-    judgements = (DARKNESS,)
+    score_kinds = (DARKNESS,)
 
     @classmethod
-    def settle(cls, config, cines, base, split, *, min_frames):
+    def set_up(cls, config, cines, base, split, *, min_frames):
         model_config = fit_to_store(base, cines, config.views, config.preset)
         labels = DarknessLabels(cines)
-        return Settled(cls(model_config.views, 0.25), labels, model_config, cines, split, used_of(config, split.train))
+        used = used_of(config, split.train)
+        return TaskSetup(cls(model_config.views, 0.25), labels, model_config, cines, split, used)
 
     def network(self, model_config, config):
         return vit_of(model_config, 1, 1, config)
@@ -224,4 +225,4 @@ def test_asking_is_seen(source):
 
 
 def test_other_questions_are_none():
-    assert asked("table.kind == judgement.kind; x = task.kind; y['kind'] == 'landmarks'; isinstance(y, str)") == []
+    assert asked("table.kind == score_kind.kind; x = task.kind; y['kind'] == 'landmarks'; isinstance(y, str)") == []

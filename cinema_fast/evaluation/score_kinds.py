@@ -1,4 +1,4 @@
-"""The kinds of rows that every evaluation knows: label maps, function, numbers, repeated ones, classes, landmarks."""
+"""The kinds of scores of every evaluation: label maps, function, numbers, repeated numbers, classes, landmarks."""
 
 import math
 from collections import defaultdict
@@ -12,10 +12,10 @@ from ..metrics.bootstrap import Measure
 from ..metrics.cases import Exhibit, LandmarkExhibit
 from ..metrics.classification import Classification
 from ..metrics.function import EF_CLASSES, QUANTITIES, ef_class
-from ..metrics.judgement import Judgement, Picture, Sets, Target, with_unit
 from ..metrics.means import Means
 from ..metrics.regression import Agreement, Repeatability
 from ..metrics.rows import Row, new_row, number
+from ..metrics.score_kind import Picture, ScoreKind, Sets, Target, with_unit
 from .report_figures import agreement_png, classification_png, dice_png, distances_png, volume_png
 
 ALL_CLASSES = "all classes"
@@ -43,7 +43,7 @@ def _over_classes(sets: Sets) -> Sets:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Of those that are not nan; inf where one of them failed."""
+    """The mean of the values that are not nan; inf where one of them is a failure."""
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
 
@@ -59,7 +59,7 @@ def _segmented_case(exhibit: Exhibit, where: str) -> tuple[str, list[Picture], M
     if len(exhibit.cycle) > 1:
         alt = ", ".join(filter(None, ("prediction over the cycle", exhibit.slice)))
         pictures.append(Picture(cycle_gif(exhibit), alt))
-    # a picture for each frame: all in one row would be shrunk to the page's width
+    # a picture for each frame, since one row of all would be shrunk to the page's width
     for _, of_frame in groupby(exhibit.stills, lambda still: still[0].partition(",")[0]):
         stills = list(of_frame)
         captions = "; ".join(caption for caption, *_ in stills)
@@ -106,7 +106,7 @@ def _error(row: Row) -> float:
 
 
 def _ef_error(row: Row) -> float:
-    """Errors of several quantities cannot be put in one order."""
+    """The error of the LV's EF, nan for others: errors of several quantities cannot be ranked together."""
     return _error(row) if row["name"] == "lv_ef" else math.nan
 
 
@@ -171,7 +171,7 @@ def _landmark_case(exhibit: LandmarkExhibit, where: str) -> tuple[str, list[Pict
 
 
 _KNOWN = (
-    Judgement(
+    ScoreKind(
         "segmentation", "Label maps",
         "Means over labelled frames. Distances are between surfaces. A structure that is absent from both label maps "
         "is left out; one that is present in only one of them has Dice 0 and no distance. Stability: IoU of the masks "
@@ -179,55 +179,55 @@ _KNOWN = (
         measure=_overlap, derived=_over_classes, pictures=_dice_pictures, case=_segmented_case, worst="Dice",
         badness=lambda row: math.nan if row["name"] == ALL_CLASSES else -number(row, "dice"),
     ),
-    Judgement(
+    ScoreKind(
         "function", "Cardiac function at the labelled frames",
         "Predicted against true label maps, both at the frames where the true LV is largest (ED) and smallest (ES). "
         "Differences are prediction - truth.",
         measure=_agreement, words=_quantity, derived=_ef_classes("lv_ef"), worst="|error|", badness=_ef_error,
         pictures=_agreement_pictures(_quantity, ("truth", "prediction"), ("truth", "pred")),
     ),
-    Judgement(
+    ScoreKind(
         "cycle", "Cardiac function of the whole cycle",
         "ED and ES of each ventricle are the frames where its predicted volume is largest and smallest. Values are "
         "compared with the reference values of --known. A ventricle that is not found in some frame has no value.",
         measure=_agreement, words=_quantity, derived=_ef_classes("lv_ef of the cycle"), worst="|error|",
         badness=_ef_error, pictures=_agreement_pictures(_quantity, ("known", "prediction"), ("truth", "pred")),
     ),
-    Judgement(
+    ScoreKind(
         "ef_class", "Classes of the ejection fraction",
         "Reduced: up to 40 %; borderline: above 40 to 55 %; normal: above 55 %.",
         measure=_ef_classification, words=_quantity, pictures=_class_pictures(_quantity, _ef_classification),
     ),
-    Judgement(
+    ScoreKind(
         "regression", "Numbers", "Differences are prediction - truth.",
         measure=_agreement, worst="|error|", badness=_error, one_scale=False,
         pictures=_agreement_pictures(with_unit, ("truth", "prediction"), ("truth", "pred")),
     ),
-    Judgement(
+    ScoreKind(
         "retest", "Repeated measurements",
         "Two scans of the same heart. The coefficient of variation is a fraction; differences are second - first.",
         measure=_repeatability,
         pictures=_agreement_pictures(with_unit, ("first", "second"), ("first", "second")),
     ),
-    Judgement(
+    ScoreKind(
         "classification", "Classes",
         "With two classes the second is the positive one. With more, sensitivity, specificity, AUROC and AUPRC are "
         "one-vs-rest, averaged over classes.",
         measure=_classification, words=_class_words, worst="probability of the wrong class chosen",
         badness=_wrong, pictures=_class_pictures(_class_words, _classification),
     ),
-    Judgement(
+    ScoreKind(
         "landmarks", "Landmarks",
         "Mean distance of the landmarks that were found. One that was not found counts as outside every radius.",
         worst="distance (mm)", badness=lambda row: number(row, "distance_mm"), pictures=_distance_pictures,
         case=_landmark_case,
     ),
 )  # fmt: skip
-JUDGEMENTS = {judgement.kind: judgement for judgement in _KNOWN}
+SCORE_KINDS = {score_kind.kind: score_kind for score_kind in _KNOWN}
 
 
-def known_and(own: Mapping[str, Judgement]) -> dict[str, Judgement]:
-    """The kinds of all evaluations and those of a task. Raises ValueError where a name is taken."""
-    if taken := sorted(JUDGEMENTS.keys() & own.keys()):
-        raise ValueError(f"a task has a judgement {taken[0]!r}, which there is already")
-    return JUDGEMENTS | own
+def all_score_kinds(own: Mapping[str, ScoreKind]) -> dict[str, ScoreKind]:
+    """The kinds of scores of every evaluation, and a task's own. Raises ValueError where a name is taken."""
+    if taken := sorted(SCORE_KINDS.keys() & own.keys()):
+        raise ValueError(f"a task has a kind of scores {taken[0]!r}, a name that is taken already")
+    return SCORE_KINDS | own

@@ -1,4 +1,4 @@
-"""Kinds of scores of an evaluation: how the rows of a kind are summarised, and how the report shows them."""
+"""A kind of scores in an evaluation: how its rows are summarised, and how the report shows them."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ Sets = Mapping[tuple[str, str, str], Sequence[Row]]  # {(kind, view, name): rows
 
 @dataclass(frozen=True)
 class Target:
-    """What is known of a target beside its rows: of a classification its classes and threshold, else its unit."""
+    """Facts about a target besides its rows: classes and threshold of a classification, or the unit of a number."""
 
     classes: tuple[str, ...] = ()
     threshold: float = 0.5
@@ -40,18 +40,17 @@ def with_unit(name: str, target: Target) -> str:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class ScoreKind:
     """A kind of scores: its rows, and how the report summarises and shows them.
 
     kind: its name in rows.csv. title, about: of its section in the report.
     measure: summarises the rows of one view and name; raises ValueError where they do not fit.
     words: the heading of a table, from the name and the target of its rows.
-    derived: further sets of rows that are computed from those of the kind.
-    worst, badness: heading of the number by which the worst rows are listed, and that number of a row (higher is worse,
-    nan: not listed). No list where `worst` is empty. one_scale: whether rows of several names can be put in one
-    order by it.
-    pictures: of all sets of the kind. case: (exhibit, "VIEW, WHY of N") -> title, pictures, and {name: number of its
-    colour, from 0}, of a case that the assessment's `galleries` keep.
+    derived: computes further sets of rows from those of this kind.
+    badness: the number of a row by which the worst rows are listed (higher is worse, nan: not listed). worst: the
+    heading of that number; empty: no list. one_scale: whether rows of several names can be ranked together.
+    pictures: draws all sets of this kind. case: draws a case of the assessment's `galleries`: (exhibit, "VIEW, WHY of
+    N") -> title, pictures, {name: number of its colour, from 0}.
     """
 
     kind: str
