@@ -1,13 +1,13 @@
-"""Does motion-guided masking help? HeartMAE on synthetic hearts, masks by chance against masks that hide or keep what
-moves: the same data, steps and network, several seeds each.
+"""Does motion-guided masking help? HeartMAE on synthetic hearts: uniform masks against masks that mask, or keep, the
+patches that move; the same data, steps and network, several seeds each.
 
     python benchmarks/experiments/flow_guidance.py --out DIR    (with the `test` extra; about half an hour on two cores)
 
-writes docs/experiments/flow_guidance.md and .png. Everything between is kept in DIR, so that a run that was stopped
-goes on. Pre-training sees one cohort; everything is measured on another one that it has not seen:
+writes docs/experiments/flow_guidance.md and .png. Intermediate results are kept in DIR, so that the same command
+continues a stopped run. Pre-training uses one cohort; everything is measured on another one:
 
-- the heart's share among visible tokens, relative to masks by chance (from the labels, at the run's own draws);
-- masked reconstruction error, on pixels of the heart and on all pixels, at the same chance masks for every run;
+- the heart's share among visible tokens, relative to uniform masks (from the labels, at the run's own draws);
+- masked reconstruction error, on pixels of the heart and on all pixels, at the same uniform masks for every run;
 - linear probes on frozen embeddings, cross-validated: ejection fraction (ridge), disease (logistic regression).
 """
 
@@ -57,12 +57,12 @@ PIXEL_MM = 3.0  # 48 pixels: 144 mm, the heart and as much around it
 MASK_RATIO = 0.75
 ARMS = {
     "chance": MaskConfig(),
-    "hide what moves": MaskConfig(guidance="motion", mode="mask"),
+    "mask what moves": MaskConfig(guidance="motion", mode="mask"),
     "keep what moves": MaskConfig(guidance="motion", mode="keep"),
 }
 UNTRAINED = "no pre-training"
 STILL = AugmentConfig(zoom_share=0.0)  # labels are not zoomed
-EXPECTED = {"hide what moves": "at most 0.6", "keep what moves": "at least 1.5"}
+EXPECTED = {"mask what moves": "at most 0.6", "keep what moves": "at least 1.5"}
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def prepare_store(cohort: Path, store: Path) -> Path:
 
 
 def train(job: tuple[Path, Path, str, int, Size]) -> Path:
-    """One run of an arm and a seed; goes on where it was stopped."""
+    """One run of an arm and a seed; it continues where it was stopped."""
     out, store, arm, seed, size = job
     torch.set_num_threads(1)
     run = out / "runs" / f"{arm.replace(' ', '-')}-{seed}"
@@ -273,7 +273,7 @@ def document(size: Size, results: dict, shares: dict, seconds: float, kinds: int
         "",
         f"`python benchmarks/experiments/flow_guidance.py --out DIR`, {seconds / 60:.0f} minutes; {machine}",
         "",
-        "Three ways to mask: *chance* draws masks uniformly, *hide what moves* masks the patches that move "
+        "Three ways to mask: *chance* draws masks uniformly, *mask what moves* masks the patches that move "
         "(`--mask.mode mask`), *keep what moves* keeps them visible (`--mask.mode keep`).",
         "",
         f"HeartMAE (`{PRESET}`) on clips of every slice and long-axis view, {size.training} synthetic hearts, "

@@ -1,8 +1,8 @@
 """Bootstrap intervals over studies, and permutation tests between two sets of predictions.
 
 Studies are resampled, not rows: frames and classes of one heart are not independent, so the rows of a study are drawn
-together. A draw is a weight per row, and a Measure turns weights into numbers, so all draws are computed at
-once, in parts that stay small. All draws are a function of the seed.
+together. A draw is a weight per row, and a Measure turns weights into numbers. All draws are computed at once, in parts
+of bounded size. They are a function of the seed.
 """
 
 from abc import ABC, abstractmethod
@@ -15,14 +15,14 @@ import numpy as np
 RESAMPLES = 2000
 LEVEL = 0.95
 _PART = 4_000_000  # numbers in a part of the weights: 32 MB
-_LEAST = 0.5  # share of the draws that must define a number for it to have an interval
+_LEAST = 0.5  # a number gets an interval if at least this share of the draws defines it
 
 
 class Measure(ABC):
     """Numbers of a fixed set of rows, under weights of the rows.
 
-    n: rows. notes: {name: why it is undefined, or what it leaves out}. used: {name: (n,) bool rows that it is made of},
-    all of them where absent.
+    n: number of rows. notes: {name: why it is undefined, or what it leaves out}. used: {name: (n,) bool, the rows that
+    it is computed from}; absent: all.
     """
 
     n: int
@@ -31,10 +31,10 @@ class Measure(ABC):
 
     @abstractmethod
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """weights (R, n) float64 >= 0 -> {name: (R,)}; nan where the rows that are left do not define it."""
+        """weights (R, n) float64 >= 0 -> {name: (R,)}; nan where the rows with weight do not define it."""
 
     def point(self) -> dict[str, float]:
-        """The numbers of the rows as they are."""
+        """The numbers with weight 1 for every row."""
         return {name: float(value[0]) for name, value in self(np.ones((1, self.n))).items()}
 
 
@@ -42,7 +42,7 @@ class Measure(ABC):
 class Estimate:
     """A number with its 95 % interval; None is undefined, and `note` says why.
 
-    n: rows behind it, of so many studies.
+    n: number of rows behind it, from `studies` studies.
     """
 
     value: float | None
@@ -72,7 +72,8 @@ class Difference:
 def estimate(measure: Measure, studies: Sequence[str], *, resamples: int = RESAMPLES, seed: int = 0) -> dict:
     """{name: Estimate}, by the percentiles of `resamples` draws of the studies with replacement.
 
-    studies (n,): whose row it is. No interval where fewer than two studies, or fewer than half of the draws, define it.
+    studies (n,): the study of each row. There is no interval where fewer than two studies define a number, or fewer
+    than half of the draws.
     Raises ValueError where studies and rows differ in number. Source: Efron and Tibshirani 1993, chapter 13.
     """
     of, names = _numbered(studies, measure.n)
@@ -92,9 +93,9 @@ def difference(
 ) -> dict[str, Difference]:
     """{name: Difference} of two measures of the same rows in the same order.
 
-    both: the measure of the rows of `first` and then those of `second`. The interval is that of draws of studies, the
-    same for both. p is that of a permutation test: in each of `resamples` rounds the two sets change places in half of
-    the studies, by chance; for a mean over studies that is the sign-flip test. The least p is 1 / (resamples + 1).
+    both: the measure of the rows of `first` followed by those of `second`. The interval comes from draws of studies,
+    the same for both sets. p comes from a permutation test: in each of `resamples` rounds the two sets are swapped in a
+    random half of the studies; for a mean over studies this is the sign-flip test. The least p is 1 / (resamples + 1).
     Raises ValueError where the rows do not fit.
     """
     if not first.n == second.n == both.n / 2:
@@ -110,7 +111,7 @@ def difference(
         n_studies = len(set(of[used].tolist()))
         low, high, note = _interval(drawn[1][name] - drawn[0][name], n_studies)
         chance = swapped[name][~np.isnan(swapped[name])]
-        # rounding alone must not make a change of places look smaller than none
+        # rounding must not make a swapped difference look smaller than an equal one
         extreme = np.abs(chance) >= abs(change) * (1 - 1e-9)
         p = (1 + extreme.sum()) / (1 + len(chance)) if n_studies > 1 and np.isfinite(change) else np.nan
         notes = [part for part in (first.notes.get(name, ""), second.notes.get(name, ""), note) if part]
@@ -122,7 +123,7 @@ def difference(
 
 
 def draw_studies(of: np.ndarray, n_studies: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """Weights (R, n) of rows, in parts: how often each study comes among n_studies drawn with replacement.
+    """Weights (R, n) of rows, in parts: how often each study occurs among n_studies drawn with replacement.
 
     of (n,) int: the study of each row.
     """
@@ -134,7 +135,7 @@ def draw_studies(of: np.ndarray, n_studies: int, resamples: int, seed: int) -> I
 
 
 def swap_studies(of: np.ndarray, n_studies: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """(R, n) float64 of 0 and 1, in parts: 1 where the study of the row changes places."""
+    """(R, n) float64 of 0 and 1, in parts: 1 where the study of the row is swapped."""
     random = np.random.default_rng((seed, 1))
     for size in _parts(resamples, max(len(of), n_studies)):
         yield random.integers(0, 2, (size, n_studies))[:, of].astype(float)
@@ -159,7 +160,7 @@ def _interval(drawn: np.ndarray, n_studies: int) -> tuple[float | None, float | 
 
 
 def _numbered(studies: Sequence[str], n: int) -> tuple[np.ndarray, list[str]]:
-    """Study of each row as a number in order of first sight, which does not depend on how studies are named."""
+    """Each row's study as a number, in order of first occurrence, so that it does not depend on the names."""
     if len(studies) != n:
         raise ValueError(f"expected the study of each of {n} rows, got {len(studies)}")
     numbers: dict[str, int] = {}
@@ -168,7 +169,7 @@ def _numbered(studies: Sequence[str], n: int) -> tuple[np.ndarray, list[str]]:
 
 
 def _parts(total: int, width: int) -> list[int]:
-    """Sizes of the parts of `total` lines of `width` numbers."""
+    """Sizes of parts for `total` rows of `width` numbers."""
     size = max(1, _PART // max(width, 1))
     return [stop - start for start, stop in pairwise([*range(0, total, size), total])]
 

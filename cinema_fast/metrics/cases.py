@@ -23,24 +23,24 @@ from .function import (
 from .rows import Row, new_row
 from .segmentation import check_label_maps, check_labels, segmentation_scores
 
-CYCLE_FRAMES = 16  # of a moving picture
-STILLS = 2  # labelled frames shown: at ED and ES where there are more
-SLICES = 3  # of a stack shown
-SIDE = 112  # voxels of a picture's longer side at most, cut out around the heart
-MARGIN = 10  # voxels left around it
+CYCLE_FRAMES = 16  # frames of an animation
+STILLS = 2  # labelled frames shown: ED and ES where there are more
+SLICES = 3  # slices of a stack shown
+SIDE = 112  # most voxels of a picture's longer side, cropped around the heart
+MARGIN = 10  # voxels around the heart
 NEEDED = "Volumes and EF need a structure named LV or RV; mass needs MYO and one of them (--structures of finetune)"
-_CANDIDATES = 8  # exhibits that the middle one is chosen from
+_CANDIDATES = 8  # exhibits from which the middle one is chosen
 
 
 @dataclass(frozen=True)
 class SegmentationCase:
-    """One predicted cine with what is known of it.
+    """One predicted cine and its reference data.
 
     study, view. spacing_mm: (X, Y) or (X, Y, Z) [mm]. image, pred (T, X, Y[, Z]) uint8: grey values 0..255 and label
-    maps. frames (T,): which frames of the cine they are, ascending; None: 0..T-1. truth: {frame of the cine:
+    maps. frames (T,): their frame numbers in the cine, ascending; None: 0..T-1. truth: {frame of the cine:
     (X, Y[, Z]) uint8 label map}; each must be among `frames`. known: quantities of the heart measured elsewhere, by
     their names in QUANTITIES, compared with the whole predicted cycle; give it only where pred is the whole cycle.
-    stability: {frame: {class: score 0..1}}. frame_time_ms: from frame to frame, where it is known.
+    stability: {frame: {class: score 0..1}}. frame_time_ms: time between frames, or None.
     """
 
     study: str
@@ -60,7 +60,7 @@ class SegmentationCase:
 
     @cached_property
     def label_curves(self) -> dict[int, np.ndarray]:
-        """{label: (T,) predicted volume [ml]} of all labels that uint8 can hold; empty where there are no volumes."""
+        """{label: (T,) predicted volume [ml]} of all uint8 labels; empty where there are no volumes."""
         if not has_volumes(self.pred.shape):
             return {}
         return volume_curves(self.pred, self.spacing_mm, {label: label for label in range(256)})
@@ -71,19 +71,19 @@ class SegmentationCase:
         return {name: found[label] for label, name in classes.items() if found}
 
     def cycle(self, classes: Mapping[int, str]) -> CycleFunction:
-        """Function over the predicted frames as over a whole cycle."""
+        """Cardiac function, with the predicted frames taken as a whole cycle."""
         return cycle_function(self.curves(classes))
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """What the report shows of a case: uint8 cut out around the heart, and curves.
+    """The data that the report shows of a case: uint8 images cropped around the heart, and curves.
 
     score: mean Dice over frames and classes. cycle, cycle_pred (F, x, y): images and predictions of frames spread over
-    the cycle, of a stack the middle slice, which `slice` names ("" otherwise). stills: (caption, image, pred, truth),
-    each (x, y). curves, truth_ml: {class: volumes [ml]} at `frames`, and {frame: {class: ml}} where labelled; empty for
-    single slices. cycle_ef: {ventricle: EF of its own predicted curve}. values: {quantity: (pred, truth)} at the
-    labelled frames. flags: codes of what is to be looked at again. classes: names of the labels.
+    the cycle; for a stack the middle slice, which `slice` names ("" otherwise). stills: (caption, image, pred, truth),
+    each (x, y). curves: {class: volumes [ml]} at `frames`. truth_ml: {frame: {class: ml}} of labelled frames. Both are
+    empty for single slices. cycle_ef: {ventricle: EF of its own predicted curve}. values: {quantity: (pred, truth)} at
+    the labelled frames. flags: codes for review. classes: names of the labels.
     """
 
     study: str
@@ -107,7 +107,7 @@ class Exhibit:
 class LandmarkExhibit:
     """A frame whose landmarks the report shows. image (X, Y) uint8. points: {landmark: (predicted, true)}, (2,) pixels.
 
-    score: minus the mean distance [mm]; what was not found counts as far off.
+    score: minus the mean distance [mm]; a landmark that was not found counts as FAR_MM.
     """
 
     study: str
@@ -146,9 +146,9 @@ def check_case(case: SegmentationCase, classes: Mapping[int, str]) -> None:
 
 
 def missing_structures(quantity: str, structures: Collection[str]) -> list[str]:
-    """What a quantity of QUANTITIES is measured from over a cycle and is not among the structures.
+    """The structures that a quantity of QUANTITIES needs, over a cycle, and that are not among `structures`.
 
-    Each ventricle has its own ED and ES; the mass that of the LV, or of the RV where that alone is segmented.
+    Each ventricle has its own ED and ES; the mass uses those of the LV, or of the RV where only the RV is segmented.
     """
     guide = "RV" if "RV" in structures else "LV"
     wanted = ("MYO", guide) if quantity == "lv_mass_g" else (quantity[:2].upper(),)
@@ -173,7 +173,7 @@ def case_rows(case: SegmentationCase, classes: Mapping[int, str]) -> list[Row]:
 
 
 def case_flags(case: SegmentationCase, rows: Sequence[Row], classes: Mapping[int, str]) -> list[str]:
-    """Codes of `flags` of a predicted cine, also of its rows."""
+    """Codes of `flags` of a predicted cine, including those of its rows."""
     found = [code for row in rows if "flags" in row for code in row["flags"].split()]
     if not case.pred.any():
         found.append("nothing_found")
@@ -183,8 +183,8 @@ def case_flags(case: SegmentationCase, rows: Sequence[Row], classes: Mapping[int
 def at_labels(case: SegmentationCase, classes: Mapping[int, str]) -> dict[str, tuple[float, float]]:
     """{quantity: (pred, truth)} of a stack with two labelled frames or more that hold the LV; else empty.
 
-    ED and ES are the labelled frames where the true LV is largest and smallest; the prediction is measured at the same.
-    inf: it has nothing there, where the truth has.
+    ED and ES are the labelled frames where the true LV is largest and smallest; the prediction is measured at the same
+    frames. inf: the prediction has nothing where the truth has something.
     """
     labelled = sorted(case.truth)
     if not has_volumes(case.pred.shape) or len(labelled) < 2 or "LV" not in classes.values():
@@ -201,9 +201,8 @@ def at_labels(case: SegmentationCase, classes: Mapping[int, str]) -> dict[str, t
 
 
 def over_cycle(case: SegmentationCase, classes: Mapping[int, str]) -> dict[str, tuple[float, float]]:
-    """{quantity: (pred, known value)}; inf, a failure, for what is not measured as its ventricle is missing in a frame.
-
-    Of a single frame there is no cycle to measure: nan.
+    """{quantity: (pred, known value)}. pred is inf, a failure, where the ventricle is missing in a frame, and nan where
+    there is only a single frame.
     """
     absent = math.inf if len(case.pred) > 1 else math.nan
     measured = case.cycle(classes).function
@@ -211,7 +210,7 @@ def over_cycle(case: SegmentationCase, classes: Mapping[int, str]) -> dict[str, 
 
 
 def exhibit_of(case: SegmentationCase, rows: list[Row], classes: Mapping[int, str]) -> Exhibit:
-    """Crop and copy what the pictures of a case need; the case's arrays can then be freed."""
+    """Crop and copy the data for the pictures of a case; the case's arrays can then be freed."""
     frames, stack, curves = case.frame_numbers, case.pred.ndim == 4, case.curves(classes)
     labels = np.concatenate([case.pred, *(truth[None] for truth in case.truth.values())]) > 0
     x, y = (_around(labels.any(axis=tuple(a for a in range(labels.ndim) if a != axis))) for axis in (1, 2))
@@ -243,10 +242,10 @@ def exhibit_of(case: SegmentationCase, rows: list[Row], classes: Mapping[int, st
 
 
 class Gallery:
-    """Keep the worst, the middle and the best few of all exhibits of a view that were offered, in bounded memory.
+    """Keeps the worst, the middle and the best few of all exhibits of a view, in bounded memory.
 
-    The middle one is that next to the median of all scores among a few exhibits drawn by the names of their studies, so
-    it does not depend on the order in which they came.
+    A few candidates are drawn by the names of their studies; the middle one is the candidate nearest to the median of
+    all scores. So it does not depend on the order of the exhibits.
     """
 
     def __init__(self, worst: int = 2, best: int = 1):
@@ -255,7 +254,7 @@ class Gallery:
         self._kept: dict[str, list] = {"worst": [], "best": [], "any": []}
 
     def offer(self, exhibit: Exhibit | LandmarkExhibit) -> None:
-        """Keep the exhibit if it is among the few; one without a score (nothing was labelled) is not."""
+        """Keep the exhibit if it belongs to the few; one without a score (nothing was labelled) never does."""
         if math.isnan(exhibit.score):
             return
         self.scores.append(exhibit.score)
@@ -263,7 +262,7 @@ class Gallery:
         for name, rank, most in (
             ("worst", -exhibit.score, self.worst), ("best", exhibit.score, self.best), ("any", by_name, _CANDIDATES)
         ):  # fmt: skip
-            item = (rank, -len(self.scores), exhibit)  # of equal ones the first stays; exhibits are never compared
+            item = (rank, -len(self.scores), exhibit)  # of equal ranks the first stays; exhibits are never compared
             (heapq.heappush if len(self._kept[name]) < most else heapq.heappushpop)(self._kept[name], item)
 
     def chosen(self) -> list[tuple[str, Exhibit | LandmarkExhibit]]:
@@ -281,7 +280,8 @@ class Gallery:
 
 
 def _around(holds: np.ndarray) -> slice:
-    """The places that hold something (n,) bool, with MARGIN, but SIDE at most; the middle ones where none does."""
+    """The part of an axis where `holds` (n,) bool is true, with MARGIN, at most SIDE long; its middle where it never
+    is."""
     n, found = len(holds), np.flatnonzero(holds)
     middle = (found[0] + found[-1]) // 2 if len(found) else n // 2
     half = min(SIDE, found[-1] - found[0] + 1 + 2 * MARGIN if len(found) else SIDE) // 2
@@ -289,13 +289,14 @@ def _around(holds: np.ndarray) -> slice:
 
 
 def _slices(holds: np.ndarray) -> list[int]:
-    """SLICES of those that hold something, spread over them, at the middles of equal parts."""
+    """SLICES of the slices where `holds` is true, spread over them at the middles of equal parts."""
     found = np.flatnonzero(holds) if holds.any() else np.arange(len(holds))
     return sorted({int(found[int((i + 0.5) / SLICES * len(found))]) for i in range(SLICES)})
 
 
 def _stills(case: SegmentationCase, classes: Mapping[int, str]) -> list[tuple[int, int, np.ndarray]]:
-    """(frame, its index, truth) of the labelled frames shown: all, or the largest and the smallest LV (or whole)."""
+    """(frame, its index, truth) of the labelled frames to show: all, or those with the largest and the smallest LV (all
+    labels where there is no LV)."""
     lv = next((label for label, name in classes.items() if name == "LV"), None)
     size = {t: int((truth == lv).sum() if lv else (truth > 0).sum()) for t, truth in case.truth.items()}
     frames = sorted(case.truth)

@@ -4,7 +4,7 @@
     words    count and share of each; Cramer's V of cluster or rest against words; chi-squared test, uncorrected
 
 The p-values of all columns and clusters are adjusted together (Benjamini and Hochberg 1995). They describe the cohort
-that the clusters were found in: they are no evidence that there are clusters.
+in which the clusters were found, and are no evidence that there are clusters.
 """
 
 import math
@@ -13,16 +13,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-WORDS = 12  # more different ones in a column are names or free text, and no groups to count
+WORDS = 12  # a column with more different words holds names or free text, not groups
 
 
 @dataclass(frozen=True)
 class Characteristic:
-    """A column compared between a cluster and the rest: one line, or for words one line each, with one effect and test.
+    """A column compared between a cluster and the rest, with one effect and test: one line, or one line per word.
 
     n studies of the cluster have a value, `missing` have none. mean, sd (n - 1), median: of numbers. word, count,
-    share (of n): of words. effect: positive where the cluster's mean is higher; V has no sign and no interval. What
-    is not defined (the effect of a column without variance, say) is None. small: an expected count of the chi-squared
+    share (of n): of words. effect: positive where the cluster's mean is higher; V has no sign and no interval.
+    Undefined values, such as the effect of a constant column, are None. small: an expected count of the chi-squared
     test is below 5, so p is approximate.
     """
 
@@ -47,7 +47,7 @@ class Characteristic:
 
 
 def describe_numbers(column: str, values: np.ndarray, clusters: np.ndarray) -> list[Characteristic]:
-    """Of values (n,) float64, NaN where missing, a line for each of the clusters (n,) int."""
+    """A line per cluster. values (n,) float64, NaN where missing; clusters (n,) int."""
     from scipy.stats import mannwhitneyu
 
     lines = []
@@ -67,7 +67,7 @@ def describe_numbers(column: str, values: np.ndarray, clusters: np.ndarray) -> l
 
 
 def cohens_d(here: np.ndarray, rest: np.ndarray) -> float | None:
-    """Difference of the means in pooled standard deviations; None where a side has one value, or nothing varies."""
+    """Difference of the means in pooled standard deviations; None where a side has a single value, or all are equal."""
     if min(len(here), len(rest)) < 2:
         return None
     squares = sum(((side - side.mean()) ** 2).sum() for side in (here, rest))
@@ -77,14 +77,14 @@ def cohens_d(here: np.ndarray, rest: np.ndarray) -> float | None:
 
 
 def describe_words(column: str, words: list[str | None], clusters: np.ndarray) -> list[Characteristic]:
-    """Of n words, None where missing, a line for each of the clusters (n,) int and each word, in order of the words."""
+    """A line per cluster and word, in the order of the words. words: n, None where missing; clusters (n,) int."""
     from scipy.stats import chi2_contingency
     from scipy.stats.contingency import association
 
     names = sorted({word for word in words if word is not None})
     lines = []
     for cluster in range(1, clusters.max() + 1):
-        counts = np.zeros((2, len(names)), int)  # of the cluster, of the rest
+        counts = np.zeros((2, len(names)), int)  # rows: the cluster, the rest
         for word, of in zip(words, clusters):
             if word is not None:
                 counts[int(of != cluster), names.index(word)] += 1
@@ -107,7 +107,7 @@ def describe_words(column: str, words: list[str | None], clusters: np.ndarray) -
 
 
 def adjust(lines: list[Characteristic]) -> list[Characteristic]:
-    """The lines with p_adjusted: by Benjamini-Hochberg over their tests, each of which counts once."""
+    """The lines with p_adjusted, by Benjamini-Hochberg over their tests, each counted once."""
     from scipy.stats import false_discovery_control
 
     tests = {(line.column, line.cluster): line.p for line in lines if line.p is not None}
@@ -121,8 +121,8 @@ def describe(
 ) -> tuple[list[Characteristic], dict[str, str]]:
     """All lines, adjusted; and {column left out: why}.
 
-    columns: {name: {study: number}} or {name: {study: word}}, what is missing left out; studies and clusters (n,) of
-    the same order.
+    columns: {name: {study: number}} or {name: {study: word}}, without missing values; studies and clusters (n,) in the
+    same order.
     """
     lines: list[Characteristic] = []
     left_out = {}

@@ -17,14 +17,15 @@ class Classification(Measure):
     Args:
         truth (n,) int: index into `classes`. classes: K >= 2 names; of two, the second is the positive one.
         probabilities (n, K), each row of sum 1; None where only decisions are known: then no ranking or calibration.
-        decided (n,) int: by default the positive class where its probability is at least `threshold`, of more than two
-        classes the most probable one.
+        decided (n,) int: by default the positive class where its probability is at least `threshold`; with more than
+        two classes the most probable one.
 
-    Of more than two classes sensitivity, specificity, auroc and auprc are one class against the rest, averaged over the
-    classes that the rows hold (macro). brier is the mean square of the probability error: of the positive class, or
-    summed over more than two. ece is the expected calibration error over BINS bins of equal width: of the positive
-    class's probability, or of the most probable class's (Guo et al. 2017). What one class alone leaves undefined is
-    nan, with the reason in `notes`. Raises ValueError for shapes, indices or probabilities that do not fit.
+    With more than two classes sensitivity, specificity, auroc and auprc are one class against the rest, averaged over
+    the classes that the rows hold (macro). brier is the mean square of the probability error: of the positive class, or
+    summed over more than two classes. ece is the expected calibration error over BINS bins of equal width: of the
+    positive class's probability, or of the most probable class's (Guo et al. 2017). Metrics that need a second class
+    are nan where there is only one, with the reason in `notes`. Raises ValueError for shapes, indices or probabilities
+    that do not fit.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Classification(Measure):
                 raise ValueError(f"classification: {name} needs {self.n} indices below {k}, of {list(classes)}")
         self.truth, self.classes, self.binary = truth, tuple(classes), k == 2
         counts = np.bincount(truth, minlength=k)
-        # of more than two classes, those that the rows hold, but not alone
+        # with more than two classes: those that some rows hold, but not all
         self.judged = [1] if self.binary else [c for c in range(k) if 0 < counts[c] < self.n]
         self.present = np.flatnonzero(counts)
         self.used, self.notes = {}, self._reasons(counts)
@@ -56,7 +57,7 @@ class Classification(Measure):
         notes = {} if self.p is not None else dict.fromkeys(ranking + calibration, "undefined: no probabilities")
         if len(self.present) == 1:
             one = f"undefined: all {self.n} are {self.classes[self.present[0]]}"
-            # of two classes the share of hits in the one that is there is known
+            # of two classes, the share of hits in the existing one is defined
             sides = ["specificity" if counts[1] else "sensitivity"] if self.binary else ["sensitivity", "specificity"]
             notes = dict.fromkeys(["balanced_accuracy", *sides, *ranking], one) | notes
         elif not self.binary and (absent := [c for c, n in zip(self.classes, counts) if not n]):
@@ -88,7 +89,7 @@ class Classification(Measure):
         }
 
     def point(self) -> dict[str, float]:
-        """As of weights 1, where defined with AUROC and AUPRC by scikit-learn."""
+        """The numbers with weights 1; AUROC and AUPRC by scikit-learn, where they are defined."""
         found = super().point()
         if self.p is None or len(self.present) < 2:
             return found
@@ -105,7 +106,7 @@ class Classification(Measure):
         return error[:, 1] ** 2 if self.binary else (error**2).sum(1)
 
     def confidence(self) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) probability that calibration is about, and (n,) bool whether it came true."""
+        """(n,) the probability used for calibration, and (n,) bool whether its class is true."""
         if self.binary:
             return self.p[:, 1], self.truth == 1
         return self.p.max(1), self.p.argmax(1) == self.truth
@@ -129,8 +130,7 @@ class Classification(Measure):
 def ranking(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """AUROC and AUPRC (average precision), each (R,), of scores (n,) and bool (n,) under weights (R, n).
 
-    Equal scores count as one threshold, half of them as won, as in scikit-learn; nan where one of the classes has no
-    weight.
+    Equal scores share one threshold and count half, as in scikit-learn; nan where a class has no weight.
     """
     order = np.argsort(-score, kind="stable")
     score, w = score[order], weights[:, order]
@@ -146,12 +146,12 @@ def ranking(score: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tup
 
 
 def decide(p: np.ndarray, threshold: float) -> np.ndarray:
-    """(n,) int: of two classes the second where p (n, 2) is at least the threshold; of more the most probable one."""
+    """(n,) int: of two classes the second where its p is at least the threshold; of more the most probable one."""
     return (p[:, 1] >= threshold).astype(int) if p.shape[1] == 2 else p.argmax(1)
 
 
 def checked(probabilities: np.ndarray, n: int, classes: Sequence[str]) -> np.ndarray:
-    """(n, K) float64; ValueError where they are not, or are no probabilities."""
+    """The probabilities as (n, K) float64; ValueError where they have another shape, or are not probabilities."""
     p = np.asarray(probabilities, float)
     if p.shape != (n, len(classes)) or len(classes) < 2:
         raise ValueError(f"probabilities: expected shape ({n}, K) of K >= 2 classes {list(classes)}, got {p.shape}")
@@ -161,5 +161,5 @@ def checked(probabilities: np.ndarray, n: int, classes: Sequence[str]) -> np.nda
 
 
 def _bin(p: np.ndarray) -> np.ndarray:
-    """Which of BINS bins of equal width in 0..1; the upper edge belongs to the bin, as in scikit-learn."""
+    """Index among BINS bins of equal width in 0..1; the upper edge belongs to a bin, as in scikit-learn."""
     return np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], p)

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 
 from .function import CycleFunction
 
-# Percent, ml and g, from the lowest to the highest value of an adult that is believed. Healthy adults have an LV EF of
-# 58 (SD 5, men) and 61 (5, women) %, and an LV mass of 53 (9) and 42 (7) g per m2 of body surface (Petersen et al.,
-# "Reference ranges for cardiac structure and function using CMR in the UK Biobank", JCMR 2017). The limits are this
-# project's own, and many SD wider: failing, dilated and hypertrophic hearts lie within. Outside of them an error of the
-# segmentation is likelier than such a heart.
+# Lowest and highest plausible value of an adult, in percent, ml and g. Healthy adults have an LV EF of 58 (SD 5, men)
+# and 61 (5, women) %, and an LV mass of 53 (9) and 42 (7) g per m2 of body surface (Petersen et al., "Reference ranges
+# for cardiac structure and function using CMR in the UK Biobank", JCMR 2017). The limits are this project's own and
+# many SD wider, so that failing, dilated and hypertrophic hearts lie within. Outside of them an error of the
+# segmentation is more likely than such a heart.
 LIMITS = {
     "lv_edv_ml": (40.0, 500.0),
     "lv_esv_ml": (8.0, 450.0),
@@ -37,7 +37,7 @@ CODES = {
     "ed_es_swapped": "the LV is larger in the frame whose file is named es than in that named ed",
     "phases_disagree": "ED or ES of the RV is more than a quarter of the cycle away from that of the LV",
 }
-_SIGNED = ("lv_sv_ml", "lv_ef", "rv_sv_ml", "rv_ef")  # differences of volumes, which can be below 0
+_SIGNED = ("lv_sv_ml", "lv_ef", "rv_sv_ml", "rv_ef")  # computed from differences of volumes, which can be negative
 
 
 def _code(quantity: str, what: str) -> str:
@@ -51,7 +51,8 @@ for _name, (_low, _high) in LIMITS.items():
 
 
 def value_flags(function: Mapping[str, float]) -> list[str]:
-    """Codes of values {quantity: number} that are negative or outside of LIMITS; what is not finite has none."""
+    """Codes of values {quantity: number} that are negative or outside of LIMITS; values that are not finite have
+    none."""
     found = []
     for name, value in function.items():
         low, high = LIMITS[name]
@@ -61,12 +62,12 @@ def value_flags(function: Mapping[str, float]) -> list[str]:
 
 
 def cycle_flags(cycle: CycleFunction, n_frames: int) -> list[str]:
-    """Codes of a whole cycle of n_frames: its values, missing ventricles, and such that do not beat together."""
+    """Codes of a whole cycle of n_frames: implausible values, missing ventricles, and ventricles out of phase."""
     missed = {name.lower(): len(empty) for name, empty in cycle.empty.items() if empty}
     found = [f"{name}_{'not_found' if n == n_frames else 'empty_frames'}" for name, n in missed.items()]
     if len(cycle.frames) == 2:
         apart = [abs(left - right) for left, right in zip(*cycle.frames.values())]
-        if any(min(n, n_frames - n) > n_frames / 4 for n in apart):  # of a cycle the last frame is next to the first
+        if any(min(n, n_frames - n) > n_frames / 4 for n in apart):  # cyclic: the last frame is next to the first
             found.append("phases_disagree")
     return found + value_flags(cycle.function)
 

@@ -11,7 +11,7 @@ from .segmentation import ML_PER_MM3
 MYOCARDIUM_G_PER_ML = 1.05
 VENTRICLES = ("LV", "RV")
 EF_CLASSES = ("reduced", "borderline", "normal")
-EF_LIMITS = (40.0, 55.0)  # percent: up to the first reduced, above the second normal
+EF_LIMITS = (40.0, 55.0)  # [%] reduced up to the first, normal above the second
 QUANTITIES = {
     "lv_edv_ml": "LV end-diastolic volume (ml)",
     "lv_esv_ml": "LV end-systolic volume (ml)",
@@ -26,7 +26,7 @@ QUANTITIES = {
 
 
 def has_volumes(shape: Sequence[int]) -> bool:
-    """Whether label maps of a shape (T, X, Y[, Z]) are of a stack of more than one slice; one slice has areas alone."""
+    """Whether label maps of a shape (T, X, Y[, Z]) are a stack of more than one slice; one slice has only areas."""
     return len(shape) == 4 and shape[3] > 1
 
 
@@ -49,7 +49,7 @@ def ejection_fraction(edv_ml: float, esv_ml: float) -> float:
 def cardiac_function(curves: Mapping[str, np.ndarray], ed: int, es: int) -> dict[str, float]:
     """QUANTITIES of volume-time curves {RV, MYO, LV: (T,) ml} at two indices; mass is that of the myocardium at ED.
 
-    Both ventricles are measured at the same two frames. Curves that are absent are left out.
+    Both ventricles are measured at the same two frames. Quantities of absent curves are left out.
     """
     found = {}
     for ventricle in VENTRICLES:
@@ -62,9 +62,9 @@ def cardiac_function(curves: Mapping[str, np.ndarray], ed: int, es: int) -> dict
 
 @dataclass(frozen=True)
 class CycleFunction:
-    """function: QUANTITIES of a whole cycle, those that can be measured. frames: {ventricle: its (ED, ES)}.
+    """function: the QUANTITIES of a whole cycle that can be measured. frames: {ventricle: its (ED, ES)}.
 
-    empty: {ventricle that is segmented: frames in which nothing of it was found}.
+    empty: {segmented ventricle: frames in which it was not found}.
     """
 
     function: dict[str, float] = field(default_factory=dict)
@@ -73,15 +73,16 @@ class CycleFunction:
 
     @property
     def guide(self) -> str | None:
-        """The ventricle by whose ED the mass is measured: the LV, or the RV where that alone is segmented."""
+        """The ventricle at whose ED the mass is measured: the LV, or the RV where only the RV is segmented."""
         return next(iter(self.empty), None)
 
 
 def cycle_function(curves: Mapping[str, np.ndarray]) -> CycleFunction:
     """Function over a whole cycle of volume-time curves {RV, MYO, LV: (T,) ml}, each ventricle at its own ED and ES.
 
-    A ventricle that is missing in a frame has none: its smallest volume would come from that frame. Nor has a cine of
-    one frame. Mass is that of the myocardium at the ED of the LV, or of the RV where the LV is not segmented.
+    A ventricle that is missing in a frame has no values, since its smallest volume would come from that frame. A cine
+    of one frame has none either. Mass is that of the myocardium at the ED of the LV, or of the RV where the LV is not
+    segmented.
     """
     found = CycleFunction()
     for ventricle in VENTRICLES:

@@ -10,9 +10,8 @@ from .bootstrap import Measure
 class Means(Measure):
     """Mean of each score over the rows that have it.
 
-    scores: {name: (n,)}; nan: there was nothing to evaluate, the row is left out; inf: a failure (only one of
-    prediction and truth has the structure, so there is no distance), the row is left out of the mean too. Both are
-    counted in `notes`.
+    scores: {name: (n,)}. nan: nothing to evaluate, the row is left out. inf: a failure (only one of prediction and
+    truth has the structure, so there is no distance); it is left out of the mean too. `notes` count both.
     """
 
     def __init__(self, scores: Mapping[str, Sequence[float]]):
@@ -30,7 +29,7 @@ class Means(Measure):
 
 
 def over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """Quotient of two arrays of one shape; nan where the lower one is not above 0."""
+    """Quotient of two arrays of one shape; nan where the denominator is not above 0."""
     return np.divide(above, below, out=np.full(np.shape(above), np.nan), where=np.asarray(below) > 0)
 
 

@@ -7,17 +7,17 @@ import numpy as np
 from .bootstrap import Measure
 from .means import over
 
-_CONSTANT = 1e-12  # variance, as a share of the largest square, that is rounding
+_CONSTANT = 1e-12  # a smaller variance, relative to the largest square, is rounding
 
 
 class Agreement(Measure):
     """mae, rmse, r2, correlation (Pearson), bias and 95 % limits of agreement of pred (n,) and truth (n,).
 
-    bias is the mean of pred - truth, the limits are bias -+ 1.96 sd with n - 1 below (Bland and Altman, Lancet 1986).
+    bias is the mean of pred - truth, the limits are bias -+ 1.96 sd (divisor n - 1; Bland and Altman, Lancet 1986).
 
-    Rows where either is not finite are left out, and counted in `notes`, those whose prediction is inf as failed. r2
-    and correlation are undefined where the truth is constant, correlation also where the prediction is; limits of
-    agreement need two rows.
+    Rows where either is not finite are left out and counted in `notes`, as failed where the prediction is inf. r2 and
+    correlation are undefined where the truth is constant, correlation also where the prediction is; limits of agreement
+    need two rows.
     """
 
     def __init__(self, pred: Sequence[float], truth: Sequence[float]):
@@ -25,7 +25,7 @@ class Agreement(Measure):
         self.n = len(truth)
         self.known = np.isfinite(pred) & np.isfinite(truth)
         middle = truth[self.known].mean() if self.known.any() else 0.0
-        # about the middle, or squares would lose the digits in which the values differ
+        # relative to the middle: squares of large values would lose the digits in which they differ
         self.pred, self.truth = pred[self.known] - middle, truth[self.known] - middle
         self.used = dict.fromkeys(("mae", "rmse", "bias", "loa_low", "loa_high", "r2", "correlation"), self.known)
         failed = int((np.isinf(pred) & np.isfinite(truth)).sum())

@@ -4,14 +4,14 @@ Columns: kind, study, view, frame, name, then the values of all kinds; cells of 
 
     segmentation  name: class      dice, iou, hd95_mm, msd_mm, pred_ml, truth_ml, and stability where it is known
     function      name: quantity   pred, truth: at the ED and ES frames that are labelled
-    cycle         name: quantity   pred, truth: over the whole predicted cycle, against values known from elsewhere;
-                                   of both kinds pred is inf where the prediction lacks what the truth has
+    cycle         name: quantity   pred, truth: over the whole predicted cycle, against reference values; in both kinds
+                                   pred is inf where the prediction lacks a structure that the truth has
     regression    name: target     pred, truth
     retest        name: target     first, second: two measurements of one heart
     classification name: target    truth, decided: classes; p0, p1, ...: their probabilities
     landmarks     name: landmark   distance_mm, within_5_mm, ...
 
-A task's own kind of rows (see score_kind.py) has numbers alone.
+Rows of a task's own kind (see score_kind.py) hold only numbers.
 
 A value of kind function or cycle that is negative or implausible has its code in the column `flags` (see flags.py).
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 
 KINDS = ("segmentation", "function", "cycle", "regression", "retest", "classification", "landmarks")
 KEYS = ("kind", "study", "view", "frame", "name")
-WORDS = ("truth", "decided")  # columns that are words of a classification; of regression truth is a number
+WORDS = ("truth", "decided")  # columns that hold words for a classification; for regression, truth is a number
 FLAGS = "flags"  # words too, of any kind
 Row = dict[str, str | float]
 
@@ -40,7 +40,7 @@ def key(row: Row) -> tuple:
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write rows.csv. Numbers survive writing and reading unchanged; nan is undefined, inf a failure."""
     columns = list(dict.fromkeys([*KEYS, *(name for row in rows for name in row if name != FLAGS), FLAGS]))
-    # names of files may hold bytes that are no text: they come back as they were
+    # names of files may hold bytes that are not text; surrogateescape preserves them
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
@@ -49,8 +49,8 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read_rows(path: Path, kinds: Collection[str] = KINDS) -> list[Row]:
-    """The rows of a rows.csv, each of one of the kinds. Raises ValueError naming file, line and column of what cannot
-    be read."""
+    """The rows of a rows.csv, each of one of the kinds. Raises ValueError naming file, line and column of an unreadable
+    value."""
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
@@ -82,5 +82,5 @@ def _read(line: dict) -> Row:
 
 
 def number(row: Row, name: str) -> float:
-    """A value of a row, nan where it has none."""
+    """A value of a row, nan where it is missing."""
     return float(row.get(name, math.nan))

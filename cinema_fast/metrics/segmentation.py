@@ -25,10 +25,10 @@ def segmentation_scores(
 
     Returns:
         {class: {dice, iou, hd95_mm, msd_mm, pred_ml, truth_ml}}. hd95_mm is the 95th percentile of the distances
-        between the surfaces, the larger of both directions; msd_mm their mean, over both directions. A surface is the
-        voxels of the class with a neighbour outside it, along the stack too, all of the same weight (MONAI).
-        Both maps without the class: all scores nan, as there is nothing to evaluate. One without it: dice and iou 0,
-        distances inf. Volumes [ml] of stacks; nan for single slices, which have none.
+        between the surfaces, the larger of both directions; msd_mm is their mean over both directions. A surface is the
+        voxels of the class with a neighbour outside it, also along the stack, all with equal weight (MONAI).
+        Where neither map has the class, all scores are nan, as there is nothing to evaluate; where only one has it,
+        dice and iou are 0 and distances inf. Volumes [ml] are those of stacks, nan for single slices.
 
     Raises:
         ValueError: shapes or number of spacings that do not fit, a label outside `classes`, MONAI is missing.
@@ -63,7 +63,7 @@ def surface_distances(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[
     masks = [torch.from_numpy(mask.astype(np.uint8))[None, None] for mask in (pred, truth)]
     how = {"include_background": True, "spacing": list(map(float, spacing_mm))}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of MONAI, on how it calls itself
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns about its own calls
         hd95 = metrics.compute_hausdorff_distance(*masks, percentile=95, **how)
         msd = metrics.compute_average_surface_distance(*masks, symmetric=True, **how)
     return float(hd95), float(msd)
@@ -72,7 +72,7 @@ def surface_distances(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[
 def check_label_maps(
     pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float], classes: Mapping[int, str]
 ) -> None:
-    """Raises ValueError where two label maps cannot be compared, or hold what is no class."""
+    """Raises ValueError where two label maps cannot be compared, or hold unknown labels."""
     if pred.shape != truth.shape or pred.ndim not in (2, 3):
         raise ValueError(f"expected label maps of one shape (X, Y[, Z]), got pred {pred.shape}, truth {truth.shape}")
     if len(spacing_mm) != truth.ndim or not all(0 < mm < math.inf for mm in spacing_mm):
@@ -82,7 +82,7 @@ def check_label_maps(
 
 
 def check_labels(name: str, labels: np.ndarray, classes: Mapping[int, str]) -> None:
-    """Raises ValueError where label maps of any shape are no uint8, or hold what is no class."""
+    """Raises ValueError where label maps of any shape are not uint8, or hold unknown labels."""
     if labels.dtype != np.uint8:
         raise ValueError(f"{name}: expected a label map of uint8, got {labels.dtype}")
     strange = sorted(set(np.flatnonzero(np.bincount(labels.ravel())).tolist()) - {0, *classes})
@@ -94,7 +94,7 @@ def stability_score(logits: Tensor, threshold: float = 0.0, offset: float = 1.0)
     """How little a prediction depends on its threshold: IoU of the masks at threshold + offset and threshold - offset.
 
     Args:
-        logits (B, C, *size): before the softmax, background included; their mean over C is taken off first.
+        logits (B, C, *size): before the softmax, background included; their mean over C is subtracted first.
 
     Returns:
         (B, C) in 0..1; nan for a class that is nowhere above the lower threshold.
@@ -108,5 +108,5 @@ def stability_score(logits: Tensor, threshold: float = 0.0, offset: float = 1.0)
         raise ValueError(f"offset {offset} must be 0 or more")
     centred = logits.float() - logits.float().mean(1, keepdim=True)
     inner = (centred >= threshold + offset).flatten(2).sum(-1)
-    outer = (centred >= threshold - offset).flatten(2).sum(-1)  # holds the inner one: it is their union
+    outer = (centred >= threshold - offset).flatten(2).sum(-1)  # contains the inner mask, so it is their union
     return torch.where(outer > 0, inner / outer.clamp(min=1), torch.nan)

@@ -1,4 +1,4 @@
-"""The first half of every model over views: checks of its images, a stem per view, one encoder over all tokens."""
+"""The first half of all models over views: checks of the images, a stem per view, one encoder over all tokens."""
 
 import difflib
 import math
@@ -14,7 +14,7 @@ from .stem import Fusion, Stem
 
 
 def view_stems(config: CineMAConfig, n_frames: int = 1) -> nn.ModuleDict:
-    """A `Stem` a view, for images of n_frames x in_chans channels."""
+    """A `Stem` per view, for images of n_frames x in_chans channels."""
     return nn.ModuleDict(
         {
             v: Stem(
@@ -32,7 +32,7 @@ def view_stems(config: CineMAConfig, n_frames: int = 1) -> nn.ModuleDict:
 
 
 def view_fusions(config: CineMAConfig) -> nn.ModuleDict:
-    """A `Fusion` a view."""
+    """A `Fusion` per view."""
     return nn.ModuleDict(
         {
             v: Fusion(config.patch_size[v], config.scale_factor[v], config.enc_conv_chans, config.enc_embed_dim)
@@ -54,7 +54,7 @@ def encode_views(
     grids: dict[str, tuple[int, ...]],
     intensity: dict[str, Tensor] | None,
 ) -> tuple[Tensor, dict[str, list[Tensor]], dict[str, Tensor]]:
-    """Class token (B, 1, D), {view: the stem's skips, (B, K, *block, channels) a stage}, {view: tokens (B, K, D)}."""
+    """Class token (B, 1, D), {view: the stem's skips (B, K, *block, channels) by stage}, {view: tokens (B, K, D)}."""
     skips, tokens = {}, []
     for view, grid in grids.items():
         window = None if intensity is None else intensity[view]
@@ -71,7 +71,7 @@ def check_images(
     intensity: dict[str, Tensor] | None,
     n_frames: int = 1,
 ) -> dict[str, tuple[int, ...]]:
-    """{view: grid} of the images, in the configured order, once everything fits.
+    """Check the images; returns {view: grid} in the configured order.
 
     Raises ValueError naming `model`, the view and what does not fit.
     """
@@ -102,7 +102,7 @@ def check_images(
 
 
 def in_window(image: Tensor, intensity: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Stored pixels (B, C, *size) as they are read, (pixel - offset) * scale, in `dtype`; intensity (B, 2) or None."""
+    """Scale stored pixels (B, C, *size) to (pixel - offset) * scale, in `dtype`; intensity (B, 2) or None."""
     if intensity is None:
         return image.to(dtype)
     offset, scale = intensity.view(len(image), 2, *[1] * (image.ndim - 1)).unbind(1)
@@ -110,7 +110,8 @@ def in_window(image: Tensor, intensity: Tensor | None, dtype: torch.dtype) -> Te
 
 
 def per_axis(factor: int | tuple[int, ...], token: tuple[int, ...]) -> tuple[int, ...]:
-    """The factor of each axis: a number along axes where a token has several pixels, else 1; of a tuple the first."""
+    """The factor of each axis. A number applies to axes where a token has several pixels, with 1 elsewhere; of a tuple
+    the first entries are used."""
     if isinstance(factor, int):
         return tuple(factor if pixels > 1 else 1 for pixels in token)
     return tuple(factor[: len(token)])

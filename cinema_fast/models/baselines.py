@@ -1,6 +1,6 @@
-"""Baselines for fine-tuning: a U-Net and a ResNet from MONAI, trained from scratch, with our models' interfaces.
+"""Baselines for fine-tuning: a U-Net and a ResNet from MONAI, trained from scratch, with the same interfaces.
 
-Each view has a network of its own, with 2D or 3D kernels. Needs the extra `downstream`.
+Each view has its own network, with 2D or 3D kernels. Needs the extra `downstream`.
 """
 
 import importlib
@@ -15,7 +15,7 @@ UNET_CHANNELS = (32, 64, 128, 256, 512)
 
 
 class _ViewNetworks(nn.Module):
-    """A network a view, for images of n_frames x in_chans channels."""
+    """A network per view, for images of n_frames x in_chans channels."""
 
     def __init__(self, name: str, config: CineMAConfig, networks: dict[str, nn.Module], n_frames: int):
         super().__init__()
@@ -42,14 +42,14 @@ class ResNetBaseline(_ViewNetworks):
     def forward(
         self, images: dict[str, Tensor], reduce: str = "all", intensity: dict[str, Tensor] | None = None
     ) -> Tensor:
-        """(B, out_dim), the mean over the views; there is no class token, so that `reduce` is "all" or "patch"."""
+        """(B, out_dim), the mean over the views. There is no class token, so `reduce` must be "all" or "patch"."""
         if reduce not in ("all", "patch"):
             raise ValueError(f"{self.name}: reduce must be all or patch, there is no class token; got {reduce!r}")
         return torch.stack(list(self._outputs(images, intensity).values())).mean(dim=0)
 
 
 def unet(config: CineMAConfig, out_channels: int, n_frames: int = 1) -> UNetBaseline:
-    """MONAI's residual U-Net (Kerfoot et al., STACOM 2018), five levels of the channels that ConvUNetR's decoder has.
+    """MONAI's residual U-Net (Kerfoot et al., STACOM 2018), five levels with the channels of ConvUNetR's decoder.
 
     Raises ValueError where MONAI is missing.
     """

@@ -1,8 +1,8 @@
 """CineMA: the multi-view masked autoencoder with a convolutional stem (Fu et al., 2025).
 
-Encoder and stem are computed at visible tokens only, and only what the loss needs is decoded: `kernels/token_plan.py`
-has the plan of tokens, `stem.py` says why this is exact. Parameter names and shapes
-are those of the published checkpoints.
+Encoder and stem are computed at visible tokens only, and only the tokens that the loss needs are decoded.
+`kernels/token_plan.py` defines the plan of tokens, `stem.py` explains why this is exact. Parameter names and shapes are
+those of the published checkpoints.
 """
 
 import math
@@ -31,7 +31,7 @@ class MAEOutput(NamedTuple):
 
 
 class DecoderEmbedding(nn.Module):
-    """The mask token of a view, and where its tokens lie."""
+    """The mask token of a view, and its position table."""
 
     def __init__(self, width: int, grid: tuple[int, ...]):
         super().__init__()
@@ -42,9 +42,9 @@ class DecoderEmbedding(nn.Module):
 class CineMA(nn.Module):
     """Masked autoencoder over any non-empty subset of the configured views.
 
-    Images are (B, C, *size) with values in [0, 1]; with `intensity` {view: (B, 2) float32 offset, scale} they are as
-    stored (any dtype) and read as (pixel - offset) * scale. A size other than the configured one is taken where it is
-    a multiple of the token: position tables are then interpolated.
+    Images are (B, C, *size) with values in [0, 1]. With `intensity` {view: (B, 2) float32 offset, scale} they hold
+    stored pixels of any dtype, which are read as (pixel - offset) * scale. A size other than the configured one is
+    accepted if it is a multiple of the token; position tables are then interpolated.
     """
 
     def __init__(self, config: CineMAConfig):
@@ -74,7 +74,7 @@ class CineMA(nn.Module):
             images: {view: (B, C, *size)}; plan: {view: TokenPlan} for the same views; intensity: see the class.
 
         Returns:
-            MAEOutput. A view of which nothing is decoded has no loss and an empty prediction.
+            MAEOutput. A view without tokens to decode has no loss and an empty prediction.
 
         Raises:
             ValueError: names the view and what does not fit.
@@ -125,7 +125,7 @@ class CineMA(nn.Module):
         return cls, {v: self.enc_fusion_dict[v](skips[v], x) for v, x in parts.items()}
 
     def _check(self, images, plan, intensity) -> dict[str, tuple[int, ...]]:
-        """{view: grid} of the images, in the configured order, once everything fits."""
+        """Check the arguments; returns {view: grid} in the configured order."""
         grids = check_images("CineMA", self.config, images, intensity)
         if plan is not None and set(plan) != set(images):
             raise ValueError(f"CineMA: images of {sorted(images)} but a plan for {sorted(plan)}")

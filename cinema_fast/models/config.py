@@ -1,4 +1,4 @@
-"""The shape of a model, CineMA's or HeartMAE's, and the published sizes by name."""
+"""The configuration of a model, CineMA or HeartMAE, and the published sizes by name."""
 
 import difflib
 import math
@@ -12,7 +12,7 @@ _SIZE_FIELDS = ("enc_embed_dim", "enc_depth", "enc_n_heads", "dec_embed_dim", "d
 
 
 class ByView(dict):
-    """{view: value} that is not changed once made, so that a config can be shared and hashed."""
+    """An immutable {view: value}, so that a config can be shared and hashed."""
 
     def _refuse(self, *_, **__):
         raise TypeError("a CineMAConfig is never changed; make another with dataclasses.replace")
@@ -28,8 +28,8 @@ class ByView(dict):
 
 @dataclass(frozen=True, slots=True)
 class CineMAConfig:
-    """Everything that shapes a CineMA masked autoencoder (Fu et al., "A versatile foundation model for cine CMR"), or
-    without a conv stem a plain ViT one, such as HeartMAE over clips.
+    """Configuration of a CineMA masked autoencoder (Fu et al., "A versatile foundation model for cine CMR"), or without
+    a conv stem of a plain ViT one, such as HeartMAE over clips.
 
     views: names, in the order in which their tokens are concatenated.
     image_size: pixels per axis, by view, of 2 to 4 axes (4 without a conv stem only).
@@ -41,8 +41,7 @@ class CineMAConfig:
     enc_*, dec_*: width, depth and heads of the ViT encoder and the cross-attention decoder.
     norm_target: normalise each target patch (He et al. 2022).
 
-    Lists are taken as tuples, and nothing can be changed afterwards. Raises ValueError naming the field that does not
-    fit.
+    Lists become tuples, and nothing can be changed afterwards. Raises ValueError naming the field that does not fit.
     """
 
     views: tuple[str, ...]
@@ -137,13 +136,13 @@ def _whole_numbers(field: str, values) -> tuple[int, ...]:
 
 
 def _views(names) -> tuple[str, ...]:
-    """The names as a tuple; each has to do as a part of a tensor's name and as a key of nn.ModuleDict."""
+    """The names as a tuple; each must be valid in a tensor's name and as a key of nn.ModuleDict."""
     if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"CineMAConfig.views: expected a tuple or list of names, got {names!r}")
     for name in names:
         if name in VIEWS or name == CLIP:
             continue
-        from torch import nn  # for a name of one's own only: the presets, and so the command line, do without torch
+        from torch import nn  # only for custom names, so that presets and the command line do not import torch
 
         if not name or "." in name or hasattr(nn.ModuleDict(), name):
             raise ValueError(f"CineMAConfig.views: PyTorch takes no module by the name {name!r}; choose another")
@@ -173,7 +172,7 @@ _PRESETS = {
     f"cinema-{size}": _four_views((192, 192, 16), (256, 256), 4, **dict(zip(_SIZE_FIELDS, shape)))
     for size, shape in _SIZES.items()
 }
-# what `make demo` trains within minutes on two CPU cores: the heart in 32 x 32 pixels, 8 x 8 pixel tokens
+# the model of `make demo`, trained in minutes on two CPU cores: the heart in 32 x 32 pixels, tokens of 8 x 8 pixels
 _PRESETS["cinema-demo"] = _four_views(
     (32, 32, 4), (32, 32), 2, enc_conv_chans=(8, 16), enc_conv_n_blocks=1,
     **dict(zip(_SIZE_FIELDS, (128, 1, 4, 128, 1, 4))),
@@ -181,7 +180,7 @@ _PRESETS["cinema-demo"] = _four_views(
 
 
 def _clips(size, token, **shape) -> CineMAConfig:
-    """HeartMAE: a plain ViT over clips (frames, X, Y), a tubelet of `token` pixels to a token."""
+    """HeartMAE: a plain ViT over clips (frames, X, Y), whose tokens are tubelets of `token` pixels."""
     return CineMAConfig(
         views=(CLIP,), image_size={CLIP: size}, in_chans={CLIP: 1}, patch_size={CLIP: token},
         scale_factor={CLIP: (1, 1, 1)}, enc_conv_chans=(), enc_conv_n_blocks=0, **shape,
@@ -208,7 +207,7 @@ def preset(name: str) -> CineMAConfig:
 
 
 def config_from_dict(values: dict) -> CineMAConfig:
-    """Config of a plain dict (a run's YAML); ValueError names an unknown field."""
+    """The config from a plain dict (a run's YAML); ValueError names an unknown field."""
     known = {f.name for f in fields(CineMAConfig)}
     if unknown := sorted(set(values) - known):
         raise ValueError(f"CineMAConfig has no field {unknown[0]!r} (fields: {', '.join(sorted(known))})")

@@ -2,7 +2,7 @@
 
 For segmentation and landmark heatmaps (Hatamizadeh et al., "UNETR", WACV 2022, with the stem of Fu et al., 2025).
 Parameter names and shapes are those of the published fine-tuned checkpoints. Maps are (B, C, *size) in channels-last
-memory: the stem's rows, the norms and the convolutions of a CPU all read and write that.
+memory, the layout of the stem's rows, the norms and the CPU's convolutions.
 """
 
 import math
@@ -29,10 +29,10 @@ def dense_map(rows: Tensor, grid: tuple[int, ...]) -> Tensor:
 
 
 class VolumeConv(nn.Conv3d):
-    """3-wide and zero-padded, also where the first axis is narrower than the kernel.
+    """A 3-wide, zero-padded convolution, also where the first axis is narrower than the kernel.
 
-    Of two planes oneDNN's gradient of the weight in bf16 (a CPU with AVX512-BF16, torch 2.11 to 2.13) is a sum over
-    memory that nothing has written; of two planes between two of zeros it is right.
+    With two planes, oneDNN's gradient of the weight in bf16 (a CPU with AVX512-BF16, torch 2.11 to 2.13) sums over
+    uninitialised memory; with a plane of zeros on either side it is right.
     """
 
     def __init__(self, in_channels: int, channels: int):
@@ -73,9 +73,9 @@ def norm_gelu_map(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 class ImageBlock(ResBlock):
     """A residual block of the image itself.
 
-    The norm of a single channel is its bias whatever the image. What follows is then the same for every image and, two
-    3-wide kernels on, differs only within two pixels of a border: it is computed on an image of at most five pixels an
-    axis and its middle repeated, which saves the widest convolution of the model.
+    The norm over a single channel gives its bias, whatever the image. The branch after it is therefore the same for
+    every image and, after two 3-wide kernels, varies only within two pixels of a border. It is computed on an image of
+    at most five pixels an axis, and the middle is repeated, which saves the widest convolution of the model.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class ImageBlock(ResBlock):
         if x.shape[1] > 1:
             return super().forward(x)
         size = x.shape[2:]
-        drops = self.training and self.dropout.p > 0  # values fall out one by one: only the first convolution is saved
+        drops = self.training and self.dropout.p > 0  # dropout differs per pixel: only the first convolution is saved
         small = x.new_zeros(1, 1, *(min(extent, 3 if drops else 5) for extent in size))
         hidden = norm_gelu_map(self.conv1(norm_gelu_map(small, self.norm1)), self.norm2)
         if drops:
@@ -94,7 +94,7 @@ class ImageBlock(ResBlock):
 
 
 def repeat_middle(x: Tensor, size: tuple[int, ...]) -> Tensor:
-    """x (1, C, *small) -> (1, C, *size), channels last in memory: each axis's middle position as often as needed."""
+    """x (1, C, *small) -> (1, C, *size), channels last in memory, by repeating the middle position of each axis."""
     x = x.movedim(1, -1)
     for axis in range(len(size), 0, -1):
         border = x.shape[axis] // 2
@@ -132,7 +132,7 @@ class UpDecoder(nn.Module):
         self.blocks = nn.ModuleList(reversed(stages))
 
     def forward(self, maps: list[Tensor | None]) -> Tensor:
-        """maps: the image's and each level's, finest first, None where a level has none -> (B, channels[0], *size)."""
+        """maps: of the image and of each level, finest first, None where there is none -> (B, channels[0], *size)."""
         x = maps[-1]
         for stage, skip in zip(self.blocks, reversed(maps[:-1])):
             x = stage(x, skip)
@@ -140,24 +140,24 @@ class UpDecoder(nn.Module):
 
 
 class ConvUNetR(nn.Module):
-    """Encoder with an upsampling decoder a view, over any non-empty subset of the configured views.
+    """Encoder with an upsampling decoder per view, over any non-empty subset of the configured views.
 
-    Images are (B, n_frames * C, *size) as in ConvViT, a multiple of the coarsest level's pixels in size.
+    Images are (B, n_frames * C, *size) as in ConvViT; `size` is a multiple of the coarsest level's pixels.
 
     Args:
-        config: the shape of the stems and the encoder; its own decoder is left out.
+        config: of the stems and the encoder; its MAE decoder is not used.
         out_channels: classes, or landmarks.
         dec_channels: channels of the decoder's levels, finest first.
-        dec_patch_size: pixels of the finest level's positions, per axis, from the image.
-        dec_scale_factor: the same of each further level, from the one before. One number stands for every axis along
-            which a token has more than one pixel (the slices of a SAX stack stay as they are); of a tuple, a view of
-            fewer axes takes the first.
+        dec_patch_size: pixels of the image per position of the finest level, per axis.
+        dec_scale_factor: positions of a level per position of the next coarser one, per axis. A single number applies
+            to all axes along which a token has more than one pixel (the slices of a SAX stack are not reduced); of a
+            tuple, a view with fewer axes uses the first entries.
         n_frames: frames of a cine in an image.
-        dropout: chance of a value to be dropped in the blocks that the image and the skips go through, in training.
+        dropout: dropout rate in the blocks on the image and the skips, in training.
         drop_path: as in ConvViT.
 
     Raises:
-        ValueError: the levels do not meet the stem's stages.
+        ValueError: the levels do not match the stem's stages.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class ConvUNetR(nn.Module):
         self.dec_conv_blocks_dict = nn.ModuleDict()
         self.decoder_dict = nn.ModuleDict()
         self.pred_head_dict = nn.ModuleDict()
-        self.coarsest = {}  # pixels of a position of the coarsest level, by view
+        self.coarsest = {}  # {view: pixels of a position of the coarsest level}
         for view in config.views:
             n_axes, token = len(config.image_size[view]), config.token_size(view)
             patch, scale = (per_axis(factor, token) for factor in (dec_patch_size, dec_scale_factor))
@@ -236,7 +236,8 @@ class ConvUNetR(nn.Module):
 
 
 def _meet(config: CineMAConfig, view: str, kernels: list[tuple[int, ...]]) -> tuple[int, tuple[int, ...]]:
-    """Levels finer than the stem's first stage, and the coarsest level's pixels; ValueError where they do not meet."""
+    """(number of levels finer than the stem's first stage, pixels of the coarsest level); ValueError where the levels
+    do not match the stem's stages."""
     n_axes, stages = len(config.image_size[view]), len(config.enc_conv_chans)
     if n_axes not in (2, 3):
         raise ValueError(f"ConvUNetR: {view!r} has images of {n_axes} axes; expected 2 or 3")

@@ -1,4 +1,4 @@
-"""ConvViT: CineMA's stem, encoder and fusion over whole images, and a linear head a view and for the class token.
+"""ConvViT: CineMA's stem, encoder and fusion over whole images, with linear heads for each view and the class token.
 
 For classes, values and landmark coordinates of a study (Fu et al., 2025). Parameter names and shapes are those of the
 published fine-tuned checkpoints.
@@ -18,13 +18,13 @@ REDUCTIONS = ("all", "patch", "cls")
 class ConvViT(nn.Module):
     """Encoder with linear heads, over any non-empty subset of the configured views.
 
-    Images are (B, n_frames * C, *size), all channels of a frame beside each other; else as CineMA takes them.
+    Images are (B, n_frames * C, *size), the channels of a frame adjacent; otherwise as for CineMA.
 
     Args:
-        config: the shape of the stems and the encoder; its decoder is left out.
+        config: of the stems and the encoder; its decoder is not used.
         out_dim: classes, or values to predict.
         n_frames: frames of a cine in an image.
-        drop_path: chance that a sample skips a branch of an encoder block in training (Huang et al., ECCV 2016).
+        drop_path: probability that a sample skips a branch of an encoder block in training (Huang et al., ECCV 2016).
     """
 
     def __init__(self, config: CineMAConfig, out_dim: int, n_frames: int = 1, drop_path: float = 0.0):
@@ -36,7 +36,7 @@ class ConvViT(nn.Module):
         self.encoder = Encoder(width, config.enc_depth, config.enc_n_heads, drop_path)
         self.apply(initialise)
         normal_token(self.encoder.cls_token)
-        # heads keep PyTorch's own initialisation, as the published code has them
+        # heads keep PyTorch's default initialisation, as in the published code
         self.pred_head_dict = nn.ModuleDict({v: nn.Linear(width, out_dim) for v in (*config.views, "cls")})
 
     def encode(self, images: dict[str, Tensor], intensity: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -53,8 +53,8 @@ class ConvViT(nn.Module):
 
         Args:
             images: {view: (B, n_frames * C, *size)}; intensity: as in CineMA.
-            reduce: "patch", the heads of the views given, each on the mean of its tokens; "cls", the class token's;
-                "all", both.
+            reduce: "patch": the heads of the given views, each on the mean of its tokens; "cls": the head of the class
+                token; "all": both.
 
         Raises:
             ValueError: names the view, or the argument, and what does not fit.
@@ -70,7 +70,7 @@ class ConvViT(nn.Module):
 
 
 def layer_of(name: str, depth: int) -> int:
-    """Layer of a parameter, by its name, for a learning rate that decays from the heads down (Bao et al., BEiT).
+    """Layer number of a parameter, by its name, for layer-wise learning-rate decay (Bao et al., BEiT).
 
     0: stems, fusions and the class token; 1..depth: the encoder's blocks; depth + 1: everything after them.
     """

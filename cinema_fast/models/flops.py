@@ -1,8 +1,8 @@
 """Useful floating-point operations of a training step, as a pure function of its shapes.
 
-Counted: matrix products, attention and the depthwise window, a multiply-add as 2, of what the loss needs and nothing
-else: masked positions and recomputation do not count, so a faster way to the same gradients raises the utilisation.
-Backward is twice the forward. Norms, GELUs, biases, the loss and the optimiser are left out: they are bytes, not FLOPs.
+Counted are matrix products, attention and the depthwise window, a multiply-add as 2, as far as the loss needs them.
+Masked positions and recomputation do not count, so a faster way to the same gradients raises the utilisation. Backward
+counts as twice the forward. Norms, GELUs, biases, the loss and the optimiser are left out: they are limited by bytes.
 """
 
 import math
@@ -16,8 +16,8 @@ H100_BF16 = 989e12  # dense bf16 FLOP/s of an H100 SXM, NVIDIA's data sheet
 
 
 class Flops(NamedTuple):
-    """FLOPs of one study: the encoder's blocks; the decoder's blocks with the linear layer before them and the heads
-    after; the stem with token embedding and fusion."""
+    """FLOPs of one study. encoder: its blocks. decoder: its blocks, the linear layer before them and the heads after.
+    stem: with token embedding and fusion."""
 
     encoder: int
     decoder: int
@@ -25,7 +25,7 @@ class Flops(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of them together."""
+        """The sum of all."""
         return sum(self)
 
 

@@ -1,9 +1,9 @@
-"""Transformer blocks whose norms and GELUs keep little for backward.
+"""Transformer blocks whose norms and GELUs save little memory for the backward.
 
-A LayerNorm followed by a linear layer, by an MLP or by GELU is one autograd function each: it keeps the normalised
-input (in the dtype that the GEMM reads) and one number a row, and makes the affine and the GELU again in backward,
-where PyTorch would keep x, the normalised x, the hidden layer and its GELU. The residual stream stays in the dtype it
-came in (float32 for tokens under autocast, as in the reference); GEMMs run in autocast's.
+A LayerNorm followed by a linear layer, an MLP or GELU is a single autograd function. It saves the normalised input (in
+the dtype that the GEMM reads) and one number a row, and computes the affine and the GELU again in the backward; PyTorch
+would save x, the normalised x, the hidden layer and its GELU. The residual stream keeps its dtype (float32 for tokens
+under autocast, as in the reference); GEMMs run in autocast's dtype.
 """
 
 import torch
@@ -23,7 +23,7 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 def _normalise(x: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(x - mean) / std of each row in `dtype`, and 1 / std, (rows, 1) in at least float32"""
-    if not x.is_cuda:  # where a bf16 input would get bf16 statistics
+    if not x.is_cuda:  # on a CPU, a bf16 input would get bf16 statistics
         x = x.to(torch.promote_types(x.dtype, torch.float32))
     xhat, _, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, eps)
     return xhat.to(dtype), rstd
@@ -36,8 +36,8 @@ def _affine(xhat: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _norm_backward(dy: Tensor, xhat: Tensor, rstd: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype):
     """Gradients of x (in `dtype`), weight and bias, from xhat: LayerNorm's backward at mean 0 and deviation 1."""
     zero, one = torch.zeros_like(rstd), torch.ones_like(rstd)
-    affine_dtype = dy.dtype if dy.is_cuda else rstd.dtype  # as each of the two kernels wants it
-    # the weight's and bias's gradients apart, because the CPU's kernel accumulates them in bf16
+    affine_dtype = dy.dtype if dy.is_cuda else rstd.dtype  # the dtype that the CUDA and the CPU kernel require
+    # gradients of weight and bias are computed separately, because the CPU's kernel accumulates them in bf16
     dx, _, _ = torch.ops.aten.native_layer_norm_backward(
         dy, xhat, xhat.shape[-1:], zero, one, weight.to(affine_dtype), bias.to(affine_dtype), [True, False, False]
     )
@@ -117,7 +117,7 @@ def norm_mlp(
 ) -> Tensor:
     """fc2(gelu(fc1(norm(x)))) on the rows of x (..., D); the weights may be those of 1x1 convolutions.
 
-    keep_hidden: keep what fc1 gives for backward, rather than to compute it again there.
+    keep_hidden: save the output of fc1 for the backward instead of computing it again.
     """
     weights = fc1.weight.flatten(1), fc1.bias, fc2.weight.flatten(1), fc2.bias
     return _NormMlp.apply(x, norm.weight, norm.bias, *weights, norm.eps, compute_dtype(x), keep_hidden)
@@ -153,7 +153,7 @@ class Mlp(nn.Module):
 
 
 def _drop_path(branch: Tensor, rate: float) -> Tensor:
-    """The branch (B, ...) of each sample, at a chance of `rate` zero, else scaled so that the expectation stays."""
+    """Sets the branch (B, ...) of a sample to zero with probability `rate`, and scales the others to keep the mean."""
     keep = torch.empty(len(branch), *[1] * (branch.ndim - 1), dtype=branch.dtype, device=branch.device)
     return branch * keep.bernoulli_(1 - rate).div_(1 - rate)
 
@@ -165,11 +165,11 @@ def _offsets(batch: int, n: int, device: torch.device) -> Tensor:
 class Block(nn.Module):
     """Pre-norm transformer block, MLP ratio 4, LayerNorm eps 1e-5.
 
-    recompute: what backward computes again instead of finding it kept: "none"; "selective", the wide hidden layer of
-    the MLP, 4 of the 10 values a token and channel that are kept otherwise, for a ninth of the block's work; "full",
-    all but the block's input, for a third.
-    drop_path: chance that a sample skips a branch in training (Huang et al., "Deep networks with stochastic depth",
-    ECCV 2016).
+    recompute: what the backward computes again instead of reading it from memory. "none"; "selective": the wide hidden
+    layer of the MLP, which saves 4 of 10 values per token and channel for a ninth of the block's work; "full":
+    everything but the block's input, for a third of the work.
+    drop_path: probability that a sample skips a branch in training (Huang et al., "Deep networks with stochastic
+    depth", ECCV 2016).
     """
 
     recompute = "none"
@@ -229,7 +229,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Cross-attention from the tokens to decode to the visible ones; queries do not see one another."""
+    """Cross-attention from the tokens to decode to the visible tokens; queries do not attend to each other."""
 
     def __init__(self, width: int, depth: int, n_heads: int):
         super().__init__()

@@ -12,8 +12,8 @@ def sincos_table(width: int, grid: tuple[int, ...]) -> Tensor:
     """(1, N, width) float32 table of a grid of n axes.
 
     The width is split into n parts of 2 * floor(width / 2n), zeros at the end; part d holds sin then cos of coordinate
-    d times exp(-ln(10000) i / half). The coordinates come in numpy's 'xy' order, as in CineMA's checkpoints: on a
-    non-square grid the first two axes are laid out transposed.
+    d times exp(-ln(10000) i / half). Coordinates are in numpy's 'xy' order, as in CineMA's checkpoints, so on a
+    non-square grid the first two axes are transposed.
     """
     part = width // len(grid) // 2 * 2
     half = part // 2
@@ -36,7 +36,7 @@ def resize_table(table: Tensor, grid: tuple[int, ...], new_grid: tuple[int, ...]
     maps = table.reshape(*grid, -1).movedim(-1, 0).unsqueeze(0)  # (1, D, *grid)
     if len(grid) < 4:
         maps = F.interpolate(maps, size=new_grid, mode={2: "bicubic", 3: "trilinear"}[len(grid)])
-    else:  # linear along the last axis apart, since interpolation goes no further than three axes
+    else:  # the last axis separately and linearly, since interpolate takes at most three axes
         last = maps.flatten(0, -2).unsqueeze(0)
         last = F.interpolate(last, size=new_grid[-1:], mode="linear")
         maps = last.reshape(*maps.shape[1:-1], -1).movedim(-1, 0)  # (T', D, X, Y, Z)

@@ -1,7 +1,7 @@
-"""Maps of images larger (or smaller) than a model is made for, from half-overlapping windows of its own size.
+"""Predicts maps of images larger (or smaller) than the model's size, from half-overlapping windows of that size.
 
-Windows start every half window from the first pixel on, the last one ends with the image, and their predictions of a
-pixel are averaged with equal weights: the grid of Fu et al. (2025) and of TorchIO's GridSampler (Pérez-García et al.,
+Windows start every half window from the first pixel on, and the last one ends with the image. Predictions of a pixel
+are averaged with equal weights. This is the grid of Fu et al. (2025) and of TorchIO's GridSampler (Pérez-García et al.,
 2021).
 """
 
@@ -30,17 +30,18 @@ def sliding_window(
     *,
     average: str = "softmax",
 ) -> dict[str, Tensor]:
-    """{view: (B, out_channels, *size) float32}: the mean over the windows that hold a pixel, with equal weights.
+    """{view: (B, out_channels, *size) float32}: the mean over the windows that contain a pixel, with equal weights.
     Without gradients.
 
-    Images smaller than the window are padded at the end with what reads as 0, and the padding is cut off again. Where
-    several views are given, a run takes a window of each, and views with fewer windows begin anew; what a window says
-    is then the mean over the runs that take it.
+    Images smaller than the window are padded at the end with zeros (after scaling); the padding is cut off again. With
+    several views, each forward pass takes a window of each view, and views with fewer windows start over; a window's
+    prediction is then the mean over the passes that take it.
 
     Args:
-        model: ConvUNetR, or another whose `config.image_size` tells the windows; its training mode is left alone.
-        images, intensity: as in the model's own forward, in any size.
-        average: "softmax" over the channels, "sigmoid" or "value", taken of the logits before the average.
+        model: ConvUNetR, or another model whose `config.image_size` gives the windows; its training mode is not
+            changed.
+        images, intensity: as in the model's forward, in any size.
+        average: "softmax" over the channels, "sigmoid" or "value", applied to the logits before the average.
 
     Raises:
         ValueError: names `average`, or the view and what does not fit.
@@ -65,7 +66,7 @@ def sliding_window(
             if view not in sums:
                 sums[view] = values.new_zeros(*values.shape[:2], *whole[view].shape[2:])
             n = len(starts[view])
-            weight = 1 / len(range(i % n, runs, n))  # of the runs that take this window
+            weight = 1 / len(range(i % n, runs, n))  # number of passes that take this window
             sums[view][here[view]].add_(values, alpha=weight)
             weights[view][here[view][2:]] += weight
     return {v: (total / weights[v])[_box([0] * (images[v].ndim - 2), images[v].shape[2:])] for v, total in sums.items()}
@@ -77,11 +78,11 @@ def _box(start, extent) -> tuple[slice, ...]:
 
 
 def _padded(image: Tensor, window: tuple[int, ...], intensity: Tensor | None) -> Tensor:
-    """The image, at least as large as the window, padded at the end with what reads as 0."""
+    """The image, padded at the end to at least the window, with values that are 0 after scaling."""
     size = [max(extent, width) for extent, width in zip(image.shape[2:], window)]
     if not window or size == list(image.shape[2:]):
         return image
-    if intensity is not None:  # in whose arithmetic an offset need not be whole
+    if intensity is not None:  # in its dtype, because an offset need not be whole
         image = image.float()
     padded = image.new_zeros(*image.shape[:2], *size)
     if intensity is not None:

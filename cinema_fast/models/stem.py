@@ -1,8 +1,8 @@
 """The convolutional stem and the fusion of its features, computed at visible tokens only.
 
-A visible token is a block of positions at every stage: 4x4(x1), then 2x2(x1), in the published sizes. Kernel equals
-stride in every strided convolution, so it stays within a token, and 1x1 convolutions, norms and GELUs are row-wise:
-all of it is work on (tokens x positions) rows. Only the depthwise convolution looks at neighbouring tokens.
+A visible token is a block of positions at every stage: 4x4(x1), then 2x2(x1), in the published sizes. In strided
+convolutions the kernel equals the stride, so they stay within a token; 1x1 convolutions, norms and GELUs are row-wise.
+All of these work on (tokens x positions) rows. Only the depthwise convolution reads neighbouring tokens.
 (Gao et al., "MCMAE: Masked convolution meets masked autoencoders", NeurIPS 2022, masked convolution; CineMA's blocks.)
 """
 
@@ -39,7 +39,8 @@ def block_positions(keep: Tensor, grid: tuple[int, ...], block: tuple[int, ...])
 
 
 def as_matrix(weight: Tensor) -> Tensor:
-    """Weight (co, ci, *kernel) of a kernel = stride convolution -> (co, prod(kernel) * ci), channel last as in rows."""
+    """Weight (co, ci, *kernel) of a kernel = stride convolution -> (co, prod(kernel) * ci), channel last as in the
+    rows."""
     return weight.movedim(1, -1).flatten(1)
 
 
@@ -116,7 +117,7 @@ class TokenProjection(nn.Module):
 class Stem(nn.Module):
     """Visible patches of one view -> tokens, with each stage's features as skips.
 
-    Without stages (`channels` empty) it is the patch embedding of a plain ViT, for images of 2, 3 or 4 axes.
+    Without stages (`channels` is empty) it is the patch embedding of a plain ViT, for images of 2, 3 or 4 axes.
     """
 
     def __init__(self, grid, patch, scale, in_channels: int, channels: tuple[int, ...], n_blocks: int, width: int):

@@ -1,4 +1,4 @@
-"""Weights in and out under the names and shapes of the published checkpoints, which are the models' own."""
+"""Loads and saves weights. Names and shapes are those of the published checkpoints, which the models share."""
 
 import os
 import re
@@ -39,13 +39,13 @@ class UnsafeError(ValueError):
 
 
 def load_torch(path: Path):
-    """What a torch file holds, read without executing anything in it.
+    """The content of a torch file, read without executing anything in it.
 
-    Raises as torch.load, but UnsafeError, in one line, where PyTorch would advise to let the file run code.
+    Raises as torch.load, but a one-line UnsafeError where PyTorch would advise to let the file run code.
     """
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Detected pickle protocol")  # how PyTorch greets any pickle of another
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # for pickles of other protocols
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
@@ -58,7 +58,7 @@ def load_torch(path: Path):
 
 
 def load_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors file. Its library opens no path that is not UTF-8: of such a file it gets the bytes."""
+    """Tensors of a .safetensors file. The library only opens paths in UTF-8; for others it gets the bytes."""
     from safetensors.torch import load, load_file
 
     try:
@@ -69,7 +69,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _checked(state, source: str) -> dict[str, Tensor]:
-    """The {name: tensor} itself, or what lies under 'model' in it; ValueError where it is neither."""
+    """The state dict: `state` itself, or its entry 'model'; ValueError where neither is one."""
     state = state.get("model", state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
         raise ValueError(f"{source} holds no state dict (expected {{name: tensor}}, or that under 'model')")
@@ -77,15 +77,15 @@ def _checked(state, source: str) -> dict[str, Tensor]:
 
 
 def load_cinema_weights(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> str:
-    """Load a published checkpoint, or one of this project, into `model`; says what was loaded, left and kept.
+    """Load a published checkpoint, or one of this project, into `model`; returns a report of what was loaded.
 
-    Of a pre-trained checkpoint, ConvViT and ConvUNetR take the stems of their views, the encoder and (ConvViT) the
+    From a pre-trained checkpoint, ConvViT and ConvUNetR take the stems of their views, the encoder and (ConvViT) the
     fusions. Where their images have more channels, such as the frames of a cine, the first convolution is repeated
-    over them. Position tables stay the model's own, made for its grid. Everything else has to fit, name by name.
+    over them. The model keeps its own position tables. Everything else has to fit, name by name.
 
     Args:
-        model: CineMA, ConvViT or ConvUNetR, also compiled or wrapped for several devices.
-        source: path (.safetensors, or a torch file) or state dict, of such a model too.
+        model: CineMA, ConvViT or ConvUNetR; it may be compiled or wrapped for several devices.
+        source: path (.safetensors, or a torch file) or state dict, of any such model.
 
     Raises:
         ValueError: names views that the checkpoint lacks, lists every missing, unexpected and differently shaped
@@ -103,12 +103,12 @@ def load_cinema_weights(model: nn.Module, source: str | Path | Mapping[str, Tens
 def load_starting_weights(
     model: nn.Module, source: str | Path | Mapping[str, Tensor], name: str = ""
 ) -> tuple[str, tuple[str, ...]]:
-    """Load what a ConvViT or ConvUNetR begins its training from; what was loaded, left and kept, and which parts of
-    stem, encoder and fusion are not in the source.
+    """Load the initial weights of a ConvViT or ConvUNetR. Returns a report, and the parts among stem, encoder and
+    fusion that the source lacks.
 
-    As `load_cinema_weights`, and fine-tuned weights that do not fit as a whole, such as those of another task, give
-    what pre-trained ones do. How the losses of several targets were balanced (`log_variance`) is left.
-    name: what messages call a mapping.
+    As `load_cinema_weights`. In addition, from fine-tuned weights that do not fit as a whole, such as those of another
+    task, the same parts are taken as from pre-trained ones. `log_variance`, the balance of several targets' losses, is
+    not used. name: of a mapping, for messages.
 
     Raises as `load_cinema_weights`.
     """
@@ -127,17 +127,17 @@ def load_starting_weights(
 
 
 def _parts(state: Mapping[str, Tensor]) -> list[str]:
-    """Which of the parts that tasks share a state dict has."""
+    """The parts of a state dict that tasks share."""
     return [part for part in ENCODER_PARTS if any(name.startswith(f"{part}.") for name in state)]
 
 
 def _is_pretrained(state: Mapping[str, Tensor]) -> bool:
-    """Whether these are names of a CineMA, with the decoder of its pre-training."""
+    """Whether these are the names of a pre-trained CineMA, with its decoder."""
     return any(name.startswith(("dec_linear.", "dec_embed_dict.", "decoder.")) for name in state)
 
 
 def _load_encoder(model: nn.Module, state: Mapping[str, Tensor], where: str) -> str:
-    """Load what a model shares with one of another task, as `load_cinema_weights` says, and say what that was."""
+    """Load the parts that a model shares with the source, as `load_cinema_weights` describes; returns the report."""
     own, config = cinema_state_dict(model), _inner(model).config
     parts = [part for part in _parts(own) if part in _parts(state)]
     views, stored = _stem_views(own), _stem_views(state)
@@ -171,9 +171,10 @@ def _load_encoder(model: nn.Module, state: Mapping[str, Tensor], where: str) -> 
 
 
 def _over_frames(weight: Tensor, channels: int, want: int) -> tuple[Tensor, str]:
-    """A first convolution (out, in, *kernel) of frames of so many channels for `want` in all, and how it was made.
+    """A first convolution (out, in, *kernel), for frames of `channels` each, adapted to `want` input channels; and a
+    description of the change.
 
-    The mean over frames undoes their repetition: one frame is then seen as it was before there were several.
+    The mean over frames undoes an earlier repetition, so that a single frame gives the same output as before.
     """
     changes, frames, times = [], weight.shape[1] // channels, want // channels
     if want % channels or weight.shape[1] % channels:
@@ -188,15 +189,15 @@ def _over_frames(weight: Tensor, channels: int, want: int) -> tuple[Tensor, str]
 
 
 def _stem_views(state: Mapping[str, Tensor]) -> list[str]:
-    """Views that a state dict has stems of, in its order."""
+    """The views whose stems are in a state dict, in its order."""
     return list(dict.fromkeys(_view_of(name) for name in state if name.startswith("enc_down_dict.")))
 
 
 def load_shared_views(model: CineMA, source: str | Path | Mapping[str, Tensor], name: str = "") -> str:
-    """Load what a checkpoint and `model` share where their views differ; says what was taken, fresh and left.
+    """Load the shared views of a checkpoint and `model`; returns a report of views taken, initialised and not used.
 
-    Tensors of views that only the model has stay as they are, those of views that only the checkpoint has are left;
-    everything else has to fit. name: what messages call a mapping.
+    Tensors of views that only the model has are not changed, those of views that only the checkpoint has are not used;
+    everything else has to fit. name: of a mapping, for messages.
 
     Raises as `load_cinema_weights`, and ValueError where no view is shared.
     """
@@ -217,7 +218,7 @@ def load_shared_views(model: CineMA, source: str | Path | Mapping[str, Tensor], 
 
 
 def _inner(model: nn.Module) -> nn.Module:
-    """The model itself, of one that is compiled or wrapped for several devices."""
+    """The model inside a compiled model or a wrapper for several devices."""
     while not hasattr(model, "config"):
         model = model.module
     return model
@@ -235,7 +236,7 @@ def _read(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors without what torch.compile and wrappers for several devices put into names."""
+    """The same tensors, without the prefixes that torch.compile and wrappers for several devices add to names."""
     plain = {_plain(name): tensor for name, tensor in state.items()}
     if len(plain) < len(state):
         raise ValueError("the state dict holds tensors of one name twice, with and without a wrapper's prefix")
@@ -267,8 +268,8 @@ def _load(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
 
 
 def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """The tensors of `state` that a model with the tensors `own` lacks, has in another shape or not as integers, or
-    finds missing."""
+    """Messages about the tensors of `state` that do not fit a model with the tensors `own`: missing, unexpected, of
+    another shape, or integers."""
     problems = [f"missing {name} {tuple(t.shape)}" for name, t in own.items() if name not in state]
     problems += [f"unexpected {name} {tuple(t.shape)}" for name, t in state.items() if name not in own]
     problems += [

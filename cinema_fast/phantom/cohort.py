@@ -89,7 +89,7 @@ class PhantomStudy:
         return 100 * float(1 - self.rv_ml.min() / self.rv_ml.max())
 
     def truth(self) -> dict[str, Any]:
-        """What is known of the study, in plain numbers, as `truth.json` holds it."""
+        """The truth about the study in plain numbers, as in `truth.json`."""
         who = self.patient
         return {
             "disease": who.disease,
@@ -117,11 +117,11 @@ class PhantomStudy:
         }
 
     def move(self, points_mm: NDArray[np.floating], t0: int, t1: int) -> NDArray[np.float64]:
-        """Where the tissue that is at `points_mm` (..., 3; patient mm) in frame `t0` is in frame `t1`, (..., 3).
+        """Positions in frame `t1` (..., 3) of the tissue at `points_mm` (..., 3; patient mm) in frame `t0`.
 
-        Exact, by the inverse and the forward deformation. Blood moves in proportion to its chamber's walls. What is
-        outside of the heart in frame `t0` stays, even where the heart slides over it. Breath-holds are not known
-        here: these are points of the body at rest.
+        Exact, by the inverse and the forward deformation. Blood moves in proportion to its chamber's walls. Points
+        outside of the heart in frame `t0` do not move, even where the heart slides over them. Breath-holds are not
+        included: these are points of the body at rest.
 
         Raises:
             IndexError: a frame outside of the study.
@@ -144,7 +144,7 @@ class PhantomStudy:
         """True displacement of the tissue seen in frame `t0`, to frame `t1`: (3, X, Y[, Z]) float32, mm.
 
         The components run along the view's own axes X, Y and through the plane (divide by `spacing_mm` for voxels),
-        so `[:2]` is the in-plane motion. Zero in the static background. See `move` for what is followed.
+        so `[:2]` is the in-plane motion. Zero in the static background. See `move` for the tissue that is followed.
 
         Raises:
             KeyError: unknown view. IndexError: a frame outside of the study.
@@ -175,10 +175,10 @@ def make_study(
     """Make one study, a pure function of its arguments.
 
     Args:
-        seed: a non-negative integer or several; who is drawn depends on it only, not on the resolution.
+        seed: a non-negative integer or several; the patient depends only on it, not on the resolution.
         n_frames: frames over the heart beat.
         in_plane_mm: pixel size [mm] of all views.
-        size: pixels along X and Y; by default what a field of view of 288 mm needs.
+        size: pixels along X and Y; by default for a field of view of 288 mm.
         n_slices: short-axis slices; whatever their number they cover the ventricles, so 12 lie about 10 mm apart.
         jitter_mm: standard deviation [mm] of the breath-hold's position, mostly head to feet, slice by slice.
         noise_sd: standard deviation of the noise in each of the two channels, blood being 400; None draws it.
@@ -288,8 +288,8 @@ def write_cohort(
     Study i is `make_study((seed, i), **options)`, whatever `n` and `workers` are. DST gets `{id}_{view}.nii.gz`, 4D
     int16 (X, Y, Z, T) with one slice for a long axis, mm and seconds, the scanner's affine; the label maps under the
     same names in `labels/`, uint8; and, last, `truth.json`: per study the disease, covariates, volumes (ml),
-    ejection fractions (percent), myocardial mass (g), heart rate and landmarks (voxels and mm). `truth.csv` holds what
-    of it is one number or word, a line per study; `landmarks.csv` the landmarks of all long axes and frames (from 0) in
+    ejection fractions (percent), myocardial mass (g), heart rate and landmarks (voxels and mm). `truth.csv` holds its
+    single numbers and words, a line per study; `landmarks.csv` the landmarks of all long axes and frames (from 0) in
     patient mm, RAS+, a line each, as `tables.read_landmarks` reads them.
 
     Args:
@@ -301,7 +301,7 @@ def write_cohort(
         options: keyword arguments of `make_study`.
 
     Raises:
-        FileExistsError: `dst` is not empty. OutputError: it cannot be written; nothing of it stays.
+        FileExistsError: `dst` is not empty. OutputError: it cannot be written; no part of it is left.
         ValueError, TypeError: an argument out of range, or one that `make_study` does not know.
     """
     dst = Path(dst)

@@ -42,7 +42,7 @@ _RV_INSERTION_COS = math.cos(math.radians(73.0))  # the free wall meets the left
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeartParameters:
-    """What shapes one heart. Lengths in mm, volumes in ml, angles in radians, fractions in [0, 1]."""
+    """The parameters of one heart. Lengths in mm, volumes in ml, angles in radians, fractions in [0, 1]."""
 
     edv_ml: float
     ef: float
@@ -131,7 +131,7 @@ class BeatingHeart:
         )
         slope = np.array([0, -down, -down, up, up, 0])
         value = np.concatenate([[0], np.cumsum((slope[1:] + slope[:-1]) / 2 * w)])
-        # One still interval on either side lets `searchsorted` answer for every h.
+        # an interval without motion on either side, so that `searchsorted` works for every h
         self._psi_h = np.concatenate([[knots[0] - 1e4], knots, [knots[-1] + 1e4]])
         self._psi_slope = np.concatenate([[0], slope, [0]])
         self._psi = np.concatenate([[0], value[:-1], [0, 0]])
@@ -147,7 +147,7 @@ class BeatingHeart:
             )
 
     def _set_right_ventricle(self) -> None:
-        """Solve for the gap between septum and free wall that gives the wanted volume (a quadratic)."""
+        """Solve for the gap between septum and free wall that gives the required volume (a quadratic)."""
         self._gap = 1.0
         h, c, s, weight = self._quadrature(_RV_APEX * self.length, self.tricuspid)
         unit = self._rv_gap(h, c, s)
@@ -310,7 +310,7 @@ class BeatingHeart:
         return knots[i] + 2 * delta / (low + s), s
 
     def deform(self, x: Array, y: Array, h: Array, beat: Beat) -> tuple[Array, Array, Array]:
-        """Where the tissue of reference coordinates (x, y, h) is at `beat`; outside the heart it stays."""
+        """Position at `beat` of the tissue with reference coordinates (x, y, h); outside the heart nothing moves."""
         rho = x * x + y * y
         r = np.sqrt(np.maximum(rho, 1e-12))
         c, s = x / r, y / r
@@ -341,7 +341,7 @@ class BeatingHeart:
         return np.sqrt((1 - k_left) * self._endocardium(h, c, s) / stretch), h_now
 
     def locate(self, x: Array, y: Array, h: Array, beat: Beat) -> Located:
-        """Which tissue is at the points (x, y, h) at `beat`: the inverse of `deform`."""
+        """The tissue at the points (x, y, h) at `beat`: the inverse of `deform`."""
         dtype = np.result_type(x, y, h)
         beat = Beat(*(np.asarray(a, dtype) for a in beat))
         h_ref, stretch = self._ascend(np.asarray(h, dtype), beat.descent)
@@ -352,7 +352,7 @@ class BeatingHeart:
         c, s = c * cos + s * sin, s * cos - c * sin
         rho_1, rho_2, rho_3, rho_4, rho_5 = self._surfaces(h_ref, c, s)
         k_left, k_right = self._emptying(h_ref, c, s, beat)
-        # q = s rho' grows from surface to surface by the reference's own difference, less what was ejected.
+        # q = s rho' grows from surface to surface by the difference in the reference, minus the ejected volume
         q = stretch * (r * r)
         left = k_left * rho_1
         both = left + k_right * (rho_3 - rho_2)

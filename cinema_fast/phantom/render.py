@@ -71,7 +71,7 @@ class HeartRenderer:
         return low[0], high[0], low[1], high[1]
 
     def surround(self, plane: Plane, static: NDArray[np.float32]) -> None:
-        """Paint what touches the heart but rests onto `static` (y, x): pericardial fat and the great vessels."""
+        """Paint the pericardial fat and the great vessels, which do not move, onto `static` (y, x)."""
         x, y, h = plane.points(0, plane.size, 0, plane.size)
         edge = 1.2 * float(np.linalg.norm(plane.step_x))
         found = self.heart.locate(x, y, h, self.heart.beat(0.0))
@@ -91,7 +91,7 @@ class HeartRenderer:
     ) -> None:
         """Draw the heart at `phases` (T,) over the static `image` (T, y, x) and its labels into `label`.
 
-        `box` is what `box(plane)` answers.
+        `box` is the result of `box(plane)`.
         """
         x0, x1, y0, y1 = box
         if x0 >= x1 or y0 >= y1:

@@ -1,4 +1,4 @@
-"""The synthetic scanner: where the image planes of a study lie, and how a view is acquired."""
+"""The synthetic scanner: positions of a study's image planes, and acquisition of a view."""
 
 import math
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ class ViewGrid:
         return affine
 
     def plane(self, z: int, shift: NDArray[np.float64], patient: Patient) -> Plane:
-        """Slice `z` in heart coordinates; the body lies `shift` mm away from where the scanner takes it to be."""
+        """Slice `z` in heart coordinates; the body is displaced by `shift` mm from the position the scanner assumes."""
         corner = self.origin + z * self.spacing[2] * self.axes[2] - shift
         step = self.spacing[0] * self.axes[:2] @ patient.axes.T
         return Plane(patient.axes @ (corner - patient.apex_mm), step[0], step[1], self.size)
@@ -58,7 +58,7 @@ class ViewGrid:
 def view_grids(
     patient: Patient, rng: np.random.Generator, *, size: int, in_plane_mm: float, n_slices: int
 ) -> dict[str, ViewGrid]:
-    """Plan the four views on the patient's heart, with the freedom a radiographer takes.
+    """Plan the four views on the patient's heart, with the variation of a radiographer.
 
     The short-axis stack runs from base to apex and covers the ventricles and a margin whatever `n_slices` is.
     """

@@ -1,4 +1,4 @@
-"""What surrounds the synthetic heart and does not move: chest wall, lungs, liver, spine, vessels, and the coil's bias.
+"""The static surroundings of the synthetic heart: chest wall, lungs, liver, spine, vessels, and the coil's bias.
 
 Patient coordinates are those of NIfTI (RAS+): x to the right, y to the front, z to the head, mm. All functions take
 the three coordinates as arrays of one shape, so that every view samples the same body.

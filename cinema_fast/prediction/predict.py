@@ -1,8 +1,8 @@
 """`cinema-fast predict`: prepare studies, predict them, and bring the predictions back to the grid of the scan.
 
-Each study is prepared by the code of `prepare`, with the options of the run's store, into OUT/.preparing, and goes from
-there when it has been predicted. Its files go to OUT/studies/ID/; its lines are in the tables before the next begins,
-in the order in which studies were ready, and at the end in that of their names.
+Each study is prepared by the code of `prepare`, with the options of the run's store, into OUT/.preparing, and removed
+from there after its prediction. Its files go to OUT/studies/ID/. Its lines are appended to the tables before the next
+study begins; at the end the tables are sorted by study.
 """
 
 import csv
@@ -41,7 +41,7 @@ from ..tasks.task import Task
 from .predict_config import PredictConfig
 
 _GRID = ("sax_size", "lax_size", "sax_spacing", "lax_spacing")
-# names of files may hold bytes that are no text: they come back as they were
+# names of files may hold bytes that are not text; surrogateescape preserves them
 _TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 
@@ -49,11 +49,10 @@ _TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 class PredictReport:
     """Summary of OUT: number of studies, failures, and NIfTI files that the pattern does not match.
 
-    series: a line for each kind of DICOM series. cut_off: {study: structures at the edge of what the model sees, whose
-    volumes are therefore too small}. flags: {study: codes of what is to be looked at again}. missing: {study: views
-    that the model reads and it has not}. trained: which views the training studies had, in words. remarks: {what was
-    made of a header: ["study view"]}. as_stored: the run was trained on images with the axes of their files, and so are
-    these predicted.
+    series: a line for each kind of DICOM series. cut_off: {study: structures that reach the edge of the model's image,
+    whose volumes may be too small}. flags: {study: codes for review}. missing: {study: views that the model reads and
+    the study lacks}. trained: the views of the training studies, in words. remarks: {remark on a header: ["study
+    view"]}. as_stored: the run was trained on images with the axes of their files, and these are predicted likewise.
     """
 
     out: Path
@@ -70,12 +69,12 @@ class PredictReport:
 
     @property
     def unmatched(self) -> int:
-        """Number of NIfTI files that the pattern does not describe."""
+        """Number of NIfTI files that do not match the pattern."""
         return len(self.unmatched_files)
 
     @property
     def exit_code(self) -> int:
-        """0: everything was predicted; 1: something was not; 3: no study was, and there is no OUT."""
+        """0: everything was predicted; 1: something failed; 3: no study was predicted, and there is no OUT."""
         if not self.studies:
             return 3
         return 1 if self.failures else 0
@@ -97,7 +96,7 @@ class PredictReport:
             lines.append(f"{_named(have)} without {', '.join(views)}, which the model uses")
         if self.missing:
             lines.append(self.trained)
-        shown = {"cut_off", "missing_views"}  # above, with what is cut off and missing
+        shown = {"cut_off", "missing_views"}  # listed above, with details
         for code in in_order(code for codes in self.flags.values() for code in codes if code not in shown):
             having = [study for study, codes in self.flags.items() if code in codes]
             lines.append(f"flag {code}: {_named(having)}: {CODES[code]}")
@@ -106,21 +105,21 @@ class PredictReport:
 
 
 def _named(ids: list[str]) -> str:
-    """How many studies, and the first of them by name."""
+    """The number of studies, and the names of the first ones."""
     return f"{count_studies(len(ids))} ({named(ids)})"
 
 
 def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
     """Predict every study of `config.src`, and report what failed; see `PredictConfig` for what is written.
 
-    A view that fails is reported, and the study is predicted from its others where the model reads them.
+    A view that fails is reported, and the study is predicted from its other views that the model reads.
 
     Args:
         progress: show a progress bar on stderr.
 
     Raises:
-        ValueError: no fine-tuned run, OUT is not empty, no file that matches, none of a view that the model reads.
-        OutputError: OUT cannot be written; nothing of it stays.
+        ValueError: not a fine-tuned run, OUT is not empty, no file matches, or none is of a view that the model reads.
+        OutputError: OUT cannot be written; no part of it is left.
     """
     tables = _columns_of(task_of(config.run))
     with new_folder(config.out, "predict", vars(config), ("studies", *tables, "results.json", ".preparing")):
@@ -181,7 +180,7 @@ def _predict_all(
     report.flags, report.missing = (
         {study: found[study] for study in order if study in found} for found in (report.flags, report.missing)
     )
-    report.failures.sort(key=lambda failure: order.get(failure.study, -1))  # those of no task first
+    report.failures.sort(key=lambda failure: order.get(failure.study, -1))  # failures without a task first
     if studies:
         _sort_tables(run, config.out, order)
         results = {
@@ -202,10 +201,10 @@ def _predict_all(
 def _one_study(
     run: FinetunedRun, task: StudyTask, result: tuple | Exception, report: PredictReport
 ) -> StudyPrediction | None:
-    """The prediction of a study that has been prepared; None, and failures in the report, where there is none."""
+    """The prediction of a prepared study; None, and a failure in the report, where there is none."""
     file = next(iter(task.sources.values())).files[0]
     if isinstance(result, OSError):
-        raise result  # OUT could not be written, and would not be for the next study either
+        raise result  # OUT cannot be written, for other studies neither
     if isinstance(result, Exception):
         ended = f"its preparation ended with {type(result).__name__}: {result}"
         report.failures.append(task.failure(None, file, ended))
@@ -237,7 +236,7 @@ def _one_study(
 
 
 def _one_file(config: PredictConfig) -> Sources:
-    """One NIfTI file as a study of one view."""
+    """The sources for a single NIfTI file: one study with one view."""
     name = config.src.name
     if config.view:
         study, view, frames = name.removesuffix(".gz").removesuffix(".nii"), config.view, ()
@@ -257,7 +256,7 @@ def _one_file(config: PredictConfig) -> Sources:
 
 
 def _check_views(config: PredictConfig, run: FinetunedRun, sources: Sources) -> None:
-    """Raise ValueError where no study has a view that the model reads, which is to be known before the work."""
+    """Raise ValueError, before the work, where no study has a view that the model reads."""
     found = {view: None for views in sources.studies.values() for view in views}
     if run.reads and found and not set(run.reads) & set(found):
         what = f"--view {config.view}" if config.view else f"{config.src} has {', '.join(found)}"
@@ -265,7 +264,7 @@ def _check_views(config: PredictConfig, run: FinetunedRun, sources: Sources) -> 
 
 
 def _columns_of(task: Task) -> dict[str, tuple[str, ...]]:
-    """{file: columns} of studies.csv and of the table with more lines a study, where the task has one."""
+    """{file: columns} of studies.csv and of the table with several lines per study, where the task has one."""
     tables = task.tables
     files = {"studies.csv": ("study", *tables.columns)}
     return files | {tables.other: tables.other_columns} if tables.other else files
@@ -281,7 +280,7 @@ def _begin_tables(run: FinetunedRun, out: Path, files: ExitStack) -> list[csv.Di
 
 
 def _sort_tables(run: FinetunedRun, out: Path, order: Mapping[str, int]) -> None:
-    """Put the lines of the studies in order; those of one study stay as they are."""
+    """Sort the lines by study; lines of one study keep their order."""
     for name in _columns_of(run.task):
         with (out / name).open(**_TEXT) as file:
             head, *lines = csv.reader(file)
@@ -307,7 +306,7 @@ def _cell(value: str | int | float) -> str | int:
 
 
 def _finite(value: object) -> object:
-    """The same for JSON, which knows no nan."""
+    """The value for JSON, which has no nan."""
     if isinstance(value, dict):
         return {name: _finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):

@@ -14,8 +14,8 @@ from ..data.prepare.source_format import FormatName
 class PredictConfig:
     """Predict NIfTI or DICOM studies with a fine-tuned model, in the geometry of the scan.
 
-    OUT/results.json, studies.csv; of segmentation also frames.csv, of landmarks landmarks.csv; and OUT/studies/ID/ with
-    label maps and pictures. Studies are prepared as those of the run's store were.
+    Writes OUT/results.json and studies.csv; for segmentation also frames.csv, for landmarks landmarks.csv; and
+    OUT/studies/ID/ with label maps and pictures. Studies are prepared like those of the run's store.
     """
 
     # folder of a fine-tuning run

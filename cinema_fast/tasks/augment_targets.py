@@ -1,4 +1,4 @@
-"""What augmentation does to label maps and landmarks, and the boxes that cutout sets to zero in images."""
+"""Augmentation of label maps and landmarks, and cutout, which sets boxes of images to zero."""
 
 import torch
 from torch import Tensor
@@ -6,17 +6,17 @@ from torch import Tensor
 from ..data.loading.augmentation import Augmentation
 from ..kernels.augment_images import move_maps
 
-CUTOUT_SHARE = 0.5  # of the images, as everything in the reference's recipe
+CUTOUT_SHARE = 0.5  # share of the images, as for every change in the reference's recipe
 
 
 def move_labels(labels: Tensor, extent: Tensor, augment: Augmentation, n_classes: int) -> Tensor:
-    """Label maps moved as `model_input` moves their images: every class linearly, and the largest share wins.
+    """Label maps moved as `model_input` moves their images: each class is interpolated linearly, the largest one wins.
 
     Args:
         labels (B, *size) uint8 below n_classes, 0 beyond the extent (B, axes) int64.
 
     Returns:
-        (B, *size) int64; 0 where the image shows nothing.
+        (B, *size) int64; 0 outside of the image.
     """
     moves = {"zoom": augment.zoom, "angle": augment.angle, "shift": augment.shift, "flip": augment.flip}
     if all(part is None for part in moves.values()):
@@ -46,7 +46,7 @@ def move_points(points: Tensor, extent: Tensor, augment: Augmentation) -> Tensor
 
 
 def cut_boxes(images: Tensor, share: float) -> Tensor:
-    """Half of the images (B, n, *size) with a box of zeros, its sides `share` of the image's, anywhere in it.
+    """In half of the images (B, n, *size), set a box at a random place to zero; its sides are `share` of the image's.
 
     Cutout (coarse dropout); draws from PyTorch's generator of the images' device.
     """

@@ -1,4 +1,4 @@
-"""The data that a task is given for evaluation, and what it returns of a predicted study."""
+"""The data that a task gets for an evaluation, and its results for a predicted study."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ Cell = str | int | float
 class PredictedView(NamedTuple):
     """A predicted view of a study: the output of `Task.predict` per frame, its cine in the store, and its source files.
 
-    found (T, ...). stored: on which grid. scan: with the axes of its files, which `source` names.
+    found (T, ...). stored: the record of its stored grid. scan: its cine, with the axes of the files in `source`.
     """
 
     view: str
@@ -33,7 +33,7 @@ class PredictedView(NamedTuple):
 class EvaluationData:
     """The studies to evaluate, and their labels.
 
-    labels: the file of labels, the run's or --table. table: that file where it has a line per study. known:
+    labels: the file of labels, the run's or --table. table: its content, where it has a line per study. known:
     {study: {quantity: value}} of --known. positive, threshold: the options.
     """
 
@@ -50,9 +50,9 @@ class EvaluationData:
 class StudyPrediction:
     """The prediction of a study.
 
-    summary: its entry in results.json. row: its line of studies.csv, by column. lines: those of the table that has more
-    than one line for a study. files: {name in the study's folder: content}. flags: codes of `metrics.flags`. cut_off:
-    what reaches the edge of the model's field of view, of each view.
+    summary: its entry in results.json. row: its line of studies.csv, by column. lines: its lines in the table with
+    several lines per study. files: {name in the study's folder: content}. flags: codes of `metrics.flags`. cut_off: for
+    each view the structures that reach the edge of the model's image.
     """
 
     summary: dict = field(default_factory=dict)
@@ -65,7 +65,7 @@ class StudyPrediction:
 
 @dataclass(frozen=True)
 class Tables:
-    """Columns of studies.csv, besides the study; name of the other table, "" where there is none, and its columns."""
+    """Columns of studies.csv without the study; and name and columns of the other table, "" where there is none."""
 
     columns: tuple[str, ...]
     other: str = ""

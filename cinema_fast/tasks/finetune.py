@@ -1,4 +1,4 @@
-"""`cinema-fast finetune`: learning a task from labelled studies, by default on a pre-trained encoder."""
+"""`cinema-fast finetune`: supervised training of a task, usually on a pre-trained encoder."""
 
 from functools import partial
 
@@ -9,10 +9,10 @@ from .supervised import Supervised, starting_options
 
 
 def finetune(config: FinetuneConfig) -> Outcome:
-    """Fine-tune, or with `config.resume` go on with a run that was stopped.
+    """Fine-tune, or with `config.resume` continue a run that was stopped.
 
-    What is written, and errors: `loop.train`. OUT/config.yaml has the task and the split too, best/ the weights of the
-    validation with the best score; where a validation was made a line of metrics.jsonl has its figures: `score` (higher
+    For files and errors see `loop.train`. OUT/config.yaml also holds the task and the data split, best/ the weights of
+    the validation with the best score. After a validation, the line of metrics.jsonl has its figures: `score` (higher
     is better) and the task's own.
     """
     before = read_run_info(config.out) if config.resume else None

@@ -1,4 +1,4 @@
-"""The options of fine-tuning beside those that every run has: the one source of their defaults and checks."""
+"""The options of fine-tuning besides those of every run: the one source of their defaults and checks."""
 
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -141,7 +141,7 @@ class FinetuneConfig(RunOptions):
             raise ValueError(f"--structures needs different names of the labels 1, 2, ..., got {self.structures}")
 
     def to_dict(self) -> dict:
-        """As of `RunOptions`; what is read again from another folder has its whole path."""
+        """As in `RunOptions`; paths of files that are read again are absolute."""
         values = super().to_dict()
         for name in ("data", "table", "split", "init_from"):
             if values[name] is not None:

@@ -1,4 +1,4 @@
-"""A fine-tuning run read back: its task, its model with the best weights, and how its studies were prepared."""
+"""Loads a fine-tuning run: its task, its model with the best weights, and the preparation of its studies."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,8 @@ BATCH = 8  # frames at a time
 
 @dataclass(frozen=True)
 class FinetunedRun:
-    """folder; step: of the best weights; info: what the run is made of; model: on the device, in eval mode."""
+    """A loaded run. folder: its path. step: of the best weights. info: its RunInfo. model: on the device, in eval
+    mode."""
 
     folder: Path
     step: int
@@ -50,7 +51,7 @@ class FinetunedRun:
 
     @property
     def clips(self) -> bool:
-        """Whether the model reads clips, and not frames."""
+        """Whether the model reads clips instead of frames."""
         return CLIP in self.model_config.views
 
     @property
@@ -60,12 +61,12 @@ class FinetunedRun:
 
     @property
     def min_frames(self) -> int:
-        """Least number of frames of a cine that clips are drawn from."""
+        """Clips are drawn from cines with at least so many frames."""
         return min_frames_of(self.info)
 
     @property
     def fused_views(self) -> tuple[str, ...]:
-        """The views that are fused into one prediction; none where each view, or each clip, is predicted by itself."""
+        """The views that are fused into one prediction; empty where each view, or clip, is predicted separately."""
         return tuple(self.model_config.views) if self.task.fuses_views and not self.clips else ()
 
     def missing_views(self, views: Sequence[str]) -> tuple[str, ...]:
@@ -73,8 +74,7 @@ class FinetunedRun:
         return tuple(view for view in self.fused_views if view not in views)
 
     def trained_views(self) -> str:
-        """In words, how many of the training studies had which of the views that one answer is made of; "" where
-        that is one view at most."""
+        """In words, how many training studies had which of the fused views; "" where there is at most one."""
         if len(self.fused_views) < 2:
             return ""
         sets = self.info.labels.view_sets
@@ -88,10 +88,10 @@ class FinetunedRun:
 
     @torch.no_grad()
     def predict(self, frames: dict[str, np.ndarray]) -> dict[str, Tensor]:
-        """Predictions for examples {view: (B, n, *size) uint8}: stored frames, no larger than the model's.
+        """Predictions for {view: (B, n, *size) uint8}: stored frames, no larger than the model's image size.
 
-        n: the task's n_frames, and 1 for clips. Returns the task's own `predict`, on the CPU; maps are as large as the
-        frames given. Raises ValueError naming the view whose frames do not fit.
+        n: the task's n_frames, 1 for clips. Returns the result of the task's `predict`, on the CPU; maps have the size
+        of the given frames. Raises ValueError naming the view whose frames do not fit.
         """
         images = {}
         for view, values in frames.items():
@@ -110,26 +110,26 @@ class FinetunedRun:
         return {name: values.cpu() for name, values in found.items()}
 
     def has_few_slices(self, view: str, shape: Sequence[int]) -> bool:
-        """Whether cines of a shape (T, X, Y[, Z]) are stacks with fewer slices than any of training and validation.
+        """Whether a cine of shape (T, X, Y[, Z]) is a stack with fewer slices than any of training and validation.
 
-        A run of an older version does not say how many those had: there it is a single slice alone.
+        A run of an older version does not hold their numbers; there only a single slice counts as few.
         """
         return len(shape) == 4 and shape[3] < self._fewest_slices(view)
 
     def is_part(self, view: str, shape: Sequence[int]) -> bool:
-        """Whether cines of a shape (T, X, Y[, Z]) are stacks with at most half of the slices of those, too few for a
-        whole heart; for a run of an older version a single slice alone."""
+        """Whether a cine of shape (T, X, Y[, Z]) is a stack with at most half of the slices of any of training and
+        validation, too few for a whole heart; for a run of an older version, whether it is a single slice."""
         return len(shape) == 4 and shape[3] <= self._fewest_slices(view) // 2
 
     def _fewest_slices(self, view: str) -> int:
         return (self.info.labels.fewest_slices or {}).get(view, 2)
 
     def predict_frames(self, view: str, frames: np.ndarray) -> Tensor:
-        """Of each frame of a cine (T, *size) uint8, a few at a time: (T, 1 + structures, *size) float32 probabilities,
-        or (T, landmarks, 2) float64 pixels.
+        """Predictions for all frames of a cine (T, *size) uint8, a few at a time: (T, 1 + structures, *size) float32
+        probabilities, or (T, landmarks, 2) float64 pixels.
 
-        A stack that is a part of a heart is continued on both sides by its outermost slices, to the model's depth. In
-        training zeros lie beyond whole stacks alone, so that a model takes what is next to them for a base or an apex.
+        A stack that shows only a part of a heart is padded to the model's depth by repeating its outermost slices. In
+        training, zeros occur only beyond whole stacks, so the model would take slices next to them for base or apex.
         """
         before, n = 0, frames.shape[-1]
         if self.is_part(view, frames.shape):
@@ -141,7 +141,7 @@ class FinetunedRun:
         return found[..., before : before + n] if frames.ndim == 4 else found
 
     def views_of(self, store: CineStore, study: str) -> tuple[str, ...]:
-        """The views of a study that the model reads, of clips those that are long enough. Raises ValueError where there
+        """The views of a study that the model reads; for clips, those with enough frames. Raises ValueError where there
         is none."""
         if self.clips:
             found = tuple(v for v in store.views(study) if v in (self.reads or [v])
@@ -159,10 +159,10 @@ class FinetunedRun:
     def predict_scan(
         self, store: CineStore, study: str, sources: Mapping[str, Source]
     ) -> Iterator[PredictedView]:
-        """Every view of a study that the model reads, each predicted by itself, with the files it was prepared from.
+        """Every view of a study that the model reads, predicted separately, with its source files.
 
-        Raises ValueError where there is none, or a file no longer is what was prepared; OSError where one cannot be
-        read.
+        Raises ValueError where there is none, or where a file has changed since it was prepared; OSError where one
+        cannot be read.
         """
         for view in self.views_of(store, study):
             scan, info = read_source(sources[view], stack=view == "sax"), store.info(study, view)
@@ -172,7 +172,7 @@ class FinetunedRun:
     def predict_study(
         self, store: CineStore | ClipStore, study: str, views: Sequence[str]
     ) -> dict[str, Tensor]:
-        """{target: number, or probabilities (classes,)} of a study by its `views`; of clips the mean over its planes.
+        """{target: number, or probabilities (classes,)} of a study from its `views`; for clips the mean over planes.
 
         Raises StoreError or OSError where it cannot be read.
         """
@@ -195,7 +195,7 @@ def load_run(folder: Path, *, device: str = "auto", precision: str | None = None
         precision: of activations; None: the run's own.
 
     Raises:
-        ValueError: no such run, none that has been validated yet, or one that is damaged.
+        ValueError: no such run, no validation yet, or a damaged file.
     """
     info = _read(folder)
     best = newest_checkpoint(folder / "best", lambda note: print(note, file=sys.stderr))
@@ -211,7 +211,7 @@ def load_run(folder: Path, *, device: str = "auto", precision: str | None = None
 
 
 def _read(folder: Path) -> RunInfo:
-    """What a run of `finetune` is made of. Raises ValueError where there is none."""
+    """The RunInfo of a run of `finetune`. Raises ValueError where there is none."""
     info = read_run_info(folder)
     if info is None:
         raise ValueError(f"{folder} holds no run (no config.yaml); make one with `cinema-fast finetune`")
@@ -228,7 +228,7 @@ def task_of(folder: Path) -> Task:
 
 
 def _options(saved: dict) -> FinetuneConfig:
-    """The options by which the run's network was built."""
+    """The options with which the run's network was built."""
     known = {field.name for field in fields(FinetuneConfig)} - {"augment"}
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in saved.items() if name in known}
     paths = ("data", "out", "table", "init_from", "split")

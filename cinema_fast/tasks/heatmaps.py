@@ -1,4 +1,4 @@
-"""Landmarks as heatmaps and back."""
+"""Converts landmarks to heatmaps and back."""
 
 import math
 
@@ -16,9 +16,9 @@ def gaussian_maps(points: Tensor, size: tuple[int, int], sigma: float) -> Tensor
 
 
 def peaks(maps: Tensor, sigma: float) -> Tensor:
-    """(B, L, 2) float64: where maps (B, L, X, Y) of positive values are largest, to a fraction of a pixel.
+    """(B, L, 2) float64: positions of the maxima of maps (B, L, X, Y) of positive values, to a fraction of a pixel.
 
-    The mean position about the largest value, within 3 sigma [pixels] along either axis, weighted by the map.
+    They are means of positions within 3 sigma [pixels] of the largest value along either axis, weighted by the map.
     """
     size, radius = maps.shape[-2:], math.ceil(3 * sigma)
     top = maps.flatten(2).argmax(-1)

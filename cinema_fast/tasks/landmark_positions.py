@@ -1,4 +1,4 @@
-"""Whether a table's landmarks are positions in scanner mm (RAS+): each lies in the plane of its image, and near it."""
+"""Checks that a table's landmarks are scanner mm (RAS+): each must lie in the plane of its image, and near it."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -7,15 +7,15 @@ import numpy as np
 
 from ..data.store.store import CineStore
 
-# A point that was drawn on a single slice lies in its plane, at most half a slice (3 to 8 mm) off if found in 3D.
+# A point drawn on a single slice lies in its plane; a point found in 3D is at most half a slice (3 to 8 mm) off.
 MAX_OFF_PLANE_MM = 10.0
-# The crop of a stored image may leave out an apex or an annulus, but no more than half a field of view away.
+# An apex or annulus may lie outside of the stored crop, but at most half a field of view away.
 MAX_OFF_IMAGE_MM = 100.0
 
 
 def check_positions(table: Path, store: CineStore, points: Mapping, cines: Iterable[tuple[str, str]]) -> None:
-    """Raise ValueError, naming the point that lies farthest off and the likeliest convention, where points of the
-    (study, view) `cines` are no scanner mm in RAS+.
+    """Raise ValueError where points of the (study, view) `cines` are not scanner mm in RAS+; it names the point that is
+    farthest off and the most likely convention.
 
     points: study -> view -> frame -> landmark -> mm (3,).
     """
@@ -54,7 +54,7 @@ def check_positions(table: Path, store: CineStore, points: Mapping, cines: Itera
 
 
 def _off(mm: np.ndarray, affine: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """(n, 2) [mm]: how far points (n, 3) lie off the plane of a single slice (X, Y), and beside its pixels in plane."""
+    """(n, 2) [mm]: distances of points (n, 3) from the plane of a single slice (X, Y), and from its pixels in plane."""
     normal = np.cross(affine[:3, 0], affine[:3, 1])
     plane = np.abs((mm - affine[:3, 3]) @ normal) / np.linalg.norm(normal)
     voxels = np.linalg.solve(affine[:3, :3], (mm - affine[:3, 3]).T).T[:, :2]

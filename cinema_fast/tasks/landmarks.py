@@ -44,7 +44,7 @@ LENGTHS = ("longest_mm", "shortest_mm", "shortening_mm")
 
 
 class LandmarkLabels:
-    """Where the landmarks are. views_of: {study: views with any}."""
+    """The landmarks as labels. views_of: {study: its views with landmarks}."""
 
     def __init__(self, store: CineStore, points: Mapping, names: Sequence[str], views: Sequence[str]):
         self._store, self._points, self._names = store, points, names
@@ -55,12 +55,12 @@ class LandmarkLabels:
         self.views_of = {study: has for study, has in labelled.items() if has}
 
     def frames_of(self, study: str, view: str, phase: float) -> tuple[int, ...]:
-        """The frame at a phase in [0, 1) of all that have landmarks."""
+        """The frame at a phase in [0, 1) among the frames with landmarks."""
         frames = sorted(self._points[study][view])
         return (frames[frame_at(phase, len(frames))],)
 
     def on_image(self) -> dict[str, set[tuple[str, str]]]:
-        """{study: (view, landmark) that lie on one of its images}."""
+        """{study: the (view, landmark) that lie on one of its images}."""
         found: dict[str, set[tuple[str, str]]] = {}
         for study, views in self.views_of.items():
             found[study] = set()
@@ -71,8 +71,8 @@ class LandmarkLabels:
         return found
 
     def check(self, table: Path, used: Sequence[str], val: Sequence[str]) -> None:
-        """Raise ValueError for a landmark of a view that none of the studies `used` shows, and where those of
-        validation show none; or where no point of a view lies on its image."""
+        """Raise ValueError where none of the studies `used` shows a landmark of a view, where the validation studies
+        show no landmark, or where no point of a view lies on its image."""
         found = self.on_image()
         everything = set().union(*found.values())
         for view in dict.fromkeys(view for views in self.views_of.values() for view in views):
@@ -96,7 +96,7 @@ class LandmarkLabels:
     def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
         """{"points VIEW": (landmarks, 2) float64 pixels, NaN where unknown; "spacing VIEW": (2,) mm a pixel}.
 
-        A landmark that lies off the stored image is unknown.
+        A landmark outside of the stored image is unknown.
         """
         found = {}
         for view, frames in shown.items():
@@ -111,7 +111,8 @@ class LandmarkLabels:
 
 
 def sigma_of(maps: Tensor) -> float:
-    """Width [pixels] of the heatmaps of a view (B, C, X, Y): 4 of 256, and at least 1, so that no peak is missed."""
+    """Sigma [pixels] of the heatmaps of a view (B, C, X, Y): 4 for 256 pixels, and at least 1 so that no peak is
+    missed."""
     return max(maps.shape[2] / 64, 1.0)
 
 
@@ -119,7 +120,7 @@ def sigma_of(maps: Tensor) -> float:
 class Landmarks(Task):
     """names: in the order of the outputs. how: "heatmap" or "coordinates". labels_sha256: of the points.
 
-    of_view: {view: the names that are learnt in it}; what an output says of another name is worth nothing.
+    of_view: {view: the names with labels in it}; outputs for other names are meaningless.
     """
 
     names: tuple[str, ...]
@@ -131,7 +132,7 @@ class Landmarks(Task):
     kind = "landmarks"
     n_frames = 1
     validation_phases = (0.0, 0.25, 0.5, 0.75)  # among the frames with landmarks
-    table_of_studies = False  # but of points
+    table_of_studies = False  # a line per point
 
     @classmethod
     def check(cls, config: "FinetuneConfig") -> None:
@@ -146,7 +147,7 @@ class Landmarks(Task):
     def set_up(
         cls, config: "FinetuneConfig", cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
     ) -> TaskSetup:
-        """As of `Task`. Raises ValueError naming the view, study or frame that does not fit."""
+        """As `Task.set_up`. Raises ValueError naming the view, study or frame that does not fit."""
         model_over_frames(config, base)
         points = read_named("--table", config.table, read_landmarks)
         check_landmarks(config.table, points, {s: cines.views(s) for s in cines.ids}, cines.ids, cines.path)
@@ -191,7 +192,7 @@ class Landmarks(Task):
         return TaskSetup(task, labels, model_config, cines, split, used)
 
     def network(self, model_config: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
-        """A network of (images) -> {view: (B, landmarks, X, Y)}, or for coordinates (B, 2 landmarks)."""
+        """A network from images to {view: (B, landmarks, X, Y)}, or for coordinates to (B, 2 landmarks)."""
         if self.how == "heatmap":
             return unet_of(model_config, len(self.names), config)
         return vit_of(model_config, 2 * len(self.names), 1, config)
@@ -199,7 +200,7 @@ class Landmarks(Task):
     def loss(self, model: nn.Module, batch: Batch, cutout: float) -> Tensor:
         """Mean over the views of soft Dice plus binary cross-entropy of heatmaps, or squared error of coordinates.
 
-        Coordinates are shares of the model's image size. A landmark that augmentation moves off the image is unknown.
+        Coordinates are fractions of the model's image size. A landmark moved off the image by augmentation is unknown.
         """
         images = {view: cut_boxes(image, cutout) for view, image in batch.images().items()}
         out, losses = model(images), []
@@ -238,7 +239,7 @@ class Landmarks(Task):
     def evaluator(
         self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
-        """Of each study every frame with landmarks is evaluated; no numbers are returned."""
+        """Evaluates every frame with landmarks of a study; returns no numbers."""
         points, store = read_named("--table", data.labels, read_landmarks), data.store
         judged = [(study, view) for study in data.studies for view in store.views(study)
                   if view in self.views and view in points.get(study, {})]  # fmt: skip
@@ -321,7 +322,7 @@ class Landmarks(Task):
 
 
 def annulus_to_apex(mm: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(T,) [mm] from the middle of the mitral annulus to the apex, of {annulus_1, annulus_2, apex: (T, 3) mm}."""
+    """(T,) [mm] from the middle of the mitral annulus to the apex; mm: {annulus_1, annulus_2, apex: (T, 3)}."""
     return np.linalg.norm((mm["annulus_1"] + mm["annulus_2"]) / 2 - mm["apex"], axis=-1)
 
 

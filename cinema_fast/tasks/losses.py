@@ -1,6 +1,6 @@
-"""Losses of the reference's fine-tuning recipes, and how those of several targets are balanced.
+"""Losses of the reference's fine-tuning recipes, and the balance of several targets' losses.
 
-What is unknown is masked, not taken out: shapes are fixed, and nothing waits for the device.
+Unknown values are masked, not removed, so that shapes are fixed and the host does not wait for the device.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 def dice_loss(probability: Tensor, target: Tensor) -> Tensor:
     """1 - soft Dice, the mean over samples and channels: both (B, C, *size) in [0, 1].
 
-    With 1e-5 in numerator and denominator, as in the reference: what is absent from both counts as found.
+    With 1e-5 in numerator and denominator, as in the reference: a structure absent from both counts as found.
     """
     return 1 - _soft_dice(probability, target).mean()
 
@@ -32,7 +32,7 @@ def segmentation_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def heatmap_loss(logits: Tensor, maps: Tensor, known: Tensor) -> Tensor:
-    """Soft Dice plus binary cross-entropy of the landmarks that are known: logits, maps (B, L, X, Y); known (B, L)."""
+    """Soft Dice plus binary cross-entropy of the known landmarks: logits, maps (B, L, X, Y); known (B, L)."""
     logits, n = logits.float(), known.sum().clamp(min=1)
     dice = torch.where(known, _soft_dice(logits.sigmoid(), maps), 0.0).sum() / n
     entropy = F.binary_cross_entropy_with_logits(logits, maps, reduction="none")
@@ -54,12 +54,12 @@ def target_loss(output: Tensor, values: Tensor, *, classified: bool) -> Tensor:
 
 
 def balanced(losses: Tensor, log_variance: Tensor, classified: list[bool], known: Tensor) -> Tensor:
-    """One loss of several (targets,), weighed by the uncertainty s = log variance (targets,) that is learnt of each.
+    """One loss of several (targets,), weighted by the learned uncertainty s = log variance (targets,) of each.
 
-    exp(-s) L + s / 2 for a class, half of the first term for a number (Kendall et al., "Multi-task learning using
-    uncertainty to weigh losses", CVPR 2018).
+    It is exp(-s) L + s / 2 for a class, with half of the first term for a number (Kendall et al., "Multi-task learning
+    using uncertainty to weigh losses", CVPR 2018).
 
-    known (targets,) bool: which of them some study of the batch has a value of; nothing is learnt of the others.
+    known (targets,) bool: whether a study of the batch has a value of the target; others do not contribute.
     """
     halved = torch.stack([loss if is_class else loss / 2 for loss, is_class in zip(losses.unbind(), classified)])
     return (torch.exp(-log_variance) * halved + known * log_variance / 2).sum()

@@ -1,4 +1,4 @@
-"""Reading a file that an option names: errors name the option."""
+"""Reads a file given by an option; errors name the option."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def read_named(option: str, path: Path, read: Callable[[Path], T] = read_table) -> T:
-    """What `read` makes of a file. Raises ValueError naming the option where the file cannot be read."""
+    """`read(path)`. Raises ValueError naming the option where the file cannot be read."""
     try:
         return read(path)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The networks of the tasks: one output per pixel, or one per study; or the baselines to compare with."""
+"""The networks of the tasks, with one output per pixel or per study, and the baselines for comparison."""
 
 from typing import TYPE_CHECKING
 
@@ -54,7 +54,7 @@ def unet_of(model_config: CineMAConfig, out_channels: int, config: "FinetuneConf
 
 
 def _has_levels(model_config: CineMAConfig, n: int) -> bool:
-    """Whether a decoder of n levels meets the stem's."""
+    """Whether a decoder of n levels matches the stem's stages."""
     from ..models.conv_unetr import ConvUNetR
 
     try:

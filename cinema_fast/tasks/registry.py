@@ -1,4 +1,4 @@
-"""The tasks by name: a new one is its own file and a line here. Nothing is imported before it is asked for."""
+"""The tasks by name. A new task is a file of its own and a line here; a task is imported when it is needed."""
 
 from collections.abc import Mapping
 from pkgutil import resolve_name
@@ -20,7 +20,7 @@ def task_class(name: str) -> type:
 
 
 def task_from_dict(values: Mapping):
-    """The `Task` of a run's config.yaml. Raises ValueError where it is none."""
+    """The `Task` from a run's config.yaml. Raises ValueError where the values are not those of a task."""
     try:
         return task_class(values["kind"]).from_dict(values)
     except (TypeError, KeyError) as error:

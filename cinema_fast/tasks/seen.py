@@ -1,4 +1,4 @@
-"""Which studies a model has learnt from, through all the runs that its weights come from."""
+"""The studies that a model was trained on, through all runs that its weights come from."""
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from ..train.setup import store_fingerprint
 
 
 def seen_by(source: Path, cines: CineStore) -> tuple[set[str], list[str]]:
-    """Ids of the studies that weights have been trained or validated on, and why there may be others, a line a reason.
+    """Ids of the studies on which weights were trained or validated, and reasons why there may be others, one per line.
 
     Args:
         source: folder of a run of `pretrain` or `finetune`, or a file of weights.
-        cines: where the studies of a run of `pretrain` are looked up if it was on the same store, or its own is gone.
+        cines: used to look up the studies of a run of `pretrain`, if it was on the same store or its own is missing.
     """
     before = read_run_info(source) if source.is_dir() else None
     if before is None:
@@ -32,15 +32,15 @@ def seen_by(source: Path, cines: CineStore) -> tuple[set[str], list[str]]:
 
 
 def seen_of(labels: LabelInfo) -> dict[str, list[str]]:
-    """`LabelInfo.seen` of a fine-tuned run, also of one of an older version: its own studies."""
+    """`LabelInfo.seen` of a fine-tuned run; for a run of an older version, its own studies."""
     own = {"studies": [*labels.used, *labels.split["val"]], "unknown": ["the run is of an older version"]}
     return own if labels.seen is None else labels.seen
 
 
 def seen_among(info: RunInfo, studies: Sequence[str]) -> str:
-    """How many of the evaluated studies were used to train a run's initial weights, in words.
+    """In words, how many of the evaluated studies were used to train a run's initial weights.
 
-    Studies that the run has itself trained on or chosen by are not counted.
+    The run's own training and validation studies are not counted.
     """
     if not info.options["init_from"]:
         return "none: the run began from random weights"
@@ -50,7 +50,7 @@ def seen_among(info: RunInfo, studies: Sequence[str]) -> str:
 
 
 def _pretrained_on(source: Path, before: RunInfo, cines: CineStore) -> tuple[set[str], list[str]]:
-    """The training studies of a run of `pretrain`, which its store and --holdout tell."""
+    """The training studies of a run of `pretrain`, found from its store and --holdout."""
     if store_fingerprint(cines) != before.store.sha256:
         try:
             cines = CineStore(before.options["data"])
@@ -68,10 +68,10 @@ def _pretrained_on(source: Path, before: RunInfo, cines: CineStore) -> tuple[set
 def seen_remarks(
     source: Path, *, studies: Collection[str], unknown: Sequence[str], test: Sequence[str], share: float
 ) -> list[str]:
-    """Warnings for run.log about `test` studies that the weights of `source` have seen, or may have.
+    """Warnings for run.log about `test` studies that were, or may have been, used to train the weights of `source`.
 
     Args:
-        studies, unknown: as `seen_by` gives them, also with the run's own training studies. share: --test.
+        studies, unknown: from `seen_by`; they may include the run's own training studies. share: --test.
     """
     remarks = [f"it is not fully known whether {source} was trained on test studies: {why}" for why in unknown]
     if both := set(studies).intersection(test):

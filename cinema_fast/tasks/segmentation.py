@@ -1,4 +1,4 @@
-"""Segmentation: a label of every pixel, by ConvUNetR or a U-Net, learnt from the label maps in the store."""
+"""Segmentation: a label for every pixel, by ConvUNetR or a U-Net, trained on the label maps in the store."""
 
 import hashlib
 import json
@@ -47,13 +47,13 @@ if TYPE_CHECKING:
     from .finetune_config import FinetuneConfig
     from .finetuned_run import FinetunedRun
 
-# columns of ED and ES, and of frames without the ventricle; where the RV alone is segmented it has those of the LV
+# columns of ED and ES, and of frames without the ventricle; where only the RV is segmented it uses those of the LV
 ENDS = {"LV": ("ed_frame", "es_frame"), "RV": ("rv_ed_frame", "rv_es_frame")}
 EMPTY = {"LV": "empty_frames", "RV": "rv_empty_frames"}
 
 
 class SegmentationLabels:
-    """The label maps of a store. views_of: {study: views that have any}."""
+    """The label maps of a store. views_of: {study: its views with label maps}."""
 
     def __init__(self, store: CineStore, views: Sequence[str], structures: Sequence[str]):
         self._store, self._structures = store, structures
@@ -69,7 +69,7 @@ class SegmentationLabels:
         return (frames[frame_at(phase, len(frames))],)
 
     def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-        """{view: (*size) uint8} of the frame that is shown. Raises LabelError for a label that has no name."""
+        """{view: (*size) uint8} of the frame. Raises LabelError for a label without a name."""
         found = {view: self._store.read_labels(study, view, frames[0]) for view, frames in shown.items()}
         for view, labels in found.items():
             self._check_named(study, view, int(labels.max()))
@@ -83,7 +83,7 @@ class SegmentationLabels:
             )
 
     def sha256(self) -> str:
-        """SHA-256 of which frames are labelled, and how."""
+        """SHA-256 of the labelled frames and their labels."""
         plain = [
             [study, view, maps.sha256, maps.frames]
             for study, views in self.views_of.items()
@@ -95,8 +95,8 @@ class SegmentationLabels:
     def values_of(self, studies: Sequence[str], workers: int) -> dict[str, set[int]]:
         """{study: the labels in its maps}, of labelled studies, from the index.
 
-        An older store does not tell them: there two maps of every view are looked at, the first and the middle one.
-        Raises ValueError for a label that has no name.
+        The index of an older store lacks them: then two maps of every view are read, the first and the middle one.
+        Raises ValueError for a label without a name.
         """
 
         def look(study: str) -> set[int]:
@@ -117,7 +117,7 @@ class SegmentationLabels:
             return dict(zip(studies, pool.map(look, studies)))
 
     def check(self, used: Sequence[str], workers: int) -> None:
-        """Raise ValueError for a label that has no name, and for a structure that none of the studies `used` has."""
+        """Raise ValueError for a label without a name, and for a structure that none of the studies `used` has."""
         values_of = self.values_of(tuple(self.views_of), workers)
         seen = set().union(*(values_of[study] for study in used))
         for label, name in enumerate(self._structures, start=1):
@@ -143,7 +143,7 @@ class Segmentation(Task):
     kind = "segmentation"
     n_frames = 1
     predicts_maps = True
-    validation_phases = (0.0, 0.25, 0.5, 0.75)  # among the labelled frames of a study: the first and the middle of two
+    validation_phases = (0.0, 0.25, 0.5, 0.75)  # among a study's labelled frames; of two frames both are read
     warning_at_zero = (
         "the best validation has a Dice near 0, so the model has not learnt to segment: train longer (--steps), start "
         "from pre-trained weights (--init-from), or check the labels with `cinema-fast inspect STORE --out FOLDER`"
@@ -160,7 +160,7 @@ class Segmentation(Task):
     def set_up(
         cls, config: "FinetuneConfig", cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
     ) -> TaskSetup:
-        """As of `Task`. Raises ValueError where a view has no label maps, and for labels that do not fit."""
+        """As `Task.set_up`. Raises ValueError where a view has no label maps, and for labels that do not fit."""
         model_over_frames(config, base)
         views = tuple(dict.fromkeys(view for study in cines.ids for view in cines.views(study)))
         labels = SegmentationLabels(cines, config.views or views, config.structures)
@@ -179,7 +179,7 @@ class Segmentation(Task):
         return TaskSetup(task, labels, model_config, cines, split, used)
 
     def network(self, model_config: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
-        """A network of (images) -> {view: logits (B, 1 + structures, *size)}."""
+        """A network from images to {view: logits (B, 1 + structures, *size)}."""
         return unet_of(model_config, 1 + len(self.structures), config)
 
     def loss(self, model: nn.Module, batch: Batch, cutout: float) -> Tensor:
@@ -197,7 +197,7 @@ class Segmentation(Task):
         return {view: logits.float().softmax(1) for view, logits in model(images).items()}
 
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-        """score: mean Dice over structures and label maps; a structure that is in neither map counts for nothing."""
+        """score: mean Dice over structures and label maps; a structure that is in neither map does not count."""
         found = []
         for batch in batches:
             for view, probability in self.predict(model, batch.images()).items():
@@ -218,14 +218,14 @@ class Segmentation(Task):
                                  f"{', '.join(absent)}. {NEEDED}")  # fmt: skip
 
     def check_retest(self) -> None:
-        """Raise ValueError where nothing can be measured of the structures."""
+        """Raise ValueError where nothing can be measured from the structures."""
         if not set(VENTRICLES) & set(self.structures):
             raise ValueError(f"--retest: the run segments {', '.join(self.structures)}. {NEEDED}")
 
     def evaluator(
         self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
-        """Of each study every view over its whole cycle is evaluated; measurements of stacks are returned."""
+        """Evaluates every view of a study over its whole cycle; returns the measurements of stacks."""
         assessment.classes = dict(enumerate(self.structures, start=1))
         maps = SegmentationLabels(data.store, self.views, self.structures)
         maps.values_of([study for study in data.studies if study in maps.views_of], workers=2)
@@ -267,8 +267,8 @@ class Segmentation(Task):
         return measured
 
     def stability(self, probability: Tensor, labelled: Iterable[int]) -> dict[int, dict[str, float]]:
-        """{labelled frame: {structure: score}} of (T, 1 + structures, ...); the logits are known up to what the score
-        takes off."""
+        """{labelled frame: {structure: score}} of probabilities (T, 1 + structures, ...). Their logarithms are the
+        logits up to a constant, which the score subtracts."""
         if not (at := sorted(labelled)):
             return {}
         scores = stability_score(probability[at].clamp(min=torch.finfo(torch.float32).tiny).log())[:, 1:].tolist()
@@ -276,7 +276,7 @@ class Segmentation(Task):
 
     @property
     def tables(self) -> Tables:
-        """A line per study, and of stacks one per frame."""
+        """A line per study, and for stacks a line per frame."""
         volumes = tuple(f"{name}_ml" for name in self.structures)
         found = ("frames", "flags", "cut_off", *EMPTY.values(), *(column for pair in ENDS.values() for column in pair))
         return Tables((*found, *QUANTITIES), "frames.csv", ("study", "view", "frame", "time_ms", *volumes))
@@ -284,7 +284,7 @@ class Segmentation(Task):
     def export(
         self, run: "FinetunedRun", store: CineStore, study: str, sources: Mapping[str, Source]
     ) -> StudyPrediction:
-        """Label maps and pictures, and of stacks volumes, function and curves."""
+        """Label maps and pictures, and for stacks volumes, function and curves."""
         made = StudyPrediction({"views": {}})
         for predicted in run.predict_scan(store, study, sources):
             few = run.has_few_slices(predicted.view, predicted.stored.shape)
@@ -308,7 +308,7 @@ class Segmentation(Task):
         made.summary["views"][view] = summary
         made.cut_off += [f"{view}: {', '.join(summary['cut_off'])}"] * bool(summary["cut_off"])
         flags = ["nothing_found"] * (not labels.any()) + ["few_slices"] * few + ["cut_off"] * bool(summary["cut_off"])
-        marks: dict[int, list[str]] = {}  # frame: what it is called
+        marks: dict[int, list[str]] = {}  # {frame: its names}
         if has_volumes(labels.shape):
             curves = volume_curves(labels, voxel_size(cine.affine), names)
             cycle = cycle_function(curves)
@@ -352,7 +352,7 @@ def _add_volumes(
 
 
 def _named_otherwise(source: Source, cycle: CycleFunction) -> list[str]:
-    """The flag of a cine of single files, two of which are named ed and es, whose LV is larger in that of es."""
+    """The flag of a cine with a file per frame, two of them named ed and es, whose LV is larger in es."""
     names = [frame.lower() for frame in source.frames]
     if "LV" not in cycle.frames or not {"ed", "es"} <= set(names):
         return []

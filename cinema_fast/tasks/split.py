@@ -1,4 +1,4 @@
-"""The data split: training, validation and test studies; and the subsample of the training studies that is used."""
+"""The data split into training, validation and test studies, and subsampling of the training studies."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -21,9 +21,9 @@ class Split(NamedTuple):
     test: tuple[str, ...]
 
     def labelled(self, studies: Collection[str], task: str) -> "Split":
-        """What of it is among `studies`, those that have labels for a task.
+        """The split, restricted to `studies`, which have labels for a task.
 
-        Raises ValueError where no training study is, or of the studies of validation none.
+        Raises ValueError where no training study is left, or none of the validation studies.
         """
         split = Split(*(tuple(study for study in part if study in studies) for part in self))
         for part, word in (("train", "training"), ("val", "validation")):
@@ -36,14 +36,14 @@ class Split(NamedTuple):
 def split_studies(studies: Collection[str], *, val: float, test: float, path: Path | None = None) -> Split:
     """Split all studies of a store into training, validation and test.
 
-    A function of the ids alone, cut in the order of their SHA-256: the first are the test ones, so that these are
-    among those that `pretrain --holdout` of at least this share has held out; then come those of validation.
+    A function of the ids alone: studies are cut in the order of the SHA-256 of their ids. The first ones are the test
+    studies, so `pretrain --holdout` with at least this share held them out; the validation studies come next.
 
     Args:
-        val, test: shares. path: a CSV with the columns study and split, which says it instead.
+        val, test: shares. path: a CSV with the columns study and split, used instead.
 
     Raises:
-        ValueError: a part that would be empty although its share is above 0; names the line of a split that is none.
+        ValueError: a part that would be empty although its share is above 0, or an unknown split in the CSV.
     """
     if path is not None:
         listed = read_named("--split", path).values("split")
@@ -77,9 +77,9 @@ def subsample(
     seed: int,
     class_of: Mapping[str, str] | None = None,
 ) -> tuple[str, ...]:
-    """The studies whose labels are used: a share of them, or so many, by class where classes are given.
+    """The studies whose labels are used: a fraction of them, or `shots` of them, per class where classes are given.
 
-    In the order of the SHA-256 of seed and id: those of a smaller share are among those of a larger one.
+    They are taken in the order of the SHA-256 of seed and id, so a smaller subsample is part of a larger one.
     Raises ValueError where there are fewer than `shots`.
     """
     order = sorted(studies, key=lambda study: digest(f"{seed}:{study}"))

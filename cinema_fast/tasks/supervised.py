@@ -1,4 +1,4 @@
-"""Learning from labels as a method: any task, by a network on a pre-trained encoder or on none."""
+"""Supervised training as a method: any task, with a pre-trained encoder or from random weights."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +31,7 @@ from .split import split_studies
 
 
 class Supervised(Method):
-    """options: as `starting_options` gives them. before: what the run is made of that goes on, None for a new one."""
+    """options: from `starting_options`. before: the RunInfo of the run that is resumed, None for a new run."""
 
     options: FinetuneConfig
 
@@ -53,7 +53,7 @@ class Supervised(Method):
             augment=options.augment,
             planes=setup.planes,
         )
-        self.unused = len(self.sampler.groups) > 1 or options.reduce != "all"  # of views, and of heads
+        self.unused = len(self.sampler.groups) > 1 or options.reduce != "all"  # absent views, unused heads
         warning = task.warning_at_zero if setup.split.val else ""
         self.validation = Validation(options.validate_every, options.patience, warning)
         self._unreadable: set[str] = set()
@@ -77,7 +77,7 @@ class Supervised(Method):
         }
 
     def _seen(self, cines: CineStore) -> dict:
-        """The studies that the run and those it starts from learn from, and why there may be others."""
+        """The studies that this run and the runs before it were trained on, and why there may be others."""
         start = self.options.init_from
         seen, unknown = seen_by(start, cines) if start else (set(), [])
         return {"studies": sorted(seen.union(self.setup.used, self.setup.split.val)), "unknown": unknown}
@@ -124,7 +124,7 @@ class Supervised(Method):
         return model.encoder.blocks if hasattr(model, "encoder") else ()
 
     def groups(self, model: nn.Module) -> list[Group]:
-        """The learning rate of a layer is `layer_decay` of that of the next one, as in the reference's recipe."""
+        """A layer's learning rate is `layer_decay` times that of the next layer, as in the reference's recipe."""
         depth, decay = len(self.units(model)), self.options.layer_decay
         layered = (lambda name: decay ** (depth + 1 - layer_of(name, depth))) if depth else lambda _: 1.0
         return groups_of(model, weight_decay=self.options.weight_decay, scale_of=layered)
@@ -165,7 +165,7 @@ class Supervised(Method):
             return self.task.validate(model, self._validation_batches(say))
 
     def _validation_batches(self, say: Callable[[str], None]) -> Iterator[Batch]:
-        """The validation studies on the device; one that cannot be read is left out, unless `strict`."""
+        """The validation studies on the device; unless `strict`, one that cannot be read is left out."""
         draws = validation_draws(
             {study: self.labels.views_of[study] for study in self.setup.split.val},
             self.task.validation_phases,
@@ -185,7 +185,8 @@ class Supervised(Method):
             raise LoaderError("no validation study can be read")
 
     def _read_by_all(self, draw: Draw, say: Callable[[str], None] | None = None) -> Batch | None:
-        """A batch, None where a rank cannot read it, which `say` then takes: all make the same forward passes."""
+        """A batch, or None on all ranks where one of them cannot read it, which `say` reports; so all ranks make the
+        same forward passes."""
         batch, error = None, LoaderError("another rank cannot read a validation study")
         try:
             batch = self._read(draw)
@@ -204,14 +205,15 @@ class Supervised(Method):
 
 
 def _each(draw: Draw) -> Iterator[Draw]:
-    """The samples of a draw, each by itself."""
+    """The samples of a draw, as draws of one sample."""
     for sample, study in enumerate(draw.ids):
         phase, plane = draw.phase[[sample]], draw.plane[[sample]]
         yield fixed_draw([study], draw.views, step=draw.step, phase=phase, slot=[0], plane=plane)
 
 
 def starting_options(options: FinetuneConfig, before: RunInfo | None) -> FinetuneConfig:
-    """The options, with the starting weights of a resumed run, and the preset of the run that weights come from."""
+    """The options, with the initial weights of a resumed run, and with the preset of the run that the weights come
+    from."""
     if before and before.labels and (start := before.options["init_from"]):
         options = dataclasses.replace(options, init_from=options.init_from or Path(start))
         if options.to_dict()["init_from"] == start:
@@ -230,7 +232,7 @@ def run_of(folder: Path) -> RunInfo:
 
 
 def _base_config(options: FinetuneConfig, before: RunInfo | None) -> CineMAConfig:
-    """The model's configuration: that of this run when resumed, of the run the weights come from, or of the preset."""
+    """The model's configuration: of the resumed run, of the run that the weights come from, or of the preset."""
     if before:
         return config_from_dict(before.model)
     if options.init_from and options.init_from.is_dir():

@@ -1,4 +1,4 @@
-"""Columns of a table, learnt from whole studies: numbers, classes, or several of both, by ConvViT or a ResNet."""
+"""Predicts columns of a table from whole studies: numbers, classes, or several of both, by ConvViT or a ResNet."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Target:
-    """A column to learn. classes: their names, none for a number. mean, sd: of the training studies' numbers."""
+    """A target column. classes: their names, empty for a number. mean, sd: of the training studies' numbers."""
 
     name: str
     classes: tuple[str, ...] = ()
@@ -47,7 +47,7 @@ class Target:
 
     @property
     def width(self) -> int:
-        """Outputs that the target takes."""
+        """Number of outputs for the target."""
         return max(len(self.classes), 1)
 
 
@@ -76,7 +76,7 @@ class TableLabels:
         return tuple(clip_frames(0.0, self._n_frames, self._store.n_frames(study, view)).tolist())
 
     def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-        """{"values": (targets,) float32}: standardised numbers and numbers of classes, NaN where unknown."""
+        """{"values": (targets,) float32}: standardised numbers, or indices of classes; NaN where unknown."""
         return {"values": self._rows[study]}
 
 
@@ -84,7 +84,7 @@ class TableLabels:
 class TableTask(Task):
     """kind: regression, classification or multitask. n_frames: read together, 1 for clips. reduce: of ConvViT.
 
-    balance, weights: of several losses; no weights where uncertainties are learnt.
+    balance, weights: of several losses; no weights where uncertainties are learned.
     labels_sha256: of the values, so that a run is not resumed with others.
     """
 
@@ -101,7 +101,7 @@ class TableTask(Task):
 
     @classmethod
     def check(cls, config: "FinetuneConfig") -> None:
-        """Raise ValueError where the options do not name columns that can be learnt."""
+        """Raise ValueError where the options do not name suitable target columns."""
         if not (config.table and config.targets):
             raise ValueError(f"--task {config.task} needs --table CSV and --targets COLUMN ..., the columns to learn")
         if config.task != "multitask" and len(config.targets) > 1:
@@ -117,8 +117,8 @@ class TableTask(Task):
     def set_up(
         cls, config: "FinetuneConfig", cines: CineStore, base: CineMAConfig, split: Split, *, min_frames: int
     ) -> TaskSetup:
-        """As of `Task`; classes, means and standard deviations are those of the training studies whose labels are used
-        alone. Raises ValueError naming a column, a study or a class that does not fit."""
+        """As `Task.set_up`. Classes, means and standard deviations come only from the training studies whose labels are
+        used. Raises ValueError naming a column, a study or a class that does not fit."""
         model_config = fit_to_store(base, cines, config.views, config.preset)
         views, clips = model_config.views, base.views == (CLIP,)
         store = ClipStore(cines, config.views, min_frames=min_frames) if clips else cines
@@ -149,20 +149,20 @@ class TableTask(Task):
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "TableTask":
-        """As of `Task`."""
+        """As `Task.from_dict`."""
         targets = tuple(Target(**t | {"classes": tuple(t["classes"])}) for t in values["targets"])
         return super().from_dict(values | {"targets": targets})
 
     def network(self, model_config: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
-        """A network of (images) -> (B, outputs of all targets); with the uncertainties `log_variance` (targets,) that
-        are learnt with it, where there are several losses to balance."""
+        """A network from images to (B, outputs of all targets). With several losses to balance it also has the learned
+        uncertainties `log_variance` (targets,)."""
         model = vit_of(model_config, sum(target.width for target in self.targets), self.n_frames, config)
         if len(self.targets) > 1 and self.balance == "uncertainty":
             model.log_variance = nn.Parameter(torch.zeros(len(self.targets)))
         return model
 
     def outputs(self, model: nn.Module, images: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """Of each target (B, 1) standardised numbers, or (B, classes) logits."""
+        """For each target (B, 1) standardised numbers, or (B, classes) logits."""
         out = model(images, self.reduce) if hasattr(model, "encoder") else model(images)
         return out.split([target.width for target in self.targets], dim=1)
 
@@ -181,7 +181,7 @@ class TableTask(Task):
         return torch.stack([weight * loss for weight, loss in zip(weights, losses)]).sum()
 
     def predict(self, model: nn.Module, images: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{target: (B,) float32 in the column's own unit, or (B, classes) probabilities}."""
+        """{target: (B,) float32 in the column's unit, or (B, classes) probabilities}."""
         found = {}
         for target, out in zip(self.targets, self.outputs(model, images)):
             out = out.float()
@@ -191,7 +191,7 @@ class TableTask(Task):
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """score: minus the mean over the targets of cross-entropy, or of absolute error over standard deviation.
 
-        Of the clips of a study the probabilities, and the numbers, are averaged.
+        Probabilities and numbers are averaged over the clips of a study.
         """
         shown, values = defaultdict(list), {}
         for batch in batches:
@@ -216,10 +216,10 @@ class TableTask(Task):
         return {"score": -math.fsum(losses) / len(losses), **line}
 
     def check_retest(self) -> None:
-        """Numbers are compared, where there are any."""
+        """No error: predicted numbers are compared, if there are any."""
 
     def check_decisions(self, threshold: float | None, positive: str | None) -> None:
-        """As of `Task`."""
+        """As `Task.check_decisions`."""
         classes = [name for target in self.targets if len(target.classes) == 2 for name in target.classes]
         if not classes:
             found = "; ".join(f"{t.name}: {', '.join(t.classes) or 'a number'}" for t in self.targets)
@@ -231,7 +231,7 @@ class TableTask(Task):
     def evaluator(
         self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
-        """Of each study every target that has a value is evaluated; the predicted numbers are returned."""
+        """Evaluates every target of a study that has a value; returns the predicted numbers."""
         store = ClipStore(data.store, run.reads, min_frames=run.min_frames) if run.clips else data.store
         for target in (target for target in self.targets if target.classes):
             data.table.check_classes(target.name, data.studies)
@@ -288,7 +288,7 @@ class TableTask(Task):
 
     @property
     def flags_column(self) -> str:
-        """"flags", but where a target has that name."""
+        """"flags", or another name where a target has this one."""
         name, taken = super().flags_column, {target.name for target in self.targets}
         while name in taken:
             name = f"predict_{name}"
@@ -319,7 +319,7 @@ class TableTask(Task):
 
 
 def _of_studies(table: Table, column: str, store: CineStore | ClipStore) -> dict[str, str]:
-    """{study of the store: what the table says of it}."""
+    """{study of the store: its cell in the column}."""
     values = table.values(column)
     here = {study: values[study] for study in store.ids if study in values}
     if not here:
@@ -331,7 +331,7 @@ def _of_studies(table: Table, column: str, store: CineStore | ClipStore) -> dict
 
 
 def _is_classified(config: "FinetuneConfig", table: Table, name: str, values: dict[str, str]) -> bool:
-    """Whether a column is one of classes. Raises ValueError where the task, or what else it holds, says otherwise."""
+    """Whether a column holds classes. Raises ValueError where the task or its other cells contradict."""
     if config.task == "classification" or name in config.classes:
         if config.task == "regression":
             raise ValueError(f"--task regression: {name!r} is among --classes; use --task classification")
@@ -372,7 +372,7 @@ def _target(table: Table, name: str, values: dict[str, str], split: Split, *, cl
         raise ValueError(f"{table.path}: none of {few} has a value in the column {name!r}")
     if not classified:
         known = np.array([float(text) for text in train])
-        if known.min() == known.max():  # their standard deviation may be rounding
+        if known.min() == known.max():  # compared exactly, since their standard deviation may be a rounding error
             raise ValueError(f"{table.path}: {name!r} is {known[0]:g} for all of {few}: {others}")
         return Target(name, mean=float(known.mean()), sd=float(known.std()))
     numbers = all(map(is_number, train))

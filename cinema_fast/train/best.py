@@ -11,9 +11,9 @@ from .method import Validation
 
 
 class Best:
-    """score, step: of the best validation; since: validations after it; at: step of the newest.
+    """score, step: of the best validation. since: number of validations after it. at: step of the newest validation.
 
-    Without studies of validation the newest is the best.
+    Without validation studies the newest weights are the best.
     """
 
     def __init__(self, validation: Validation, out: Path):
@@ -21,7 +21,7 @@ class Best:
         self.score, self.step, self.since, self.at = -math.inf, 0, 0, 0
 
     def judge(self, step: int, figures: Mapping[str, float]) -> bool:
-        """Take the figures of a validation; whether they are the best so far."""
+        """Record the figures of a validation; returns whether they are the best so far."""
         self.at = step
         better = not figures or figures["score"] > self.score
         if better:
@@ -31,11 +31,11 @@ class Best:
         return better
 
     def save(self, weights: dict[str, Tensor], figures: Mapping[str, float]) -> None:
-        """Keep the weights of the best validation. Raises CheckpointError."""
+        """Save the weights of the best validation. Raises CheckpointError."""
         save_checkpoint(self._folder, self.step, weights, {"figures": dict(figures)}, keep=1)
 
     def enough(self) -> bool:
-        """Whether to stop: no validation was better for too long."""
+        """Whether to stop early: no validation was better for too long."""
         return 0 < self._validation.patience <= self.since
 
     def state(self) -> dict:
@@ -43,6 +43,6 @@ class Best:
         return {"score": self.score, "step": self.step, "since": self.since, "at": self.at}
 
     def restore(self, state: dict, step: int) -> None:
-        """Go on from a state that was saved after `step`; in older versions no validation was due then."""
+        """Continue from a state that was saved after `step`; older versions made no validation then."""
         self.score, self.step, self.since = state["score"], state["step"], state["since"]
         self.at = state.get("at", step)

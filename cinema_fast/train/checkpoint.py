@@ -1,13 +1,13 @@
-"""Checkpoints that are whole or absent.
+"""Atomic checkpoints: each is complete or absent.
 
 A checkpoint is three files of one folder:
 
     step-00001000.safetensors   the weights, under the published names
-    step-00001000.pt            everything else a run needs to go on (read with weights_only, so nothing is executed)
+    step-00001000.pt            everything else a run needs to continue (read with weights_only, so nothing is executed)
     step-00001000.json          size and SHA-256 of both, and of itself
 
-Each is written to a temporary name, forced to disk and renamed; the .json comes last and makes the checkpoint count.
-A kill or a full disk leaves the earlier ones as they were; a cut or altered file is found by its checksum.
+Each is written under a temporary name, forced to disk and renamed. The .json comes last; a checkpoint without it is
+ignored. A kill or a full disk does not affect earlier checkpoints; a cut or altered file is detected by its checksum.
 """
 
 import hashlib
@@ -31,17 +31,17 @@ from .memory import ran_out
 from .ranks import ALONE, Ranks
 
 FORMAT, VERSION = "cinema-fast checkpoint", 1
-NONE_SOUND = -1  # sent to the other ranks in place of a mark
+NONE_SOUND = -1  # sent to the other ranks in place of the mark of a manifest
 T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be written, or none that was written can be read."""
+    """A checkpoint cannot be written, or no existing checkpoint can be read."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose checksums are right: its step, its weights by name, and the state saved with them."""
+    """A checkpoint with correct checksums: its step, its weights by name, and the state saved with them."""
 
     step: int
     weights: dict[str, Tensor]
@@ -58,7 +58,7 @@ def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], state: 
         Path of the weights.
 
     Raises:
-        CheckpointError: it could not be written; what was there before still is.
+        CheckpointError: it could not be written; earlier checkpoints still exist.
     """
     from safetensors.torch import save_file
 
@@ -75,24 +75,24 @@ def save_checkpoint(folder: Path, step: int, weights: dict[str, Tensor], state: 
         manifest["sha256"] = manifest_sum(manifest)
         write_file(paths["manifest"], lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
     except Exception as error:  # the writers raise OSError, RuntimeError or an error of their own for a full disk
-        with suppress(OSError):  # what cannot be removed now is removed by the next save
+        with suppress(OSError):  # the next save tries again
             _clear(folder)
         raise not_written(step, folder, error) from error
     earlier = [path for path in _manifests(folder) if path <= paths["manifest"]]
     later = [path for path in _manifests(folder) if path > paths["manifest"]]  # damaged ones that were skipped
     for old in earlier[:-keep] + later:
-        for suffix in reversed(_SUFFIX.values()):  # the manifest first: from then on it does not count
+        for suffix in reversed(_SUFFIX.values()):  # the manifest first, so that the checkpoint is ignored from then on
             old.with_suffix(suffix).unlink(missing_ok=True)
     return paths["weights"]
 
 
 def has_checkpoint(folder: Path) -> bool:
-    """Whether one was ever written there, sound or not."""
+    """Whether a checkpoint was ever written there, sound or not."""
     return bool(_manifests(folder))
 
 
 def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | None:
-    """The newest sound checkpoint, or None where there has never been one; warns of the damaged ones that it skips.
+    """The newest sound checkpoint, or None where there never was one; damaged ones are skipped with a warning.
 
     Raises CheckpointError where there are checkpoints and all are damaged.
     """
@@ -100,8 +100,8 @@ def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Checkpoint | 
 
 
 def newest_weights(run: Path, say: Callable[[str], None], ranks: Ranks = ALONE) -> tuple[dict[str, Tensor], str]:
-    """The newest sound weights in a run's folder, of a run of `finetune` the best, and what to call them, RUN and step;
-    warns of the damaged ones that it skips. All ranks call it, and have the same.
+    """The newest sound weights of a run (for `finetune` the best), and their description, RUN and step. Damaged ones
+    are skipped with a warning. All ranks call it and get the same weights.
 
     Raises ValueError where the run has none yet, CheckpointError where all are damaged or the ranks find different
     ones.
@@ -117,12 +117,12 @@ def newest_weights(run: Path, say: Callable[[str], None], ranks: Ranks = ALONE) 
 def newest_of_all(
     manifests: Sequence[Path], read: Callable[[Path, bool], T], say: Callable[[str], None], ranks: Ranks
 ) -> T | None:
-    """What all ranks read of the newest checkpoint that the main one finds sound, None where there has never been one.
+    """The newest checkpoint that the main rank finds sound, read by all ranks; None where there never was one.
 
-    read: opens the checkpoint of a manifest, raising whatever it likes; True: after its checksums are found right,
-    which only the main rank does. The others see to it that they have the same manifest.
+    read: reads the checkpoint of a manifest, and may raise anything. Its second argument is True on the main rank,
+    which checks the checksums; the other ranks only check that they have the same manifest.
 
-    Raises CheckpointError on all ranks where none is sound, or one of them does not find the main rank's.
+    Raises CheckpointError on all ranks where no checkpoint is sound, or a rank does not find that of the main rank.
     """
     if ranks.main:
         try:
@@ -157,8 +157,8 @@ def _newest_sound(manifests: Sequence[Path], read: Callable[[Path], T], say: Cal
     for path in reversed(manifests):
         try:
             return read(path)
-        except Exception as error:  # whatever the readers make of damaged bytes
-            if ran_out(error):  # the file may be sound
+        except Exception as error:  # damaged bytes make the readers raise anything
+            if ran_out(error):  # out of memory: the file may be sound
                 raise
             say(f"checkpoint {path.stem} is damaged and is skipped: {error}")
     if manifests:
@@ -180,7 +180,8 @@ def not_written(step: int, folder: Path, error: BaseException) -> CheckpointErro
 
 
 def read_manifest(path: Path, form: str) -> dict:
-    """A manifest of this form, version 1. Raises CheckpointError where it is another or was altered."""
+    """A manifest of this form, version 1. Raises CheckpointError where it has another form or version, or was
+    altered."""
     manifest = read_json(path)
     if manifest["sha256"] != manifest_sum(manifest):
         raise CheckpointError(f"{path.name} was altered: its SHA-256 does not match")
@@ -192,26 +193,26 @@ def read_manifest(path: Path, form: str) -> dict:
 
 
 class WholeCheckpoints:
-    """Checkpoints of a model that every rank has whole: the main one writes, all read.
+    """Checkpoints of a model that is not sharded: the main rank writes, all ranks read.
 
     Args:
-        folder: where. keep: how many. ranks: whose main one writes.
-        async_save: write while training goes on, from a copy on the host; `save` and `finish` wait for the last one,
-            and raise what went wrong with it.
+        folder: of the checkpoints. keep: how many are kept. ranks: their main rank writes.
+        async_save: write from a copy on the host while training continues; `save` and `finish` wait for the previous
+            write and raise its error.
     """
 
     def __init__(self, folder: Path, *, keep: int, ranks: Ranks, async_save: bool):
         self._folder, self._keep, self._ranks = folder, keep, ranks
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint") if async_save else None
         self._writing: tuple[int, Future] | None = None
-        self._newest = 0  # step of the last one that is known to be whole
+        self._newest = 0  # step of the last checkpoint that is known to be complete
 
     def any(self) -> bool:
-        """Whether one was ever written, sound or not."""
+        """Whether a checkpoint was ever written, sound or not."""
         return has_checkpoint(self._folder)
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, say: Callable[[str], None]) -> dict | None:
-        """Put weights and optimiser back to the newest sound checkpoint; returns the state saved beside, or None.
+        """Restore weights and optimiser from the newest sound checkpoint; returns the state saved with it, or None.
 
         Raises CheckpointError where there are checkpoints and all are damaged, or the ranks find different ones.
         """
@@ -224,7 +225,8 @@ class WholeCheckpoints:
         return checkpoint.state | {"step": checkpoint.step}
 
     def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict) -> None:
-        """Write weights, optimiser and `state`. Raises CheckpointError: of this one, or, async, of the last."""
+        """Write weights, optimiser and `state`. Raises CheckpointError for this write, or with async_save for the
+        previous one."""
         self.finish()
         if not self._ranks.main:
             return
@@ -238,16 +240,16 @@ class WholeCheckpoints:
         self._writing = step, writing
 
     def finish(self) -> None:
-        """Wait for what is being written. Raises CheckpointError where it could not be."""
+        """Wait for a running write. Raises CheckpointError where it failed."""
         if self._writing is not None:
             (step, writing), self._writing = self._writing, None
             writing.result()
             self._newest = step
 
     def newest(self) -> int:
-        """Step of the newest checkpoint that is whole, 0 where there is none; all ranks call it.
+        """Step of the newest complete checkpoint, 0 where there is none; all ranks call it.
 
-        Waits for what is being written; if that cannot be, it is the one before.
+        Waits for a running write; if that fails, it is the checkpoint before.
         """
         with suppress(CheckpointError):
             self.finish()
@@ -278,13 +280,13 @@ def file_sum(path: Path) -> dict:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a killed write left: temporary files of safetensors, of ours and of older versions."""
+    """Remove the temporary files of a killed write: those of safetensors, our own, and those of older versions."""
     for leftover in (*folder.glob("*.tmp"), *folder.glob(".tmp*")):
         leftover.unlink()
 
 
 def _reason(error: BaseException) -> str:
-    """The system's message of a failed write, which torch.save hides behind its own."""
+    """The system's message of a failed write; torch.save hides it behind its own message."""
     link: BaseException | None = error
     while link is not None and not isinstance(link, OSError):
         link = link.__cause__ or link.__context__
@@ -298,7 +300,7 @@ def save_state(state: dict, path: Path) -> None:
 
 
 def write_file(path: Path, writer: Callable[[Path], object]) -> dict:
-    """Write a file through `writer`, force it to disk and give it its name; returns its size and sum."""
+    """Write a file by `writer`, force it to disk and rename it to `path`; returns its name, size and checksum."""
     with whole_file(path, durable=True) as temporary:
         writer(temporary)
         return file_sum(temporary) | {"name": path.name}

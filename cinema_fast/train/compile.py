@@ -1,4 +1,4 @@
-"""Models through torch.compile, and PyTorch's cache of compiled code on disk."""
+"""Compiles models by torch.compile, with PyTorch's cache of compiled code on disk."""
 
 import hashlib
 from pathlib import Path
@@ -10,22 +10,22 @@ from torch import nn
 
 from .. import kernels
 
-VIEW_SETS = 64  # more than there are sets of views: each is compiled by itself
+VIEW_SETS = 64  # more than there are sets of views, each of which is compiled separately
 
 
 def compile_model(model: nn.Module, backend: str = "inductor") -> nn.Module:
-    """The model as one compiled graph for each set of views, its shapes fixed; `backend` as torch.compile takes it."""
+    """The model as one compiled graph of fixed shapes for each set of views; backend: as for torch.compile."""
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VIEW_SETS)
     _keep_compiled_code()
     return torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
 
 
 def _keep_compiled_code() -> None:
-    """PyTorch's cache on disk also keeps these graphs, forward and backward: a later process only traces them.
+    """Make PyTorch's cache on disk keep these graphs too, forward and backward; a later process then only traces them.
 
-    By default it passes over graphs with autograd functions or autocast blocks. Here the traced graph, which is the
-    key, holds all that they do. Backward passes of the custom operations it does not hold, so the key gets a digest of
-    their sources: a backward that was changed is never answered by an older one's code.
+    By default the cache skips graphs with autograd functions or autocast blocks. Here the traced graph, which is the
+    key, contains all that these do. It does not contain the backward passes of the custom operations. A digest of their
+    sources is therefore added to the key, so that a changed backward never gets the code of an older one.
     """
     torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
     blocks = ("_enter_autocast", "_exit_autocast")

@@ -1,8 +1,8 @@
 """A training step as CUDA graphs, each replayed by one call of the host.
 
-A graph does again, on the same addresses, what was done while it was captured. So what changes from step to step (the
-batch with its augmentation parameters, the step's number, the learning rate) lies in tensors that are written in place
-before each replay, and the step computes with nothing else. Batches of other views or shapes have graphs of their own.
+A replayed graph repeats the captured work on the same addresses. Everything that changes from step to step (the batch
+with its augmentation parameters, the step's number, the learning rate) is therefore in tensors that are written in
+place before each replay. Batches of other views or shapes have their own graphs.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,29 +13,29 @@ from torch import Tensor
 
 from ..data.loading.batch import Batch
 
-WARM_UP = 3  # steps of each kind before its capture: kernels compile, and the optimiser makes its state
+WARM_UP = 3  # steps of each kind before its capture, in which kernels compile and the optimiser creates its state
 
 Work = Callable[[], Tensor]
 
 
 class Capture(Protocol):
-    """How work is recorded."""
+    """Records work, to be replayed."""
 
     def warm_up(self, work: Work) -> Tensor:
-        """Do the work, where it will be captured."""
+        """Do the work, in the place (stream) where it will be captured."""
 
     def __call__(self, work: Work) -> tuple[Callable[[], None], Tensor]:
-        """Record the work without doing it: a function that does it, and what it gives, which that fills anew."""
+        """Record the work without doing it. Returns a function that does it, and the result, which it overwrites."""
 
 
 class CudaCapture:
-    """Captures on one stream and in one pool of memory, for graphs that are replayed one after another."""
+    """Captures on one stream and in one memory pool, for graphs that are replayed one after another."""
 
     def __init__(self, device: torch.device):
         self._stream, self._pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
     def warm_up(self, work: Work) -> Tensor:
-        """On the stream of the captures, in order with what comes before and after."""
+        """Do the work on the stream of the captures, ordered with work before and after."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -45,16 +45,16 @@ class CudaCapture:
 
     def __call__(self, work: Work) -> tuple[Callable[[], None], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        # threads that read ahead go on meanwhile, and allocate
+        # thread_local, because threads that read ahead may allocate during the capture
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             result = work()
         return graph.replay, result
 
 
 class GraphedStep:
-    """`work(batches)` on the device's own tensors, captured once for each kind of batches, then replayed.
+    """`work(batches)` on fixed device tensors, captured once for each kind of batches, then replayed.
 
-    work: a step that computes with the tensors of its batches and others that stay where they are, waits for nothing
+    work: a step that computes with the tensors of its batches and others of fixed address, never waits for the device,
         and returns one tensor. capture: see `CudaCapture`.
     """
 

@@ -19,8 +19,8 @@ class RunLog:
 
     Args:
         out: run folder. steps: steps of the whole run. done: steps made so far; later lines of metrics.jsonl are
-        dropped, so that a resumed run's file equals that of a run that was never stopped. sinks: where the
-        lines also go. info: of the run, for these.
+        dropped, so that a resumed run's file equals that of an uninterrupted run. sinks: other outputs of the lines.
+        info: of the run, for the sinks.
     """
 
     def __init__(self, out: Path, *, steps: int, done: int, sinks: Sequence[SinkName], info: RunInfo):
@@ -48,7 +48,7 @@ class RunLog:
         self._text.close()
 
     def say(self, text: str) -> None:
-        """Print a message, and keep it in run.log."""
+        """Print a message, and write it to run.log."""
         self._note(text)
         if self._bar:
             self._bar.console.print(text, markup=False, highlight=False)
@@ -56,12 +56,12 @@ class RunLog:
             print(text, file=sys.stderr, flush=True)
 
     def advance(self, step: int) -> None:
-        """Steps made so far; nothing but the bar moves."""
+        """Move the progress bar to `step`."""
         if self._bar:
             self._bar.update(0, completed=step)
 
     def metrics(self, line: dict, *, batch: int) -> None:
-        """Append a line, which has at least step, loss, lr, studies_per_s and data_wait; batch: studies a step."""
+        """Append a line with at least step, loss, lr, studies_per_s and data_wait. batch: studies per step."""
         self._metrics.write(json.dumps(line) + "\n")
         self._metrics.flush()
         self._sinks.write(line)
@@ -76,7 +76,7 @@ class RunLog:
             self.say(f"step {line['step']}/{self.steps}  loss {loss}  lr {line['lr']:.2e}  {speed}  left {left}")
 
     def sync(self) -> None:
-        """Force the lines to disk, before a checkpoint that builds on them."""
+        """Force the lines to disk, before a checkpoint of the same steps."""
         sync_file(self._metrics)
 
     def _note(self, text: str) -> None:
@@ -84,7 +84,7 @@ class RunLog:
         self._text.flush()
 
     def _drop_after(self, done: int) -> list[dict]:
-        """Drop the lines of later steps; returns those that stay."""
+        """Drop the lines of later steps; returns the remaining lines."""
         if not self._metrics_path.exists():
             return []
         kept, lines = [], []
@@ -100,14 +100,14 @@ class RunLog:
                     kept.append(text + "\n")
                     lines.append(line)
             except (ValueError, KeyError, TypeError):
-                continue  # the line that a kill cut short
+                continue  # a line cut short by a kill
         with whole_file(self._metrics_path) as file:
             file.write_text("".join(kept), encoding="utf-8")
         return lines
 
 
 class RankLog:
-    """`RunLog` of the other ranks: run.rank-N.log, with messages of that rank alone."""
+    """The log of another rank than the main one: run.rank-N.log, with that rank's messages."""
 
     def __init__(self, out: Path, rank: int):
         self._text = (out / f"run.rank-{rank}.log").open("a", encoding="utf-8", errors="backslashreplace")
@@ -121,18 +121,18 @@ class RankLog:
         self._text.close()
 
     def say(self, text: str) -> None:
-        """A line of the file."""
+        """Write a line to the file."""
         self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         self._text.flush()
 
     def advance(self, step: int) -> None:
-        """No bar."""
+        """Nothing: there is no bar."""
 
     def metrics(self, line: dict, *, batch: int) -> None:
-        """The main rank writes them."""
+        """Nothing: the main rank writes them."""
 
     def sync(self) -> None:
-        """Nothing to force to disk."""
+        """Nothing: there are no lines."""
 
 
 def _bar(console, steps: int, done: int):

@@ -1,4 +1,4 @@
-"""The training loop, one for all methods: begin or go on, step, report, validate, save, stop, end."""
+"""The training loop of all methods: begin or resume, step, report, validate, save, stop, end."""
 
 import signal
 import time
@@ -36,15 +36,15 @@ from .sinks import check_sinks
 from .step import make_train_step
 from .stop import StopRequest
 
-NEAR_ZERO = 0.01  # a score that the warning of `Validation` is given for
+NEAR_ZERO = 0.01  # up to this score `Validation.warning_at_zero` is given
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended.
 
-    step: steps made. signum: the signal that stopped it early, or None. evaluation: what `Method.finish` found; None
-    where there was nothing to judge. skipped: updates that were skipped at its end (`Meter.skipped_at_end`).
+    step: steps made. signum: the signal that stopped it early, or None. evaluation: the result of `Method.finish`;
+    None where nothing was evaluated. skipped: updates that were skipped at its end (`Meter.skipped_at_end`).
     """
 
     out: Path
@@ -55,27 +55,27 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """0: all steps made; 1: but the last 5 updates (of fewer, all) were skipped; 128 + signal (143 SIGTERM, 130
-        Ctrl-C): stopped early, and saved."""
+        """0: all steps made. 1: the last 5 updates (or all, if there were fewer) were skipped. 128 + signal (143
+        SIGTERM, 130 Ctrl-C): stopped early, and saved."""
         if self.signum is not None:
             return 128 + self.signum
         return 1 if self.skipped else 0
 
 
 def train(options: RunOptions, make: Callable[[Place], Method]) -> Outcome:
-    """Train a method, or with `options.resume` go on with a run that was stopped.
+    """Train a method, or with `options.resume` continue a run that was stopped.
 
-    Writes OUT/config.yaml, metrics.jsonl, run.log, checkpoints/ and, asked for, profile/; with validations best/. A
-    line of metrics.jsonl has step, epoch and lr (at that step; the highest of the layers), loss and grad_norm (means
-    since the last line), skipped and replaced (so far), studies_per_s, peak_mib, data_wait (share of the time in which
-    a step waited for data), tflops and, on a GPU, mfu where FLOPs are counted (see `Meter.line`), and what the method
-    adds.
+    Writes OUT/config.yaml, metrics.jsonl, run.log, checkpoints/, with --profile also profile/, and with validations
+    best/. A line of metrics.jsonl has step, epoch and lr (at that step; the highest of the layers), loss and grad_norm
+    (means since the last line), skipped and replaced (so far), studies_per_s, peak_mib, data_wait (share of the time
+    in which a step waited for data), tflops and, on a GPU, mfu where FLOPs are counted (see `Meter.line`), and the
+    method's own figures.
 
-    A study that cannot be read is replaced by another, with `options.strict` it ends the run. Where data end a run,
-    what has been trained by then is saved first, as on a signal (of a sharded model it is not).
+    A study that cannot be read is replaced by another; with `options.strict` it ends the run. Before an error of the
+    data ends a run, the progress so far is saved, as on a signal (but not for a sharded model).
 
     Args:
-        make: settles the method (see `Method`), before anything is written.
+        make: makes the method (see `Method`), before anything is written.
 
     Raises:
         ValueError: options, store, run folder or checkpoint that do not fit (StoreError, LoaderError, CheckpointError,
@@ -96,7 +96,7 @@ def train(options: RunOptions, make: Callable[[Place], Method]) -> Outcome:
 
 
 class _Run:
-    """A run of a method: its model, optimiser and checkpoints, its counts, and the steps made."""
+    """A run of a method: its model, optimiser and checkpoints, its counters, and the steps made."""
 
     def __init__(self, method: Method, reader: str):
         self.method, self.options, self.place, self.ranks = method, method.options, method.place, method.place.ranks
@@ -124,12 +124,12 @@ class _Run:
         self.done = self.saved = 0  # steps made, and at the newest checkpoint
 
     def run(self, why: str) -> Outcome:
-        """Train, from setting up to the end. why: the reader was chosen."""
+        """The whole run. why: reason for the choice of the data loader."""
         options, ranks = self.options, self.ranks
         with ExitStack() as held:
             if ranks.main:
                 held.enter_context(lock_run_folder(options.out, self.remarks.append))
-                check_run_folder(options, self.method.info)  # again: until now another process could write there
+                check_run_folder(options, self.method.info)  # again: until now others could write there
             ranks.wait()
             self._restore()
             if ranks.main:
@@ -139,7 +139,7 @@ class _Run:
             else:
                 log = RankLog(options.out, ranks.rank)
             self.log = held.enter_context(log)
-            held.enter_context(memory_advice(options, **self.method.memory))  # so that the log has it too
+            held.enter_context(memory_advice(options, **self.method.memory))  # inside the log, so that it is logged too
             profiled = options.profile if ranks.main else 0
             step_done = held.enter_context(
                 profile_steps(profiled, self.place.device, options.out / "profile", self.log.say)
@@ -151,7 +151,7 @@ class _Run:
             return self._end()
 
     def _restore(self) -> None:
-        """Go on from the newest checkpoint, where there is one and it is asked for."""
+        """With --resume, continue from the newest checkpoint, if there is one."""
         if not self.options.resume:
             return
         restored = self.checkpoints.restore(self.model, self.optimizer, self.remarks.append)
@@ -179,7 +179,7 @@ class _Run:
             self.log.say(remark)
 
     def _train(self, stop: StopRequest, step_done: Callable[[], None]) -> int:
-        """Steps until the last, or until validations say that it is enough; returns the signal that ended it, or 0."""
+        """Make steps until the last one or until early stopping; returns the signal that stopped it, or 0."""
         method, options, device = self.method, self.options, self.place.device
         schedule = cosine_schedule(
             options.steps, peak=options.lr, floor=options.min_lr, warmup=round(options.warmup * options.steps)
@@ -216,7 +216,7 @@ class _Run:
         self.meter.start_clock(self._spent())
         began = time.perf_counter()
         with self._rescued():
-            if self.best and self.best.at < self.done and self._validation_due():  # its data could not be read
+            if self.best and self.best.at < self.done and self._validation_due():  # it failed before: unreadable data
                 self._after_step(float(schedule[self.done - 1]), stopped=False, last=self.done == options.steps)
             for micros in self.loader if not (self.best and self.best.enough()) else ():
                 self._take(micros, float(schedule[self.done]))
@@ -250,7 +250,7 @@ class _Run:
         self.log.advance(self.done)
 
     def _after_step(self, lr: float, *, stopped: bool, last: bool) -> None:
-        """Report, validate and save, as is due."""
+        """Report, validate and save, where due."""
         options, done = self.options, self.done
         validating = self.best is not None and self._validation_due()
         saving = last or stopped or validating or done % options.checkpoint_every == 0
@@ -277,8 +277,8 @@ class _Run:
         figures = self.method.validate(self.model, self.log.say)
         self.model.train()
         if self.sharded:
-            self.model.reshard()  # FSDP keeps what lies outside of the units gathered until a backward pass
-        if figures:  # all ranks are to find the same best
+            self.model.reshard()  # FSDP keeps parameters outside of the units gathered until a backward pass
+        if figures:  # so that all ranks find the same best
             figures = figures | {"score": self.ranks.from_main(figures["score"])}
         if self.best.judge(self.done, figures):
             weights = whole_weights(self.model) if self.sharded else cinema_state_dict(self.model)
@@ -290,7 +290,7 @@ class _Run:
         return {"data_wait": self.loader.waited, **self.method.seconds()}
 
     def _report(self, lr: float, replaced: int, figures: dict[str, float]) -> None:
-        """A line of metrics.jsonl. replaced: studies so far, of all ranks."""
+        """Write a line of metrics.jsonl. replaced: studies replaced so far, on all ranks."""
         sampler = self.method.sampler
         line = {"step": self.done, "epoch": round(self.done * sampler.global_batch / len(sampler.ids), 6), "lr": lr}
         line |= self.meter.line(self._spent(), sampler.global_batch, self.place.device)
@@ -301,7 +301,7 @@ class _Run:
             self.log.say(f"validation at step {self.done}: {scores}; {best}")
 
     def _say_first(self, seconds: float) -> None:
-        """How long the first step took, for those who would wait for a line of metrics.jsonl."""
+        """Log the time of the first step, as the first line of metrics.jsonl may take long."""
         for note in self.meter.read():  # waits for the device
             self.log.say(note)
         settling = ", compiling included" * (self.options.mode != "eager")
@@ -309,7 +309,7 @@ class _Run:
         self.log.say(f"the first step took {seconds:.3g} s{settling}; {left} to go")
 
     def _save(self, *, together: bool = True) -> None:
-        """Write a checkpoint of all that goes on. together: all ranks are here."""
+        """Write a checkpoint. together: all ranks take part."""
         self.log.sync()
         ranks = self.ranks if together else ALONE
         state = {
@@ -327,10 +327,10 @@ class _Run:
 
     @contextmanager
     def _rescued(self) -> Iterator[None]:
-        """Save what has been trained before an error of the data in the block is raised.
+        """Save the progress before an error of the data in the block is raised.
 
-        Under torchrun the other ranks wait within a step. The main one, which has all of a model that is not sharded,
-        saves alone: where its own data end, and where gloo tells it that a rank has gone.
+        Under torchrun the other ranks then wait within a step. The main rank, which holds the whole model unless it is
+        sharded, saves alone: after an error of its own data, and when gloo reports that another rank has ended.
         """
         try:
             yield
@@ -342,7 +342,7 @@ class _Run:
 
     def _save_alone(self, ended: Exception) -> None:
         """Save without the other ranks; an error is logged, not raised."""
-        self.meter.newest = lambda: self.saved  # no rank else answers
+        self.meter.newest = lambda: self.saved  # other ranks do not answer
         try:
             for note in self.meter.read():
                 self.log.say(note)
@@ -354,7 +354,7 @@ class _Run:
             self.log.say(f"step {self.done} could not be saved: {error}")
 
     def _end(self) -> Outcome:
-        """What follows the last step."""
+        """Finish the run after the last step."""
         options, log = self.options, self.log
         self.checkpoints.finish()
         if times := self.ranks.sum(self.meter.replaced):
@@ -367,10 +367,10 @@ class _Run:
                 log.say(f"warning: {warning}")
         if skipped := self.meter.skipped_at_end(self.done):
             log.say(ended_skipping(skipped, self.done))
-        model, weights = self.model, whole_weights(self.model) if self.sharded else {}  # of all ranks
+        model, weights = self.model, whole_weights(self.model) if self.sharded else {}  # gathered by all ranks
         if not self.ranks.main:
             return Outcome(options.out, self.done, skipped=skipped)
-        if self.sharded:  # a whole checkpoint, for all that reads a run's weights
+        if self.sharded:  # a checkpoint of the whole model, for other commands
             model = self.method.build().to(self.place.device)
             load_cinema_weights(model, weights)
             state = {"meter": self.meter.state(), **self.method.info.to_dict()}
@@ -379,7 +379,7 @@ class _Run:
 
 
 def _replaced(times: int, seen: Counter[str]) -> str:
-    """How often in all a study could not be read while training, and which this process has `seen` so, in words."""
+    """In words, how often an unreadable study was replaced in training, and which of them this process has `seen`."""
     parts = [named([f"{study} ({_times(n)})" for study, n in seen.most_common()])] * bool(seen)
     rest = times - seen.total()
     parts += [f"{_times(rest)} on other ranks or before the run was resumed"] * bool(rest)

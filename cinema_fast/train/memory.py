@@ -1,4 +1,4 @@
-"""Out of memory: one line with what was asked for and what to change, in place of a traceback."""
+"""Out-of-memory errors: one line with the amount requested and the options to change, instead of a traceback."""
 
 import re
 import resource
@@ -15,11 +15,11 @@ _ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) (bytes|[KMGTPE]iB)",
 
 
 class OutOfMemory(ValueError):
-    """A run does not fit into memory; says what would."""
+    """A run does not fit into memory; the message says which options would."""
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error is an allocation that the host or a device refused, in whichever library's words."""
+    """Whether an error is a failed allocation of the host or a device, from any library."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return not isinstance(error, ValueError) and any(words in str(error) for words in _WORDS)
@@ -33,10 +33,11 @@ def memory_advice(
     recomputes: bool = True,
     smaller: str = "with a smaller --preset, or --parallel fsdp on more GPUs",
 ) -> Iterator[None]:
-    """Raise OutOfMemory, with what was asked for and what to change, where memory runs out in the block.
+    """Raise OutOfMemory, with the amount requested and the options to change, where memory runs out in the block.
 
     Args:
-        model: what is trained; None: the preset. recomputes: whether it can. smaller: how another run would need less.
+        model: description of the model; None: the preset. recomputes: whether it supports --recompute. smaller: how
+            another run would need less memory.
     """
     try:
         yield
@@ -69,7 +70,7 @@ def _used(device: torch.device) -> str:
 
 
 def _advice(config: RunOptions, precision: torch.dtype, *, recomputes: bool) -> str:
-    """Options with which the run goes on in less memory; empty where there are none."""
+    """Options with which the run can continue in less memory; empty where there are none."""
     size, same = config.batch_size, []
     if size > 1 and recomputes:  # the baselines normalise over the studies of a batch
         parts = next(n for n in range(2, size + 1) if size % n == 0)

@@ -18,15 +18,15 @@ class NonFiniteError(ValueError):
     """Too many updates in a row had a loss or gradient that is not finite, or a weight is not."""
 
 
-LAST = 5  # updates at the end of a run: where all of them were skipped, it has not ended as it should
+LAST = 5  # a run has failed if its last updates, so many, were all skipped
 
 
 def check_weights(model: nn.Module, step: int, newest: Callable[[], int], ranks: Ranks) -> None:
-    """Raise NonFiniteError, on every rank, where a weight of any is not finite after a step.
+    """Raise NonFiniteError, on every rank, where a weight of any rank is not finite after a step.
 
-    newest: gives the step of the newest whole checkpoint, 0 where there is none; called by all ranks or none.
+    newest: returns the step of the newest complete checkpoint, 0 where there is none; called by all ranks or none.
 
-    Called before each checkpoint: no run can go on from such weights, and they would replace earlier, good ones.
+    Called before each checkpoint: no run can continue from such weights, and they would replace earlier, good ones.
     """
     weights = {name: getattr(p, "to_local", p.detach)() for name, p in model.named_parameters()}
     finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
@@ -44,7 +44,7 @@ def _go_back(saved: int) -> str:
 
 
 def ended_skipping(skipped: int, done: int) -> str:
-    """What to do where the last `skipped` updates of a run of `done` steps were skipped."""
+    """The message where the last `skipped` updates of a run of `done` steps were skipped."""
     return (
         f"the run failed: the loss or gradient of its last {counted(skipped, 'update')} was not finite. They were "
         f"skipped, so the weights are those of step {done - skipped}. Check the studies named above, then start "
@@ -56,7 +56,7 @@ def ended_skipping(skipped: int, done: int) -> str:
 class Meter:
     """Collects one (3,) tensor a step: loss, gradient norm, and 1 where the update was made.
 
-    max_skips: updates in a row that may be skipped. newest: as of `check_weights`. skipped: skipped so far.
+    max_skips: updates in a row that may be skipped. newest: as for `check_weights`. skipped: updates skipped so far.
     replaced: studies replaced so far.
     """
 
@@ -65,23 +65,23 @@ class Meter:
     skipped: int = 0
     skipped_in_a_row: int = 0
     replaced: int = 0
-    _rows: list[list[float]] = field(default_factory=list)  # of the line to come, on the host
+    _rows: list[list[float]] = field(default_factory=list)  # for the next line, on the host
     _pending: list[tuple[int, tuple[str, ...], Tensor]] = field(default_factory=list)  # on the device
     _timed: int = 0  # steps since the clock was started
-    _flops: float = 0.0  # useful ones of these steps
+    _flops: float = 0.0  # useful FLOPs of these steps
     _since: float = field(default_factory=time.perf_counter)
     _spent: dict[str, float] = field(default_factory=dict)
 
     def add(self, step: int, ids: tuple[str, ...], result: Tensor, flops: float) -> None:
-        """Take the result of a step (counted from 1) over the studies `ids`; waits for nothing. flops: useful ones."""
+        """Record the result of a step (counted from 1) on the studies `ids`, without waiting. flops: useful FLOPs."""
         self._pending.append((step, ids, result))
         self._timed += 1
         self._flops += flops
 
     def read(self) -> list[str]:
-        """Read back what is on the device; returns a note for each update that was skipped.
+        """Read the results back from the device; returns a note for each update that was skipped.
 
-        Raises NonFiniteError after more than `max_skips` skipped updates in a row; the notes are in its text.
+        Raises NonFiniteError, with these notes, after more than `max_skips` skipped updates in a row.
         """
         if not self._pending:
             return []
@@ -107,10 +107,9 @@ class Meter:
     def line(self, spent: Mapping[str, float], batch: int, device: torch.device) -> dict:
         """Means since the last line, over the updates that were made; starts the next line. Call `read` first.
 
-        spent: {name: seconds spent so far}, of which the line has the share of its time. batch: studies a step.
-        "peak_mib" is memory: on a GPU the most that was allocated since the last line, on a CPU the most that the
-        process ever held. "tflops", where FLOPs are counted, are useful ones a second, and "mfu" their share of an
-        H100's bf16.
+        spent: {name: seconds spent so far}; the line has the share of its time. batch: studies per step. "peak_mib" is
+        memory: on a GPU the most that was allocated since the last line, on a CPU the most that the process ever held.
+        "tflops", where FLOPs are counted, is useful TFLOP/s, and "mfu" its share of an H100's bf16 peak.
         """
         made = [(loss, norm) for loss, norm, ok in self._rows if ok]
         seconds = max(time.perf_counter() - self._since, 1e-9)
@@ -131,12 +130,12 @@ class Meter:
         return values | {"peak_mib": _peak_mib(device)}
 
     def start_clock(self, spent: Mapping[str, float]) -> None:
-        """Begin timing here, with so many seconds `spent` before."""
+        """Begin timing; spent: {name: seconds spent before}."""
         self._timed, self._flops, self._since, self._spent = 0, 0.0, time.perf_counter(), dict(spent)
 
     def skipped_at_end(self, done: int) -> int:
-        """Updates in a row that were skipped up to `done`, the last step, where they are LAST or more, or all that were
-        made: then the run has not ended as it should. Else 0. Call `read` first."""
+        """Number of updates in a row that were skipped up to `done`, the last step, if they are LAST or more, or all
+        that were made: then the run has failed. Else 0. Call `read` first."""
         return self.skipped_in_a_row if self.skipped_in_a_row >= min(LAST, done) else 0
 
     def state(self) -> dict:
@@ -149,7 +148,7 @@ class Meter:
         }
 
     def restore(self, state: dict) -> None:
-        """Go on from a saved state."""
+        """Continue from a saved state."""
         self._rows = [list(row) for row in state["rows"]]
         self.skipped, self.skipped_in_a_row = state["skipped"], state["skipped_in_a_row"]
         self.replaced = state["replaced"]

@@ -1,4 +1,5 @@
-"""AdamW by the published recipes: groups of parameters, learning rates by step, updates that the device may skip."""
+"""AdamW as in the published recipes: parameter groups, learning-rate schedule, and updates that may be skipped on the
+device."""
 
 from collections.abc import Callable, Sequence
 from typing import TypedDict
@@ -21,7 +22,7 @@ class Group(TypedDict):
 def groups_of(
     model: nn.Module, *, weight_decay: float, scale_of: Callable[[str], float] = lambda _: 1.0
 ) -> list[Group]:
-    """The trained parameters of a model; no weight decay on 1-D ones. scale_of: share of the learning rate, by name."""
+    """The trained parameters of a model; 1-D ones have no weight decay. scale_of: share of the rate by name."""
     groups: dict[tuple[float, float], Group] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -32,7 +33,7 @@ def groups_of(
 
 
 def adamw(groups: Sequence[Group], *, lr: float) -> torch.optim.AdamW:
-    """AdamW with betas 0.9 and 0.95; fused, so that the update can be scaled and skipped by tensors on the device."""
+    """AdamW with betas 0.9 and 0.95; fused, so that tensors on the device can scale and skip the update."""
     return torch.optim.AdamW(list(groups), lr=lr, betas=BETAS, fused=True)
 
 
@@ -62,10 +63,10 @@ def update(
     clip: float,
     sharded: bool = False,
 ) -> Tensor:
-    """Clip the gradients, make the update unless loss or norm is not finite, and drop them; for fused optimisers.
+    """Clip the gradients, make the update unless loss or norm is not finite, and drop the gradients; for fused
+    optimisers.
 
-    Returns (3,) float32 on the device, as the steps of `step.make_train_step`. sharded: `trained` are parts of
-    parameters.
+    Returns (3,) float32 on the device, as the steps of `step.make_train_step`. sharded: `trained` are shards.
     """
     norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
     norm = norm.full_tensor() if sharded else norm

@@ -1,4 +1,4 @@
-"""The options that every training run has, whatever its method: the one source of their defaults and checks."""
+"""The options of every training run, whatever its method: the one source of their defaults and checks."""
 
 import dataclasses
 import math
@@ -12,22 +12,22 @@ from ..data.loading.augmentation import AugmentConfig
 from ..models.config import preset
 from .sinks import SinkName
 
-SETTLING_STEPS = 3  # compilation and caches: never profiled
+SETTLING_STEPS = 3  # first steps, with compilation and cold caches, which are not profiled
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of `pretrain` and `finetune` alike.
+    """Options of both `pretrain` and `finetune`.
 
-    Where a run is resumed, those in FREE may change: how it reads, reports and stops. A step may be cut into
-    micro-batches, and spread over ranks, otherwise.
+    When a run is resumed, those in FREE may change: how it reads, reports and stops. Its steps may also be divided
+    differently into micro-batches and over ranks.
     """
 
     FREE: ClassVar[frozenset[str]] = frozenset({
         "data", "out", "device", "precision", "mode", "recompute", "loader", "workers", "strict", "log_every", "sinks",
         "checkpoint_every", "keep_checkpoints", "max_skips", "profile",
     })  # fmt: skip
-    # options that older runs did not have, and what they did
+    # options that older runs did not have, with the values that describe what they did
     LATER: ClassVar[Mapping[str, Any]] = {"augment": AugmentConfig().to_dict(), "parallel": "ddp", "ranks": 1}
 
     # cine store made by `cinema-fast prepare`
@@ -112,13 +112,14 @@ class RunOptions:
     def to_dict(self) -> dict:
         """Plain values for YAML and checkpoints."""
         values = dataclasses.asdict(self)
-        del values["resume"]  # how this process was called, not what the run is
+        del values["resume"]  # it belongs to this process, not to the run
         values["augment"] = self.augment.to_dict()
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
         return {name: str(v) if isinstance(v, Path) else v for name, v in values.items()}
 
     def differences(self, before: Mapping[str, Any], ranks: int = 1) -> list[str]:
-        """What a run of so many ranks would compute otherwise than with the saved options `before`, one line each."""
+        """The options that would change the results, compared with the saved options `before`, one line each. ranks:
+        number of ranks."""
         now = {name: v for name, v in (self.to_dict() | {"ranks": ranks}).items() if name not in self.FREE}
         then = dict(self.LATER) | {name: v for name, v in before.items() if name not in self.FREE}
         for values in (now, then):

@@ -16,10 +16,10 @@ TABLE_ROWS = 40
 def profile_steps(
     n: int, device: torch.device, folder: Path, say: Callable[[str], None]
 ) -> Iterator[Callable[[], None]]:
-    """Profiles n steps of the block after the first three, and says where they are written, or that they were not made.
+    """Profiles n steps of the block after the first three, and reports the files, or that there were too few steps.
 
-    Yields what the block calls after each step. n = 0 profiles nothing; in a block of fewer than n + 3 steps (the end
-    of a resumed run, or a run that was stopped) nothing is written.
+    Yields a function that the block calls after each step. n = 0 profiles nothing; in a block of fewer than n + 3 steps
+    (the end of a resumed run, or a run that was stopped) nothing is written.
     """
     if not n:
         yield lambda: None

@@ -1,8 +1,8 @@
-"""Distributed training under `torchrun`, a process per device: DDP, FSDP2, and the decisions that ranks share.
+"""Distributed training under `torchrun`, a process per device: DDP, FSDP2, and decisions shared by the ranks.
 
-Each rank reads its own part of every step's samples, and gradients are averaged: the steps are those of one process
-with as large a batch, to rounding. Decisions of the host (stop now?) are agreed on by a group of their own on the CPU,
-so that no device is waited for.
+Each rank reads its own part of every step's samples, and gradients are averaged: up to rounding, the steps are those of
+one process with as large a batch. Decisions of the host (stop now?) are shared through a separate group on the CPU, so
+that no device is waited for.
 """
 
 import os
@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from ..common.naming import counted
 
-# of the others, while the main rank writes a checkpoint of a huge model to a slow disk
+# the other ranks wait so long while the main rank writes a checkpoint of a huge model to a slow disk
 PATIENCE = timedelta(minutes=30)
 
 
-STARTED_BY = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun gives them beside RANK
+STARTED_BY = ("LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun sets them besides RANK
 
 
 @contextmanager
 def joined_ranks() -> Iterator["Ranks"]:
-    """This process's place among those that `torchrun` started, which can talk in the block; else alone."""
+    """The ranks that `torchrun` started, which can communicate in the block; without torchrun a single rank."""
     if "RANK" not in os.environ:
         yield Ranks()
         return
@@ -38,19 +38,20 @@ def joined_ranks() -> Iterator["Ranks"]:
         )
     store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
     if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
-        # torchrun starts ranks again on the store of those that died, whose addresses are in it; machines that train
-        # together need not have restarted as often, and want TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for it
+        # torchrun restarts ranks on the same store, which still holds the addresses of dead ranks; machines that train
+        # together may have restarted a different number of times, and then need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     places = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     yield Ranks(*places, hosts=dist.new_group(backend="gloo", timeout=PATIENCE))
-    dist.destroy_process_group()  # not after an error: the others might never come
+    dist.destroy_process_group()  # not after an error, since the other ranks might never reach it
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank: of this process among `world`; local: among those of its machine. hosts: a group on the CPU, None alone."""
+    """rank: of this process among `world`. local: its rank on its machine. hosts: a group on the CPU, None for a single
+    rank."""
 
     rank: int = 0
     local: int = 0
@@ -59,11 +60,11 @@ class Ranks:
 
     @property
     def main(self) -> bool:
-        """Whether this one writes and speaks for all."""
+        """Whether this is the main rank, which writes files and messages."""
         return self.rank == 0
 
     def place(self, device: torch.device) -> torch.device:
-        """The device of this rank; ValueError where its machine has fewer than ranks."""
+        """The device of this rank; ValueError where its machine has fewer devices than ranks."""
         if device.type != "cuda" or not self.hosts:
             return device
         if self.local >= torch.cuda.device_count():
@@ -74,7 +75,7 @@ class Ranks:
         return torch.device("cuda", self.local)
 
     def from_main(self, value: float) -> float:
-        """The main rank's value, on all of them."""
+        """The main rank's value, on all ranks."""
         if not self.hosts:
             return value
         values = torch.tensor([value], dtype=torch.float64)
@@ -102,7 +103,7 @@ class Ranks:
         return int(values)
 
     def mean_(self, value: Tensor) -> Tensor:
-        """The mean over the ranks of a tensor on the device, in place; the host waits for nothing."""
+        """The mean over the ranks of a tensor on the device, in place; the host does not wait."""
         if self.hosts:
             dist.all_reduce(value)
             value /= self.world
@@ -112,7 +113,8 @@ class Ranks:
         """DDP around a module where there are other ranks. unused: not every parameter has a gradient in every step."""
         if not self.hosts:
             return called
-        # of axes of length one, whose strides mean nothing: autograd gives gradients their parameter's layout otherwise
+        # the warning is about axes of length one, whose strides mean nothing; other gradients have their parameter's
+        # layout
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return nn.parallel.DistributedDataParallel(called, find_unused_parameters=unused)
 
@@ -121,16 +123,16 @@ ALONE = Ranks()
 
 
 class Agreement:
-    """The largest of the ranks' values, exchanged after every step without waiting: all ranks get it one step later, at
-    the same step. A single process has it at once."""
+    """The largest of the ranks' values, exchanged after every step without waiting: all ranks get it one step later, in
+    the same step. A single process gets it at once."""
 
     def __init__(self, ranks: Ranks):
         self._ranks = ranks
         self._begun: tuple[dist.Work, Tensor] | None = None
 
     def after(self, value: int, *, last: bool) -> int:
-        """What the ranks' values of the step before agreed on, 0 after the first. Called by all after each step, until
-        it is the last one or the answer is not 0: then nothing is under way."""
+        """The largest of the ranks' values of the previous step, 0 after the first step. All ranks call it after each
+        step, until the last step or a result other than 0; then no exchange is pending."""
         if not self._ranks.hosts:
             return value
         agreed = 0
@@ -145,10 +147,10 @@ class Agreement:
 
 
 def shard_model(model: nn.Module, units: Sequence[nn.Module], ranks: Ranks, device: torch.device) -> None:
-    """FSDP2: every rank keeps a part of each trained parameter; each of `units` is gathered by itself when it runs, and
-    what lies outside of them at once.
+    """FSDP2: every rank holds a part of each trained parameter. Each of `units` is gathered separately when it runs,
+    and all other parameters at once.
 
-    What is not trained, the position tables, every rank keeps whole: of one row each, they would be sent whole by all.
+    Position tables, which are not trained, stay whole on every rank: they have one row, which cannot be sharded.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -160,7 +162,7 @@ def shard_model(model: nn.Module, units: Sequence[nn.Module], ranks: Ranks, devi
 
 
 def sum_later(called: nn.Module, last: bool) -> AbstractContextManager:
-    """For the backward pass of a micro-batch: gradients are averaged over the ranks with the `last` one's."""
+    """Context for the backward pass of a micro-batch: gradients are averaged over the ranks only in the `last` one."""
     if isinstance(called, nn.parallel.DistributedDataParallel):
         return nullcontext() if last else called.no_sync()
     if hasattr(called, "set_requires_gradient_sync"):

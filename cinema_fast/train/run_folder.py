@@ -1,4 +1,4 @@
-"""Who may write into a run folder: a new run into a new one, a resumed run into its own, one process at a time."""
+"""Checks and locks a run folder: a new run needs a new folder, a resumed run its own; one process at a time."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -14,10 +14,9 @@ _MARKS = ("config.yaml", "metrics.jsonl", "checkpoints")
 
 
 def check_run_folder(options: RunOptions, info: RunInfo) -> None:
-    """Refuse what is no folder, is or lies in a store, or holds another run.
+    """Refuse a path that is not a folder, is or lies in a store, or holds another run.
 
-    info: what the run is made of, compared on resume with what the folder's was.
-    Raises ValueError saying what differs and what to do.
+    info: of the run; on resume it is compared with the folder's. Raises ValueError saying what differs and what to do.
     """
     out = options.out
     there = next(path for path in (out, *out.absolute().parents) if path.exists())
@@ -51,6 +50,6 @@ def check_run_folder(options: RunOptions, info: RunInfo) -> None:
 
 
 def lock_run_folder(out: Path, say: Callable[[str], None]) -> AbstractContextManager[None]:
-    """Make the folder and hold it for this process; ValueError where another process holds it."""
+    """Make the folder and lock it for this process; ValueError where another process holds it."""
     out.mkdir(parents=True, exist_ok=True)
     return hold_folder(out, "written", "wait for it, stop it, or choose another --out", ValueError, say)

@@ -1,4 +1,4 @@
-"""What a run is made of: written to its config.yaml, and read back from there, also as earlier versions wrote it."""
+"""The content of a run's config.yaml: options, model, store, labels. Reads files of earlier versions too."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,16 +12,16 @@ from ..common.views import CLIP
 from ..data.store.clips import MIN_FRAMES
 from ..data.store.orientation import Orientation, orientation_of
 
-# 1, which files do not say: no kind; runs of `finetune` have a task. 2: options under the old names of RENAMED
+# 1 (not written in files): no kind; runs of `finetune` have a task. 2: options under the old names of RENAMED
 FORMAT = 3
 
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """The store that a run learns from.
+    """The store of a run.
 
-    studies: how many. sha256: `store_fingerprint`. orientation: how the axes of its images lie. prepare: the options of
-    its preparation; runs of `pretrain` keep none.
+    studies: their number. sha256: `store_fingerprint`. orientation: of its images. prepare: the options of its
+    preparation; runs of `pretrain` have none.
     """
 
     studies: int
@@ -35,12 +35,13 @@ class StoreInfo:
 
 @dataclass(frozen=True)
 class LabelInfo:
-    """What a run of `finetune` learns, and from which studies.
+    """The task of a run of `finetune`, and its studies.
 
-    task: as `task_from_dict` takes it. split: the labelled studies under train, val and test. used: those of train that
-    are trained on. view_sets: [{"views": [...], "studies": how many of `used` have them}]. fewest_slices: {view: of the
-    stacks of training and validation}. seen: {"studies": ids that this run and what it started from have learnt from,
-    "unknown": why there may be others, a line a reason}. Runs of older versions have None for what they do not say.
+    task: as `task_from_dict` takes it. split: the labelled studies under train, val and test. used: the training
+    studies whose labels are used. view_sets: [{"views": [...], "studies": number of `used` with these views}].
+    fewest_slices: {view: slices of the smallest stack of training and validation}. seen: {"studies": ids that this run
+    and the runs before it were trained on, "unknown": reasons why there may be others}. Values that older versions did
+    not save are None.
     """
 
     task: dict
@@ -51,17 +52,17 @@ class LabelInfo:
     seen: dict[str, list[str]] | None = None
 
     def difference(self, before: "LabelInfo | None") -> str:
-        """What of task, split or used is other than `before`; "" where nothing is."""
+        """Which of task, split and used differs from `before`; "" where none does."""
         parts = ("task", "split", "used")
         return next((part for part in parts if before is None or getattr(self, part) != getattr(before, part)), "")
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run: its options, model, store, labels (of `finetune` alone) and the versions it was computed with.
+    """A run: its options, model, store, labels (only `finetune`) and the versions it was computed with.
 
-    options: those of the command line, and `ranks`. model: as `config_from_dict` takes it. min_frames: least frames of
-    the cines that clips are drawn from; None for models of single frames. All are plain values, as YAML has them.
+    options: those of the command line, and `ranks`. model: as `config_from_dict` takes it. min_frames: clips are drawn
+    from cines with at least so many frames; None for models of single frames. All are plain values for YAML.
     """
 
     options: dict
@@ -86,8 +87,8 @@ class RunInfo:
 
     @classmethod
     def from_dict(cls, values: object, source: str) -> "RunInfo":
-        """What `to_dict` of this or an earlier version gave. Raises ValueError naming `source` where it is damaged, or
-        of a newer version."""
+        """The RunInfo from the result of `to_dict`, of this or an earlier version. Raises ValueError naming `source`
+        where it is damaged, or of a newer version."""
         try:
             of_run = _typed({"content": values}, "content", dict)
             form = _typed(of_run, "format", int, 1)
@@ -104,7 +105,7 @@ class RunInfo:
         kind = _typed(values, "kind", str, "finetune" if "task" in values else "pretrain")
         if kind not in ("pretrain", "finetune"):
             raise ValueError(f"kind is {kind!r}, expected pretrain or finetune")
-        # runs of older versions took cines of two frames too, and go on with them
+        # runs of older versions also used cines of two frames, and continue to
         least = _typed(values, "min_frames", int, 2 if CLIP in _typed(model, "views", list, []) else None)
         labels = _labels(values) if kind == "finetune" else None
         options = current_options(kind, options)
@@ -112,7 +113,7 @@ class RunInfo:
 
 
 def read_run_info(folder: Path) -> RunInfo | None:
-    """What the run in a folder is made of, None where there is no config.yaml. Raises ValueError as
+    """The RunInfo of the run in a folder, None where there is no config.yaml. Raises ValueError as
     `RunInfo.from_dict`, and OSError."""
     import yaml
 
@@ -127,7 +128,7 @@ def read_run_info(folder: Path) -> RunInfo | None:
 
 
 def write_run_info(folder: Path, info: RunInfo) -> None:
-    """Write config.yaml, whole or not at all."""
+    """Write config.yaml atomically."""
     import yaml
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +137,7 @@ def write_run_info(folder: Path, info: RunInfo) -> None:
 
 
 def min_frames_of(before: RunInfo | None) -> int:
-    """Least frames of the cines that clips are drawn from, by a new run (None) or one that goes on."""
+    """Least number of frames of cines for clips; before: of a resumed run, None for a new one."""
     return MIN_FRAMES if before is None or before.min_frames is None else before.min_frames
 
 
@@ -159,7 +160,7 @@ def _labels(values: dict) -> LabelInfo:
 
 
 def _typed(values: dict, name: str, kind: type, *default):
-    """A value of this type; `default` where there is none. Raises ValueError saying what is wrong."""
+    """A value of this type; `default` where it is missing. Raises ValueError saying what is wrong."""
     if name not in values and default:
         return default[0]
     if name not in values:

@@ -1,4 +1,4 @@
-"""What is decided before the first step of a run: model configuration, device, precision; and its RunInfo."""
+"""Decisions before the first step of a run: model configuration, device, precision; and its RunInfo."""
 
 import dataclasses
 import difflib
@@ -27,8 +27,8 @@ from .run_info import LabelInfo, RunInfo, StoreInfo
 def fit_to_store(base: CineMAConfig, store: CineStore, views: Sequence[str], preset: str) -> CineMAConfig:
     """The configuration `base` with the views trained on (all of the store where none is named) and the store's sizes.
 
-    A size is rounded up to whole tokens; frames are padded to it. A preset over clips stays as it is: any view gives
-    clips of its size. preset: its name in messages.
+    A size is rounded up to whole tokens; frames are padded to it. A preset over clips is not changed: any view gives
+    clips of its size. preset: its name, for messages.
 
     Raises ValueError naming a view that the store or the preset lacks.
     """
@@ -64,7 +64,7 @@ def fit_to_store(base: CineMAConfig, store: CineStore, views: Sequence[str], pre
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of --device. Raises ValueError where cuda is asked for and there is none."""
+    """The device of --device. Raises ValueError where cuda is requested and there is no GPU."""
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise ValueError("--device cuda: this PyTorch sees no GPU; use --device cpu, or see `cinema-fast info`")
@@ -81,13 +81,13 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def _cpu_multiplies_bf16() -> bool:
-    ask = getattr(torch.cpu, "get_capabilities", dict)  # newer PyTorch; what an older one cannot tell is fp32
+    ask = getattr(torch.cpu, "get_capabilities", dict)  # newer PyTorch only; with an older one fp32 is used
     has = ask()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def check_mode(config: RunOptions, device: torch.device, ranks: Ranks) -> None:
-    """Raise ValueError where steps cannot run in the mode, or be shared out in the way, that was asked for."""
+    """Raise ValueError where steps cannot run in the requested mode, or with the requested kind of parallelism."""
     if config.mode == "graph" and device.type != "cuda":
         raise ValueError(f"--mode graph replays CUDA graphs, and this run is on {device.type}: use --mode compile")
     if config.mode == "graph" and ranks.hosts:
@@ -102,13 +102,13 @@ def check_mode(config: RunOptions, device: torch.device, ranks: Ranks) -> None:
 
 
 def store_fingerprint(store: CineStore) -> str:
-    """SHA-256 of the studies, their views and contents: another value means that other frames would be drawn."""
+    """SHA-256 of the studies, their views and contents: with another value, other frames would be drawn."""
     content = [[study, view, store.info(study, view).sha256] for study in store.ids for view in store.views(study)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
-    """What a run was computed with: this package and its commit, Python, PyTorch."""
+    """The versions that a run is computed with: this package and its commit, Python, PyTorch."""
     from .. import __version__
 
     found = {"cinema_fast": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
@@ -125,7 +125,7 @@ def versions() -> dict[str, str]:
 
 
 def rng_state() -> dict:
-    """The state of every generator that a library might draw from; this project's own draws need none."""
+    """The state of every random generator that a library might use; this project's own draws need none."""
     version, words, gauss = random.getstate()
     name, keys, at, has_gauss, cached = np.random.get_state()  # noqa: NPY002
     return {
@@ -137,7 +137,7 @@ def rng_state() -> dict:
 
 
 def restore_rng(state: dict) -> None:
-    """Put every generator back to where `rng_state` found it."""
+    """Restore the state of every generator from `rng_state`."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, at, has_gauss, cached = state["numpy"]
@@ -155,7 +155,7 @@ def describe_run(
     store: CineStore | ClipStore,
     labels: LabelInfo | None = None,
 ) -> RunInfo:
-    """What a run is made of, for config.yaml. store: that its images are read from, over `cines`."""
+    """The RunInfo of a run, for config.yaml. store: `cines`, or the ClipStore over them, from which images are read."""
     return RunInfo(
         options=options.to_dict() | {"ranks": place.ranks.world},
         model=json.loads(json.dumps(dataclasses.asdict(model_config))),

@@ -1,12 +1,12 @@
-"""Checkpoints of a model of which every rank has a part: torch.distributed.checkpoint, in safetensors files.
+"""Checkpoints of a sharded model, by torch.distributed.checkpoint, in safetensors files.
 
 A checkpoint is a folder and a file beside it:
 
     shards-00001000/            shard-*.safetensors of every rank, and state.pt (read with weights_only)
     shards-00001000.json        size and SHA-256 of each file, and of itself
 
-The .json comes last and makes the checkpoint count. Tensors are kept by name and place, so that another number of ranks
-reads them. Nothing is pickled: torch's own format describes the tensors in a pickle, which could run code.
+The .json comes last; a checkpoint without it is ignored. Tensors are stored by name and offset, so that any number of
+ranks can read them. Nothing is pickled: torch's own format describes the tensors in a pickle, which could run code.
 """
 
 import json
@@ -35,24 +35,24 @@ from .checkpoint import (
 from .ranks import Ranks
 
 FORMAT = "cinema-fast sharded checkpoint"
-OPTIMIZER = "optimizer."  # before the kind of a state and the name of its parameter
+OPTIMIZER = "optimizer."  # prefix of an optimiser state's kind and its parameter's name
 
 
 class ShardedCheckpoints:
-    """As `checkpoint.WholeCheckpoints`, of sharded models; written while training goes on, from a copy on the host."""
+    """`checkpoint.WholeCheckpoints` for sharded models; written from a copy on the host while training continues."""
 
     def __init__(self, folder: Path, *, keep: int, ranks: Ranks):
         self._folder, self._keep, self._ranks = folder, keep, ranks
         self._writing: tuple[int, Future] | None = None
-        self._newest = 0  # step of the last one that is known to be whole
-        self._group = dist.new_group(backend="gloo")  # its own: asynchronous writes talk while the step does
+        self._newest = 0  # step of the last checkpoint that is known to be complete
+        self._group = dist.new_group(backend="gloo")  # for writes that run beside a step
 
     def any(self) -> bool:
-        """Whether one was ever written, sound or not."""
+        """Whether a checkpoint was ever written, sound or not."""
         return bool(self._manifests())
 
     def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer, say: Callable[[str], None]) -> dict | None:
-        """As `WholeCheckpoints.restore`, from whatever number of ranks."""
+        """As `WholeCheckpoints.restore`; the checkpoint may be of any number of ranks."""
         from torch.distributed import checkpoint
 
         found = newest_of_all(self._manifests(), self._read, say, self._ranks)
@@ -90,7 +90,7 @@ class ShardedCheckpoints:
         self._writing = step, checkpoint.async_save(tensors, storage_writer=writer, process_group=self._group)
 
     def finish(self) -> None:
-        """Wait for what is being written, and let it count. Raises CheckpointError where it could not be."""
+        """Wait for a running write, and write its manifest. Raises CheckpointError where it failed."""
         if self._writing is None:
             return
         (step, writing), self._writing = self._writing, None
@@ -107,7 +107,7 @@ class ShardedCheckpoints:
         return self._newest
 
     def _count(self, step: int) -> None:
-        """Write the manifest of what was written, and drop the oldest."""
+        """Write the manifest of the checkpoint, and drop the oldest checkpoints."""
         folder = self._folder / f"shards-{step:08d}"
         files = [file_sum(path) for path in sorted(folder.iterdir())]
         manifest = {"format": FORMAT, "version": VERSION, "step": step, "files": files}
@@ -118,7 +118,7 @@ class ShardedCheckpoints:
 
     @contextmanager
     def _together(self, step: int) -> Iterator[None]:
-        """Goes on when all ranks are through the block; raises CheckpointError on all where it went wrong on one."""
+        """Waits until all ranks have finished the block; raises CheckpointError on all ranks where one failed."""
         from torch.distributed.checkpoint.api import CheckpointException
 
         failure = None
@@ -135,7 +135,7 @@ class ShardedCheckpoints:
         return sorted(self._folder.glob("shards-*.json"))
 
     def _read(self, path: Path, checksums: bool) -> tuple:
-        """State, reader and names of the tensors of the checkpoint of a manifest; raises whatever they do."""
+        """State, reader and tensor names of the checkpoint of a manifest; may raise anything."""
         from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
         if checksums:
@@ -146,7 +146,7 @@ class ShardedCheckpoints:
         return state, reader, reader.read_metadata().state_dict_metadata
 
     def _check(self, path: Path) -> None:
-        """Raise CheckpointError where a file is not what was written."""
+        """Raise CheckpointError where a file differs from what was written."""
         manifest = read_manifest(path, FORMAT)
         folder = path.with_suffix("")
         found = sorted(file.name for file in folder.iterdir())
@@ -161,12 +161,12 @@ class ShardedCheckpoints:
         manifests = self._manifests()
         at = manifests.index(newest) + 1
         for path in manifests[: max(at - self._keep, 0)] + manifests[at:]:
-            path.unlink()  # first: from then on it does not count
+            path.unlink()  # the manifest first, so that the checkpoint is ignored from then on
             shutil.rmtree(path.with_suffix(""), ignore_errors=True)
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Parameters, and what the optimiser keeps of each, by name."""
+    """Parameters, and the optimiser's state of each, by name."""
     found = {name: parameter.detach() for name, parameter in model.named_parameters()}
     if strays := optimizer.state.keys() - set(model.parameters()):
         raise CheckpointError(f"{len(strays)} of {len(optimizer.state)} parameters are not in parts: reshard the model")
@@ -177,7 +177,7 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
 
 
 def _begin_state(model: nn.Module, optimizer: torch.optim.Optimizer, stored: dict) -> None:
-    """Room for what an AdamW has stored of each parameter; those that had no gradient yet have none."""
+    """Allocate the optimiser's state for each parameter that has one stored (those that had a gradient)."""
     for name, parameter in model.named_parameters():
         if f"{OPTIMIZER}exp_avg.{name}" in stored:
             step = torch.zeros((), dtype=torch.float32, device=parameter.device)

@@ -1,7 +1,7 @@
 """Writers of a run's numbers to TensorBoard and Weights & Biases; metrics.jsonl stays the record.
 
-A sink never ends a run or holds it up for long: after an error it is reported once and switched off. A resumed run
-first gives it the lines of metrics.jsonl that it does not have: no step is missing, and none is there twice.
+A sink never ends a run or delays it for long: after an error it is reported once and switched off. A resumed run first
+gives it the lines of metrics.jsonl that it lacks, so that no step is missing or twice there.
 """
 
 import json
@@ -23,31 +23,31 @@ from .run_info import RunInfo
 
 SinkName = Literal["tensorboard", "wandb"]
 
-NETWORK_S = 5  # to see whether there is a way to the server of Weights & Biases
-INIT_S = 30  # for that server to take the run
-FINISH_S = 10  # for what is not yet sent, within the time that a scheduler leaves after SIGTERM
+NETWORK_S = 5  # time to reach the server of Weights & Biases
+INIT_S = 30  # time for that server to accept the run
+FINISH_S = 10  # time to send the rest, within the time that a scheduler allows after SIGTERM
 ON_DISK_S = 20  # an offline run of Weights & Biases writes every 15 s, and loses the rest when it is killed
 
 
 class Sink(Protocol):
-    """Takes the numbers of a run.
+    """Receives the numbers of a run.
 
-    has: the lines up to this step are in it, from an earlier process.
+    has: it holds the lines up to this step from an earlier process.
     """
 
     has: int
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """The numbers of a line of metrics.jsonl; steps rise."""
+        """Write the numbers of a line of metrics.jsonl; steps ascend."""
 
     def close(self, failed: bool) -> None:
-        """No line follows; failed: the run ended by an error."""
+        """Called after the last line; failed: the run ended by an error."""
 
 
 class TensorBoard:
     """Event files in OUT/tensorboard: a scalar per number, and config.yaml as a text.
 
-    after: step of the last line that is kept. What an earlier process wrote of later ones TensorBoard no longer shows.
+    after: step of the last line that is kept. TensorBoard then hides later lines of an earlier process.
     """
 
     def __init__(self, out: Path, info: RunInfo, *, after: int, say: Callable[[str], None]):
@@ -66,19 +66,19 @@ class TensorBoard:
     def write(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-        self._writer.flush()  # a kill takes no line that metrics.jsonl has
+        self._writer.flush()  # so that a kill loses no line that metrics.jsonl has
 
     def close(self, failed: bool) -> None:
         self._writer.close()
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases, its files in OUT/wandb; offline where there is no key, or no way to the server.
+    """A run of Weights & Biases, with files in OUT/wandb; offline without a key or a connection to the server.
 
-    OUT/wandb.json has its id, by which a resumed run goes on in it, and the last step that is surely on disk; after a
-    kill, lines of the last seconds before it may be twice in what is offline. Its environment variables (WANDB_MODE,
-    WANDB_PROJECT, WANDB_ENTITY, ...) hold; the project is otherwise cinema-fast. Neither run.log, which may name
-    studies, nor code is sent.
+    OUT/wandb.json holds its id, with which a resumed run continues it, and the last step that is certainly on disk.
+    After a kill, an offline run may hold the lines of the last seconds twice. The environment variables of Weights &
+    Biases (WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, ...) apply; the default project is cinema-fast. Neither run.log,
+    which may name studies, nor code is sent.
     """
 
     def __init__(self, out: Path, info: RunInfo, *, after: int, say: Callable[[str], None]):
@@ -87,7 +87,7 @@ class WeightsAndBiases:
         self._path = out / "wandb.json"
         state = read_json(self._path) if self._path.exists() else {"id": secrets.token_hex(8), "step": 0}
         self._id, self._on_disk = state["id"], state["step"]
-        self._unsure: deque[tuple[float, int]] = deque()  # when which later step was given
+        self._unsure: deque[tuple[float, int]] = deque()  # (time, step) of later lines
         mode, why = _mode(wandb)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "cinema-fast"),
@@ -95,7 +95,7 @@ class WeightsAndBiases:
             dir=str(out),
             id=self._id,
             resume="allow",
-            reinit="create_new",  # beside a run that the caller may have
+            reinit="create_new",  # next to a run that the caller may have
             mode=mode,
             config=info.to_dict(),
             settings=wandb.Settings(
@@ -116,7 +116,7 @@ class WeightsAndBiases:
         self._keep(0)
 
     def _keep(self, seconds: float) -> None:
-        """Count steps that were given so many seconds ago or earlier as being on disk."""
+        """Treat steps that were written at least so many seconds ago as being on disk."""
         while self._unsure and time.monotonic() - self._unsure[0][0] >= seconds:
             _, self._on_disk = self._unsure.popleft()
         with whole_file(self._path) as file:
@@ -124,7 +124,7 @@ class WeightsAndBiases:
 
 
 def _mode(wandb) -> tuple[str | None, str]:
-    """How to run, None where the environment says it, and the reason for the person watching."""
+    """The mode, None where the environment gives it; and the reason, for the message."""
     if os.environ.get("WANDB_MODE", "online") != "online":
         return None, f" (WANDB_MODE {os.environ['WANDB_MODE']})"
     later = "send it with `wandb sync` later"
@@ -134,7 +134,7 @@ def _mode(wandb) -> tuple[str | None, str]:
     try:
         urllib.request.urlopen(server, timeout=NETWORK_S).close()
     except urllib.error.HTTPError:
-        pass  # an answer all the same
+        pass  # the server answered, which suffices
     except OSError as error:
         return "offline", f", offline: cannot reach {server} ({error}); {later}"
     return "online", ""
@@ -162,7 +162,7 @@ def check_sinks(names: Sequence[SinkName]) -> None:
 class Sinks:
     """The sinks of a run; their errors never reach it.
 
-    out: run folder. info: of the run. lines: of metrics.jsonl so far. say: tells the person watching.
+    out: run folder. info: of the run. lines: of metrics.jsonl so far. say: prints a message.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""One training step: batch in, parameters out, nothing read back by the host."""
+"""One training step: it updates the parameters from a batch, and the host reads nothing back."""
 
 from collections.abc import Callable, Sequence
 
@@ -16,7 +16,7 @@ Loss = Callable[[nn.Module, Batch, Tensor], Tensor]
 
 
 class _LossModule(nn.Module):
-    """A model with its loss, so that DDP sees every parameter that the loss is a function of."""
+    """A model with its loss, so that DDP sees every parameter that the loss depends on."""
 
     def __init__(self, model: nn.Module, loss: Loss):
         super().__init__()
@@ -43,27 +43,28 @@ def make_train_step(
 ) -> Callable[[Sequence[Batch], int, float], Tensor]:
     """The training step as a function of (micro-batches, step, learning rate).
 
-    loss, after_update: as of `Method`. clip: largest gradient norm.
-    seed: PyTorch's generators, from which dropout and drop path draw, start each micro-batch from it, the step and
-        which part of the step it is; in a captured step only the first.
-    ranks: who trains together, on the parts of a step that each reads. sharded: `model` is (`ranks.shard_model`).
+    loss, after_update: as in `Method`. clip: largest gradient norm.
+    seed: PyTorch's generators, used by dropout and drop path, are seeded for each micro-batch with it, the step and the
+        micro-batch's number; in a captured step only for the first one.
+    ranks: they train together, each on its part of a step. sharded: `model` is sharded (`ranks.shard_model`).
     unused: not every parameter has a gradient in every step.
     compiled: run the model through torch.compile, as one graph of fixed shapes for each set of views.
     capture: record the whole step by it, a `graph.CudaCapture`, and replay it.
-    It returns a (3,) float32 tensor on the device: loss (the mean over all ranks), gradient norm before clipping, and 1
-    where the update was made or 0 where loss or norm is not finite: then parameters and optimiser are left exactly as
-    they were. Clipping and skipping are tensors that the fused optimiser takes, so the host waits for nothing.
+
+    The step returns a (3,) float32 tensor on the device: loss (the mean over all ranks), gradient norm before clipping,
+    and 1 where the update was made or 0 where loss or norm is not finite; then parameters and optimiser do not change.
+    The fused optimiser takes clipping and skipping as tensors, so the host does not wait.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     called = _LossModule(compile_model(model) if compiled else model, loss)
     called = called if sharded else ranks.average_gradients(called, unused=unused)
     number, at = torch.zeros(1, dtype=torch.int64, device=device), 0
-    # what a GPU's fused AdamW reads; on a CPU the bits of a Python number
+    # the dtype that a GPU's fused AdamW reads; on a CPU that of a Python number
     kind = torch.float32 if device.type == "cuda" else torch.float64
     rates = [torch.zeros((), dtype=kind, device=device) for _ in optimizer.param_groups]
-    for group, rate in zip(optimizer.param_groups, rates):  # also those of a checkpoint of another mode
+    for group, rate in zip(optimizer.param_groups, rates):  # including groups from a checkpoint of another mode
         group["lr"], group["capturable"] = rate, device.type == "cuda"
-        group.setdefault("lr_scale", 1.0)  # which checkpoints of older versions lack
+        group.setdefault("lr_scale", 1.0)  # checkpoints of older versions lack it
 
     def work(batches: Sequence[Batch]) -> Tensor:
         total = torch.zeros((), device=device)

@@ -1,6 +1,7 @@
-"""Graceful shutdown: SIGTERM or Ctrl-C lets the running step finish and be saved, another Ctrl-C ends at once.
+"""Graceful shutdown: after SIGTERM or Ctrl-C the running step is finished and saved; a second Ctrl-C ends at once.
 
-One signal may come twice: a scheduler sends it to every process of a job, and torchrun, one of these, to its ranks.
+The same signal may arrive twice: a scheduler sends it to every process of a job, and torchrun, one of them, to its
+ranks.
 """
 
 import math
@@ -8,7 +9,7 @@ import signal
 import threading
 import time
 
-ONCE_S = 1.0  # within which two are one
+ONCE_S = 1.0  # signals within this time count as one
 
 
 class StopRequest:
@@ -20,7 +21,7 @@ class StopRequest:
         self._before = {}
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # only there can handlers be set
+        if threading.current_thread() is threading.main_thread():  # handlers can only be set there
             for signum in (signal.SIGTERM, signal.SIGINT):
                 self._before[signum] = signal.signal(signum, self._note)
         return self

@@ -42,7 +42,7 @@ def test_the_heart_among_visible_tokens(hearts, online):
     """What the guidance promises, with its defaults."""
     share = {arm: experiment.heart_share(hearts, arm, online=online, batches=5, seed=3) for arm in experiment.ARMS}
     assert share["chance"] == pytest.approx(1, abs=0.1)
-    assert share["hide what moves"] <= 0.6
+    assert share["mask what moves"] <= 0.6
     assert share["keep what moves"] >= 1.5
 
 

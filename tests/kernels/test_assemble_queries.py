@@ -111,7 +111,7 @@ def test_ids_that_are_not_integers_and_kernels_that_cannot_run_are_refused():
     token, table, masked = inputs(torch.float64)
     with pytest.raises(ValueError, match=r"integer ids, and all tensors on one device, got .* torch.float32 on cpu"):
         assemble_queries(token, table, masked.float())
-    with pytest.raises(BackendError, match=r"needs CUDA tensors.*no gradient to the table.*got torch.float64"):
+    with pytest.raises(BackendError, match=r"needs CUDA tensors.*no gradient for the table.*got torch.float64"):
         assemble_queries(token, table.requires_grad_(), masked, backend="triton")
 
 
