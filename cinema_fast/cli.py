@@ -32,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     import tyro
 
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # file names may hold bytes that its encoding cannot print
+        if isinstance(stream, io.TextIOWrapper):  # file names may hold bytes that it cannot print
             stream.reconfigure(errors="backslashreplace")
     commands = _commands()
     given = list(sys.argv[1:] if argv is None else argv)
     named = next(iter(given), "-")
-    if not named.startswith("-") and named not in commands:  # the parser's own hints are about options
+    if not named.startswith("-") and named not in commands:  # the parser only gives hints about options
         near = difflib.get_close_matches(named, commands, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         print(f"cinema-fast: no command {named!r}{hint} (commands: {', '.join(commands)})", file=sys.stderr)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args=arguments,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-    except SystemExit as end:  # how the parser ends: 0 after help
+    except SystemExit as end:  # raised by the parser; 0 after help
         if end.code:
             options = {argument.partition("=")[0] for argument in given}
             for option, hint in _HINTS.get(named, {}).items():
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cinema-fast: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        if str(stop):  # what is kept, and how to go on
+        if str(stop):  # says what is kept, and how to continue
             print(f"cinema-fast: {stop}", file=sys.stderr)
         return 130
 
@@ -93,7 +93,7 @@ def _commands() -> dict[str, Callable[..., int]]:
     from .prediction.predict_config import PredictConfig
     from .tasks.finetune_config import FinetuneConfig
 
-    # without a name, so that a config's ValueError reaches `main` and is answered in one line
+    # without a name, so that a config's ValueError reaches `main`, which prints it in one line
     plain = tyro.conf.arg(name="")
     Out, Store = (Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar=name)] for name in ("OUT", "STORE"))
     Runs = Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN RUN ...")]

@@ -11,7 +11,7 @@ from ..data.loading.batch import Batch
 from ..data.loading.loader import LoaderError
 from ..data.loading.sampler import Sampler, held_out
 from ..data.store.clips import ClipStore
-from ..data.store.orientation import learnt_otherwise
+from ..data.store.orientation import orientation_remarks
 from ..data.store.store import CineStore
 from ..models.cinema import CineMA
 from ..models.config import CineMAConfig
@@ -92,7 +92,7 @@ class MAE(Method):
             raise ValueError(f"--init-from {start}: a run of --preset {its}, but this run is of {size}: give "
                              f"--preset {its}, or start from another run")  # fmt: skip
         say(load_shared_views(model, *newest_weights(start, say, self.place.ranks)))
-        for remark in learnt_otherwise(start, info.store.orientation, self.info.store.orientation):
+        for remark in orientation_remarks(start, info.store.orientation, self.info.store.orientation):
             say(remark)
 
     def loss(self, model: nn.Module, batch: Batch, step: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def _read(line: dict) -> Row:
             try:
                 row[column] = cell if word else float(cell)
             except ValueError:
-                raise ValueError(f"column {column}: {cell!r} is no number") from None
+                raise ValueError(f"column {column}: {cell!r} is not a number") from None
     return row
 
 

@@ -91,7 +91,7 @@ class CineMAConfig:
         for side in ("enc", "dec"):
             width, heads = getattr(self, f"{side}_embed_dim"), getattr(self, f"{side}_n_heads")
             if width % heads:
-                raise ValueError(f"CineMAConfig.{side}_embed_dim: {width} is no multiple of {heads} heads")
+                raise ValueError(f"CineMAConfig.{side}_embed_dim: {width} is not a multiple of {heads} heads")
         for view in self.views:
             size, patch, scale = self.image_size[view], self.patch_size[view], self.scale_factor[view]
             if not len(size) == len(patch) == len(scale):

@@ -248,6 +248,6 @@ def _meet(config: CineMAConfig, view: str, kernels: list[tuple[int, ...]]) -> tu
         if levels[bare : bare + stages + 1] == stem:
             return bare, levels[-1]
     raise ValueError(
-        f"ConvUNetR: {view!r} has positions of {stem} pixels in the stem and the encoder, which are no levels in a "
-        f"row of the decoder's {levels}; choose dec_channels, dec_patch_size and dec_scale_factor to match"
+        f"ConvUNetR: {view!r} has positions of {stem} pixels in the stem and the encoder, but these are not "
+        f"consecutive levels of the decoder {levels}; choose dec_channels, dec_patch_size and dec_scale_factor to match"
     )

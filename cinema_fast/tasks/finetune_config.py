@@ -136,7 +136,7 @@ class FinetuneConfig(RunOptions):
         if self.network == "baseline" and self.parallel == "fsdp":
             raise ValueError("--parallel fsdp is for transformers: with --network baseline use ddp")
         if self.freeze and not self.init_from and not self.resume:
-            raise ValueError("--freeze needs --init-from: a frozen encoder of random weights is of no use")
+            raise ValueError("--freeze needs --init-from: a frozen encoder with random weights is useless")
         if not self.structures or len(set(self.structures)) < len(self.structures):
             raise ValueError(f"--structures needs different names of the labels 1, 2, ..., got {self.structures}")
 

@@ -14,7 +14,7 @@ from ..data.loading.batch import Batch
 from ..data.loading.loader import LabelError, LoaderError, read_batch
 from ..data.loading.sampler import Draw, Sampler, fixed_draw
 from ..data.loading.validation import validation_draws
-from ..data.store.orientation import learnt_otherwise
+from ..data.store.orientation import orientation_remarks
 from ..data.store.store import CineStore
 from ..models.config import CineMAConfig, config_from_dict, preset
 from ..models.conv_vit import layer_of
@@ -111,7 +111,7 @@ class Supervised(Method):
         say(f"weights of {name}: {report}")
         if start.is_dir():
             say(f"the model is configured as in {start} ({options.preset})")
-            for remark in learnt_otherwise(start, run_of(start).store.orientation, self.info.store.orientation):
+            for remark in orientation_remarks(start, run_of(start).store.orientation, self.info.store.orientation):
                 say(remark)
         for remark in seen_remarks(start, **self.info.labels.seen, test=self.setup.split.test, share=options.test):
             say(remark)

@@ -166,7 +166,7 @@ def _typed(values: dict, name: str, kind: type, *default):
     if name not in values:
         raise ValueError(f"{name} is missing")
     if not isinstance(values[name], kind):
-        raise ValueError(f"{name} is no {kind.__name__}")
+        raise ValueError(f"{name} is not of type {kind.__name__}")
     return values[name]
 
 

@@ -117,7 +117,7 @@ def altered(folders, to, file: str, pattern: str, by: str, count: int = 1):
         ("rows.csv", r"(regression,heart-1,,,age,.*),\d+\.\d+", r"\g<1>,3.5", "heart-1, age: truth is .* same truth"),
         ("results.json", r'"threshold": 0.5', '"threshold": 0.4', "age: .* has Target"),
         ("results.json", r'"targets"', '"target"', "results.json is damaged"),
-        ("rows.csv", r"heart-1,sax,0,RV,[^,]*", "heart-1,sax,0,RV,x", r"line \d+: column dice: 'x' is no number"),
+        ("rows.csv", r"heart-1,sax,0,RV,[^,]*", "heart-1,sax,0,RV,x", r"line \d+: column dice: 'x' is not a number"),
         ("rows.csv", r"segmentation,heart-1", "segmentatio,heart-1", "kind 'segmentatio'; expected one of"),
         ("rows.csv", KEYS[0], "kinds", "no column kind"),
         ("rows.csv", r",[^,]*\n\Z", "", "fewer cells"),

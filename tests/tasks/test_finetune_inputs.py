@@ -196,7 +196,7 @@ def test_landmarks(refused, tmp_path):
 def test_a_decoder_that_does_not_fit(refused, task):
     refused(r"--decoder-channels 8 8 8 8 8 8: (sax|lax_4c) images of 32 x 32( x 4)? voxels are not a multiple of "
             r"64 x 64", task, decoder_channels=(8,) * 6)  # fmt: skip
-    refused(r"--decoder-channels 8: ConvUNetR: .* are no levels in a row", task, decoder_channels=(8,))
+    refused(r"--decoder-channels 8: ConvUNetR: .* are not consecutive levels", task, decoder_channels=(8,))
 
 
 def test_clips_are_not_for_maps(refused):

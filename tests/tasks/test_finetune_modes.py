@@ -139,4 +139,4 @@ def test_a_run_by_dali_is_the_run_by_threads(discs, tmp_path):
     assert metrics(tmp_path / "dali") == metrics(tmp_path / "torch")
     ends = [(tmp_path / kind / "checkpoints" / "step-00000004.safetensors").read_bytes() for kind in ("torch", "dali")]
     assert ends[0] == ends[1]
-    assert "loader dali (asked for)" in (tmp_path / "dali" / "run.log").read_text()
+    assert "loader dali (requested)" in (tmp_path / "dali" / "run.log").read_text()

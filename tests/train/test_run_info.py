@@ -96,13 +96,18 @@ def test_older_runs_over_clips_go_on_with_cines_of_two_frames(tmp_path):
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
-        ("", "content is no dict"), ("[1]", "content is no dict"), ("run: [", "ParserError"), ("\0", "ReaderError"),
-        ({}, "run is missing"), (OLD | {"model": 3}, "model is no dict"), (OLD | {"store": {}}, "studies is missing"),
-        (OLD | {"model": {"views": 3}}, "views is no list"), (OLD | {"versions": []}, "versions is no dict"),
-        (OLD | {"store": {"studies": 3, "sha256": 5}}, "sha256 is no str"), (OLD | {"format": "2"}, "format is no int"),
+        ("", "content is not of type dict"), ("[1]", "content is not of type dict"), ("run: [", "ParserError"),
+        ("\0", "ReaderError"),
+        ({}, "run is missing"), (OLD | {"model": 3}, "model is not of type dict"),
+        (OLD | {"store": {}}, "studies is missing"),
+        (OLD | {"model": {"views": 3}}, "views is not of type list"),
+        (OLD | {"versions": []}, "versions is not of type dict"),
+        (OLD | {"store": {"studies": 3, "sha256": 5}}, "sha256 is not of type str"),
+        (OLD | {"format": "2"}, "format is not of type int"),
         (OLD | {"kind": "both"}, "kind is 'both', expected pretrain or finetune"),
         (OLD | {"kind": "finetune"}, "split is missing"), (OLD | OLD_LABELS | {"split": {}}, "train is missing"),
-        (OLD | OLD_LABELS | {"seen": []}, "seen is no dict"), (OLD | {"min_frames": "4"}, "min_frames is no int"),
+        (OLD | OLD_LABELS | {"seen": []}, "seen is not of type dict"),
+        (OLD | {"min_frames": "4"}, "min_frames is not of type int"),
     ],
 )  # fmt: skip
 def test_a_damaged_file(tmp_path, values, reason):

@@ -40,7 +40,7 @@ AS_STORED = Augmentation()  # no change
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Random changes of the images, drawn anew for every study and epoch: the same for the long-axis views of a study.
+    """Random changes of the images, drawn for every study and epoch: the same for the long-axis views of a study.
 
     Everything but zoom is off by default, which is the published recipe of pre-training.
     """

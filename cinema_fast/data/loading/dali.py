@@ -51,10 +51,10 @@ EXIT_HINTS = {
 def pick_loader(name: str, device: torch.device) -> tuple[str, str]:
     """The loader for `--loader`: "dali" or "torch", and why. Raises ValueError where dali is requested but missing."""
     if name == "torch" or (name == "auto" and device.type != "cuda"):
-        return "torch", "asked for" if name == "torch" else "on a CPU, reading threads are faster than DALI"
+        return "torch", "requested" if name == "torch" else "on a CPU, reading threads are faster than DALI"
     missing = why_not_dali()
     if not missing:
-        return "dali", "asked for" if name == "dali" else "a GPU, and DALI is installed: reading overlaps with the step"
+        return "dali", "requested" if name == "dali" else "a GPU, and DALI is installed: reading overlaps with the step"
     if name == "dali":
         raise ValueError(f"--loader dali: the extra dali is not installed ({missing}): {INSTALL}")
     return "torch", f"the extra dali is not installed ({missing})"

@@ -98,7 +98,7 @@ class Sampler:
             )
         self.ids = sorted(study for study, views in views_of.items() if views)
         if not self.ids:
-            raise ValueError("no study to draw from: none has any of the views asked for")
+            raise ValueError("no study to draw from: none has any of the requested views")
         self.seed, self.batch_size, self.accumulate, self.world = seed, batch_size, accumulate, world
         self.augment = augment or AugmentConfig()
         self._planes = np.array([planes[study] if planes else 1 for study in self.ids])

@@ -226,7 +226,7 @@ def _difference(before: dict | None, options: dict) -> str:
     if before is None:
         return "unknown options"
     before, options = ({"orientation": "stored"} | one for one in (before, options))
-    differ = [f"{k}={before.get(k)!r} (asked for {v!r})" for k, v in options.items() if before.get(k) != v]
+    differ = [f"{k}={before.get(k)!r} (now {v!r})" for k, v in options.items() if before.get(k) != v]
     return ", ".join(differ) or "other options"
 
 
@@ -259,7 +259,7 @@ def _open_for_writing(store: Path, config: PrepareConfig) -> tuple[PrepareConfig
         elif (store / "studies").is_dir() and not any((store / "studies").iterdir()):
             ours.add("studies")  # killed before it wrote its first index
         if not rebuild and (others := sorted({path.name for path in store.iterdir()} - ours)):
-            raise StoreError(f"{store} is not empty and is no cine store (it holds {others[0]!r}): choose another "
+            raise StoreError(f"{store} is not empty and is not a cine store (it holds {others[0]!r}): choose another "
                              f"folder") from None
     except StoreError as err:
         if not config.overwrite or not (store / "studies").is_dir():

@@ -86,7 +86,7 @@ class CheckReport:
         return "\n".join([
             f"damaged or altered: {files}, of {spoilt} of {count_studies(self.n_studies)}",
             *(f"{fault.file}: {fault.reason}" for fault in self.faults),
-            f"to make these {what} anew: {check}, with the original options" if spoilt else
+            f"to restore these {what}: {check}, with the original options" if spoilt else
             f"to rebuild the index from the studies: remove it, then {check}, with the original options",
         ])
 

@@ -159,7 +159,7 @@ def check_orientation(store: CineStore, run: Path, there: Orientation) -> None:
                          f"with --orientation {there}")
 
 
-def learnt_otherwise(start: Path, there: Orientation, now: Orientation) -> list[str]:
+def orientation_remarks(start: Path, there: Orientation, now: Orientation) -> list[str]:
     """A warning where the run `start`, from which weights are taken, was trained on images with other axes."""
     return [f"warning: {start} was trained on images with other axes (prepare --orientation {there}; this store: "
             f"{now}), so its features may transfer less well"] * (there != now)

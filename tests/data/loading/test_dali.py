@@ -58,7 +58,7 @@ def test_a_run_by_dali_is_the_run_by_threads(tiny_store, tmp_path):
     options = [str(option) for option in (*common, "--loader", "torch", "--out")]
     assert main(["pretrain", *options, str(tmp_path / "torch")]) == 0
     for kind in ("dali", "torch"):
-        readers = f"loader {kind} (asked for), 2 reading {'processes' if kind == 'dali' else 'threads'}"
+        readers = f"loader {kind} (requested), 2 reading {'processes' if kind == 'dali' else 'threads'}"
         assert readers in (tmp_path / kind / "run.log").read_text()
     assert metrics(tmp_path / "dali") == metrics(tmp_path / "torch")
     assert main(["pretrain", *options, str(tmp_path / "dali"), "--resume"]) == 0
@@ -66,9 +66,9 @@ def test_a_run_by_dali_is_the_run_by_threads(tiny_store, tmp_path):
 
 def test_auto_says_what_it_chose_and_why(monkeypatch):
     assert pick_loader("auto", CPU) == ("torch", "on a CPU, reading threads are faster than DALI")
-    assert pick_loader("torch", GPU) == ("torch", "asked for")
+    assert pick_loader("torch", GPU) == ("torch", "requested")
     monkeypatch.setattr(dali, "why_not_dali", lambda: "")
-    assert pick_loader("auto", GPU)[0] == "dali" and pick_loader("dali", CPU) == ("dali", "asked for")
+    assert pick_loader("auto", GPU)[0] == "dali" and pick_loader("dali", CPU) == ("dali", "requested")
     monkeypatch.setattr(dali, "why_not_dali", lambda: "No module named 'nvidia'")
     assert pick_loader("auto", GPU) == ("torch", "the extra dali is not installed (No module named 'nvidia')")
     with pytest.raises(ValueError, match=r"--loader dali: the extra dali is not installed .* pip install --no-deps nv"):

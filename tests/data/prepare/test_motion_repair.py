@@ -86,7 +86,7 @@ def test_altered_pixels_are_found_and_mended(prepared, capfd):
     assert run(src, store, motion=True).motion_maps == 0  # reads nothing that is there
     assert main(["verify", str(store)]) == 1
     out = capfd.readouterr().out
-    assert f"{FILE}: altered" in out and "STORE --repair --motion`" in out and "to make these motion maps anew" in out
+    assert f"{FILE}: altered" in out and "STORE --repair --motion`" in out and "to restore these motion maps" in out
     report = run(src, store, repair=True)
     assert [(f.view, f.file) for f in report.failures] == [("sax", FILE)] and report.exit_code == 1
     assert "--motion computes it again" in report.failures[0].reason and CineStore(store).info("p1", "sax").motion
@@ -101,7 +101,7 @@ def test_an_altered_cine_and_its_map_are_both_made_anew(prepared, capfd):
     for file in (FILE, "studies/p1/sax.npy"):
         overwrite(store / file, 4000, b"\1\2\3\4")
     assert main(["verify", str(store)]) == 1
-    assert "to make these studies and motion maps anew" in capfd.readouterr().out
+    assert "to restore these studies and motion maps" in capfd.readouterr().out
     report = run(src, store, repair=True, motion=True)
     assert (report.prepared, report.unchanged, report.motion_maps, report.exit_code) == (1, 2, 3, 0)
     assert content(store) == before

@@ -161,7 +161,7 @@ def test_stores_and_runs_of_earlier_versions_keep_the_axes_of_their_files(sixtee
     stored, other = both.read_frames("p", "sax", range(4)), both.read_frames("q", "sax", range(4))
     np.testing.assert_array_equal(stored, before)
     assert not np.array_equal(stored, other)  # one scan, stored in two ways
-    with pytest.raises(ValueError, match=r"orientation='stored' \(asked for 'patient'\)"):
+    with pytest.raises(ValueError, match=r"orientation='stored' \(now 'patient'\)"):
         prepare(PrepareConfig(sixteen / "3", tmp_path / "old", workers=1, orientation="patient", **GRID))
     assert "  axes: as in the source files" in describe(both)
     run = run_of(Segmentation(STRUCTURES, ("sax",), "0"), Lopsided(), {"sax": GRID["sax_size"]})
@@ -242,7 +242,7 @@ def test_an_overwrite_that_was_stopped_mixes_nothing(sixteen, tmp_path):
     report = prepare(PrepareConfig(src, store, **options), progress=False)
     assert (report.prepared, report.unchanged, CineStore(store).ids) == (2, 0, ["a", "b"])
     (failure,) = report.failures
-    assert failure.study == "gone" and "orientation='stored' (asked for 'patient')" in failure.reason
+    assert failure.study == "gone" and "orientation='stored' (now 'patient')" in failure.reason
     opened = CineStore(store)
     np.testing.assert_array_equal(opened.read_frames("a", "sax", range(4)), opened.read_frames("b", "sax", range(4)))
     # and where it is not prepared again, it is found out

@@ -160,7 +160,7 @@ def test_a_second_folder_adds_to_the_store(src, tmp_path):
 
 def test_other_options_and_other_folders_are_refused(src, tmp_path):
     run(src, tmp_path / "store")
-    with pytest.raises(StoreError, match=r"lax_size=\[40, 40\] \(asked for \[48, 48\]\).*--overwrite"):
+    with pytest.raises(StoreError, match=r"lax_size=\[40, 40\] \(now \[48, 48\]\).*--overwrite"):
         run(src, tmp_path / "store", lax_size=(48, 48))
     (src / "p2_sax.nii.gz").unlink()
     assert run(src, tmp_path / "store", lax_size=(48, 48), overwrite=True).prepared == 3
@@ -172,7 +172,7 @@ def test_other_options_and_other_folders_are_refused(src, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home/thesis.tex").touch()
     for overwrite in (False, True):
-        with pytest.raises(StoreError, match=r"not empty and is no cine store \(it holds 'thesis.tex'\)"):
+        with pytest.raises(StoreError, match=r"not empty and is not a cine store \(it holds 'thesis.tex'\)"):
             run(src, tmp_path / "home", overwrite=overwrite)
     with pytest.raises(ValueError, match="--lax-size must be positive"):
         PrepareConfig(src, tmp_path / "x", lax_size=(0, 4))

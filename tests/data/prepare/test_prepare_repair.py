@@ -88,7 +88,7 @@ def test_preparing_again_rebuilds_the_index(prepared, kind):
     with pytest.raises(StoreError, match="prepare"):
         CineStore(store)
     spoilt = content(store)
-    with pytest.raises(StoreError, match=r"3 of its 3 studies were prepared with lax_size=\[40, 40\] \(asked for"):
+    with pytest.raises(StoreError, match=r"3 of its 3 studies were prepared with lax_size=\[40, 40\] \(now"):
         run(src, store, lax_size=(48, 48))
     assert content(store) == spoilt
     report = run(src, store)

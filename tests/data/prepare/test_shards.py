@@ -181,14 +181,14 @@ def test_another_division_later_forgets_the_first(src, tmp_path):
 
 def test_other_options_are_refused(src, tmp_path):
     run(src, tmp_path / "store", shard="1/2")
-    with pytest.raises(StoreError, match=r"were prepared with lax_size=\[40, 40\] \(asked for \[48, 48\]\)"):
+    with pytest.raises(StoreError, match=r"were prepared with lax_size=\[40, 40\] \(now \[48, 48\]\)"):
         run(src, tmp_path / "store", shard="1/2", lax_size=(48, 48))
     run(src, tmp_path / "store", shard="2/2", lax_size=(48, 48))
     with pytest.raises(StoreError, match=r"its index is lost, and \d of its 6 studies were prepared with lax_size"):
         run(src, tmp_path / "store", merge=True)
     (tmp_path / "home").mkdir()
     (tmp_path / "home/thesis.tex").touch()
-    with pytest.raises(StoreError, match=r"not empty and is no cine store \(it holds 'thesis.tex'\)"):
+    with pytest.raises(StoreError, match=r"not empty and is not a cine store \(it holds 'thesis.tex'\)"):
         run(src, tmp_path / "home", shard="1/2")
 
 
