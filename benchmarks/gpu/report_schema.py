@@ -264,7 +264,7 @@ def predicted(path: Path = PREDICTIONS) -> dict:
 
 # modules of kernels/ that say what runs, or describe operations, not what is computed; and the line of an operation's
 # file after which it describes itself
-NOT_COMPUTING, DESCRIPTION = {"backend", "registry", "inputs", "shapes"}, "# What the registry reads.\n"
+NOT_COMPUTING, DESCRIPTION = {"backend", "registry", "inputs", "shapes"}, "# Registration\n"
 
 
 def kernel_sha(op: str) -> str:

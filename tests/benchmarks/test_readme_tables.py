@@ -74,7 +74,7 @@ def test_a_kernel_is_what_it_is_made_of(tmp_path, monkeypatch):
         assert (kernel_sha("op") != before) == counts
         before = kernel_sha("op")
     with (tmp_path / "op.py").open("a") as file:
-        file.write("# What the registry reads.\nregister()\n")
+        file.write("# Registration\nregister()\n")
     assert kernel_sha("op") == before
 
 
