@@ -95,17 +95,19 @@ def gpu_of(device: torch.device) -> str | None:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
-@torch.compiler.assume_constant_result
 def has_table(device: torch.device) -> bool:
     """Whether a table was measured on this device, or is set by `override`."""
     return _tried is not None or ((gpu := gpu_of(device)) is not None and _path(FOLDER, gpu).exists())
 
 
-@torch.compiler.assume_constant_result
 def _backend(head_dim: int, queries: int, keys: int, dtype: torch.dtype, device: torch.device) -> str:
     entry = _nearest(head_dim, queries, keys, dtype, gpu_of(device), "backend")
     near = entry and max(_apart(entry["queries"], queries), _apart(entry["keys"], keys)) <= math.log(NEAR)
     return entry["backend"] if near else ""
+
+
+# torch.compiler.assume_constant_result does just this, but importing it costs every command two seconds
+has_table._dynamo_marked_constant = _backend._dynamo_marked_constant = True
 
 
 def _nearest(head_dim: int, queries: int, keys: int, dtype: torch.dtype, gpu: str | None, wanted: str) -> dict | None:
