@@ -6,12 +6,25 @@ its interpreter, and then nothing else is collected; on a machine with a GPU on 
 what else its operation has for a CPU in CPU_BACKENDS.
 """
 
+import gc
 from pathlib import Path
 
 import pytest
 from labelled_discs import Discs
 from machine import INTERPRET, has_gpu, shared_path
 from tiny_runs import FOUR, write_store
+
+gc.disable()  # until the tests are collected
+
+
+def pytest_collection_finish():
+    """The modules stay to the end: the garbage collector need not look through them, which takes 5 % of the time."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # else libraries report at exit what was not freed
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +70,12 @@ def backend(request):
 def device():
     """Where operations are tested: the GPU where there is one."""
     return "cuda" if has_gpu() else "cpu"
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """Pre-training runs write no pictures and no evaluation, which take longer than a few steps."""
+    monkeypatch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])
 
 
 @pytest.fixture(scope="session")

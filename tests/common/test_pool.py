@@ -8,21 +8,14 @@ import sys
 import time
 
 import pytest
+from pool_tasks import work
 
 from cinema_fast.common.pool import run_in_processes
 
-
-def work(task: int) -> int:
-    if task == 3:
-        raise ValueError("three")
-    if task == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return task * task
-
-
-def sleep(task: int) -> None:
-    os.write(1, f"{os.getpid()}\n".encode())  # in one piece: two processes write into one pipe
-    time.sleep(600)
+SLEEPING = """import sys
+from cinema_fast.common.pool import run_in_processes
+from pool_tasks import sleep
+if __name__ == '__main__':"""
 
 
 def test_results_and_exceptions_in_process_and_in_workers():
@@ -47,8 +40,7 @@ def test_leaving_early_ends_the_workers():
 
 
 def test_ctrl_c_ends_the_workers_at_once_and_only_the_parent_hears_of_it():
-    code = ("from test_pool import *\nif __name__ == '__main__':\n try: list(run_in_processes(sleep, [1, 2], 2))\n"
-            " except KeyboardInterrupt: sys.exit(130)")
+    code = f"{SLEEPING}\n try: list(run_in_processes(sleep, [1, 2], 2))\n except KeyboardInterrupt: sys.exit(130)"
     for starting in (True, False):
         parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                   text=True, start_new_session=True, env=with_tests(), preexec_fn=heard)
@@ -75,11 +67,11 @@ def children(pid: int) -> str:
 
 
 def with_tests() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def test_workers_end_with_their_parent():
-    code = "from test_pool import *\nif __name__ == '__main__': list(run_in_processes(sleep, [1, 2], 2))"
+    code = f"{SLEEPING} list(run_in_processes(sleep, [1, 2], 2))"
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=with_tests())
     workers = [int(parent.stdout.readline()) for _ in range(2)]
     parent.kill()

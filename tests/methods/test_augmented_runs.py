@@ -13,7 +13,6 @@ from cinema_fast.data.loading.loader import read_batch
 from cinema_fast.data.loading.sampler import Sampler
 from cinema_fast.data.store.store import CineStore
 from cinema_fast.kernels.motion_score import patch_means, relative_to_mean
-from cinema_fast.methods import mae as module
 from cinema_fast.methods.guidance import stored_score
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import MaskConfig, PretrainConfig
@@ -28,12 +27,6 @@ FULL = AugmentConfig(rotation=40.0, translation=6.0, flip=0.3, gamma=(0.5, 1.5),
 def mapped(tmp_path_factory):
     studies = {f"s{i}": FOUR if i % 3 else ("sax",) for i in range(6)}
     return with_maps(write_store(tmp_path_factory.mktemp("augmented") / "store", studies))
-
-
-@pytest.fixture
-def quiet(monkeypatch):
-    """Runs without pictures."""
-    monkeypatch.setattr(module, "write_report", lambda *_, **__: [])
 
 
 def config_of(store, out, **changes) -> PretrainConfig:
@@ -65,7 +58,7 @@ def watched_run(monkeypatch, config: PretrainConfig, fail_at: int | None = None)
     return seen
 
 
-def test_the_model_sees_what_the_sampler_drew(mapped, tmp_path, monkeypatch, quiet):
+def test_the_model_sees_what_the_sampler_drew(mapped, tmp_path, monkeypatch, no_report):
     config = config_of(mapped, tmp_path / "run", steps=2)
     seen, store = watched_run(monkeypatch, config), CineStore(mapped)
     model_config = fit_to_store(preset("cinema-tiny"), store, (), "cinema-tiny")
@@ -80,7 +73,7 @@ def test_the_model_sees_what_the_sampler_drew(mapped, tmp_path, monkeypatch, qui
 
 
 @pytest.mark.parametrize("preset_name", ["cinema-tiny", "heartmae-tiny"])
-def test_a_run_that_was_cut_off_resumes_to_the_bit(mapped, tmp_path, monkeypatch, quiet, preset_name):
+def test_a_run_that_was_cut_off_resumes_to_the_bit(mapped, tmp_path, monkeypatch, no_report, preset_name):
     """With masks by stored motion, which moves along; more threads read after the cut."""
     how = {"preset": preset_name, "mask": MaskConfig(guidance="motion", strength=0.8)}
     pretrain(config_of(mapped, tmp_path / "whole", **how))
@@ -107,7 +100,7 @@ def test_scores_of_masks_move_with_the_image(mapped, tmp_path):
         assert not torch.equal(found, relative_to_mean(patch_means(maps.float(), token)))
 
 
-def test_runs_of_before_there_was_a_choice_go_on_by_default(mapped, tmp_path, quiet):
+def test_runs_of_before_there_was_a_choice_go_on_by_default(mapped, tmp_path, no_report):
     out = tmp_path / "run"
     pretrain(config_of(mapped, out, steps=1, augment=AugmentConfig()))
     values = yaml.safe_load((out / "config.yaml").read_text())

@@ -172,8 +172,7 @@ def test_a_run_says_draws_and_resumes_to_the_bit(mapped, tmp_path, monkeypatch, 
     assert metrics(whole) == metrics(parts)
 
 
-def test_guided_runs_differ_from_others_and_say_so_on_resume(mapped, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "write_report", lambda *_, **__: [])
+def test_guided_runs_differ_from_others_and_say_so_on_resume(mapped, tmp_path, no_report):
     out = tmp_path / "run"
     pretrain(config_of(mapped, out, mask=MaskConfig()))
     with pytest.raises(ValueError, match=r"mask: was .*none.*, now .*motion"):

@@ -32,12 +32,6 @@ def config_of(store, out, **changes) -> PretrainConfig:
     return PretrainConfig(**options | changes)
 
 
-@pytest.fixture
-def quiet(monkeypatch):
-    """Runs without pictures."""
-    monkeypatch.setattr(module, "write_report", lambda *_, **__: [])
-
-
 def stored_clip(store: CineStore, study: str, plane, phase: float) -> np.ndarray:
     """(8, 48, 48) by direct slicing: frames of 32 x 32 in the middle of zeros."""
     cine = np.load(store.info(study, plane.view).path)
@@ -53,7 +47,7 @@ def tubelets(clip: np.ndarray) -> np.ndarray:
     ])
 
 
-def test_the_first_step_is_the_loss_of_the_clips_drawn(tiny_store, tmp_path, quiet):
+def test_the_first_step_is_the_loss_of_the_clips_drawn(tiny_store, tmp_path, no_report):
     pretrain(config_of(tiny_store, tmp_path / "run", steps=1))
     cines = CineStore(tiny_store)
     store = ClipStore(cines)
@@ -120,7 +114,7 @@ def test_evaluation_equals_sums_written_out(tiny_store):
     assert found.baseline_loss == pytest.approx(np.mean(unseen), rel=1e-4)
 
 
-def test_a_run_that_is_cut_off_goes_on_to_the_same_bits(tiny_store, tmp_path, monkeypatch, quiet):
+def test_a_run_that_is_cut_off_goes_on_to_the_same_bits(tiny_store, tmp_path, monkeypatch, no_report):
     pretrain(config_of(tiny_store, tmp_path / "whole"))
     make = loop.make_train_step
 
@@ -145,14 +139,14 @@ def test_a_run_that_is_cut_off_goes_on_to_the_same_bits(tiny_store, tmp_path, mo
     assert whole.read_bytes() == cut.read_bytes()
 
 
-def test_views_choose_where_clips_come_from(tiny_store, tmp_path, quiet):
+def test_views_choose_where_clips_come_from(tiny_store, tmp_path, no_report):
     pretrain(config_of(tiny_store, tmp_path / "run", views=("lax_4c", "lax_2c"), steps=1))
     assert "on 9 studies (0 held out), clips of lax_4c, lax_2c" in (tmp_path / "run" / "run.log").read_text()
     with pytest.raises(ValueError, match=r"was started with other options:\n  views: was \['lax_4c', 'lax_2c'\]"):
         pretrain(config_of(tiny_store, tmp_path / "run", steps=1, resume=True))
 
 
-def test_a_bad_number_is_skipped_and_a_lost_study_replaced(tmp_path, monkeypatch, quiet, capfd):
+def test_a_bad_number_is_skipped_and_a_lost_study_replaced(tmp_path, monkeypatch, no_report, capfd):
     store = write_store(tmp_path / "store", {f"s{i}": FOUR for i in range(5)})
 
     class Losing(CineStore):

@@ -12,10 +12,7 @@ from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.train.run_info import LabelInfo, RunInfo, StoreInfo, read_run_info, write_run_info
 
-
-@pytest.fixture(autouse=True)
-def quiet(monkeypatch):
-    monkeypatch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])
+pytestmark = pytest.mark.usefixtures("no_report")
 
 
 def weights_of(store, out, **changes):

@@ -7,7 +7,6 @@ import pytest
 
 from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
 from cinema_fast.kernels import use
-from cinema_fast.methods import mae as module
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.phantom.cohort import write_cohort
@@ -28,8 +27,7 @@ def curve(store, out, **how) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_loss_curves_of_all_ways_agree(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "write_report", lambda *_, **__: [])
+def test_loss_curves_of_all_ways_agree(tmp_path, no_report):
     write_cohort(tmp_path / "nifti", 6, 0, n_frames=6, size=32, n_slices=4, in_plane_mm=6.0)
     sizes = {"sax_size": (32, 32, 4), "sax_spacing": (6.0, 6.0, 10.0), "lax_size": (32, 32), "lax_spacing": (6.0, 6.0)}
     prepare(PrepareConfig(tmp_path / "nifti", tmp_path / "store", workers=1, **sizes))

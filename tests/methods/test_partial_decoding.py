@@ -24,7 +24,7 @@ def plans(config: cf.CineMAConfig, views, step: int, decode_ratio: float) -> dic
     return draw_plan(config, views, ids, mask_ratio=0.75, seed=SEED, step=step, decode_ratio=decode_ratio)
 
 
-def test_a_run_decodes_the_share_asked_for(tiny_store, tmp_path):
+def test_a_run_decodes_the_share_asked_for(tiny_store, tmp_path, no_report):
     config = PretrainConfig(
         data=tiny_store, out=tmp_path / "run", steps=1, preset="cinema-demo", batch_size=BATCH, seed=SEED, log_every=1,
         precision="fp32", device="cpu", decode_ratio=0.5,

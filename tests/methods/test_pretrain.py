@@ -74,7 +74,7 @@ def plain_loop(config: PretrainConfig) -> tuple[list[float], list[float], dict]:
 
 
 @pytest.mark.parametrize("clip", [5.0, slow(0.05)])
-def test_equals_a_plain_loop(tiny_store, tmp_path, clip):
+def test_equals_a_plain_loop(tiny_store, tmp_path, no_report, clip):
     config = config_of(tiny_store, tmp_path / "run", clip_grad=clip)
     losses, norms, weights = plain_loop(config)
     assert clip == 5.0 or max(norms) > clip  # the second case does clip
@@ -95,7 +95,7 @@ def test_equals_a_plain_loop(tiny_store, tmp_path, clip):
     assert math.sqrt(apart / moved) < 1e-4
 
 
-def test_accumulation_equals_one_large_batch(tiny_store, tmp_path):
+def test_accumulation_equals_one_large_batch(tiny_store, tmp_path, no_report):
     pretrain(config_of(tiny_store, tmp_path / "whole"))
     pretrain(config_of(tiny_store, tmp_path / "parts", batch_size=1, accumulate=4, workers=3))
     for whole, parts in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "parts")):
@@ -153,9 +153,8 @@ def poison(monkeypatch, where: str, bad_steps: set[int]) -> None:
 
 
 @pytest.mark.parametrize("where", [slow("loss"), "gradient"])
-def test_a_bad_step_is_skipped_and_named(tiny_store, tmp_path, monkeypatch, capfd, where):
+def test_a_bad_step_is_skipped_and_named(tiny_store, tmp_path, monkeypatch, no_report, capfd, where):
     poison(monkeypatch, where, {3})
-    monkeypatch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])
     config = config_of(tiny_store, tmp_path / "run", log_every=2, checkpoint_every=1, keep_checkpoints=9, workers=1)
     pretrain(config)
     two, three, four = (
@@ -180,7 +179,7 @@ def test_too_many_bad_steps_end_the_run(tiny_store, tmp_path, monkeypatch):
     assert metrics(tmp_path / "run")[1]["loss"] is None  # valid JSON, and no number where there is none
 
 
-def test_a_lost_study_is_replaced_or_ends_a_strict_run(tmp_path, monkeypatch, capfd):
+def test_a_lost_study_is_replaced_or_ends_a_strict_run(tmp_path, monkeypatch, no_report, capfd):
     store = write_store(tmp_path / "store", {f"s{i}": FOUR for i in range(5)})
 
     class Losing(CineStore):
@@ -203,8 +202,7 @@ def test_a_lost_study_is_replaced_or_ends_a_strict_run(tmp_path, monkeypatch, ca
         pretrain(config_of(store, tmp_path / "strict", steps=3, batch_size=5, strict=True))
 
 
-def test_weights_of_another_run_and_of_another_shape(tiny_store, tmp_path, monkeypatch):
-    monkeypatch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])
+def test_weights_of_another_run_and_of_another_shape(tiny_store, tmp_path, no_report):
     pretrain(config_of(tiny_store, tmp_path / "first", steps=1))
     weights = tmp_path / "first" / "checkpoints" / "step-00000001.safetensors"
     pretrain(config_of(tiny_store, tmp_path / "second", steps=1, lr=1e-12, min_lr=0, init_from=weights))
@@ -237,7 +235,7 @@ def test_bad_options(tiny_store, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_subset_of_the_views(tiny_store, tmp_path):
+def test_a_subset_of_the_views(tiny_store, tmp_path, no_report):
     out = tmp_path / "run"
     pretrain(config_of(tiny_store, out, views=("lax_4c", "lax_2c"), steps=1))
     run_info = yaml.safe_load((out / "config.yaml").read_text())

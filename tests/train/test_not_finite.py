@@ -16,13 +16,9 @@ from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
 from cinema_fast.train.meter import Meter, NonFiniteError
 
+pytestmark = pytest.mark.usefixtures("no_report")
 STEPS, BAD = 8, 4
 WEIGHT = "encoder.blocks.0.mlp.fc1.weight"
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])
 
 
 def config_of(store, out, **changes) -> PretrainConfig:

@@ -82,9 +82,8 @@ def test_a_folder_named_wandb_is_no_library(tmp_path, monkeypatch):
     sys.modules.pop("wandb")
 
 
-def test_a_run_with_tensorboard_and_its_resumption(tiny_store, tmp_path, monkeypatch):
+def test_a_run_with_tensorboard_and_its_resumption(tiny_store, tmp_path, no_report):
     pytest.importorskip("tensorboard")
-    monkeypatch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])
     out = tmp_path / "run"
     arguments = ["--data", tiny_store, "--out", out, "--steps", 4, "--preset", "cinema-tiny", "--batch-size", 2]
     arguments += ["--log-every", 2, "--sinks", "tensorboard"]
