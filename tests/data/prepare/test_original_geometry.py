@@ -128,7 +128,7 @@ def test_return_agrees_with_interpolation_by_scipy():
     np.testing.assert_array_equal(label_map(shares, back)[inside], right.argmax(0)[inside])
     assert 0 < inside.sum() < inside.size and not label_map(shares, back)[~inside].any()
     turned = plan.affine @ np.diag([1.0, 1.0, 1.0, 1.0])[[1, 0, 2, 3]]
-    with pytest.raises(ValueError, match="turned against the scan"):
+    with pytest.raises(ValueError, match="rotated against the scan"):
         plan_return(plan.shape, turned, (12, 14, 5), affine)
 
 
