@@ -8,6 +8,7 @@ SUMMARY = pytest.StashKey[list[str]]()
 
 def pytest_addoption(parser):
     parser.addoption("--smoke", action="store_true", help="toy sizes, one round: checks the benchmarks, times nothing")
+    parser.addoption("--results", metavar="DIR", help="write the rates of bench_data into this folder too")
     parser.addoption("--reference", metavar="DIR", help="a checkout of the CineMA reference, to be timed beside ours")
 
 

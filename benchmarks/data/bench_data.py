@@ -8,6 +8,7 @@ so are DALI's own readers of .npy, of files of one frame and of whole cines (`da
 their own, and a core's frames/s is what the CPU time allows.
 
     pytest benchmarks --benchmark-only -k bench_data        # how many times faster stands after the tables
+    pytest benchmarks --benchmark-only -k bench_data --results benchmarks/results     # also as reading-<date>.json
 
 On a GPU `gpu_report.py --only data` times the loaders themselves, `data_rows` below.
 """
@@ -25,6 +26,7 @@ import checkout  # noqa: F401
 import numpy as np
 import pytest
 import torch
+from conditions import commit, cpu_model, now, versions, write_json
 from dali_readers import DALI_WAYS, NumpyReader, why_not
 from report_schema import DataRow
 from torch import Tensor
@@ -164,10 +166,14 @@ def studies(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def rates(summary, studies):
-    """{(cache, task, way): frames/s}; at the end ours are set against the fastest peer's."""
+def rates(request, summary, studies):
+    """{(cache, task, way): frames/s}; at the end ours are set against the fastest peer's, and written for --results."""
     found: dict[tuple[str, str, str], float] = {}
     yield found
+    if folder := request.config.getoption("--results"):
+        about = {"date": now(), "commit": commit(), "cpu": cpu_model(), "versions": versions(), **FULL}
+        rows = [{"cache": c, "task": t, "way": way, "frames_per_s": rate} for (c, t, way), rate in found.items()]
+        write_json(Path(folder) / f"reading-{about['date'][:10]}.json", {"conditions": about, "rows": rows})
     for cache, task in dict.fromkeys(key[:2] for key in found):
         rate = {way: value for (c, k, way), value in found.items() if (c, k) == (cache, task)}
         peers = {way: value for way, value in rate.items() if way != OURS}

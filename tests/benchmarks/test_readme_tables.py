@@ -108,6 +108,32 @@ def test_section_of_the_cpu(cpu):
     assert f"| fp32 | fp32 | **{first['speedup']:.2f}** | {cpu['memory'][0]['ratio']:.2f} |" in brief
 
 
+def test_sections_of_reading_and_of_few_labels():
+    ways = {"cinema-fast": 800.0, "nibabel": 10.4, "another": 20.0}
+    rates = {("cold", "read"): 1.0, ("warm", "read"): 2.0, ("cold", "read and augment"): 0.5}
+    rows = [
+        {"cache": cache, "task": task, "way": way, "frames_per_s": rate * factor}
+        for (cache, task), factor in rates.items() for way, rate in ways.items()
+    ]  # fmt: skip
+    reading = {"conditions": {"cpu": "A(R) B", "commit": "0123456789", "date": "2030-01-31T2359"}, "rows": rows}
+    lines = readme_tables.reading_section(reading).splitlines()
+    assert lines[0] == "| frames/s | cinema-fast | nibabel | another |"
+    assert lines[2:5] == [
+        "| read, cold | 800 | 10.4 (77) | 20.0 (40) |", "| read, warm | 1600 | 20.8 (77) | 40.0 (40) |",
+        "| read and augment, cold | 400 | 5.2 (77) | 10.0 (40) |",
+    ]  # fmt: skip
+    assert lines[-1] == "A B, one thread, commit 0123456, 2030-01-31."
+    table = "\n\n| labelled hearts | scratch | seeds | pre-trained | seeds | difference |\n| --- | --- |\n"
+    labels = "".join(
+        f"### EF {how}, MAE [points]{table}| 72 | {scratch} (1.0 to 9.9) | 3 | {pretrained} (1 to 2) | 3 | x |\n"
+        f"| 10 | 7.7 (7.1 to 7.9) | 3 | 8.8 (8 to 9) | 3 | x |\n\n"
+        for how, scratch, pretrained in (("measured by segmentation", 2.09, 1.56), ("by regression", 3.25, 4.71))
+    )
+    text = readme_tables.findings_section(reading, labels)
+    assert "is 77 times as fast" in text and "is 1.6 points with pre-training and 2.1 without;" in text
+    assert text.endswith("EF by regression: 4.7 and 3.2.")
+
+
 def test_a_section_is_replaced():
     text = readme_tables.with_section(PAGE, "cpu", "| new |")
     assert text.splitlines() == ["before", "<!-- cpu -->", "| new |", "<!-- /cpu -->", "| other | row |"]

@@ -31,11 +31,12 @@ MAX_SHEAR_IN_PLANE, MAX_SHEAR_OF_SLICES = 1.0, 10.0
 
 
 class CineError(ValueError):
-    """A file is not a usable cine. `reason` is the message without the file's name."""
+    """A file is not a usable cine. `reason` is the message without the file's name, one line: control characters, which
+    the values of a damaged header can hold, are written as escapes."""
 
     def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(path, reason)
-        self.path, self.reason = Path(path), reason
+        self.path, self.reason = Path(path), "".join(c if c.isprintable() else ascii(c)[1:-1] for c in reason)
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"

@@ -121,6 +121,18 @@ def test_mutated_files(original, tmp_path_factory, changes):
     read(tmp_path_factory.mktemp("fuzz"), mutated(original, changes))
 
 
+@pytest.mark.parametrize("at", ["1\n", "1\x1b["])
+def test_an_error_stays_in_its_line(tmp_path, at):
+    """Whatever the header holds: here a transfer syntax that starts like this."""
+    content = write(tmp_path / "a.dcm", SYNTAXES[0]).read_bytes()
+    syntax = SYNTAXES[0].encode()
+    assert content.count(syntax) == 1
+    (tmp_path / "a.dcm").write_bytes(content.replace(syntax, at.encode() + syntax[len(at) :]))
+    with pytest.raises(CineError, match="transfer syntax") as refused:
+        read_dicom_cine([tmp_path / "a.dcm"], stack=True)
+    assert ascii(at)[1:-1] in refused.value.reason and refused.value.reason.isprintable()
+
+
 @pytest.mark.slow
 @settings(max_examples=25, deadline=PATIENT)
 @given(changes=CHANGES)
