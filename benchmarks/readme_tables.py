@@ -99,9 +99,9 @@ def findings_section(reading: dict, labels: str) -> str:
     return (
         "Reading a frame from disk (cold cache, one core) is "
         f"{rate['cinema-fast'] / rate['nibabel']:.0f} times as fast as reading `.nii.gz` with nibabel.\n"
-        "On synthetic hearts, the mean EF error by segmentation is "
+        "On synthetic hearts, the mean error of EF by segmentation is "
         f"{segmented[1]:.1f} points with pre-training and {segmented[0]:.1f} without;\n"
-        f"EF by regression: {regressed[1]:.1f} and {regressed[0]:.1f}."
+        f"of EF by regression, {regressed[1]:.1f} with and {regressed[0]:.1f} without."
     )
 
 

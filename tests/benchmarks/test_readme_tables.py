@@ -131,7 +131,7 @@ def test_sections_of_reading_and_of_few_labels():
     )
     text = readme_tables.findings_section(reading, labels)
     assert "is 77 times as fast" in text and "is 1.6 points with pre-training and 2.1 without;" in text
-    assert text.endswith("EF by regression: 4.7 and 3.2.")
+    assert text.endswith("of EF by regression, 4.7 with and 3.2 without.")
 
 
 def test_a_section_is_replaced():
