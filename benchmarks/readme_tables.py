@@ -95,7 +95,8 @@ def labels_row(page: str, heading: str) -> tuple[float, float]:
 def findings_section(reading: dict, labels: str) -> str:
     """The README's sentences on reading and on pre-training."""
     rate = rates_of(reading)["read", "cold"]
-    segmented, regressed = (labels_row(labels, f"EF {how}, MAE") for how in ("measured by segmentation", "by regression"))
+    segmented = labels_row(labels, "EF measured by segmentation, MAE")
+    regressed = labels_row(labels, "EF by regression, MAE")
     return (
         "Reading a frame from disk (cold cache, one core) is "
         f"{rate['cinema-fast'] / rate['nibabel']:.0f} times as fast as reading `.nii.gz` with nibabel.\n"
