@@ -80,8 +80,8 @@ VECTORISED void draw(uint32_t key_0, uint32_t key_1, uint32_t first, uint32_t (*
     }
 }
 
-// The Box-Muller pair of each word: the radius comes from its high half, the angle from its low half, whose upper two
-// bits are the quarter turn.
+// The Box-Muller pair of each word: the radius comes from its high half, the angle from its low half, as
+// the nearest quarter turn (two bits) and the rest.
 VECTORISED void normal(const uint32_t* words, int64_t n, float* of_cos, float* of_sin) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {

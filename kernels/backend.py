@@ -42,15 +42,15 @@ def use(name: str, *operations: str) -> Iterator[None]:
 
     operations: names such as "sparse_attention", for these alone; without any, for all operations. With nested blocks,
     one that names an operation takes precedence for it over one that names none. A named operation that lacks the
-    backend raises BackendError; one that was not named then makes its own choice. A backend that cannot run here raises
-    BackendError. Not meant to be entered inside compiled code.
+    backend raises BackendError; without names, operations that lack it make their own choice. A backend that cannot run
+    here raises BackendError. Not meant to be entered inside compiled code.
     """
     global _forced
     backends = dict.fromkeys(backend for operation in OPERATIONS.values() for backend in operation.backends)
     if name not in backends:
         raise BackendError(f"unknown backend {name!r}; expected one of {', '.join(backends)}")
     if unknown := set(operations) - set(OPERATIONS):
-        raise BackendError(f"unknown operation {min(unknown)!r}; expected names of {', '.join(OPERATIONS)}")
+        raise BackendError(f"unknown operation {min(unknown)!r}; expected one or more of {', '.join(OPERATIONS)}")
     before, _forced = _forced, _forced | dict.fromkeys(operations or (None,), name)
     try:
         yield

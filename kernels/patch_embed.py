@@ -2,10 +2,10 @@
 
     out[b, r] = weight @ x[b, r] + bias + table[index[b, r]],   x[b, r] = (pixels of token index[b, r] - offset) * scale
 
-Pixels of a token in the order p, q, (r,) c. Other patches are never read, and no patchified or scaled copy of the image
-is made: a uint8 image is read as uint8. The operation is the embedding of a plain ViT (patch = token), and the first
-convolution of a convolutional stem, whose stride equals its kernel (patch = kernel, index = the visible tokens'
-positions).
+Pixels of a token in the order p, q, (r,) c. Patches that are not in index are never read, and no patchified or
+scaled copy of the image is made: a uint8 image is read as uint8. The operation is the embedding of a plain ViT (patch =
+token), and the first convolution of a convolutional stem, whose stride equals its kernel (patch = kernel, index = the
+visible tokens' positions).
 
 Bytes: forward reads pixels (in sectors of 32 bytes), index and weight and writes out; backward reads pixels, index and
 out's gradient and writes the gradients of weight and bias. x is rounded to the compute dtype, products accumulate in
@@ -148,7 +148,7 @@ def patch_embed_config(n_values: int, width: int, dtype: torch.dtype) -> dict[st
         rows, columns, values, warps, stages = 32, 64, 32, 4, 2
     elif n_values <= 32:  # bound by memory: small blocks, many of them at once
         rows, columns, values, warps, stages = 64, 64, 32, 4, 2
-    else:  # values that are no multiple of 64 are read one by one: the addresses of 64 would fill the registers
+    else:  # if not a multiple of 64, values are read one by one: the addresses of 64 would fill the registers
         rows, columns, values, warps, stages = 128, 128, 32 if n_values % 64 else 64, 8, 3
     return {
         "BLOCK_R": rows,

@@ -40,7 +40,7 @@ class ViewShape(NamedTuple):
 
     def stem_stages(self) -> "list[DepthwiseShape]":
         """The depthwise convolutions of both stages of the conv stem, where there is one: the second stage has half the
-        positions a token along each axis, and twice the channels."""
+        positions a token along each axis that has several, and twice the channels."""
         if math.prod(self.block) == 1:
             return []
         kernel, half = (5,) * len(self.grid), tuple(-(-b // 2) for b in self.block)
@@ -122,7 +122,7 @@ DEPTHWISE_SHAPES = {
 
 
 def in_float32_too(shape: str) -> bool:
-    """Whether a shape is audited in float32 as well as in bfloat16: only cinema-base's, which stand for all sizes."""
+    """Whether a shape is audited in float32 as well as in bfloat16: cinema-base's, for all model sizes."""
     return shape.startswith(("cinema-base", "cinema-decoder"))
 
 

@@ -5,7 +5,7 @@ entries. An entry was measured for sequences that are all equally long, and hold
     "dtype" ("bf16", "fp16", "fp32"), "head_dim", "queries", "keys": of each sequence
     "backend": the fastest one
     "tiles": {"fwd", "dq", "dkv": [ROWS, COLS, warps, stages]}: the kernels' fastest, of those tried
-    "us", "peer_us": its time, and that of the backend it was compared with; for information only
+    "us", "peer_us": times of "backend" and of the one it was compared with; for information only
 "backend", "tiles", and each pass in "tiles" may be missing. Without a table, or without an entry that applies, an
 operation uses its own static choice.
 """
@@ -106,7 +106,7 @@ def _backend(head_dim: int, queries: int, keys: int, dtype: torch.dtype, device:
     return entry["backend"] if near else ""
 
 
-# torch.compiler.assume_constant_result does just this, but importing it costs every command two seconds
+# as torch.compiler.assume_constant_result does, which would import torch._dynamo: two seconds of every command
 has_table._dynamo_marked_constant = _backend._dynamo_marked_constant = True
 
 

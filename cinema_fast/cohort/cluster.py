@@ -60,8 +60,8 @@ def _cluster(config: ClusterConfig) -> ClusterReport:
 
 
 def read_columns(table: Table, names: tuple[str, ...]) -> tuple[dict[str, dict], dict[str, str]]:
-    """({column: {study: number or word}}, {column: why it is left out}). Left out are columns of words that seem to be
-    meant as numbers, or that spell a word in several ways.
+    """({column: {study: number or word}}, {column of words: why it holds no numbers}). Only the second has columns of
+    words that seem to be meant as numbers, or that spell a word in several ways: they are left out.
 
     Raises ValueError where there is no such column.
     """

@@ -17,7 +17,7 @@ CRITERION = {"kmeans": "silhouette", "gaussian": "bic"}  # the highest silhouett
 VARIANCE_KEPT = 0.9
 STUDIES_PER_CLUSTER = 5  # on average; with fewer, neither sizes nor characteristics mean anything
 SHARE_DRAWN = 0.8  # share of the studies in a subsample
-_SILHOUETTE_STUDIES = 5000  # of more studies so many are drawn: the cost grows with their number squared
+_SILHOUETTE_STUDIES = 5000  # of more studies, this many are drawn: the cost grows with the number squared
 
 
 @dataclass(frozen=True)

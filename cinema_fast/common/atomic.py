@@ -43,7 +43,7 @@ def whole_file(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Move a complete folder, already on disk, to `target`, and remove an earlier folder there.
+    """Move a complete folder to `target` on the same disk, and remove an earlier folder there.
 
     A kill in between leaves no folder at `target`; then `source` and the earlier one, SOURCE.old, still exist.
     """

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-NAMED = 5  # a message names so many items at most
+NAMED = 5  # a message names at most this many items
 
 
 def counted(n: int, one: str, many: str = "") -> str:

@@ -174,7 +174,7 @@ def _read_lines(path: Path, wanted: tuple[str, ...]) -> tuple[tuple[str, ...], I
         raise ValueError(f"{path}, line {lines.line_num}: {err}") from None
     for name in wanted:
         if name not in columns:
-            every = f"; expected a line for each thing, with {', '.join(wanted)}" if len(wanted) > 1 else ""
+            every = f"; expected the columns {', '.join(wanted)}" if len(wanted) > 1 else ""
             raise ValueError(_no_column(path, name, columns) + every)
     if twice := [name for name in columns if columns.count(name) > 1]:
         raise ValueError(f"{path}: two columns are named {twice[0]!r}")

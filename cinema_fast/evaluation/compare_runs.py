@@ -17,7 +17,7 @@ from ..figures.canvas import new_figure
 from ..train.run_info import read_run_info
 
 UNKNOWN = "-"
-WIDTH, LONG = 110, 28  # at most so many letters in a line, and in a cell
+WIDTH, LONG = 110, 28  # at most this many letters in a line, and in a cell
 
 
 @dataclass(frozen=True)

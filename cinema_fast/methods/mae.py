@@ -99,7 +99,7 @@ class MAE(Method):
         return self._loss(model, batch, step)
 
     def units(self, model: CineMA) -> Sequence[nn.Module]:
-        return *model.encoder.blocks, model.decoder  # the decoder is one: it projects the visible tokens at once
+        return *model.encoder.blocks, model.decoder  # all of the decoder: it projects for its blocks at once
 
     def remarks(self, model: nn.Module) -> Iterator[str]:
         options, place = self.options, self.place

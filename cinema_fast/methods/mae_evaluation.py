@@ -161,7 +161,7 @@ def mean_patches(
 ) -> dict[str, Tensor]:
     """{view: (N, P) float32} mean target patch per grid position, over some BASELINE_STUDIES of the studies `ids`.
 
-    For each view, so many of the studies that have it are used. unreadable, LoaderError: as `fixed_batches`.
+    For each view, that many of the studies that have it are used. unreadable, LoaderError: as `fixed_batches`.
     """
     chosen: set[str] = set()
     for view in config.views:

@@ -168,5 +168,6 @@ class Assessment:
 
 def _finite(value: float, study: str, target: str, what: str) -> float:
     if not math.isfinite(value):
-        raise ValueError(f"study {study}, {target}: the {what} is {value}; expected a finite number, or leave_out")
+        raise ValueError(f"study {study}, {target}: the {what} is {value}; expected a finite number; call leave_out "
+                         "for a study without one")  # fmt: skip
     return float(value)

@@ -99,8 +99,8 @@ def difference(
     Raises ValueError where the rows do not fit.
     """
     if not first.n == second.n == both.n / 2:
-        raise ValueError(f"expected equally many rows in both sets, and all of them in the union; got {first.n}, "
-                         f"{second.n} and {both.n}")  # fmt: skip
+        raise ValueError(f"expected as many rows in `first` as in `second`, and all of them in `both`; got "
+                         f"{first.n}, {second.n} and {both.n}")  # fmt: skip
     of, names = _numbered(studies, first.n)
     drawn = [_stack(m(weights) for weights in draw_studies(of, len(names), resamples, seed)) for m in (first, second)]
     swapped = _stack(_swap(both, weights) for weights in swap_studies(of, len(names), resamples, seed))
@@ -111,7 +111,7 @@ def difference(
         n_studies = len(set(of[used].tolist()))
         low, high, note = _interval(drawn[1][name] - drawn[0][name], n_studies)
         chance = swapped[name][~np.isnan(swapped[name])]
-        # rounding must not make a swapped difference look smaller than an equal one
+        # rounding must not make a swapped difference that equals the one found look smaller
         extreme = np.abs(chance) >= abs(change) * (1 - 1e-9)
         p = (1 + extreme.sum()) / (1 + len(chance)) if n_studies > 1 and np.isfinite(change) else np.nan
         notes = [part for part in (first.notes.get(name, ""), second.notes.get(name, ""), note) if part]

@@ -66,7 +66,7 @@ def sliding_window(
             if view not in sums:
                 sums[view] = values.new_zeros(*values.shape[:2], *whole[view].shape[2:])
             n = len(starts[view])
-            weight = 1 / len(range(i % n, runs, n))  # number of passes that take this window
+            weight = 1 / len(range(i % n, runs, n))  # 1 / number of passes that take this window
             sums[view][here[view]].add_(values, alpha=weight)
             weights[view][here[view][2:]] += weight
     return {v: (total / weights[v])[_box([0] * (images[v].ndim - 2), images[v].shape[2:])] for v, total in sums.items()}

@@ -204,7 +204,7 @@ def _one_study(
     """The prediction of a prepared study; None, and a failure in the report, where there is none."""
     file = next(iter(task.sources.values())).files[0]
     if isinstance(result, OSError):
-        raise result  # OUT cannot be written, for other studies neither
+        raise result  # OUT cannot be written, so other studies would fail too
     if isinstance(result, Exception):
         ended = f"its preparation ended with {type(result).__name__}: {result}"
         report.failures.append(task.failure(None, file, ended))

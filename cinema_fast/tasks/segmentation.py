@@ -145,7 +145,7 @@ class Segmentation(Task):
     predicts_maps = True
     validation_phases = (0.0, 0.25, 0.5, 0.75)  # among a study's labelled frames; of two frames both are read
     warning_at_zero = (
-        "the best validation has a Dice near 0, so the model has not learnt to segment: train longer (--steps), start "
+        "the best validation has a Dice near 0, so the model has not learned to segment: train longer (--steps), start "
         "from pre-trained weights (--init-from), or check the labels with `cinema-fast inspect STORE --out FOLDER`"
     )
 

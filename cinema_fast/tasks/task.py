@@ -97,8 +97,7 @@ class Task(ABC):
 
     kind: the name in registry.py.
     n_frames: frames of a view that are read together, 1 for clips.
-    validation_phases: phases in [0, 1) at which validation reads `Labels.frames_of` (only 0: frames spread over the
-    cycle).
+    validation_phases: phases in [0, 1) at which validation reads `Labels.frames_of` (only 0: frames over the cycle).
     fuses_views: whether all views of a study give one answer.
     predicts_maps: whether `predict` gives maps {view: (B, channels, *size)} on the grid of its images.
     table_of_studies: whether --table has a line per study.

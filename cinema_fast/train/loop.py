@@ -36,7 +36,7 @@ from .sinks import check_sinks
 from .step import make_train_step
 from .stop import StopRequest
 
-NEAR_ZERO = 0.01  # up to this score `Validation.warning_at_zero` is given
+NEAR_ZERO = 0.01  # below this score `Validation.warning_at_zero` is given
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def train(options: RunOptions, make: Callable[[Place], Method]) -> Outcome:
     data ends a run, the progress so far is saved, as on a signal (but not for a sharded model).
 
     Args:
-        make: makes the method (see `Method`), before anything is written.
+        make: builds the method (see `Method`) and checks its options, before anything is written.
 
     Raises:
         ValueError: options, store, run folder or checkpoint that do not fit (StoreError, LoaderError, CheckpointError,

@@ -18,7 +18,7 @@ class NonFiniteError(ValueError):
     """Too many updates in a row had a loss or gradient that is not finite, or a weight is not."""
 
 
-LAST = 5  # a run has failed if its last updates, so many, were all skipped
+LAST = 5  # a run has failed if this many updates at its end were all skipped
 
 
 def check_weights(model: nn.Module, step: int, newest: Callable[[], int], ranks: Ranks) -> None:

@@ -98,7 +98,8 @@ class Method:
         return groups_of(model, weight_decay=self.options.weight_decay)
 
     def after_update(self, model: nn.Module, step: Tensor) -> None:
-        """Called after each update, for instance to average a teacher. It is recorded like `loss`. model: as built."""
+        """Called after the update of each step, a skipped one too, for instance to average a teacher. It is recorded
+        like `loss`. model: as built."""
 
     def state(self) -> dict:
         """The state that checkpoints hold besides model and optimiser: plain values and tensors."""

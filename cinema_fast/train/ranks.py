@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..common.naming import counted
 
-# the other ranks wait so long while the main rank writes a checkpoint of a huge model to a slow disk
+# the other ranks wait at most this long while the main rank writes a huge model's checkpoint to a slow disk
 PATIENCE = timedelta(minutes=30)
 
 
@@ -150,7 +150,8 @@ def shard_model(model: nn.Module, units: Sequence[nn.Module], ranks: Ranks, devi
     """FSDP2: every rank holds a part of each trained parameter. Each of `units` is gathered separately when it runs,
     and all other parameters at once.
 
-    Position tables, which are not trained, stay whole on every rank: they have one row, which cannot be sharded.
+    Parameters that are not trained stay whole on every rank. In pre-training these are the position tables: they have
+    one row, so a single rank would hold all of it and send it to the others.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard

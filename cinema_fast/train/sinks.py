@@ -1,7 +1,7 @@
 """Writers of a run's numbers to TensorBoard and Weights & Biases; metrics.jsonl stays the record.
 
 A sink never ends a run or delays it for long: after an error it is reported once and switched off. A resumed run first
-gives it the lines of metrics.jsonl that it lacks, so that no step is missing or twice there.
+gives it the lines of metrics.jsonl that it lacks, so that no step is missing or written twice.
 """
 
 import json

@@ -45,7 +45,7 @@ def make_train_step(
 
     loss, after_update: as in `Method`. clip: largest gradient norm.
     seed: PyTorch's generators, used by dropout and drop path, are seeded for each micro-batch with it, the step and the
-        micro-batch's number; in a captured step only for the first one.
+        number of the micro-batch among those of all ranks; in a captured step only for the first one.
     ranks: they train together, each on its part of a step. sharded: `model` is sharded (`ranks.shard_model`).
     unused: not every parameter has a gradient in every step.
     compiled: run the model through torch.compile, as one graph of fixed shapes for each set of views.

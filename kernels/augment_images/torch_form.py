@@ -56,7 +56,7 @@ def zoom_images(images: Tensor, zoom: Tensor, extent: Tensor, *, linear: bool = 
     Args:
         images (B, *size) floating, zero beyond each image's extent. zoom (B,), or (B, axes) one per axis; negative
             values reverse an axis. extent (B, axes) integer.
-        linear: linear for two axes too, so that values of 0 or more stay so.
+        linear: interpolate linearly for two axes too, so that no value becomes negative.
 
     Returns:
         (B, *size) in the images' dtype, zero beyond the extent.

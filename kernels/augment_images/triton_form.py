@@ -1,9 +1,9 @@
 """The Triton form of `augment_images` and `move_maps`: two launches, because min-max needs the whole moved image.
 
 `_move` interpolates, writes float32, and writes the minimum and maximum of each part of an image; where nothing is
-moved, `_extremes` only reads the minima and maxima. `_brighten` combines the parts, then scales, applies gamma and adds
-noise, in place. Each of its programs handles whole Philox calls. The eight pixels of a call lie an eighth of the image
-apart, so no word is drawn twice.
+moved, `_extremes` reads the frames and writes only these. `_brighten` combines the parts, then scales, applies gamma
+and adds noise, in place. Each of its programs handles whole Philox calls. The eight pixels of a call lie an eighth of
+the image apart, so no word is drawn twice.
 
 The source position of a pixel is an affine function of its own position. A program computes the coefficients in float64
 and continues in fixed point with 32 fractional bits. Rotations by 90 degrees and shifts by whole pixels are therefore

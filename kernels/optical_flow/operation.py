@@ -80,7 +80,7 @@ def _equations(first: Tensor, second: Tensor, flow: Tensor, weight: Tensor) -> T
     x, y = flow.shape[-2:]
     grid = torch.stack(torch.meshgrid(torch.arange(x), torch.arange(y), indexing="ij")).to(flow)
     moved, inside = _move(second, grid + flow)
-    # positions outside of the second frame: it is assumed flat there (b = 0), with the A of the first one
+    # outside of the second frame its gradient is taken as 0, and its curvature as that of the first frame
     curved = torch.where(inside.unsqueeze(1), (first[:, 2:] + moved[:, 2:]) / 2, first[:, 2:])
     (axx, ayy, axy), (u, v) = curved.unbind(1), flow.unbind(1)
     axx, ayy, axy = axx * weight, ayy * weight, axy * weight / 2

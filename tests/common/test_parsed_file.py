@@ -1,4 +1,4 @@
-"""JSON and YAML of more opening brackets than any parser follows is refused by name like other damage."""
+"""JSON and YAML with more opening brackets than any parser follows are refused by name, like other damage."""
 
 import json
 
@@ -16,7 +16,7 @@ from cinema_fast.train.checkpoint import CheckpointError, newest_checkpoint, sav
 from cinema_fast.train.run_info import read_run_info
 
 DEEP = "[" * 100_000
-DEEP_YAML = "[" * 3000  # as good: that parser stops at some hundreds, after a second of looking ahead
+DEEP_YAML = "[" * 3000  # enough: the YAML parser stops after some hundreds; 100,000 would take it a second
 RUN = "{run: {}, model: {}, store: {studies: 1, sha256: ab}}"
 
 

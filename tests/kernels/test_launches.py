@@ -73,7 +73,6 @@ def kernels_of(operation: str) -> set[str]:
     return {f.__name__ for f in functions} - {name for f in functions for name in f.__code__.co_names}
 
 
-@slow_in_interpreter
 @pytest.mark.parametrize("dtype", in_full(DTYPES), ids=str)
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_twice_the_same_bits_by_every_kernel(backend, device, operation, dtype, launched):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from marks import slow_in_interpreter
+from marks import in_full
 from scipy.stats import chisquare
 from tolerances import P_VALUE, assert_close
 
@@ -88,8 +88,7 @@ def test_a_smaller_temperature_draws_more_sharply(keep):
     assert hidden[-1] == pytest.approx(extreme, rel=0.01)
 
 
-@slow_in_interpreter
-@pytest.mark.parametrize(("keep_mode", "low", "high"), [(False, 0.0, 0.6), (True, 1.5, 4.0)])
+@pytest.mark.parametrize(("keep_mode", "low", "high"), in_full([(False, 0.0, 0.6), (True, 1.5, 4.0)]))
 def test_share_of_what_moves_among_visible_tokens(backend, device, keep_mode, low, high):
     """A tenth of the patches moves ten times as much as the rest."""
     batch, n, keep = 100, 100, 25

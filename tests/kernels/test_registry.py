@@ -88,7 +88,7 @@ def test_a_new_operation_is_everywhere(doubled):
     assert "doubled                  torch     triton: of no use" in describe()
     with kernels.use("torch", "doubled"):
         pass
-    with pytest.raises(BackendError, match=r"unknown operation 'trebled'; expected names of .*doubled"):
+    with pytest.raises(BackendError, match=r"unknown operation 'trebled'; expected one or more of .*doubled"):
         kernels.use("torch", "trebled").__enter__()
     row = readme_tables.kernels_section([]).splitlines()[-1]
     assert "| twice its input | fwd, bwd | triton, torch | not measured on a GPU |" in row

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from marks import in_full
 
 from cinema_fast.kernels import BackendError, TokenPlan, sample_mask
 from cinema_fast.kernels.philox import philox_numpy
@@ -61,7 +60,7 @@ def requests(draw):
     }
 
 
-@pytest.mark.parametrize("scale", in_full([1.0, None, 1e-5]), ids=["weighted", "uniform", "half below the floor"])
+@pytest.mark.parametrize("scale", [None, 1.0, 1e-5], ids=["uniform", "weighted", "half below the floor"])
 @settings(PROFILE, max_examples=15)
 @given(how=requests(), first=st.integers(0, 2**31))
 def test_counts_order_and_the_rule(backend, device, how, scale, first):

@@ -129,7 +129,7 @@ def test_p_is_uniform_where_there_is_no_difference_and_least_where_there_is():
 def test_rows_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="expected the study of each of 2 rows, got 3"):
         estimate(means([1.0, 2.0]), named(3))
-    with pytest.raises(ValueError, match="expected equally many rows in both sets"):
+    with pytest.raises(ValueError, match="expected as many rows in `first` as in `second`"):
         difference(means([1.0, 2.0]), means([1.0]), means([1.0] * 3), named(2))
 
 

@@ -53,7 +53,7 @@ def test_a_decoder_that_does_not_meet_the_stem_says_how_long_it_should_be(discs,
 
 def test_views_and_tables_of_another_kind(refused, discs, tmp_path):
     refused(r"--views saxx: .*store has no such view; it has sax, lax_4c", "segmentation", views=("saxx",))
-    refused(r"no column 'view' .*; expected a line for each thing, with study, view, frame, landmark, x_mm, y_mm, z_mm",
+    refused(r"no column 'view' .*; expected the columns study, view, frame, landmark, x_mm, y_mm, z_mm",
             "landmarks", table=discs.table)  # fmt: skip
 
 

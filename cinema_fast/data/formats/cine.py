@@ -31,8 +31,8 @@ MAX_SHEAR_IN_PLANE, MAX_SHEAR_OF_SLICES = 1.0, 10.0
 
 
 class CineError(ValueError):
-    """A file is not a usable cine. `reason` is the message without the file's name, one line: control characters, which
-    the values of a damaged header can hold, are written as escapes."""
+    """A file is not a usable cine. `reason` is the message without the file's name, one line: characters that
+    cannot be printed, which a damaged header can hold, are written as escapes."""
 
     def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(path, reason)

@@ -154,7 +154,7 @@ class _Watched:
                 raise result
 
     def close(self) -> None:
-        """End the processes, and the thread, unless it is waiting for a dead process."""
+        """End the processes; and the thread, if it is not waiting for a dead process."""
         self._runs.put(END)
         pool = self._pipeline._py_pool  # DALI ends it only at garbage collection, which a traceback would delay
         if pool and not self._died():

@@ -27,7 +27,7 @@ from .sampler import Draw, Sampler, exchanged, frame_at
 T = TypeVar("T")
 R = TypeVar("R")
 
-REPLACEMENTS = 8  # at most so many studies of its group are tried in place of one that cannot be read
+REPLACEMENTS = 8  # at most this many studies of its group are tried in place of one that cannot be read
 
 
 class LoaderError(ValueError):

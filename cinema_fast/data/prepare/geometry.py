@@ -85,7 +85,8 @@ def _axis(n: int, spacing: float, target: float, size: int, centre: float, *, pa
     """The window of `size` outputs around input index `centre`, on the grid of the whole resampled axis.
 
     That grid begins at the image's outer edge (not at the first voxel's centre) and has round(n * spacing / target)
-    voxels; a single voxel lies in the middle. Without `pad` the window is cut to that grid.
+    voxels; a single voxel lies in the middle. Without `pad` the window is at most as long as that grid, and is
+    shifted to lie on it.
     """
     scale = target / spacing
     n_resampled = max(1, round(round(n / scale, 6)))

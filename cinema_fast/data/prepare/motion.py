@@ -62,7 +62,7 @@ def add_motion_maps(
     with progress_bar("motion maps", len(tasks), show=progress) as advance, closing(results):
         for task, result in results:
             if isinstance(result, OSError):
-                raise result  # the store cannot be written, for other studies neither
+                raise result  # the store cannot be written, so other studies would fail too
             if isinstance(result, Exception):
                 reason = f"no motion map ({type(result).__name__}: {result})"
                 failures.append(Failure(task.study, None, f"studies/{task.study}", reason))

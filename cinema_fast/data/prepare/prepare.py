@@ -296,7 +296,7 @@ def prepared_studies(
 
 def _take_in(store: Path, task: StudyTask, result: tuple | Exception, done: dict, report: PrepareReport) -> None:
     if isinstance(result, OSError):
-        raise result  # the store cannot be written, for other studies neither
+        raise result  # the store cannot be written, so other studies would fail too
     if isinstance(result, Exception):
         file = next(iter(task.sources.values())).files[0]
         reason = f"its preparation ended with {type(result).__name__}: {result}"

@@ -11,7 +11,7 @@ from .failure import Failure, failure_lines
 from .shards import Shard
 from .sources import series_lines, unmatched_line
 
-MOST_CUT = 6  # at most so many views whose labels are cut off by the crop are named
+MOST_CUT = 6  # at most this many views whose labels are cut off by the crop are named
 
 
 @dataclass(slots=True)
