@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from statistics import median
 
 import pytest
 import readme_tables
@@ -106,6 +107,8 @@ def test_section_of_the_cpu(cpu):
     assert f"| {cpu['memory'][1]['ratio']:.2f} |" in section and cpu["conditions"]["commit"][:7] in section
     brief = readme_tables.brief_section(cpu)
     assert f"| fp32 | fp32 | **{first['speedup']:.2f}** | {cpu['memory'][0]['ratio']:.2f} |" in brief
+    ratio = median(cpu["seconds"]["ours bf16"]) / median(cpu["seconds"]["ours fp32"])
+    assert f"bf16 takes {ratio:.2f} times the time of fp32" in brief
 
 
 def test_sections_of_reading_and_of_few_labels():
