@@ -1,7 +1,7 @@
 """Does motion-guided masking help? HeartMAE on synthetic hearts: uniform masks against masks that mask, or keep, the
 patches that move; the same data, steps and network, several seeds each.
 
-    python benchmarks/experiments/flow_guidance.py --out DIR    (with the `test` extra; about half an hour on two cores)
+    python benchmarks/experiments/flow_guidance.py --out DIR    (with the `test` extra; 12 to 30 minutes on two cores)
 
 writes docs/experiments/flow_guidance.md and .png. Intermediate results are kept in DIR, so that the same command
 continues a stopped run. Pre-training uses one cohort; everything is measured on another one:
