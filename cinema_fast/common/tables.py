@@ -118,7 +118,7 @@ def read_table(path: Path | str, column: str = "study") -> Table:
         OSError: the file cannot be read.
     """
     path = Path(path)
-    columns, lines = _read_lines(path, (column,))
+    columns, lines = read_lines(path, (column,))
     rows: dict[str, dict[str, str]] = {}
     numbers: dict[str, int] = {}
     for number, row in lines:
@@ -146,7 +146,7 @@ def read_landmarks(path: Path | str) -> dict[str, dict[str, dict[int, dict[str, 
     """
     path = Path(path)
     found: dict[str, dict[str, dict[int, dict[str, np.ndarray]]]] = {}
-    for number, row in _read_lines(path, LANDMARK_COLUMNS)[1]:
+    for number, row in read_lines(path, LANDMARK_COLUMNS)[1]:
         if empty := [name for name in ("study", "view", "landmark") if not row[name]]:
             raise ValueError(f"{path}, line {number}: no {empty[0]}")
         if not re.fullmatch("[0-9]{1,9}", row["frame"]):
@@ -161,7 +161,7 @@ def read_landmarks(path: Path | str) -> dict[str, dict[str, dict[int, dict[str, 
     return found
 
 
-def _read_lines(path: Path, wanted: tuple[str, ...]) -> tuple[tuple[str, ...], Iterator[tuple[int, dict[str, str]]]]:
+def read_lines(path: Path, wanted: tuple[str, ...]) -> tuple[tuple[str, ...], Iterator[tuple[int, dict[str, str]]]]:
     """The column names, which must include `wanted`; and (line number, name -> text) for each line."""
     try:
         text = path.read_text(encoding="utf-8-sig")

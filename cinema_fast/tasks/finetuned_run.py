@@ -165,7 +165,7 @@ class FinetunedRun:
         cannot be read.
         """
         for view in self.views_of(store, study):
-            scan, info = read_source(sources[view], stack=view == "sax"), store.info(study, view)
+            scan, info = read_source(sources[view], view), store.info(study, view)
             found = self.predict_frames(view, store.read_frames(study, view, range(info.shape[0]))).numpy()
             yield PredictedView(view, found, info, scan, sources[view])
 

@@ -100,7 +100,7 @@ class Cine:
         return volume.values(t if volume.data.ndim == 4 else None).reshape(self.shape, order="F")
 
 
-def check_cine(cine: Cine, path: Path, *, stack: bool) -> None:
+def check_cine(cine: Cine, path: Path, *, stack: bool | None) -> None:
     """Raise CineError of `path` where the geometry or the values are not those of a cine, as in `read_cine`."""
     try:
         _check_geometry(cine, stack)
@@ -123,7 +123,7 @@ def joined_sha256(digests: list[str]) -> str:
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
-def _check_geometry(cine: Cine, stack: bool) -> None:
+def _check_geometry(cine: Cine, stack: bool | None) -> None:
     (x, y, z), linear = cine.shape, cine.affine[:3, :3]
     if not np.isfinite(cine.affine).all():
         raise ValueError("the affine holds values that are not finite")
@@ -132,7 +132,7 @@ def _check_geometry(cine: Cine, stack: bool) -> None:
     if spacing.min() == 0 or abs(np.linalg.det(linear / spacing)) < 0.1:
         raise ValueError(f"the affine is singular: voxel axes {linear.T.round(3).tolist()} do not span space")
     _check_angles(linear / spacing, z)
-    if not stack and z != 1:
+    if stack is False and z != 1:
         raise ValueError(f"a long-axis view has one slice, (X, Y, 1, T) with time last; this one has {z} "
                          f"(shape {(*cine.shape, cine.n_frames)})")
     if z > min(x, y):

@@ -38,12 +38,12 @@ class Image(NamedTuple):
     pixels: np.ndarray
 
 
-def read_dicom_cine(paths: Sequence[Path], *, stack: bool) -> Cine:
+def read_dicom_cine(paths: Sequence[Path], *, stack: bool | None) -> Cine:
     """Read and check one view of one study.
 
     Args:
         paths: its DICOM files in any order, single-frame or enhanced multi-frame, of one or several series.
-        stack: whether the view is a stack of slices (SAX) or a single slice (LAX).
+        stack: whether the view is a stack of slices (SAX) or a single slice (LAX); None: either.
 
     Raises:
         CineError: a file that is malformed, truncated or without a decoder; images of differing size, orientation or

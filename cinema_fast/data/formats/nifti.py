@@ -197,13 +197,13 @@ def read_nifti(path: Path | str) -> Volume:
     return Volume(pixels, *geometry, hashed.sha256.hexdigest(), *about)
 
 
-def read_cine(paths: Path | str | Sequence[Path], *, stack: bool) -> Cine:
+def read_cine(paths: Path | str | Sequence[Path], *, stack: bool | None) -> Cine:
     """Read and check one view of one study.
 
     Args:
         paths: a 4D file (X, Y, Z, T), time last, of at least two frames; or a sequence of 3D files (X, Y, Z), one per
-            frame, in the order of time. Long-axis views have Z = 1.
-        stack: whether the view is a stack of slices (SAX) or a single slice (LAX).
+            frame, in the order of time, or one per channel. Long-axis views have Z = 1.
+        stack: whether the view is a stack of slices (SAX) or a single slice (LAX); None: either.
 
     Raises:
         CineError: as `read_nifti`; not 4D; time or slice axis in the wrong place, judged by shape, spacing and
@@ -218,14 +218,16 @@ def read_cine(paths: Path | str | Sequence[Path], *, stack: bool) -> Cine:
     shapes = [volume.data.shape for volume in volumes]
     if single:
         if len(shapes[0]) != 4 or shapes[0][3] < 2:
-            raise CineError(paths[0], f"not a cine: shape {shapes[0]}, expected (X, Y, Z, T) with at least 2 frames")
+            single_volume = "; for a view of single 3D volumes give --single VIEW" * (len(shapes[0]) == 3)
+            raise CineError(paths[0], f"not a cine: shape {shapes[0]}, expected (X, Y, Z, T) with at least 2 frames"
+                                      f"{single_volume}")
     else:
         shapes = [(*shape, 1)[:3] if len(shape) < 4 or shape[3:] == (1,) else shape for shape in shapes]
         for path, shape, volume in zip(paths, shapes, volumes):
             if len(shape) != 3:
                 raise CineError(path, f"not a single frame: shape {shape}, expected (X, Y, Z)")
             if shape != shapes[0] or not np.allclose(volume.affine, first.affine, atol=1e-2):
-                raise CineError(path, f"shape {shape} or affine differs from the first frame {paths[0].name}")
+                raise CineError(path, f"shape {shape} or affine differs from that of {paths[0].name}")
     sha256 = joined_sha256([volume.sha256 for volume in volumes])
     n_frames = shapes[0][3] if single else len(paths)
     about = first.oriented, next((volume.remark for volume in volumes if volume.remark), "")

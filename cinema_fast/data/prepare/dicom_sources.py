@@ -21,6 +21,7 @@ import numpy as np
 
 from ...common.pool import available_cores, run_in_processes
 from ...common.progress import progress_bar
+from ...common.views import is_stack
 from ..formats.cine import CineError
 from ..formats.dicom_cine import SAME_PLACE_MM, read_dicom_cine
 from ..formats.dicom_file import (
@@ -253,9 +254,10 @@ def _sort_study(src: Path, study: str, files: list[File], rules: ViewRules, sour
             views[view].append(series)
     for view, found in sorted(views.items()):
         found.sort(key=lambda series: series.number)
+        stack = is_stack(view) is not False
         if rules.repeated == "last":
-            kept = _last(found, stack=view == "sax")
-        elif again := _repeated(found, stack=view == "sax"):
+            kept = _last(found, stack=stack)
+        elif again := _repeated(found, stack=stack):
             names = ", ".join(f"{series.number} {series.description!r}" for series in again)
             sources.refused.append(Refusal(
                 study, view, again[0].files[0].path.relative_to(src).as_posix(),
@@ -311,8 +313,10 @@ def _same_place(one: tuple, other: tuple) -> bool:
 
 
 def _find(config: PrepareConfig, progress: bool) -> Sources:
-    if config.aliases:
-        raise ValueError(f"--aliases is for names of NIfTI files, and {config.src} is read as DICOM: use --views-rules")
+    for option, given in (("--aliases", config.aliases), ("--single", config.single), ("--channels", config.channels)):
+        if given:
+            raise ValueError(f"{option} is for names of NIfTI files, and {config.src} is read as DICOM: use "
+                             "--views-rules")
     return find_dicom_sources(config.src, read_rules(config.views_rules), workers=config.workers, progress=progress)
 
 

@@ -1,9 +1,9 @@
 """Label maps of cines: finds their files, and checks that they fit their cine.
 
-A label map is a NIfTI file on the grid of its cine, with a whole number from 0 (background) to 255 in each voxel. One
-4D file may hold the maps of all frames. Public data sets label ED and ES and leave the other frames empty, so a frame
-without any label counts as unlabelled. Alternatively there is a file for each labelled frame (`PrepareConfig.labels`
-gives their names).
+A label map is a NIfTI file on the grid of its cine, with a whole number from 0 (background) to 255 in each voxel; with
+a map from values to labels, values to 65,535. One 4D file may hold the maps of all frames. Public data sets label ED
+and ES and leave the other frames empty, so a frame without any label counts as unlabelled. Alternatively there is a
+file for each labelled frame (`PrepareConfig.labels` gives their names).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -21,6 +22,8 @@ from ..formats.cine import Cine, CineError, Volume, joined_sha256
 from ..formats.nifti import read_nifti
 from ..store.orientation import like
 from .sources import Source, Sources
+
+MOST_VALUE = 65535  # of a label file
 
 
 def find_labels(sources: Sources, src: Path, pattern: str) -> None:
@@ -76,17 +79,22 @@ def _label_files(
     return files
 
 
-def read_label_maps(source: Source, cine: Cine) -> tuple[dict[int, np.ndarray], str, str]:
+def read_label_maps(
+    source: Source, cine: Cine, label_of: Mapping[int, int] | None = None
+) -> tuple[dict[int, np.ndarray], str, str]:
     """The label maps in the label files of a cine, uint8 (X, Y, Z) by frame, ascending; `file_sha256` of the files; and
-    a remark where one of their headers contradicts itself, else "".
+    a remark where one of their headers contradicts itself, else "". The map of a view of channels is that of frame 0.
 
     A file's axes may be mirrored or exchanged in plane, or its slices reversed, according to its affine; the maps are
     returned with the axes of the cine.
 
+    Args:
+        label_of: {value in the files: label}; None: values are labels.
+
     Raises:
         CineError: as `read_nifti`; a map of another shape, or whose affine puts a voxel half a pixel or more from its
             place in the cine; a number of maps other than that of the frames, or frames that the cine does not have;
-            values other than whole numbers from 0 to 255; no label at all.
+            values other than whole numbers from 0 to 255, or those of `label_of` and 0; no label at all.
     """
     maps: dict[int, np.ndarray] = {}
     digests, remark = [], ""
@@ -102,12 +110,16 @@ def read_label_maps(source: Source, cine: Cine) -> tuple[dict[int, np.ndarray], 
                 raise CineError(path, f"{n_maps} label maps in a file whose name gives one frame")
             if t in maps:
                 raise CineError(path, f"a second label map of frame {source.label_frames[n]}")
-            maps[t] = _whole_numbers(path, volume, cine.shape, 0)
+            maps[t] = _labels(path, volume, cine.shape, 0, label_of)
+        elif source.channels:
+            if n_maps != 1 or maps:
+                raise CineError(path, f"{n_maps + len(maps)} label maps for single volumes, expected 1")
+            maps[0] = _labels(path, volume, cine.shape, 0, label_of)
         elif n_maps != cine.n_frames:
             raise CineError(path, f"{n_maps} label maps for a cine of {cine.n_frames} frames; if a file holds one "
                                   f"of them, --labels needs {{frame}} in its place")
         else:
-            maps = {t: _whole_numbers(path, volume, cine.shape, t) for t in range(n_maps)}
+            maps = {t: _labels(path, volume, cine.shape, t, label_of) for t in range(n_maps)}
     labelled = {t: maps[t] for t in sorted(maps) if maps[t].any()}
     if not labelled:
         raise CineError(source.labels[0], "no voxel is labelled")
@@ -139,11 +151,24 @@ def _check_grid(path: Path, volume: Volume, cine: Cine) -> None:
                               f"less than half a pixel, {allowed:.3g} mm")
 
 
-def _whole_numbers(path: Path, volume: Volume, shape: tuple[int, int, int], n: int) -> np.ndarray:
+def _labels(
+    path: Path, volume: Volume, shape: tuple[int, int, int], n: int, label_of: Mapping[int, int] | None
+) -> np.ndarray:
     """Map number `n` of a label file, uint8 (X, Y, Z)."""
     data = volume.data.reshape((*shape, -1), order="F")[..., n]
     values = replace(volume, data=data).values()
-    wrong = ~((values >= 0) & (values <= 255) & (values == np.rint(values)))
+    most = MOST_VALUE if label_of else 255
+    wrong = ~((values >= 0) & (values <= most) & (values == np.rint(values)))
     if wrong.any():
-        raise CineError(path, f"holds the value {values[wrong][0]:g}; labels are whole numbers from 0 to 255")
-    return values.astype(np.uint8)
+        hint = "; --label-map VALUE=LABEL maps values to 65535 to labels" * (not label_of)
+        raise CineError(path, f"holds the value {values[wrong][0]:g}; labels are whole numbers from 0 to {most}{hint}")
+    if label_of is None:
+        return values.astype(np.uint8)
+    known, label = np.zeros(MOST_VALUE + 1, bool), np.zeros(MOST_VALUE + 1, np.uint8)
+    known[[0, *label_of]], label[list(label_of)] = True, list(label_of.values())
+    index = values.astype(np.intp)
+    if not (there := known[index]).all():
+        listed = " ".join(f"{value}={label}" for value, label in label_of.items())
+        raise CineError(path, f"holds the value {values[~there][0]:g}, which is outside of the label map {listed}: "
+                              f"correct the file, or name the value in --label-map")
+    return label[index]

@@ -49,7 +49,7 @@ def add_motion_maps(
 
     Returns the number of maps computed, and the studies that failed. Raises OSError where the store cannot be written.
     """
-    wanting = {study: tuple(view for view, record in views.items() if "motion" not in record)
+    wanting = {study: tuple(view for view, record in views.items() if not {"motion", "channels"} & record.keys())
                for study, views in studies.items()}
     wanting = {study: views for study, views in wanting.items() if views}
     if not wanting:

@@ -23,6 +23,7 @@ from ..formats.cine import file_sha256
 from ..store.check import find_altered, read_studies
 from ..store.orientation import gather_remarks, orientation_of
 from ..store.store import IndexLost, StoreError, index_records, read_index, write_index
+from .dataset_tables import TABLES, remove_tables, write_tables
 from .failure import Failure
 from .labels import find_labels
 from .motion import add_motion_maps
@@ -37,8 +38,8 @@ from .shards import (
     write_failures,
 )
 from .source_format import find_studies, format_of
-from .sources import Source, Sources
-from .study import StudyTask, file_stats, prepare_study
+from .sources import Phases, Source, Sources, add_phases
+from .study import BY_LABELS, StudyTask, file_stats, prepare_study
 
 _PREPARING = ".preparing"
 
@@ -87,6 +88,8 @@ def _prepare(config: PrepareConfig, report: PrepareReport, progress: bool) -> No
     sources = find_studies(config, progress)
     if config.labels is not None:
         find_labels(sources, config.src, config.labels)
+    if config.phases is not None:
+        add_phases(sources, config.phases)
     store = config.dst
     if store.exists() and not store.is_dir():
         raise StoreError(f"{store} is a file; a store is a folder")
@@ -134,11 +137,16 @@ def _fill(
                 _take_in(store, task, result, done, report)
     report.n_studies = len(done)
     gather_remarks(report.remarks, done)
-    if config.labels is not None:
+    if config.reads_labels:
         report.labelled = sum(any("labels" in record for record in views.values()) for views in done.values())
         report.cut = sorted(((record["labels"]["cut"], study, view) for study, views in done.items()
                              for view, record in views.items() if "cut" in record.get("labels", {})), reverse=True)
     _write_outcome(store, config, done, report)
+    if not config.part:
+        if config.dataset:
+            report.tables = write_tables(store, sources, done)
+        elif config.overwrite:
+            remove_tables(store)
     if config.motion:
         report.motion_maps, failures = add_motion_maps(
             store, done, temporary, workers=config.workers, progress=progress)
@@ -146,7 +154,8 @@ def _fill(
         if report.motion_maps or failures:
             _write_outcome(store, config, done, report)
     elif had_motion:
-        report.without_motion = sum(any("motion" not in record for record in views.values()) for views in done.values())
+        report.without_motion = sum(any(not {"motion", "channels"} & record.keys() for record in views.values())
+                                    for views in done.values())
 
 
 def _check(
@@ -226,7 +235,8 @@ def _difference(before: dict | None, options: dict) -> str:
     if before is None:
         return "unknown options"
     before, options = ({"orientation": "stored"} | one for one in (before, options))
-    differ = [f"{k}={before.get(k)!r} (now {v!r})" for k, v in options.items() if before.get(k) != v]
+    names = dict.fromkeys([*options, *before])
+    differ = [f"{k}={before.get(k)!r} (now {options.get(k)!r})" for k in names if before.get(k) != options.get(k)]
     return ", ".join(differ) or "other options"
 
 
@@ -252,7 +262,7 @@ def _open_for_writing(store: Path, config: PrepareConfig) -> tuple[PrepareConfig
         first = next((found for _, found in read_studies(store) if isinstance(found, dict)), {}) if has_studies else {}
         config = _as_begun(config, next(iter(first.values()), {}).get("prepare"))
         rebuild = has_studies and not config.overwrite
-        ours = {".lock", SHARDS, _PREPARING, f"{TEMPORARY}index.json", f"{TEMPORARY}failures.jsonl",
+        ours = {".lock", SHARDS, _PREPARING, *TABLES, f"{TEMPORARY}index.json", f"{TEMPORARY}failures.jsonl",
                 ".index.json.tmp"}  # of an earlier version
         if has_studies or (config.part and (store / "studies").is_dir()):
             ours |= {"index.json", "failures.jsonl", "studies"}
@@ -315,8 +325,16 @@ def _unchanged(records: dict[str, dict], views: dict[str, Source], src: Path) ->
     return records.keys() == views.keys() and all(
         _same_files(records[view]["source"], source.files, src)
         and _same_files(records[view].get("labels", unlabelled).get("source"), source.labels, src)
+        and _same_phases(records[view].get("phases"), source.phases)
         for view, source in views.items()
     )
+
+
+def _same_phases(recorded: dict | None, given: Phases | None) -> bool:
+    """Whether the ED and ES of a record are those given; those found from its label maps do not count as given."""
+    if recorded is None or recorded["source"] == BY_LABELS:
+        return given is None
+    return given is not None and (recorded["ed"], recorded["es"]) == (given.ed, given.es)
 
 
 def _same_files(source: dict | None, files: tuple[Path, ...], src: Path) -> bool:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from ...common.checks import check
+from ...common.checks import check, flag
+from ..datasets.dataset import DatasetName, dataset_of
 from .shard import Shard, parse_shard
 from .source_format import FormatName
 
 _SHAPING = ("sax_size", "lax_size", "sax_spacing", "lax_spacing", "labels", "lv_label")
+# options that shape a store too, but that stores of earlier versions lack: recorded where they are given
+_SHAPING_IF_GIVEN = ("dataset", "single", "channels")
+_OF_FILES = ("format", "views_rules", "pattern", "aliases", "labels", "label_map", "single", "channels", "phases")
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,9 @@ class PrepareConfig:
     src: Annotated[Path, tyro.conf.arg(metavar="SRC")]
     # folder of the store: new, empty, or a store that was begun with the same options
     dst: Annotated[Path, tyro.conf.arg(metavar="STORE")]
+    # public data set that SRC holds, as unpacked: cines, label maps and tables are found by their published names.
+    # STORE/table.csv and STORE/split.csv are written for `finetune --table --split`; see docs/how-to/datasets.md
+    dataset: DatasetName | None = None
     # format of SRC; auto: NIfTI if files match the pattern, else DICOM
     format: FormatName = "auto"
     # DICOM: YAML file of rules that map series descriptions to views; default rules are in data/formats/view_rules.yaml
@@ -35,22 +43,34 @@ class PrepareConfig:
     # of the name (without _; numbers by value; ED before ES)
     pattern: str = "{id}_{view}.nii.gz"
     # spelling of views in file names, each as VIEW=SPELLING: lax_2c=Se8_2ch sax=sax_4d_6slices. Views other than sax,
-    # lax_2c, lax_3c and lax_4c may be named too; they are read as single slices
+    # lax_2c, lax_3c and lax_4c may be named too; a name that holds one of these as a word, such as lge_sax, is a stack
+    # or a single slice as that one is
     aliases: tuple[str, ...] = ()
+    # views whose files are single 3D volumes (X, Y, Z), not cines, such as lge_sax: each becomes a view of one frame
+    single: tuple[str, ...] = ()
+    # views made of several single volumes on one grid, read together as channels: VIEW=SPELLING+SPELLING, for instance
+    # sax=C0+DE+T2
+    channels: tuple[str, ...] = ()
     # pattern of label-map files (NIfTI) relative to SRC, with {id} and {view} as in --pattern. A 4D file labels all
     # frames; empty frames count as unlabelled. With {frame}, each file labels one frame, numbered from 1
     # ("{id}_frame{frame}_gt.nii.gz"), or named as the cine's own files where those are one per frame. Views are centred
     # on the labelled left ventricle
     labels: str | None = None
-    # value of the left ventricular cavity in the label maps
+    # labels of the values in the label files, each as VALUE=LABEL: 1=3 2=2 3=1. Values to 65535 become labels from 0
+    # (background) to 255; a value that is not listed is an error
+    label_map: tuple[str, ...] = ()
+    # label of the left ventricular cavity, after --label-map
     lv_label: int = 3
+    # CSV with the columns study, ed and es: the frames of end-diastole and end-systole, from 0. Without it they are
+    # known from file names (ED, ES), or are the labelled frames with the largest and the smallest left ventricle
+    phases: Path | None = None
     # size of short-axis frames in voxels: cropped or padded in plane; of more slices the middle ones are kept, fewer
     # slices are stored as they are and padded at loading
     sax_size: tuple[int, int, int] = (192, 192, 16)
     # size of long-axis frames in pixels
     lax_size: tuple[int, int] = (256, 256)
-    # voxel spacing of short-axis frames in mm
-    sax_spacing: tuple[float, float, float] = (1.0, 1.0, 10.0)
+    # voxel spacing of short-axis frames in mm, 0: as scanned; if not given: 1 1 10, or that of the data set
+    sax_spacing: tuple[float, float, float] | None = None
     # pixel spacing of long-axis frames in mm
     lax_spacing: tuple[float, float] = (1.0, 1.0)
     # axes of the images. patient: the same orientation in every study, from each header; stored: as in the files, as in
@@ -76,8 +96,19 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         for name in ("src", "dst"):
             object.__setattr__(self, name, Path(getattr(self, name)))
-        grid = "sax_size", "lax_size", "sax_spacing", "lax_spacing"
+        if self.sax_spacing is None:
+            spacing = dataset_of(self.dataset).sax_spacing if self.dataset else (1.0, 1.0, 10.0)
+            object.__setattr__(self, "sax_spacing", spacing)
+        grid = "sax_size", "lax_size", "lax_spacing"
         check(self, *grid, valid=lambda values: all(value > 0 for value in values), must="must be positive")
+        check(self, "sax_spacing", valid=lambda values: all(value >= 0 for value in values),
+              must="must be positive, or 0 for the spacing of the scan")
+        if self.dataset:
+            for field in fields(self):
+                if field.name in _OF_FILES and getattr(self, field.name) != field.default:
+                    raise ValueError(f"{flag(field.name)} is for other folders: --dataset {self.dataset} finds and "
+                                     "reads its files by their published names")
+        _ = self.label_of
         check(self, "workers", valid=lambda n: n >= 0, must="must be 0 (one per core) or more")
         if self.merge and self.shard:
             raise ValueError("--merge runs after all shards: leave out --shard")
@@ -90,7 +121,33 @@ class PrepareConfig:
         """The parsed `shard`, or None. Raises ValueError."""
         return parse_shard(self.shard) if self.shard else None
 
+    @property
+    def label_of(self) -> dict[int, int] | None:
+        """{value in the label files: label}; None where values are labels. Raises ValueError."""
+        if self.dataset:
+            return dict(dataset_of(self.dataset).label_map) or None
+        found: dict[int, int] = {}
+        for pair in self.label_map:
+            match = re.fullmatch("([0-9]{1,5})=([0-9]{1,3})", pair)
+            value, label = map(int, match.groups()) if match else (0, 0)
+            if not 0 < value <= 65535 or label > 255:
+                raise ValueError(f"--label-map {pair}: expected VALUE=LABEL, a value from 1 to 65535 and a label from "
+                                 "0 to 255, for instance 1=3 2=2 3=1")
+            if value in found:
+                raise ValueError(f"--label-map names the value {value} twice")
+            found[value] = label
+        return found or None
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether label maps are looked for."""
+        return self.labels is not None or self.dataset is not None
+
     def shaping(self) -> dict:
         """The options that determine the stored frames, as they are read back from JSON."""
-        options = json.loads(json.dumps({name: getattr(self, name) for name in _SHAPING}))
+        options = {name: getattr(self, name) for name in _SHAPING}
+        options |= {name: value for name in _SHAPING_IF_GIVEN if (value := getattr(self, name))}
+        if label_of := self.label_of:
+            options["label_map"] = {str(value): label for value, label in sorted(label_of.items())}
+        options = json.loads(json.dumps(options))
         return options | ({} if self.orientation == "stored" else {"orientation": "patient"})

@@ -23,8 +23,9 @@ class PrepareReport:
     pattern. series: numbers of DICOM series by (description, view or None, why left out). labelled: studies of the
     store with label maps; None where none were requested. cut: (share of the labelled volume, study, view) of maps that
     the crop cuts, largest first. remarks: on headers, each with its cines as "study view". as_stored: the store's
-    images keep the axes of their files. motion_maps: number computed; None where none were requested. without_motion:
-    studies that lack a motion map, in a store that has some.
+    images keep the axes of their files. tables: a line on the table and the split of a public data set. motion_maps:
+    number computed; None where none were requested. without_motion: studies that lack a motion map, in a store that has
+    some.
     """
 
     prepared: int = 0
@@ -38,6 +39,7 @@ class PrepareReport:
     cut: list[tuple[float, str, str]] = field(default_factory=list)
     remarks: dict[str, list[str]] = field(default_factory=dict)
     as_stored: bool = False
+    tables: str = ""
     motion_maps: int | None = None
     without_motion: int = 0
     failures: list[Failure] = field(default_factory=list)
@@ -71,7 +73,7 @@ class PrepareReport:
             lines.append(f"labels are cut off by the crop in {count_studies(len({study for _, study, _ in self.cut}))} "
                          f"(share of the labelled volume lost: {', '.join(most + more)}). "
                          "To keep them, prepare with a larger --sax-size or --lax-size")
-        lines += remark_lines(self.remarks)
+        lines += [self.tables] * bool(self.tables) + remark_lines(self.remarks)
         if self.as_stored:
             lines.append(AS_STORED_STORE)
         if self.without_motion:

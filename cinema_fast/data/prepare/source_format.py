@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from ..datasets.dataset import dataset_of
+
 if TYPE_CHECKING:
     from ..formats.cine import Cine
     from .prepare_config import PrepareConfig
@@ -21,13 +23,14 @@ class SourceFormat(NamedTuple):
     """A format of source files. `Source.format` is its name in FORMATS.
 
     holds: whether config.src has such files. find: finds the studies of config.src (progress: a bar on stderr); raises
-    ValueError for options of other formats. read: reads the cine of a view as it was scanned, as a stack of slices or a
-    single slice; raises CineError. contained: decoders may crash a process, so a worker process reads it.
+    ValueError for options of other formats. read: reads the cine of a view as it was scanned, as a stack of slices, a
+    single slice, or (None) either; raises CineError. contained: decoders may crash a process, so a worker process reads
+    it.
     """
 
     holds: Callable[["PrepareConfig"], bool]
     find: Callable[["PrepareConfig", bool], "Sources"]
-    read: Callable[["Source", bool], "Cine"]
+    read: Callable[["Source", bool | None], "Cine"]
     contained: bool = False
 
 
@@ -37,6 +40,9 @@ def format_of(name: str) -> SourceFormat:
 
 
 def find_studies(config: "PrepareConfig", progress: bool) -> "Sources":
-    """The studies of `config.src`, in the requested format or the first one it holds. Raises ValueError."""
+    """The studies of `config.src`: of the data set that it holds, or in the requested format, or the first one it
+    holds. Raises ValueError."""
+    if config.dataset:
+        return dataset_of(config.dataset).find(config, progress)
     held = (name for name in FORMATS if format_of(name).holds(config))
     return format_of(next(held, "nifti") if config.format == "auto" else config.format).find(config, progress)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...common.naming import counted, named
+from ...common.tables import check_matches, read_table
 from ...common.views import VIEWS
 from ..formats.cine import Cine
 from ..formats.nifti import read_cine
@@ -22,14 +23,23 @@ if TYPE_CHECKING:
 NO_STUDY = ("", ".", "..")  # names that a study cannot have
 
 
+class Phases(NamedTuple):
+    """The frames of end-diastole and end-systole, from 0, and where they were read, for messages."""
+
+    ed: int
+    es: int
+    source: str
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The files of one view of one study: NIfTI in the order of time (several only where the pattern has {frame}),
-    DICOM in the order of their names.
+    """The files of one view of one study: NIfTI in the order of time (several only where the pattern has {frame}, or of
+    channels), DICOM in the order of their names.
 
     spelling: the view's name in the file names. frames: the {frame} of each file, where there is one. format: its name
     in `source_format.FORMATS`. labels: the files of its label maps. label_frames: the {frame} of each, where there is
-    one. broken: DICOM files in the same folders whose headers cannot be read; they may belong to this view.
+    one. broken: DICOM files in the same folders whose headers cannot be read; they may belong to this view. channels:
+    the name of each file of a view that is no cine: single 3D volumes on one grid. phases: ED and ES, where known.
     """
 
     files: tuple[Path, ...]
@@ -39,6 +49,8 @@ class Source:
     labels: tuple[Path, ...] = ()
     label_frames: tuple[str, ...] = ()
     broken: tuple[Path, ...] = ()
+    channels: tuple[str, ...] = ()
+    phases: Phases | None = None
 
 
 class Refusal(NamedTuple):
@@ -54,12 +66,15 @@ class Refusal(NamedTuple):
 @dataclass(slots=True)
 class Sources:
     """studies: id -> view -> Source. refused: files that are not prepared, and why. unmatched: NIfTI files that do not
-    match the pattern. series: number of DICOM series of each (description, view or None, why left out)."""
+    match the pattern. series: number of DICOM series of each (description, view or None, why left out). table, split:
+    of a public data set, the values of each study by column, and its part (train, val or test)."""
 
     studies: dict[str, dict[str, Source]] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
     unmatched: list[Path] = field(default_factory=list)
     series: Counter[tuple[str, str | None, str]] = field(default_factory=Counter)
+    table: dict[str, dict[str, str | float]] = field(default_factory=dict)
+    split: dict[str, str] = field(default_factory=dict)
 
     def unmatched_names(self, src: Path) -> list[str]:
         """The files that do not match the pattern, relative to `src`."""
@@ -131,18 +146,27 @@ def compile_pattern(pattern: str, spellings: dict[str, str]) -> re.Pattern[str]:
     return re.compile(regex)
 
 
-def find_sources(src: Path, pattern: str, aliases: tuple[str, ...] = ()) -> Sources:
+def find_sources(
+    src: Path, pattern: str, aliases: tuple[str, ...] = (), single: tuple[str, ...] = (), channels: tuple[str, ...] = ()
+) -> Sources:
     """Sort the files of `src` into studies and views. Hidden files are skipped, symbolic links followed.
 
     Args:
         pattern: as `PrepareConfig.pattern`. Without {id} the folder is one study, named after the folder.
+        single, channels: as in `PrepareConfig`.
 
     Raises:
-        ValueError: no such folder, a bad pattern or alias, or no file that matches.
+        ValueError: no such folder, a bad pattern, alias or channel, or no file that matches.
     """
     if not src.is_dir():
         raise ValueError(f"{src} is not a folder: it must hold the NIfTI cines to prepare")
-    spellings = parse_aliases(aliases)
+    spellings, channels_of = parse_aliases(aliases), parse_channels(channels)
+    for view, names in channels_of.items():
+        spellings |= dict.fromkeys(names, view)
+    for view in single:
+        if view not in spellings.values():
+            views = ", ".join(dict.fromkeys(spellings.values()))
+            raise ValueError(f"--single {view}: no such view; expected one of {views} (--aliases names others)")
     regex = compile_pattern(pattern, spellings)
     found: dict[tuple[str, str], list[tuple[str, str, Path]]] = {}
     sources = Sources()
@@ -159,16 +183,78 @@ def find_sources(src: Path, pattern: str, aliases: tuple[str, ...] = ()) -> Sour
         if study in NO_STUDY:
             file = paths[0].relative_to(src).as_posix()
             sources.refused.append(Refusal(study, view, file, f"a study cannot have the name {study!r}"))
+        elif view in channels_of:
+            reason = _unlike(names, channels_of[view])
+            if reason:
+                files = ", ".join(path.relative_to(src).as_posix() for path in paths)
+                sources.refused.append(Refusal(study, view, files, f"{view} of {study!r}: {reason}"))
+                continue
+            paths = tuple(paths[names.index(name)] for name in channels_of[view])
+            sources.studies.setdefault(study, {})[view] = Source(paths, view, channels=channels_of[view])
         elif len(set(frames)) < len(frames) or len(set(names)) > 1:
             files = ", ".join(path.relative_to(src).as_posix() for path in paths)
             sources.refused.append(Refusal(study, view, files, f"more than one file for {view} of {study!r}"))
+        elif view in single:
+            sources.studies.setdefault(study, {})[view] = Source(paths, names[0], channels=(names[0],))
         else:
-            sources.studies.setdefault(study, {})[view] = Source(paths, names[0], frames if frames[0] else ())
+            frames = frames if frames[0] else ()
+            source = Source(paths, names[0], frames, phases=phases_of_names(frames))
+            sources.studies.setdefault(study, {})[view] = source
     if not found:
         there = ", ".join(path.name for path in sources.unmatched[:3]) or "no .nii or .nii.gz at that depth"
         raise ValueError(f"no file in {src} matches the pattern {pattern!r} (found there: {there}); "
                          f"set --pattern, and --aliases where views have other names")
     return sources
+
+
+def parse_channels(channels: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """{view: the spellings of its channels in file names}. Raises ValueError for one that is not VIEW=SPELLING+..."""
+    found: dict[str, tuple[str, ...]] = {}
+    for given in channels:
+        view, _, spellings = given.partition("=")
+        names = tuple(spellings.split("+"))
+        named = re.fullmatch(r"[a-z][a-z0-9_]*", view) and view not in found
+        if not named or not all(names) or len(set(names)) < len(names):
+            raise ValueError(f"--channels {given}: expected VIEW=SPELLING+SPELLING, each view once and its spellings "
+                             "in file names, for instance sax=C0+DE+T2")
+        found[view] = names
+    return found
+
+
+def _unlike(names: Sequence[str], channels: Sequence[str]) -> str:
+    """How the spellings of a study's files differ from those of the channels, or ""."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    absent = [name for name in channels if name not in names]
+    if twice:
+        return f"more than one file of the channel {twice[0]}"
+    return f"no file of the channel {absent[0]}" if absent else ""
+
+
+def phases_of_names(frames: Sequence[str]) -> Phases | None:
+    """ED and ES of a cine with a file per frame, by the files' names."""
+    names = [frame.lower() for frame in frames]
+    if not {"ed", "es"} <= set(names):
+        return None
+    return Phases(names.index("ed"), names.index("es"), "file names")
+
+
+def add_phases(sources: Sources, path: Path) -> None:
+    """Enter ED and ES of a CSV with the columns study, ed and es. Raises ValueError where it has none of the studies,
+    or for a value that is not a frame."""
+    table = read_table(path)
+    check_matches(path, table.rows, list(sources.studies), "the sources")
+    ed, es = table.numeric("ed"), table.numeric("es")
+    for study, views in sources.studies.items():
+        if study not in ed and study not in es:
+            continue
+        where = f"{path.name}, line {table.lines[study]}"
+        pair = ed.get(study, -1.0), es.get(study, -1.0)
+        if any(t < 0 or t != int(t) for t in pair):
+            given = ", ".join(f"{name} {table.rows[study][name]!r}" for name in ("ed", "es"))
+            raise ValueError(f"{path}, line {table.lines[study]}: {given}; expected frame numbers from 0 in both")
+        for view, source in views.items():
+            if not source.channels:
+                views[view] = replace(source, phases=Phases(*map(int, pair), where))
 
 
 def holds_nifti(src: Path, pattern: str) -> bool:
@@ -214,11 +300,11 @@ def _find_nifti(config: PrepareConfig, progress: bool) -> Sources:
         raise ValueError(
             f"--views-rules is for DICOM, and {config.src} is read as NIfTI: use --format dicom or --aliases"
         )
-    return find_sources(config.src, config.pattern, config.aliases)
+    return find_sources(config.src, config.pattern, config.aliases, config.single, config.channels)
 
 
-def _read_nifti(source: Source, stack: bool) -> Cine:
-    return read_cine(source.files if source.frames else source.files[0], stack=stack)
+def _read_nifti(source: Source, stack: bool | None) -> Cine:
+    return read_cine(source.files if source.frames or source.channels else source.files[0], stack=stack)
 
 
 NIFTI = SourceFormat(

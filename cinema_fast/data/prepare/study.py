@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from ...common.views import is_stack
 from ..formats.cine import Cine, CineError, IncompleteCine
 from ..store.orientation import AS_STORED, NO_ORIENTATION, Arrangement, arrange, arranged, patient_arrangement
 from ..store.store import write_study
 from . import geometry
 from .failure import Failure
 from .labels import read_label_maps
+from .original_geometry import voxel_size
 from .prepare_config import PrepareConfig
 from .source_format import format_of
 from .sources import Source
+
+BY_LABELS = "label maps"  # the source of ED and ES that were found from the label maps
 
 # (label maps (X, Y, Z) of a view by frame, with the axes of the store; the record of their files; a remark about their
 # headers, or "")
@@ -46,7 +51,7 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
     for view, source in task.sources.items():
         try:
             stats[view] = file_stats(source.files, task.config.src)
-            scans[view] = read_source(source, stack=view == "sax")
+            scans[view] = read_source(source, view)
         except CineError as err:
             path, reason = err.path, err.reason
             if isinstance(err, IncompleteCine) and source.broken:
@@ -64,8 +69,11 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
     prepared, prepared_labels = {}, {}
     for view, cine in cines.items():
         centre_mm, centred_on = centres[view]
-        source, stack, config = task.sources[view], view == "sax", task.config
+        source, stack, config = task.sources[view], is_stack(view), task.config
+        stack = cine.shape[2] > 1 if stack is None else stack
         spacing, size = (config.sax_spacing, config.sax_size) if stack else (config.lax_spacing, config.lax_size)
+        scanned = geometry.spacing_of(cine.affine).round(4).tolist()
+        spacing = [mm or at_scan for mm, at_scan in zip(spacing, scanned)]
         resample = geometry.plan_resampling(cine.shape, cine.affine, centre_mm, spacing=spacing, size=size)
         try:
             frames, window = _frames(cine, resample, stack)
@@ -73,12 +81,17 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
             failures.append(task.failure(view, source.files[0], str(err)))
             continue
         prepared[view] = frames, {
-            "spacing_mm": list(spacing), "frame_time_ms": cine.frame_time_ms, "window": window,
+            "spacing_mm": spacing, "frame_time_ms": cine.frame_time_ms, "window": window,
             "affine": resample.affine.tolist(), "arrangement": list(arrangements[view]),
             **_remarks(scans[view], config.orientation, labels.get(view)), "centred_on": centred_on,
+            **({"channels": list(source.channels)} if source.channels else {}),
             "prepare": config.shaping(),
             "source": {"file": stats[view][0][0], "sha256": cine.sha256, "files": stats[view]},
         }  # fmt: skip
+        phases, fault = _phases(source, cine.n_frames, labels.get(view), config.lv_label)
+        prepared[view][1].update(phases)
+        if fault:
+            failures.append(task.failure(view, source.files[0], fault))
         if view in labels:
             maps, label_source, _ = labels[view]
             stored, cut, note = _cropped(maps, resample)
@@ -87,6 +100,7 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
             if stored:
                 stacked = np.stack(list(stored.values())).reshape(-1, *frames.shape[1:])
                 record = {"frames": list(stored), "source": label_source} | ({"cut": cut} if cut else {})
+                record["volumes_ml"] = _volumes_ml(maps, cine)
                 prepared_labels[view] = stacked, record
     return write_study(task.folder, task.study, prepared, prepared_labels) if prepared else {}, failures
 
@@ -107,9 +121,37 @@ def _remarks(scan: Cine, orientation: str, labels: Labels | None) -> dict[str, l
     return {"remarks": remarks} if remarks else {}
 
 
-def read_source(source: Source, *, stack: bool) -> Cine:
+def read_source(source: Source, view: str) -> Cine:
     """The cine of one view as it was scanned. Raises CineError."""
-    return format_of(source.format).read(source, stack)
+    return format_of(source.format).read(source, is_stack(view))
+
+
+def _phases(source: Source, n_frames: int, labels: Labels | None, lv_label: int) -> tuple[dict, str]:
+    """The record of ED and ES, empty where they are unknown; and what is wrong with them, or "".
+
+    Where the source does not say, they are the labelled frames with the largest and the smallest left ventricle, if at
+    least two hold it.
+    """
+    if given := source.phases:
+        if late := next((f"{name} is frame {t}" for name, t in zip(("ED", "ES"), given) if t >= n_frames), ""):
+            return {}, (f"{given.source}: {late}, counted from 0, and the cine has {n_frames} frames: correct it (the "
+                        "view was prepared without ED and ES)")  # fmt: skip
+        return {"phases": {"ed": given.ed, "es": given.es, "source": given.source}}, ""
+    sizes = {t: n for t, one in labels[0].items() if (n := int((one == lv_label).sum()))} if labels else {}
+    if len(sizes) < 2:
+        return {}, ""
+    ed, es = max(sizes, key=sizes.get), min(sizes, key=sizes.get)
+    return {"phases": {"ed": ed, "es": es, "source": BY_LABELS}}, ""
+
+
+def _volumes_ml(maps: dict[int, np.ndarray], cine: Cine) -> dict[str, dict[str, float]]:
+    """{labelled frame: {label: ml}} on the grid of a scanned stack, before resampling and crop; empty for one slice."""
+    if cine.shape[2] < 2:
+        return {}
+    voxel_ml = math.prod(voxel_size(cine.affine)) / 1000
+    counts = {t: enumerate(np.bincount(one.ravel(order="K")).tolist()) for t, one in maps.items()}
+    return {str(t): {str(label): round(n * voxel_ml, 6) for label, n in of_frame if label and n}
+            for t, of_frame in counts.items()}
 
 
 def file_stats(files: tuple[Path, ...], src: Path) -> list[list]:
@@ -129,7 +171,7 @@ def _read_labels(
         without = "(labels; the view was prepared without them)"
         try:
             stats = file_stats(source.labels, task.config.src)
-            maps, sha256, remark = read_label_maps(source, scan)
+            maps, sha256, remark = read_label_maps(source, scan, task.config.label_of)
             maps = {t: arranged(one, arrangements[view]) for t, one in maps.items()}
             labels[view] = maps, {"file": stats[0][0], "sha256": sha256, "files": stats}, remark
         except CineError as err:

@@ -40,7 +40,9 @@ class CineInfo(NamedTuple):
 
     path: the .npy file. shape: (T, X, Y[, Z]). spacing_mm: mm per spatial axis. frame_time_ms: ms, None if unknown.
     sha256: of the .npy. source: name of its (first) source file. source_sha256: checksum of the source files. motion:
-    the view's motion map, or None. labels: its label maps, or None.
+    the view's motion map, or None. labels: its label maps, or None. phases: the frames of ED and ES, or None where they
+    are unknown. channels: names of the images along T where the view is no cine: single volumes on one grid, whose
+    label map is that of frame 0; () for a cine.
     """
 
     path: str
@@ -52,6 +54,8 @@ class CineInfo(NamedTuple):
     source_sha256: str
     motion: MotionInfo | None = None
     labels: LabelInfo | None = None
+    phases: tuple[int, int] | None = None
+    channels: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[str, str | None, str | None]:
@@ -119,6 +123,8 @@ def make_info(root: str, record: dict) -> CineInfo:
         source_sha256=record["source"]["sha256"],
         motion=motion,
         labels=labels,
+        phases=_phases((found["ed"], found["es"]), shape[0]) if (found := record.get("phases")) else None,
+        channels=_channels(tuple(record.get("channels", ())), shape[0]),
     )
 
 
@@ -137,6 +143,21 @@ def _frames(values: tuple, n_frames: int) -> tuple[int, ...]:
     if not frames or list(frames) != sorted(set(frames)) or not 0 <= frames[0] <= frames[-1] < n_frames:
         raise ValueError(f"the labelled frames {frames} of {n_frames}, expected some of them, ascending")
     return frames
+
+
+@lru_cache
+def _phases(values: tuple, n_frames: int) -> tuple[int, int]:
+    ed, es = (int(t) for t in values)
+    if not (0 <= ed < n_frames and 0 <= es < n_frames):
+        raise ValueError(f"ED and ES are frames {ed} and {es} of {n_frames}")
+    return ed, es
+
+
+@lru_cache
+def _channels(names: tuple, n_frames: int) -> tuple[str, ...]:
+    if names and (len(names) != n_frames or not all(isinstance(name, str) for name in names)):
+        raise ValueError(f"the channels {names} of {n_frames} images, expected a name for each")
+    return names
 
 
 @lru_cache

@@ -15,17 +15,24 @@ A record of the index holds, per study and view:
   value 255;
 - where there are any, `labels`, the label maps (`labels.py`): file, sha256, `frames` (the labelled frames of the cine),
   `values` (the labels in them without 0), both ascending, and `cut`, the share of their volume that the crop cuts off,
-  where it does. Older stores have no `values` and `cut`.
+  where it does. Older stores have no `values` and `cut`;
+- where they are known, `phases`: the frames `ed` and `es`, from 0;
+- for a view that is no cine, `channels`: the names of its images, single volumes on one grid that lie along T. Their
+  label map is that of frame 0.
 
 It has 0.4 kB a view, 0.5 with a motion or label map, so that a store of 70,000 studies opens in seconds. The record in
 study.json holds more: `window` (raw intensities that became 0 and 255), `affine` (stored voxel index -> scanner mm,
 RAS+), `centred_on`, `prepare` (the options), `arrangement` (the file's axis that each axis was taken from,
-`orientation.py`; absent in older stores), and for `source` and `labels` the name, size and modification time of every
-source file.
+`orientation.py`; absent in older stores), for `source` and `labels` the name, size and modification time of every
+source file, for `phases` where they were read, and for `labels` the volumes `volumes_ml` of a scanned stack, before
+resampling and crop: {frame: {label: ml}}.
 
-Versions: in version 1 the index held all of these but the options. Both versions are read, version 2 is written. Label
-maps needed no new version, because older programs ignore them. The index ends with its own `sha256`, of the bytes
-before that key, which `cinema-fast verify` compares; older stores have none, older programs ignore it.
+A store of a public data set (`prepare --dataset`) also has STORE/table.csv and STORE/split.csv (`dataset_tables.py`).
+
+Versions: in version 1 the index held all of these but the options, version 2 knew no channels and no phases. All three
+are read, version 3 is written: an older program would take channels for frames of a cine. The index ends with its own
+`sha256`, of the bytes before that key, which `cinema-fast verify` compares; older stores have none, older programs
+ignore it.
 
 `check.py` describes which damage is detected when. A study appears by one rename of a folder that is complete and on
 disk, index.json by one rename of a file. So a reader sees only complete studies, even after a kill or on a full disk.
@@ -56,7 +63,8 @@ from ...common.views import views_in_order
 from .npy import NPY_HEADER_BYTES, header_fault, npy_header
 from .records import CineInfo, StoreError, make_info
 
-FORMAT, VERSION = "cinema-fast store", 2
+FORMAT, VERSION = "cinema-fast store", 3
+READABLE = 1, 2, VERSION
 _SUM = ', "sha256": "'  # the last key of an index
 
 
@@ -287,9 +295,9 @@ def read_index(path: Path) -> dict:
             gc.enable()
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise StoreError(f"{file} is not the index of a cine store (no \"format\": \"{FORMAT}\")")
-    if index.get("version") not in (1, VERSION):
-        raise StoreError(f"{file}: version {index.get('version')!r} of the store format, this program reads {VERSION} "
-                         f"and 1; prepare the store again, or use the program that wrote it")
+    if index.get("version") not in READABLE:
+        raise StoreError(f"{file}: version {index.get('version')!r} of the store format, this program reads "
+                         f"{', '.join(map(str, READABLE))}; prepare the store again, or use the program that wrote it")
     if not isinstance(index.get("studies"), dict) or not isinstance(index.get("prepare"), dict):
         raise IndexLost(f"{file}: damaged index (\"studies\" and \"prepare\" must be objects); run prepare again")
     for study, views in index["studies"].items():
@@ -336,7 +344,8 @@ def index_records(records: dict[str, dict]) -> dict[str, dict]:
     """The parts of a study's records that the index holds."""
     keys = ("file", "shape", "spacing_mm", "frame_time_ms", "sha256")
     return {view: {**{key: record[key] for key in keys},
-                   **({"remarks": record["remarks"]} if "remarks" in record else {}),
+                   **{key: record[key] for key in ("remarks", "channels") if key in record},
+                   **({"phases": {key: record["phases"][key] for key in ("ed", "es")}} if "phases" in record else {}),
                    "source": {key: record["source"][key] for key in ("file", "sha256")},
                    **({"motion": record["motion"]} if "motion" in record else {}),
                    **({"labels": {key: record["labels"][key] for key in ("file", "sha256", "frames", "values", "cut")

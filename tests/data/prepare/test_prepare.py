@@ -30,7 +30,7 @@ def test_frames_are_centred_windowed_and_described(src, tmp_path):
     assert (report.prepared, report.n_studies, report.failures, report.exit_code) == (3, 3, [], 0)
     store = CineStore(tmp_path / "store")
     index = json.loads((tmp_path / "store/index.json").read_text())
-    assert (index["format"], index["version"]) == ("cinema-fast store", 2)
+    assert (index["format"], index["version"]) == ("cinema-fast store", 3)
     assert index["prepare"]["sax_spacing"] == [1.0, 1.0, 10.0]
     for k, view in enumerate(VIEWS):
         info, record = store.info("p1", view), index["studies"]["p1"][view]

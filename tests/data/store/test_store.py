@@ -179,7 +179,7 @@ AT_OPEN = {
     "no json": (lambda f: (f / "index.json").write_text('{"format": '), "index.json: unreadable index"),
     "other json": (lambda f: (f / "index.json").write_text("[1]"), "is not the index of a cine store"),
     "other format": (lambda f: edit_index(f, format="zarr"), "is not the index of a cine store"),
-    "other version": (lambda f: edit_index(f, version=3), "index.json: version 3 of the store format.*reads 2 and 1"),
+    "other version": (lambda f: edit_index(f, version=4), "index.json: version 4 of the store format.*reads 1, 2, 3"),
     "no studies": (lambda f: edit_index(f, studies={}), "holds no studies"),
     "odd studies": (lambda f: edit_index(f, studies=[]), "damaged index"),
     "odd record": (lambda f: edit_record(f, "shape", "big"), "record of study 'p1', view 'lax_4c' is damaged"),

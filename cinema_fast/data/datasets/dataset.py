@@ -1,0 +1,47 @@
+"""The public data sets by name. A new one needs a file with a `Dataset`, and a line here.
+
+A data set's file finds the studies of the folder that its archive unpacks to (`published.py` has what they share), with
+their label maps, their frames ED and ES, their values for `table.csv`, and their part of the data split. Facts about
+the layouts: docs/how-to/datasets.md.
+"""
+
+from collections.abc import Callable, Mapping
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from ..prepare.prepare_config import PrepareConfig
+    from ..prepare.sources import Sources
+
+# a module is imported when it is needed
+DATASETS = {
+    "acdc": "cinema_fast.data.datasets.acdc:ACDC",
+    "mnms": "cinema_fast.data.datasets.mnms:MNMS",
+    "mnms2": "cinema_fast.data.datasets.mnms2:MNMS2",
+    "kaggle": "cinema_fast.data.datasets.kaggle:KAGGLE",
+    "rescan": "cinema_fast.data.datasets.rescan:RESCAN",
+    "landmark": "cinema_fast.data.datasets.landmark:LANDMARK",
+    "emidec": "cinema_fast.data.datasets.emidec:EMIDEC",
+    "myops2020": "cinema_fast.data.datasets.myops2020:MYOPS2020",
+    "cinema": "cinema_fast.data.datasets.cinema:CINEMA",
+    "nnunet": "cinema_fast.data.datasets.nnunet:NNUNET",
+}
+DatasetName = Literal[tuple(DATASETS)]
+
+
+class Dataset(NamedTuple):
+    """A public data set.
+
+    find: the studies in a folder, with a progress bar on stderr where a flag is set; raises ValueError where the folder
+    is not the data set's. label_map: {value in its label files: label of this project}; empty: values are labels.
+    sax_spacing: mm of stored stacks, 0 as scanned.
+    """
+
+    find: Callable[["PrepareConfig", bool], "Sources"]
+    label_map: Mapping[int, int] = {}
+    sax_spacing: tuple[float, float, float] = (1.0, 1.0, 10.0)
+
+
+def dataset_of(name: str) -> Dataset:
+    """The data set of this name."""
+    return resolve_name(DATASETS[name])
