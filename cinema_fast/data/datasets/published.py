@@ -1,7 +1,7 @@
 """What the readers of public data sets share: finding folders and images, refusing files, values of tables."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -62,16 +62,18 @@ class Published:
             names = [entry.name for entry in list_folder(self.src, folder, self.sources.refused)]
             yield from (folder / name for name in sorted(names, key=by_number) if re.fullmatch(pattern, name))
 
-    def rows(self, path: Path, column: str, *columns: str) -> dict[str, tuple[str, dict[str, str]]]:
+    def rows(
+        self, path: Path, column: str, *columns: str, study_of: Callable[[str], str] = str
+    ) -> dict[str, tuple[str, dict[str, str]]]:
         """{study: (place of its line, for messages; its cells by column)} of a CSV table whose `column` names studies.
 
         A line without a name or with one that came before is refused; a table that cannot be read, or that lacks one of
-        the columns, is refused as a whole and gives nothing.
+        the columns, is refused as a whole and gives nothing. study_of: the study of a cell in `column`.
         """
         found: dict[str, tuple[str, dict[str, str]]] = {}
         try:
             for number, row in read_lines(path, (column, *columns))[1]:
-                study = row[column]
+                study = study_of(row[column])
                 if not study or study in found:
                     what = f"the study {study!r} is in {found[study][0]} already" if study else f"no {column}"
                     self.refuse(path, f"line {number}: {what}; the line is left out", study)
@@ -84,9 +86,10 @@ class Published:
             self.refuse(path, f"{reason} (values of this table stay unknown from there on)")
         return found
 
-    def check_listed(self, path: Path, rows: dict[str, tuple[str, dict[str, str]]], studies: Sequence[str]) -> None:
+    def check_listed(self, path: Path, rows: dict[str, tuple[str, dict[str, str]]]) -> None:
         """Refuse the lines of a table without a study, and name the studies without a line."""
-        for study in rows.keys() - set(studies):
+        studies = self.sources.studies
+        for study in (study for study in rows if study not in studies):
             line = rows[study][0].rpartition(", ")[2]
             self.refuse(path, f"{line}: the study {study} has no folder or no images", study)
         for study in (study for study in studies if rows and study not in rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from .labels import read_label_maps
 from .original_geometry import voxel_size
 from .prepare_config import PrepareConfig
 from .source_format import format_of
-from .sources import Source
+from .sources import Phases, Source
 
 BY_LABELS = "label maps"  # the source of ED and ES that were found from the label maps
 
@@ -94,6 +95,8 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
             failures.append(task.failure(view, source.files[0], fault))
         if view in labels:
             maps, label_source, _ = labels[view]
+            if config.dataset and not source.label_frames and phases and (undrawn := _undrawn(source.phases, maps)):
+                failures.append(task.failure(view, source.labels[0], undrawn))
             stored, cut, note = _cropped(maps, resample)
             if note:
                 failures.append(task.failure(view, source.labels[0], note))
@@ -142,6 +145,14 @@ def _phases(source: Source, n_frames: int, labels: Labels | None, lv_label: int)
         return {}, ""
     ed, es = max(sizes, key=sizes.get), min(sizes, key=sizes.get)
     return {"phases": {"ed": ed, "es": es, "source": BY_LABELS}}, ""
+
+
+def _undrawn(phases: Phases | None, maps: Mapping[int, np.ndarray]) -> str:
+    """A note where a known ED or ES has no label map, or ""."""
+    if phases is None:
+        return ""
+    ends = [f"{name} (frame {t})" for name, t in zip(("ED", "ES"), phases) if t not in maps]
+    return f"no label is drawn at {' and '.join(ends)}, which {phases.source} gives (labels)" if ends else ""
 
 
 def _volumes_ml(maps: dict[int, np.ndarray], cine: Cine) -> dict[str, dict[str, float]]:

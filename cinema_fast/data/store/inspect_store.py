@@ -87,10 +87,16 @@ def _describe_view(infos: list[CineInfo]) -> list[str]:
     labelled = [len(info.labels.frames) for info in infos if info.labels]
     which = f"{len(labelled)} of {counted(len(infos), 'cine')}"
     labels = [f"  labels of {which}, {_range(labelled)} frames each"] if labelled else []
+    if known := sum(info.phases is not None for info in infos):
+        labels.append(f"  ED and ES known in {known} of {counted(len(infos), 'cine')}")
+    channels = Counter(", ".join(info.channels) for info in infos if info.channels)
+    cines = [info for info in infos if not info.channels]
+    images = [f"  single volumes, no cine: {names} ({n})" for names, n in channels.items()]
+    images += [f"  frames {_range([info.shape[0] for info in cines])}"] if cines else []
     return [
         f"  size {_common(' x '.join(map(str, info.shape[1:])) for info in infos)}",
         f"  spacing {_common(' x '.join(f'{mm:g}' for mm in info.spacing_mm) for info in infos)} mm",
-        f"  frames {_range([info.shape[0] for info in infos])}",
+        *images,
         f"  ms from frame to frame {_range(times) if times else 'unknown'}{unknown if times else ''}",
         f"  motion maps {len(maps)} of {len(infos)}{motion}",
         *labels,
