@@ -121,9 +121,7 @@ def _commands() -> dict[str, Callable[..., int]]:
             n_frames: frames over the cardiac cycle; fewer are written sooner.
             n_slices: short-axis slices, spread over the ventricles.
             in_plane_mm: pixel size of all views in mm; larger pixels are written sooner.
-            layout: write the folders, file names, label values and tables of a public data set, to test programs that
-                read it: acdc, mnms, mnms2, emidec and myops2020, or nnunet, a raw data set of nnU-Net. The studies are
-                shared out over its training and test parts.
+            layout: folders, file names, labels and tables of a public data set, to test programs that read it.
         """
         from .common.naming import count_studies
         from .phantom.cohort import write_cohort

@@ -89,8 +89,7 @@ class Layout:
 def _share_out(n: int, sizes: list[int]) -> list[int]:
     """`n` things over parts of `sizes`: the first one a part, the others where a part is furthest below its share."""
     if n > sum(sizes):
-        raise ValueError(f"the layout has room for {sum(sizes)} studies, as many as the data set: expected n up to "
-                         f"that, got {n}")
+        raise ValueError(f"n must be at most {sum(sizes)}, the number of studies in the layout's data set, got {n}")
     counts = [int(k < n) for k in range(len(sizes))]
     for _ in range(n - sum(counts)):
         behind = [n * size / sum(sizes) - count for size, count in zip(sizes, counts)]
