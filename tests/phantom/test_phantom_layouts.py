@@ -18,7 +18,7 @@ from cinema_fast.phantom.layouts.write_layout import write_layout
 
 SEED = 7
 SMALL = {"n_frames": 4, "in_plane_mm": 4.0, "n_slices": 3}
-N = {"acdc": 6, "mnms": 5, "mnms2": 4, "emidec": 4, "myops2020": 3, "nnunet": 3}
+N = {"acdc": 6, "mnms": 5, "mnms2": 4, "emidec": 4, "myops2020": 3, "nnunet": 3, "cinema": 3}
 DISEASES = {  # written again: the diagnosis in the tables -> the heart that was drawn
     "DCM": "dilated", "LV": "dilated", "HCM": "hypertrophic", "MINF": "infarct", "IHD": "infarct", "P": "infarct",
     "NOR": "normal", "N": "normal", "RV": "rv_abnormal", "ARV": "rv_abnormal",
@@ -225,6 +225,47 @@ def test_nnunet(written):
             if i < 2:
                 found = data.read(f"labelsTr/heart-{i:06d}_{frame}.nii.gz")
                 check_labels(found, study.labels["sax"][..., t], {RV: 1, MYO: 2, LV: 3})
+
+
+def test_cinema(written):
+    data = written("cinema")
+    assert data.names == ["patient001", "patient002", "patient101"]
+    parts = ["train", "train", "test"]
+    assert data.files() == sorted([
+        "train_metadata.csv", "test_metadata.csv", "truth.csv",
+        *(f"{part}/{name}/{name}_sax_{frame}.nii.gz" for part, name in zip(parts, data.names)
+          for frame in ("ed", "ed_gt", "es", "es_gt", "t")),
+    ])  # fmt: skip
+    rows = [row for part in ("train", "test") for row in table(data.out / f"{part}_metadata.csv")]
+    for name, part, row in zip(data.names, parts, rows, strict=True):
+        study, file = data.of(name), f"{part}/{name}/{name}_sax"
+        assert row["pid"] == name and DISEASES[row["pathology"]] == study.patient.disease
+        assert float(row["bmi"]) == pytest.approx(study.patient.bmi, abs=0.05) and 1.4 < float(row["height"]) < 2.1
+        assert (row["n_frames"], row["ed_frame"], row["es_frame"]) == ("4", "1", str(study.es_frame + 1))
+        cine, voxel_ml = data.read(f"{file}_t.nii.gz"), np.prod(study.spacing_mm["sax"]) / 1e3
+        for frame, t in (("ed", 0), ("es", study.es_frame)):
+            labels, image = study.labels["sax"][..., t], data.read(f"{file}_{frame}.nii.gz")
+            check_labels(data.read(f"{file}_{frame}_gt.nii.gz"), labels, {RV: 1, MYO: 2, LV: 3})
+            for chamber, label in (("lv", LV), ("rv", RV)):
+                assert float(row[f"{chamber}_{frame}v"]) == pytest.approx((labels == label).sum() * voxel_ml)
+            np.testing.assert_array_equal(image, cine[..., t])
+            assert image.dtype == np.uint8 and (image.min(), image.max()) == (0, 255)
+            rank = np.corrcoef(image.ravel(), study.images["sax"][..., t].ravel())[0, 1]
+            assert rank > 0.98  # clipped at two percentiles, else linear
+        assert float(row["lv_ef"]) == pytest.approx(100 * (1 - float(row["lv_esv"]) / float(row["lv_edv"])))
+
+
+def test_cinema_is_cut_to_192_around_the_ventricle(tmp_path):
+    shape = {"n_frames": 2, "in_plane_mm": 1.0, "n_slices": 2}
+    write_layout(tmp_path, "cinema", 1, SEED, **shape)
+    study = make_study((SEED, 0), disease="dilated", **shape)
+    found = nibabel.load(tmp_path / "train/patient001/patient001_sax_ed_gt.nii.gz")
+    labels, corner = np.asanyarray(found.dataobj), np.round(found.affine[:2, 3]).astype(int)
+    assert study.labels["sax"].shape[:2] == (288, 288) and labels.shape == (192, 192, 2)
+    window = tuple(slice(start, start + 192) for start in corner)
+    np.testing.assert_array_equal(labels, study.labels["sax"][(*window, slice(None), 0)])
+    for along in np.nonzero(labels == LV)[:2]:
+        assert abs((along.min() + along.max()) / 2 - 95.5) <= 0.5
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -11,7 +11,7 @@ from ..cohort import PhantomStudy
 from ..nifti import write_view
 from .layout import Case, Layout, Part, Row, draw_size, relabelled, table_numbers
 
-_DISEASES = {
+ACDC_GROUPS = {
     "DCM": "dilated", "HCM": "hypertrophic", "MINF": "infarct", "NOR": "normal", "RV": "rv_abnormal",
 }  # fmt: skip
 _FIRST = {"training": 1, "testing": 101}
@@ -49,8 +49,8 @@ def _write_tables(out: Path, cases: list[Case], rows: list[Row]) -> None:
 
 
 ACDC = Layout(
-    parts=(Part("training", 100, tuple(_DISEASES), in_blocks=True), Part("testing", 50, tuple(_DISEASES))),
-    diseases=_DISEASES,
+    parts=(Part("training", 100, tuple(ACDC_GROUPS), in_blocks=True), Part("testing", 50, tuple(ACDC_GROUPS))),
+    diseases=ACDC_GROUPS,
     study_name=_name,
     write_study=_write_study,
     written=("database",),

@@ -7,4 +7,5 @@ LAYOUTS = {
     "emidec": "cinema_fast.phantom.layouts.emidec:EMIDEC",
     "myops2020": "cinema_fast.phantom.layouts.myops2020:MYOPS2020",
     "nnunet": "cinema_fast.phantom.layouts.nnunet:NNUNET",
+    "cinema": "cinema_fast.phantom.layouts.cinema:CINEMA",
 }
