@@ -9,9 +9,10 @@ import difflib
 import io
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from .common.renamed import current_arguments
 
@@ -90,6 +91,7 @@ def _commands() -> dict[str, Callable[..., int]]:
     from .demo import DemoConfig
     from .evaluation.evaluate_config import EvaluateConfig
     from .methods.pretrain_config import PretrainConfig
+    from .phantom.layouts.registry import LAYOUTS
     from .prediction.predict_config import PredictConfig
     from .tasks.finetune_config import FinetuneConfig
 
@@ -107,7 +109,7 @@ def _commands() -> dict[str, Callable[..., int]]:
 
     def phantom(
         dst: Out, n: int = 8, seed: int = 0, workers: int = 1, n_frames: int = 30, n_slices: int = 12,
-        in_plane_mm: float = 1.6,
+        in_plane_mm: float = 1.6, layout: Literal[tuple(LAYOUTS)] | None = None,
     ) -> int:
         """Write a cohort of synthetic hearts with known ground truth, as NIfTI.
 
@@ -119,11 +121,20 @@ def _commands() -> dict[str, Callable[..., int]]:
             n_frames: frames over the cardiac cycle; fewer are written sooner.
             n_slices: short-axis slices, spread over the ventricles.
             in_plane_mm: pixel size of all views in mm; larger pixels are written sooner.
+            layout: folders, file names, labels and tables of a public data set, to test programs that read it.
         """
         from .common.naming import count_studies
         from .phantom.cohort import write_cohort
+        from .phantom.layouts.write_layout import write_layout
 
         shape = {"n_frames": n_frames, "n_slices": n_slices, "in_plane_mm": in_plane_mm}
+        if layout:
+            parts = Counter(case.part for case in write_layout(dst, layout, n, seed, workers=workers, progress=True,
+                                                               **shape))
+            print(f"{dst}: {count_studies(n)} in the layout of {layout}, "
+                  f"{', '.join(f'{count} in {part}' for part, count in parts.items())}; true parameters and volumes in "
+                  f"truth.csv")
+            return 0
         written = write_cohort(dst, n, seed, workers=workers, progress=True, **shape)
         print(f"{dst}: {count_studies(len(written))}, {written[0]} to {written[-1]}; label maps in labels/, true "
               f"parameters and volumes in truth.json and truth.csv, landmarks in landmarks.csv")

@@ -9,13 +9,13 @@ import csv
 import inspect
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from operator import index
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +26,19 @@ from ..common.progress import progress_bar
 from ..common.tables import LANDMARK_COLUMNS
 from ..common.views import VIEWS
 from .heart import BeatingHeart
+from .nifti import write_view
 from .patient import DISEASES, Patient, draw_patient
 from .render import HeartRenderer
 from .scan import LAX_ANGLE, ViewGrid, acquire, view_grids
 from .thorax import Thorax
 
+S = TypeVar("S")
+R = TypeVar("R")
+
 LANDMARKS = ("annulus_1", "annulus_2", "apex")
 FIELD_MM = 288.0
 _DENSITY = 1.05  # of myocardium, g/ml
+_SCANS_AGAIN = 6  # the stream of random numbers after the six of `make_study`
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,21 @@ class PhantomStudy:
     slice_shift_mm: NDArray[np.float64]
     _grids: dict[str, ViewGrid] = field(repr=False)
     _renderer: HeartRenderer = field(repr=False)
+    _thorax: Thorax = field(repr=False)
 
     @property
     def n_frames(self) -> int:
         return len(self.lv_ml)
+
+    @property
+    def ed_frame(self) -> int:
+        """End-diastole: the frame of the largest volume of the left ventricle, from 0."""
+        return int(self.lv_ml.argmax())
+
+    @property
+    def es_frame(self) -> int:
+        """End-systole: the frame of its smallest volume, from 0."""
+        return int(self.lv_ml.argmin())
 
     @property
     def ef(self) -> float:
@@ -105,8 +121,8 @@ class PhantomStudy:
             "rv_edv_ml": float(self.rv_ml.max()),
             "rv_esv_ml": float(self.rv_ml.min()),
             "myocardial_mass_g": self.myocardial_mass_g,
-            "ed_frame": int(self.lv_ml.argmax()),
-            "es_frame": int(self.lv_ml.argmin()),
+            "ed_frame": self.ed_frame,
+            "es_frame": self.es_frame,
             "lv_ml": self.lv_ml.tolist(),
             "rv_ml": self.rv_ml.tolist(),
             "slice_shift_mm": self.slice_shift_mm.tolist(),
@@ -131,14 +147,36 @@ class PhantomStudy:
 
     def _heart_motion(self, points: NDArray[np.floating], t0: int, t1: int) -> NDArray[np.floating]:
         """Displacement (..., 3) in patient mm of points (..., 3) given in heart coordinates."""
-        for t in (t0, t1):
-            if not 0 <= t < self.n_frames:
-                raise IndexError(f"frame {t} is not in this study: it has frames 0 to {self.n_frames - 1}")
+        self._check_frame(t0)
+        self._check_frame(t1)
         heart = self._renderer.heart
         found = heart.locate(*np.moveaxis(points, -1, 0), heart.beat(t0 / self.n_frames))
         moved = np.stack(heart.deform(found.x, found.y, found.h, heart.beat(t1 / self.n_frames)), axis=-1)
         inside = (found.outside[4] < 0)[..., None]
         return np.where(inside & (t0 != t1), moved - points, 0) @ self.patient.axes
+
+    def _check_frame(self, t: int) -> None:
+        if not 0 <= t < self.n_frames:
+            raise IndexError(f"frame {t} is not in this study: it has frames 0 to {self.n_frames - 1}")
+
+    def scan_again(self, view: str, t: int, seed: int, *, gain: float, noise_sd: float) -> NDArray[np.uint16]:
+        """Frame `t` of a view acquired once more on the same grid: (X, Y[, Z]) uint16, with a noise of its own.
+
+        Args:
+            seed: of the noise; with the study's own seed it gives its random numbers.
+            gain: of the scanner; `make_study` draws about 0.8 to 1.4.
+            noise_sd: standard deviation of the noise in each of the two channels before the gain, blood being 400.
+
+        Raises:
+            KeyError: unknown view. IndexError: a frame outside of the study.
+        """
+        self._check_frame(t)
+        shifts = self.slice_shift_mm if view == "sax" else np.zeros((1, 3))
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_SCANS_AGAIN, seed)))
+        phases = np.array([t / self.n_frames])
+        image, _ = acquire(self._grids[view], self.patient, self._renderer, self._thorax, phases, shifts, rng,
+                           gain=gain, noise_sd=noise_sd)  # fmt: skip
+        return image[0].T if view == "sax" else image[0, 0].T
 
     def displacement(self, view: str, t0: int, t1: int) -> NDArray[np.float32]:
         """True displacement of the tissue seen in frame `t0`, to frame `t1`: (3, X, Y[, Z]) float32, mm.
@@ -239,6 +277,7 @@ def make_study(
         slice_shift_mm=shifts,
         _grids=grids,
         _renderer=renderer,
+        _thorax=thorax,
     )
 
 
@@ -306,32 +345,29 @@ def write_cohort(
     """
     dst = Path(dst)
     inspect.signature(make_study).bind(seed, **options)
-    _check_options(**options)
-    if n < 1 or workers < 1:
-        raise ValueError(f"n and workers must be at least 1, got {n} and {workers}")
+    check_cohort(n, workers, options)
     written = ("heart-*.nii.gz", "labels", "truth.json", "truth.csv", "landmarks.csv")
     with new_folder(dst, "phantom", {"n": n, "seed": seed, **options}, written):
         return _write_cohort(dst, n, seed, workers, progress, options)
+
+
+def check_cohort(n: int, workers: int, options: dict[str, Any]) -> None:
+    """ValueError that names the first argument of a cohort out of range; `options` are those of `make_study`."""
+    _check_options(**options)
+    if n < 1 or workers < 1:
+        raise ValueError(f"n and workers must be at least 1, got {n} and {workers}")
 
 
 def _write_cohort(
     dst: Path, n: int, seed: int, workers: int, progress: bool, options: dict[str, Any]
 ) -> list[str]:
     (dst / "labels").mkdir(parents=True, exist_ok=True)
-    write = partial(_write_study, dst, seed, options)
-    truths = {}
-    with (progress_bar("making studies", n, show=progress) as advance,
-          closing(run_in_processes(write, range(n), min(workers, n))) as results):
-        for i, truth in results:
-            if isinstance(truth, Exception):
-                raise truth
-            truths[i] = truth
-            advance()
-    studies = {_study_id(i): truths[i] for i in range(n)}
+    truths = write_studies(partial(_write_study, dst, seed, options), range(n), workers, progress)
+    studies = {_study_id(i): truth for i, truth in enumerate(truths)}
     document = {"format": "cinema-fast phantom", "seed": seed, "options": options, "studies": studies}
     (dst / "truth.json").write_text(json.dumps(document, indent=1))
     with (dst / "truth.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, ["study", *_CSV_COLUMNS], extrasaction="ignore")
+        table = csv.DictWriter(file, ["study", *TRUTH_COLUMNS], extrasaction="ignore")
         table.writeheader()
         table.writerows({"study": study, **truth} for study, truth in studies.items())
     with (dst / "landmarks.csv").open("w", newline="", encoding="utf-8") as file:
@@ -344,7 +380,20 @@ def _write_cohort(
     return list(studies)
 
 
-_CSV_COLUMNS = (
+def write_studies(write: Callable[[S], R], studies: Sequence[S], workers: int, progress: bool) -> list[R]:
+    """Call `write` for each of `studies` (hashable), in `workers` processes; what it returns, in their order."""
+    written = {}
+    with (progress_bar("making studies", len(studies), show=progress) as advance,
+          closing(run_in_processes(write, studies, min(workers, len(studies)))) as results):
+        for study, result in results:
+            if isinstance(result, Exception):
+                raise result
+            written[study] = result
+            advance()
+    return [written[study] for study in studies]
+
+
+TRUTH_COLUMNS = (
     "disease", "age", "sex", "bmi", "heart_rate", "ef", "edv_ml", "esv_ml", "rv_ef", "rv_edv_ml", "rv_esv_ml",
     "myocardial_mass_g",
 )  # fmt: skip
@@ -356,17 +405,9 @@ def _study_id(i: int) -> str:
 
 def _write_study(dst: Path, seed: int, options: dict[str, Any], i: int) -> dict[str, Any]:
     """Make study `i` of a cohort, write its images and labels, and return its entry in truth.json."""
-    import nibabel
-
     study = make_study((seed, i), **options)
-    for view, affine in study.affines.items():
+    for view in study.images:
         name = f"{_study_id(i)}_{view}.nii.gz"
-        for folder, voxels in ((dst, study.images[view].view(np.int16)), (dst / "labels", study.labels[view])):
-            voxels = voxels if view == "sax" else voxels[:, :, None]
-            nifti = nibabel.Nifti1Image(voxels, affine)
-            nifti.set_sform(affine, code="scanner")
-            nifti.set_qform(affine, code="scanner")
-            nifti.header.set_xyzt_units("mm", "sec")
-            nifti.header.set_zooms((*study.spacing_mm[view], study.frame_time_ms / 1e3))
-            nibabel.save(nifti, folder / name)
+        write_view(dst / name, study, view, study.images[view])
+        write_view(dst / "labels" / name, study, view, study.labels[view])
     return study.truth()

@@ -1,0 +1,41 @@
+"""MyoPS 2020: three aligned short-axis volumes a study, C0 (bSSFP), DE (LGE) and T2 (Zhuang, IEEE TPAMI 2019).
+
+All three are so far the end-diastolic frame of the cine, each acquired with a noise and gain of its own; the contrast
+of the sequences, scar (2221) and oedema (1220) are not there yet. All hearts have an infarct.
+"""
+
+from pathlib import Path
+
+from ..cohort import PhantomStudy
+from ..nifti import write_view
+from .layout import Case, Layout, Part, Row, relabelled, table_numbers
+
+_KINDS = {"train25": ("training", 101), "test20": ("test", 201)}  # part -> word in its files' names, first number
+
+
+def _name(part: str, place: int, group: str, i: int, seed: int) -> str:
+    return str(_KINDS[part][1] + place)
+
+
+def _write_study(out: Path, case: Case, study: PhantomStudy) -> Row:
+    name, t = f"myops_{_KINDS[case.part][0]}_{case.study}", study.ed_frame
+    (out / case.part).mkdir(exist_ok=True)
+    write_view(out / case.part / f"{name}_C0.nii.gz", study, "sax", study.images["sax"][..., t])
+    rng = table_numbers(study)
+    for k, sequence in enumerate(("DE", "T2")):
+        image = study.scan_again("sax", t, k, gain=rng.uniform(0.8, 1.4), noise_sd=rng.uniform(4, 12))
+        write_view(out / case.part / f"{name}_{sequence}.nii.gz", study, "sax", image)
+    if case.part == "train25":
+        (out / "train25_myops_gd").mkdir(exist_ok=True)
+        labels = relabelled(study.labels["sax"][..., t], rv=600, myo=200, lv=500)
+        write_view(out / "train25_myops_gd" / f"{name}_gd.nii.gz", study, "sax", labels)
+    return {}
+
+
+MYOPS2020 = Layout(
+    parts=(Part("train25", 25, ("infarct",)), Part("test20", 20, ("infarct",))),
+    diseases={"infarct": "infarct"},
+    study_name=_name,
+    write_study=_write_study,
+    written=("train25", "train25_myops_gd", "test20"),
+)
