@@ -79,7 +79,7 @@ def test_mistakes_in_the_store(capfd, tiny_store, tmp_path):
         assert status == 1 and err.startswith("cinema-fast: ") and not (tmp_path / "run").exists()
         return err
 
-    (store / "index.json").write_text(index.replace('"version": 2', '"version": 7'))
+    (store / "index.json").write_text(index.replace('"version": 3', '"version": 7'))
     assert "7" in attempt()
     (store / "index.json").write_text(index)
     (store / "studies" / "b" / "sax.npy").rename(tmp_path / "sax.npy")

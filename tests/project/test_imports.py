@@ -14,7 +14,8 @@ from cinema_fast.tasks.registry import TASKS
 # from the lowest up: each knows only those before it; the root has the version, and loads the others by name
 LAYERS = (
     "root", "kernels", "common", "phantom", "data.formats", "data.store", "data.loading", "data.prepare",
-    "metrics", "figures", "models", "train", "methods", "tasks", "cohort", "evaluation", "prediction", "commands",
+    "data.datasets", "metrics", "figures", "models", "train", "methods", "tasks", "cohort", "evaluation", "prediction",
+    "commands",
 )  # fmt: skip
 NARROW = {"kernels": {"kernels"}, "metrics": {"metrics", "common"}}  # these know less than lies below them
 MOST_FILES = 20

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..prepare.dataset import Dataset
 from ..prepare.sources import Phases, Source, Sources
-from .dataset import Dataset
 from .published import Published, bmi, image, number, root_of
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..prepare.dataset import Dataset
 from ..prepare.sources import Source, Sources
-from .dataset import Dataset
 from .published import Published, by_number, image, number
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..prepare.dataset import Dataset
 from ..prepare.sources import Phases, Source, Sources
-from .dataset import Dataset
 from .published import Published, bmi, image, number, root_of
 
 if TYPE_CHECKING:

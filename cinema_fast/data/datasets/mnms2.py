@@ -14,8 +14,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..prepare.dataset import Dataset
 from ..prepare.sources import Source, Sources, phases_of_names
-from .dataset import Dataset
 from .published import Published, image, root_of
 
 if TYPE_CHECKING:

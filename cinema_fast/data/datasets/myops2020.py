@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..prepare.dataset import Dataset
 from ..prepare.sources import Source, Sources
-from .dataset import Dataset
 from .published import Published, image, root_of
 
 if TYPE_CHECKING:

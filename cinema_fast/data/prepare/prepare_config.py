@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ...common.checks import check, flag
-from ..datasets.dataset import DatasetName, dataset_of
+from .dataset import DatasetName, dataset_of
 from .shard import Shard, parse_shard
 from .source_format import FormatName
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ..datasets.dataset import dataset_of
+from .dataset import dataset_of
 
 if TYPE_CHECKING:
     from ..formats.cine import Cine
