@@ -1,6 +1,7 @@
 """`prepare --dataset` of ACDC, M&Ms, M&Ms-2, EMIDEC and MyoPS 2020: studies, labels, ED and ES, tables and splits."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
@@ -284,3 +285,34 @@ def test_options_of_other_folders_are_refused(tmp_path, capsys):
     assert "--labels is for other folders: --dataset acdc finds" in capsys.readouterr().err
     assert main(["prepare", str(tmp_path), str(tmp_path / "store"), "--dataset", "acdc"]) == 1
     assert "is not ACDC as unpacked: expected database/training/patient001" in capsys.readouterr().err
+
+
+def test_a_study_that_comes_twice_is_refused(tmp_path):
+    root = acdc(tmp_path)
+    shutil.copytree(root / "database/training/patient002", root / "database/testing/patient002")
+    (found,) = failures(prepared("acdc", root, root / "store"))
+    assert "database/testing/patient002/patient002_4d.nii.gz: a second sax of the study patient002" in found
+    assert "which is in database/training/patient002/patient002_4d.nii.gz already" in found
+    assert parts(root / "store")["patient002"] != "test"
+
+
+def test_the_rule_of_validation_on_small_trees():
+    groups = {"a": "DCM", "b": "DCM", "c": "DCM", "d": "HCM", "e": "HCM", "f": "NOR"}
+    drawn = acdc_validation(groups)
+    assert len(drawn) == 4 and {"d", "e"} < set(drawn) and "f" not in drawn  # of a single patient none
+    assert set(acdc_validation({"a": "DCM", "b": "DCM", "d": "HCM", "e": "HCM"})) == {"b", "e"}  # else none would train
+    assert acdc_validation({"a": "DCM"}) == [] and myops_validation(["101"]) == [] == myops_validation([])
+
+
+def test_shards_and_their_merge_write_the_same_tables(tmp_path):
+    root = mnms(tmp_path)
+    prepared("mnms", root, root / "whole")
+    for k in (1, 2):
+        prepared("mnms", root, root / "parts", shard=f"{k}/2")
+        assert not (root / "parts/table.csv").exists()
+    prepared("mnms", root, root / "parts", merge=True)
+    for name in ("table.csv", "split.csv"):
+        assert (root / "parts" / name).read_bytes() == (root / "whole" / name).read_bytes()
+    prepare(PrepareConfig(root / "OpenDataset/Testing/D3", root / "whole", pattern="*_{view}.nii.gz",
+                          aliases=("sax=sa",), overwrite=True, **SIZES), progress=False)  # fmt: skip
+    assert not (root / "whole/table.csv").exists()  # it would describe studies that are gone
