@@ -18,10 +18,11 @@ from .summary import Table, row_sets
 LABELS = {
     "dice": "Dice", "iou": "IoU", "hd95_mm": "Hausdorff 95 (mm)", "msd_mm": "mean surface distance (mm)", "mae": "MAE",
     "rmse": "RMSE", "r2": "R²", "loa_low": "lower 95 % limit of agreement", "loa_high": "upper 95 % limit of agreement",
-    "auroc": "AUROC", "auprc": "AUPRC", "brier": "Brier", "ece": "calibration error", "distance_mm": "distance (mm)",
+    "f1": "F1", "mcc": "MCC", "auroc": "AUROC", "auprc": "AUPRC", "brier": "Brier", "ece": "calibration error",
+    "distance_mm": "distance (mm)",
 }  # fmt: skip
-HEADLINES = ("dice", "hd95_mm", "mae", "r2", "bias", "accuracy", "auroc", "sensitivity", "specificity", "distance_mm",
-             "coefficient_of_variation")  # fmt: skip
+HEADLINES = ("dice", "hd95_mm", "mae", "r2", "bias", "accuracy", "auroc", "sensitivity", "specificity", "f1", "mcc",
+             "distance_mm", "coefficient_of_variation")  # fmt: skip
 WORST, MOST, MOST_NOTES = 10, 200, 12
 
 

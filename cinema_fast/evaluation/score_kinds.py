@@ -195,7 +195,8 @@ _KNOWN = (
     ),
     ScoreKind(
         "ef_class", "Classes of the ejection fraction",
-        "Reduced: up to 40 %; borderline: above 40 to 55 %; normal: above 55 %.",
+        "Reduced: up to 40 %; borderline: above 40 to 55 %; normal: above 55 %. Sensitivity, specificity and F1 are "
+        "averaged over classes. MCC: Matthews correlation coefficient; 1 is best, 0 is chance.",
         measure=_ef_classification, words=_quantity, pictures=_class_pictures(_quantity, _ef_classification),
     ),
     ScoreKind(
@@ -211,8 +212,8 @@ _KNOWN = (
     ),
     ScoreKind(
         "classification", "Classes",
-        "With two classes the second is the positive one. With more, sensitivity, specificity, AUROC and AUPRC are "
-        "one-vs-rest, averaged over classes.",
+        "With two classes the second is the positive one. With more, sensitivity, specificity, F1, AUROC and AUPRC "
+        "are one-vs-rest, averaged over classes. MCC: Matthews correlation coefficient; 1 is best, 0 is chance.",
         measure=_classification, words=_class_words, worst="probability of the wrong class chosen",
         badness=_wrong, pictures=_class_pictures(_class_words, _classification),
     ),

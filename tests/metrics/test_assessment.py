@@ -55,9 +55,12 @@ def test_the_numbers_of_known_hearts(written):
     cycle = numbers(results, "cycle", "lv_ef", "sax")
     assert cycle["bias"]["value"] == pytest.approx(np.mean(efs) - 50) and cycle["r2"]["value"] is None
     assert "constant" in cycle["r2"]["note"]
-    assert numbers(results, "ef_class", "lv_ef", "sax")["accuracy"]["value"] == 1
+    classes = numbers(results, "ef_class", "lv_ef", "sax")
+    assert [classes[name]["value"] for name in ("accuracy", "f1", "mcc")] == pytest.approx([1, 1, 1])
     # 50 % is borderline: that of 62.5 % normal, 37.5 % reduced
-    assert numbers(results, "ef_class", "lv_ef of the cycle", "sax")["accuracy"]["value"] == pytest.approx(1 / 3)
+    of_cycle = numbers(results, "ef_class", "lv_ef of the cycle", "sax")
+    assert of_cycle["accuracy"]["value"] == pytest.approx(1 / 3)
+    assert of_cycle["mcc"]["value"] is None and of_cycle["mcc"]["note"].startswith("undefined: all 6 are borderline")
     apex, base = (numbers(results, "landmarks", name, "lax_4c") for name in ("apex", "base"))
     assert apex["distance_mm"]["value"] == 5 and apex["within_5_mm"]["value"] == 1
     assert base["distance_mm"]["value"] is None and base["within_10_mm"]["value"] == 0
