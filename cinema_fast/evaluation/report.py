@@ -59,7 +59,7 @@ def _section(score_kind: ScoreKind, tables: Sequence[Table], sets: Sets, assessm
     cases = list(_cases(score_kind, assessment.galleries))
     return {
         "title": score_kind.title,
-        "about": score_kind.about,
+        "about": " ".join(filter(None, (score_kind.about, assessment.rules.get(score_kind.kind)))),
         "block": _block(found, assessment.targets, score_kind),
         "pictures": score_kind.pictures(own, assessment.targets),
         "worst": _worst(score_kind, own),

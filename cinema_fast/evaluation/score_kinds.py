@@ -28,7 +28,7 @@ def _overlap(rows: Sequence[Row], target: Target) -> Measure:
 
 
 def _over_classes(sets: Sets) -> Sets:
-    """Rows of the mean over the classes of a frame that have a score."""
+    """Rows of the mean over the classes and regions of a frame that have a score."""
     frames: dict[tuple, list[Row]] = defaultdict(list)
     for found in sets.values():
         for row in found:
@@ -173,9 +173,9 @@ def _landmark_case(exhibit: LandmarkExhibit, where: str) -> tuple[str, list[Pict
 _KNOWN = (
     ScoreKind(
         "segmentation", "Label maps",
-        "Means over labelled frames. Distances are between surfaces. A structure that is absent from both label maps "
-        "is left out; one that is present in only one of them has Dice 0 and no distance. Stability: IoU of the masks "
-        "at logit thresholds +1 and -1, logits centred over classes (Segment Anything, 2023); 1 is best.",
+        "Means over labelled frames; all classes: the mean over what is listed. Distances are between surfaces. A "
+        "structure that is present in only one of the label maps has Dice 0 and no distance. Stability: IoU of the "
+        "masks at logit thresholds +1 and -1, logits centred over classes (Segment Anything, 2023); 1 is best.",
         measure=_overlap, derived=_over_classes, pictures=_dice_pictures, case=_segmented_case, worst="Dice",
         badness=lambda row: math.nan if row["name"] == ALL_CLASSES else -number(row, "dice"),
     ),

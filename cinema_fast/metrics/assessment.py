@@ -10,10 +10,10 @@ from .bootstrap import RESAMPLES
 from .cases import Exhibit, Gallery, LandmarkExhibit, SegmentationCase, case_rows, check_case, exhibit_of
 from .classification import checked, decide
 from .function import has_volumes
+from .map_scoring import MapScoring
 from .means import landmark_scores
 from .rows import Row, new_row
 from .score_kind import ScoreKind, Target
-from .segmentation import CLASSES
 
 WITHIN_MM = (5.0, 10.0)
 FAR_MM = 1000.0  # distance assumed for a landmark that was not found, when cases are chosen for pictures
@@ -29,13 +29,14 @@ class Assessment:
     def __init__(
         self,
         *,
-        classes: Mapping[int, str] = CLASSES,
+        maps: MapScoring | None = None,
         within_mm: Sequence[float] = WITHIN_MM,
         resamples: int = RESAMPLES,
         seed: int = 0,
     ):
         need("jinja2", "the report is written")  # reports a missing library now, not after hours of predictions
-        self.classes, self.within_mm, self.resamples, self.seed = dict(classes), tuple(within_mm), resamples, seed
+        self.maps, self.within_mm = maps or MapScoring(), tuple(within_mm)
+        self.resamples, self.seed = resamples, seed
         self.rows: list[Row] = []
         self.left_out: list[tuple[str, str]] = []
         self.flags: list[tuple[str, str, str]] = []  # study, view, code
@@ -44,21 +45,26 @@ class Assessment:
         self.galleries: dict[tuple[str, str], Gallery] = {}  # by kind and view
         self._seen: set[tuple] = set()
 
+    @property
+    def rules(self) -> dict[str, str]:
+        """{kind: how its rows were scored in this evaluation}, for the report."""
+        return {"segmentation": self.maps.in_words()}
+
     def add_segmentation(self, case: SegmentationCase) -> None:
         """Evaluate a segmented cine; it becomes a candidate for the pictures."""
-        check_case(case, self.classes)
+        check_case(case, self.maps)
         self._once("segmentation", case.study, case.view)
-        rows = case_rows(case, self.classes)
+        rows = case_rows(case, self.maps)
         if not case.truth and not case.known:
             self.leave_out(case.study, f"view {case.view}: no frame is labelled, so nothing to compare label maps with")
         elif (
-            case.truth and has_volumes(case.pred.shape) and "LV" in self.classes.values()
+            case.truth and len(case.pred) > 1 and has_volumes(case.pred.shape) and "LV" in self.maps.masks
             and not any(row["kind"] == "function" for row in rows)
         ):  # fmt: skip
             why = "volumes at ED and ES need two labelled frames that hold the LV"
             self.leave_out(case.study, f"view {case.view}, function: {why}, got {len(case.truth)} labelled")
         self.rows += rows
-        exhibit = exhibit_of(case, rows, self.classes)
+        exhibit = exhibit_of(case, rows, self.maps)
         for code in exhibit.flags:
             self.flag(case.study, code, case.view)
         self._offer("segmentation", exhibit)
