@@ -72,16 +72,17 @@ def map_scoring(
     that the run does not predict, and as `region_parts` and `component_parts`.
     """
     named = {name: (label,) for label, name in classes.items()}
-    unions = {name: _labels("--regions", parts, named, classes) for name, parts in region_parts(regions).items()}
-    smallest = {_labels("--min-component", parts, named | unions, classes): least
+    unions = {name: _labels(f"--regions {name}=", parts, named, classes)
+              for name, parts in region_parts(regions).items()}  # fmt: skip
+    smallest = {_labels("--min-component ", parts, named | unions, classes): least
                 for parts, least in component_parts(min_component).items()}  # fmt: skip
     return MapScoring(classes, unions, 1.0 if empty_dice == "one" else math.nan, smallest)
 
 
 def _labels(
-    option: str, parts: Sequence[str], named: Mapping[str, tuple[int, ...]], classes: Mapping[int, str]
+    before: str, parts: Sequence[str], named: Mapping[str, tuple[int, ...]], classes: Mapping[int, str]
 ) -> tuple[int, ...]:
-    """The labels of parts, each once, ascending."""
+    """The labels of parts, each once, ascending. before: what is written before the parts."""
     found: set[int] = set()
     for part in parts:
         labels = (int(part),) if part.isdecimal() else named.get(part, ())
@@ -89,7 +90,7 @@ def _labels(
             known = ", ".join(f"{label} ({name})" for label, name in classes.items())
             regions = [name for name in named if name not in classes.values()]
             more = f", and the regions {', '.join(regions)}" if regions else ""
-            raise ValueError(f"{option} {'+'.join(parts)}: {part} is not predicted by the run: expected its labels or "
-                             f"their names, {known}{more}")  # fmt: skip
+            raise ValueError(f"{before}{'+'.join(parts)}: the run predicts no {part}; expected labels or names of "
+                             f"{known}{more}")  # fmt: skip
         found.update(labels)
     return tuple(sorted(found))
