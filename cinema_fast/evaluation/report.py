@@ -10,7 +10,6 @@ from ..figures.page import write_page
 from ..metrics.assessment import Assessment
 from ..metrics.cases import Gallery
 from ..metrics.flags import CODES, in_order
-from ..metrics.function import QUANTITIES
 from ..metrics.score_kind import ScoreKind, Sets, Target
 from .score_kinds import all_score_kinds
 from .summary import Table, row_sets
@@ -109,7 +108,7 @@ def _subgroups(
         for kind, view, name in dict.fromkeys((table.kind, table.view, table.name) for table in own):
             found = [table for table in own if (table.kind, table.view, table.name) == (kind, view, name)]
             score_kind = score_kinds[kind]
-            title = ", ".join(part for part in (score_kind.title, view, QUANTITIES.get(name, name)) if part)
+            title = ", ".join(part for part in (score_kind.title, view, score_kind.words(name, Target())) if part)
             blocks.append({"title": title} | _block(found, {}, score_kind, only=HEADLINES))
         yield {"column": column, "without": missing, "blocks": blocks}
 

@@ -1,4 +1,5 @@
-"""The kinds of scores of every evaluation: label maps, function, numbers, repeated numbers, classes, landmarks."""
+"""The kinds of scores of every evaluation: label maps, function, numbers, repeated numbers, classes, landmarks, long
+axis."""
 
 import math
 from collections import defaultdict
@@ -12,6 +13,7 @@ from ..metrics.bootstrap import Measure
 from ..metrics.cases import Exhibit, LandmarkExhibit
 from ..metrics.classification import Classification
 from ..metrics.function import EF_CLASSES, QUANTITIES, ef_class
+from ..metrics.long_axis import LONG_AXIS
 from ..metrics.means import Means
 from ..metrics.regression import Agreement, Repeatability
 from ..metrics.rows import Row, new_row, number
@@ -98,16 +100,16 @@ def _repeatability(rows: Sequence[Row], target: Target) -> Measure:
 
 
 def _quantity(name: str, target: Target) -> str:
-    return QUANTITIES.get(name, name)
+    return (QUANTITIES | LONG_AXIS).get(name, name)
 
 
 def _error(row: Row) -> float:
     return abs(number(row, "pred") - number(row, "truth"))
 
 
-def _ef_error(row: Row) -> float:
-    """The error of the LV's EF, nan for others: errors of several quantities cannot be ranked together."""
-    return _error(row) if row["name"] == "lv_ef" else math.nan
+def _error_of(quantity: str) -> Callable[[Row], float]:
+    """The error of one quantity, nan for others: errors of several quantities cannot be ranked together."""
+    return lambda row: _error(row) if row["name"] == quantity else math.nan
 
 
 def _agreement_pictures(words: Callable, names: tuple[str, str], keys: tuple[str, str]) -> Callable:
@@ -183,7 +185,7 @@ _KNOWN = (
         "function", "Cardiac function at the labelled frames",
         "Predicted against true label maps, both at the frames where the true LV is largest (ED) and smallest (ES). "
         "Differences are prediction - truth.",
-        measure=_agreement, words=_quantity, derived=_ef_classes("lv_ef"), worst="|error|", badness=_ef_error,
+        measure=_agreement, words=_quantity, derived=_ef_classes("lv_ef"), worst="|error|", badness=_error_of("lv_ef"),
         pictures=_agreement_pictures(_quantity, ("truth", "prediction"), ("truth", "pred")),
     ),
     ScoreKind(
@@ -191,7 +193,7 @@ _KNOWN = (
         "ED and ES of each ventricle are the frames where its predicted volume is largest and smallest. Values are "
         "compared with the reference values of --known. A ventricle that is not found in some frame has no value.",
         measure=_agreement, words=_quantity, derived=_ef_classes("lv_ef of the cycle"), worst="|error|",
-        badness=_ef_error, pictures=_agreement_pictures(_quantity, ("known", "prediction"), ("truth", "pred")),
+        badness=_error_of("lv_ef"), pictures=_agreement_pictures(_quantity, ("known", "prediction"), ("truth", "pred")),
     ),
     ScoreKind(
         "ef_class", "Classes of the ejection fraction",
@@ -222,6 +224,14 @@ _KNOWN = (
         "Mean distance of the landmarks that were found. One that was not found counts as outside every radius.",
         worst="distance (mm)", badness=lambda row: number(row, "distance_mm"), pictures=_distance_pictures,
         case=_landmark_case,
+    ),
+    ScoreKind(
+        "long_axis", "Long-axis function from landmarks",
+        "Predicted against true landmarks, both between the labelled frames where the true line from the middle of the "
+        "mitral annulus to the apex is longest and shortest. MAPSE: mean displacement of both ends of the annulus. "
+        "GLS: change of the line's length, not of the myocardial contour's. Differences are prediction - truth.",
+        measure=_agreement, words=_quantity, worst="|error|", badness=_error_of("gls"),
+        pictures=_agreement_pictures(_quantity, ("truth", "prediction"), ("truth", "pred")),
     ),
 )  # fmt: skip
 SCORE_KINDS = {score_kind.kind: score_kind for score_kind in _KNOWN}

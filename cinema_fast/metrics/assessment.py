@@ -10,6 +10,7 @@ from .bootstrap import RESAMPLES
 from .cases import Exhibit, Gallery, LandmarkExhibit, SegmentationCase, case_rows, check_case, exhibit_of
 from .classification import checked, decide
 from .function import has_volumes
+from .long_axis import long_axis_function, longest_and_shortest
 from .map_scoring import MapScoring
 from .means import landmark_scores
 from .rows import Row, new_row
@@ -138,6 +139,21 @@ class Assessment:
                       for name, truth in truth_mm.items()}  # fmt: skip
             score = -sum(min(row["distance_mm"], FAR_MM) for row in rows) / len(rows)
             self._offer("landmarks", LandmarkExhibit(study, view, frame, score, image.copy(), points))
+
+    def add_long_axis(
+        self, study: str, view: str, pred_mm: Mapping[str, np.ndarray], truth_mm: Mapping[str, np.ndarray]
+    ) -> None:
+        """Annulus and apex at T >= 2 labelled frames, {landmark of long_axis.AXIS: (T, 2 or 3) [mm]}; a landmark that
+        was not found is nan.
+
+        Both are measured between the frames where the true length is longest and shortest.
+        """
+        self._once("long_axis", study, view)
+        ends = longest_and_shortest(truth_mm)
+        found, right = (long_axis_function(mm, *ends) for mm in (pred_mm, truth_mm))
+        for name, value in found.items():
+            pred = math.inf if math.isnan(value) else value
+            self.rows.append(new_row("long_axis", study, name, view, pred=pred, truth=right[name]))
 
     def add(
         self, score_kind: ScoreKind, study: str, name: str, view: str = "", frame: int | str = "", **values: float
