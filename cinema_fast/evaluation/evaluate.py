@@ -12,6 +12,7 @@ from ..common.tables import Table, check_matches, is_number
 from ..data.store.orientation import check_orientation
 from ..data.store.store import CineStore
 from ..metrics.assessment import Assessment
+from ..metrics.map_scoring import MapScoring
 from ..tasks.context import EvaluationData
 from ..tasks.finetuned_run import FinetunedRun, load_run
 from ..tasks.named_files import read_named
@@ -44,7 +45,9 @@ def _evaluate(config: EvaluateConfig) -> dict:
             f"{cines.path} has changed since the run: --data {cines.path} evaluates its --part {config.part} studies "
             "and those that are new to the run"
         )
-    task, assessment = run.task, Assessment(resamples=config.resamples, seed=config.seed)
+    task = run.task
+    maps = task.map_scoring(config.regions, config.empty_dice, config.min_component)
+    assessment = Assessment(maps=maps, resamples=config.resamples, seed=config.seed)
     studies, chosen = _chosen(run, cines, config.part, assessment, own=own)
     of_labels = config.table or _of_run(run, "table")
     table = read_named("--table", of_labels) if of_labels and task.table_of_studies else None
@@ -57,8 +60,8 @@ def _evaluate(config: EvaluateConfig) -> dict:
         if not all(map(is_number, groups[column].values())):  # numbers are grouped by size
             study_table.check_classes(column, studies)
     check_groups(groups, studies)  # before the studies are predicted
-    scans = _scans(config, study_table, studies, task)
-    known = _known(config, study_table, task)
+    scans = _scans(config, study_table, studies, task, maps)
+    known = _known(config, study_table, task, maps)
     task.check_decisions(config.threshold, config.positive)
     data = EvaluationData(cines, studies, of_labels, table, known, config.positive, config.threshold)
     judge = task.evaluator(run, data, assessment)
@@ -70,6 +73,8 @@ def _evaluate(config: EvaluateConfig) -> dict:
         "evaluated studies used in pre-training": seen_among(run.info, studies),
         "precision": str(run.precision)[6:],
     }  # fmt: skip
+    about |= {f"--{name.replace('_', '-')}": value for name in ("regions", "min_component", "empty_dice")
+              if (value := getattr(config, name)) and value != "leave-out"}  # fmt: skip
     if training := run.trained_views():
         about["training"] = training
     return write_results(assessment, config.out, about=about, table=groups)
@@ -134,13 +139,13 @@ def _required(table: Table | None, option: str) -> Table:
 
 
 def _known(
-    config: EvaluateConfig, table: Table | None, task: Task
+    config: EvaluateConfig, table: Table | None, task: Task, maps: MapScoring
 ) -> dict[str, dict[str, float]]:
     """{study: {quantity: value}} of the columns that --known names."""
     columns = dict(pair.split("=", 1) for pair in config.known)
     if columns:
         table = _required(table, "--known")
-        task.check_known(columns)
+        task.check_known(columns, maps.masks)
     found: dict[str, dict[str, float]] = defaultdict(dict)
     for quantity, column in columns.items():
         for study, value in table.numeric(column).items():
@@ -149,12 +154,12 @@ def _known(
 
 
 def _scans(
-    config: EvaluateConfig, study_table: Table | None, studies: Sequence[str], task: Task
+    config: EvaluateConfig, study_table: Table | None, studies: Sequence[str], task: Task, maps: MapScoring
 ) -> dict[str, list[str]]:
     """{heart: its scans among the studies, at least two}; empty without --retest."""
     if not config.retest:
         return {}
-    task.check_retest()
+    task.check_retest(maps.masks)
     heart_of = _required(study_table, "--retest").values(config.retest)
     scans: dict[str, list[str]] = defaultdict(list)
     for study in studies:

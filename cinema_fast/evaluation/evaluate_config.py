@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ..common.checks import check, check_at_least
+from ..metrics.map_options import EmptyDice, component_parts, region_parts
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,14 @@ class EvaluateConfig:
     positive: str | None = None
     # decision threshold on the probability of the positive class; if not given: 0.5
     threshold: float | None = None
+    # label maps: unions of labels that are scored as one structure, as MYO=2+4+5 or scar=scar+no-reflow; one with the
+    # name of a structure takes its place
+    regions: tuple[str, ...] = ()
+    # label maps: Dice and IoU where neither label map has a structure: left out, or 1
+    empty_dice: EmptyDice = "leave-out"
+    # label maps: remove predicted components with fewer pixels of the stored grid, slice by slice, before scoring, as
+    # scar=60 scar+oedema=200; they take the most frequent label around them
+    min_component: tuple[str, ...] = ()
     # bootstrap resamples of the studies, for the confidence intervals
     resamples: int = 1000
     # random seed of the bootstrap
@@ -49,6 +58,8 @@ class EvaluateConfig:
     def __post_init__(self):
         check(self, "threshold", valid=lambda x: 0 <= x <= 1, must="is a probability, between 0 and 1")
         check_at_least(self, 1, "resamples")
+        region_parts(self.regions)
+        component_parts(self.min_component)
         if self.known:
             from ..metrics.function import QUANTITIES
         for pair in self.known:

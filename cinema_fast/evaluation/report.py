@@ -10,7 +10,6 @@ from ..figures.page import write_page
 from ..metrics.assessment import Assessment
 from ..metrics.cases import Gallery
 from ..metrics.flags import CODES, in_order
-from ..metrics.function import QUANTITIES
 from ..metrics.score_kind import ScoreKind, Sets, Target
 from .score_kinds import all_score_kinds
 from .summary import Table, row_sets
@@ -18,10 +17,11 @@ from .summary import Table, row_sets
 LABELS = {
     "dice": "Dice", "iou": "IoU", "hd95_mm": "Hausdorff 95 (mm)", "msd_mm": "mean surface distance (mm)", "mae": "MAE",
     "rmse": "RMSE", "r2": "R²", "loa_low": "lower 95 % limit of agreement", "loa_high": "upper 95 % limit of agreement",
-    "auroc": "AUROC", "auprc": "AUPRC", "brier": "Brier", "ece": "calibration error", "distance_mm": "distance (mm)",
+    "f1": "F1", "mcc": "MCC", "auroc": "AUROC", "auprc": "AUPRC", "brier": "Brier", "ece": "calibration error",
+    "distance_mm": "distance (mm)",
 }  # fmt: skip
-HEADLINES = ("dice", "hd95_mm", "mae", "r2", "bias", "accuracy", "auroc", "sensitivity", "specificity", "distance_mm",
-             "coefficient_of_variation")  # fmt: skip
+HEADLINES = ("dice", "hd95_mm", "mae", "r2", "bias", "accuracy", "auroc", "sensitivity", "specificity", "f1", "mcc",
+             "distance_mm", "coefficient_of_variation")  # fmt: skip
 WORST, MOST, MOST_NOTES = 10, 200, 12
 
 
@@ -58,7 +58,7 @@ def _section(score_kind: ScoreKind, tables: Sequence[Table], sets: Sets, assessm
     cases = list(_cases(score_kind, assessment.galleries))
     return {
         "title": score_kind.title,
-        "about": score_kind.about,
+        "about": " ".join(filter(None, (score_kind.about, assessment.rules.get(score_kind.kind)))),
         "block": _block(found, assessment.targets, score_kind),
         "pictures": score_kind.pictures(own, assessment.targets),
         "worst": _worst(score_kind, own),
@@ -108,7 +108,7 @@ def _subgroups(
         for kind, view, name in dict.fromkeys((table.kind, table.view, table.name) for table in own):
             found = [table for table in own if (table.kind, table.view, table.name) == (kind, view, name)]
             score_kind = score_kinds[kind]
-            title = ", ".join(part for part in (score_kind.title, view, QUANTITIES.get(name, name)) if part)
+            title = ", ".join(part for part in (score_kind.title, view, score_kind.words(name, Target())) if part)
             blocks.append({"title": title} | _block(found, {}, score_kind, only=HEADLINES))
         yield {"column": column, "without": missing, "blocks": blocks}
 

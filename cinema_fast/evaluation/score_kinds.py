@@ -1,4 +1,5 @@
-"""The kinds of scores of every evaluation: label maps, function, numbers, repeated numbers, classes, landmarks."""
+"""The kinds of scores of every evaluation: label maps, function, numbers, repeated numbers, classes, landmarks, long
+axis."""
 
 import math
 from collections import defaultdict
@@ -12,6 +13,7 @@ from ..metrics.bootstrap import Measure
 from ..metrics.cases import Exhibit, LandmarkExhibit
 from ..metrics.classification import Classification
 from ..metrics.function import EF_CLASSES, QUANTITIES, ef_class
+from ..metrics.long_axis import LONG_AXIS
 from ..metrics.means import Means
 from ..metrics.regression import Agreement, Repeatability
 from ..metrics.rows import Row, new_row, number
@@ -28,7 +30,7 @@ def _overlap(rows: Sequence[Row], target: Target) -> Measure:
 
 
 def _over_classes(sets: Sets) -> Sets:
-    """Rows of the mean over the classes of a frame that have a score."""
+    """Rows of the mean over the classes and regions of a frame that have a score."""
     frames: dict[tuple, list[Row]] = defaultdict(list)
     for found in sets.values():
         for row in found:
@@ -98,16 +100,16 @@ def _repeatability(rows: Sequence[Row], target: Target) -> Measure:
 
 
 def _quantity(name: str, target: Target) -> str:
-    return QUANTITIES.get(name, name)
+    return (QUANTITIES | LONG_AXIS).get(name, name)
 
 
 def _error(row: Row) -> float:
     return abs(number(row, "pred") - number(row, "truth"))
 
 
-def _ef_error(row: Row) -> float:
-    """The error of the LV's EF, nan for others: errors of several quantities cannot be ranked together."""
-    return _error(row) if row["name"] == "lv_ef" else math.nan
+def _error_of(quantity: str) -> Callable[[Row], float]:
+    """The error of one quantity, nan for others: errors of several quantities cannot be ranked together."""
+    return lambda row: _error(row) if row["name"] == quantity else math.nan
 
 
 def _agreement_pictures(words: Callable, names: tuple[str, str], keys: tuple[str, str]) -> Callable:
@@ -173,9 +175,9 @@ def _landmark_case(exhibit: LandmarkExhibit, where: str) -> tuple[str, list[Pict
 _KNOWN = (
     ScoreKind(
         "segmentation", "Label maps",
-        "Means over labelled frames. Distances are between surfaces. A structure that is absent from both label maps "
-        "is left out; one that is present in only one of them has Dice 0 and no distance. Stability: IoU of the masks "
-        "at logit thresholds +1 and -1, logits centred over classes (Segment Anything, 2023); 1 is best.",
+        "Means over labelled frames; all classes: the mean over what is listed. Distances are between surfaces. A "
+        "structure that is present in only one of the label maps has Dice 0 and no distance. Stability: IoU of the "
+        "masks at logit thresholds +1 and -1, logits centred over classes (Segment Anything, 2023); 1 is best.",
         measure=_overlap, derived=_over_classes, pictures=_dice_pictures, case=_segmented_case, worst="Dice",
         badness=lambda row: math.nan if row["name"] == ALL_CLASSES else -number(row, "dice"),
     ),
@@ -183,7 +185,7 @@ _KNOWN = (
         "function", "Cardiac function at the labelled frames",
         "Predicted against true label maps, both at the frames where the true LV is largest (ED) and smallest (ES). "
         "Differences are prediction - truth.",
-        measure=_agreement, words=_quantity, derived=_ef_classes("lv_ef"), worst="|error|", badness=_ef_error,
+        measure=_agreement, words=_quantity, derived=_ef_classes("lv_ef"), worst="|error|", badness=_error_of("lv_ef"),
         pictures=_agreement_pictures(_quantity, ("truth", "prediction"), ("truth", "pred")),
     ),
     ScoreKind(
@@ -191,11 +193,12 @@ _KNOWN = (
         "ED and ES of each ventricle are the frames where its predicted volume is largest and smallest. Values are "
         "compared with the reference values of --known. A ventricle that is not found in some frame has no value.",
         measure=_agreement, words=_quantity, derived=_ef_classes("lv_ef of the cycle"), worst="|error|",
-        badness=_ef_error, pictures=_agreement_pictures(_quantity, ("known", "prediction"), ("truth", "pred")),
+        badness=_error_of("lv_ef"), pictures=_agreement_pictures(_quantity, ("known", "prediction"), ("truth", "pred")),
     ),
     ScoreKind(
         "ef_class", "Classes of the ejection fraction",
-        "Reduced: up to 40 %; borderline: above 40 to 55 %; normal: above 55 %.",
+        "Reduced: up to 40 %; borderline: above 40 to 55 %; normal: above 55 %. Sensitivity, specificity and F1 are "
+        "averaged over classes. MCC: Matthews correlation coefficient; 1 is best, 0 is chance.",
         measure=_ef_classification, words=_quantity, pictures=_class_pictures(_quantity, _ef_classification),
     ),
     ScoreKind(
@@ -211,8 +214,8 @@ _KNOWN = (
     ),
     ScoreKind(
         "classification", "Classes",
-        "With two classes the second is the positive one. With more, sensitivity, specificity, AUROC and AUPRC are "
-        "one-vs-rest, averaged over classes.",
+        "With two classes the second is the positive one. With more, sensitivity, specificity, F1, AUROC and AUPRC "
+        "are one-vs-rest, averaged over classes. MCC: Matthews correlation coefficient; 1 is best, 0 is chance.",
         measure=_classification, words=_class_words, worst="probability of the wrong class chosen",
         badness=_wrong, pictures=_class_pictures(_class_words, _classification),
     ),
@@ -221,6 +224,14 @@ _KNOWN = (
         "Mean distance of the landmarks that were found. One that was not found counts as outside every radius.",
         worst="distance (mm)", badness=lambda row: number(row, "distance_mm"), pictures=_distance_pictures,
         case=_landmark_case,
+    ),
+    ScoreKind(
+        "long_axis", "Long-axis function from landmarks",
+        "Predicted against true landmarks, both between the labelled frames where the true line from the middle of the "
+        "mitral annulus to the apex is longest and shortest. MAPSE: mean displacement of both ends of the annulus. "
+        "GLS: change of the line's length, not of the myocardial contour's. Differences are prediction - truth.",
+        measure=_agreement, words=_quantity, worst="|error|", badness=_error_of("gls"),
+        pictures=_agreement_pictures(_quantity, ("truth", "prediction"), ("truth", "pred")),
     ),
 )  # fmt: skip
 SCORE_KINDS = {score_kind.kind: score_kind for score_kind in _KNOWN}

@@ -10,10 +10,11 @@ from .bootstrap import RESAMPLES
 from .cases import Exhibit, Gallery, LandmarkExhibit, SegmentationCase, case_rows, check_case, exhibit_of
 from .classification import checked, decide
 from .function import has_volumes
+from .long_axis import long_axis_function, longest_and_shortest
+from .map_scoring import MapScoring
 from .means import landmark_scores
 from .rows import Row, new_row
 from .score_kind import ScoreKind, Target
-from .segmentation import CLASSES
 
 WITHIN_MM = (5.0, 10.0)
 FAR_MM = 1000.0  # distance assumed for a landmark that was not found, when cases are chosen for pictures
@@ -29,13 +30,14 @@ class Assessment:
     def __init__(
         self,
         *,
-        classes: Mapping[int, str] = CLASSES,
+        maps: MapScoring | None = None,
         within_mm: Sequence[float] = WITHIN_MM,
         resamples: int = RESAMPLES,
         seed: int = 0,
     ):
         need("jinja2", "the report is written")  # reports a missing library now, not after hours of predictions
-        self.classes, self.within_mm, self.resamples, self.seed = dict(classes), tuple(within_mm), resamples, seed
+        self.maps, self.within_mm = maps or MapScoring(), tuple(within_mm)
+        self.resamples, self.seed = resamples, seed
         self.rows: list[Row] = []
         self.left_out: list[tuple[str, str]] = []
         self.flags: list[tuple[str, str, str]] = []  # study, view, code
@@ -44,21 +46,26 @@ class Assessment:
         self.galleries: dict[tuple[str, str], Gallery] = {}  # by kind and view
         self._seen: set[tuple] = set()
 
+    @property
+    def rules(self) -> dict[str, str]:
+        """{kind: how its rows were scored in this evaluation}, for the report."""
+        return {"segmentation": self.maps.in_words()}
+
     def add_segmentation(self, case: SegmentationCase) -> None:
         """Evaluate a segmented cine; it becomes a candidate for the pictures."""
-        check_case(case, self.classes)
+        check_case(case, self.maps)
         self._once("segmentation", case.study, case.view)
-        rows = case_rows(case, self.classes)
+        rows = case_rows(case, self.maps)
         if not case.truth and not case.known:
             self.leave_out(case.study, f"view {case.view}: no frame is labelled, so nothing to compare label maps with")
         elif (
-            case.truth and has_volumes(case.pred.shape) and "LV" in self.classes.values()
+            case.truth and len(case.pred) > 1 and has_volumes(case.pred.shape) and "LV" in self.maps.masks
             and not any(row["kind"] == "function" for row in rows)
         ):  # fmt: skip
             why = "volumes at ED and ES need two labelled frames that hold the LV"
             self.leave_out(case.study, f"view {case.view}, function: {why}, got {len(case.truth)} labelled")
         self.rows += rows
-        exhibit = exhibit_of(case, rows, self.classes)
+        exhibit = exhibit_of(case, rows, self.maps)
         for code in exhibit.flags:
             self.flag(case.study, code, case.view)
         self._offer("segmentation", exhibit)
@@ -132,6 +139,21 @@ class Assessment:
                       for name, truth in truth_mm.items()}  # fmt: skip
             score = -sum(min(row["distance_mm"], FAR_MM) for row in rows) / len(rows)
             self._offer("landmarks", LandmarkExhibit(study, view, frame, score, image.copy(), points))
+
+    def add_long_axis(
+        self, study: str, view: str, pred_mm: Mapping[str, np.ndarray], truth_mm: Mapping[str, np.ndarray]
+    ) -> None:
+        """Annulus and apex at T >= 2 labelled frames, {landmark of long_axis.AXIS: (T, 2 or 3) [mm]}; a landmark that
+        was not found is nan.
+
+        Both are measured between the frames where the true length is longest and shortest.
+        """
+        self._once("long_axis", study, view)
+        ends = longest_and_shortest(truth_mm)
+        found, right = (long_axis_function(mm, *ends) for mm in (pred_mm, truth_mm))
+        for name, value in found.items():
+            pred = math.inf if math.isnan(value) else value
+            self.rows.append(new_row("long_axis", study, name, view, pred=pred, truth=right[name]))
 
     def add(
         self, score_kind: ScoreKind, study: str, name: str, view: str = "", frame: int | str = "", **values: float

@@ -20,6 +20,7 @@ from .function import (
     has_volumes,
     volume_curves,
 )
+from .map_scoring import MapScoring
 from .rows import Row, new_row
 from .segmentation import check_label_maps, check_labels, segmentation_scores
 
@@ -65,25 +66,24 @@ class SegmentationCase:
             return {}
         return volume_curves(self.pred, self.spacing_mm, {label: label for label in range(256)})
 
-    def curves(self, classes: Mapping[int, str]) -> dict[str, np.ndarray]:
-        """{class: (T,) predicted volume [ml]}; empty where there are no volumes."""
-        found = self.label_curves
-        return {name: found[label] for label, name in classes.items() if found}
+    def curves(self, maps: MapScoring) -> dict[str, np.ndarray]:
+        """{class or region: (T,) predicted volume [ml]}; empty where there are no volumes."""
+        return _of_masks(self.label_curves, maps) if self.label_curves else {}
 
-    def cycle(self, classes: Mapping[int, str]) -> CycleFunction:
+    def cycle(self, maps: MapScoring) -> CycleFunction:
         """Cardiac function, with the predicted frames taken as a whole cycle."""
-        return cycle_function(self.curves(classes))
+        return cycle_function(self.curves(maps))
 
 
 @dataclass(frozen=True)
 class Exhibit:
     """The data that the report shows of a case: uint8 images cropped around the heart, and curves.
 
-    score: mean Dice over frames and classes. cycle, cycle_pred (F, x, y): images and predictions of frames spread over
+    score: mean Dice over frames and masks. cycle, cycle_pred (F, x, y): images and predictions of frames spread over
     the cycle; for a stack the middle slice, which `slice` names ("" otherwise). stills: (caption, image, pred, truth),
-    each (x, y). curves: {class: volumes [ml]} at `frames`. truth_ml: {frame: {class: ml}} of labelled frames. Both are
-    empty for single slices. cycle_ef: {ventricle: EF of its own predicted curve}. values: {quantity: (pred, truth)} at
-    the labelled frames. flags: codes for review. classes: names of the labels.
+    each (x, y). curves: {class or region: volumes [ml]} at `frames`. truth_ml: {frame: {class or region: ml}} of
+    labelled frames. Both are empty for single slices. cycle_ef: {ventricle: EF of its own predicted curve}. values:
+    {quantity: (pred, truth)} at the labelled frames. flags: codes for review. classes: names of the labels.
     """
 
     study: str
@@ -118,7 +118,7 @@ class LandmarkExhibit:
     points: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def check_case(case: SegmentationCase, classes: Mapping[int, str]) -> None:
+def check_case(case: SegmentationCase, maps: MapScoring) -> None:
     """Raises ValueError naming study and view where the parts of a case do not fit each other."""
     where, frames = f"study {case.study}, view {case.view}", case.frame_numbers
     if case.pred.ndim not in (3, 4) or case.image.shape != case.pred.shape:
@@ -135,12 +135,12 @@ def check_case(case: SegmentationCase, classes: Mapping[int, str]) -> None:
     if case.known and not has_volumes(case.pred.shape):
         raise ValueError(f"{where}: known values are compared with volumes, which single slices {case.pred.shape} lack")
     for name in case.known:
-        if absent := missing_structures(name, classes.values()):
+        if absent := missing_structures(name, maps.masks):
             raise ValueError(f"{where}: {name} is known, and the structures lack {', '.join(absent)}. {NEEDED}")
     try:
-        check_labels("pred", case.pred, classes)
+        check_labels("pred", case.pred, maps.classes)
         for t, truth in case.truth.items() or [(frames[0], case.pred[0])]:
-            check_label_maps(case.pred[frames.index(t)], truth, case.spacing_mm, classes)
+            check_label_maps(case.pred[frames.index(t)], truth, case.spacing_mm, maps.classes)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
@@ -155,16 +155,17 @@ def missing_structures(quantity: str, structures: Collection[str]) -> list[str]:
     return [name for name in wanted if name not in structures]
 
 
-def case_rows(case: SegmentationCase, classes: Mapping[int, str]) -> list[Row]:
+def case_rows(case: SegmentationCase, maps: MapScoring) -> list[Row]:
     """Rows of kind segmentation, function and cycle of a case that check_case has passed."""
     study, view, rows = case.study, case.view, []
     at = {frame: i for i, frame in enumerate(case.frame_numbers)}
     for frame, truth in sorted(case.truth.items()):
-        for name, scores in segmentation_scores(case.pred[at[frame]], truth, case.spacing_mm, classes).items():
-            if frame in case.stability and name in case.stability[frame]:
+        how = maps.classes, maps.masks, maps.empty_dice
+        for name, scores in segmentation_scores(case.pred[at[frame]], truth, case.spacing_mm, *how).items():
+            if name in case.stability.get(frame, ()) and name not in maps.regions:  # it is known of classes
                 scores["stability"] = float(case.stability[frame][name])
             rows.append(new_row("segmentation", study, name, view, frame, **scores))
-    for kind, pairs in (("function", at_labels(case, classes)), ("cycle", over_cycle(case, classes))):
+    for kind, pairs in (("function", at_labels(case, maps)), ("cycle", over_cycle(case, maps))):
         for name, (pred, truth) in pairs.items():
             rows.append(new_row(kind, study, name, view, pred=pred, truth=truth))
             if flags := value_flags({name: pred}):
@@ -172,53 +173,55 @@ def case_rows(case: SegmentationCase, classes: Mapping[int, str]) -> list[Row]:
     return rows
 
 
-def case_flags(case: SegmentationCase, rows: Sequence[Row], classes: Mapping[int, str]) -> list[str]:
+def case_flags(case: SegmentationCase, rows: Sequence[Row], maps: MapScoring) -> list[str]:
     """Codes of `flags` of a predicted cine, including those of its rows."""
     found = [code for row in rows if "flags" in row for code in row["flags"].split()]
     if not case.pred.any():
         found.append("nothing_found")
-    return in_order(found + cycle_flags(case.cycle(classes), len(case.pred)))
+    return in_order(found + cycle_flags(case.cycle(maps), len(case.pred)))
 
 
-def at_labels(case: SegmentationCase, classes: Mapping[int, str]) -> dict[str, tuple[float, float]]:
+def at_labels(case: SegmentationCase, maps: MapScoring) -> dict[str, tuple[float, float]]:
     """{quantity: (pred, truth)} of a stack with two labelled frames or more that hold the LV; else empty.
 
     ED and ES are the labelled frames where the true LV is largest and smallest; the prediction is measured at the same
     frames. inf: the prediction has nothing where the truth has something.
     """
     labelled = sorted(case.truth)
-    if not has_volumes(case.pred.shape) or len(labelled) < 2 or "LV" not in classes.values():
+    if not has_volumes(case.pred.shape) or len(labelled) < 2 or "LV" not in maps.masks:
         return {}
-    truth = volume_curves(np.stack([case.truth[t] for t in labelled]), case.spacing_mm, classes)
+    labels = {label: label for label in maps.classes}
+    truth = volume_curves(np.stack([case.truth[t] for t in labelled]), case.spacing_mm, labels)
+    truth = _of_masks(truth, maps)
     if not truth["LV"].all():
         return {}
     of = [case.frame_numbers.index(t) for t in labelled]
-    pred = {name: curve[of] for name, curve in case.curves(classes).items()}
+    pred = {name: curve[of] for name, curve in case.curves(maps).items()}
     ed, es = ed_es(truth["LV"])
     found, right = cardiac_function(pred, ed, es), cardiac_function(truth, ed, es)
     failed = {name for name, value in found.items() if math.isnan(value) and math.isfinite(right[name])}
     return {name: (math.inf if name in failed else value, right[name]) for name, value in found.items()}
 
 
-def over_cycle(case: SegmentationCase, classes: Mapping[int, str]) -> dict[str, tuple[float, float]]:
+def over_cycle(case: SegmentationCase, maps: MapScoring) -> dict[str, tuple[float, float]]:
     """{quantity: (pred, known value)}. pred is inf, a failure, where the ventricle is missing in a frame, and nan where
     there is only a single frame.
     """
     absent = math.inf if len(case.pred) > 1 else math.nan
-    measured = case.cycle(classes).function
+    measured = case.cycle(maps).function
     return {name: (measured.get(name, absent), float(value)) for name, value in case.known.items()}
 
 
-def exhibit_of(case: SegmentationCase, rows: list[Row], classes: Mapping[int, str]) -> Exhibit:
+def exhibit_of(case: SegmentationCase, rows: list[Row], maps: MapScoring) -> Exhibit:
     """Crop and copy the data for the pictures of a case; the case's arrays can then be freed."""
-    frames, stack, curves = case.frame_numbers, case.pred.ndim == 4, case.curves(classes)
+    frames, stack, curves = case.frame_numbers, case.pred.ndim == 4, case.curves(maps)
     labels = np.concatenate([case.pred, *(truth[None] for truth in case.truth.values())]) > 0
     x, y = (_around(labels.any(axis=tuple(a for a in range(labels.ndim) if a != axis))) for axis in (1, 2))
     slices = _slices(labels.any(axis=(0, 1, 2))) if stack else [None]
     middle = slices[len(slices) // 2]
     cut = (lambda volume, z: volume[x, y, z].copy()) if stack else (lambda image, _: image[x, y].copy())
     shown = np.unique(np.linspace(0, len(frames) - 1, min(CYCLE_FRAMES, len(frames))).round().astype(int))
-    labelled = _stills(case, classes)
+    labelled = _stills(case, maps)
     stills = [
         (f"frame {t}" + (f", slice {z}" if stack else ""), *(cut(v, z) for v in (case.image[i], case.pred[i], truth)))
         for t, i, truth in labelled
@@ -229,7 +232,7 @@ def exhibit_of(case: SegmentationCase, rows: list[Row], classes: Mapping[int, st
     for row in rows:
         if row["kind"] == "segmentation" and curves:
             volumes.setdefault(int(row["frame"]), {})[row["name"]] = row["truth_ml"]
-    measured = case.cycle(classes).function
+    measured = case.cycle(maps).function
     cycle_ef = {name: measured[ef] for name in VENTRICLES if (ef := f"{name.lower()}_ef") in measured}
     return Exhibit(
         case.study, case.view, sum(dice) / len(dice) if dice else math.nan,
@@ -237,7 +240,7 @@ def exhibit_of(case: SegmentationCase, rows: list[Row], classes: Mapping[int, st
         f"slice {middle} of 0 to {case.pred.shape[3] - 1}" if stack else "", stills, frames,
         curves, volumes, cycle_ef,
         {row["name"]: (row["pred"], row["truth"]) for row in rows if row["kind"] == "function"}, case.frame_time_ms,
-        case_flags(case, rows, classes), classes,
+        case_flags(case, rows, maps), maps.classes,
     )  # fmt: skip
 
 
@@ -279,6 +282,11 @@ class Gallery:
         return list(first.values())
 
 
+def _of_masks(curves: Mapping[int, np.ndarray], maps: MapScoring) -> dict[str, np.ndarray]:
+    """{class or region: (T,) ml} from the curves of the labels {label: (T,) ml}."""
+    return {name: sum(curves[label] for label in labels) for name, labels in maps.masks.items()}
+
+
 def _around(holds: np.ndarray) -> slice:
     """The part of an axis where `holds` (n,) bool is true, with MARGIN, at most SIDE long; its middle where it never
     is."""
@@ -294,11 +302,11 @@ def _slices(holds: np.ndarray) -> list[int]:
     return sorted({int(found[int((i + 0.5) / SLICES * len(found))]) for i in range(SLICES)})
 
 
-def _stills(case: SegmentationCase, classes: Mapping[int, str]) -> list[tuple[int, int, np.ndarray]]:
+def _stills(case: SegmentationCase, maps: MapScoring) -> list[tuple[int, int, np.ndarray]]:
     """(frame, its index, truth) of the labelled frames to show: all, or those with the largest and the smallest LV (all
     labels where there is no LV)."""
-    lv = next((label for label, name in classes.items() if name == "LV"), None)
-    size = {t: int((truth == lv).sum() if lv else (truth > 0).sum()) for t, truth in case.truth.items()}
+    lv = maps.masks.get("LV", tuple(maps.classes))
+    size = {t: int(np.isin(truth, lv).sum()) for t, truth in case.truth.items()}
     frames = sorted(case.truth)
     if len(frames) > STILLS:
         frames = sorted({max(frames, key=size.get), min(frames, key=size.get)})

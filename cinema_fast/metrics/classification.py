@@ -12,7 +12,7 @@ BINS = 10
 
 
 class Classification(Measure):
-    """accuracy, balanced_accuracy, sensitivity, specificity, auroc, auprc, brier, ece of n rows.
+    """accuracy, balanced_accuracy, sensitivity, specificity, f1, mcc, auroc, auprc, brier, ece of n rows.
 
     Args:
         truth (n,) int: index into `classes`. classes: K >= 2 names; of two, the second is the positive one.
@@ -20,12 +20,13 @@ class Classification(Measure):
         decided (n,) int: by default the positive class where its probability is at least `threshold`; with more than
         two classes the most probable one.
 
-    With more than two classes sensitivity, specificity, auroc and auprc are one class against the rest, averaged over
-    the classes that the rows hold (macro). brier is the mean square of the probability error: of the positive class, or
-    summed over more than two classes. ece is the expected calibration error over BINS bins of equal width: of the
-    positive class's probability, or of the most probable class's (Guo et al. 2017). Metrics that need a second class
-    are nan where there is only one, with the reason in `notes`. Raises ValueError for shapes, indices or probabilities
-    that do not fit.
+    With more than two classes sensitivity, specificity, f1, auroc and auprc are one class against the rest, averaged
+    over the classes that the rows hold (macro). mcc is Matthews' correlation coefficient, -1 to 1, for more than two
+    classes as Gorodkin (Comput. Biol. Chem. 2004); it is 0 where all decisions are the same. brier is the mean square
+    of the probability error: of the positive class, or summed over more than two classes. ece is the expected
+    calibration error over BINS bins of equal width: of the positive class's probability, or of the most probable
+    class's (Guo et al. 2017). Metrics that need a second class are nan where there is only one, with the reason in
+    `notes`. Raises ValueError for shapes, indices or probabilities that do not fit.
     """
 
     def __init__(
@@ -57,12 +58,13 @@ class Classification(Measure):
         notes = {} if self.p is not None else dict.fromkeys(ranking + calibration, "undefined: no probabilities")
         if len(self.present) == 1:
             one = f"undefined: all {self.n} are {self.classes[self.present[0]]}"
-            # of two classes, the share of hits in the existing one is defined
-            sides = ["specificity" if counts[1] else "sensitivity"] if self.binary else ["sensitivity", "specificity"]
-            notes = dict.fromkeys(["balanced_accuracy", *sides, *ranking], one) | notes
+            sides = ["sensitivity", "specificity", "f1"]
+            if self.binary:  # the share of hits in the existing class is defined
+                sides = ["specificity"] if counts[1] else ["sensitivity", "f1"]
+            notes = dict.fromkeys(["balanced_accuracy", *sides, "mcc", *ranking], one) | notes
         elif not self.binary and (absent := [c for c, n in zip(self.classes, counts) if not n]):
             left = f"without {', '.join(absent)}, of which there is none"
-            notes = dict.fromkeys(("balanced_accuracy", "sensitivity", "specificity", *ranking), left) | notes
+            notes = dict.fromkeys(("balanced_accuracy", "sensitivity", "specificity", "f1", *ranking), left) | notes
         return notes
 
     def __call__(self, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -76,6 +78,7 @@ class Classification(Measure):
             "balanced_accuracy": np.mean(recalls, 0) if len(recalls) > 1 else nothing,
             "sensitivity": np.mean(sensitivity, 0) if sensitivity else nothing,
             "specificity": np.mean(specificity, 0) if specificity else nothing,
+            **self._of_confusion(weights),
         }
         if self.p is None or not self.n:
             return found | dict.fromkeys(("auroc", "auprc", "brier", "ece"), nothing)
@@ -87,6 +90,17 @@ class Classification(Measure):
             "brier": over(weights @ self.squares(), n),
             "ece": self._ece(weights, n),
         }
+
+    def _of_confusion(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """f1 and mcc, from the weight (R, K) of every class that is true, is decided, and is both."""
+        n, one_hot = weights.sum(1), np.eye(len(self.classes))
+        truth, decided = one_hot[self.truth], one_hot[self.decided]
+        true, said, hits = weights @ truth, weights @ decided, weights @ (truth * decided)
+        f1 = [np.where(true[:, c] > 0, over(2 * hits[:, c], true[:, c] + said[:, c]), np.nan) for c in self.judged]
+        varied = [n**2 - (side**2).sum(1) for side in (true, said)]  # 0 where all are of one class
+        mcc = over(hits.sum(1) * n - (true * said).sum(1), np.sqrt(varied[0] * varied[1]))
+        mcc[(varied[0] > 0) & (varied[1] <= 0)] = 0
+        return {"f1": np.mean(f1, 0) if f1 else np.full(len(weights), np.nan), "mcc": mcc}
 
     def point(self) -> dict[str, float]:
         """The numbers with weights 1; AUROC and AUPRC by scikit-learn, where they are defined."""

@@ -2,7 +2,7 @@
 
 Columns: kind, study, view, frame, name, then the values of all kinds; cells of other kinds are empty.
 
-    segmentation  name: class      dice, iou, hd95_mm, msd_mm, pred_ml, truth_ml, and stability where it is known
+    segmentation  name: mask       dice, iou, hd95_mm, msd_mm, pred_ml, truth_ml, and stability where it is known
     function      name: quantity   pred, truth: at the ED and ES frames that are labelled
     cycle         name: quantity   pred, truth: over the whole predicted cycle, against reference values; in both kinds
                                    pred is inf where the prediction lacks a structure that the truth has
@@ -10,6 +10,7 @@ Columns: kind, study, view, frame, name, then the values of all kinds; cells of 
     retest        name: target     first, second: two measurements of one heart
     classification name: target    truth, decided: classes; p0, p1, ...: their probabilities
     landmarks     name: landmark   distance_mm, within_5_mm, ...
+    long_axis     name: quantity   pred, truth: between the labelled frames of longest and shortest true length
 
 Rows of a task's own kind (see score_kind.py) hold only numbers.
 
@@ -21,7 +22,7 @@ import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-KINDS = ("segmentation", "function", "cycle", "regression", "retest", "classification", "landmarks")
+KINDS = ("segmentation", "function", "cycle", "regression", "retest", "classification", "landmarks", "long_axis")
 KEYS = ("kind", "study", "view", "frame", "name")
 WORDS = ("truth", "decided")  # columns that hold words for a classification; for regression, truth is a number
 FLAGS = "flags"  # words too, of any kind

@@ -15,20 +15,26 @@ ML_PER_MM3 = 1e-3
 
 
 def segmentation_scores(
-    pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float], classes: Mapping[int, str] = CLASSES
+    pred: np.ndarray,
+    truth: np.ndarray,
+    spacing_mm: Sequence[float],
+    classes: Mapping[int, str] = CLASSES,
+    masks: Mapping[str, Sequence[int]] | None = None,
+    empty_dice: float = math.nan,
 ) -> dict[str, dict[str, float]]:
-    """Scores of each class of one frame.
+    """Scores of the masks of one frame.
 
     Args:
         pred, truth (X, Y[, Z]) uint8: label maps, 0 is background. spacing_mm: one number an axis [mm].
-        classes: label -> name.
+        classes: label -> name. masks: {name: its labels}; by default a mask for every class.
+        empty_dice: dice and iou where neither map has the mask.
 
     Returns:
-        {class: {dice, iou, hd95_mm, msd_mm, pred_ml, truth_ml}}. hd95_mm is the 95th percentile of the distances
+        {mask: {dice, iou, hd95_mm, msd_mm, pred_ml, truth_ml}}. hd95_mm is the 95th percentile of the distances
         between the surfaces, the larger of both directions; msd_mm is their mean over both directions. A surface is the
-        voxels of the class with a neighbour outside it, also along the stack, all with equal weight (MONAI).
-        Where neither map has the class, all scores are nan, as there is nothing to evaluate; where only one has it,
-        dice and iou are 0 and distances inf. Volumes [ml] are those of stacks, nan for single slices.
+        voxels of the mask with a neighbour outside it, also along the stack, all with equal weight (MONAI).
+        Where neither map has the mask, there is nothing to evaluate: distances are nan; where only one has it, dice
+        and iou are 0 and distances inf. Volumes [ml] are those of stacks, nan for single slices.
 
     Raises:
         ValueError: shapes or number of spacings that do not fit, a label outside `classes`, MONAI is missing.
@@ -36,14 +42,14 @@ def segmentation_scores(
     check_label_maps(pred, truth, spacing_mm, classes)
     voxel_ml = math.prod(spacing_mm) * ML_PER_MM3 if truth.ndim == 3 else math.nan
     scores = {}
-    for label, name in classes.items():
-        of_pred, of_truth = pred == label, truth == label
+    for name, labels in (masks or {name: (label,) for label, name in classes.items()}).items():
+        of_pred, of_truth = np.isin(pred, labels), np.isin(truth, labels)
         n_pred, n_truth = int(of_pred.sum()), int(of_truth.sum())
         both, either = int((of_pred & of_truth).sum()), int((of_pred | of_truth).sum())
         hd95, msd = surface_distances(of_pred, of_truth, spacing_mm)
         scores[name] = {
-            "dice": 2 * both / (n_pred + n_truth) if either else math.nan,
-            "iou": both / either if either else math.nan,
+            "dice": 2 * both / (n_pred + n_truth) if either else empty_dice,
+            "iou": both / either if either else empty_dice,
             "hd95_mm": hd95,
             "msd_mm": msd,
             "pred_ml": n_pred * voxel_ml,

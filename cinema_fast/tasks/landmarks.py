@@ -24,6 +24,7 @@ from ..data.store.orientation import arrange
 from ..data.store.store import CineStore, StoreError
 from ..figures.prediction import landmarks_gif
 from ..metrics.assessment import Assessment
+from ..metrics.long_axis import AXIS, LONG_AXIS, annulus_to_apex, long_axis_function, longest_and_shortest
 from ..models.config import CineMAConfig
 from ..train.setup import fit_to_store
 from .augment_targets import cut_boxes, move_points
@@ -39,8 +40,6 @@ from .task import Task, TaskSetup, model_over_frames, used_of
 if TYPE_CHECKING:
     from .finetune_config import FinetuneConfig
     from .finetuned_run import FinetunedRun
-
-LENGTHS = ("longest_mm", "shortest_mm", "shortening_mm")
 
 
 class LandmarkLabels:
@@ -239,7 +238,7 @@ class Landmarks(Task):
     def evaluator(
         self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
-        """Evaluates every frame with landmarks of a study; returns no numbers."""
+        """Evaluates every frame with landmarks of a study, and the long axis between them; returns no numbers."""
         points, store = read_named("--table", data.labels, read_landmarks), data.store
         judged = [(study, view) for study in data.studies for view in store.views(study)
                   if view in self.views and view in points.get(study, {})]  # fmt: skip
@@ -264,7 +263,7 @@ class Landmarks(Task):
             except (StoreError, OSError) as error:
                 assessment.leave_out(study, f"view {view}: {error}")
                 continue
-            spacing = np.array(info.spacing_mm)
+            spacing, along = np.array(info.spacing_mm), []
             for t, image, row in zip(frames, images, found.numpy()):
                 pred = {name: at * spacing for name, at in zip(self.names, row)}
                 right = {name: landmark_voxels(info, mm)[0] * spacing for name, mm in known[t].items()
@@ -273,20 +272,25 @@ class Landmarks(Task):
                     why = f"view {view}, frame {t}: {unknown[0]}, which the training data lack there"
                     assessment.leave_out(study, why)
                 assessment.add_landmarks(study, view, t, pred, right, image=image, spacing_mm=spacing)
+                if _has_axis(right):
+                    along.append((pred, right))
+            if len(along) > 1:
+                both = ({name: np.stack([of[name] for of in side]) for name in AXIS} for side in zip(*along))
+                assessment.add_long_axis(study, view, *both)
         return {}
 
     @property
     def tables(self) -> Tables:
         """A line per study, and one per landmark and frame."""
         along = (view for view in self.views if _has_axis(self.of_view[view]))
-        lengths = tuple(f"{view}_{name}" for view in along for name in LENGTHS)
+        lengths = tuple(f"{view}_{name}" for view in along for name in LONG_AXIS)
         points = (*LANDMARK_COLUMNS, "x_voxel", "y_voxel", "z_voxel")
         return Tables(("flags", "landmarks", *lengths), "landmarks.csv", points)
 
     def export(
         self, run: "FinetunedRun", store: CineStore, study: str, sources: Mapping[str, Source]
     ) -> StudyPrediction:
-        """Positions in scanner mm and voxels, pictures, and lengths from annulus to apex."""
+        """Positions in scanner mm and voxels, pictures, and function along the line from annulus to apex."""
         made = StudyPrediction({"views": {}})
         for predicted in run.predict_scan(store, study, sources):
             self._export_view(made, study, predicted)
@@ -315,16 +319,11 @@ class Landmarks(Task):
                 made.lines.append({"study": study, "view": view, "frame": t, "landmark": name}
                                   | {column: float(value) for column, value in values.items()})  # fmt: skip
         if _has_axis(names) and cine.n_frames > 1:
-            length = annulus_to_apex({name: mm[:, k] for k, name in enumerate(names)})
-            ends = dict(zip(LENGTHS, (float(length.max()), float(length.min()), float(np.ptp(length)))))
-            summary |= {"annulus_to_apex_mm": length.tolist(), **ends}
-            made.row |= {f"{view}_{name}": value for name, value in ends.items()}
+            of_axis = {name: mm[:, names.index(name)] for name in AXIS}
+            function = long_axis_function(of_axis, *longest_and_shortest(of_axis))
+            summary |= {"annulus_to_apex_mm": annulus_to_apex(of_axis).tolist(), **function}
+            made.row |= {f"{view}_{name}": value for name, value in function.items()}
 
 
-def annulus_to_apex(mm: Mapping[str, np.ndarray]) -> np.ndarray:
-    """(T,) [mm] from the middle of the mitral annulus to the apex; mm: {annulus_1, annulus_2, apex: (T, 3)}."""
-    return np.linalg.norm((mm["annulus_1"] + mm["annulus_2"]) / 2 - mm["apex"], axis=-1)
-
-
-def _has_axis(names: tuple[str, ...]) -> bool:
-    return {"annulus_1", "annulus_2", "apex"} <= set(names)
+def _has_axis(names: Iterable[str]) -> bool:
+    return set(AXIS) <= set(names)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,8 @@ from ..metrics.function import (
     has_volumes,
     volume_curves,
 )
+from ..metrics.map_options import EmptyDice
+from ..metrics.map_scoring import MapScoring, map_scoring
 from ..metrics.segmentation import stability_score
 from ..models.config import CineMAConfig
 from ..train.setup import fit_to_store
@@ -210,23 +212,26 @@ class Segmentation(Task):
         dice, counted = torch.cat(found).sum(0).tolist()
         return {"score": dice / max(counted, 1.0), "val_dice": dice / max(counted, 1.0)}
 
-    def check_known(self, quantities: Iterable[str]) -> None:
+    def map_scoring(self, regions: Sequence[str], empty_dice: EmptyDice, min_component: Sequence[str]) -> MapScoring:
+        """As `Task.map_scoring`."""
+        return map_scoring(dict(enumerate(self.structures, start=1)), regions, empty_dice, min_component)
+
+    def check_known(self, quantities: Iterable[str], masks: Collection[str] = ()) -> None:
         """Raise ValueError where a quantity is measured from other structures."""
         for name in quantities:
-            if absent := missing_structures(name, self.structures):
+            if absent := missing_structures(name, masks):
                 raise ValueError(f"--known {name}: the run segments {', '.join(self.structures)}, not "
                                  f"{', '.join(absent)}. {NEEDED}")  # fmt: skip
 
-    def check_retest(self) -> None:
+    def check_retest(self, masks: Collection[str] = ()) -> None:
         """Raise ValueError where nothing can be measured from the structures."""
-        if not set(VENTRICLES) & set(self.structures):
+        if not set(VENTRICLES) & set(masks):
             raise ValueError(f"--retest: the run segments {', '.join(self.structures)}. {NEEDED}")
 
     def evaluator(
         self, run: "FinetunedRun", data: EvaluationData, assessment: Assessment
     ) -> Callable[[str], dict[str, float]]:
         """Evaluates every view of a study over its whole cycle; returns the measurements of stacks."""
-        assessment.classes = dict(enumerate(self.structures, start=1))
         maps = SegmentationLabels(data.store, self.views, self.structures)
         maps.values_of([study for study in data.studies if study in maps.views_of], workers=2)
         return partial(self._judge, run, data, assessment)
@@ -242,7 +247,7 @@ class Segmentation(Task):
                 assessment.leave_out(study, f"view {view}: {error}")
                 continue
             probability = run.predict_frames(view, frames)
-            pred = probability.argmax(1).byte().numpy()
+            pred = assessment.maps.cleaned(probability.argmax(1).byte().numpy())
             volumes = has_volumes(pred.shape)
             case = SegmentationCase(
                 study=study,
@@ -261,9 +266,9 @@ class Segmentation(Task):
             if pred.ndim == 4 and not volumes and known:
                 assessment.leave_out(study, f"view {view}: a single slice has no {', '.join(known)}")
             if volumes:
-                function = case.cycle(assessment.classes).function
+                function = case.cycle(assessment.maps).function
                 measured = {name: function.get(name, math.nan) for name in QUANTITIES
-                            if not missing_structures(name, self.structures)}  # fmt: skip
+                            if not missing_structures(name, assessment.maps.masks)}  # fmt: skip
         return measured
 
     def stability(self, probability: Tensor, labelled: Iterable[int]) -> dict[int, dict[str, float]]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -215,7 +215,7 @@ class TableTask(Task):
                 line[f"val_{target.name}_mae"] = losses[-1] * target.sd
         return {"score": -math.fsum(losses) / len(losses), **line}
 
-    def check_retest(self) -> None:
+    def check_retest(self, masks: Collection[str] = ()) -> None:
         """No error: predicted numbers are compared, if there are any."""
 
     def check_decisions(self, threshold: float | None, positive: str | None) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -23,6 +23,8 @@ from ..data.prepare.sources import Source
 from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore
 from ..metrics.assessment import Assessment
+from ..metrics.map_options import EmptyDice
+from ..metrics.map_scoring import MapScoring
 from ..metrics.score_kind import ScoreKind
 from ..models.config import CineMAConfig
 from .context import EvaluationData, StudyPrediction, Tables
@@ -166,13 +168,23 @@ class Task(ABC):
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """Metrics by name, `score` (higher is better) among them; none where nothing can be evaluated."""
 
-    def check_known(self, quantities: Iterable[str]) -> None:
-        """Raise ValueError where the task does not measure one of the quantities of `evaluate --known`."""
+    def map_scoring(self, regions: Sequence[str], empty_dice: EmptyDice, min_component: Sequence[str]) -> MapScoring:
+        """How `evaluate` scores label maps with these options. Raises ValueError where the task predicts none, and for
+        labels that it does not predict."""
+        empty = (empty_dice,) if empty_dice == "one" else ()
+        for option, values in ("--regions", regions), ("--min-component", min_component), ("--empty-dice", empty):
+            if values:
+                raise ValueError(f"{option} {' '.join(values)} is for label maps, and the run predicts {self.kind}")
+        return MapScoring()
+
+    def check_known(self, quantities: Iterable[str], masks: Collection[str] = ()) -> None:
+        """Raise ValueError where the task does not measure one of the quantities of `evaluate --known`. masks: names of
+        what is scored of label maps."""
         for name in quantities:
             raise ValueError(f"--known {name} is measured by segmentation, and the run is of {self.kind}")
 
-    def check_retest(self) -> None:
-        """Raise ValueError where the task has no numbers for `evaluate --retest` to compare."""
+    def check_retest(self, masks: Collection[str] = ()) -> None:
+        """Raise ValueError where the task has no numbers for `evaluate --retest` to compare. masks: as above."""
         raise ValueError(f"--retest compares numbers of two scans of a heart, and the run predicts {self.kind}")
 
     def check_decisions(self, threshold: float | None, positive: str | None) -> None:

@@ -352,6 +352,14 @@ def test_folders(discs, runs, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("options", "told"), [
     ({"threshold": 1.5}, "--threshold is a probability"), ({"resamples": 0}, "--resamples must be at least 1"),
     ({"known": ("ef",)}, "--known ef: expected QUANTITY=COLUMN"), ({"known": ("left=ef",)}, "one of lv_edv_ml"),
+    ({"regions": ("MYO",)}, r"--regions MYO: expected NAME=PART\+PART, each part a label or .*, such as MYO=2\+4\+5$"),
+    ({"regions": ("MYO=2++4",)}, r"--regions MYO=2\+\+4: expected NAME=PART"),
+    ({"regions": ("=2",)}, r"--regions =2: expected NAME=PART"),
+    ({"regions": ("a=2", "a=3")}, "--regions a=3: expected each name once, got a twice"),
+    ({"min_component": ("scar",)}, r"--min-component scar: expected PART\+PART=PIXELS, 2 or more, such as scar"),
+    ({"min_component": ("scar=1",)}, "--min-component scar=1: expected PART"),
+    ({"min_component": ("4+=60",)}, r"--min-component 4\+=60: expected PART"),
+    ({"min_component": ("4=6", "4=7")}, "--min-component 4=7: expected each structure once, got 4 twice"),
 ])  # fmt: skip
 def test_options(tmp_path, options, told):
     with pytest.raises(ValueError, match=told):

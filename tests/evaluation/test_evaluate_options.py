@@ -4,10 +4,12 @@ import json
 import math
 
 import pytest
-from labelled_discs import by_brightness
+from labelled_discs import LABELLED, by_brightness
 
+from cinema_fast.data.store.store import CineStore
 from cinema_fast.evaluation.evaluate import evaluate_run
 from cinema_fast.evaluation.evaluate_config import EvaluateConfig
+from cinema_fast.metrics.components import without_small_components
 from cinema_fast.metrics.rows import read_rows
 from cinema_fast.tasks.finetune import finetune
 from cinema_fast.tasks.finetuned_run import FinetunedRun, load_run
@@ -55,12 +57,42 @@ def test_the_positive_class(runs, tmp_path):
     ("three", {"threshold": 0.5}, r"--threshold 0\.5 is for targets of two classes, .* predicts size: large, middle,"),
     ("three", {"positive": "large"}, "--positive large is for targets of two classes"),
     ("maps", {"threshold": 0.3}, "and the run predicts segmentation"),
+    ("two", {"regions": ("a=1", "b=2")}, "--regions a=1 b=2 is for label maps, and the run predicts classification"),
+    ("two", {"min_component": ("1=9",)}, "--min-component 1=9 is for label maps, and the run predicts classification"),
+    ("two", {"empty_dice": "one"}, "--empty-dice one is for label maps, and the run predicts classification"),
+    ("maps", {"regions": ("LV=4",)}, r"--regions LV=4: the run predicts no 4; .* 1 \(RV\), 2 \(MYO\), 3 \(pool\)$"),
     ("two", {"positive": "ill"}, "--positive 'ill' is no class of a two-class target: expected one of no, yes"),
 ])  # fmt: skip
-def test_no_two_classes(runs, tmp_path, name, options, told):
+def test_options_that_do_not_fit_the_run(runs, tmp_path, name, options, told):
     with pytest.raises(ValueError, match=told):
         judge(runs / name, tmp_path / "eval", **options)
     assert not (tmp_path / "eval").exists()
+
+
+def test_regions_empty_structures_and_small_components(runs, discs, tmp_path, monkeypatch):
+    """A pool that is a region LV has the function of one; the small RVs of the predictions are removed."""
+    monkeypatch.setattr(FinetunedRun, "predict_frames", by_brightness)
+    options = {"part": "train", "table": discs.table, "known": ("lv_ef=radius",), "retest": "heart"}
+    regions = ("LV=pool", "heart=MYO+3")
+    results, rows = judge(runs / "maps", tmp_path / "eval", regions=regions, min_component=("1=1000",),
+                          empty_dice="one", **options)  # fmt: skip
+    assert results["about"]["--regions"] == list(regions) and results["about"]["--empty-dice"] == "one"
+    dice = {(row["study"], row["frame"], row["name"]): row["dice"] for row in rows if row["kind"] == "segmentation"}
+    store, train = CineStore(discs.store), load_run(runs / "maps", device="cpu").split.train
+    for study in train:
+        for t in LABELLED:
+            truth = store.read_labels(study, "sax", t)
+            pred = by_brightness(None, "sax", store.read_frames(study, "sax", [t])).argmax(1).byte().numpy()
+            (left,) = without_small_components(pred, (1,), 1000)
+            assert (pred == 1).any() and not (left == 1).any() and dice[study, str(t), "RV"] == 0
+            both, either = (left > 1) & (truth > 1), (left > 1).sum() + (truth > 1).sum()
+            assert dice[study, str(t), "heart"] == pytest.approx(2 * both.sum() / either)
+    measured = {(row["kind"], row["study"]): row for row in rows if row["name"] == "lv_ef"}
+    for study in train:
+        pool = (by_brightness(None, "sax", store.read_frames(study, "sax", range(4))).argmax(1) == 3).sum((1, 2, 3))
+        assert measured["cycle", study]["pred"] == pytest.approx(100 * (1 - pool.min() / pool.max()).item())
+    assert {kind for kind, _ in measured} == {"function", "cycle", "retest"}
+    assert {"study": train[0], "view": "sax", "flag": "rv_not_found"} in results["flags"]
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from cinema_fast.figures.prediction import landmarks_gif
 from cinema_fast.metrics.assessment import Assessment
 from cinema_fast.metrics.cases import exhibit_of
 from cinema_fast.metrics.classification import Classification
+from cinema_fast.metrics.map_scoring import MapScoring
 from cinema_fast.metrics.segmentation import CLASSES
 
 
@@ -125,7 +126,7 @@ def test_words_are_written_in_the_palette_alone():
 
 
 def test_the_moving_picture_is_the_cycle_at_the_hearts_pace():
-    exhibit = exhibit_of(case("a", frame_time_ms=100.0), [], CLASSES)
+    exhibit = exhibit_of(case("a", frame_time_ms=100.0), [], MapScoring())
     moving = Image.open(io.BytesIO(cycle_gif(exhibit)))
     assert moving.n_frames == 6 and moving.info["duration"] == 100 and moving.info["loop"] == 0
     lv = [int((np.asarray(moving.convert("RGB")) == COLOURS[2]).all(-1).sum()) for t in range(6) if not moving.seek(t)]
@@ -139,7 +140,7 @@ def test_the_moving_picture_is_the_cycle_at_the_hearts_pace():
 
 def test_the_slice_named_is_the_slice_drawn():
     study = case("a")
-    exhibit = exhibit_of(study, [], CLASSES)
+    exhibit = exhibit_of(study, [], MapScoring())
     z = int(re.fullmatch(r"slice (\d) of 0 to 4", exhibit.slice)[1])
     x, y = exhibit.cycle.shape[1:]
     drawn = [k for k in range(5) if any((exhibit.cycle[0] == study.image[0, i : i + x, j : j + y, k]).all()

@@ -15,8 +15,8 @@ from cinema_fast.metrics import cases
 from cinema_fast.metrics.assessment import Assessment
 from cinema_fast.metrics.cases import Gallery, SegmentationCase, exhibit_of
 from cinema_fast.metrics.characteristics import WORDS
+from cinema_fast.metrics.map_scoring import MapScoring
 from cinema_fast.metrics.rows import read_rows, write_rows
-from cinema_fast.metrics.segmentation import CLASSES
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,12 @@ def test_the_numbers_of_known_hearts(written):
     cycle = numbers(results, "cycle", "lv_ef", "sax")
     assert cycle["bias"]["value"] == pytest.approx(np.mean(efs) - 50) and cycle["r2"]["value"] is None
     assert "constant" in cycle["r2"]["note"]
-    assert numbers(results, "ef_class", "lv_ef", "sax")["accuracy"]["value"] == 1
+    classes = numbers(results, "ef_class", "lv_ef", "sax")
+    assert [classes[name]["value"] for name in ("accuracy", "f1", "mcc")] == pytest.approx([1, 1, 1])
     # 50 % is borderline: that of 62.5 % normal, 37.5 % reduced
-    assert numbers(results, "ef_class", "lv_ef of the cycle", "sax")["accuracy"]["value"] == pytest.approx(1 / 3)
+    of_cycle = numbers(results, "ef_class", "lv_ef of the cycle", "sax")
+    assert of_cycle["accuracy"]["value"] == pytest.approx(1 / 3)
+    assert of_cycle["mcc"]["value"] is None and of_cycle["mcc"]["note"].startswith("undefined: all 6 are borderline")
     apex, base = (numbers(results, "landmarks", name, "lax_4c") for name in ("apex", "base"))
     assert apex["distance_mm"]["value"] == 5 and apex["within_5_mm"]["value"] == 1
     assert base["distance_mm"]["value"] is None and base["within_10_mm"]["value"] == 0
@@ -146,7 +149,7 @@ def test_a_missed_frame_and_doubtful_values_are_flagged(tmp_path):
 
 def test_the_gallery_keeps_the_worst_the_middle_and_the_best_and_no_whole_arrays():
     gallery = Gallery()
-    template = exhibit_of(case("x"), [], CLASSES)
+    template = exhibit_of(case("x"), [], MapScoring())
     assert max(template.cycle.shape) <= 32 and template.cycle.base is None
     for i in np.random.default_rng(0).permutation(200):
         gallery.offer(dataclasses.replace(template, study=f"s{i}", score=i / 200))
@@ -176,15 +179,17 @@ def test_a_case_that_does_not_fit_is_named(change, words):
 
 def test_structures_that_nothing_is_measured_from():
     """Without an LV there are no ED and ES at the labels; over the cycle the RV has its own."""
-    made = Assessment(classes={1: "RV", 2: "MYO", 3: "pool"})
+    made = Assessment(maps=MapScoring({1: "RV", 2: "MYO", 3: "pool"}))
     for name, absent in (("lv_ef", "LV"), ("lv_edv_ml", "LV")):
         told = f"study a, view sax: {name} is known, and the structures lack {absent}. Volumes and EF need"
         with pytest.raises(ValueError, match=told):
             made.add_segmentation(case("a", known={name: 50.0}))
     with pytest.raises(ValueError, match=r"rv_sv_ml is known, and the structures lack RV\."):
-        Assessment(classes={1: "outlet", 2: "MYO", 3: "LV"}).add_segmentation(case("a", known={"rv_sv_ml": 50.0}))
+        other = MapScoring({1: "outlet", 2: "MYO", 3: "LV"})
+        Assessment(maps=other).add_segmentation(case("a", known={"rv_sv_ml": 50.0}))
     with pytest.raises(ValueError, match=r"lv_mass_g is known, and the structures lack LV\."):
-        Assessment(classes={1: "outlet", 2: "MYO", 3: "pool"}).add_segmentation(case("a", known={"lv_mass_g": 50.0}))
+        other = MapScoring({1: "outlet", 2: "MYO", 3: "pool"})
+        Assessment(maps=other).add_segmentation(case("a", known={"lv_mass_g": 50.0}))
     made.add_segmentation(case("a"))
     assert made.left_out == [] and {row["kind"] for row in made.rows} == {"segmentation"}
     one = case("b", known={"rv_ef": 50.0, "lv_mass_g": 80.0})
@@ -199,7 +204,7 @@ def test_of_a_single_slice_there_are_no_volumes():
     alone = dataclasses.replace(one, image=one.image[..., 2:3], pred=one.pred[..., 2:3], truth=truth)
     made.add_segmentation(alone)
     assert {row["kind"] for row in made.rows} == {"segmentation"} and made.left_out == made.flags == []
-    exhibit = exhibit_of(alone, made.rows, CLASSES)
+    exhibit = exhibit_of(alone, made.rows, MapScoring())
     assert (exhibit.curves, exhibit.truth_ml, exhibit.cycle_ef) == ({}, {}, {})
     with pytest.raises(ValueError, match="known values are compared with volumes, which single slices"):
         made.add_segmentation(dataclasses.replace(alone, study="b", known={"lv_ef": 50.0}))

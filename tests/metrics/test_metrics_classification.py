@@ -34,6 +34,8 @@ def test_a_hand_made_confusion_table():
     point = Classification(truth, TWO, decided=decided).point()
     assert point["accuracy"] == pytest.approx(23 / 30) and point["balanced_accuracy"] == pytest.approx((0.8 + 0.75) / 2)
     assert point["sensitivity"] == pytest.approx(0.8) and point["specificity"] == pytest.approx(0.75)
+    assert point["f1"] == pytest.approx(2 * 8 / (10 + 13))
+    assert point["mcc"] == pytest.approx((8 * 15 - 5 * 2) / math.sqrt(13 * 10 * 20 * 17))
     measure = Classification(truth, TWO, decided=decided)
     assert math.isnan(point["auroc"]) and measure.notes["ece"] == "undefined: no probabilities"
 
@@ -42,7 +44,8 @@ def test_the_threshold_decides_and_is_reached_by_equality():
     p, truth = binary([0.1, 0.3, 0.6, 0.9]), [0, 1, 0, 1]
     assert Classification(truth, TWO, p, threshold=0.3).point()["sensitivity"] == 1
     assert Classification(truth, TWO, p, threshold=0.7).point() == pytest.approx(
-        {"accuracy": 0.75, "balanced_accuracy": 0.75, "sensitivity": 0.5, "specificity": 1, "auroc": 0.75,
+        {"accuracy": 0.75, "balanced_accuracy": 0.75, "sensitivity": 0.5, "specificity": 1, "f1": 2 / 3,
+         "mcc": 1 / math.sqrt(3), "auroc": 0.75,
          "auprc": 0.5 * 1 + 0.5 * 2 / 3, "brier": (0.01 + 0.49 + 0.36 + 0.01) / 4, "ece": (0.1 + 0.7 + 0.6 + 0.1) / 4}
     )  # fmt: skip
 
@@ -61,6 +64,8 @@ def test_all_agree_with_scikit_learn_under_weights(classes):
             "balanced_accuracy": metrics.balanced_accuracy_score(truth, measure.decided, **how),
             "sensitivity": np.mean(recalls),
             "specificity": np.mean([metrics.recall_score(truth != c, measure.decided != c, **how) for c in sides]),
+            "f1": metrics.f1_score(truth, measure.decided, average="binary" if len(sides) == 1 else "macro", **how),
+            "mcc": metrics.matthews_corrcoef(truth, measure.decided, **how),
             "auroc": np.mean([metrics.roc_auc_score(truth == c, p[:, c], **how) for c in sides]),
             "auprc": np.mean([metrics.average_precision_score(truth == c, p[:, c], **how) for c in sides]),
         }
@@ -102,12 +107,35 @@ def test_ranking_is_turned_round_by_turning_the_classes(seed, n):
     assert (1 - back).tolist() == pytest.approx(wanted, nan_ok=True)
 
 
-@pytest.mark.parametrize(("one", "missing"), [(0, "sensitivity"), (1, "specificity")])
+@given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.integers(2, 25))
+@settings(max_examples=50, deadline=None)
+def test_f1_and_mcc_of_few_rows_agree_with_scikit_learn(seed, classes, n):
+    """Also of classes that few rows or draws hold; undefined where a draw lacks a class to be found."""
+    rng = np.random.default_rng(seed)
+    truth, decided = rng.integers(0, classes, (2, n)) // rng.integers(1, 3, (2, 1))
+    weights = np.r_[np.ones((1, n)), rng.integers(0, 3, (3, n))]
+    found = Classification(truth, "abcde"[:classes], decided=decided)(weights)
+    judged = [1] if classes == 2 else [c for c in np.unique(truth) if len(np.unique(truth)) > 1]
+    for w, f1, mcc in zip(weights, found["f1"], found["mcc"]):
+        rows = np.repeat(np.arange(n), w.astype(int))
+        here = set(truth[rows].tolist())
+        if len(here) < 2:
+            assert math.isnan(mcc)
+        else:
+            assert mcc == pytest.approx(metrics.matthews_corrcoef(truth[rows], decided[rows]), abs=1e-12)
+        if not judged or not here.issuperset(judged):
+            assert math.isnan(f1)
+        else:
+            of_each = metrics.f1_score(truth[rows], decided[rows], labels=judged, average=None, zero_division=0)
+            assert f1 == pytest.approx(of_each.mean(), abs=1e-12)
+
+
+@pytest.mark.parametrize(("one", "missing"), [(0, {"sensitivity", "f1"}), (1, {"specificity"})])
 def test_one_class_leaves_undefined_what_needs_both_and_says_why(one, missing):
     measure = Classification([one] * 5, TWO, binary([0.2, 0.4, 0.6, 0.8, 0.9]))
     point = measure.point()
     undefined = {name for name, value in point.items() if math.isnan(value)}
-    assert undefined == set(measure.notes) == {"balanced_accuracy", "auroc", "auprc", missing}
+    assert undefined == set(measure.notes) == {"balanced_accuracy", "mcc", "auroc", "auprc"} | missing
     assert set(measure.notes.values()) == {f"undefined: all 5 are {TWO[one]}"}
     assert point["accuracy"] == (0.6 if one else 0.4)
 
@@ -121,7 +149,8 @@ def test_a_class_that_is_absent_is_left_out_of_the_average_and_named():
     gone = weights[:1] * (truth == 0)  # a draw without one of the two
     assert math.isnan(three(gone)["auroc"][0]) and math.isnan(three(gone)["balanced_accuracy"][0])
     alone = Classification([2, 2], THREE, np.full((2, 3), 1 / 3))
-    assert math.isnan(alone.point()["auroc"]) and alone.notes["sensitivity"] == "undefined: all 2 are HCM"
+    assert math.isnan(alone.point()["auroc"]) and math.isnan(alone.point()["f1"])
+    assert alone.notes["sensitivity"] == "undefined: all 2 are HCM"
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,8 @@ def test_options_are_refused_by_a_task_that_has_no_use_for_them():
         task.check_retest()
     with pytest.raises(ValueError, match=r"--threshold 0\.2 is for targets of two classes, and the run predicts dark"):
         task.check_decisions(0.2, None)
+    with pytest.raises(ValueError, match="--regions a=1 is for label maps, and the run predicts darkness"):
+        task.map_scoring(["a=1"], "leave-out", [])
 
 
 def test_every_task_is_a_choice():
