@@ -86,7 +86,7 @@ class Published:
 
     def check_listed(self, path: Path, rows: dict[str, tuple[str, dict[str, str]]], studies: Sequence[str]) -> None:
         """Refuse the lines of a table without a study, and name the studies without a line."""
-        for study in rows.keys() - set(studies):
+        for study in sorted(rows.keys() - set(studies), key=by_number):
             line = rows[study][0].rpartition(", ")[2]
             self.refuse(path, f"{line}: the study {study} has no folder or no images", study)
         for study in (study for study in studies if rows and study not in rows):
