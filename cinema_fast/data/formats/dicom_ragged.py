@@ -7,7 +7,7 @@ once. The rules for such a view, in this order:
   more than once with equally many frames, the last one counts: that of the later series in the order of the files, or,
   within a series, that with the later instance numbers.
 - Slices with equally many frames make a stack, along their normal. The longest run of neighbours at one distance is the
-  result, over all such stacks; of equally long runs the one that was taken last.
+  result, over all such stacks; of equally long runs that with the shorter distance, then the one that was taken last.
 - What is left out is said in the remarks.
 
 The CineMA reference has such a rule (cinema/data/kaggle, `filter_sax_images`) but takes slices by the number of their
@@ -16,6 +16,7 @@ folder, and cuts by size, spacing, direction and distance one after the other.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -62,12 +63,13 @@ def longest_run(images: list[Image], *, stack: bool | None, fill: bool) -> tuple
             for n_frames, take in last.items():
                 stacks[k, n_frames].append(take)
     runs = {key: _longest_even(slices) for key, slices in stacks.items()}
-    best = max(runs, key=lambda key: (len(runs[key]), max(order.get(id(image), 0) for image in runs[key][-1])))
+    best = max(runs, key=lambda key: (len(runs[key]), -_extent_mm(runs[key]),
+                                      max(order.get(id(image), 0) for image in runs[key][-1])))  # fmt: skip
     run, total = runs[best], sum(map(len, stacks.values()))
     if len(run) == 1 < total and stack is not False:
         raise IncompleteCine(run[0][0].path, f"no stack: of {total} slices no two are alike in size, orientation, "
                                              "pixel spacing and number of frames")
-    left_out = Counter({"at another distance": len(stacks[best]) - len(run)})
+    left_out = Counter({"at another distance or beside the line": len(stacks[best]) - len(run)})
     for key, slices in stacks.items():
         if key != best:
             left_out[_REASONS[difference(run[0][0], slices[0][0])]] += len(slices)
@@ -125,7 +127,8 @@ def _filled(take: list[Image]) -> list[Image]:
         return take
     take = sorted(take, key=lambda image: getattr(image.header, clock))
     steps = np.diff([getattr(image.header, clock) for image in take])
-    at = int(steps.argmax()) if steps.max() > LONG_STEP * np.median(steps) else len(take) - 1
+    usual = np.sort(steps)[(len(steps) - 1) // 2]  # of two steps the shorter one: the other may be the gap
+    at = int(steps.argmax()) if steps.max() > LONG_STEP * usual else len(take) - 1
     before, times = take[at].header, {}
     for name in CLOCKS:
         here = getattr(before, name)
@@ -141,9 +144,17 @@ def _is_filled(take: list[Image]) -> bool:
 
 
 def _longest_even(slices: list[list[Image]]) -> list[list[Image]]:
-    """The longest run of neighbours at one distance, the first of equally long ones; where no slice lies still, all."""
-    runs = (slices[first : first + n] for n in range(len(slices), 0, -1) for first in range(len(slices) - n + 1))
-    return next((run for run in runs if _even(run)), slices)
+    """The longest run of neighbours at one distance; all slices where none keeps its place over time."""
+    for n in range(len(slices), 0, -1):
+        runs = (slices[first : first + n] for first in range(len(slices) - n + 1))
+        if even := [run for run in runs if _even(run)]:
+            return min(even, key=_extent_mm)
+    return slices
+
+
+def _extent_mm(run: list[list[Image]]) -> float:
+    first, last = (take[0].header.position for take in (run[0], run[-1]))
+    return round(math.dist(first, last), 3)
 
 
 def _even(run: list[list[Image]]) -> bool:
