@@ -39,7 +39,7 @@ def read_dicom_cine(paths: Sequence[Path], *, stack: bool | None, ragged: str = 
     """
     images, digests = [], []
     for path in paths:
-        found, digest = _read_file(Path(path))
+        found, digest = _read_file(Path(path), series=ragged != REFUSE)
         images += found
         digests.append(digest)
     images = [image for image in images if image.header.magnitude]
@@ -68,7 +68,8 @@ def read_dicom_cine(paths: Sequence[Path], *, stack: bool | None, ragged: str = 
     return cine
 
 
-def _read_file(path: Path) -> tuple[list[Image], str]:
+def _read_file(path: Path, *, series: bool) -> tuple[list[Image], str]:
+    """The images of a file, with their series where asked for, which takes a twentieth of the time; and its SHA-256."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise CineError(path, f"{path.stat().st_size} bytes: larger than any cine")
@@ -76,8 +77,8 @@ def _read_file(path: Path) -> tuple[list[Image], str]:
     except OSError as err:
         raise CineError(path, f"cannot be read: {err.strerror or err}") from err
     dataset = read_dataset(path, content)
-    headers, series = image_headers(path, dataset), series_of(path, dataset)
-    images = [Image(path, series, header, pixels)
+    headers, name = image_headers(path, dataset), series_of(path, dataset) if series else ""
+    images = [Image(path, name, header, pixels)
               for header, pixels in zip(headers, read_pixels(path, dataset), strict=True)]  # fmt: skip
     return images, hashlib.sha256(content).hexdigest()
 

@@ -22,7 +22,8 @@ CLOCKS = ("trigger_ms", "temporal", "instance", "acquisition")
 
 
 class Image(NamedTuple):
-    """An image, the file that it comes from, and its series (`dicom_file.series_of`). pixels: (Rows, Columns)."""
+    """An image, and the file that it comes from. series: `dicom_file.series_of`, "" where it does not matter. pixels:
+    (Rows, Columns)."""
 
     path: Path
     series: str
