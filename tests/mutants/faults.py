@@ -116,7 +116,7 @@ FAULTS = (
     Fault(
         "dicom-spacing-swapped",
         "the two numbers of DICOM's PixelSpacing change places",
-        "cinema_fast/data/formats/dicom_cine.py",
+        "cinema_fast/data/formats/dicom_slices.py",
         "rows_mm, columns_mm = header.spacing",
         "columns_mm, rows_mm = header.spacing",
     ),

@@ -98,6 +98,13 @@ def write_series(folder: Path, data, affine, *, frame_ms=40.0, change=lambda dat
     return paths
 
 
+def write_slice(folder: Path, data, affine, z: int, **options) -> list[Path]:
+    """Slice z of (X, Y, Z, T) as a series of its own."""
+    affine = affine.copy()
+    affine[:3, 3] += z * affine[:3, 2]
+    return write_series(folder, data[:, :, z : z + 1], affine, **options)
+
+
 def write_enhanced(path: Path, data, affine, *, frame_ms=40.0, order=None, change=lambda dataset: None, **options):
     """All slices and frames of (X, Y, Z, T) in one file, in `order`: a list of (z, t)."""
     orientation, spacing, step, position = geometry(affine)

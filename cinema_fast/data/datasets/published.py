@@ -1,7 +1,7 @@
 """What the readers of public data sets share: finding folders and images, refusing files, values of tables."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -86,9 +86,12 @@ class Published:
             self.refuse(path, f"{reason} (values of this table stay unknown from there on)")
         return found
 
-    def check_listed(self, path: Path, rows: dict[str, tuple[str, dict[str, str]]]) -> None:
-        """Refuse the lines of a table without a study, and name the studies without a line."""
-        studies = self.sources.studies
+    def check_listed(
+        self, path: Path, rows: dict[str, tuple[str, dict[str, str]]], studies: Collection[str] | None = None
+    ) -> None:
+        """Refuse the lines of a table without a study, and name the studies without a line. studies: those that the
+        table is about; None: all."""
+        studies = self.sources.studies if studies is None else studies
         for study in (study for study in rows if study not in studies):
             line = rows[study][0].rpartition(", ")[2]
             self.refuse(path, f"{line}: the study {study} has no folder or no images", study)

@@ -10,40 +10,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from .cine import MAX_BYTES, Cine, CineError, IncompleteCine, Volume, check_cine, joined_sha256
-from .dicom_file import ImageHeader, image_headers, read_dataset
+from .dicom_file import image_headers, read_dataset, series_of
 from .dicom_pixels import read_pixels
+from .dicom_ragged import LONGEST_RUN_FILLED, REFUSE, longest_run
+from .dicom_slices import CLOCKS, LONG_STEP, Image, affine_of, by_place, check_places, difference
 
-# Slices of a cine are 4 mm apart or more; the same slice has the same position to a hundredth of a millimetre.
-SAME_PLACE_MM = 0.5
-# Largest minus smallest slice distance of a complete stack, relative to the median.
-MAX_UNEVENNESS = 0.1
-# A time step this many times the median means that a frame is missing.
-LONG_STEP = 1.6
 # Difference between the heart's cycle and the time of all frames where they fill it, relative to the cycle.
 MAX_UNFILLED = 0.1
 
 
-class Image(NamedTuple):
-    """An image, and the file that it comes from. pixels: (Rows, Columns)."""
-
-    path: Path
-    header: ImageHeader
-    pixels: np.ndarray
-
-
-def read_dicom_cine(paths: Sequence[Path], *, stack: bool | None) -> Cine:
+def read_dicom_cine(paths: Sequence[Path], *, stack: bool | None, ragged: str = REFUSE) -> Cine:
     """Read and check one view of one study.
 
     Args:
-        paths: its DICOM files in any order, single-frame or enhanced multi-frame, of one or several series.
+        paths: its DICOM files in any order, single-frame or enhanced multi-frame, of one or several series. For a
+            ragged stack the order tells which of repeated slices is the last one.
         stack: whether the view is a stack of slices (SAX) or a single slice (LAX); None: either.
+        ragged: what to do where slices differ, are repeated, or miss a frame: a rule of `dicom_ragged.py`.
 
     Raises:
         CineError: a file that is malformed, truncated or without a decoder; images of differing size, orientation or
@@ -51,29 +39,37 @@ def read_dicom_cine(paths: Sequence[Path], *, stack: bool | None) -> Cine:
     """
     images, digests = [], []
     for path in paths:
-        found, digest = _read_file(Path(path))
+        found, digest = _read_file(Path(path), series=ragged != REFUSE)
         images += found
         digests.append(digest)
     images = [image for image in images if image.header.magnitude]
     if not images:
         raise CineError(paths[0], "no magnitude images: all of them are phase, real or imaginary")
-    first = images[0]
-    for image in images:
-        _check_alike(first, image)
-    slices, remark = _by_time(_by_place(images))
+    remarks = []
+    if ragged == REFUSE:
+        for image in images:
+            _check_alike(images[0], image)
+        slices = by_place(images)
+        _check_counts(slices)
+    else:
+        slices, remarks = longest_run(images, stack=stack, fill=ragged == LONGEST_RUN_FILLED)
+    first = slices[0][0]
+    slices, remark = _by_time(slices)
     if len(slices[0]) < 2:
         raise IncompleteCine(first.path, f"not a cine: one image of each of {len(slices)} slices, expected 2 frames or "
                                          f"more")
-    affine = _affine(slices)
-    _check_places(slices, affine)
+    affine = affine_of(slices)
+    check_places(slices, affine)
     volumes = tuple(_volume([images[t] for images in slices], affine, digests[0]) for t in range(len(slices[0])))
     shape = (*first.pixels.shape[::-1], len(slices))
+    remark = "; ".join([*remarks, *([remark] if remark else [])])
     cine = Cine(volumes, shape, len(volumes), affine, _frame_time(slices), joined_sha256(digests), remark=remark)
     check_cine(cine, first.path, stack=stack)
     return cine
 
 
-def _read_file(path: Path) -> tuple[list[Image], str]:
+def _read_file(path: Path, *, series: bool) -> tuple[list[Image], str]:
+    """The images of a file, with their series where asked for, which takes a twentieth of the time; and its SHA-256."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise CineError(path, f"{path.stat().st_size} bytes: larger than any cine")
@@ -81,31 +77,23 @@ def _read_file(path: Path) -> tuple[list[Image], str]:
     except OSError as err:
         raise CineError(path, f"cannot be read: {err.strerror or err}") from err
     dataset = read_dataset(path, content)
-    headers = image_headers(path, dataset)
-    images = [Image(path, header, pixels) for header, pixels in zip(headers, read_pixels(path, dataset), strict=True)]
+    headers, name = image_headers(path, dataset), series_of(path, dataset) if series else ""
+    images = [Image(path, name, header, pixels)
+              for header, pixels in zip(headers, read_pixels(path, dataset), strict=True)]  # fmt: skip
     return images, hashlib.sha256(content).hexdigest()
 
 
 def _check_alike(first: Image, image: Image) -> None:
-    if image.pixels.shape != first.pixels.shape:
+    what = difference(first, image)
+    if what == "size":
         found, expected = ("{1} x {0} pixels".format(*one.pixels.shape) for one in (image, first))
         raise CineError(image.path, f"sizes differ: {found}, in {first.path.name} {expected}")
-    # differences up to these limits move the far corner of an image by less than a pixel
-    for name, limit in (("orientation", 1e-3), ("spacing", 1e-3)):
-        found, expected = getattr(image.header, name), getattr(first.header, name)
-        if np.abs(np.subtract(found, expected)).max() > limit:
-            raise CineError(image.path, f"the {name} {list(found)} differs from {list(expected)} in {first.path.name}")
+    if what:
+        found, expected = getattr(image.header, what), getattr(first.header, what)
+        raise CineError(image.path, f"the {what} {list(found)} differs from {list(expected)} in {first.path.name}")
 
 
-def _by_place(images: list[Image]) -> list[list[Image]]:
-    """The images of each slice, ordered along the normal."""
-    normal = images[0].header.normal
-    ordered = sorted(images, key=lambda image: float(normal @ image.header.position))
-    slices = [[ordered[0]]]
-    for before, image in pairwise(ordered):
-        if normal @ np.subtract(image.header.position, before.header.position) > SAME_PLACE_MM:
-            slices.append([])
-        slices[-1].append(image)
+def _check_counts(slices: list[list[Image]]) -> None:
     counts = [len(images) for images in slices]
     if len(set(counts)) > 1:
         usual = max(set(counts), key=counts.count)
@@ -113,7 +101,6 @@ def _by_place(images: list[Image]) -> list[list[Image]]:
         what = "frames are missing" if counts[k] < usual else "one slice was taken more than once"
         raise IncompleteCine(slices[k][0].path, f"{what}: slice {k + 1} of {len(slices)} has {counts[k]} images, "
                                                 f"most have {usual}")
-    return slices
 
 
 def _by_time(slices: list[list[Image]]) -> tuple[list[list[Image]], str]:
@@ -123,7 +110,7 @@ def _by_time(slices: list[list[Image]]) -> tuple[list[list[Image]], str]:
     if len(phases) == 1 and n < max(phases):
         raise IncompleteCine(slices[0][0].path, f"frames are missing: {n} images a slice, the header says "
                                                 f"{max(phases):g} (CardiacNumberOfImages)")
-    for clock in ("trigger_ms", "temporal", "instance", "acquisition"):
+    for clock in CLOCKS:
         times = [[getattr(image.header, clock) for image in images] for images in slices]
         known = [time for one in times for time in one if time is not None]
         if len(known) < n * len(slices) or (n > 1 and any(len(set(one)) == 1 for one in times)):
@@ -187,38 +174,6 @@ def _from_r_wave(slices: list[list[Image]]) -> tuple[list[list[Image]], str]:
                                     f"heart's cycle (NominalInterval): they may not be of one beat")
     remark = f"{before} of {n} frames lie before the R wave and were moved to the end of the cycle"
     return [images[before:] + images[:before] for images in slices], remark
-
-
-def _affine(slices: list[list[Image]]) -> np.ndarray:
-    """(4, 4) voxel index -> mm, RAS+; the third axis steps by the slice distance, or by a single slice's thickness."""
-    header = slices[0][0].header
-    row, column = np.reshape(header.orientation, (2, 3))
-    rows_mm, columns_mm = header.spacing
-    first, last = (np.array(images[0].header.position) for images in (slices[0], slices[-1]))
-    step = (last - first) / (len(slices) - 1) if len(slices) > 1 else header.normal * (header.thickness or 1.0)
-    affine = np.eye(4)
-    affine[:3] = np.stack([row * columns_mm, column * rows_mm, step, first], axis=1)
-    affine[:2] *= -1  # LPS+ of DICOM to RAS+ of NIfTI
-    return affine
-
-
-def _check_places(slices: list[list[Image]], affine: np.ndarray) -> None:
-    normal = slices[0][0].header.normal
-    places = np.array([[image.header.position for image in images] for images in slices])  # (Z, T, 3)
-    along = places[:, 0] @ normal
-    steps = np.diff(along)
-    if len(steps) and np.ptp(steps) > MAX_UNEVENNESS * np.median(steps):
-        k = int(steps.argmax())
-        raise IncompleteCine(slices[k][0].path, f"slices are missing or unevenly spaced: steps of {steps.min():.2f} to "
-                                                f"{steps.max():.2f} mm, the longest after slice {k + 1} of "
-                                                f"{len(slices)}")
-    expected = places[0, 0] + np.arange(len(slices))[:, None] * (affine[:3, 2] * (-1, -1, 1))
-    off = places - expected[:, None]
-    shift = np.linalg.norm(off - (off @ normal)[..., None] * normal, axis=-1)
-    if shift.max() > 1.0:
-        k, t = np.unravel_index(shift.argmax(), shift.shape)
-        raise CineError(slices[k][t].path, f"slice {k + 1} of {len(slices)} lies {shift.max():.1f} mm beside the line "
-                                           f"of the others")
 
 
 def _volume(images: list[Image], affine: np.ndarray, sha256: str) -> Volume:

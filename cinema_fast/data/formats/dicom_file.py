@@ -41,8 +41,8 @@ MAX_IMAGES = 10_000
 
 _TAGS = (
     "SpecificCharacterSet", "ImageType", "ComplexImageComponent", "SOPInstanceUID", "Modality", "SeriesDescription",
-    "ProtocolName", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "AcquisitionNumber",
-    "InstanceNumber", "TriggerTime", "NominalInterval", "FrameTime", "CardiacNumberOfImages",
+    "ProtocolName", "PatientID", "PatientSex", "PatientAge", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber",
+    "AcquisitionNumber", "InstanceNumber", "TriggerTime", "NominalInterval", "FrameTime", "CardiacNumberOfImages",
     "TemporalPositionIdentifier", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
     "RescaleSlope", "RescaleIntercept", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
     "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored",
@@ -261,6 +261,13 @@ def text(dataset: Dataset, keyword: str) -> str:
         return ""
     # interned, because thousands of files have the same few values
     return sys.intern(" ".join("".join(c if c.isprintable() else " " for c in value).split()))
+
+
+def series_of(path: Path, dataset: Dataset) -> str:
+    """The series of a file: its SeriesInstanceUID; where the header has none, the folder with the number and the
+    descriptions that the header gives, since some archives are anonymised to one folder a series."""
+    described = (text(dataset, name) for name in ("SeriesNumber", "SeriesDescription", "ProtocolName"))
+    return text(dataset, "SeriesInstanceUID") or "\n".join((str(path.parent), *described))
 
 
 def whole_number(dataset: Dataset, keyword: str, default: int | None = None) -> int:

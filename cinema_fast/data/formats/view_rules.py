@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...common.parsed_file import parse_yaml
+from .dicom_ragged import LONGEST_RUN, RAGGED, REFUSE
 
 DEFAULT_RULES = Path(__file__).with_name("view_rules.yaml")
 REPEATED = ("refuse", "last")
@@ -23,10 +24,12 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ViewRules:
-    """Rules in order. repeated: what to do with a slice that several series hold, one of REPEATED."""
+    """Rules in order. repeated: what to do with a slice that several series hold, one of REPEATED. ragged: what to do
+    with a stack whose slices differ, one of RAGGED."""
 
     rules: tuple[Rule, ...]
     repeated: str
+    ragged: str = REFUSE
 
     def view_of(self, *descriptions: str) -> tuple[str | None, str]:
         """(view, "") of a series; or (None, reason) to leave it out.
@@ -54,12 +57,18 @@ def read_rules(path: Path | None = None) -> ViewRules:
     except (OSError, ValueError, yaml.YAMLError) as err:
         raise ValueError(f"{path}: the view rules cannot be read ({' '.join(str(err).split())})") from err
     if not isinstance(content, dict) or not isinstance(content.get("rules"), list) or content.keys() - {
-            "rules", "repeated"}:
-        raise ValueError(f"{path}: expected the keys rules (a list) and repeated, as in {DEFAULT_RULES}")
+            "rules", "repeated", "ragged"}:
+        raise ValueError(f"{path}: expected the keys rules (a list), repeated and ragged, as in {DEFAULT_RULES}")
     repeated = content.get("repeated", "refuse")
     if repeated not in REPEATED:
         raise ValueError(f"{path}: repeated is {repeated!r}, expected {' or '.join(REPEATED)}")
-    return ViewRules(tuple(_rule(path, n, rule) for n, rule in enumerate(content["rules"], 1)), repeated)
+    ragged = content.get("ragged", REFUSE)
+    if ragged not in RAGGED:
+        raise ValueError(f"{path}: ragged is {ragged!r}, expected {' or '.join(RAGGED)}")
+    if ragged == LONGEST_RUN and repeated != "last":
+        raise ValueError(f"{path}: with ragged: {LONGEST_RUN} the last of repeated slices counts; expected repeated: "
+                         f"last, got {repeated}")
+    return ViewRules(tuple(_rule(path, n, rule) for n, rule in enumerate(content["rules"], 1)), repeated, ragged)
 
 
 def _rule(path: Path, n: int, rule: object) -> Rule:

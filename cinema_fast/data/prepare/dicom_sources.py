@@ -1,7 +1,9 @@
 """Sorts the DICOM files of a folder into studies and views.
 
-Only headers count, not names or folders: StudyInstanceUID gives the study, SeriesInstanceUID the series, and the series
-description the view (`view_rules.py`). Only magnitude images are used. A study is named after the patient's ID and a
+Headers count, not names or folders: StudyInstanceUID gives the study, SeriesInstanceUID the series, and the series
+description the view (`view_rules.py`). Only where a header names no series, its folder is the series, and gives the
+description if the header has none. A file that names no study is refused: names of patients, such as ANON, and folders
+may be those of several people. Only magnitude images are used. A study is named after the patient's ID and a
 digest of its UID, in letters, digits, - and _, so that no header can name a path outside the store. A study with
 several patients is refused.
 """
@@ -23,7 +25,7 @@ from ...common.pool import available_cores, run_in_processes
 from ...common.progress import progress_bar
 from ...common.views import is_stack
 from ..formats.cine import CineError
-from ..formats.dicom_cine import SAME_PLACE_MM, read_dicom_cine
+from ..formats.dicom_cine import read_dicom_cine
 from ..formats.dicom_file import (
     image_places,
     is_dicom,
@@ -32,9 +34,12 @@ from ..formats.dicom_file import (
     malformed,
     read_header,
     require_pydicom,
+    series_of,
     text,
     whole_number,
 )
+from ..formats.dicom_ragged import REFUSE
+from ..formats.dicom_slices import SAME_PLACE_MM
 from ..formats.view_rules import ViewRules, read_rules
 from .source_format import SourceFormat
 from .sources import Refusal, Source, Sources, list_folder, refusal_of
@@ -195,14 +200,18 @@ def read_files(paths: list[Path]) -> list[File | CineError]:
 def _read_file(path: Path) -> File:
     dataset = read_header(path)
     with malformed(path):
-        study, series = text(dataset, "StudyInstanceUID"), text(dataset, "SeriesInstanceUID")
+        study, description = text(dataset, "StudyInstanceUID"), text(dataset, "SeriesDescription")
+        protocol = text(dataset, "ProtocolName")
+        if not (description or protocol or text(dataset, "SeriesInstanceUID")):
+            description = path.parent.name
         excluded, places, mixed = "", Counter(), False
         if text(dataset, "Modality") != "MR":
             excluded = f"modality {text(dataset, 'Modality') or 'unknown'}"
         elif "Rows" not in dataset and not is_mr_image(dataset):
             excluded = "no images"
-        elif not study or not series:
-            raise CineError(path, "the header names no study or no series (StudyInstanceUID, SeriesInstanceUID)")
+        elif not study:
+            raise CineError(path, "the header names no study (StudyInstanceUID): whose heart it shows is unknown; give "
+                                  "all files of a study one StudyInstanceUID")
         else:
             try:
                 shown = magnitudes(path, dataset)
@@ -212,8 +221,8 @@ def _read_file(path: Path) -> File:
             except CineError:
                 places.clear()  # reported when its view is read, if it is one
         number = whole_number(dataset, "SeriesNumber", 0)
-        return File(path, study, text(dataset, "PatientID"), series, number, text(dataset, "SOPInstanceUID"),
-                    text(dataset, "SeriesDescription"), text(dataset, "ProtocolName"),
+        return File(path, study, text(dataset, "PatientID"), series_of(path, dataset), number,
+                    text(dataset, "SOPInstanceUID"), description, protocol,
                     tuple((*place, n) for place, n in places.items()), mixed, excluded)
 
 
@@ -265,8 +274,9 @@ def _sort_study(src: Path, study: str, files: list[File], rules: ViewRules, sour
             continue
         else:
             kept = [file for series in found for file in series.files]
+        paths = [file.path for file in kept]  # in the order of the series
         sources.studies.setdefault(study, {})[view] = Source(
-            tuple(sorted(file.path for file in kept)), view, format="dicom")
+            tuple(sorted(paths) if rules.ragged == REFUSE else paths), view, format="dicom", ragged=rules.ragged)
 
 
 def _view(series: Series, rules: ViewRules) -> tuple[str | None, str]:
@@ -323,6 +333,6 @@ def _find(config: PrepareConfig, progress: bool) -> Sources:
 DICOM = SourceFormat(
     holds=lambda config: config.src.is_dir() and holds_dicom(config.src),
     find=_find,
-    read=lambda source, stack: read_dicom_cine(source.files, stack=stack),
+    read=lambda source, stack: read_dicom_cine(source.files, stack=stack, ragged=source.ragged),
     contained=True,  # decoders of compressed DICOM are compiled libraries, which may crash
 )

@@ -14,6 +14,7 @@ from ...common.naming import counted, named
 from ...common.tables import check_matches, read_table
 from ...common.views import VIEWS
 from ..formats.cine import Cine
+from ..formats.dicom_ragged import REFUSE
 from ..formats.nifti import read_cine
 from .source_format import SourceFormat
 
@@ -34,12 +35,14 @@ class Phases(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Source:
     """The files of one view of one study: NIfTI in the order of time (several only where the pattern has {frame}, or of
-    channels), DICOM in the order of their names.
+    channels), DICOM in the order of their names; where `ragged` is given, those of a later series after those of an
+    earlier one.
 
     spelling: the view's name in the file names. frames: the {frame} of each file, where there is one. format: its name
     in `source_format.FORMATS`. labels: the files of its label maps. label_frames: the {frame} of each, where there is
     one. broken: DICOM files in the same folders whose headers cannot be read; they may belong to this view. channels:
     the name of each file of a view that is no cine: single 3D volumes on one grid. phases: ED and ES, where known.
+    ragged: the rule for DICOM slices that differ, of `dicom_ragged.py`.
     """
 
     files: tuple[Path, ...]
@@ -51,6 +54,7 @@ class Source:
     broken: tuple[Path, ...] = ()
     channels: tuple[str, ...] = ()
     phases: Phases | None = None
+    ragged: str = REFUSE
 
 
 class Refusal(NamedTuple):

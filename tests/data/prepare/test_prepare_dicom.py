@@ -11,7 +11,7 @@ from cine_files import write_study as write_nifti
 
 pytest.importorskip("pydicom", reason="the extra dicom is not installed")
 from cine_files import forbid_listing
-from dicom_files import write_enhanced, write_series
+from dicom_files import set_pixels, write_enhanced, write_series, write_slice
 from prepared import content, run
 
 from cinema_fast.data.formats.nifti import read_cine
@@ -176,6 +176,70 @@ def test_series_taken_more_than_once(tmp_path):
     assert run(src, tmp_path / "store", views_rules=rules).failures == []
 
 
+def test_files_that_name_no_series_are_grouped_by_folder(tmp_path):
+    """The number and the descriptions of a header tell series in one folder apart; the folder is the last resort."""
+    def nameless(dataset, z, t):
+        del dataset.SeriesInstanceUID, dataset.SeriesDescription, dataset.SeriesNumber
+
+    def described(dataset, z, t):
+        del dataset.SeriesInstanceUID
+
+    for z in range(3):
+        write_slice(tmp_path / f"src/p1/sax_{z}", DATA, AFFINE, z, change=nameless)
+        write_slice(tmp_path / f"full/{z}", DATA, AFFINE, z)
+    for number, description in ((1, "2CH"), (2, "4CH"), (3, "MOLLI 4CH")):
+        write_series(tmp_path / "src/p1/sax", DATA[:, :, :1] + number, AFFINE, change=described, number=number,
+                     description=description)  # fmt: skip
+        write_series(tmp_path / f"full/{description}", DATA[:, :, :1] + number, AFFINE, description=description)
+    report = run(tmp_path / "src", tmp_path / "store")
+    assert report.series == {**{(f"sax_{z}", "sax", ""): 1 for z in range(3)}, ("2CH", "lax_2c", ""): 1,
+                             ("4CH", "lax_4c", ""): 1, ("MOLLI 4CH", None, "mapping or anatomy"): 1}  # fmt: skip
+    assert run(tmp_path / "full", tmp_path / "other").failures == report.failures == []
+    store, other = CineStore(tmp_path / "store"), CineStore(tmp_path / "other")
+    assert store.ids == other.ids and store.views(store.ids[0]) == ("sax", "lax_2c", "lax_4c")
+    for view in store.views(store.ids[0]):
+        frames = [s.read_frames(s.ids[0], view, range(4)) for s in (store, other)]
+        np.testing.assert_array_equal(*frames)
+
+
+@pytest.mark.parametrize("patient", ["", "ANON", "P 1"])
+def test_files_that_name_no_study_are_refused(tmp_path, patient):
+    """A folder may hold the files of several people, and so may an ID such as ANON."""
+    def anonymous(dataset, z, t):
+        del dataset.StudyInstanceUID
+
+    write_series(tmp_path / "src/a", DATA, AFFINE, study="1.2")
+    write_series(tmp_path / "src/a", DATA[:, :, :1], AFFINE, patient=patient, change=anonymous, description="4CH")
+    report = run(tmp_path / "src", tmp_path / "store")
+    assert report.prepared == 1 and len(report.failures) == 4 and report.exit_code == 1
+    for failure in report.failures:
+        assert failure.reason.startswith("the header names no study (StudyInstanceUID): whose heart it shows is "
+                                         "unknown; give all files of a study one StudyInstanceUID")
+
+
+def test_a_ragged_stack_by_the_rules(tmp_path):
+    def change(dataset, z, t):
+        if z == 4:
+            set_pixels(dataset, [np.ones((30, 30), np.int16)])
+
+    shape = (40, 36, 5)
+    affine = affine_of((0.1, 0.2, 1.0), (1.5, 1.3, 8.0), (0, 0, 20), shape)
+    data = ball_cine(shape, affine)
+    write_series(tmp_path / "src/a", data[:, :, ::-1], affine, change=change, number=2)
+    write_slice(tmp_path / "src/b", data, affine, 1, number=1)  # the earlier series: it does not count
+    (failure,) = run(tmp_path / "src", tmp_path / "store").failures
+    assert failure.reason.startswith("taken more than once")
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("repeated: last\nragged: longest run\nrules: [{match: sax, view: sax}]")
+    report = run(tmp_path / "src", tmp_path / "store", views_rules=rules)
+    assert report.failures == [] and list(report.remarks) == [
+        "of 5 slices the longest run of alike and evenly spaced ones is used, 4; left out: 1 of another size"]
+    write_series(tmp_path / "plain", data[:, :, :0:-1], affine)
+    run(tmp_path / "plain", tmp_path / "other")
+    stores = CineStore(tmp_path / "store"), CineStore(tmp_path / "other")
+    np.testing.assert_array_equal(*(store.read_frames(store.ids[0], "sax", range(4)) for store in stores))
+
+
 def test_names_cannot_leave_the_store(tmp_path):
     hostile = ["../../../etc/x", "/root", "..", ".", "", "a/b\\c", "x" * 64, "\u202eabc", "con\u0000", "-rf"]
     for n, patient in enumerate(hostile):
@@ -212,6 +276,8 @@ def test_formats_are_distinguished(src, tmp_path, monkeypatch):
     ("[", "the view rules cannot be read"),
     ("rules: [{match: sax, view: ../sax}]", "the view is a name of a-z"), ("rules: sax", "expected the keys rules"),
     ("rules: [{match: sax}]", "rule 1, .* expected"), ("repeated: first\nrules: []", "repeated is 'first', expected"),
+    ("ragged: all\nrules: []", "ragged is 'all', expected refuse or longest run"),
+    ("ragged: longest run\nrules: []", "the last of repeated slices counts; expected repeated: last, got refuse"),
 ])  # fmt: skip
 def test_rules_that_cannot_serve(tmp_path, content, message):
     (tmp_path / "rules.yaml").write_text(content)
@@ -232,7 +298,7 @@ def test_rules_that_cannot_serve(tmp_path, content, message):
     ("stage 2 SAX", "sax"), ("perfect SAX", "sax"), ("SAX performed twice", "sax"), ("heritage 4CH", "lax_4c"),
     ("maple SAX", "sax"), ("Tagging_SAX", None), ("SAX tag 5mm", None), ("GridTag sax", None),
     ("cine_tagged_4ch", None), ("ep2d_perf_sax", None), ("SAX restperfusion", None), ("sax map", None),
-    ("SAX T1_Mapping", None), ("PerfSR sax", None),
+    ("SAX T1_Mapping", None), ("PerfSR sax", None), ("sax_10", "sax"), ("2ch_21", "lax_2c"), ("4ch_14", "lax_4c"),
 ])  # fmt: skip
 def test_default_rules(description, expected):
     assert read_rules().view_of(description, "")[0] == expected
