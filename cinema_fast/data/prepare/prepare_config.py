@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -97,7 +98,7 @@ class PrepareConfig:
         for name in ("src", "dst"):
             object.__setattr__(self, name, Path(getattr(self, name)))
         if self.sax_spacing is None:
-            spacing = dataset_of(self.dataset).sax_spacing if self.dataset else (1.0, 1.0, 10.0)
+            spacing = dataset_of(self.dataset, self.src).sax_spacing if self.dataset else (1.0, 1.0, 10.0)
             object.__setattr__(self, "sax_spacing", spacing)
         grid = "sax_size", "lax_size", "lax_spacing"
         check(self, *grid, valid=lambda values: all(value > 0 for value in values), must="must be positive")
@@ -121,11 +122,11 @@ class PrepareConfig:
         """The parsed `shard`, or None. Raises ValueError."""
         return parse_shard(self.shard) if self.shard else None
 
-    @property
+    @cached_property
     def label_of(self) -> dict[int, int] | None:
         """{value in the label files: label}; None where values are labels. Raises ValueError."""
         if self.dataset:
-            return dict(dataset_of(self.dataset).label_map) or None
+            return dict(dataset_of(self.dataset, self.src).label_map) or None
         found: dict[int, int] = {}
         for pair in self.label_map:
             match = re.fullmatch("([0-9]{1,5})=([0-9]{1,3})", pair)

@@ -43,6 +43,6 @@ def find_studies(config: "PrepareConfig", progress: bool) -> "Sources":
     """The studies of `config.src`: of the data set that it holds, or in the requested format, or the first one it
     holds. Raises ValueError."""
     if config.dataset:
-        return dataset_of(config.dataset).find(config, progress)
+        return dataset_of(config.dataset, config.src).find(config, progress)
     held = (name for name in FORMATS if format_of(name).holds(config))
     return format_of(next(held, "nifti") if config.format == "auto" else config.format).find(config, progress)
