@@ -32,7 +32,8 @@ class PrepareConfig:
     # folder of the store: new, empty, or a store that was begun with the same options
     dst: Annotated[Path, tyro.conf.arg(metavar="STORE")]
     # public data set that SRC holds, as unpacked: cines, label maps and tables are found by their published names.
-    # STORE/table.csv and STORE/split.csv are written for `finetune --table --split`; see docs/how-to/datasets.md
+    # STORE/table.csv and STORE/split.csv are written for `finetune --table --split`, and STORE/landmarks.csv where the
+    # data set has landmarks; see docs/how-to/datasets.md
     dataset: DatasetName | None = None
     # format of SRC; auto: NIfTI if files match the pattern, else DICOM
     format: FormatName = "auto"

@@ -22,6 +22,7 @@ FormatName = Literal[("auto", *FORMATS)]
 # formats of one public data set, whose reader finds the files
 OF_DATASETS = {
     "rescan": "cinema_fast.data.datasets.rescan:PICKLES",
+    "png": "cinema_fast.data.datasets.landmark:PNG",
 }
 
 
