@@ -60,6 +60,7 @@ def in_folder(src: Path) -> Dataset:
     names = [f"{part}{ending}" for part in PARTS for ending in ("_metadata.csv", ".csv")]
     root = root_of(src, *names, name="a processed folder of CineMA",
                    expected="train_metadata.csv and train/PID/PID_sax_ed.nii.gz")  # fmt: skip
+    # MyoPS 2020 holds 1 RV, 2 LV, 3 MYO, 4 oedema, 5 scar; EMIDEC 1 LV, 2 MYO, 3 scar, 4 no-reflow
     if any(image(folder, f"{folder.name}_c0").exists() for folder in root.glob("*/*")):
         return Dataset(partial(find, root), {1: 1, 2: 3, 3: 2, 4: 6, 5: 4}, sax_spacing=(0.0, 0.0, 0.0))
     if any(image(folder, folder.name).exists() for folder in root.glob("*/*")):
