@@ -6,6 +6,7 @@ the layouts: docs/how-to/datasets.md.
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -42,6 +43,11 @@ class Dataset(NamedTuple):
     sax_spacing: tuple[float, float, float] = (1.0, 1.0, 10.0)
 
 
-def dataset_of(name: str) -> Dataset:
-    """The data set of this name."""
-    return resolve_name(DATASETS[name])
+def dataset_of(name: str, src: Path) -> Dataset:
+    """The data set of this name in the folder `src`.
+
+    A layout that many data sets share is a function of the folder in place of a `Dataset`: label map and spacing are
+    those of the data set in it. Raises ValueError where the folder is not of that layout.
+    """
+    found = resolve_name(DATASETS[name])
+    return found if isinstance(found, Dataset) else found(src)

@@ -1,7 +1,8 @@
-"""table.csv and split.csv of a store that was prepared from a public data set.
+"""The tables of a store of a public data set: table.csv, split.csv, and landmarks.csv where it has landmarks.
 
-A line per study of the store. Volumes [ml] and ejection fractions [%] are those that the data set gives, else those of
-its label maps at ED and ES, on the grid of the scan: voxels x voxel volume. Cells of unknown values are empty.
+A line per study of the store, or per landmark. Volumes [ml] and ejection fractions [%] are those that the data set
+gives, else those of its label maps at ED and ES, on the grid of the scan: voxels x voxel volume. Cells of unknown
+values are empty.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from pathlib import Path
 
 from ...common.atomic import whole_file
 from ...common.parsed_file import read_json
+from ...common.tables import LANDMARK_COLUMNS
 from ...common.views import plane_of
 from .sources import Sources
 
-TABLES = TABLE, SPLIT = "table.csv", "split.csv"
+TABLES = TABLE, SPLIT, LANDMARKS = "table.csv", "split.csv", "landmarks.csv"
 FUNCTION = {"lv": 3, "rv": 1}  # ventricle -> its label
 COLUMNS = (
     "pathology", "vendor", "centre", "sex", "age", "height", "weight", "bmi", "ed", "es",
@@ -23,7 +25,7 @@ COLUMNS = (
 
 
 def write_tables(store: Path, sources: Sources, done: dict[str, dict[str, dict]]) -> str:
-    """Write both tables of the studies in the store (`done`); returns a line about them."""
+    """Write the tables of the studies in the store (`done`); returns a line about them."""
     rows = {study: drawn_values(store, study) | sources.table.get(study, {}) for study in sorted(done)}
     extra = sorted({name for row in rows.values() for name in row} - set(COLUMNS))
     _write(store / TABLE, ("study", *COLUMNS, *extra), ({"study": study} | row for study, row in rows.items()))
@@ -31,7 +33,11 @@ def write_tables(store: Path, sources: Sources, done: dict[str, dict[str, dict]]
     _write(store / SPLIT, ("study", "split"), ({"study": s, "split": part} for s, part in split.items()))
     parts = list(split.values())
     counts = ", ".join(f"{parts.count(part)} {part}" for part in ("train", "val", "test"))
-    return f"tables of the data set: {store / TABLE}, {store / SPLIT} ({counts})"
+    marks = [dict(zip(LANDMARK_COLUMNS, line)) for line in sources.landmarks if line[1] in done.get(line[0], {})]
+    if marks:
+        _write(store / LANDMARKS, LANDMARK_COLUMNS, marks)
+    names = (f"{store / SPLIT} ({counts})", *[str(store / LANDMARKS)] * bool(marks))
+    return f"tables of the data set: {store / TABLE}, {', '.join(names)}"
 
 
 def remove_tables(store: Path) -> None:

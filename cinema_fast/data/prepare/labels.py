@@ -1,9 +1,9 @@
 """Label maps of cines: finds their files, and checks that they fit their cine.
 
-A label map is a NIfTI file on the grid of its cine, with a whole number from 0 (background) to 255 in each voxel; with
-a map from values to labels, values to 65,535. One 4D file may hold the maps of all frames. Public data sets label ED
-and ES and leave the other frames empty, so a frame without any label counts as unlabelled. Alternatively there is a
-file for each labelled frame (`PrepareConfig.labels` gives their names).
+A label map is a NIfTI file, or one of the cine's own format, on the grid of its cine, with a whole number from 0
+(background) to 255 in each voxel; with a map from values to labels, values to 65,535. One 4D file may hold the maps of
+all frames. Public data sets label ED and ES and leave the other frames empty, so a frame without any label counts as
+unlabelled. Alternatively there is a file for each labelled frame (`PrepareConfig.labels` gives their names).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from ..formats.cine import Cine, CineError, Volume, joined_sha256
-from ..formats.nifti import read_nifti
 from ..store.orientation import like
+from .source_format import format_of
 from .sources import Source, Sources
 
 MOST_VALUE = 65535  # of a label file
@@ -92,14 +92,14 @@ def read_label_maps(
         label_of: {value in the files: label}; None: values are labels.
 
     Raises:
-        CineError: as `read_nifti`; a map of another shape, or whose affine puts a voxel half a pixel or more from its
-            place in the cine; a number of maps other than that of the frames, or frames that the cine does not have;
-            values other than whole numbers from 0 to 255, or those of `label_of` and 0; no label at all.
+        CineError: as `SourceFormat.read_labels`; a map of another shape, or whose affine puts a voxel half a pixel or
+            more from its place in the cine; a number of maps other than that of the frames, or frames that the cine
+            does not have; values other than whole numbers from 0 to 255, or those of `label_of` and 0; no label at all.
     """
     maps: dict[int, np.ndarray] = {}
     digests, remark = [], ""
     for n, path in enumerate(source.labels):
-        volume = like(read_nifti(path), cine)
+        volume = like(format_of(source.format).read_labels(path, cine), cine)
         digests.append(volume.sha256)
         remark = remark or volume.remark
         _check_grid(path, volume, cine)

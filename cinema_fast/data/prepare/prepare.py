@@ -143,10 +143,10 @@ def _fill(
                              for view, record in views.items() if "cut" in record.get("labels", {})), reverse=True)
     _write_outcome(store, config, done, report)
     if not config.part:
+        if config.overwrite:
+            remove_tables(store)
         if config.dataset:
             report.tables = write_tables(store, sources, done)
-        elif config.overwrite:
-            remove_tables(store)
     if config.motion:
         report.motion_maps, failures = add_motion_maps(
             store, done, temporary, workers=config.workers, progress=progress)

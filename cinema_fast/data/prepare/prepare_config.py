@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,7 +32,8 @@ class PrepareConfig:
     # folder of the store: new, empty, or a store that was begun with the same options
     dst: Annotated[Path, tyro.conf.arg(metavar="STORE")]
     # public data set that SRC holds, as unpacked: cines, label maps and tables are found by their published names.
-    # STORE/table.csv and STORE/split.csv are written for `finetune --table --split`; see docs/how-to/datasets.md
+    # STORE/table.csv and STORE/split.csv are written for `finetune --table --split`, and STORE/landmarks.csv where the
+    # data set has landmarks; see docs/how-to/datasets.md
     dataset: DatasetName | None = None
     # format of SRC; auto: NIfTI if files match the pattern, else DICOM
     format: FormatName = "auto"
@@ -97,7 +99,7 @@ class PrepareConfig:
         for name in ("src", "dst"):
             object.__setattr__(self, name, Path(getattr(self, name)))
         if self.sax_spacing is None:
-            spacing = dataset_of(self.dataset).sax_spacing if self.dataset else (1.0, 1.0, 10.0)
+            spacing = dataset_of(self.dataset, self.src).sax_spacing if self.dataset else (1.0, 1.0, 10.0)
             object.__setattr__(self, "sax_spacing", spacing)
         grid = "sax_size", "lax_size", "lax_spacing"
         check(self, *grid, valid=lambda values: all(value > 0 for value in values), must="must be positive")
@@ -121,11 +123,11 @@ class PrepareConfig:
         """The parsed `shard`, or None. Raises ValueError."""
         return parse_shard(self.shard) if self.shard else None
 
-    @property
+    @cached_property
     def label_of(self) -> dict[int, int] | None:
         """{value in the label files: label}; None where values are labels. Raises ValueError."""
         if self.dataset:
-            return dict(dataset_of(self.dataset).label_map) or None
+            return dict(dataset_of(self.dataset, self.src).label_map) or None
         found: dict[int, int] = {}
         for pair in self.label_map:
             match = re.fullmatch("([0-9]{1,5})=([0-9]{1,3})", pair)

@@ -70,8 +70,9 @@ class Refusal(NamedTuple):
 @dataclass(slots=True)
 class Sources:
     """studies: id -> view -> Source. refused: files that are not prepared, and why. unmatched: NIfTI files that do not
-    match the pattern. series: number of DICOM series of each (description, view or None, why left out). table, split:
-    of a public data set, the values of each study by column, and its part (train, val or test)."""
+    match the pattern. series: number of DICOM series of each (description, view or None, why left out). table, split,
+    landmarks: of a public data set, the values of each study by column, its part (train, val or test), and landmarks,
+    each a line of `LANDMARK_COLUMNS`."""
 
     studies: dict[str, dict[str, Source]] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
@@ -79,6 +80,7 @@ class Sources:
     series: Counter[tuple[str, str | None, str]] = field(default_factory=Counter)
     table: dict[str, dict[str, str | float]] = field(default_factory=dict)
     split: dict[str, str] = field(default_factory=dict)
+    landmarks: list[tuple[str, str, int, str, float, float, float]] = field(default_factory=list)
 
     def unmatched_names(self, src: Path) -> list[str]:
         """The files that do not match the pattern, relative to `src`."""

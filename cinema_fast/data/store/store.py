@@ -27,7 +27,8 @@ RAS+), `centred_on`, `prepare` (the options), `arrangement` (the file's axis tha
 source file, for `phases` where they were read, and for `labels` the volumes `volumes_ml` of a scanned stack, before
 resampling and crop: {frame: {label: ml}}.
 
-A store of a public data set (`prepare --dataset`) also has STORE/table.csv and STORE/split.csv (`dataset_tables.py`).
+A store of a public data set (`prepare --dataset`) also has STORE/table.csv and STORE/split.csv, and where it has
+landmarks STORE/landmarks.csv (`dataset_tables.py`).
 
 Versions: in version 1 the index held all of these but the options, version 2 knew no channels and no phases. All three
 are read, version 3 is written: an older program would take channels for frames of a cine. The index ends with its own
