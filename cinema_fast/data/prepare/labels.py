@@ -170,5 +170,5 @@ def _labels(
     if not (there := known[index]).all():
         listed = " ".join(f"{value}={label}" for value, label in label_of.items())
         raise CineError(path, f"holds the value {values[~there][0]:g}, which is outside of the label map {listed}: "
-                              f"correct the file, or name the value in --label-map")
+                              f"correct the file or the map")
     return label[index]

@@ -205,7 +205,7 @@ def _centres(
         if view in labels:
             mask = np.any([one == task.config.lv_label for one in labels[view][0].values()], axis=0)
             labelled = geometry.label_centre(mask, cine.affine)
-            if labelled is None:
+            if labelled is None and _maps_lv(task.config):
                 reason = f"no voxel with the label {task.config.lv_label} (the view was centred without it)"
                 failures.append(task.failure(view, task.sources[view].labels[0], reason))
         if labelled is not None:
@@ -215,6 +215,11 @@ def _centres(
         else:
             centres[view] = geometry.image_centre(cine.shape, cine.affine), "image"
     return centres, failures
+
+
+def _maps_lv(config: PrepareConfig) -> bool:
+    """Whether label maps may hold the left ventricle."""
+    return config.label_of is None or config.lv_label in config.label_of.values()
 
 
 def _cropped(
