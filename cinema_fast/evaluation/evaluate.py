@@ -35,7 +35,7 @@ def evaluate_run(config: EvaluateConfig) -> dict:
 
 
 def _evaluate(config: EvaluateConfig) -> dict:
-    run = load_run(config.run, device=config.device, precision=config.precision)
+    run = load_run(config.run, device=config.device, precision=config.precision).at_frames(config.frames)
     cines = CineStore(config.data or _of_run(run, "data"))
     _check_prepared(run, cines)
     own = store_fingerprint(cines) == run.info.store.sha256
@@ -70,6 +70,8 @@ def _evaluate(config: EvaluateConfig) -> dict:
         "evaluated studies used in pre-training": seen_among(run.info, studies),
         "precision": str(run.precision)[6:],
     }  # fmt: skip
+    if config.frames:
+        about["frames"] = " ".join(config.frames)
     if training := run.trained_views():
         about["training"] = training
     return write_results(assessment, config.out, about=about, table=groups)

@@ -1,0 +1,38 @@
+"""Views of several channels: single volumes on one grid that a model reads together, such as C0, DE and T2 of MyoPS."""
+
+from collections.abc import Mapping, Sequence
+
+from ..data.store.records import CineInfo
+from ..data.store.store import CineStore
+
+
+def channels_of(info: CineInfo) -> tuple[str, ...]:
+    """The channels of a view that has several; () for a cine, and for one volume, which is a cine of one frame."""
+    return info.channels if len(info.channels) > 1 else ()
+
+
+def common_channels(store: CineStore, views_of: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """{view: its channels} of the views that have several, the same in all studies of {study: its views}.
+
+    Raises ValueError naming a study whose channels, or their order, differ from those of the first study.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for study, views in views_of.items():
+        for view in views:
+            info = store.info(study, view)
+            found.setdefault(view, channels_of(info))
+            if why := mismatch(view, info, found):
+                raise ValueError(
+                    f"{store.path}: study {study}: {why}: prepare all studies with the same --channels, or leave out "
+                    f"{view} (--views)"
+                )
+    return {view: channels for view, channels in found.items() if channels}
+
+
+def mismatch(view: str, info: CineInfo, channels: Mapping[str, tuple[str, ...]]) -> str:
+    """How the channels of a view differ from {view: channels} of the run's studies, in words; "" where they agree."""
+    have, expected = channels_of(info), channels.get(view, ())
+    if have == expected:
+        return ""
+    have, expected = (f"the channels {', '.join(names)}" if names else "a cine" for names in (have, expected))
+    return f"{view} is {have}, expected {expected} as in the run's other studies"
