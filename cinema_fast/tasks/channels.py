@@ -34,5 +34,5 @@ def mismatch(view: str, info: CineInfo, channels: Mapping[str, tuple[str, ...]])
     have, expected = channels_of(info), channels.get(view, ())
     if have == expected:
         return ""
-    have, expected = (f"the channels {', '.join(names)}" if names else "a cine" for names in (have, expected))
-    return f"{view} is {have}, expected {expected} as in the run's other studies"
+    have, expected = (f"made of the channels {', '.join(names)}" if names else "a cine" for names in (have, expected))
+    return f"{view} is {have}, and in the run's other studies it is {expected}"
