@@ -139,8 +139,7 @@ def _predict(config: PredictConfig, progress: bool) -> PredictReport:
         dataset=config.dataset, single=config.single, channels=config.channels, phases=config.phases, **grid,
     )  # fmt: skip
     sources = _one_file(config) if config.src.is_file() else find_studies(preparing, progress)
-    for views in sources.studies.values():  # a data set's label maps must not guide the crop
-        views |= {view: replace(source, labels=(), label_frames=()) for view, source in views.items()}
+    _forget_labels(sources)
     if config.phases is not None:
         add_phases(sources, config.phases)
     _check_views(config, run, sources)
@@ -158,6 +157,13 @@ def _predict(config: PredictConfig, progress: bool) -> PredictReport:
     finally:
         shutil.rmtree(preparing.dst, ignore_errors=True)
     return report
+
+
+def _forget_labels(sources: Sources) -> None:
+    """Remove the label maps of a public data set, which must not guide the crop, and what is wrong with them."""
+    for views in sources.studies.values():
+        views |= {view: replace(source, labels=(), label_frames=()) for view, source in views.items()}
+    sources.refused = [refusal for refusal in sources.refused if not refusal.reason.endswith("(labels)")]
 
 
 def _predict_all(

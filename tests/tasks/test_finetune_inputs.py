@@ -91,10 +91,9 @@ def test_a_label_that_no_study_has(refused, discs, tmp_path):
     for study in CineStore(store).ids:
         for view in ("sax", "lax_4c"):
             rewrite(store, study, view, lambda maps: np.where(maps == 1, 0, maps))
-    command = ["finetune", "--data", str(store), "--out", str(tmp_path / "run"), "--task", "segmentation", "--steps", "1",
-               "--validate-every", "1", "--preset", "cinema-demo", "--decoder-channels", "8", "16", "32", "--views",
-               "sax", "--structures", "-", "MYO", "LV", "--device", "cpu", "--batch-size", "2"]  # fmt: skip
-    assert main(command) == 0
+    options = ("--task segmentation --steps 1 --validate-every 1 --preset cinema-demo --decoder-channels 8 16 32 "
+               "--views sax --structures - MYO LV --device cpu --batch-size 2")  # fmt: skip
+    assert main(["finetune", "--data", str(store), "--out", str(tmp_path / "run"), *options.split()]) == 0
     run = load_run(tmp_path / "run", device="cpu")
     assert run.task.structures == ("-", "MYO", "LV")
     with torch.no_grad():
