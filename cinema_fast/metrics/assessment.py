@@ -53,6 +53,7 @@ class Assessment:
             self.leave_out(case.study, f"view {case.view}: no frame is labelled, so nothing to compare label maps with")
         elif (
             case.truth and has_volumes(case.pred.shape) and "LV" in self.classes.values()
+            and len(case.pred) > 1  # a single volume has no function
             and not any(row["kind"] == "function" for row in rows)
         ):  # fmt: skip
             why = "volumes at ED and ES need two labelled frames that hold the LV"

@@ -86,6 +86,7 @@ def test_evaluate_gives_one_map(run, store, tmp_path):
     assert {row["frame"] for row in rows if row["kind"] == "segmentation"} == {"0"}
     assert not [row for row in rows if row["kind"] in ("function", "cycle")]  # one volume has no EF
     assert [row["pred_ml"] for row in rows if row["study"] == "s12" and row["view"] == "sax"]
+    assert "s12" not in {line["study"] for line in results["left_out"]}
     (why, *_) = [line["why"] for line in results["left_out"] if line["study"] == "s13"]
     assert why == ("sax is made of the channels DE, C0, T2, T1, and in the run's other studies it is made of the "
                    "channels C0, DE, T2, T1")  # fmt: skip
