@@ -24,7 +24,7 @@ from ..train.run_info import RunInfo, min_frames_of, read_run_info
 from ..train.setup import pick_device, pick_precision
 from .context import PredictedView
 from .finetune_config import FinetuneConfig
-from .phases import phase_frames, unknown_phases
+from .read_together import phase_frames, unknown_phases
 from .registry import task_from_dict
 from .split import Split
 from .task import Task

@@ -38,11 +38,10 @@ from ..metrics.segmentation import stability_score
 from ..models.config import CineMAConfig
 from ..train.setup import fit_to_store
 from .augment_targets import cut_boxes, move_labels
-from .channels import channels_of, common_channels, mismatch
 from .context import EvaluationData, PredictedView, StudyPrediction, Tables
 from .losses import segmentation_loss
 from .networks import unet_of
-from .phases import unknown_phases
+from .read_together import channels_of, common_channels, mismatch, unknown_phases
 from .split import Split
 from .structures import UNUSED, names_of, unused_labels
 from .task import Task, TaskSetup, model_over_frames, used_of

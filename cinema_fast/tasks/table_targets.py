@@ -26,12 +26,11 @@ from ..metrics.assessment import Assessment
 from ..models.config import CineMAConfig
 from ..train.setup import fit_to_store
 from .augment_targets import cut_boxes
-from .channels import common_channels, mismatch
 from .context import EvaluationData, StudyPrediction, Tables
 from .losses import balanced, target_loss
 from .named_files import read_named
 from .networks import vit_of
-from .phases import GIVE_PHASES, phase_frames, unknown_phases
+from .read_together import GIVE_PHASES, common_channels, mismatch, phase_frames, unknown_phases
 from .split import Split
 from .task import Task, TaskSetup, refuse_unknown_classes, used_of
 

@@ -1,9 +1,23 @@
-"""Views of several channels: single volumes on one grid that a model reads together, such as C0, DE and T2 of MyoPS."""
+"""Which images of a view a model reads together: ED and ES (`--frames ed es`), or the channels of a view that is no
+cine, such as C0, DE and T2 of MyoPS."""
 
 from collections.abc import Mapping, Sequence
 
+from ..common.views import PHASES
 from ..data.store.records import CineInfo
 from ..data.store.store import CineStore
+
+GIVE_PHASES = "give the frames by `cinema-fast prepare SRC STORE --phases CSV` (for `predict` by its own --phases)"
+
+
+def phase_frames(info: CineInfo, frames: Sequence[str]) -> tuple[int, ...]:
+    """The frames of a view, which are known, by their names among PHASES."""
+    return tuple(info.phases[PHASES.index(name)] for name in frames)
+
+
+def unknown_phases(view: str, info: CineInfo, frames: Sequence[str]) -> str:
+    """Why the frames of these names cannot be read; "" where they can, or none is named."""
+    return f"ED and ES of {view} are unknown: {GIVE_PHASES}" if frames and info.phases is None else ""
 
 
 def channels_of(info: CineInfo) -> tuple[str, ...]:
