@@ -285,7 +285,7 @@ class Segmentation(Task):
                 continue
             probability = run.predict_frames(view, frames)
             pred = probability.argmax(1).byte().numpy()
-            volumes = has_volumes(pred.shape)
+            volumes, place = has_volumes(pred.shape), [shown.index(t) for t in truth]
             case = SegmentationCase(
                 study=study,
                 view=view,
@@ -295,7 +295,7 @@ class Segmentation(Task):
                 truth=truth,
                 frames=shown,
                 known=known if volumes else {},
-                stability=self.stability(probability, truth, shown),
+                stability={shown[k]: scores for k, scores in self.stability(probability, place).items()},
                 frame_time_ms=info.frame_time_ms,
             )
             assessment.add_segmentation(case)
@@ -309,15 +309,12 @@ class Segmentation(Task):
                             if not missing_structures(name, self.structures)}  # fmt: skip
         return measured
 
-    def stability(
-        self, probability: Tensor, labelled: Iterable[int], frames: Sequence[int]
-    ) -> dict[int, dict[str, float]]:
-        """{labelled frame: {structure: score}} of probabilities (T, 1 + structures, ...) of these frames. Their
-        logarithms are the logits up to a constant, which the score subtracts."""
+    def stability(self, probability: Tensor, labelled: Iterable[int]) -> dict[int, dict[str, float]]:
+        """{labelled frame: {structure: score}} of probabilities (T, 1 + structures, ...). Their logarithms are the
+        logits up to a constant, which the score subtracts."""
         if not (at := sorted(labelled)):
             return {}
-        logits = probability[[frames.index(t) for t in at]].clamp(min=torch.finfo(torch.float32).tiny).log()
-        scores = stability_score(logits)[:, 1:].tolist()
+        scores = stability_score(probability[at].clamp(min=torch.finfo(torch.float32).tiny).log())[:, 1:].tolist()
         return {t: dict(zip(self.structures, row)) for t, row in zip(at, scores)}
 
     @property
