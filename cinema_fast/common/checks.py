@@ -1,6 +1,6 @@
 """Checks of options: the error names the option as the command line spells it, what it must be, and what was given."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -24,6 +24,12 @@ def check_at_least(config: object, least: int, *names: str) -> None:
     """As `check`, for numbers with a lower bound."""
     must = f"must be at least {least}" if least else "must not be negative"
     check(config, *names, valid=lambda value: value >= least, must=must)
+
+
+def check_phases(frames: Sequence[str]) -> None:
+    """Raise ValueError where --frames does not name ED and ES once each."""
+    if frames and sorted(frames) != ["ed", "es"]:
+        raise ValueError(f"--frames {' '.join(frames)}: expected ed es, or es ed, the order in which they are read")
 
 
 def check_seeds(config: object, *names: str, bits: int = 64) -> None:

@@ -1,9 +1,10 @@
 """Names of views."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 VIEWS = ("sax", "lax_2c", "lax_3c", "lax_4c")
+PHASES = ("ed", "es")  # names of the frames of end-diastole and end-systole
 CLIP = "clip"  # the one view of a model over clips (T, X, Y): any image plane of a study over the cardiac cycle
 
 
@@ -15,6 +16,14 @@ def views_in_order(views: Iterable[str]) -> list[str]:
 def plane_of(view: str) -> str | None:
     """The view of VIEWS whose image plane a view shows, by its name: `sax` of lge_sax; None where it names none."""
     return next((plane for plane in VIEWS if re.search(rf"(^|_){plane}(_|$)", view)), None)
+
+
+def view_like(view: str, n_axes: int, axes_of: Mapping[str, int]) -> str | None:
+    """The view whose images are most like those of `view`: of {view: its number of spatial axes} one with n_axes, that
+    of the same plane, else the first. None where there is none, and for the views of VIEWS, which nothing replaces."""
+    fitting = [other for other, n in axes_of.items() if n == n_axes and view not in VIEWS]
+    plane = plane_of(view)
+    return next((other for other in fitting if plane and plane_of(other) == plane), next(iter(fitting), None))
 
 
 def is_stack(view: str) -> bool | None:

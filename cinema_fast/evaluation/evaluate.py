@@ -36,7 +36,7 @@ def evaluate_run(config: EvaluateConfig) -> dict:
 
 
 def _evaluate(config: EvaluateConfig) -> dict:
-    run = load_run(config.run, device=config.device, precision=config.precision)
+    run = load_run(config.run, device=config.device, precision=config.precision).at_frames(config.frames)
     cines = CineStore(config.data or _of_run(run, "data"))
     _check_prepared(run, cines)
     own = store_fingerprint(cines) == run.info.store.sha256
@@ -75,6 +75,8 @@ def _evaluate(config: EvaluateConfig) -> dict:
     }  # fmt: skip
     about |= {f"--{name.replace('_', '-')}": value for name in ("regions", "min_component", "empty_dice")
               if (value := getattr(config, name)) and value != "leave-out"}  # fmt: skip
+    if config.frames:
+        about["frames"] = " ".join(config.frames)
     if training := run.trained_views():
         about["training"] = training
     return write_results(assessment, config.out, about=about, table=groups)

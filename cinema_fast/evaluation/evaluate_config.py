@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ..common.checks import check, check_at_least
+from ..common.checks import check, check_at_least, check_phases
 from ..metrics.map_options import EmptyDice, component_parts, region_parts
 
 
@@ -22,6 +22,9 @@ class EvaluateConfig:
     data: Path | None = None
     # part of the run's data split to evaluate; with --data of another store also the studies that are not in the run
     part: Literal["train", "val", "test"] = "test"
+    # segmentation: predict and score the frames of end-diastole and end-systole alone (ed es), not the whole cycle; for
+    # targets of a table it must be what the run was trained on
+    frames: tuple[Literal["ed", "es"], ...] = ()
     # CSV with one line per study: targets (if not given: the run's table), reference values, subgroups; for landmarks
     # one line per point
     table: Path | None = None
@@ -60,6 +63,7 @@ class EvaluateConfig:
         check_at_least(self, 1, "resamples")
         region_parts(self.regions)
         component_parts(self.min_component)
+        check_phases(self.frames)
         if self.known:
             from ..metrics.function import QUANTITIES
         for pair in self.known:

@@ -30,7 +30,7 @@ def outlines_gif(
     """A GIF of one heartbeat with the outlines of label maps (T, X, Y, Z) uint8 on the grid of the scan.
 
     All slices side by side, cropped to the labels of all frames. names: of the labels 1, 2, ..., written in their
-    colours. marks: {frame: its name, such as ED}. flags: each on its own line.
+    colours; "" for a label that does not occur. marks: {frame: its name, such as ED}. flags: each on its own line.
     """
     x, y = (
         _around(labels.any(axis=tuple({0, 1, 2, 3} - {k + 1})), MARGIN_MM / spacing_mm[k]) for k in range(2)
@@ -100,7 +100,7 @@ def _around(holds: np.ndarray, margin: float) -> slice:
 
 def _words(t: int, n_frames: int, names: Sequence[str], marks: Sequence[str] = ()) -> list[tuple[str, int]]:
     """The words above frame t of n_frames: its number, the names in their colours, and its marks."""
-    coloured = ((name, colour_of(k)) for k, name in enumerate(names))
+    coloured = ((name, colour_of(k)) for k, name in enumerate(names) if name)
     return [(f"frame {t} of {n_frames}", WHITE), *coloured, *((mark, WHITE) for mark in marks)]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..common.views import view_like
 from .cinema import CineMA
 
 ENCODER_PARTS = ("enc_down_dict", "enc_fusion_dict", "encoder")
@@ -81,7 +82,8 @@ def load_cinema_weights(model: nn.Module, source: str | Path | Mapping[str, Tens
 
     From a pre-trained checkpoint, ConvViT and ConvUNetR take the stems of their views, the encoder and (ConvViT) the
     fusions. Where their images have more channels, such as the frames of a cine, the first convolution is repeated
-    over them. The model keeps its own position tables. Everything else has to fit, name by name.
+    over them. A view of another name, such as lge_sax, starts from the view of the same plane if the source lacks it.
+    The model keeps its own position tables. Everything else has to fit, name by name.
 
     Args:
         model: CineMA, ConvViT or ConvUNetR; it may be compiled or wrapped for several devices.
@@ -140,6 +142,7 @@ def _load_encoder(model: nn.Module, state: Mapping[str, Tensor], where: str) -> 
     """Load the parts that a model shares with the source, as `load_cinema_weights` describes; returns the report."""
     own, config = cinema_state_dict(model), _inner(model).config
     parts = [part for part in _parts(own) if part in _parts(state)]
+    state, borrowed = _with_borrowed(own, state)
     views, stored = _stem_views(own), _stem_views(state)
     if missing := [view for view in views if view not in stored]:
         raise ValueError(
@@ -163,6 +166,7 @@ def _load_encoder(model: nn.Module, state: Mapping[str, Tensor], where: str) -> 
     fresh = sorted({name.partition(".")[0] for name in kept} - set(parts))
     left = sorted({name.partition(".")[0] for name in state} - set(parts))
     report = [f"{len(taken)} tensors of {', '.join(parts)}, views {', '.join(views)}"]
+    report += [f"{view} starts from {like}, which the weights have in its place" for view, like in borrowed.items()]
     report += [f"first convolutions {repeated}"] * bool(repeated)
     resized = ", ".join(other_tables)
     report += [f"position embeddings recomputed (another image size): {resized}"] * bool(resized)
@@ -186,6 +190,21 @@ def _over_frames(weight: Tensor, channels: int, want: int) -> tuple[Tensor, str]
         weight = weight.repeat(1, times, *[1] * (weight.ndim - 2))
         changes.append(f"repeated {times} times")
     return weight, " and ".join(changes)
+
+
+def _with_borrowed(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """`state` with the tensors of the views that only the model has, each those of the view most like it; and {view:
+    the one that it borrows from}."""
+    axes = {view: state[first].ndim - 2 for view in _stem_views(state)
+            if (first := f"enc_down_dict.{view}{FIRST_CONVOLUTION}") in state}  # fmt: skip
+    borrowed = {}
+    for view in (view for view in _stem_views(own) if view not in _stem_views(state)):
+        first = own.get(f"enc_down_dict.{view}{FIRST_CONVOLUTION}")
+        if first is not None and (like := view_like(view, first.ndim - 2, axes)):
+            borrowed[view] = like
+    copies = {name.replace(f".{like}.", f".{view}.", 1): tensor for view, like in borrowed.items()
+              for name, tensor in state.items() if _view_of(name) == like}  # fmt: skip
+    return dict(state) | copies, borrowed
 
 
 def _stem_views(state: Mapping[str, Tensor]) -> list[str]:

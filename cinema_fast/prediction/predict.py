@@ -11,7 +11,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .. import __version__
@@ -26,6 +26,7 @@ from ..data.prepare.sources import (
     NO_STUDY,
     Source,
     Sources,
+    add_phases,
     compile_pattern,
     parse_aliases,
     series_lines,
@@ -128,15 +129,19 @@ def predict(config: PredictConfig, *, progress: bool = True) -> PredictReport:
 
 def _predict(config: PredictConfig, progress: bool) -> PredictReport:
     out = config.out
-    run = load_run(config.run, device=config.device, precision=config.precision)
+    run = load_run(config.run, device=config.device, precision=config.precision).at_frames(config.frames)
     made_as = run.info.store.prepare
     grid = {name: tuple(made_as[name]) for name in _GRID if name in made_as}
     grid["orientation"] = orientation_of(made_as)
     preparing = PrepareConfig(
         config.src.parent if config.src.is_file() else config.src, out / ".preparing", format=config.format,
-        views_rules=config.views_rules, pattern=config.pattern, aliases=config.aliases, workers=config.workers, **grid,
+        views_rules=config.views_rules, pattern=config.pattern, aliases=config.aliases, workers=config.workers,
+        dataset=config.dataset, single=config.single, channels=config.channels, phases=config.phases, **grid,
     )  # fmt: skip
     sources = _one_file(config) if config.src.is_file() else find_studies(preparing, progress)
+    _forget_labels(sources)
+    if config.phases is not None:
+        add_phases(sources, config.phases)
     _check_views(config, run, sources)
     report = PredictReport(out, unmatched_files=sources.unmatched_names(preparing.src),
                            series=series_lines(sources.series),
@@ -152,6 +157,13 @@ def _predict(config: PredictConfig, progress: bool) -> PredictReport:
     finally:
         shutil.rmtree(preparing.dst, ignore_errors=True)
     return report
+
+
+def _forget_labels(sources: Sources) -> None:
+    """Remove the label maps of a public data set, which must not guide the crop, and what is wrong with them."""
+    for views in sources.studies.values():
+        views |= {view: replace(source, labels=(), label_frames=()) for view, source in views.items()}
+    sources.refused = [refusal for refusal in sources.refused if not refusal.reason.endswith("(labels)")]
 
 
 def _predict_all(
@@ -225,7 +237,7 @@ def _one_study(
     except (ValueError, OSError) as error:
         report.failures.append(task.failure(None, file, f"study {task.study}: {error}"))
     else:
-        missing = run.missing_views(store.views(task.study))
+        missing = run.missing_views(run.views_of(store, task.study))
         flags = in_order([*made.flags, *["missing_views"] * bool(missing)])
         made.summary |= {"flags": flags, "missing_views": list(missing)}
         made.row[run.task.flags_column] = " ".join(flags)
@@ -252,7 +264,8 @@ def _one_file(config: PredictConfig) -> Sources:
         frames = (group["frame"],) if group.get("frame") else ()
     if study in NO_STUDY:
         raise ValueError(f"{config.src}: a study cannot have the name {study!r}")
-    return Sources({study: {view: Source((config.src,), view, frames)}})
+    channels = (view,) if view in config.single else ()
+    return Sources({study: {view: Source((config.src,), view, frames, channels=channels)}})
 
 
 def _check_views(config: PredictConfig, run: FinetunedRun, sources: Sources) -> None:

@@ -19,7 +19,8 @@ Cell = str | int | float
 class PredictedView(NamedTuple):
     """A predicted view of a study: the output of `Task.predict` per frame, its cine in the store, and its source files.
 
-    found (T, ...). stored: the record of its stored grid. scan: its cine, with the axes of the files in `source`.
+    found (T, ...). stored: the record of its stored grid. scan: its T frames, with the axes of the files in `source`.
+    frames: their numbers in the cine; (0,) for the one answer of several channels.
     """
 
     view: str
@@ -27,6 +28,7 @@ class PredictedView(NamedTuple):
     stored: CineInfo
     scan: Cine
     source: Source
+    frames: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from ..common.checks import check, check_at_least, check_seeds
+from ..common.checks import check, check_at_least, check_phases, check_seeds
 from ..data.loading.augmentation import AugmentConfig
 from ..train.options import RunOptions
 from .registry import TASKS, task_class
+from .structures import names_of
 
 TaskName = Literal[tuple(TASKS)]
 
@@ -28,6 +29,7 @@ class FinetuneConfig(RunOptions):
     """
 
     FREE = RunOptions.FREE | {"table", "split"}
+    LATER: ClassVar = {**RunOptions.LATER, "frames": [], "classes_unknown": "refuse"}
 
     # optimiser steps of the whole run; early stopping (--patience) may end it sooner
     steps: int
@@ -40,7 +42,10 @@ class FinetuneConfig(RunOptions):
     targets: tuple[str, ...] = ()
     # target columns whose numbers are classes, not quantities
     classes: tuple[str, ...] = ()
-    # names of the labels 1, 2, ... of the label maps
+    # what to do with classes that no training study in use has: refuse them, or leave out the validation and test
+    # studies that have them
+    classes_unknown: Literal["refuse", "drop"] = "refuse"
+    # names of the labels 1, 2, ... of the label maps; - for a label that no study has, which is never predicted
     structures: tuple[str, ...] = ("RV", "MYO", "LV")
     # how landmarks are predicted: as heatmap maxima or as coordinates
     landmarks: Literal["heatmap", "coordinates"] = "heatmap"
@@ -48,6 +53,9 @@ class FinetuneConfig(RunOptions):
     views: tuple[str, ...] = ()
     # frames over the cardiac cycle given to the model together, as channels; not for segmentation and landmarks
     n_frames: int = 4
+    # ed es: give the model the frames of end-diastole and end-systole in place of --n-frames, both scaled by their
+    # common range; studies whose ED and ES are unknown are left out
+    frames: tuple[Literal["ed", "es"], ...] = ()
     # name of the model configuration, where --init-from is no run; `cinema-fast info` lists them
     preset: str = "cinema-base"
     # initial weights: the folder of a pre-training or fine-tuning run, or a .safetensors or torch file
@@ -104,6 +112,9 @@ class FinetuneConfig(RunOptions):
         check_at_least(self, 1, "n_frames", "validate_every")
         check_at_least(self, 0, "patience")
         check_seeds(self, "subset_seed")
+        check_phases(self.frames)
+        if self.frames and self.n_frames != FinetuneConfig.n_frames:
+            raise ValueError(f"--n-frames {self.n_frames} is for frames over the cycle: leave it out beside --frames")
         if min(self.decoder_channels, default=0) < 1:
             given = " ".join(map(str, self.decoder_channels)) or "none"
             raise ValueError(f"--decoder-channels needs one number or more, each at least 1, got {given}")
@@ -137,7 +148,8 @@ class FinetuneConfig(RunOptions):
             raise ValueError("--parallel fsdp is for transformers: with --network baseline use ddp")
         if self.freeze and not self.init_from and not self.resume:
             raise ValueError("--freeze needs --init-from: a frozen encoder with random weights is useless")
-        if not self.structures or len(set(self.structures)) < len(self.structures):
+        named = list(names_of(self.structures).values())
+        if not named or len(set(named)) < len(named):
             raise ValueError(f"--structures needs different names of the labels 1, 2, ..., got {self.structures}")
 
     def to_dict(self) -> dict:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from ..common.views import CLIP
 from ..data.loading.batch import padded_input
 from ..data.prepare.sources import Source
 from ..data.prepare.study import read_source
-from ..data.store.clips import ClipStore, clip_frames
+from ..data.store.clips import ClipStore
+from ..data.store.records import CineInfo
 from ..data.store.store import CineStore
 from ..models.config import CineMAConfig, config_from_dict
 from ..models.precision import autocast
@@ -23,6 +24,7 @@ from ..train.run_info import RunInfo, min_frames_of, read_run_info
 from ..train.setup import pick_device, pick_precision
 from .context import PredictedView
 from .finetune_config import FinetuneConfig
+from .read_together import phase_frames, unknown_phases
 from .registry import task_from_dict
 from .split import Split
 from .task import Task
@@ -33,7 +35,7 @@ BATCH = 8  # frames at a time
 @dataclass(frozen=True)
 class FinetunedRun:
     """A loaded run. folder: its path. step: of the best weights. info: its RunInfo. model: on the device, in eval
-    mode."""
+    mode. frames: those of a cine that segmentation predicts, ED and ES; empty: all."""
 
     folder: Path
     step: int
@@ -43,6 +45,12 @@ class FinetunedRun:
     model: nn.Module
     device: torch.device
     precision: torch.dtype
+    frames: tuple[str, ...] = ()
+
+    def at_frames(self, frames: tuple[str, ...]) -> "FinetunedRun":
+        """The run with --frames. Raises ValueError where they do not fit the task."""
+        self.task.check_frames(frames)
+        return replace(self, frames=frames)
 
     @property
     def split(self) -> Split:
@@ -101,7 +109,7 @@ class FinetunedRun:
                     f"{view}: frames of {values.shape[2:]} do not fit the model's size {size}; prepare them as the "
                     f"run's store was ({self.info.store.prepare})"
                 )
-            images[view] = padded_input(values, size, self.device, view)
+            images[view] = padded_input(values, size, self.device, view, joint=self.task.joint_range)
         with autocast(self.device, self.precision):
             found = self.task.predict(self.model, images)
         if self.task.predicts_maps:
@@ -124,9 +132,16 @@ class FinetunedRun:
     def _fewest_slices(self, view: str) -> int:
         return (self.info.labels.fewest_slices or {}).get(view, 2)
 
+    def shown(self, info: CineInfo) -> tuple[int, ...]:
+        """The numbers of the frames of a view that are predicted one by one; (0,) for channels, which have one answer.
+        With --frames the view's ED and ES must be known."""
+        if self.frames:
+            return phase_frames(info, self.frames)
+        return tuple(range(info.shape[0] // self.task.n_frames))
+
     def predict_frames(self, view: str, frames: np.ndarray) -> Tensor:
-        """Predictions for all frames of a cine (T, *size) uint8, a few at a time: (T, 1 + structures, *size) float32
-        probabilities, or (T, landmarks, 2) float64 pixels.
+        """Predictions for frames of a cine (T, *size) uint8, a few at a time: (T, 1 + structures, *size) float32
+        probabilities, or (T, landmarks, 2) float64 pixels. Where a model reads n channels together, frames has T n.
 
         A stack that shows only a part of a heart is padded to the model's depth by repeating its outermost slices. In
         training, zeros occur only beyond whole stacks, so the model would take slices next to them for base or apex.
@@ -136,16 +151,17 @@ class FinetunedRun:
             before = (self.model_config.image_size[view][2] - n) // 2
             beyond = before, self.model_config.image_size[view][2] - n - before
             frames = np.pad(frames, ((0, 0), (0, 0), (0, 0), beyond), mode="edge")
-        parts = [self.predict({view: frames[i : i + BATCH, None]})[view] for i in range(0, len(frames), BATCH)]
+        groups = frames.reshape(-1, self.task.n_frames, *frames.shape[1:])
+        parts = [self.predict({view: groups[i : i + BATCH]})[view] for i in range(0, len(groups), BATCH)]
         found = torch.cat(parts)
         return found[..., before : before + n] if frames.ndim == 4 else found
 
     def views_of(self, store: CineStore, study: str) -> tuple[str, ...]:
         """The views of a study that the model reads; for clips, those with enough frames. Raises ValueError where there
-        is none."""
+        is none, or where a view that is predicted by itself cannot be read."""
         if self.clips:
-            found = tuple(v for v in store.views(study) if v in (self.reads or [v])
-                          and store.n_frames(study, v) >= self.min_frames)  # fmt: skip
+            infos = {v: store.info(study, v) for v in store.views(study) if v in (self.reads or [v])}
+            found = tuple(v for v, info in infos.items() if info.shape[0] >= self.min_frames and not info.channels)
             if not found:
                 raise ValueError(f"the model reads clips of the cycle, and no {' or '.join(self.reads) or 'view'} has "
                                  f"{self.min_frames} frames or more: give cines, not ED and ES alone")  # fmt: skip
@@ -154,7 +170,10 @@ class FinetunedRun:
         if not found:
             have, read = ", ".join(store.views(study)), ", ".join(self.reads)
             raise ValueError(f"none of the views that the model reads: {read}; it has {have}")
-        return found
+        unread = {view: why for view in found if (why := self.task.unreadable(view, store.info(study, view)))}
+        if unread and (not self.task.fuses_views or len(unread) == len(found)):
+            raise ValueError("; ".join(unread.values()))
+        return tuple(view for view in found if view not in unread)
 
     def predict_scan(
         self, store: CineStore, study: str, sources: Mapping[str, Source]
@@ -165,9 +184,17 @@ class FinetunedRun:
         cannot be read.
         """
         for view in self.views_of(store, study):
-            scan, info = read_source(sources[view], view), store.info(study, view)
-            found = self.predict_frames(view, store.read_frames(study, view, range(info.shape[0]))).numpy()
-            yield PredictedView(view, found, info, scan, sources[view])
+            scan, info, source = read_source(sources[view], view), store.info(study, view), sources[view]
+            if why := unknown_phases(view, info, self.frames):
+                raise ValueError(why)
+            shown = self.shown(info)
+            if self.frames:
+                files = tuple(source.files[t] if source.frames else source.files[0] for t in shown)
+                source = replace(source, files=files, frames=self.frames)
+            read = shown if self.task.n_frames == 1 else range(info.shape[0])
+            found = self.predict_frames(view, store.read_frames(study, view, read)).numpy()
+            scan = scan if shown == tuple(range(scan.n_frames)) else scan.at(shown)
+            yield PredictedView(view, found, info, scan, source, shown)
 
     def predict_study(
         self, store: CineStore | ClipStore, study: str, views: Sequence[str]
@@ -183,8 +210,7 @@ class FinetunedRun:
             return {name: torch.cat([part[name] for part in parts]).mean(0) for name in parts[0]}
         frames = {}
         for view in views:
-            chosen = clip_frames(0.0, self.task.n_frames, store.n_frames(study, view))
-            frames[view] = store.read_frames(study, view, chosen.tolist())[None]
+            frames[view] = store.read_frames(study, view, self.task.frames_of(store.info(study, view)))[None]
         return {name: values[0] for name, values in self.predict(frames).items()}
 
 

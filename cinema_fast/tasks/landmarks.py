@@ -297,7 +297,7 @@ class Landmarks(Task):
         return made
 
     def _export_view(self, made: StudyPrediction, study: str, predicted: PredictedView) -> None:
-        view, pixels, stored, scan, source = predicted
+        view, pixels, stored, scan, source, _ = predicted
         names = self.of_view[view]
         pixels = pixels[:, [self.names.index(name) for name in names]]
         voxels, mm = (np.round(found, 6) + 0.0 for found in original_points(pixels, stored.affine, scan.affine))

@@ -22,12 +22,14 @@ def vit_of(model_config: CineMAConfig, out_dim: int, n_frames: int, config: "Fin
     return ConvViT(model_config, out_dim, n_frames, drop_path=0.0 if config.freeze else config.drop_path)
 
 
-def unet_of(model_config: CineMAConfig, out_channels: int, config: "FinetuneConfig") -> nn.Module:
+def unet_of(
+    model_config: CineMAConfig, out_channels: int, config: "FinetuneConfig", n_frames: int = 1
+) -> nn.Module:
     """ConvUNetR, or the baseline's U-Net. Raises ValueError for a decoder that does not fit the images."""
     if config.network == "baseline":
         from ..models.baselines import unet
 
-        return unet(model_config, out_channels)
+        return unet(model_config, out_channels, n_frames)
     from ..models.conv_unetr import ConvUNetR
 
     channels = f"--decoder-channels {' '.join(map(str, config.decoder_channels))}"
@@ -36,6 +38,7 @@ def unet_of(model_config: CineMAConfig, out_channels: int, config: "FinetuneConf
             model_config,
             out_channels,
             dec_channels=config.decoder_channels,
+            n_frames=n_frames,
             dropout=config.dropout,
             drop_path=0.0 if config.freeze else config.drop_path,
         )

@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from ..data.loading.sampler import frame_at
 from ..data.prepare.original_geometry import label_files, label_map, plan_return, reaching_edge, voxel_size
 from ..data.prepare.sources import Source
 from ..data.store.orientation import arrange, arranged, inverse
+from ..data.store.records import CineInfo
 from ..data.store.store import CineStore, StoreError
 from ..figures.prediction import outlines_gif, volume_png
 from ..metrics.assessment import Assessment
@@ -42,7 +43,9 @@ from .augment_targets import cut_boxes, move_labels
 from .context import EvaluationData, PredictedView, StudyPrediction, Tables
 from .losses import segmentation_loss
 from .networks import unet_of
+from .read_together import channels_of, common_channels, mismatch, unknown_phases
 from .split import Split
+from .structures import UNUSED, names_of, unused_labels
 from .task import Task, TaskSetup, model_over_frames, used_of
 
 if TYPE_CHECKING:
@@ -66,19 +69,29 @@ class SegmentationLabels:
         self.views_of = {study: has for study, has in labelled.items() if has}
 
     def frames_of(self, study: str, view: str, phase: float) -> tuple[int, ...]:
-        """The labelled frame at a phase in [0, 1) of all labelled frames."""
-        frames = self._store.info(study, view).labels.frames
-        return (frames[frame_at(phase, len(frames))],)
+        """The labelled frame at a phase in [0, 1) of all labelled frames; all channels of a view that has several."""
+        info = self._store.info(study, view)
+        if channels := channels_of(info):
+            return tuple(range(len(channels)))
+        return (info.labels.frames[frame_at(phase, len(info.labels.frames))],)
 
     def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
-        """{view: (*size) uint8} of the frame. Raises LabelError for a label without a name."""
+        """{view: (*size) uint8} of the frame, for channels of the first one. Raises LabelError for a label without a
+        name."""
         found = {view: self._store.read_labels(study, view, frames[0]) for view, frames in shown.items()}
         for view, labels in found.items():
-            self._check_named(study, view, int(labels.max()))
+            unused = [label for label in unused_labels(self._structures) if (labels == label).any()]
+            self._check_named(study, view, [int(labels.max()), *unused])
         return found
 
-    def _check_named(self, study: str, view: str, label: int) -> None:
-        if label > len(self._structures):
+    def _check_named(self, study: str, view: str, labels: Iterable[int]) -> None:
+        label = max(set(labels) - {0} - names_of(self._structures).keys(), default=0)
+        if label in unused_labels(self._structures):
+            raise LabelError(
+                f"study {study}: its {view} label maps hold the label {label}, which --structures calls {UNUSED}, a "
+                "label that no study has: give it a name"
+            )
+        if label:
             raise LabelError(
                 f"study {study}: its {view} label maps hold the label {label}, and the structures are "
                 f"{len(self._structures)}: {', '.join(self._structures)} (1 to {len(self._structures)})"
@@ -109,7 +122,7 @@ class SegmentationLabels:
                     if values is None:
                         maps = [self.target_of(study, {view: self.frames_of(study, view, at)}) for at in (0.0, 0.5)]
                         values = np.unique(np.stack([one[view] for one in maps])).tolist()
-                    self._check_named(study, view, max(values, default=0))
+                    self._check_named(study, view, values)
                     found.update(values)
             except StoreError as error:
                 raise ValueError(f"study {study}: {error}") from error
@@ -122,7 +135,7 @@ class SegmentationLabels:
         """Raise ValueError for a label without a name, and for a structure that none of the studies `used` has."""
         values_of = self.values_of(tuple(self.views_of), workers)
         seen = set().union(*(values_of[study] for study in used))
-        for label, name in enumerate(self._structures, start=1):
+        for label, name in names_of(self._structures).items():
             if label not in seen:
                 raise ValueError(
                     f"no labelled training study in use (of {len(used)}) has the label {label} ({name}) in its label "
@@ -133,23 +146,30 @@ class SegmentationLabels:
 
 @dataclass(frozen=True)
 class Segmentation(Task):
-    """structures: names of the labels 1, 2, ...; views: those with label maps, in the model's order.
+    """structures: names of the labels 1, 2, ..., UNUSED for one that no study has; views: those with label maps, in the
+    model's order.
 
-    labels_sha256: of the label maps, so that a run is not resumed with others.
+    labels_sha256: of the label maps, so that a run is not resumed with others. channels: {view: its channels}, which
+    are read together; empty where frames are read one by one.
     """
 
     structures: tuple[str, ...]
     views: tuple[str, ...]
     labels_sha256: str
+    channels: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     kind = "segmentation"
-    n_frames = 1
     predicts_maps = True
     validation_phases = (0.0, 0.25, 0.5, 0.75)  # among a study's labelled frames; of two frames both are read
     warning_at_zero = (
         "the best validation has a Dice near 0, so the model has not learned to segment: train longer (--steps), start "
         "from pre-trained weights (--init-from), or check the labels with `cinema-fast inspect STORE --out FOLDER`"
     )
+
+    @property
+    def n_frames(self) -> int:
+        """Images that are read together: the channels of each view, else 1."""
+        return max(map(len, self.channels.values()), default=1)
 
     @classmethod
     def check(cls, config: "FinetuneConfig") -> None:
@@ -173,8 +193,14 @@ class Segmentation(Task):
             raise ValueError(f"--task segmentation: {cines.path} has no label maps of {missing[0]}: {_PREPARE}")
         if not found:
             raise ValueError(f"--task segmentation: {cines.path} holds no label maps: {_PREPARE}")
-        task = cls(config.structures, tuple(v for v in views if v in found), labels.sha256())
-        model_config = fit_to_store(base, cines, task.views, config.preset)
+        channels = common_channels(cines, labels.views_of)
+        counts = {view: len(channels.get(view, "1")) for view in views if view in found}
+        if len(set(counts.values())) > 1:
+            each = ", ".join(f"{view} {n}" for view, n in counts.items())
+            raise ValueError(f"--task segmentation: the views of a run need the same number of channels, and those of "
+                             f"{cines.path} have {each}: choose by --views")  # fmt: skip
+        task = cls(config.structures, tuple(v for v in views if v in found), labels.sha256(), channels)
+        model_config = fit_to_store(base, cines, task.views, config.preset, named=config.views)
         split = split.labelled(labels.views_of, config.task)
         used = used_of(config, split.train)
         labels.check(used, config.workers)
@@ -182,7 +208,14 @@ class Segmentation(Task):
 
     def network(self, model_config: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
         """A network from images to {view: logits (B, 1 + structures, *size)}."""
-        return unet_of(model_config, 1 + len(self.structures), config)
+        return unet_of(model_config, 1 + len(self.structures), config, self.n_frames)
+
+    def unreadable(self, view: str, info: CineInfo) -> str:
+        """Its channels are others than in training."""
+        return mismatch(view, info, self.channels)
+
+    def check_frames(self, frames: Sequence[str]) -> None:
+        """No error: ED and ES alone are predicted."""
 
     def loss(self, model: nn.Module, batch: Batch, cutout: float) -> Tensor:
         """Mean over the views of soft Dice plus cross-entropy."""
@@ -195,8 +228,12 @@ class Segmentation(Task):
         return torch.stack(losses).mean()
 
     def predict(self, model: nn.Module, images: dict[str, Tensor]) -> dict[str, Tensor]:
-        """{view: (B, 1 + structures, *size) float32 probabilities}."""
-        return {view: logits.float().softmax(1) for view, logits in model(images).items()}
+        """{view: (B, 1 + structures, *size) float32 probabilities}, 0 for a label that no study has."""
+        found = {view: logits.float() for view, logits in model(images).items()}
+        if unused := unused_labels(self.structures):
+            found = {view: logits.index_fill(1, torch.tensor(unused, device=logits.device), -torch.inf)
+                     for view, logits in found.items()}  # fmt: skip
+        return {view: logits.softmax(1) for view, logits in found.items()}
 
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """score: mean Dice over structures and label maps; a structure that is in neither map does not count."""
@@ -214,7 +251,7 @@ class Segmentation(Task):
 
     def map_scoring(self, regions: Sequence[str], empty_dice: EmptyDice, min_component: Sequence[str]) -> MapScoring:
         """As `Task.map_scoring`."""
-        return map_scoring(dict(enumerate(self.structures, start=1)), regions, empty_dice, min_component)
+        return map_scoring(names_of(self.structures), regions, empty_dice, min_component)
 
     def check_known(self, quantities: Iterable[str], masks: Collection[str] = ()) -> None:
         """Raise ValueError where a quantity is measured from other structures."""
@@ -240,24 +277,30 @@ class Segmentation(Task):
         store, known, measured = data.store, data.known.get(study, {}), {}
         for view in (v for v in store.views(study) if v in self.views):
             info = store.info(study, view)
+            if why := self.unreadable(view, info) or unknown_phases(view, info, run.frames):
+                assessment.leave_out(study, why)
+                continue
+            shown = tuple(sorted(set(run.shown(info))))
             try:
-                frames = store.read_frames(study, view, range(info.shape[0]))
-                truth = {t: store.read_labels(study, view, t) for t in (info.labels.frames if info.labels else ())}
+                frames = store.read_frames(study, view, shown if self.n_frames == 1 else range(self.n_frames))
+                labelled = info.labels.frames if info.labels else ()
+                truth = {t: store.read_labels(study, view, t) for t in labelled if t in shown}
             except (StoreError, OSError) as error:
                 assessment.leave_out(study, f"view {view}: {error}")
                 continue
             probability = run.predict_frames(view, frames)
             pred = assessment.maps.cleaned(probability.argmax(1).byte().numpy())
-            volumes = has_volumes(pred.shape)
+            volumes, place = has_volumes(pred.shape), [shown.index(t) for t in truth]
             case = SegmentationCase(
                 study=study,
                 view=view,
                 spacing_mm=info.spacing_mm,
-                image=frames,
+                image=frames[: len(pred)],
                 pred=pred,
                 truth=truth,
+                frames=shown,
                 known=known if volumes else {},
-                stability=self.stability(probability, truth),
+                stability={shown[k]: scores for k, scores in self.stability(probability, place).items()},
                 frame_time_ms=info.frame_time_ms,
             )
             assessment.add_segmentation(case)
@@ -282,7 +325,7 @@ class Segmentation(Task):
     @property
     def tables(self) -> Tables:
         """A line per study, and for stacks a line per frame."""
-        volumes = tuple(f"{name}_ml" for name in self.structures)
+        volumes = tuple(f"{name}_ml" for name in names_of(self.structures).values())
         found = ("frames", "flags", "cut_off", *EMPTY.values(), *(column for pair in ENDS.values() for column in pair))
         return Tables((*found, *QUANTITIES), "frames.csv", ("study", "view", "frame", "time_ms", *volumes))
 
@@ -297,12 +340,12 @@ class Segmentation(Task):
         return made
 
     def _export_view(self, made: StudyPrediction, study: str, predicted: PredictedView, few: bool) -> None:
-        view, probability, stored, scan, source = predicted
+        view, probability, stored, scan, source, numbers = predicted
         probability = probability.reshape(*probability.shape[:4], -1)
         cine = arrange(scan, stored.arrangement)
         back = plan_return(probability.shape[2:], stored.affine, cine.shape, cine.affine)
         labels = np.stack([label_map(frame, back) for frame in probability])
-        names = dict(enumerate(self.structures, start=1))
+        names = names_of(self.structures)
         files = label_files(view, arranged(labels, inverse(stored.arrangement), first=1), source, scan)
         made.files |= files
         summary = {
@@ -321,13 +364,14 @@ class Segmentation(Task):
             for ventricle, (ed, es) in cycle.frames.items():
                 marks.setdefault(ed, []).append(f"{ventricle} ED")
                 marks.setdefault(es, []).append(f"{ventricle} ES")
-            _add_volumes(made, summary, study, view, curves, cycle, cine)
+            _add_volumes(made, summary, study, view, curves, cycle, cine, numbers)
             made.files[f"{view}_volumes.png"] = volume_png(curves, cycle, cine.frame_time_ms, study, flags)
         summary["flags"] = flags
         made.flags += flags
         made.files[f"{view}.gif"] = outlines_gif(
-            cine, labels, voxel_size(cine.affine), self.structures, marks=marks, flags=flags
-        )
+            cine, labels, voxel_size(cine.affine), [names.get(k + 1, "") for k in range(len(self.structures))],
+            marks=marks, flags=flags,
+        )  # fmt: skip
 
 
 _PREPARE = "store them by `cinema-fast prepare SRC STORE --labels PATTERN`"
@@ -335,22 +379,23 @@ _PREPARE = "store them by `cinema-fast prepare SRC STORE --labels PATTERN`"
 
 def _add_volumes(
     made: StudyPrediction, summary: dict, study: str, view: str, curves: Mapping[str, np.ndarray],
-    cycle: CycleFunction, cine: Cine,
+    cycle: CycleFunction, cine: Cine, numbers: Sequence[int],
 ) -> None:  # fmt: skip
-    """Add the measurements of a stack to its summary and to the tables."""
+    """Add the measurements of a stack to its summary and to the tables. numbers: of its frames in the scan."""
     summary["volumes_ml"] = {name: curve.tolist() for name, curve in curves.items()}
     made.lines += [
         {"study": study, "view": view, "frame": t, "time_ms": t * cine.frame_time_ms if cine.frame_time_ms else ""}
-        | {f"{name}_ml": float(curve[t]) for name, curve in curves.items()}
-        for t in range(cine.n_frames)
+        | {f"{name}_ml": float(curve[k]) for name, curve in curves.items()}
+        for k, t in enumerate(numbers)
     ]
     place = {ventricle: "LV" if ventricle == cycle.guide else ventricle for ventricle in cycle.empty}
     ends = {
-        column: t for ventricle, frames in cycle.frames.items() for column, t in zip(ENDS[place[ventricle]], frames)
+        column: numbers[k]
+        for ventricle, frames in cycle.frames.items() for column, k in zip(ENDS[place[ventricle]], frames)
     }
     if cycle.function:
         summary |= {**ends, "function": cycle.function}
-    empty = {EMPTY[place[ventricle]]: frames for ventricle, frames in cycle.empty.items()}
+    empty = {EMPTY[place[ventricle]]: [numbers[k] for k in frames] for ventricle, frames in cycle.empty.items()}
     summary |= empty
     made.row |= {"frames": cine.n_frames, "cut_off": " ".join(summary["cut_off"]), **ends, **cycle.function}
     made.row |= {column: " ".join(map(str, frames)) for column, frames in empty.items()}

@@ -145,6 +145,7 @@ class Supervised(Method):
             f"{count_studies(self.sampler.global_batch)} a step, lr {options.lr:g}, seed {options.seed}; "
             f"{place.device.type}, {str(place.precision)[6:]}, {options.mode}"
         )
+        yield from self.setup.remarks
         for view, size in self.model_config.image_size.items():
             side = min(size[1:] if view == CLIP else size[:2])
             if 2 * options.augment.translation > side and options.augment.translation_share:

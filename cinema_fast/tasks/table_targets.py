@@ -3,9 +3,9 @@
 import hashlib
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..common.naming import counted, named
 from ..common.tables import Table, check_matches, is_number, means_number
-from ..common.views import CLIP
+from ..common.views import CLIP, PHASES
 from ..data.loading.batch import Batch
 from ..data.loading.loader import LoaderError
 from ..data.prepare.sources import Source
 from ..data.store.clips import ClipStore, clip_frames
+from ..data.store.records import CineInfo
 from ..data.store.store import CineStore, StoreError
 from ..metrics.assessment import Assessment
 from ..models.config import CineMAConfig
@@ -28,8 +30,9 @@ from .context import EvaluationData, StudyPrediction, Tables
 from .losses import balanced, target_loss
 from .named_files import read_named
 from .networks import vit_of
+from .read_together import GIVE_PHASES, common_channels, mismatch, phase_frames, unknown_phases
 from .split import Split
-from .task import Task, TaskSetup, used_of
+from .task import Task, TaskSetup, refuse_unknown_classes, used_of
 
 if TYPE_CHECKING:
     from .finetune_config import FinetuneConfig
@@ -61,23 +64,32 @@ class TableLabels:
         targets: Sequence[Target],
         values: Mapping[str, Mapping[str, str]],
         n_frames: int,
+        frames: Sequence[str] = (),
     ):
-        self._store, self._n_frames = store, n_frames
+        self._store, self._n_frames, self._frames = store, n_frames, frames
         self._rows = {}
         for study in store.ids:
             row = [_number_of(target, values[target.name].get(study)) for target in targets]
             if not all(map(math.isnan, row)):
                 self._rows[study] = np.array(row, np.float32)
-        labelled = {study: tuple(v for v in store.views(study) if v in views) for study in self._rows}
+        labelled = {study: _readable(store, study, views, frames) for study in self._rows}
         self.views_of = {study: has for study, has in labelled.items() if has}
 
     def frames_of(self, study: str, view: str, _phase: float) -> tuple[int, ...]:
-        """Frames spread evenly over the cycle, from the first on."""
-        return tuple(clip_frames(0.0, self._n_frames, self._store.n_frames(study, view)).tolist())
+        """As `frames_read`."""
+        return frames_read(self._store.info(study, view), self._n_frames, self._frames)
 
     def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
         """{"values": (targets,) float32}: standardised numbers, or indices of classes; NaN where unknown."""
         return {"values": self._rows[study]}
+
+
+def frames_read(info: CineInfo, n_frames: int, frames: Sequence[str] = ()) -> tuple[int, ...]:
+    """The frames of a view that are read together: those of `frames`, its ED and ES, else n_frames spread evenly over
+    the cycle from the first on, which are all channels of a view with so many."""
+    if frames:
+        return phase_frames(info, frames)
+    return tuple(clip_frames(0.0, n_frames, info.shape[0]).tolist())
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,8 @@ class TableTask(Task):
 
     balance, weights: of several losses; no weights where uncertainties are learned.
     labels_sha256: of the values, so that a run is not resumed with others.
+    frames: names of the frames that are read, in this order, and scaled together; empty: n_frames over the cycle.
+    channels: {view: its channels} of views that have several.
     """
 
     kind: str
@@ -96,6 +110,8 @@ class TableTask(Task):
     balance: str
     weights: tuple[float, ...]
     labels_sha256: str
+    frames: tuple[str, ...] = ()
+    channels: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     fuses_views = True
 
@@ -108,6 +124,8 @@ class TableTask(Task):
             raise ValueError(
                 f"--task {config.task} learns one column, got {len(config.targets)}: use --task multitask"
             )
+        if config.task == "regression":
+            refuse_unknown_classes(config)
         if config.network == "baseline" and config.batch_size == 1:
             raise ValueError("--batch-size 1: --network baseline normalises over the studies of a step, and needs two")
         if taken := {"study", "views"}.intersection(config.targets):
@@ -121,11 +139,19 @@ class TableTask(Task):
         used. Raises ValueError naming a column, a study or a class that does not fit."""
         model_config = fit_to_store(base, cines, config.views, config.preset)
         views, clips = model_config.views, base.views == (CLIP,)
+        if clips and config.frames:
+            raise ValueError(f"--frames {' '.join(config.frames)} is for models over frames, and {config.preset} reads "
+                             "clips of the whole cycle")  # fmt: skip
         store = ClipStore(cines, config.views, min_frames=min_frames) if clips else cines
         table = read_named("--table", config.table)
         values = {name: _of_studies(table, name, store) for name in config.targets}
-        shown = {study for study in store.ids if set(views).intersection(store.views(study))}
-        split = split.labelled(shown & set().union(*values.values()), config.task)
+        shown = {study for study in store.ids if _readable(store, study, views, config.frames)}
+        if config.frames and not shown.intersection(split.train):
+            raise ValueError(f"--frames {' '.join(config.frames)}: {store.path} has no training study (of "
+                             f"{len(split.train)}) whose ED and ES are known: {GIVE_PHASES}")  # fmt: skip
+        labelled = set().union(*values.values())
+        remarks = _without_phases(store, sorted(labelled), views) if config.frames else []
+        split = split.labelled(shown & labelled, config.task)
         check_matches(table.path, table.rows, store.ids, store.path)
         classified = {name: _is_classified(config, table, name, values[name]) for name in config.targets}
         for name in (name for name in config.targets if classified[name]):
@@ -134,18 +160,27 @@ class TableTask(Task):
         if classified[first] and not others:
             class_of = {study: values[first][study] for study in split.train}
         used = used_of(config, split.train, class_of)
+        if config.classes_unknown == "drop":
+            remarks += _drop_unknown(values, [name for name in config.targets if classified[name]], split, used)
         for name in config.targets:
             _check_parts(table, name, values[name], split, classified=classified[name])
         targets = tuple(
             _target(table, name, values[name], split._replace(train=used), classified=classified[name])
             for name in config.targets
         )
-        n_frames = 1 if CLIP in views else config.n_frames
+        n_frames = 1 if clips else len(config.frames) or config.n_frames
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
         weights = () if config.balance == "uncertainty" else config.loss_weights or (1.0,) * len(targets)
-        task = cls(config.task, targets, views, n_frames, config.reduce, config.balance, weights, digest)
-        labels = TableLabels(store, views, targets, values, n_frames)
-        return TaskSetup(task, labels, model_config, store, split.labelled(labels.views_of, config.task), used)
+        labels = TableLabels(store, views, targets, values, n_frames, config.frames)
+        channels = {} if clips else common_channels(cines, labels.views_of)
+        for view, names in channels.items():
+            if len(names) != n_frames:
+                raise ValueError(f"--n-frames {n_frames}: {view} of {store.path} has {len(names)} channels, which are "
+                                 f"read together ({', '.join(names)}): give --n-frames {len(names)}, or other --views")
+        task = cls(config.task, targets, views, n_frames, config.reduce, config.balance, weights, digest, config.frames,
+                   channels)  # fmt: skip
+        split = split.labelled(labels.views_of, config.task)
+        return TaskSetup(task, labels, model_config, store, split, used, tuple(remarks))
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "TableTask":
@@ -168,7 +203,7 @@ class TableTask(Task):
 
     def loss(self, model: nn.Module, batch: Batch, cutout: float) -> Tensor:
         """The balanced sum of the targets' losses over the studies that have a value."""
-        images = {view: cut_boxes(image, cutout) for view, image in batch.images().items()}
+        images = {view: cut_boxes(image, cutout) for view, image in batch.images(joint=self.joint_range).items()}
         values = batch.target["values"].unbind(1)
         losses = [
             target_loss(out, known, classified=bool(target.classes))
@@ -195,7 +230,7 @@ class TableTask(Task):
         """
         shown, values = defaultdict(list), {}
         for batch in batches:
-            outputs = zip(self.targets, self.outputs(model, batch.images()))
+            outputs = zip(self.targets, self.outputs(model, batch.images(joint=self.joint_range)))
             parts = [out.float().softmax(1) if target.classes else out.float() for target, out in outputs]
             for study, row, known in zip(batch.draw.ids, torch.cat(parts, 1), batch.target["values"]):
                 shown[study].append(row)
@@ -214,6 +249,25 @@ class TableTask(Task):
                 losses.append((out[:, 0] - value).abs().mean().item())
                 line[f"val_{target.name}_mae"] = losses[-1] * target.sd
         return {"score": -math.fsum(losses) / len(losses), **line}
+
+    @property
+    def joint_range(self) -> bool:
+        """ED and ES are scaled together, as the channels of an image in the reference."""
+        return bool(self.frames)
+
+    def frames_of(self, info: CineInfo) -> tuple[int, ...]:
+        """As `frames_read`."""
+        return frames_read(info, self.n_frames, self.frames)
+
+    def unreadable(self, view: str, info: CineInfo) -> str:
+        """Its channels are others than in training, or its ED and ES are unknown."""
+        return mismatch(view, info, self.channels) or unknown_phases(view, info, self.frames)
+
+    def check_frames(self, frames: Sequence[str]) -> None:
+        """Raise ValueError where `--frames` is not what the run was trained on."""
+        if frames and tuple(frames) != self.frames:
+            trained = " ".join(self.frames) or ("clips" if CLIP in self.views else f"{self.n_frames} over the cycle")
+            raise ValueError(f"--frames {' '.join(frames)}: the run was trained on other frames ({trained})")
 
     def check_retest(self, masks: Collection[str] = ()) -> None:
         """No error: predicted numbers are compared, if there are any."""
@@ -245,10 +299,12 @@ class TableTask(Task):
     ) -> dict[str, float]:  # fmt: skip
         predicted: dict[str, float] = {}
         views = tuple(v for v in store.views(study) if v in run.model_config.views)
+        unread = {} if run.clips else {v: why for v in views if (why := self.unreadable(v, store.info(study, v)))}
+        views = tuple(v for v in views if v not in unread)
         if not views:
             reads = f"views {', '.join(run.model_config.views)}"
             why = f"no cine of {run.min_frames} frames or more" if run.clips else f"none of the {reads}"
-            assessment.leave_out(study, why)
+            assessment.leave_out(study, "; ".join(unread.values()) or why)
             return predicted
         try:
             found = run.predict_study(store, study, views)
@@ -316,6 +372,42 @@ class TableTask(Task):
             made.summary["predictions"][target.name] = {"class": likeliest, "probabilities": shares}
             made.row |= {target.name: likeliest, **{f"{target.name}: {name}": p for name, p in shares.items()}}
         return made
+
+
+def _readable(
+    store: CineStore | ClipStore, study: str, views: Sequence[str], frames: Sequence[str]
+) -> tuple[str, ...]:
+    """The views of a study among `views`; where ED and ES are read, those whose ED and ES are known."""
+    shown = (view for view in store.views(study) if view in views)
+    return tuple(view for view in shown if not frames or not unknown_phases(view, store.info(study, view), frames))
+
+
+def _without_phases(store: CineStore, labelled: Sequence[str], views: Sequence[str]) -> list[str]:
+    """A line on the labelled studies and their views that --frames leaves out, if there are any."""
+    left_out = []
+    for study in labelled:
+        have, known = (_readable(store, study, views, frames) for frames in ((), PHASES))
+        if unknown := [view for view in have if view not in known]:
+            left_out.append(f"{study} ({', '.join(unknown)})" if known else study)
+    return [f"left out, since ED and ES are unknown: {len(left_out)} of the {len(labelled)} studies with a value (or "
+            f"the views in brackets): {named(left_out)}; {GIVE_PHASES}"] * bool(left_out)  # fmt: skip
+
+
+def _drop_unknown(
+    values: dict[str, dict[str, str]], columns: Sequence[str], split: Split, used: Sequence[str]
+) -> list[str]:
+    """Remove from {column: {study: cell}} the classes of validation and test studies that none of the training studies
+    `used` has; a line for each column that counts them."""
+    remarks = []
+    for name in columns:
+        known = {values[name][study] for study in used if study in values[name]}
+        unknown = {study: value for study in (*split.val, *split.test)
+                   if (value := values[name].get(study)) is not None and value not in known}  # fmt: skip
+        values[name] = {study: value for study, value in values[name].items() if study not in unknown}
+        counts = ", ".join(f"{value} {n}" for value, n in sorted(Counter(unknown.values()).items()))
+        remarks += [f"{name}: {counted(len(unknown), 'validation or test study', 'validation and test studies')} left "
+                    f"out, whose class no training study in use has ({counts})"] * bool(unknown)  # fmt: skip
+    return remarks
 
 
 def _of_studies(table: Table, column: str, store: CineStore | ClipStore) -> dict[str, str]:

@@ -20,7 +20,8 @@ from ..common.views import CLIP
 from ..data.loading import loader
 from ..data.loading.batch import Batch
 from ..data.prepare.sources import Source
-from ..data.store.clips import ClipStore
+from ..data.store.clips import ClipStore, clip_frames
+from ..data.store.records import CineInfo
 from ..data.store.store import CineStore
 from ..metrics.assessment import Assessment
 from ..metrics.map_options import EmptyDice
@@ -48,7 +49,8 @@ class Labels(loader.Labels, Protocol):
 class TaskSetup:
     """A task with its labels, its model's configuration, the store of its images, and the data split.
 
-    split: of the labelled studies. used: the training studies whose labels are used.
+    split: of the labelled studies. used: the training studies whose labels are used. remarks: lines for run.log on
+    studies that were left out.
     Raises ValueError where no study of `used` has a label of one of the model's views.
     """
 
@@ -58,6 +60,7 @@ class TaskSetup:
     store: CineStore | ClipStore
     split: Split
     used: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     def __post_init__(self):
         shown = {view for study in self.used for view in self.labels.views_of[study]}
@@ -99,6 +102,7 @@ class Task(ABC):
 
     kind: the name in registry.py.
     n_frames: frames of a view that are read together, 1 for clips.
+    joint_range: whether the frames that are read together are scaled by their common range.
     validation_phases: phases in [0, 1) at which validation reads `Labels.frames_of` (only 0: frames over the cycle).
     fuses_views: whether all views of a study give one answer.
     predicts_maps: whether `predict` gives maps {view: (B, channels, *size)} on the grid of its images.
@@ -111,6 +115,7 @@ class Task(ABC):
     views: tuple[str, ...]
     n_frames: int
     score_kinds: ClassVar[tuple[ScoreKind, ...]] = ()
+    joint_range: bool = False
     validation_phases: ClassVar[tuple[float, ...]] = (0.0,)
     fuses_views: ClassVar[bool] = False
     predicts_maps: ClassVar[bool] = False
@@ -119,9 +124,13 @@ class Task(ABC):
 
     @classmethod
     def check(cls, config: "FinetuneConfig") -> None:
-        """Raise ValueError for options of `finetune` that do not fit the task; by default for --targets."""
+        """Raise ValueError for options of `finetune` that do not fit the task; by default for those of tables."""
         if config.targets:
             raise ValueError(f"--targets has no effect for --task {config.task}")
+        if config.frames:
+            raise ValueError(f"--frames {' '.join(config.frames)} is for targets of a table: the model of --task "
+                             f"{config.task} reads labelled frames one by one")  # fmt: skip
+        refuse_unknown_classes(config)
 
     @classmethod
     @abstractmethod
@@ -140,8 +149,12 @@ class Task(ABC):
         """
 
     def to_dict(self) -> dict:
-        """Plain values for config.yaml."""
-        return {"kind": self.kind} | json.loads(json.dumps(dataclasses.asdict(self)))
+        """Plain values for config.yaml. Fields that later versions added are left out where they are empty, so that
+        runs of earlier versions compare equal."""
+        required = {field.name for field in dataclasses.fields(self)
+                    if field.default is field.default_factory is dataclasses.MISSING}  # fmt: skip
+        values = json.loads(json.dumps(dataclasses.asdict(self)))
+        return {"kind": self.kind} | {name: value for name, value in values.items() if value or name in required}
 
     @classmethod
     def from_dict(cls, values: Mapping) -> "Task":
@@ -167,6 +180,20 @@ class Task(ABC):
     @abstractmethod
     def validate(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
         """Metrics by name, `score` (higher is better) among them; none where nothing can be evaluated."""
+
+    def frames_of(self, info: CineInfo) -> tuple[int, ...]:
+        """The frames of a view that are read together for one answer; by default spread evenly over the cycle."""
+        return tuple(clip_frames(0.0, self.n_frames, info.shape[0]).tolist())
+
+    def unreadable(self, view: str, info: CineInfo) -> str:
+        """Why the model cannot read a view of a study; "" where it can."""
+        return ""
+
+    def check_frames(self, frames: Sequence[str]) -> None:
+        """Raise ValueError where `--frames` of evaluate and predict does not fit the task."""
+        if frames:
+            raise ValueError(f"--frames {' '.join(frames)} is for segmentation and for targets of a table, and the run "
+                             f"is of {self.kind}")
 
     def map_scoring(self, regions: Sequence[str], empty_dice: EmptyDice, min_component: Sequence[str]) -> MapScoring:
         """How `evaluate` scores label maps with these options. Raises ValueError where the task predicts none, and for
@@ -222,6 +249,12 @@ class Task(ABC):
         Raises ValueError where the model reads none of its views, or where a file has changed since it was prepared;
         OSError where a file can no longer be read.
         """
+
+
+def refuse_unknown_classes(config: "FinetuneConfig") -> None:
+    """Raise ValueError for --classes-unknown of a task without classes."""
+    if config.classes_unknown != "refuse":
+        raise ValueError(f"--classes-unknown {config.classes_unknown} has no effect for --task {config.task}")
 
 
 def model_over_frames(config: "FinetuneConfig", base: CineMAConfig) -> None:

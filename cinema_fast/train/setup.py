@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..common.views import CLIP
+from ..common.views import CLIP, view_like
 from ..data.store.clips import ClipStore
 from ..data.store.orientation import orientation_of
 from ..data.store.store import CineStore
@@ -24,11 +24,15 @@ from .ranks import Ranks
 from .run_info import LabelInfo, RunInfo, StoreInfo
 
 
-def fit_to_store(base: CineMAConfig, store: CineStore, views: Sequence[str], preset: str) -> CineMAConfig:
+def fit_to_store(
+    base: CineMAConfig, store: CineStore, views: Sequence[str], preset: str, *, named: Sequence[str] | None = None
+) -> CineMAConfig:
     """The configuration `base` with the views trained on (all of the store where none is named) and the store's sizes.
 
     A size is rounded up to whole tokens; frames are padded to it. A preset over clips is not changed: any view gives
-    clips of its size. preset: its name, for messages.
+    clips of its size. preset: its name, for messages. named: the views that the user named, if not `views`: one of them
+    that the preset lacks, such as lge_sax, has the tokens and channels of the preset's view in the same plane (else of
+    its first view with as many axes).
 
     Raises ValueError naming a view that the store or the preset lacks.
     """
@@ -45,22 +49,32 @@ def fit_to_store(base: CineMAConfig, store: CineStore, views: Sequence[str], pre
     if base.views == (CLIP,):
         return base
     wanted = set(views or stored)
-    if unknown := sorted(wanted - set(base.views)):
-        raise ValueError(
-            f"preset {preset!r} has no view {unknown[0]!r}, which {store.path} holds; "
-            f"train on others with --views {' '.join(v for v in base.views if v in stored)}"
-        )
-    shown = tuple(view for view in base.views if view in wanted)
+    axes_of, like = {view: len(size) for view, size in base.image_size.items()}, dict(zip(base.views, base.views))
+    for view in sorted(wanted - set(base.views)):
+        near = view_like(view, len(stored[view]), axes_of)
+        if near is None or view not in (views if named is None else named):
+            others = " ".join(v for v in base.views if v in stored)
+            name_it = f", or on this one by naming it: --views {view}" * (near is not None)
+            raise ValueError(
+                f"preset {preset!r} has no view {view!r}, which {store.path} holds; train on others with --views "
+                f"{others}{name_it}"
+            )
+        like[view] = near
+    shown = tuple(view for view in like if view in wanted)
     image_size = {}
     for view in shown:
-        token, largest = base.token_size(view), stored[view]
+        token, largest = base.token_size(like[view]), stored[view]
         if len(token) != len(largest):
             raise ValueError(
                 f"{store.path}: {view} frames have {len(largest)} axes, preset {preset!r} needs {len(token)}"
             )
-        prepared = store.prepare.get("sax_size" if view == "sax" else "lax_size", largest)
+        prepared = store.prepare.get("sax_size" if len(largest) == 3 else "lax_size", largest)
         image_size[view] = tuple(-(-n // t) * t for n, t in zip(prepared, token))
-    return dataclasses.replace(base, views=shown, image_size=image_size)
+    shapes = {
+        name: {view: getattr(base, name)[like[view]] for view in shown}
+        for name in ("in_chans", "patch_size", "scale_factor")
+    }
+    return dataclasses.replace(base, views=shown, image_size=image_size, **shapes)
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,6 +1,7 @@
 """Weights into ConvViT and ConvUNetR: what is taken of a pre-trained model, what is named, what is refused."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,6 +78,27 @@ def test_views_that_only_the_checkpoint_has_are_left():
     said = cf.load_cinema_weights(model, pretrained.state_dict())
     assert "views lax_2c;" in said
     assert all("sax" not in name for name in model.state_dict())
+
+
+def test_a_view_under_another_name_starts_from_that_of_its_plane():
+    """lge_sax from sax, a stack without a plane too, in a network of its own stem."""
+    pretrained = small_model(0)
+    for view, like in (("lge_sax", "sax"), ("scar", "sax"), ("t1_lax_4c", "lax_4c")):
+        model = small_vit(1, views=(like,))
+        own = cf.ConvViT(renamed(model.config, like, view), 5, 1)
+        said, absent = load_starting_weights(own, pretrained.state_dict())
+        cf.load_cinema_weights(model, pretrained.state_dict())
+        assert f"{view} starts from {like}, which the weights have in its place" in said and not absent
+        for name, tensor in model.state_dict().items():
+            if name.startswith(("enc_", "encoder.")):
+                assert torch.equal(own.state_dict()[name.replace(f".{like}.", f".{view}.")], tensor), name
+
+
+def renamed(config, like, view):
+    """The configuration with one view under another name."""
+    by_view = {name: {view: getattr(config, name)[like]} for name in
+               ("image_size", "in_chans", "patch_size", "scale_factor")}  # fmt: skip
+    return replace(config, views=(view,), **by_view)
 
 
 @pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager"), torch.nn.DataParallel])

@@ -7,13 +7,18 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from labelled_discs import HEAD, rewrite, write_discs, write_points
 
 from cinema_fast.cli import main
 from cinema_fast.data.store.store import CineStore
+from cinema_fast.evaluation.evaluate import evaluate_run
+from cinema_fast.evaluation.evaluate_config import EvaluateConfig
+from cinema_fast.metrics.rows import read_rows
 from cinema_fast.models.config import preset
 from cinema_fast.tasks.finetune import finetune
 from cinema_fast.tasks.finetune_config import FinetuneConfig
+from cinema_fast.tasks.finetuned_run import load_run
 from cinema_fast.tasks.segmentation import Segmentation
 from cinema_fast.tasks.split import split_studies
 
@@ -76,6 +81,32 @@ def test_labels_of_few_maps(refused, discs, tmp_path):
     assert older != index.read_text()
     index.write_text(older)
     refused(r"no labelled training study in use \(of 6\) has the label 1 \(RV\)", "segmentation", data=store)
+
+
+def test_a_label_that_no_study_has(refused, discs, tmp_path):
+    """It is called -: not required, never predicted, not scored and in no table; a study that has it is named."""
+    store = shutil.copytree(discs.store, tmp_path / "store")
+    refused(r"study s\d\d: its (sax|lax_4c) label maps hold the label 1, which --structures calls -, a label that no "
+            r"study has: give it a name", "segmentation", data=store, structures=("-", "MYO", "LV"))  # fmt: skip
+    for study in CineStore(store).ids:
+        for view in ("sax", "lax_4c"):
+            rewrite(store, study, view, lambda maps: np.where(maps == 1, 0, maps))
+    options = ("--task segmentation --steps 1 --validate-every 1 --preset cinema-demo --decoder-channels 8 16 32 "
+               "--views sax --structures - MYO LV --device cpu --batch-size 2")  # fmt: skip
+    assert main(["finetune", "--data", str(store), "--out", str(tmp_path / "run"), *options.split()]) == 0
+    run = load_run(tmp_path / "run", device="cpu")
+    assert run.task.structures == ("-", "MYO", "LV")
+    with torch.no_grad():
+        run.model.pred_head_dict["sax"].bias[1] += 50  # a network that sees the label everywhere
+    frames = CineStore(store).read_frames("s00", "sax", range(4))
+    found = run.predict_frames("sax", frames)
+    assert found.shape == (4, 4, *frames.shape[1:]) and not found[:, 1].any()
+    torch.testing.assert_close(found.sum(1), torch.ones(frames.shape))
+    assert run.task.tables.other_columns[-2:] == ("MYO_ml", "LV_ml")
+    pytest.importorskip("jinja2")
+    evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval", device="cpu", resamples=10))
+    rows = read_rows(tmp_path / "eval" / "rows.csv")
+    assert {row["name"] for row in rows if row["kind"] == "segmentation"} == {"MYO", "LV"}
 
 
 def setup_of(discs, store):
@@ -170,6 +201,27 @@ def test_classes(refused, tmp_path):
        "choose other studies .*--subset-seed", label_fraction=0.3, subset_seed=1)  # fmt: skip
 
 
+def test_classes_that_training_lacks_can_be_left_out(discs, tmp_path):
+    """Studies of validation and test alone; counted by class; a training class of one study stays."""
+    file, split = tmp_path / "classes.csv", tmp_path / "split.csv"
+    parts = ["train"] * 6 + ["val"] * 3 + ["test"] * 3
+    split.write_text("study,split\n" + "\n".join(f"s{n:02d},{part}" for n, part in enumerate(parts)))
+    table(file, ["big,radius", *(f"s{n:02d},{name},{n}" for n, name in enumerate("ynynyw" + "ynz" + "zqw"))])
+    common = {"table": file, "split": split, "steps": 1, "validate_every": 1, "classes_unknown": "drop"}
+    finetune(discs.config(tmp_path / "run", "classification", **common))
+    line = "big: 3 validation and test studies left out, whose class no training study in use has (q 1, z 2)"
+    assert line in (tmp_path / "run" / "run.log").read_text()
+    run = load_run(tmp_path / "run", device="cpu")
+    assert run.task.targets[0].classes == ("n", "w", "y")
+    assert (run.split.val, run.split.test) == (("s06", "s07"), ("s11",)) and len(run.split.train) == 6
+    finetune(discs.config(tmp_path / "both", "multitask", targets=("big", "radius"), **common))
+    both = load_run(tmp_path / "both", device="cpu")
+    assert both.split.test == ("s09", "s10", "s11")  # their radius is known
+    with pytest.raises(ValueError, match=r"no validation study that has images has a value in the column 'big'"):
+        table(file, ["big", *(f"s{n:02d},{name}" for n, name in enumerate("ynynyw" + "zzz" + "zqw"))])
+        finetune(discs.config(tmp_path / "none", "classification", **common))
+
+
 def test_landmarks(refused, tmp_path):
     file = tmp_path / "some.csv"
     refused(r"--table \S+none\.csv: No such file", "landmarks", table=tmp_path / "none.csv")
@@ -235,6 +287,10 @@ def test_clips_are_not_for_maps(refused):
     ({"network": "baseline", "recompute": "full"}, "takes no --reduce cls and no --recompute"),
     ({"freeze": True}, "--freeze needs --init-from"),
     ({"structures": ("LV", "LV")}, "--structures needs different names"),
+    ({"structures": ("-", "-")}, "--structures needs different names"),
+    ({"classes_unknown": "drop"}, "--classes-unknown drop has no effect for --task segmentation"),
+    ({"task": "regression", "table": "t.csv", "targets": ("a",), "classes_unknown": "drop"},
+     "--classes-unknown drop has no effect for --task regression"),
 ])  # fmt: skip
 def test_options(changes, told, tmp_path):
     options = {"data": tmp_path, "out": tmp_path / "run", "task": "segmentation", "steps": 1} | changes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +93,15 @@ class Cine:
     sha256: str
     oriented: bool = True
     remark: str = ""
+
+    def at(self, frames: Sequence[int]) -> Cine:
+        """These frames alone; the time between them is unknown."""
+        whole, several = self.volumes[0], len(self.volumes) > 1
+        volumes = tuple(
+            self.volumes[t] if several else replace(whole, data=whole.data[..., t]) if whole.data.ndim == 4 else whole
+            for t in frames
+        )
+        return replace(self, volumes=volumes, n_frames=len(frames), frame_time_ms=None)
 
     def frame(self, t: int) -> np.ndarray:
         """Frame `t` as float32 (X, Y, Z)."""

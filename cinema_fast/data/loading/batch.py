@@ -5,9 +5,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...common.views import CLIP
+from ...kernels.augment_images import move_maps
+from ...kernels.augment_images.torch_form import beyond, change_brightness_, min_max
 from .augment import model_input, stored_input
 from .augmentation import AS_STORED, Augmentation
 from .sampler import Draw
@@ -60,25 +62,47 @@ class Batch:
         """The batch on a device; the copy from pinned memory does not wait."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def images(self) -> dict[str, Tensor]:
+    def images(self, *, joint: bool = False) -> dict[str, Tensor]:
         """{view: (B, n, *size) float32 in [0, 1]} of labelled studies.
 
-        All frames of a study are moved alike, and each is scaled by its own range. A clip is one image of one channel.
+        All frames of a study are moved alike, and each is scaled by its own range, or with `joint` all by their common
+        one. A clip is one image of one channel.
         """
         return {
-            view: frames_input(frames, self.extent[view], self.augment[view], clip=view == CLIP)
+            view: frames_input(frames, self.extent[view], self.augment[view], clip=view == CLIP, joint=joint)
             for view, frames in self.frames.items()
         }
 
 
-def frames_input(frames: Tensor, extent: Tensor, augment: Augmentation, *, clip: bool) -> Tensor:
-    """Stored frames (B, n, *size) uint8 as the model takes them: (B, n, *size) float32 in [0, 1]; see `model_input`."""
+def frames_input(
+    frames: Tensor, extent: Tensor, augment: Augmentation, *, clip: bool, joint: bool = False
+) -> Tensor:
+    """Stored frames (B, n, *size) uint8 as the model takes them: (B, n, *size) float32 in [0, 1]; see `model_input`.
+
+    joint: the frames of a view have one range and one gamma, and noise of their own, as the frames of a clip.
+    """
     batch, n, *size = frames.shape
+    if joint and not clip:
+        return _joint_input(frames, extent, augment)
     each = augment.map(lambda values: values.unsqueeze(1).expand(-1, n, *values.shape[1:]).flatten(0, 1))
     if each.noise_key is not None:
         each = each._replace(noise_key=each.noise_key + torch.arange(n, device=frames.device).repeat(batch))
     extent = extent.unsqueeze(1).expand(-1, n, -1).flatten(0, 1)
     return model_input(frames.flatten(0, 1), extent, each, clip=clip).view(batch, n, *size)
+
+
+def _joint_input(frames: Tensor, extent: Tensor, augment: Augmentation) -> Tensor:
+    """`frames_input` with one range for the frames of a view. Those of single slices are the frames of a clip; stacks
+    are only moved by a kernel, which interpolates them linearly in any case."""
+    _, n, *size = frames.shape
+    if len(size) == 2:
+        return model_input(frames, nn.functional.pad(extent, (1, 0), value=n), augment, clip=True)[:, 0]
+    moves = {name: getattr(augment, name) for name in ("zoom", "angle", "shift", "flip")}
+    each = {name: None if part is None else part.repeat_interleave(n, 0) for name, part in moves.items()}
+    moved = move_maps(frames.flatten(0, 1), extent.repeat_interleave(n, 0), **each).view(frames.shape)
+    padding = beyond(extent, size).unsqueeze(1).expand(frames.shape)
+    brightness = {name: getattr(augment, name) for name in ("gamma", "noise", "noise_key")}
+    return change_brightness_(min_max(moved, padding), padding, **brightness)
 
 
 def batch_input(batch: Batch, *, as_stored: bool = True) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
@@ -101,10 +125,13 @@ def batch_input(batch: Batch, *, as_stored: bool = True) -> tuple[dict[str, Tens
     return images, None
 
 
-def padded_input(frames: np.ndarray, size: tuple[int, ...], device: torch.device, view: str) -> Tensor:
-    """Stored frames (B, n, *up to size) uint8 of a view as the model takes them: (B, n, *size) float32 in [0, 1]."""
+def padded_input(
+    frames: np.ndarray, size: tuple[int, ...], device: torch.device, view: str, *, joint: bool = False
+) -> Tensor:
+    """Stored frames (B, n, *up to size) uint8 of a view as the model takes them: (B, n, *size) float32 in [0, 1].
+    joint: as for `frames_input`."""
     batch, n, *have = frames.shape
     padded = np.zeros((batch, n, *size), np.uint8)
     padded[(..., *(slice(k) for k in have))] = frames
     extent = torch.tensor(have, device=device).expand(batch, -1)
-    return frames_input(torch.from_numpy(padded).to(device), extent, AS_STORED, clip=view == CLIP)
+    return frames_input(torch.from_numpy(padded).to(device), extent, AS_STORED, clip=view == CLIP, joint=joint)

@@ -20,6 +20,7 @@ import numpy as np
 from cinema_fast.kernels.philox import philox_numpy
 
 from ...common.shares import cut
+from ...common.views import plane_of
 from .augmentation import AS_STORED, Augmentation, AugmentConfig
 
 # Word 3 of the counter is the purpose of a word. Masks put the view's index there, so these values start far above.
@@ -170,9 +171,10 @@ class Sampler:
         return Draw(step, tuple(self.ids[i] for i in study), views, epoch, phase, augment, slot, plane)
 
     def _augmentations(self, study: np.ndarray, epoch: np.ndarray, views: tuple[str, ...]) -> dict[str, Augmentation]:
-        # the long-axis views share their augmentation, as in the reference's recipe
-        planes = {plane: self._augmentation(study, epoch, plane) for plane in {int(view != "sax") for view in views}}
-        augment = {view: planes[int(view != "sax")] for view in views}
+        # the views of the short axis share their augmentation, and all others theirs, as in the reference's recipe
+        long_axis = {view: int(plane_of(view) != "sax") for view in views}
+        planes = {plane: self._augmentation(study, epoch, plane) for plane in set(long_axis.values())}
+        augment = {view: planes[plane] for view, plane in long_axis.items()}
         if self.augment.noise and self.augment.noise_share:  # they share the noise level, but not the noise itself
             for number, view in enumerate(views):
                 high, low, _, _ = philox_numpy(self.seed, study, epoch, number, FOR_NOISE_KEY).astype(np.uint64)
@@ -180,7 +182,7 @@ class Sampler:
         return augment
 
     def _augmentation(self, study: np.ndarray, epoch: np.ndarray, long_axis: int) -> Augmentation:
-        """Augmentation of the studies' short-axis view (0), or of each other view (1)."""
+        """Augmentation of the studies' short-axis views (0), or of all other views (1)."""
         recipe, drawn = self.augment, {}
 
         def words(purpose: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """From the grid that the model sees back to the voxels of the scan: label maps with their files, and points."""
 
 import gzip
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,29 +90,33 @@ def label_files(name: str, labels: np.ndarray, source: Source, cine: Cine) -> di
     """{file name: compressed NIfTI} of label maps uint8 (T, X, Y, Z), one for each file of a NIfTI cine.
 
     Shape, affines with their codes, zooms and units are those of the cine's file; nothing else of its header is kept.
-    For other formats there is one file, with the affine of the cine and the time in seconds.
+    For other formats there is one file, with the affine of the cine and the time in seconds. There is a file for each
+    frame where `source.frames` names them.
 
     Raises:
         OSError: a file of the cine can no longer be read.
     """
     in_time = np.moveaxis(labels, 0, -1)
+    parts = {f"{name}_{frame}_labels.nii.gz": labels[t] for t, frame in enumerate(source.frames)}
+    parts = parts or {f"{name}_labels.nii.gz": in_time}
     if source.format != "nifti":
-        image = nib.Nifti1Image(in_time, cine.affine)
-        image.set_sform(cine.affine, code="scanner")
-        image.set_qform(cine.affine, code="scanner")
-        image.header.set_xyzt_units("mm", "sec" if cine.frame_time_ms else "unknown")
-        image.header["pixdim"][4] = (cine.frame_time_ms or 0) / 1000
-        return {f"{name}_labels.nii.gz": _compressed(image)}
-    if not source.frames:
-        return {f"{name}_labels.nii.gz": _compressed(_like(source.files[0], in_time))}
-    return {
-        f"{name}_{frame}_labels.nii.gz": _compressed(_like(path, labels[t]))
-        for t, (frame, path) in enumerate(zip(source.frames, source.files))
-    }
+        return {file: _compressed(_with_affine(part, cine)) for file, part in parts.items()}
+    return {file: _compressed(_like(path, part)) for (file, part), path in zip(parts.items(), source.files)}
+
+
+def _with_affine(labels: np.ndarray, cine: Cine):
+    """An image of labels (X, Y, Z[, T]) with the geometry of a cine."""
+    image = nib.Nifti1Image(labels, cine.affine)
+    image.set_sform(cine.affine, code="scanner")
+    image.set_qform(cine.affine, code="scanner")
+    image.header.set_xyzt_units("mm", "sec" if cine.frame_time_ms else "unknown")
+    image.header["pixdim"][4] = (cine.frame_time_ms or 0) / 1000
+    return image
 
 
 def _like(path: Path, labels: np.ndarray):
-    """An image of labels with the shape and the geometry of a NIfTI file that was read as a cine before."""
+    """An image of labels with the shape and the geometry of a NIfTI file that was read as a cine before; (X, Y, Z) for
+    one frame of several."""
     with path.open("rb") as raw:
         compressed = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
@@ -121,10 +126,12 @@ def _like(path: Path, labels: np.ndarray):
     found = kind.header_class(start[:length], check=False)
     header = kind.header_class()
     header.set_data_dtype(np.uint8)
-    header.set_data_shape(found.get_data_shape())
+    shape = found.get_data_shape()
+    shape = shape if math.prod(shape) == labels.size else shape[:3]
+    header.set_data_shape(shape)
     for field in _GEOMETRY:
         header[field] = found[field]
-    return kind(labels.reshape(found.get_data_shape()), None, header)
+    return kind(labels.reshape(shape), None, header)
 
 
 def _compressed(image) -> bytes:

@@ -111,7 +111,7 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
 def _arrangement(scan: Cine, view: str, orientation: str) -> Arrangement:
     if orientation == "stored" or not scan.oriented:
         return AS_STORED
-    return patient_arrangement(scan.affine, view)
+    return patient_arrangement(scan.affine, view, stack=scan.shape[2] > 1)
 
 
 def _remarks(scan: Cine, orientation: str, labels: Labels | None) -> dict[str, list[str]]:

@@ -7,9 +7,10 @@ second axis of DICOM, other programs do not.) `patient_arrangement` chooses one 
   directions of a scanner's rows and columns in that view. Directions of the view are used, not those of the body's
   planes: a two-chamber plane is near 45 degrees between sagittal and coronal, so by the nearest patient axis one
   patient's heart would be mirrored and another's not.
-- slices of a stack: from base to apex, as in public data sets.
-- views other than the four: X towards the left, or the back where the plane is nearer to sagittal; Y towards the feet,
-  or the back where it is nearer to transverse.
+- slices of a stack in the short axis: from base to apex, as in public data sets.
+- views whose name holds none of the four (`lge_sax` holds one): X towards the left, or the back where the plane is
+  nearer to sagittal; Y towards the feet, or the back where it is nearer to transverse; slices of a stack towards the
+  left, the back or the feet, whichever is nearest.
 
 A NIfTI header without the patient's orientation (no code, or the scanner's own axes, as in ACDC) cannot be arranged;
 its cine is kept as stored. DICOM always has the orientation.
@@ -24,6 +25,7 @@ from typing import Literal
 import numpy as np
 
 from ...common.naming import counted, named
+from ...common.views import plane_of
 from ..formats.cine import Cine, Volume
 from .store import CineStore
 
@@ -54,18 +56,20 @@ Arrangement = tuple[int, int, int]
 AS_STORED: Arrangement = (1, 2, 3)
 
 
-def patient_arrangement(affine: np.ndarray, view: str) -> Arrangement:
-    """The arrangement of a grid with this affine (4, 4) for a view, by the rule at the head of this file."""
-    towards = np.zeros((3, 3))
-    if view in _TOWARDS:
-        towards[:, :2] = np.transpose(_TOWARDS[view])
+def patient_arrangement(affine: np.ndarray, view: str, *, stack: bool = False) -> Arrangement:
+    """The arrangement of a grid with this affine (4, 4) for a view, by the rule at the head of this file. stack: the
+    grid has several slices."""
+    towards, plane = np.zeros((3, 3)), plane_of(view)
+    if plane:
+        towards[:, :2] = np.transpose(_TOWARDS[plane])
     else:
         directions = _LEFT_BACK_FEET @ _directions(affine)
         # the nearest of the planes sagittal, coronal and transverse; of equal ones the first
         across = int(np.argmax(np.abs(np.cross(directions[:, 0], directions[:, 1])).round(3)))
         first, second = (axis for axis in range(3) if axis != across)
         towards[first, 0] = towards[second, 1] = 1.0
-    if view == "sax":
+        towards[across, 2] = float(stack)
+    if plane == "sax":
         towards[:, 2] = _TO_APEX
     return _nearest(affine, _LEFT_BACK_FEET @ towards)
 

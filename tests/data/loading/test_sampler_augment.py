@@ -157,3 +157,13 @@ def test_a_study_that_cannot_be_read_takes_its_parameters_with_it(tiny_store):
     for view in draw.views:
         found = batch.augment[view].map(lambda tensor: tensor.numpy())
         assert bits(found, 2) == bits(one.augment[view], 0) and bits(found, 1) == bits(draw.augment[view], 1)
+
+
+def test_views_of_one_plane_share_their_augmentation():
+    """lge_sax with sax; names without a plane with the long axis, as ever."""
+    views = ("sax", "lax_4c", "lge", "lge_sax", "t1_lax_2c")
+    drawn = Sampler(dict.fromkeys(STUDIES, views), seed=7, batch_size=9, augment=FULL).draw(3).augment
+    for view, like in (("lge_sax", "sax"), ("lge", "lax_4c"), ("t1_lax_2c", "lax_4c")):
+        for name in ("zoom", "angle", "shift", "flip", "gamma", "noise"):
+            assert np.array_equal(getattr(drawn[view], name), getattr(drawn[like], name)), (view, name)
+    assert not np.array_equal(drawn["sax"].angle, drawn["lax_4c"].angle)

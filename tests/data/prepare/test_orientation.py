@@ -217,6 +217,25 @@ def test_arrangements(quaternion, view, storage):
         np.testing.assert_array_equal(*image)
 
 
+@settings(max_examples=40, deadline=None)
+@given(ROTATIONS, st.sampled_from(STORAGES))
+def test_stacks_under_other_names(quaternion, storage):
+    """By the plane in the name, as that plane; without one the slices too go towards the left, the back or the feet."""
+    affine = np.eye(4)
+    affine[:3, :3] = nib.quaternions.quat2mat(quaternion) * (1.4, 1.1, 8.0)
+    for view, plane in (("lge_sax", "sax"), ("t1_lax_2c", "lax_2c")):
+        how = orientation.patient_arrangement(affine, view, stack=plane == "sax")
+        assert how == orientation.patient_arrangement(affine, plane, stack=plane == "sax")
+    _, turned = stored_as(np.zeros((4, 5, 3)), affine, *storage)
+    found = [orientation.arranged_affine(matrix, (4, 5, 3), orientation.patient_arrangement(matrix, "lge", stack=True))
+             for matrix in (affine, turned)]  # fmt: skip
+    np.testing.assert_allclose(found[0][:3, :3], found[1][:3, :3], atol=1e-9)
+    slices = -found[0][:3, 2]  # towards left, back and feet
+    assert slices[np.abs(slices).argmax()] > 0
+    alone = orientation.patient_arrangement(affine, "lge")
+    assert alone[2] == 3  # the axis of a single slice is not turned
+
+
 def test_two_chamber_planes_on_both_sides_of_45_degrees_are_not_mirrored(shared):
     """The real study's two, at 52 and 42 degrees from sagittal: by the nearest patient axis they would be."""
     first, second = (read_nifti(shared / f"data/cine/{name}_2ch.nii.gz") for name in ("Se8", "Se9"))

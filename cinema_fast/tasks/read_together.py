@@ -1,0 +1,52 @@
+"""Which images of a view a model reads together: ED and ES (`--frames ed es`), or the channels of a view that is no
+cine, such as C0, DE and T2 of MyoPS."""
+
+from collections.abc import Mapping, Sequence
+
+from ..common.views import PHASES
+from ..data.store.records import CineInfo
+from ..data.store.store import CineStore
+
+GIVE_PHASES = "give the frames by `cinema-fast prepare SRC STORE --phases CSV` (for `predict` by its own --phases)"
+
+
+def phase_frames(info: CineInfo, frames: Sequence[str]) -> tuple[int, ...]:
+    """The frames of a view, which are known, by their names among PHASES."""
+    return tuple(info.phases[PHASES.index(name)] for name in frames)
+
+
+def unknown_phases(view: str, info: CineInfo, frames: Sequence[str]) -> str:
+    """Why the frames of these names cannot be read; "" where they can, or none is named."""
+    return f"ED and ES of {view} are unknown: {GIVE_PHASES}" if frames and info.phases is None else ""
+
+
+def channels_of(info: CineInfo) -> tuple[str, ...]:
+    """The channels of a view that has several; () for a cine, and for one volume, which is a cine of one frame."""
+    return info.channels if len(info.channels) > 1 else ()
+
+
+def common_channels(store: CineStore, views_of: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    """{view: its channels} of the views that have several, the same in all studies of {study: its views}.
+
+    Raises ValueError naming a study whose channels, or their order, differ from those of the first study.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for study, views in views_of.items():
+        for view in views:
+            info = store.info(study, view)
+            found.setdefault(view, channels_of(info))
+            if why := mismatch(view, info, found):
+                raise ValueError(
+                    f"{store.path}: study {study}: {why}: prepare all studies with the same --channels, or leave out "
+                    f"{view} (--views)"
+                )
+    return {view: channels for view, channels in found.items() if channels}
+
+
+def mismatch(view: str, info: CineInfo, channels: Mapping[str, tuple[str, ...]]) -> str:
+    """How the channels of a view differ from {view: channels} of the run's studies, in words; "" where they agree."""
+    have, expected = channels_of(info), channels.get(view, ())
+    if have == expected:
+        return ""
+    have, expected = (f"made of the channels {', '.join(names)}" if names else "a cine" for names in (have, expected))
+    return f"{view} is {have}, and in the run's other studies it is {expected}"
