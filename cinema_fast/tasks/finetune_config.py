@@ -8,7 +8,7 @@ from ..common.checks import check, check_at_least, check_phases, check_seeds
 from ..data.loading.augmentation import AugmentConfig
 from ..train.options import RunOptions
 from .registry import TASKS, task_class
-from .structures import names_of
+from .structures import GIVEN, names_of
 
 TaskName = Literal[tuple(TASKS)]
 
@@ -45,8 +45,9 @@ class FinetuneConfig(RunOptions):
     # what to do with classes that no training study in use has: refuse them, or leave out the validation and test
     # studies that have them
     classes_unknown: Literal["refuse", "drop"] = "refuse"
-    # names of the labels 1, 2, ... of the label maps; - for a label that no study has, which is never predicted
-    structures: tuple[str, ...] = ("RV", "MYO", "LV")
+    # names of the labels 1, 2, ... of the label maps; - for a label that no study has, which is never predicted. Unless
+    # given, a store of a public data set (`prepare --dataset`) has the names of its own labels
+    structures: tuple[str, ...] = GIVEN
     # how landmarks are predicted: as heatmap maxima or as coordinates
     landmarks: Literal["heatmap", "coordinates"] = "heatmap"
     # views to use; if not given: all that have labels

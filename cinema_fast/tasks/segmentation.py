@@ -45,7 +45,7 @@ from .losses import segmentation_loss
 from .networks import unet_of
 from .read_together import channels_of, common_channels, mismatch, unknown_phases
 from .split import Split
-from .structures import UNUSED, names_of, unused_labels
+from .structures import UNUSED, names_of, structures_of, unused_labels
 from .task import Task, TaskSetup, model_over_frames, used_of
 
 if TYPE_CHECKING:
@@ -185,7 +185,8 @@ class Segmentation(Task):
         """As `Task.set_up`. Raises ValueError where a view has no label maps, and for labels that do not fit."""
         model_over_frames(config, base)
         views = tuple(dict.fromkeys(view for study in cines.ids for view in cines.views(study)))
-        labels = SegmentationLabels(cines, config.views or views, config.structures)
+        structures = structures_of(cines, config.structures)
+        labels = SegmentationLabels(cines, config.views or views, structures)
         found = {view for has in labels.views_of.values() for view in has}
         if missing := [view for view in config.views if view not in found]:
             if missing[0] not in views:
@@ -199,7 +200,7 @@ class Segmentation(Task):
             each = ", ".join(f"{view} {n}" for view, n in counts.items())
             raise ValueError(f"--task segmentation: the views of a run need the same number of channels, and those of "
                              f"{cines.path} have {each}: choose by --views")  # fmt: skip
-        task = cls(config.structures, tuple(v for v in views if v in found), labels.sha256(), channels)
+        task = cls(structures, tuple(v for v in views if v in found), labels.sha256(), channels)
         model_config = fit_to_store(base, cines, task.views, config.preset, named=config.views)
         split = split.labelled(labels.views_of, config.task)
         used = used_of(config, split.train)

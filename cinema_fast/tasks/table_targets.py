@@ -163,7 +163,9 @@ class TableTask(Task):
         if config.classes_unknown == "drop":
             remarks += _drop_unknown(values, [name for name in config.targets if classified[name]], split, used)
         for name in config.targets:
-            _check_parts(table, name, values[name], split, classified=classified[name])
+            remarks += _check_parts(
+                table, name, values[name], split, classified=classified[name], given=config.split is not None
+            )
         targets = tuple(
             _target(table, name, values[name], split._replace(train=used), classified=classified[name])
             for name in config.targets
@@ -438,13 +440,21 @@ def _is_classified(config: "FinetuneConfig", table: Table, name: str, values: di
     return not numbers
 
 
-def _check_parts(table: Table, name: str, values: dict[str, str], split: Split, *, classified: bool) -> None:
-    """Raise ValueError where training or validation studies have no value of a column, or all have the same class."""
+def _check_parts(
+    table: Table, name: str, values: dict[str, str], split: Split, *, classified: bool, given: bool
+) -> list[str]:
+    """Raise ValueError where training or validation studies have no value of a column, or all have the same class. If
+    the split is `given`, validation studies of one class are no error but a remark, which is returned."""
+    remarks = []
     for part, word in (("train", "training"), ("val", "validation")):
         here = [values[study] for study in getattr(split, part) if study in values]
         if getattr(split, part) and not here:
             raise ValueError(f"{table.path}: no {word} study that has images has a value in the column {name!r}")
         if classified and len(set(here)) == 1:
+            if given and part == "val":
+                remarks.append(f"warning: all validation studies ({len(here)}) have {name!r} = {here[0]!r}: how well "
+                               "the other classes are told apart is not validated")  # fmt: skip
+                continue
             raise ValueError(
                 f"{table.path}: all {word} studies ({len(here)}) have {name!r} = {here[0]!r}: change --val or --test, "
                 "or give --split"
@@ -452,6 +462,7 @@ def _check_parts(table: Table, name: str, values: dict[str, str], split: Split, 
     if classified and len(classes := set(values.values())) > max(len(values) // 2, 2):
         hint = "; for numbers use --task regression or multitask" if all(map(is_number, classes)) else ""
         raise ValueError(f"{table.path}: {name!r} has {len(classes)} classes in {len(values)} studies{hint}")
+    return remarks
 
 
 def _target(table: Table, name: str, values: dict[str, str], split: Split, *, classified: bool) -> Target:

@@ -53,7 +53,8 @@ def in_folder(src: Path) -> Dataset:
     names = tuple(str(named[str(n)]) for n in range(len(named)))
     if len(set(names)) < len(names) or not all(names):
         names = tuple(f"{n:04d}" for n in range(len(names)))
-    return Dataset(partial(find, root, names), label_map_of(path, description.get("labels")))
+    label_map, others = label_map_of(path, description.get("labels"))
+    return Dataset(partial(find, root, names), label_map, names=others)
 
 
 def _read(path: Path) -> Any:

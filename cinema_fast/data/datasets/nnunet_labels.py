@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ...common.structures import STRUCTURES
 from ..prepare.labels import MOST_VALUE
 
 # label of this project: its names, in small letters without signs and words such as "left ventricular"
@@ -15,16 +16,19 @@ NAMES = {
     4: ("scar", "infarct", "infarction", "lvscar", "myocardialinfarction"),
     5: ("mvo", "noreflow", "microvascularobstruction"),
     6: ("edema", "oedema", "lvedema", "lvoedema"),
+    7: ("la", "lac", "leftatrium", "leftatrialcavity"),
+    8: ("ra", "rac", "rightatrium", "rightatrialcavity"),
 }  # fmt: skip
 LABEL_OF = {name: label for label, names in NAMES.items() for name in names}
-MOST = 255
+FIRST, MOST = max(STRUCTURES) + 1, 255  # labels of structures without one in this project
 
 
-def label_map_of(path: Path, labels: Any) -> dict[int, int]:
-    """{value in the label files: label of this project} of the entry `labels` of a dataset.json.
+def label_map_of(path: Path, labels: Any) -> tuple[dict[int, int], dict[int, str]]:
+    """{value in the label files: label of this project} of the entry `labels` of a dataset.json, and {label: name} of
+    the structures that have none in this project.
 
-    RV 1, MYO 2, LV 3, scar 4, no-reflow 5, oedema 6 by their names; other structures, such as the atria, keep their
-    number, or take the smallest free one where it is another's. Of a region (region-based training: a list of values)
+    Structures of this project are known by their names; others keep their number where it is no structure's, else they
+    take the smallest free one after those. Of a region (region-based training: a list of values)
     the values are the labels; they have a name where the list is of one value. Voxels to be ignored have no label: maps
     that hold them are refused when they are read.
 
@@ -60,11 +64,11 @@ def label_map_of(path: Path, labels: Any) -> dict[int, int]:
         if label and value:
             found[value] = label
     others = sorted((name_of.keys() | unnamed) - found.keys() - {0})
-    if not 0 < len(found) + len(others) <= MOST or max([*found, *others]) > MOST_VALUE:
-        raise ValueError(f"{path}: labels names {len(found) + len(others)} structures, expected 1 to {MOST}, with "
-                         f"values to {MOST_VALUE}")  # fmt: skip
-    taken = set(found.values())
-    kept = {value for value in others if value <= MOST and value not in taken}
-    free = (label for label in range(1, MOST + 1) if label not in taken | kept)
-    found |= {value: value if value in kept else next(free) for value in others}
-    return dict(sorted(found.items()))
+    if not 0 < len(found) + len(others) <= MOST - FIRST or max([*found, *others]) > MOST_VALUE:
+        raise ValueError(f"{path}: labels names {len(found) + len(others)} structures, expected 1 to {MOST - FIRST}, "
+                         f"with values to {MOST_VALUE}")  # fmt: skip
+    kept = {value for value in others if FIRST <= value <= MOST}
+    free = (label for label in range(FIRST, MOST + 1) if label not in kept)
+    label_of_other = {value: value if value in kept else next(free) for value in others}
+    names = {label: name_of.get(value, f"label-{value}") for value, label in label_of_other.items()}
+    return dict(sorted((found | label_of_other).items())), names

@@ -10,6 +10,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from ...common.structures import STRUCTURES
+
 if TYPE_CHECKING:
     from ..prepare.prepare_config import PrepareConfig
     from ..prepare.sources import Sources
@@ -34,13 +36,19 @@ class Dataset(NamedTuple):
     """A public data set.
 
     find: the studies in a folder, with a progress bar on stderr where a flag is set; raises ValueError where the folder
-    is not the data set's. label_map: {value in its label files: label of this project}; empty: values are labels.
-    sax_spacing: mm of stored stacks, 0 as scanned.
+    is not the data set's. label_map: {value in its label files: label of this project}; empty: there are none.
+    sax_spacing: mm of stored stacks, 0 as scanned. names: {label: name} of structures that are not among STRUCTURES.
     """
 
     find: Callable[["PrepareConfig", bool], "Sources"]
     label_map: Mapping[int, int] = {}
     sax_spacing: tuple[float, float, float] = (1.0, 1.0, 10.0)
+    names: Mapping[int, str] = {}
+
+    @property
+    def structures(self) -> dict[int, str]:
+        """{label of its stored maps: name}."""
+        return {label: (STRUCTURES | dict(self.names))[label] for label in sorted(set(self.label_map.values()))}
 
 
 def dataset_of(name: str, src: Path) -> Dataset:

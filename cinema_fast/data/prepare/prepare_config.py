@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ...common.checks import check, flag
-from .dataset import DatasetName, dataset_of
+from .dataset import Dataset, DatasetName, dataset_of
 from .shard import Shard, parse_shard
 from .source_format import FormatName
 
@@ -99,7 +99,7 @@ class PrepareConfig:
         for name in ("src", "dst"):
             object.__setattr__(self, name, Path(getattr(self, name)))
         if self.sax_spacing is None:
-            spacing = dataset_of(self.dataset, self.src).sax_spacing if self.dataset else (1.0, 1.0, 10.0)
+            spacing = self.published.sax_spacing if self.published else (1.0, 1.0, 10.0)
             object.__setattr__(self, "sax_spacing", spacing)
         grid = "sax_size", "lax_size", "lax_spacing"
         check(self, *grid, valid=lambda values: all(value > 0 for value in values), must="must be positive")
@@ -124,10 +124,15 @@ class PrepareConfig:
         return parse_shard(self.shard) if self.shard else None
 
     @cached_property
+    def published(self) -> Dataset | None:
+        """The data set of --dataset. Raises ValueError where SRC is not of its layout."""
+        return dataset_of(self.dataset, self.src) if self.dataset else None
+
+    @cached_property
     def label_of(self) -> dict[int, int] | None:
         """{value in the label files: label}; None where values are labels. Raises ValueError."""
-        if self.dataset:
-            return dict(dataset_of(self.dataset, self.src).label_map) or None
+        if self.published:
+            return dict(self.published.label_map) or None
         found: dict[int, int] = {}
         for pair in self.label_map:
             match = re.fullmatch("([0-9]{1,5})=([0-9]{1,3})", pair)
@@ -151,5 +156,7 @@ class PrepareConfig:
         options |= {name: value for name in _SHAPING_IF_GIVEN if (value := getattr(self, name))}
         if label_of := self.label_of:
             options["label_map"] = {str(value): label for value, label in sorted(label_of.items())}
+        if self.published and (names := self.published.structures):
+            options["structures"] = {str(label): name for label, name in names.items()}
         options = json.loads(json.dumps(options))
         return options | ({} if self.orientation == "stored" else {"orientation": "patient"})

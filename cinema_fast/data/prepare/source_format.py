@@ -6,7 +6,6 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..formats.nifti import read_nifti
-from .dataset import dataset_of
 
 if TYPE_CHECKING:
     from ..formats.cine import Cine, Volume
@@ -50,7 +49,7 @@ def format_of(name: str) -> SourceFormat:
 def find_studies(config: "PrepareConfig", progress: bool) -> "Sources":
     """The studies of `config.src`: of the data set that it holds, or in the requested format, or the first one it
     holds. Raises ValueError."""
-    if config.dataset:
-        return dataset_of(config.dataset, config.src).find(config, progress)
+    if config.published:
+        return config.published.find(config, progress)
     held = (name for name in FORMATS if format_of(name).holds(config))
     return format_of(next(held, "nifti") if config.format == "auto" else config.format).find(config, progress)

@@ -58,15 +58,17 @@ def test_version_2(tmp_path):
 
 def test_labels_by_name():
     def labels(entries):
-        return label_map_of("dataset.json", entries)
+        return label_map_of("dataset.json", entries)[0]
 
     assert labels({"0": "background", "1": "right ventricle", "2": "MLV", "3": "LV"}) == {1: 1, 2: 2, 3: 3}
     assert labels({"background": 0, "LV": 1, "MYO": 2, "RV": 3, "Scar": 5, "no-reflow": 4, "OEDEMA": 500}) == {
         1: 3, 2: 2, 3: 1, 5: 4, 4: 5, 500: 6}  # fmt: skip
-    # a number that a named structure takes is exchanged for the smallest free one
     assert labels({"background": 0, "LV": 1, "RV": 2, "LA": 3, "RA": 4, "Myocardium": 5}) == {
-        1: 3, 2: 1, 3: 5, 4: 4, 5: 2}  # fmt: skip
-    assert labels({"background": 0, "LA": 1}) == {1: 1}
+        1: 3, 2: 1, 3: 7, 4: 8, 5: 2}  # fmt: skip
+    # other structures keep their number where it is not of this project, else they take the smallest free one after
+    entries = {"background": 0, "aorta": 1, "LV": 2, "vein": 9, "fat": 300}
+    assert label_map_of("dataset.json", entries) == ({1: 10, 2: 3, 9: 9, 300: 11}, {
+        9: "vein", 10: "aorta", 11: "fat"})  # fmt: skip
     # region-based training: values of a longer list have no name of their own
     assert labels({"background": 0, "heart": [1, 2, 3], "MYO": [2], "LV": 3}) == {1: 1, 2: 2, 3: 3}
     assert labels({"background": 0, "LV": 1, "ignore": 2}) == {1: 3}
@@ -77,7 +79,7 @@ def test_labels_by_name():
     ({"background": 0, "LV": "one"}, "expected a name and a whole number from 0"),
     ({"background": 0, "LV": 1, "RV": 1}, "the label 1 has two names, 'LV' and 'RV'"),
     ({"background": 0, "LV": 1, "LVC": 2}, "two labels are one structure, 'LV' and 'LVC'"),
-    ({"background": 0}, "labels names 0 structures, expected 1 to 255"),
+    ({"background": 0}, "labels names 0 structures, expected 1 to 246"),
     ({"background": 0, "LV": 70000}, "with values to 65535"),
 ])  # fmt: skip
 def test_labels_that_are_refused(labels, reason):
