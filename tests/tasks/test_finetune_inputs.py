@@ -186,7 +186,6 @@ def test_classes(refused, tmp_path):
         refused(told, "classification", table=file, split=split, **options)
 
     of("nnnnnnynynyn", r"all training studies \(6\) have 'big' = 'n': change --val or --test, or give --split")
-    of("ynynynnnnynn", r"all validation studies \(3\) have 'big' = 'n'")
     of("ynynynynznyn", r"'big' 'z' is in the val studies and in none of the labelled training studies in use \(6\)")
     of("ynynynynnzyn", r"'big' 'z' is in the test studies and in none of")
     of("ynynyn---yny", r"no validation study \(of 3\) has images and labels for --task classification")
@@ -217,6 +216,9 @@ def test_classes_that_training_lacks_can_be_left_out(discs, tmp_path):
     finetune(discs.config(tmp_path / "both", "multitask", targets=("big", "radius"), **common))
     both = load_run(tmp_path / "both", device="cpu")
     assert both.split.test == ("s09", "s10", "s11")  # their radius is known
+    table(file, ["big", *(f"s{n:02d},{name}" for n, name in enumerate("ynynyw" + "nnz" + "zqw"))])
+    finetune(discs.config(tmp_path / "one", "classification", **common))  # a given split is kept as it is
+    assert "warning: all validation studies (2) have 'big' = 'n'" in (tmp_path / "one" / "run.log").read_text()
     with pytest.raises(ValueError, match=r"no validation study that has images has a value in the column 'big'"):
         table(file, ["big", *(f"s{n:02d},{name}" for n, name in enumerate("ynynyw" + "zzz" + "zqw"))])
         finetune(discs.config(tmp_path / "none", "classification", **common))

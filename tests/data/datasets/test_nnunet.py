@@ -45,14 +45,15 @@ def test_version_2(tmp_path):
     assert not report.failures
     store = CineStore(tmp_path / "store")
     assert store.info("h1", "sax").channels == ("bSSFP", "LGE")
-    np.testing.assert_array_equal(store.read_labels("h3", "sax", 0), drawn(SHAPE, (1, 2, 4, 3)))
+    np.testing.assert_array_equal(store.read_labels("h3", "sax", 0), drawn(SHAPE, (1, 2, 7, 3)))
     for t, image in enumerate(images["h2"]):
         low, high = store.info("h2", "sax").window[t]
         levels = np.rint((np.clip(image.astype(np.float32), low, high) - low) / (high - low) * 255)
         np.testing.assert_array_equal(store.read_frame("h2", "sax", t), levels)
     assert split_of(tmp_path / "store") == {"h1": "train", "h2": "train", "h3": "train", "t1": "test"}
     options = json.loads((tmp_path / "store/index.json").read_text())["prepare"]
-    assert options["label_map"] == {"1": 3, "2": 2, "3": 1, "4": 4}
+    assert options["label_map"] == {"1": 3, "2": 2, "3": 1, "4": 7}
+    assert options["structures"] == {"1": "RV", "2": "MYO", "3": "LV", "7": "LA"}
     assert run(tmp_path / "nnUNet_raw", tmp_path / "store", **SIZE).unchanged == 4
 
 
@@ -70,7 +71,7 @@ def test_labels_by_name():
     assert label_map_of("dataset.json", entries) == ({1: 10, 2: 3, 9: 9, 300: 11}, {
         9: "vein", 10: "aorta", 11: "fat"})  # fmt: skip
     # region-based training: values of a longer list have no name of their own
-    assert labels({"background": 0, "heart": [1, 2, 3], "MYO": [2], "LV": 3}) == {1: 1, 2: 2, 3: 3}
+    assert labels({"background": 0, "heart": [1, 2, 3], "MYO": [2], "LV": 3}) == {1: 9, 2: 2, 3: 3}
     assert labels({"background": 0, "LV": 1, "ignore": 2}) == {1: 3}
 
 
