@@ -25,6 +25,7 @@ from ..store.orientation import gather_remarks, orientation_of
 from ..store.store import IndexLost, StoreError, index_records, read_index, write_index
 from .dataset_tables import TABLES, remove_tables, write_tables
 from .failure import Failure
+from .label_measures import BY_LABELS
 from .labels import find_labels
 from .motion import add_motion_maps
 from .prepare_config import PrepareConfig
@@ -39,7 +40,7 @@ from .shards import (
 )
 from .source_format import find_studies, format_of
 from .sources import Phases, Source, Sources, add_phases
-from .study import BY_LABELS, StudyTask, file_stats, prepare_study
+from .study import StudyTask, file_stats, prepare_study
 
 _PREPARING = ".preparing"
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +13,11 @@ from ..store.orientation import AS_STORED, NO_ORIENTATION, Arrangement, arrange,
 from ..store.store import write_study
 from . import geometry
 from .failure import Failure
+from .label_measures import find_phases, label_counts, undrawn, volumes_ml
 from .labels import read_label_maps
-from .original_geometry import voxel_size
 from .prepare_config import PrepareConfig
 from .source_format import format_of
-from .sources import Phases, Source
-
-BY_LABELS = "label maps"  # the source of ED and ES that were found from the label maps
+from .sources import Source
 
 # (label maps (X, Y, Z) of a view by frame, with the axes of the store; the record of their files; a remark about their
 # headers, or "")
@@ -89,21 +85,23 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
             "prepare": config.shaping(),
             "source": {"file": stats[view][0][0], "sha256": cine.sha256, "files": stats[view]},
         }  # fmt: skip
-        phases, fault = _phases(source, cine.n_frames, labels.get(view), config.lv_label)
+        counts = {t: label_counts(labels_at) for t, labels_at in labels[view][0].items()} if view in labels else {}
+        phases, fault = find_phases(source, cine.n_frames, counts, config.lv_label)
         prepared[view][1].update(phases)
         if fault:
             failures.append(task.failure(view, source.files[0], fault))
         if view in labels:
             maps, label_source, _ = labels[view]
-            if config.dataset and not source.label_frames and phases and (undrawn := _undrawn(source.phases, maps)):
-                failures.append(task.failure(view, source.labels[0], undrawn))
+            if config.dataset and not source.label_frames and phases and (note := undrawn(source.phases, maps)):
+                failures.append(task.failure(view, source.labels[0], note))
             stored, cut, note = _cropped(maps, resample)
             if note:
                 failures.append(task.failure(view, source.labels[0], note))
             if stored:
                 stacked = np.stack(list(stored.values())).reshape(-1, *frames.shape[1:])
                 record = {"frames": list(stored), "source": label_source} | ({"cut": cut} if cut else {})
-                record["volumes_ml"] = _volumes_ml(maps, cine)
+                if cine.shape[2] > 1:
+                    record["volumes_ml"] = volumes_ml(counts, cine.affine)
                 prepared_labels[view] = stacked, record
     return write_study(task.folder, task.study, prepared, prepared_labels) if prepared else {}, failures
 
@@ -127,42 +125,6 @@ def _remarks(scan: Cine, orientation: str, labels: Labels | None) -> dict[str, l
 def read_source(source: Source, view: str) -> Cine:
     """The cine of one view as it was scanned. Raises CineError."""
     return format_of(source.format).read(source, is_stack(view))
-
-
-def _phases(source: Source, n_frames: int, labels: Labels | None, lv_label: int) -> tuple[dict, str]:
-    """The record of ED and ES, empty where they are unknown; and what is wrong with them, or "".
-
-    Where the source does not say, they are the labelled frames with the largest and the smallest left ventricle, if at
-    least two hold it.
-    """
-    if given := source.phases:
-        if late := next((f"{name} is frame {t}" for name, t in zip(("ED", "ES"), given) if t >= n_frames), ""):
-            return {}, (f"{given.source}: {late}, counted from 0, and the cine has {n_frames} frames: correct it (the "
-                        "view was prepared without ED and ES)")  # fmt: skip
-        return {"phases": {"ed": given.ed, "es": given.es, "source": given.source}}, ""
-    sizes = {t: n for t, one in labels[0].items() if (n := int((one == lv_label).sum()))} if labels else {}
-    if len(sizes) < 2:
-        return {}, ""
-    ed, es = max(sizes, key=sizes.get), min(sizes, key=sizes.get)
-    return {"phases": {"ed": ed, "es": es, "source": BY_LABELS}}, ""
-
-
-def _undrawn(phases: Phases | None, maps: Mapping[int, np.ndarray]) -> str:
-    """A note where a known ED or ES has no label map, or ""."""
-    if phases is None:
-        return ""
-    ends = [f"{name} (frame {t})" for name, t in zip(("ED", "ES"), phases) if t not in maps]
-    return f"no label is drawn at {' and '.join(ends)}, which {phases.source} gives (labels)" if ends else ""
-
-
-def _volumes_ml(maps: dict[int, np.ndarray], cine: Cine) -> dict[str, dict[str, float]]:
-    """{labelled frame: {label: ml}} on the grid of a scanned stack, before resampling and crop; empty for one slice."""
-    if cine.shape[2] < 2:
-        return {}
-    voxel_ml = math.prod(voxel_size(cine.affine)) / 1000
-    counts = {t: enumerate(np.bincount(one.ravel(order="K")).tolist()) for t, one in maps.items()}
-    return {str(t): {str(label): round(n * voxel_ml, 6) for label, n in of_frame if label and n}
-            for t, of_frame in counts.items()}
 
 
 def file_stats(files: tuple[Path, ...], src: Path) -> list[list]:
