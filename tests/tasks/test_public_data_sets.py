@@ -1,0 +1,75 @@
+"""Public data sets from the published folder to a report and predictions, by the commands of docs/how-to/datasets.md,
+on synthetic hearts in their layouts."""
+
+import csv
+
+import nibabel as nib
+import numpy as np
+import pytest
+from command_line import called
+
+from cinema_fast.data.store.store import CineStore
+
+pytestmark = pytest.mark.slow
+GRID = ("--sax-size", 48, 48, 16, "--lax-size", 48, 48, "--sax-spacing", 5, 5, 10, "--lax-spacing", 5, 5)
+TINY = ("--preset", "cinema-demo", "--steps", 2, "--validate-every", 2, "--batch-size", 2)
+SEG = ("--task", "segmentation", "--decoder-channels", 4, 8, 16)
+
+
+@pytest.fixture
+def command(capfd):
+    """A command that has to end well; returns what it printed."""
+    def run(*arguments) -> str:
+        status, out, err = called(capfd, *arguments)
+        assert status == 0, err
+        return out + err
+    return run
+
+
+@pytest.fixture
+def made(command, tmp_path):
+    """(folder, store) of a layout."""
+    def make(name: str) -> tuple:
+        command("phantom", tmp_path / "src", "--layout", name, "--n", 12, "--n-frames", 6, "--n-slices", 6,
+                "--in-plane-mm", 5)  # fmt: skip
+        assert "0 failures" in command("prepare", "--dataset", name, tmp_path / "src", tmp_path / "store", *GRID)
+        return tmp_path / "src", tmp_path / "store"
+    return make
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_mnms_by_ed_and_es(made, command, tmp_path):
+    """Table and split run at once; the run's two frames are those of the table, also of raw scans."""
+    src, store = made("mnms")
+    tables = ("--table", store / "table.csv", "--split", store / "split.csv")
+    command("finetune", "--data", store, "--out", tmp_path / "class", "--task", "classification", "--targets",
+            "pathology", "--frames", "ed", "es", "--classes-unknown", "drop", *tables, *TINY)  # fmt: skip
+    command("evaluate", tmp_path / "class", tmp_path / "report")
+    split = {row["study"]: row["split"] for row in rows(store / "split.csv")}
+    test = {study for study, part in split.items() if part == "test"}
+    judged = {row["study"] for row in rows(tmp_path / "report/rows.csv") if row["kind"] == "classification"}
+    assert judged and judged <= test
+    command("predict", "--dataset", "mnms", tmp_path / "class", src, tmp_path / "predictions")
+    assert {row["study"] for row in rows(tmp_path / "predictions/studies.csv")} == set(split)
+
+
+def test_emidec_names_its_labels_and_scores_nested_regions(made, command, tmp_path):
+    _, store = made("emidec")
+    command("finetune", "--data", store, "--out", tmp_path / "seg", "--split", store / "split.csv", *SEG, *TINY)
+    command("evaluate", tmp_path / "seg", tmp_path / "report", "--regions", "heart=2+3", "--empty-dice", "one")
+    names = {row["name"] for row in rows(tmp_path / "report/rows.csv") if row["kind"] == "segmentation"}
+    assert names == {"MYO", "LV", "heart"}  # the phantom draws neither scar nor no-reflow
+
+
+def test_myops_is_read_as_channels_and_written_on_the_scan(made, command, tmp_path):
+    src, store = made("myops2020")
+    assert CineStore(store).info("101", "sax").channels == ("C0", "DE", "T2")
+    command("finetune", "--data", store, "--out", tmp_path / "seg", "--split", store / "split.csv", *SEG, *TINY)
+    command("predict", "--dataset", "myops2020", tmp_path / "seg", src, tmp_path / "predictions")
+    found = nib.load(tmp_path / "predictions/studies/201/sax_labels.nii.gz")
+    scan = nib.load(src / "test20/myops_test_201_C0.nii.gz")
+    assert found.shape == scan.shape and np.allclose(found.affine, scan.affine)
