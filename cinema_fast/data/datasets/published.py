@@ -132,6 +132,11 @@ def bmi(height_cm: float | None, weight_kg: float | None) -> float | None:
     return weight_kg / (height_cm / 100) ** 2 if height_cm and weight_kg else None
 
 
+def whole(text: str) -> str:
+    """A cell without the fraction .0 of a whole number, which pandas and Excel write in columns with empty cells."""
+    return re.sub(r"(?<=[0-9])\.0+$", "", text)
+
+
 def number(text: str) -> float | None:
     """The number in a cell; None where there is none, such as an empty cell, NaN or a word."""
     try:

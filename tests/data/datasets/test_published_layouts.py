@@ -1,6 +1,7 @@
 """`prepare --dataset` of ACDC, M&Ms, M&Ms-2, EMIDEC and MyoPS 2020: studies, labels, ED and ES, tables and splits."""
 
 import csv
+import json
 import shutil
 
 import numpy as np
@@ -64,7 +65,7 @@ def mnms2(root):
                 write(stem.with_name(f"{stem.name}_{frame}_gt.nii.gz"),
                       renamed(labels_at(t, T, shape), MNMS_VALUES))  # fmt: skip
             write(stem.with_name(f"{stem.name}_CINE.nii.gz"), frames(T, n, shape))
-    lines = ["SUBJECT_CODE,DISEASE,VENDOR,SCANNER,FIELD", "1,HCM,SIEMENS,Aera,1.5", "161,LV,SIEMENS,Aera,1.5",
+    lines = ["SUBJECT_CODE,DISEASE,VENDOR,SCANNER,FIELD", "1.0,HCM,SIEMENS,Aera,1.5", "161,LV,SIEMENS,Aera,1.5",
              "201,RV,Philips Medical Systems,Achieva,3.0"]  # fmt: skip
     (folder / "dataset_information.csv").write_text("\n".join(lines) + "\n")
     return root
@@ -255,6 +256,26 @@ def test_faults_name_file_and_line_and_the_rest_goes_on(tmp_path):
     assert f"{MNMS_TABLE}: has no line of the study C2" in found
     assert "D3_sa_gt.nii.gz: holds the value 7, which is outside of the label map 1=3 2=2 3=1" in found
     assert table(root / "store/table.csv")["C2"]["pathology"] == ""
+
+
+def test_the_table_of_an_earlier_release(tmp_path):
+    """Another name; numbers as pandas writes them in columns with empty cells; no column of the diagnosis."""
+    root = mnms(tmp_path)
+    path = root / "OpenDataset" / MNMS_TABLE
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    path.unlink()
+    earlier = path.with_name("201014_M&Ms_Dataset_Information_-_opendataset.csv")
+    with earlier.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [name for name in MNMS_COLUMNS if name != "Pathology"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(row | {"ED": f"{row['ED']}.0", "ES": f"{row['ES']}.0"} for row in rows)
+    report = prepared("mnms", root, root / "store")
+    assert failures(report) == [f"OpenDataset/{earlier.name}: no column Pathology: these values stay unknown"]
+    row = table(root / "store/table.csv")["C2"]
+    assert (row["ed"], row["es"], row["vendor"], row["pathology"]) == ("0", str(T // 2), "A", "")
+    record = json.loads((root / "store/studies/C2/study.json").read_text())["sax"]
+    assert record["phases"]["source"] == f"{earlier.name}, line 4"
 
 
 def test_a_missing_table_and_missing_frames(tmp_path):
