@@ -58,9 +58,9 @@ def _add(found: Published, folder: Path) -> None:
         found.refuse(volume, "is missing: it is the volume of the case", study, "sax")
         return
     has_labels = labels.exists()
-    if labels.parent.is_dir() and not has_labels:
-        found.refuse(labels, "is missing: the case is prepared without a label map (labels)", study, "sax")
     letter = study.removeprefix("Case_")[:1]
+    if not has_labels and (letter in ("N", "P") or labels.parent.is_dir()):  # names of the test set have no letter
+        found.refuse(labels, "is missing: the case is prepared without a label map (labels)", study, "sax")
     values = {"pathology": letter if letter in ("N", "P") else None}
     text = folder.with_name(f"{study.replace('_', ' ', 1)}.txt")
     if text.exists():

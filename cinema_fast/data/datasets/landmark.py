@@ -84,7 +84,7 @@ def _read_table(found: Published, root: Path, view: str) -> dict[str, str]:
     path, cohort_of, seen = root / f"{view}.csv", {}, {}
     for line, row in _lines(found, path):
         uid = row["uid"]
-        if not re.fullmatch("[^_/]+_(?:[^/]*_)?[0-9]+", uid):
+        if not re.fullmatch("[^_/.][^_/]*_(?:[^/]*_)?[0-9]+", uid):
             found.refuse(path, f"line {line}: the uid {uid!r}, expected PATIENT__FRAME, such as 0001__00")
         elif (uid, row["number"]) in seen:
             where = seen[uid, row["number"]]

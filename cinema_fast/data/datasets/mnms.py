@@ -71,7 +71,7 @@ def _add(
             phases = Phases(*map(int, ends), where)
         elif any(ends):
             found.refuse(table, f"{where.rpartition(', ')[2]}: ED {ends[0]!r}, ES {ends[1]!r} of {study}, expected "
-                                "frames from 0: they stay unknown", study)  # fmt: skip
+                                "frames from 0: they are looked for in the label maps", study)  # fmt: skip
     drawn = (labels,) if labelled and labels.exists() else ()
     found.add(study, "sax", Source((cine,), "sa", labels=drawn, phases=phases), part, **values)
 

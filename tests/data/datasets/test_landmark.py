@@ -171,3 +171,11 @@ def test_faults_of_frames(raw, tmp_path):
     paths[1].write_bytes(data[: len(data) // 2])
     with pytest.raises(CineError, match=r"0001__10.png: (cannot be read|not a usable)"):
         read_png_cine(paths, "lax_2c")
+
+
+def test_a_patient_is_no_path(tmp_path):
+    """A table cannot name a folder outside of the store."""
+    write_view(tmp_path / "src", "lax_2c", {"0001__00": CLOCKWISE, "..__00": CLOCKWISE, ".__00": CLOCKWISE})
+    report = run(tmp_path / "src", tmp_path / "store", **SIZE)
+    assert CineStore(tmp_path / "store").ids == ["0001"]
+    assert any("line 4: the uid '..__00', expected PATIENT__FRAME" in f.reason for f in report.failures)

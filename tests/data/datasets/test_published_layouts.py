@@ -289,9 +289,28 @@ def test_a_missing_table_and_missing_frames(tmp_path):
     assert report.prepared == 4
     assert any("patient001_frame04_gt.nii.gz: is missing: Info.cfg says ES: 4" in line for line in found)
     assert any("patient002/Info.cfg: cannot be read" in line for line in found)
+    assert table(root / "store/table.csv")["patient002"]["es"] == str(T // 2)  # from the label maps
     assert any("patient003_4d.nii.gz: is missing" in line for line in found)
     again = prepared("acdc", root, root / "store")
     assert failures(again) and again.prepared <= 1  # faults are reported by every run until they are mended
+
+
+def test_a_left_ventricle_that_is_larger_at_es_is_reported(tmp_path):
+    root = acdc(tmp_path)
+    info = root / "database/training/patient001/Info.cfg"
+    info.write_text(info.read_text().replace("ED: 1", f"ED: {T // 2 + 1}").replace(f"ES: {T // 2 + 1}", "ES: 1"))
+    report = prepared("acdc", root, root / "store")
+    edv, esv = ((labels_at(t, T) == LV).sum() for t in (T // 2, 0))
+    (found,) = failures(report)
+    assert f"Info.cfg: the left ventricle has {esv} voxels at ES (frame 0) and only {edv} at ED (frame 3)" in found
+    assert report.prepared == 5 and float(table(root / "store/table.csv")["patient001"]["lv_ef"]) < 0
+
+
+def test_a_labelled_case_of_emidec_without_its_contours(tmp_path):
+    root = emidec(tmp_path)
+    shutil.rmtree(root / "emidec-dataset-1.0.1/Case_N007/Contours")
+    (found,) = failures(prepared("emidec", root, root / "store"))
+    assert "Case_N007/Contours/Case_N007.nii.gz: is missing: the case is prepared without a label map" in found
 
 
 def test_another_label_map_is_refused(tmp_path):
