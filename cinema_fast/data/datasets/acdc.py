@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...common.regular_file import read_regular
 from ..prepare.dataset import Dataset
 from ..prepare.sources import Phases, Source, Sources
 from .published import Published, bmi, image, number, root_of
@@ -64,7 +65,7 @@ def _add(found: Published, folder: Path, part: str) -> None:
 
 def _read_info(found: Published, path: Path, study: str) -> dict[str, str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        lines = read_regular(path).decode("utf-8-sig", errors="replace").splitlines()
     except OSError as err:
         found.refuse(path, f"cannot be read ({err.strerror}): the group of the patient stays unknown; ED and ES are "
                            "looked for in the label maps", study)  # fmt: skip

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...common.regular_file import read_regular
 from ..prepare.dataset import Dataset
 from ..prepare.sources import Source, Sources
 from .published import Published, by_number, image, number
@@ -80,7 +81,7 @@ def _add(found: Published, folder: Path) -> None:
 def _read(found: Published, path: Path, study: str) -> dict[str, str]:
     """The values by key, without signs such as the dagger that follows some keys."""
     try:
-        lines = path.read_bytes().decode("latin-1").splitlines()
+        lines = read_regular(path).decode("latin-1").splitlines()
     except OSError as err:
         found.refuse(path, f"cannot be read ({err.strerror}): the clinical data of the case stay unknown", study)
         return {}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 
 import numpy as np
@@ -304,6 +305,17 @@ def test_a_left_ventricle_that_is_larger_at_es_is_reported(tmp_path):
     (found,) = failures(report)
     assert f"Info.cfg: the left ventricle has {esv} voxels at ES (frame 0) and only {edv} at ED (frame 3)" in found
     assert report.prepared == 5 and float(table(root / "store/table.csv")["patient001"]["lv_ef"]) < 0
+
+
+def test_no_program_waits_for_a_pipe(tmp_path):
+    info = acdc(tmp_path / "acdc") / "database/training/patient001/Info.cfg"
+    text = emidec(tmp_path / "emidec") / "emidec-dataset-1.0.1/Case N007.txt"
+    for path in (info, text):
+        path.unlink()
+        os.mkfifo(path)
+    for name in ("acdc", "emidec"):
+        (found,) = failures(prepared(name, tmp_path / name, tmp_path / f"store-{name}"))
+        assert "cannot be read (not a regular file)" in found
 
 
 def test_a_labelled_case_of_emidec_without_its_contours(tmp_path):
