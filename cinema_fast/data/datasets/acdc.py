@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...common.regular_file import read_regular
 from ..prepare.dataset import Dataset
 from ..prepare.sources import Phases, Source, Sources
 from .published import Published, bmi, image, number, root_of
@@ -64,9 +65,10 @@ def _add(found: Published, folder: Path, part: str) -> None:
 
 def _read_info(found: Published, path: Path, study: str) -> dict[str, str]:
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_regular(path).decode("utf-8-sig", errors="replace").splitlines()
     except OSError as err:
-        found.refuse(path, f"cannot be read ({err.strerror}): ED, ES and the group of the patient stay unknown", study)
+        found.refuse(path, f"cannot be read ({err.strerror}): the group of the patient stays unknown; ED and ES are "
+                           "looked for in the label maps", study)  # fmt: skip
         return {}
     pairs = (line.partition(":") for line in lines)
     return {key.strip(): value.strip() for key, colon, value in pairs if colon}
@@ -76,7 +78,8 @@ def _frame(found: Published, path: Path, facts: dict[str, str], key: str, study:
     """The frame, from 1, that a key gives."""
     text = facts.get(key)
     if text is not None and not (text.isdecimal() and int(text)):
-        found.refuse(path, f"{key} is {text!r}, expected the number of a frame from 1: ED and ES stay unknown", study)
+        found.refuse(path, f"{key} is {text!r}, expected the number of a frame from 1: ED and ES are looked for in the "
+                           "label maps", study)  # fmt: skip
         return None
     return int(text) if text else None
 

@@ -1,5 +1,6 @@
 """Folders that the preprocessing scripts of the CineMA reference write (cinema/data/*/preprocess.py), and the data sets
-published in that form. Images are uint8, resampled, cropped and windowed; kept on their grid, they stay as they are.
+published in that form. Images are uint8, resampled, cropped and windowed. They stay on their grid, and as they are
+unless they are padded, which moves the percentiles of the window a little.
 
     train_metadata.csv  val_metadata.csv  test_metadata.csv     a line per study, the column pid; or train.csv ...
     train/PID/PID_sax_t.nii.gz                                  the cine (ACDC, Kaggle)

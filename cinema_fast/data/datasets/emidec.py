@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...common.regular_file import read_regular
 from ..prepare.dataset import Dataset
 from ..prepare.sources import Source, Sources
 from .published import Published, by_number, image, number
@@ -58,9 +59,9 @@ def _add(found: Published, folder: Path) -> None:
         found.refuse(volume, "is missing: it is the volume of the case", study, "sax")
         return
     has_labels = labels.exists()
-    if labels.parent.is_dir() and not has_labels:
-        found.refuse(labels, "is missing: the case is prepared without a label map (labels)", study, "sax")
     letter = study.removeprefix("Case_")[:1]
+    if not has_labels and (letter in ("N", "P") or labels.parent.is_dir()):  # names of the test set have no letter
+        found.refuse(labels, "is missing: the case is prepared without a label map (labels)", study, "sax")
     values = {"pathology": letter if letter in ("N", "P") else None}
     text = folder.with_name(f"{study.replace('_', ' ', 1)}.txt")
     if text.exists():
@@ -80,7 +81,7 @@ def _add(found: Published, folder: Path) -> None:
 def _read(found: Published, path: Path, study: str) -> dict[str, str]:
     """The values by key, without signs such as the dagger that follows some keys."""
     try:
-        lines = path.read_bytes().decode("latin-1").splitlines()
+        lines = read_regular(path).decode("latin-1").splitlines()
     except OSError as err:
         found.refuse(path, f"cannot be read ({err.strerror}): the clinical data of the case stay unknown", study)
         return {}

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 VIEWS = ("lax_4c", "lax_2c")  # in the order in which they decide on the split
 COLUMNS = ("cohort", "uid", "view", "number", "x", "y")
+UID = re.compile("([^_/.][^_/]*)_(?:[^/]*_)?([0-9]{1,9})")  # patient, frame; no path
 SHARE = 0.2  # of the patients, for validation and for testing
 
 
@@ -59,7 +60,7 @@ def find(config: PrepareConfig, progress: bool) -> Sources:
         cohort_of = _read_table(found, root, view)
         for uid in cohort_of:
             path = root / view / "images" / f"{uid}.png"
-            patient, number = re.fullmatch("([^_]+)_(?:.*_)?([0-9]+)", uid).groups()
+            patient, number = UID.fullmatch(uid).groups()
             frames = patients.setdefault(patient, {})
             if not path.exists():
                 found.refuse(path, f"is missing: {view}.csv lists it", patient, view)
@@ -84,7 +85,7 @@ def _read_table(found: Published, root: Path, view: str) -> dict[str, str]:
     path, cohort_of, seen = root / f"{view}.csv", {}, {}
     for line, row in _lines(found, path):
         uid = row["uid"]
-        if not re.fullmatch("[^_/]+_(?:[^/]*_)?[0-9]+", uid):
+        if not UID.fullmatch(uid):
             found.refuse(path, f"line {line}: the uid {uid!r}, expected PATIENT__FRAME, such as 0001__00")
         elif (uid, row["number"]) in seen:
             where = seen[uid, row["number"]]

@@ -5,8 +5,9 @@
                                         A0S9V9_sa_gt.nii.gz    label maps of all frames, drawn at ED and ES alone
                 Training/Unlabeled/ID/  Validation/ID/  Testing/ID/
 
-Labels of the files are 1 LV, 2 MYO, 3 RV. The split is that of the folders; the unlabelled studies are training studies
-without label maps (their _gt files are empty). The table gives ED and ES as frames from 0.
+Earlier releases have a table of another name, such as 201014_M&Ms_Dataset_Information_-_opendataset.csv; the last one
+by name is read. Labels of the files are 1 LV, 2 MYO, 3 RV. The split is that of the folders; the unlabelled studies are
+training studies without label maps (their _gt files are empty). The table gives ED and ES as frames from 0.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING
 
 from ..prepare.dataset import Dataset
 from ..prepare.sources import Phases, Source, Sources
-from .published import Published, bmi, image, number, root_of
+from .published import Published, bmi, image, number, root_of, whole
 
 if TYPE_CHECKING:
     from ..prepare.prepare_config import PrepareConfig
 
 PARTS = {"Training/Labeled": "train", "Training/Unlabeled": "train", "Validation": "val", "Testing": "test"}
 UNLABELLED = "Training/Unlabeled"
+TABLES = r"(?i)[0-9]*_M&Ms_Dataset_information.*opendataset\.csv"
 TABLE = "211230_M&Ms_Dataset_information_diagnosis_opendataset.csv"
 VALUES = {  # column of table.csv: column of TABLE
     "pathology": "Pathology", "vendor": "Vendor", "vendor_name": "VendorName", "centre": "Centre", "sex": "Sex",
@@ -36,8 +38,11 @@ def find(config: PrepareConfig, progress: bool) -> Sources:
     root = root_of(config.src, "Training", "Validation", "Testing", name="M&Ms",
                    expected="OpenDataset/Training/Labeled/A0S9V9/A0S9V9_sa.nii.gz")  # fmt: skip
     found = Published(config.src)
-    table = root / TABLE
-    rows = found.rows(table, "External code", *VALUES.values(), "ED", "ES")
+    table = [root / TABLE, *found.files(root, TABLES)][-1]
+    rows = found.rows(table, "External code", "ED", "ES")
+    there = next(iter(rows.values()), (table, dict.fromkeys(VALUES.values())))[1]
+    if absent := [column for column in VALUES.values() if column not in there]:
+        found.refuse(table, f"no column {', '.join(absent)}: these values stay unknown")
     for folder, part in PARTS.items():
         for study in found.folders(root / folder):
             _add(found, study, part, rows.get(study.name), table, labelled=folder != UNLABELLED)
@@ -58,15 +63,15 @@ def _add(
     values, phases = {}, None
     if line:
         where, row = line
-        values = {name: row[column] for name, column in VALUES.items()}
+        values = {name: row.get(column, "") for name, column in VALUES.items()}
         values |= {name: number(values[name]) for name in NUMBERS}
         values["bmi"] = bmi(values["height"], values["weight"])
-        ends = [row[key] for key in ("ED", "ES")]
+        ends = [whole(row[key]) for key in ("ED", "ES")]
         if all(text.isdecimal() for text in ends):
             phases = Phases(*map(int, ends), where)
         elif any(ends):
             found.refuse(table, f"{where.rpartition(', ')[2]}: ED {ends[0]!r}, ES {ends[1]!r} of {study}, expected "
-                                "frames from 0: they stay unknown", study)  # fmt: skip
+                                "frames from 0: they are looked for in the label maps", study)  # fmt: skip
     drawn = (labels,) if labelled and labels.exists() else ()
     found.add(study, "sax", Source((cine,), "sa", labels=drawn, phases=phases), part, **values)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ..prepare.dataset import Dataset
 from ..prepare.sources import Source, Sources, phases_of_names
-from .published import Published, image, root_of
+from .published import Published, image, root_of, whole
 
 if TYPE_CHECKING:
     from ..prepare.prepare_config import PrepareConfig
@@ -33,7 +33,7 @@ def find(config: PrepareConfig, progress: bool) -> Sources:
     root = root_of(config.src, "dataset", name="M&Ms-2", expected="MnM2/dataset/001/001_SA_ED.nii.gz")
     found = Published(config.src)
     table = root / TABLE
-    rows = found.rows(table, "SUBJECT_CODE", *VALUES.values(), study_of=lambda code: code.zfill(3) if code else "")
+    rows = found.rows(table, "SUBJECT_CODE", *VALUES.values(), study_of=lambda code: code and whole(code).zfill(3))
     for patient in found.folders(root / "dataset"):
         if not patient.name.isdecimal():
             found.refuse(patient, "is not the folder of a patient: expected a number such as 001")

@@ -36,7 +36,8 @@ def label_map_of(path: Path, labels: Any) -> tuple[dict[int, int], dict[int, str
         labels: {"0": "background", "1": "RV"} (version 1) or {"background": 0, "RV": 1, "heart": [1, 2]} (version 2).
 
     Raises:
-        ValueError: another form, a value that is named twice, two names of one structure, no structure, or too many.
+        ValueError: another form, a value that is named twice, two names of one structure, one name of two, no
+            structure, or too many.
     """
     if not isinstance(labels, dict):
         raise ValueError(f'{path}: labels is {labels!r}, expected names and values: {{"background": 0, "RV": 1}}')
@@ -71,4 +72,6 @@ def label_map_of(path: Path, labels: Any) -> tuple[dict[int, int], dict[int, str
     free = (label for label in range(FIRST, MOST + 1) if label not in kept)
     label_of_other = {value: value if value in kept else next(free) for value in others}
     names = {label: name_of.get(value, f"label-{value}") for value, label in label_of_other.items()}
+    if twice := [name for name in names.values() if list(names.values()).count(name) > 1]:
+        raise ValueError(f"{path}: two labels have the name {twice[0]!r}: merge them, or rename one")
     return dict(sorted((found | label_of_other).items())), names

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...common.tables import read_lines
@@ -23,31 +23,25 @@ class Published:
         """Note a file that cannot be used; everything else goes on."""
         self.sources.refused.append(Refusal(study, view, path.relative_to(self.src).as_posix(), reason))
 
-    def add(self, study: str, view: str, source: Source, part: str, **values: str | float | None) -> bool:
+    def add(self, study: str, view: str, source: Source, part: str, **values: str | float | None) -> None:
         """Enter a view of a study, its part of the split, and its values by column; None and "" are unknown.
 
-        False, with a refusal, where the view is there already: two folders of one name.
+        Refuses the view where it is there already: two folders of one name.
         """
         views = self.sources.studies.setdefault(study, {})
         if view in views:
             there = views[view].files[0].relative_to(self.src).as_posix()
             self.refuse(source.files[0], f"a second {view} of the study {study}, which is in {there} already: two "
                                          "folders of one name", study, view)  # fmt: skip
-            return False
+            return
         views[view] = source
         self.sources.split[study] = part
         self.set(study, **values)
-        return True
 
     def set(self, study: str, **values: str | float | None) -> None:
         """Enter values of a study by column; None and "" are unknown."""
         known = {name: value for name, value in values.items() if value not in (None, "")}
         self.sources.table.setdefault(study, {}).update(known)
-
-    def update(self, study: str, view: str, **changes) -> None:
-        """Change a source that was added before."""
-        views = self.sources.studies[study]
-        views[view] = replace(views[view], **changes)
 
     def folders(self, folder: Path, pattern: str = "[^.].*") -> Iterator[Path]:
         """The sub-folders of a folder whose name matches, by name, numbers by value; nothing where it is absent."""
@@ -130,6 +124,11 @@ def image(folder: Path, stem: str) -> Path:
 def bmi(height_cm: float | None, weight_kg: float | None) -> float | None:
     """Body mass index, weight / height^2 [kg/m^2]; None where one of the two is unknown or 0."""
     return weight_kg / (height_cm / 100) ** 2 if height_cm and weight_kg else None
+
+
+def whole(text: str) -> str:
+    """A cell without the fraction .0 of a whole number, which pandas and Excel write in columns with empty cells."""
+    return re.sub(r"(?<=[0-9])\.0+$", "", text)
 
 
 def number(text: str) -> float | None:

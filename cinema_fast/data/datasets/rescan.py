@@ -22,7 +22,7 @@ from ..formats.rescan_cine import read_rescan_cine, read_rescan_labels
 from ..prepare.dataset import Dataset
 from ..prepare.source_format import SourceFormat
 from ..prepare.sources import Source, Sources
-from .published import Published, number, root_of
+from .published import Published, number, root_of, whole
 
 if TYPE_CHECKING:
     from ..prepare.prepare_config import PrepareConfig
@@ -78,7 +78,7 @@ def _add_volumes(found: Published, path: Path) -> None:
     columns = ("B1", "B2", *(f"{volume}_{scan}" for volume in VOLUMES for scan in ("A", "B1", "B2")))
     for n, (where, row) in enumerate(found.rows(path, "A", *columns).values()):
         line = where.rpartition(", ")[2]
-        scans = {name: _study_of(row[name]) for name in ("A", "B1", "B2") if row[name]}
+        scans = {name: whole(row[name]) for name in ("A", "B1", "B2") if row[name]}
         for name, study in scans.items():
             if study not in found.sources.studies:
                 found.refuse(path, f"{line}: the scan {name} of the pair, {study}, has no folder or no images", study)
@@ -89,11 +89,6 @@ def _add_volumes(found: Published, path: Path) -> None:
                 edv, esv = (_mean(row, volume, ("A",) if name == "A" else ("B1", "B2")) for volume in VOLUMES)
                 found.set(study, heart=f"retest_{n:02d}" if name != "B2" else None, lv_edv_ml=edv, lv_esv_ml=esv,
                           lv_ef=100 * (edv - esv) / edv if edv and esv else None)  # fmt: skip
-
-
-def _study_of(cell: str) -> str:
-    """The folder of a scan: pandas writes 1153.0 in a column with empty cells."""
-    return re.sub(r"\.0$", "", cell)
 
 
 def _mean(row: dict[str, str], volume: str, scans: tuple[str, ...]) -> float | None:

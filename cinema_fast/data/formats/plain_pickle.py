@@ -3,8 +3,9 @@
 A pickle is a program: it may call any function by name. Here a name is looked up in a table of stand-ins for what numpy
 writes for an array, a number and a dtype; every other name is refused. The stand-ins check shapes, dtypes and sizes,
 and make arrays from bytes that are in the file; numpy's own routines for unpickling, which trust their input, are not
-called. Sizes, counts and places in the memo are checked before the program starts: it can claim memory only as far as
-the file has bytes.
+called. Sizes, counts and places in the memo are checked before the program starts, arrays are not copied, and text is
+encoded only as far as the file has bytes: so is the memory that it can claim. Keys and members of sets are text and
+numbers alone, since the hash of tuples in tuples may take any time.
 """
 
 import hashlib
@@ -46,7 +47,7 @@ def read_plain_pickle(path: Path) -> tuple[dict[str, Any], str]:
         raise CineError(path, f"cannot be read: {err.strerror or err}") from err
     try:
         _check_program(data)
-        content = _Unpickler(io.BytesIO(data)).load()
+        content = _Unpickler(data).load()
     except Exception as err:  # the program may fail in any way (Python documentation of pickle)
         reason = str(err) if isinstance(err, (pickle.UnpicklingError, ValueError)) else type(err).__name__
         raise CineError(path, f"not a readable pickle of arrays: {reason[:300]}") from None
@@ -122,7 +123,8 @@ def _from_bytes(raw: bytes, dtype: _DType, shape: tuple, order: str, axes: tuple
         raise pickle.UnpicklingError("an array without its bytes or shape")
     if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) * code.itemsize != len(raw):
         raise pickle.UnpicklingError(f"an array of the shape {str(shape)[:80]} and type {code} in {len(raw)} bytes")
-    values = np.frombuffer(bytes(raw), code)
+    values = np.frombuffer(raw, code)
+    values.flags.writeable = False
     if order == "K" and axes is not None:
         return _Array(values.reshape(shape).transpose(axes))
     return _Array(values.reshape(shape, order="F" if order == "F" else "C"))
@@ -139,7 +141,6 @@ def _never(*args) -> None:
 _ALLOWED = {
     ("numpy", "ndarray"): _StandIn(_never),  # only named, as an argument of _reconstruct
     ("numpy", "dtype"): _StandIn(_DType),
-    ("_codecs", "encode"): _StandIn(lambda text, _: text.encode("latin1")),  # bytes in protocols before 3
     ("__builtin__", "bytes"): _StandIn(lambda: b""),
     **{(f"numpy.{core}.{module}", name): _StandIn(make)
        for core in ("core", "_core")
@@ -148,9 +149,44 @@ _ALLOWED = {
 }  # fmt: skip
 
 
-class _Unpickler(pickle.Unpickler):
+_KEYS = (str, bytes, int, float, type(None))
+
+
+class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be checked; few steps need no speed
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self._encodable = len(data)
+
     def find_class(self, module: str, name: str) -> _StandIn:
+        if (module, name) == ("_codecs", "encode"):  # bytes in protocols before 3
+            return _StandIn(self._encode)
         if (module, name) not in _ALLOWED:
             raise pickle.UnpicklingError(f"it holds {module}.{name}, expected arrays, numbers, text and containers: "
                                          "load it where you trust it, and write it again with numpy arrays")
         return _ALLOWED[module, name]
+
+    def _encode(self, text: str, _encoding: str) -> bytes:
+        self._encodable -= len(text)
+        if self._encodable < 0:
+            raise pickle.UnpicklingError("more bytes from text than the file has")
+        return text.encode("latin1")
+
+
+def _checked(opcode: bytes, keys: slice) -> None:
+    """Let an opcode that enters `keys` of the stack into a dictionary or set check them first."""
+    load = pickle._Unpickler.dispatch[opcode[0]]
+
+    def check_and_load(unpickler: _Unpickler) -> None:
+        for key in unpickler.stack[keys]:
+            if not isinstance(key, _KEYS):
+                raise pickle.UnpicklingError(f"a {type(key).__name__} as a key, expected text or a number")
+        load(unpickler)
+
+    _Unpickler.dispatch[opcode[0]] = check_and_load
+
+
+_Unpickler.dispatch = dict(pickle._Unpickler.dispatch)
+_checked(pickle.SETITEM, slice(-2, -1))
+for _opcode, _keys in ((pickle.SETITEMS, slice(0, None, 2)), (pickle.DICT, slice(0, None, 2)),
+                       (pickle.ADDITEMS, slice(None)), (pickle.FROZENSET, slice(None))):  # fmt: skip
+    _checked(_opcode, _keys)

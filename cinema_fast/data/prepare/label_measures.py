@@ -41,12 +41,16 @@ def find_phases(
     Where the source does not say, they are the labelled frames with the largest and the smallest left ventricle, if at
     least two hold it. counts: as for `volumes_ml`.
     """
+    sizes = {t: of_frame[lv_label] for t, of_frame in counts.items() if lv_label in of_frame}
     if given := source.phases:
         if late := next((f"{name} is frame {t}" for name, t in zip(("ED", "ES"), given) if t >= n_frames), ""):
             return {}, (f"{given.source}: {late}, counted from 0, and the cine has {n_frames} frames: correct it (the "
                         "view was prepared without ED and ES)")  # fmt: skip
-        return {"phases": {"ed": given.ed, "es": given.es, "source": given.source}}, ""
-    sizes = {t: of_frame[lv_label] for t, of_frame in counts.items() if lv_label in of_frame}
+        at_ed, at_es = (sizes.get(t) for t in given[:2])
+        swapped = at_ed and at_es and at_es > at_ed
+        fault = (f"{given.source}: the left ventricle has {at_es} voxels at ES (frame {given.es}) and only {at_ed} at "
+                 f"ED (frame {given.ed}): correct them, or the label maps (they stay ED and ES)") if swapped else ""
+        return {"phases": {"ed": given.ed, "es": given.es, "source": given.source}}, fault
     if len(sizes) < 2:
         return {}, ""
     ed, es = max(sizes, key=sizes.get), min(sizes, key=sizes.get)

@@ -171,3 +171,14 @@ def test_faults_of_frames(raw, tmp_path):
     paths[1].write_bytes(data[: len(data) // 2])
     with pytest.raises(CineError, match=r"0001__10.png: (cannot be read|not a usable)"):
         read_png_cine(paths, "lax_2c")
+
+
+def test_a_patient_is_no_path(tmp_path):
+    """A table cannot name a folder outside of the store."""
+    write_view(tmp_path / "src", "lax_2c", {"0001__00": CLOCKWISE, "..__00": CLOCKWISE, ".__00": CLOCKWISE})
+    table = tmp_path / "src/lax_2c.csv"
+    table.write_text(table.read_text() + 'barts,"0002_\n_00",lax_2c,1,1,1\n')
+    report = run(tmp_path / "src", tmp_path / "store", **SIZE)
+    assert CineStore(tmp_path / "store").ids == ["0001"]
+    assert any("lax_2c.csv lists it" in f.reason and f.study == "0002" for f in report.failures)
+    assert any("line 4: the uid '..__00', expected PATIENT__FRAME" in f.reason for f in report.failures)

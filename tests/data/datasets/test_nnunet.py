@@ -80,6 +80,7 @@ def test_labels_by_name():
     ({"background": 0, "LV": "one"}, "expected a name and a whole number from 0"),
     ({"background": 0, "LV": 1, "RV": 1}, "the label 1 has two names, 'LV' and 'RV'"),
     ({"background": 0, "LV": 1, "LVC": 2}, "two labels are one structure, 'LV' and 'LVC'"),
+    ({"0": "background", "1": "vessel", "2": "vessel"}, "two labels have the name 'vessel'"),
     ({"background": 0}, "labels names 0 structures, expected 1 to 246"),
     ({"background": 0, "LV": 70000}, "with values to 65535"),
 ])  # fmt: skip

@@ -1,6 +1,8 @@
 """`prepare --dataset` of ACDC, M&Ms, M&Ms-2, EMIDEC and MyoPS 2020: studies, labels, ED and ES, tables and splits."""
 
 import csv
+import json
+import os
 import shutil
 
 import numpy as np
@@ -64,7 +66,7 @@ def mnms2(root):
                 write(stem.with_name(f"{stem.name}_{frame}_gt.nii.gz"),
                       renamed(labels_at(t, T, shape), MNMS_VALUES))  # fmt: skip
             write(stem.with_name(f"{stem.name}_CINE.nii.gz"), frames(T, n, shape))
-    lines = ["SUBJECT_CODE,DISEASE,VENDOR,SCANNER,FIELD", "1,HCM,SIEMENS,Aera,1.5", "161,LV,SIEMENS,Aera,1.5",
+    lines = ["SUBJECT_CODE,DISEASE,VENDOR,SCANNER,FIELD", "1.0,HCM,SIEMENS,Aera,1.5", "161,LV,SIEMENS,Aera,1.5",
              "201,RV,Philips Medical Systems,Achieva,3.0"]  # fmt: skip
     (folder / "dataset_information.csv").write_text("\n".join(lines) + "\n")
     return root
@@ -257,6 +259,26 @@ def test_faults_name_file_and_line_and_the_rest_goes_on(tmp_path):
     assert table(root / "store/table.csv")["C2"]["pathology"] == ""
 
 
+def test_the_table_of_an_earlier_release(tmp_path):
+    """Another name; numbers as pandas writes them in columns with empty cells; no column of the diagnosis."""
+    root = mnms(tmp_path)
+    path = root / "OpenDataset" / MNMS_TABLE
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    path.unlink()
+    earlier = path.with_name("201014_M&Ms_Dataset_Information_-_opendataset.csv")
+    with earlier.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [name for name in MNMS_COLUMNS if name != "Pathology"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(row | {"ED": f"{row['ED']}.0", "ES": f"{row['ES']}.0"} for row in rows)
+    report = prepared("mnms", root, root / "store")
+    assert failures(report) == [f"OpenDataset/{earlier.name}: no column Pathology: these values stay unknown"]
+    row = table(root / "store/table.csv")["C2"]
+    assert (row["ed"], row["es"], row["vendor"], row["pathology"]) == ("0", str(T // 2), "A", "")
+    record = json.loads((root / "store/studies/C2/study.json").read_text())["sax"]
+    assert record["phases"]["source"] == f"{earlier.name}, line 4"
+
+
 def test_a_missing_table_and_missing_frames(tmp_path):
     root = acdc(tmp_path)
     training = root / "database/training"
@@ -268,9 +290,39 @@ def test_a_missing_table_and_missing_frames(tmp_path):
     assert report.prepared == 4
     assert any("patient001_frame04_gt.nii.gz: is missing: Info.cfg says ES: 4" in line for line in found)
     assert any("patient002/Info.cfg: cannot be read" in line for line in found)
+    assert table(root / "store/table.csv")["patient002"]["es"] == str(T // 2)  # from the label maps
     assert any("patient003_4d.nii.gz: is missing" in line for line in found)
     again = prepared("acdc", root, root / "store")
     assert failures(again) and again.prepared <= 1  # faults are reported by every run until they are mended
+
+
+def test_a_left_ventricle_that_is_larger_at_es_is_reported(tmp_path):
+    root = acdc(tmp_path)
+    info = root / "database/training/patient001/Info.cfg"
+    info.write_text(info.read_text().replace("ED: 1", f"ED: {T // 2 + 1}").replace(f"ES: {T // 2 + 1}", "ES: 1"))
+    report = prepared("acdc", root, root / "store")
+    edv, esv = ((labels_at(t, T) == LV).sum() for t in (T // 2, 0))
+    (found,) = failures(report)
+    assert f"Info.cfg: the left ventricle has {esv} voxels at ES (frame 0) and only {edv} at ED (frame 3)" in found
+    assert report.prepared == 5 and float(table(root / "store/table.csv")["patient001"]["lv_ef"]) < 0
+
+
+def test_no_program_waits_for_a_pipe(tmp_path):
+    info = acdc(tmp_path / "acdc") / "database/training/patient001/Info.cfg"
+    text = emidec(tmp_path / "emidec") / "emidec-dataset-1.0.1/Case N007.txt"
+    for path in (info, text):
+        path.unlink()
+        os.mkfifo(path)
+    for name in ("acdc", "emidec"):
+        (found,) = failures(prepared(name, tmp_path / name, tmp_path / f"store-{name}"))
+        assert "cannot be read (not a regular file)" in found
+
+
+def test_a_labelled_case_of_emidec_without_its_contours(tmp_path):
+    root = emidec(tmp_path)
+    shutil.rmtree(root / "emidec-dataset-1.0.1/Case_N007/Contours")
+    (found,) = failures(prepared("emidec", root, root / "store"))
+    assert "Case_N007/Contours/Case_N007.nii.gz: is missing: the case is prepared without a label map" in found
 
 
 def test_another_label_map_is_refused(tmp_path):

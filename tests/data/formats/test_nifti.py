@@ -81,7 +81,7 @@ def test_single_frames_are_stacked(tmp_path):
     assert cine.n_frames == 2 and cine.sha256 == file_sha256(paths)
     np.testing.assert_array_equal(cine.frame(0), DATA[..., 3])
     other = write_cine(tmp_path / "other.nii.gz", DATA[:, :, :4, 0], AFFINE)
-    with pytest.raises(CineError, match=r"other\.nii\.gz.*differs from the first frame"):
+    with pytest.raises(CineError, match=r"other\.nii\.gz.*differs from that of 3"):
         read_cine([*paths, other], stack=True)
 
 

@@ -176,11 +176,39 @@ def test_containers_in_themselves(tmp_path):
     nested = b"".join([b"(X\x01\0\0\0a", b"]" * 4_000, b"a" * 3_999, b"d."])
     assert read(nested, tmp_path).keys() == {"a"}
     as_key = b"}" + b")" + 4_000 * b"\x85" + b"Ns."  # its hash is computed by recursion
-    assert "expected a dictionary with names as keys" in refusal(as_key, tmp_path)
+    assert "a tuple as a key, expected text or a number" in refusal(as_key, tmp_path)
     one = [1]
     for _ in range(80):  # as a tree it would have 2 ** 80 leaves
         one = [one, one]
     read(pickle.dumps({"a": one}, 4), tmp_path)
+
+
+PAIRS = b")" + b"".join(b"q%c\x68%c\x86" % (n, n) for n in range(60))  # as a tree it has 2 ** 60 leaves
+
+
+@pytest.mark.parametrize("program", [
+    b"}" + PAIRS + b"Ns.", b"}(" + PAIRS + b"Nu.", b"(" + PAIRS + b"Nd.", b"\x8f(" + PAIRS + b"\x90.",
+    b"(" + PAIRS + b"\x91.",
+])  # fmt: skip
+def test_nothing_is_hashed_for_ever(tmp_path, program):
+    assert "a tuple as a key, expected text or a number" in refusal(program, tmp_path)
+
+
+def test_memory_of_bytes_that_are_used_again(tmp_path):
+    """Many arrays of the same bytes share them; many encodings of one text are refused."""
+    n, times = 80_000, 500
+    array = op("numpy.core.numeric", "_frombuffer") + b"(h\0h\x01(I10000\ntX\x01\0\0\0CtR"
+    arrays = b"(\x96" + struct.pack("<Q", n) + bytes(n) + b"q\0" + DTYPE + STATE + b"q\x010"
+    arrays = b"\x80\x05" + arrays + b"1}X\x01\0\0\0a(" + times * array + b"ls."
+    text = b"X" + struct.pack("<I", n) + n * b"a" + b"q\0" + op("_codecs", "encode") + b"q\x0100"
+    text += b"}X\x01\0\0\0a(" + times * b"h\x01h\0X\x06\0\0\0latin1\x86R" + b"ls."
+    tracemalloc.start()
+    found = read(arrays, tmp_path)["a"]
+    assert len(found) == times and not found[-1].flags.writeable
+    assert "more bytes from text than the file has" in refusal(text, tmp_path)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 4_000_000
 
 
 def test_altered_bytes(tmp_path):

@@ -53,7 +53,7 @@ def test_files_and_records(prepared):
     index = json.loads((path / "index.json").read_text())
     records = json.loads((path / "studies/p1/study.json").read_text())
     store = CineStore(path)
-    assert index["version"] == 2
+    assert index["version"] == 3
     for view in VIEWS:
         file = f"studies/p1/{view}.motion.npy"
         assert index["studies"]["p1"][view]["motion"] == records[view]["motion"]
