@@ -17,6 +17,7 @@ import numpy as np
 from .naming import named
 
 LANDMARK_COLUMNS = ("study", "view", "frame", "landmark", "x_mm", "y_mm", "z_mm")
+PARTS = ("train", "val", "test")  # of a data split
 MOST = float(np.finfo(np.float32).max)  # models compute in float32
 
 
@@ -132,6 +133,19 @@ def read_table(path: Path | str, column: str = "study") -> Table:
     if not rows:
         raise ValueError(f"{path}: no studies in it, only the names of columns")
     return Table(path, tuple(name for name in columns if name != column), rows, numbers)
+
+
+def read_split(path: Path | str) -> dict[str, str]:
+    """Read a data split: study -> its part, one of PARTS. A CSV table with the columns study and split.
+
+    Raises:
+        ValueError: as `read_table`; another part. OSError: the file cannot be read.
+    """
+    listed = read_table(path).values("split")
+    for study, part in listed.items():
+        if part not in PARTS:
+            raise ValueError(f"{path}: study {study} has the split {part!r}; expected one of {', '.join(PARTS)}")
+    return listed
 
 
 def read_landmarks(path: Path | str) -> dict[str, dict[str, dict[int, dict[str, np.ndarray]]]]:

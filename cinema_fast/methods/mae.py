@@ -1,11 +1,14 @@
 """Masked autoencoders as a method: CineMA on single frames of all views, HeartMAE on clips."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from ..common.naming import count_studies, counted, named, sizes_in_words
+from ..common.tables import check_matches, read_split
 from ..common.views import CLIP
 from ..data.loading.batch import Batch
 from ..data.loading.loader import LoaderError
@@ -43,7 +46,7 @@ class MAE(Method):
         before = read_run_info(options.out) if options.resume else None
         clips = CLIP in self.model_config.views
         self.store = ClipStore(cines, options.views, min_frames=min_frames_of(before)) if clips else cines
-        training, self.held_out, self.unseen = _split(self.store, self.model_config.views, options.holdout)
+        training, self.held_out, self.unseen = _split(self.store, self.model_config.views, options)
         self.sampler = Sampler(
             training,
             seed=options.seed,
@@ -70,7 +73,8 @@ class MAE(Method):
             seed=options.seed, guidance=self.guidance,
         )  # fmt: skip
         self._flops: dict[tuple[str, ...], int] = {}
-        self.info = describe_run(options, place, cines, self.model_config, self.store)
+        held_out = tuple(self.held_out) if options.split else None
+        self.info = replace(describe_run(options, place, cines, self.model_config, self.store), held_out=held_out)
 
     def build(self) -> CineMA:
         model = CineMA(self.model_config)
@@ -118,6 +122,9 @@ class MAE(Method):
             source = "the store's maps" if self.motion else "each clip's own frames"
             strength = f"strength {options.mask.strength:g}"
             yield f"motion guidance: {options.mask.mode} the patches that move, by {source}; {strength}"
+        official = options.data / "split.csv"  # of a public data set
+        if not options.split and official.is_file():
+            yield f"warning: {official}, the split of the data set, is not used: --split {official} holds out its parts"
         if self.unseen:
             yield f"no training study has {', '.join(self.unseen)}: held-out studies are evaluated without"
 
@@ -178,21 +185,39 @@ class MAE(Method):
 
 
 def _split(
-    store: CineStore | ClipStore, views: tuple[str, ...], share: float
+    store: CineStore | ClipStore, views: tuple[str, ...], options: PretrainConfig
 ) -> tuple[dict[str, tuple[str, ...]], list[str], list[str]]:
     """{training study: its views among `views`}, the studies held out, and the views that only these have.
 
-    A study with none of the views is in neither. Raises ValueError where no held-out study could be evaluated.
+    A study with none of the views is in neither. Raises ValueError where no held-out study could be evaluated, or none
+    is left to train on.
     """
     usable = {study: tuple(v for v in store.views(study) if v in views) for study in store.ids}
     usable = {study: has for study, has in usable.items() if has}
-    held = sorted(held_out(usable, share))
+    if options.split:
+        by, held = f"--split {options.split}", _named_studies(options.split, usable, store)
+    else:
+        by, held = f"--holdout {options.holdout:g}", sorted(held_out(usable, options.holdout))
     training = {study: has for study, has in usable.items() if study not in held}
     trained = {view for has in training.values() for view in has}
     if held and not any(trained.intersection(usable[study]) for study in held):
         raise ValueError(
-            f"--holdout {share:g}: no held-out study ({named(held)}) has a view of "
-            f"the training studies ({', '.join(v for v in views if v in trained)}); hold out another share"
+            f"{by}: no held-out study ({named(held)}) has a view of "
+            f"the training studies ({', '.join(v for v in views if v in trained)}); hold out others"
         )
     unseen = {view for study in held for view in usable[study]} - trained
     return training, held, [view for view in views if view in unseen]
+
+
+def _named_studies(path: Path, usable: Collection[str], store: CineStore | ClipStore) -> list[str]:
+    """The studies that a split holds out of training. Raises ValueError where it cannot be read, names none of the
+    studies, or leaves none."""
+    try:
+        parts = read_split(path)
+    except OSError as error:
+        raise ValueError(f"--split {path}: {error.strerror or error}") from None
+    check_matches(path, parts, sorted(usable), store.path, store.ids)
+    held = sorted(study for study in usable if parts.get(study, "train") != "train")
+    if len(held) == len(usable):
+        raise ValueError(f"--split {path}: all {len(held)} studies are of val or test, so none is left to train on")
+    return held

@@ -49,7 +49,7 @@ class PretrainConfig(RunOptions):
     The learning rate is not scaled with the batch size; 1e-3 is the published one for 64 studies a step.
     """
 
-    FREE = RunOptions.FREE | {"init_from"}
+    FREE = RunOptions.FREE | {"init_from", "split"}  # of the split, the studies held out may not change
     LATER: ClassVar = {**RunOptions.LATER, "mask": dataclasses.asdict(MaskConfig()), "motion": "stored"}
 
     _: KW_ONLY
@@ -64,6 +64,9 @@ class PretrainConfig(RunOptions):
     motion: Literal["stored", "online"] = "stored"
     # share of the studies held out of training and evaluated at the end
     holdout: float = 0.0
+    # CSV with the columns study and split, in place of --holdout: the studies of val and test are held out, such as
+    # those of a public data set (STORE/split.csv)
+    split: Path | None = None
     # initial weights: the folder of a run, or a .safetensors or torch file; views that it lacks start at random
     init_from: Path | None = None
 
@@ -72,6 +75,9 @@ class PretrainConfig(RunOptions):
         check(self, "mask_ratio", valid=lambda x: 0 < x < 1, must="must lie between 0 and 1")
         check(self, "decode_ratio", valid=lambda x: 0 < x <= 1, must="must be above 0 and at most 1")
         check(self, "holdout", valid=lambda x: 0 <= x < 1, must="is a share of the studies, at least 0 and below 1")
+        if self.split and self.holdout:
+            raise ValueError(f"--holdout {self.holdout:g} has no effect beside --split, which names the studies to "
+                             "hold out: give one of them")  # fmt: skip
         self.mask.validate()
         if self.motion == "online" and self.mask.guidance == "none":
             raise ValueError("--motion online has no effect without --mask.guidance motion")

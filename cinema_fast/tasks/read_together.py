@@ -17,7 +17,11 @@ def phase_frames(info: CineInfo, frames: Sequence[str]) -> tuple[int, ...]:
 
 def unknown_phases(view: str, info: CineInfo, frames: Sequence[str]) -> str:
     """Why the frames of these names cannot be read; "" where they can, or none is named."""
-    return f"ED and ES of {view} are unknown: {GIVE_PHASES}" if frames and info.phases is None else ""
+    if not frames or info.phases is not None:
+        return ""
+    if info.channels:
+        return f"{view} is no cine but single volumes ({', '.join(info.channels)}), without ED and ES"
+    return f"ED and ES of {view} are unknown: {GIVE_PHASES}"
 
 
 def channels_of(info: CineInfo) -> tuple[str, ...]:

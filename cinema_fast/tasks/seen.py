@@ -50,7 +50,7 @@ def seen_among(info: RunInfo, studies: Sequence[str]) -> str:
 
 
 def _pretrained_on(source: Path, before: RunInfo, cines: CineStore) -> tuple[set[str], list[str]]:
-    """The training studies of a run of `pretrain`, found from its store and --holdout."""
+    """The training studies of a run of `pretrain`, found from its store and --holdout or --split."""
     if store_fingerprint(cines) != before.store.sha256:
         try:
             cines = CineStore(before.options["data"])
@@ -62,21 +62,23 @@ def _pretrained_on(source: Path, before: RunInfo, cines: CineStore) -> tuple[set
     clips = CLIP in views
     store = ClipStore(cines, before.options["views"], min_frames=before.min_frames) if clips else cines
     usable = {study for study in store.ids if set(views).intersection(store.views(study))}
-    return usable - held_out(usable, before.options["holdout"]), []
+    held = held_out(usable, before.options["holdout"]) if before.held_out is None else set(before.held_out)
+    return usable - held, []
 
 
 def seen_remarks(
-    source: Path, *, studies: Collection[str], unknown: Sequence[str], test: Sequence[str], share: float
+    source: Path, *, studies: Collection[str], unknown: Sequence[str], test: Sequence[str], hold_out: str
 ) -> list[str]:
     """Warnings for run.log about `test` studies that were, or may have been, used to train the weights of `source`.
 
     Args:
-        studies, unknown: from `seen_by`; they may include the run's own training studies. share: --test.
+        studies, unknown: from `seen_by`; they may include the run's own training studies. hold_out: the options of
+            `pretrain` that hold out the test studies.
     """
     remarks = [f"it is not fully known whether {source} was trained on test studies: {why}" for why in unknown]
     if both := set(studies).intersection(test):
         remarks.append(
             f"warning: {source}, or a run it started from, has used {len(both)} of the {len(test)} test studies for "
-            f"training or validation, so test scores may be too good. To avoid this, pre-train with --holdout {share:g}"
+            f"training or validation, so test scores may be too good. To avoid this, pre-train with {hold_out}"
         )
     return remarks

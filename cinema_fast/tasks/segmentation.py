@@ -45,7 +45,7 @@ from .losses import segmentation_loss
 from .networks import unet_of
 from .read_together import channels_of, common_channels, mismatch, unknown_phases
 from .split import Split
-from .structures import UNUSED, names_of, structures_of, unused_labels
+from .structures import names_of, structures_of, unused_labels
 from .task import Task, TaskSetup, model_over_frames, used_of
 
 if TYPE_CHECKING:
@@ -88,13 +88,14 @@ class SegmentationLabels:
         label = max(set(labels) - {0} - names_of(self._structures).keys(), default=0)
         if label in unused_labels(self._structures):
             raise LabelError(
-                f"study {study}: its {view} label maps hold the label {label}, which --structures calls {UNUSED}, a "
-                "label that no study has: give it a name"
+                f"study {study}: its {view} label maps hold the label {label}, which has no name among the structures "
+                f"{' '.join(self._structures)}: --structures of finetune gives it one"
             )
         if label:
             raise LabelError(
                 f"study {study}: its {view} label maps hold the label {label}, and the structures are "
-                f"{len(self._structures)}: {', '.join(self._structures)} (1 to {len(self._structures)})"
+                f"{len(self._structures)}: {', '.join(self._structures)} (1 to {len(self._structures)}; --structures "
+                "of finetune names them)"
             )
 
     def sha256(self) -> str:

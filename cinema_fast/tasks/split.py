@@ -7,10 +7,8 @@ from typing import NamedTuple
 
 from ..common.naming import count_studies
 from ..common.shares import cut, digest
-from ..common.tables import check_matches
+from ..common.tables import PARTS, check_matches, read_split
 from .named_files import read_named
-
-PARTS = ("train", "val", "test")
 
 
 class Split(NamedTuple):
@@ -46,10 +44,7 @@ def split_studies(studies: Collection[str], *, val: float, test: float, path: Pa
         ValueError: a part that would be empty although its share is above 0, or an unknown split in the CSV.
     """
     if path is not None:
-        listed = read_named("--split", path).values("split")
-        for study, part in listed.items():
-            if part not in PARTS:
-                raise ValueError(f"{path}: study {study} has the split {part!r}; expected one of {', '.join(PARTS)}")
+        listed = read_named("--split", path, read_split)
         split = Split(*(tuple(sorted(s for s in studies if listed.get(s) == part)) for part in PARTS))
         if not split.train:
             if not listed.keys() & set(studies):

@@ -113,7 +113,8 @@ class Supervised(Method):
             say(f"the model is configured as in {start} ({options.preset})")
             for remark in orientation_remarks(start, run_of(start).store.orientation, self.info.store.orientation):
                 say(remark)
-        for remark in seen_remarks(start, **self.info.labels.seen, test=self.setup.split.test, share=options.test):
+        hold_out = f"--split {options.split}" if options.split else f"--holdout {options.test:g}"
+        for remark in seen_remarks(start, **self.info.labels.seen, test=self.setup.split.test, hold_out=hold_out):
             say(remark)
 
     def loss(self, model: nn.Module, batch: Batch, step: Tensor) -> Tensor:
@@ -153,6 +154,9 @@ class Supervised(Method):
                     f"warning: --augment.translation {options.augment.translation:g} (pixels) moves many {view} "
                     f"images, {side} pixels wide, out of view: use less than {side / 2:g}"
                 )
+        official = options.data / "split.csv"  # of a public data set
+        if not options.split and official.is_file():
+            yield f"warning: {official}, the split of the data set, is not used: --split {official} trains on its part"
         if not split.val:
             yield "no validation studies: the last weights are kept as the best"
         if not split.test:

@@ -415,6 +415,9 @@ def _drop_unknown(
 def _of_studies(table: Table, column: str, store: CineStore | ClipStore) -> dict[str, str]:
     """{study of the store: its cell in the column}."""
     values = table.values(column)
+    if not values:
+        filled = [name for name in table.columns if table.values(name)]
+        raise ValueError(f"{table.path}: the column {column!r} is empty; with values: {', '.join(filled) or 'none'}")
     here = {study: values[study] for study in store.ids if study in values}
     if not here:
         raise ValueError(

@@ -37,6 +37,8 @@ def check_run_folder(options: RunOptions, info: RunInfo) -> None:
         was, now = before.store.studies, info.store.studies
         differs.append(f"store {options.data}: its contents have changed ({count_studies(was)} then, "
                        f"{count_studies(now)} now)")
+    if before.held_out != info.held_out:
+        differs.append("split: other studies are held out")
     if differs:
         raise ValueError(
             f"--resume: {out} was started with other options:\n  " + "\n  ".join(differs)

@@ -62,7 +62,8 @@ class RunInfo:
     """A run: its options, model, store, labels (only `finetune`) and the versions it was computed with.
 
     options: those of the command line, and `ranks`. model: as `config_from_dict` takes it. min_frames: clips are drawn
-    from cines with at least so many frames; None for models of single frames. All are plain values for YAML.
+    from cines with at least so many frames; None for models of single frames. held_out: the studies that `pretrain
+    --split` holds out; None without it. All are plain values for YAML.
     """
 
     options: dict
@@ -71,6 +72,7 @@ class RunInfo:
     versions: dict[str, str]
     min_frames: int | None = None
     labels: LabelInfo | None = None
+    held_out: tuple[str, ...] | None = None
 
     @property
     def kind(self) -> Literal["pretrain", "finetune"]:
@@ -82,6 +84,7 @@ class RunInfo:
         values["store"] = self.store.to_dict()
         labels = asdict(self.labels) if self.labels else {}
         values |= {name: value for name, value in labels.items() if value is not None}
+        values |= {} if self.held_out is None else {"held_out": list(self.held_out)}
         values["versions"] = self.versions
         return values if self.min_frames is None else values | {"min_frames": self.min_frames}
 
@@ -109,7 +112,8 @@ class RunInfo:
         least = _typed(values, "min_frames", int, 2 if CLIP in _typed(model, "views", list, []) else None)
         labels = _labels(values) if kind == "finetune" else None
         options = current_options(kind, options)
-        return cls(options, model, _store(store), _typed(values, "versions", dict, {}), least, labels)
+        held_out = tuple(_typed(values, "held_out", list)) if "held_out" in values else None
+        return cls(options, model, _store(store), _typed(values, "versions", dict, {}), least, labels, held_out)
 
 
 def read_run_info(folder: Path) -> RunInfo | None:

@@ -332,10 +332,11 @@ def _unchanged(records: dict[str, dict], views: dict[str, Source], src: Path) ->
 
 
 def _same_phases(recorded: dict | None, given: Phases | None) -> bool:
-    """Whether the ED and ES of a record are those given; those found from its label maps do not count as given."""
-    if recorded is None or recorded["source"] == BY_LABELS:
-        return given is None
-    return given is not None and (recorded["ed"], recorded["es"]) == (given.ed, given.es)
+    """Whether the ED and ES of a record need not change: none are given, or the same. So those of an earlier --phases
+    stay."""
+    if given is None:
+        return True
+    return recorded is not None and recorded["source"] != BY_LABELS and (recorded["ed"], recorded["es"]) == given[:2]
 
 
 def _same_files(source: dict | None, files: tuple[Path, ...], src: Path) -> bool:

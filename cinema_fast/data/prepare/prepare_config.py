@@ -19,7 +19,7 @@ from .source_format import FormatName
 _SHAPING = ("sax_size", "lax_size", "sax_spacing", "lax_spacing", "labels", "lv_label")
 # options that shape a store too, but that stores of earlier versions lack: recorded where they are given
 _SHAPING_IF_GIVEN = ("dataset", "single", "channels")
-_OF_FILES = ("format", "views_rules", "pattern", "aliases", "labels", "label_map", "single", "channels", "phases")
+_OF_FILES = ("format", "views_rules", "pattern", "aliases", "labels", "label_map", "lv_label", "single", "channels")
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,8 @@ class PrepareConfig:
         check(self, *grid, valid=lambda values: all(value > 0 for value in values), must="must be positive")
         check(self, "sax_spacing", valid=lambda values: all(value >= 0 for value in values),
               must="must be positive, or 0 for the spacing of the scan")
+        if self.label_map and not self.labels and not self.dataset:
+            raise ValueError("--label-map is for label files: give their pattern by --labels")
         if self.dataset:
             for field in fields(self):
                 if field.name in _OF_FILES and getattr(self, field.name) != field.default:
