@@ -64,7 +64,8 @@ class PrepareConfig:
     # label of the left ventricular cavity, after --label-map
     lv_label: int = 3
     # CSV with the columns study, ed and es: the frames of end-diastole and end-systole, from 0. Without it they are
-    # known from file names (ED, ES), or are the labelled frames with the largest and the smallest left ventricle
+    # known from --dataset or file names (ED, ES), or are the labelled frames with the largest and the smallest left
+    # ventricle
     phases: Path | None = None
     # size of short-axis frames in voxels: cropped or padded in plane; of more slices the middle ones are kept, fewer
     # slices are stored as they are and padded at loading

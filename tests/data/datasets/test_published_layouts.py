@@ -307,6 +307,17 @@ def test_a_left_ventricle_that_is_larger_at_es_is_reported(tmp_path):
     assert report.prepared == 5 and float(table(root / "store/table.csv")["patient001"]["lv_ef"]) < 0
 
 
+def test_ed_and_es_of_a_csv_come_first(tmp_path):
+    """Data sets such as Kaggle do not say them."""
+    root, path = acdc(tmp_path / "acdc"), tmp_path / "phases.csv"
+    path.write_text("study,ed,es\npatient002,1,2\n")
+    report = prepared("acdc", root, root / "store", phases=path)
+    rows = table(root / "store/table.csv")
+    ends = [(rows[study]["ed"], rows[study]["es"]) for study in ("patient001", "patient002")]
+    assert ends == [("0", str(T // 2)), ("1", "2")]
+    assert rows["patient002"]["lv_ef"] == "" and failures(report) == []
+
+
 def test_no_program_waits_for_a_pipe(tmp_path):
     info = acdc(tmp_path / "acdc") / "database/training/patient001/Info.cfg"
     text = emidec(tmp_path / "emidec") / "emidec-dataset-1.0.1/Case N007.txt"
