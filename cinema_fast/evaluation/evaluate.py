@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -48,10 +48,11 @@ def _evaluate(config: EvaluateConfig) -> dict:
     task = run.task
     maps = task.map_scoring(config.regions, config.empty_dice, config.min_component)
     assessment = Assessment(maps=maps, resamples=config.resamples, seed=config.seed)
-    studies, chosen = _chosen(run, cines, config.part, assessment, own=own)
     of_labels = config.table or _of_run(run, "table")
     table = read_named("--table", of_labels) if of_labels and task.table_of_studies else None
     study_table = read_named("--study-table", config.study_table) if config.study_table else table
+    measured = _with_values(config, study_table) if config.part == "test" else set()
+    studies, chosen = _chosen(run, cines, config.part, assessment, own=own, measured=measured)
     for one in (table, study_table if study_table is not table else None):
         if one:
             check_matches(one.path, one.rows, studies, cines.path, cines.ids)
@@ -93,15 +94,22 @@ def _of_run(run: FinetunedRun, option: Literal["data", "table"]) -> Path | None:
 
 
 def _chosen(
-    run: FinetunedRun, cines: CineStore, part: str, assessment: Assessment, *, own: bool
+    run: FinetunedRun, cines: CineStore, part: str, assessment: Assessment, *, own: bool, measured: Collection[str]
 ) -> tuple[tuple[str, ...], str]:
-    """The studies to evaluate, and their description. In the run's own store they are a part of its data split; in
-    another store, that part and the studies that are not in the run.
+    """The studies to evaluate, and their description. In the run's own store they are a part of its data split, and
+    those of `measured` (studies with reference values) that are in no part, because they have no labels; in another
+    store, that part and the studies that are not in the run.
 
     Studies used for training or validation are left out by name, whatever store they are in.
     """
     if own:
-        if not (studies := getattr(run.split, part)):
+        studies, split = getattr(run.split, part), {study for studies in run.split for study in studies}
+        used = split.union(seen_of(run.info.labels)["studies"])
+        others = tuple(study for study in cines.ids if study in measured and study not in used)
+        if others:
+            return (*studies, *others), (f"{part} part of the run's data split, and {len(others)} without labels but "
+                                         "with reference values")  # fmt: skip
+        if not studies:
             raise ValueError(f"the run has no labelled studies for --part {part}: evaluate another --part, or a store "
                              "of others by --data")  # fmt: skip
         return studies, f"{part} part of the run's data split"
@@ -119,6 +127,14 @@ def _chosen(
                          f"{others} studies of the run: choose another --part")  # fmt: skip
     new = sum(study not in part_of for study in studies)
     return studies, f"another store: {new} not in the run, {len(studies) - new} of its {part} part"
+
+
+def _with_values(config: EvaluateConfig, study_table: Table | None) -> set[str]:
+    """The studies with a value in a column of --known or --retest."""
+    columns = [pair.partition("=")[2] for pair in config.known] + ([config.retest] if config.retest else [])
+    if study_table is None:  # the options are checked later
+        return set()
+    return {study for column in columns if column in study_table.columns for study in study_table.values(column)}
 
 
 def _check_prepared(run: FinetunedRun, cines: CineStore) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from ..metrics.rows import write_rows
 from .report import HEADLINES, figure, label, write_report
 from .score_kinds import all_score_kinds
 from .summary import subgroups, summarise
+
+REASONS = 3  # why studies are left out, at most so many reasons in words
 
 
 def write_results(
@@ -63,8 +66,11 @@ def write_results(
 def scores_in_words(results: dict) -> str:
     """The main scores over all studies from the content of results.json: a line per table."""
     lines = [f"{count_studies(results['studies'])} evaluated"]
-    if left_out := len(results["left_out"]):
-        lines[0] += f", {left_out} left out (see the report)"
+    if left_out := results["left_out"]:
+        lines[0] += f", {len(left_out)} left out (see the report)"
+        reasons = Counter(one["why"] for one in left_out).most_common()
+        lines += [f"  left out ({n}): {why}" for why, n in reasons[:REASONS]]
+        lines += [f"  and {len(reasons) - REASONS} other reasons"] * (len(reasons) > REASONS)
     for table in results["tables"]:
         scores = {name: one for name, one in table["numbers"].items() if name in HEADLINES and one["value"] is not None}
         if scores and not table["column"]:  # not a table of a subgroup

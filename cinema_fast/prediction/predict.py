@@ -41,6 +41,7 @@ from ..tasks.finetuned_run import FinetunedRun, load_run, task_of
 from ..tasks.task import Task
 from .predict_config import PredictConfig
 
+TABLES = (".csv", ".cfg", ".txt")  # endings of the tables of public data sets
 _GRID = ("sax_size", "lax_size", "sax_spacing", "lax_spacing")
 # names of files may hold bytes that are not text; surrogateescape preserves them
 _TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
@@ -139,7 +140,8 @@ def _predict(config: PredictConfig, progress: bool) -> PredictReport:
         dataset=config.dataset, single=config.single, channels=config.channels, phases=config.phases, **grid,
     )  # fmt: skip
     sources = _one_file(config) if config.src.is_file() else find_studies(preparing, progress)
-    _forget_labels(sources)
+    if config.dataset:
+        _forget_labels(sources, tables=not (run.frames or run.task.joint_range))
     if config.phases is not None:
         add_phases(sources, config.phases)
     _check_views(config, run, sources)
@@ -159,11 +161,13 @@ def _predict(config: PredictConfig, progress: bool) -> PredictReport:
     return report
 
 
-def _forget_labels(sources: Sources) -> None:
-    """Remove the label maps of a public data set, which must not guide the crop, and what is wrong with them."""
+def _forget_labels(sources: Sources, *, tables: bool) -> None:
+    """Remove the label maps of a public data set, which must not guide the crop, and what is wrong with them; with
+    `tables` also what is wrong with its tables, which are read for ED and ES alone."""
     for views in sources.studies.values():
         views |= {view: replace(source, labels=(), label_frames=()) for view, source in views.items()}
-    sources.refused = [refusal for refusal in sources.refused if not refusal.reason.endswith("(labels)")]
+    sources.refused = [refusal for refusal in sources.refused if not refusal.reason.endswith("(labels)")
+                       and not (tables and refusal.file.endswith(TABLES))]  # fmt: skip
 
 
 def _predict_all(
@@ -237,6 +241,9 @@ def _one_study(
     except (ValueError, OSError) as error:
         report.failures.append(task.failure(None, file, f"study {task.study}: {error}"))
     else:
+        for view in run.views_of(store, task.study):
+            if remark := run.task.remark(view, store.info(task.study, view)):
+                report.remarks.setdefault(remark, []).append(f"{task.study} {view}")
         missing = run.missing_views(run.views_of(store, task.study))
         flags = in_order([*made.flags, *["missing_views"] * bool(missing)])
         made.summary |= {"flags": flags, "missing_views": list(missing)}

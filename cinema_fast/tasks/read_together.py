@@ -24,13 +24,8 @@ def unknown_phases(view: str, info: CineInfo, frames: Sequence[str]) -> str:
     return f"ED and ES of {view} are unknown: {GIVE_PHASES}"
 
 
-def channels_of(info: CineInfo) -> tuple[str, ...]:
-    """The channels of a view that has several; () for a cine, and for one volume, which is a cine of one frame."""
-    return info.channels if len(info.channels) > 1 else ()
-
-
 def common_channels(store: CineStore, views_of: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    """{view: its channels} of the views that have several, the same in all studies of {study: its views}.
+    """{view: its channels} of the views that are no cines, the same in all studies of {study: its views}.
 
     Raises ValueError naming a study whose channels, or their order, differ from those of the first study.
     """
@@ -38,7 +33,7 @@ def common_channels(store: CineStore, views_of: Mapping[str, Sequence[str]]) -> 
     for study, views in views_of.items():
         for view in views:
             info = store.info(study, view)
-            found.setdefault(view, channels_of(info))
+            found.setdefault(view, info.channels)
             if why := mismatch(view, info, found):
                 raise ValueError(
                     f"{store.path}: study {study}: {why}: prepare all studies with the same --channels, or leave out "
@@ -49,8 +44,17 @@ def common_channels(store: CineStore, views_of: Mapping[str, Sequence[str]]) -> 
 
 def mismatch(view: str, info: CineInfo, channels: Mapping[str, tuple[str, ...]]) -> str:
     """How the channels of a view differ from {view: channels} of the run's studies, in words; "" where they agree."""
-    have, expected = channels_of(info), channels.get(view, ())
-    if have == expected:
+    have, expected = info.channels, channels.get(view, ())
+    if have == expected or max(len(have), len(expected)) < 2:  # a single volume is read as a cine of one frame
         return ""
     have, expected = (f"made of the channels {', '.join(names)}" if names else "a cine" for names in (have, expected))
     return f"{view} is {have}, and in the run's other studies it is {expected}"
+
+
+def other_kind(view: str, info: CineInfo, channels: Mapping[str, tuple[str, ...]]) -> str:
+    """A remark where a view is a cine and was single volumes in training, or the other way round; else ""."""
+    kinds = ["single volumes" if one else "cines" for one in (info.channels, channels.get(view))]
+    if kinds[0] == kinds[1]:
+        return ""
+    return (f"these are {kinds[0]}, and the run was trained on {kinds[1]}: with images of another kind, such as late "
+            "enhancement in place of cines, its predictions mean nothing")  # fmt: skip

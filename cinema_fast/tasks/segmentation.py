@@ -43,7 +43,7 @@ from .augment_targets import cut_boxes, move_labels
 from .context import EvaluationData, PredictedView, StudyPrediction, Tables
 from .losses import segmentation_loss
 from .networks import unet_of
-from .read_together import channels_of, common_channels, mismatch, unknown_phases
+from .read_together import common_channels, mismatch, other_kind, unknown_phases
 from .split import Split
 from .structures import names_of, structures_of, unused_labels
 from .task import Task, TaskSetup, model_over_frames, used_of
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 # columns of ED and ES, and of frames without the ventricle; where only the RV is segmented it uses those of the LV
 ENDS = {"LV": ("ed_frame", "es_frame"), "RV": ("rv_ed_frame", "rv_es_frame")}
 EMPTY = {"LV": "empty_frames", "RV": "rv_empty_frames"}
+FRAME = ("study", "view", "frame", "time_ms")  # columns of the table of frames before the volumes
 
 
 class SegmentationLabels:
@@ -69,10 +70,10 @@ class SegmentationLabels:
         self.views_of = {study: has for study, has in labelled.items() if has}
 
     def frames_of(self, study: str, view: str, phase: float) -> tuple[int, ...]:
-        """The labelled frame at a phase in [0, 1) of all labelled frames; all channels of a view that has several."""
+        """The labelled frame at a phase in [0, 1) of all labelled frames; all channels of a view that is no cine."""
         info = self._store.info(study, view)
-        if channels := channels_of(info):
-            return tuple(range(len(channels)))
+        if info.channels:
+            return tuple(range(len(info.channels)))
         return (info.labels.frames[frame_at(phase, len(info.labels.frames))],)
 
     def target_of(self, study: str, shown: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
@@ -216,6 +217,10 @@ class Segmentation(Task):
         """Its channels are others than in training."""
         return mismatch(view, info, self.channels)
 
+    def remark(self, view: str, info: CineInfo) -> str:
+        """It is another kind of image than in training."""
+        return other_kind(view, info, self.channels)
+
     def check_frames(self, frames: Sequence[str]) -> None:
         """No error: ED and ES alone are predicted."""
 
@@ -326,10 +331,13 @@ class Segmentation(Task):
 
     @property
     def tables(self) -> Tables:
-        """A line per study, and for stacks a line per frame."""
+        """A line per study, with the volumes of single volumes; and for stacks a line per frame."""
         volumes = tuple(f"{name}_ml" for name in names_of(self.structures).values())
+        if self.channels:
+            of_views = tuple(f"{view}_{name}" for view in self.views for name in volumes)
+            return Tables(("flags", "cut_off", *of_views), "frames.csv", (*FRAME, *volumes))
         found = ("frames", "flags", "cut_off", *EMPTY.values(), *(column for pair in ENDS.values() for column in pair))
-        return Tables((*found, *QUANTITIES), "frames.csv", ("study", "view", "frame", "time_ms", *volumes))
+        return Tables((*found, *QUANTITIES), "frames.csv", (*FRAME, *volumes))
 
     def export(
         self, run: "FinetunedRun", store: CineStore, study: str, sources: Mapping[str, Source]
@@ -366,7 +374,12 @@ class Segmentation(Task):
             for ventricle, (ed, es) in cycle.frames.items():
                 marks.setdefault(ed, []).append(f"{ventricle} ED")
                 marks.setdefault(es, []).append(f"{ventricle} ES")
-            _add_volumes(made, summary, study, view, curves, cycle, cine, numbers)
+            _add_lines(made, summary, study, view, curves, cine, numbers)
+            if self.channels and cine.n_frames == 1:  # without a cycle
+                made.row |= {f"{view}_{name}_ml": float(curve[0]) for name, curve in curves.items()}
+                made.row["cut_off"] = " ".join(summary["cut_off"])
+            if not self.channels:
+                _add_function(made, summary, cycle, cine.n_frames, numbers)
             made.files[f"{view}_volumes.png"] = volume_png(curves, cycle, cine.frame_time_ms, study, flags)
         summary["flags"] = flags
         made.flags += flags
@@ -379,17 +392,23 @@ class Segmentation(Task):
 _PREPARE = "store them by `cinema-fast prepare SRC STORE --labels PATTERN`"
 
 
-def _add_volumes(
-    made: StudyPrediction, summary: dict, study: str, view: str, curves: Mapping[str, np.ndarray],
-    cycle: CycleFunction, cine: Cine, numbers: Sequence[int],
+def _add_lines(
+    made: StudyPrediction, summary: dict, study: str, view: str, curves: Mapping[str, np.ndarray], cine: Cine,
+    numbers: Sequence[int],
 ) -> None:  # fmt: skip
-    """Add the measurements of a stack to its summary and to the tables. numbers: of its frames in the scan."""
+    """Add the volumes of a stack to its summary, and a line per frame. numbers: of its frames in the scan."""
     summary["volumes_ml"] = {name: curve.tolist() for name, curve in curves.items()}
     made.lines += [
         {"study": study, "view": view, "frame": t, "time_ms": t * cine.frame_time_ms if cine.frame_time_ms else ""}
         | {f"{name}_ml": float(curve[k]) for name, curve in curves.items()}
         for k, t in enumerate(numbers)
     ]
+
+
+def _add_function(
+    made: StudyPrediction, summary: dict, cycle: CycleFunction, n_frames: int, numbers: Sequence[int]
+) -> None:
+    """Add ED, ES and the function of a cine to its summary and to its line of studies.csv."""
     place = {ventricle: "LV" if ventricle == cycle.guide else ventricle for ventricle in cycle.empty}
     ends = {
         column: numbers[k]
@@ -399,7 +418,7 @@ def _add_volumes(
         summary |= {**ends, "function": cycle.function}
     empty = {EMPTY[place[ventricle]]: [numbers[k] for k in frames] for ventricle, frames in cycle.empty.items()}
     summary |= empty
-    made.row |= {"frames": cine.n_frames, "cut_off": " ".join(summary["cut_off"]), **ends, **cycle.function}
+    made.row |= {"frames": n_frames, "cut_off": " ".join(summary["cut_off"]), **ends, **cycle.function}
     made.row |= {column: " ".join(map(str, frames)) for column, frames in empty.items()}
 
 

@@ -30,7 +30,7 @@ from .context import EvaluationData, StudyPrediction, Tables
 from .losses import balanced, target_loss
 from .named_files import read_named
 from .networks import vit_of
-from .read_together import GIVE_PHASES, common_channels, mismatch, phase_frames, unknown_phases
+from .read_together import GIVE_PHASES, common_channels, mismatch, other_kind, phase_frames, unknown_phases
 from .split import Split
 from .task import Task, TaskSetup, refuse_unknown_classes, used_of
 
@@ -99,7 +99,7 @@ class TableTask(Task):
     balance, weights: of several losses; no weights where uncertainties are learned.
     labels_sha256: of the values, so that a run is not resumed with others.
     frames: names of the frames that are read, in this order, and scaled together; empty: n_frames over the cycle.
-    channels: {view: its channels} of views that have several.
+    channels: {view: its channels} of views that are no cines.
     """
 
     kind: str
@@ -176,7 +176,7 @@ class TableTask(Task):
         labels = TableLabels(store, views, targets, values, n_frames, config.frames)
         channels = {} if clips else common_channels(cines, labels.views_of)
         for view, names in channels.items():
-            if len(names) != n_frames:
+            if 1 < len(names) != n_frames:  # a single volume is repeated
                 raise ValueError(f"--n-frames {n_frames}: {view} of {store.path} has {len(names)} channels, which are "
                                  f"read together ({', '.join(names)}): give --n-frames {len(names)}, or other --views")
         task = cls(config.task, targets, views, n_frames, config.reduce, config.balance, weights, digest, config.frames,
@@ -264,6 +264,10 @@ class TableTask(Task):
     def unreadable(self, view: str, info: CineInfo) -> str:
         """Its channels are others than in training, or its ED and ES are unknown."""
         return mismatch(view, info, self.channels) or unknown_phases(view, info, self.frames)
+
+    def remark(self, view: str, info: CineInfo) -> str:
+        """It is another kind of image than in training."""
+        return other_kind(view, info, self.channels)
 
     def check_frames(self, frames: Sequence[str]) -> None:
         """Raise ValueError where `--frames` is not what the run was trained on."""

@@ -189,6 +189,10 @@ class Task(ABC):
         """Why the model cannot read a view of a study; "" where it can."""
         return ""
 
+    def remark(self, view: str, info: CineInfo) -> str:
+        """What may be wrong with a view that is predicted all the same; "" where nothing is."""
+        return ""
+
     def check_frames(self, frames: Sequence[str]) -> None:
         """Raise ValueError where `--frames` of evaluate and predict does not fit the task."""
         if frames:

@@ -9,6 +9,7 @@ from labelled_discs import rewrite, write_discs
 
 from cinema_fast.evaluation.evaluate import evaluate_run
 from cinema_fast.evaluation.evaluate_config import EvaluateConfig
+from cinema_fast.evaluation.results import scores_in_words
 from cinema_fast.metrics.rows import read_rows
 from cinema_fast.metrics.segmentation import stability_score
 from cinema_fast.tasks.finetune import finetune
@@ -55,6 +56,29 @@ def test_what_the_starting_weights_have_learnt_from(runs, discs, tmp_path):
         assert why[study] == "by its name one that the run's initial weights were trained on"
     results, _ = judge(runs / "first", tmp_path / "first")
     assert results["about"][SEEN] == "none: the run began from random weights"
+
+
+def test_studies_without_labels_but_with_reference_values(discs, tmp_path):
+    """Those of the run's own store that are in no part of its split: such as the second part of a retest. What is left
+    out is said in words."""
+    store = write_discs(tmp_path / "store", 8, views=("sax",))
+    index = json.loads((store / "index.json").read_text())
+    for study in ("s06", "s07"):
+        del index["studies"][study]["sax"]["labels"]
+    (store / "index.json").write_text(json.dumps(index))
+    split, table = tmp_path / "split.csv", tmp_path / "table.csv"
+    split.write_text("study,split\n" + "".join(f"s0{n},{'train' if n < 4 else 'test'}\n" for n in range(8)))
+    finetune(discs.config(tmp_path / "run", "segmentation", data=store, split=split, **FEW))
+    table.write_text("study,ef\ns06,50\ns00,60\n")
+    run = load_run(tmp_path / "run", device="cpu")
+    assert run.split.test == ("s04", "s05")
+    options = {"resamples": 5, "device": "cpu", "table": table, "known": ("lv_ef=ef",)}
+    results = evaluate_run(EvaluateConfig(tmp_path / "run", tmp_path / "eval", **options))
+    judged = {row["study"] for row in read_rows(tmp_path / "eval" / "rows.csv")}
+    assert judged <= {"s04", "s05", "s06"} and {"s04", "s05"} <= judged  # not s00, which was trained on, nor s07
+    assert results["about"]["studies"].endswith("and 1 without labels but with reference values")
+    words = scores_in_words(results | {"left_out": [{"study": "a", "why": "x"}] * 3 + [{"study": "b", "why": "y"}]})
+    assert words.splitlines()[1:3] == ["  left out (3): x", "  left out (1): y"]
 
 
 @pytest.mark.slow

@@ -19,7 +19,9 @@ from cinema_fast.data.loading.sampler import Sampler
 from cinema_fast.data.store.store import CineStore
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
+from cinema_fast.tasks.seen import seen_by
 from cinema_fast.train.loop import _replaced
+from cinema_fast.train.run_info import read_run_info
 from cinema_fast.train.setup import fit_to_store
 
 
@@ -233,6 +235,29 @@ def test_bad_options(tiny_store, tmp_path):
     with pytest.raises(ValueError, match="does not exist"):
         pretrain(config_of(tmp_path / "nowhere", tmp_path / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_split_holds_out_its_parts(tiny_store, tmp_path, no_report):
+    """Those of val and test; studies that it does not list are trained on. The run keeps the names, and refuses to go
+    on with others; later runs know from them what it has seen."""
+    ids = CineStore(tiny_store).ids
+    split = tmp_path / "split.csv"
+    split.write_text(f"study,split\n{ids[0]},train\n{ids[1]},val\n{ids[2]},test\n")
+    out = tmp_path / "run"
+    pretrain(config_of(tiny_store, out, steps=1, split=split))
+    assert read_run_info(out).held_out == (ids[1], ids[2])
+    assert seen_by(out, CineStore(tiny_store)) == (set(ids) - {ids[1], ids[2]}, [])
+    assert pretrain(config_of(tiny_store, out, steps=1, split=split, resume=True)).exit_code == 0
+    split.write_text(f"study,split\n{ids[0]},train\n{ids[1]},val\n{ids[2]},train\n")
+    with pytest.raises(ValueError, match="split: other studies are held out"):
+        pretrain(config_of(tiny_store, out, steps=1, split=split, resume=True))
+    split.write_text("study,split\n" + "".join(f"{study},test\n" for study in ids))
+    with pytest.raises(ValueError, match=r"--split .*: all 12 studies are of val or test"):
+        pretrain(config_of(tiny_store, tmp_path / "none", split=split))
+    with pytest.raises(ValueError, match=r"--holdout 0\.2 has no effect beside --split"):
+        config_of(tiny_store, tmp_path / "both", split=split, holdout=0.2)
+    with pytest.raises(ValueError, match=r"--split .*nowhere\.csv: No such file"):
+        pretrain(config_of(tiny_store, tmp_path / "none", split=tmp_path / "nowhere.csv"))
 
 
 def test_a_subset_of_the_views(tiny_store, tmp_path, no_report):

@@ -20,7 +20,7 @@ import numpy as np
 from ...common.regular_file import read_regular
 from ..prepare.dataset import Dataset
 from ..prepare.sources import Phases, Source, Sources
-from .published import Published, bmi, image, number, root_of
+from .published import Published, bmi, image, root_of
 
 if TYPE_CHECKING:
     from ..prepare.prepare_config import PrepareConfig
@@ -57,7 +57,9 @@ def _add(found: Published, folder: Path, part: str) -> None:
         if t and labels and t not in map(int, frames):
             expected = image(folder, f"{study}_frame{t:02d}_gt")
             found.refuse(expected, f"is missing: {info.name} says {key}: {t} (labels)", study, "sax")
-    height, weight = number(facts.get("Height", "")), number(facts.get("Weight", ""))
+    height, weight = (found.measured(info, "", study, key.lower(), facts.get(key, "")) for key in ("Height", "Weight"))
+    if facts and not facts.get("Group"):
+        found.refuse(info, "has no Group: the pathology of the patient stays unknown", study)
     source = Source((cine,), "4d", labels=tuple(labels), label_frames=tuple(frames), phases=phases)
     found.add(study, "sax", source, part, pathology=facts.get("Group"), height=height, weight=weight,
               bmi=bmi(height, weight))  # fmt: skip

@@ -6,7 +6,7 @@
     emidec-segmentation-testset-1.0.0/Case_.../Images/...        without label maps
 
 N is normal, P pathological. Labels of the files are 1 cavity, 2 normal myocardium, 3 infarction, 4 no-reflow. The
-labelled studies are split as the CineMA reference does (cinema/data/emidec): of each class, sorted by number and
+studies with a letter are split as the CineMA reference does (cinema/data/emidec): of each class, sorted by number and
 shuffled, the last fifth is for testing, the fifth before it for validation. Studies of the test set are test studies.
 """
 
@@ -35,7 +35,7 @@ NUMBERS = {
     "age": "Age", "troponin": "Troponin", "killip_max": "Killip Max", "echo_ef": "FEVG", "ntprobnp": "NTProBNP",
 }  # fmt: skip
 TOBACCO = {"1": "yes", "2": "no", "3": "former"}
-VOLUMES = "Case_*/Images"
+VOLUMES, TESTSET = "Case_*/Images", "testset"
 
 
 def find(config: PrepareConfig, progress: bool) -> Sources:
@@ -47,8 +47,8 @@ def find(config: PrepareConfig, progress: bool) -> Sources:
     for root in roots:
         for case in found.folders(root, "Case_.+"):
             _add(found, case)
-    labelled = [study for study, views in found.sources.studies.items() if views["sax"].labels]
-    found.sources.split |= split_of(labelled)
+    cases = [study for study, views in found.sources.studies.items() if TESTSET not in views["sax"].files[0].parts[-4]]
+    found.sources.split |= split_of(cases)
     return found.sources
 
 
@@ -91,7 +91,7 @@ def _read(found: Published, path: Path, study: str) -> dict[str, str]:
 
 
 def split_of(studies: list[str]) -> dict[str, str]:
-    """{study: train, val or test} of labelled studies, by the rule of the reference."""
+    """{study: train, val or test} of the studies with an N or a P, by the rule of the reference."""
     parts = {}
     for letter in ("N", "P"):
         cases = sorted((study for study in studies if study.startswith(f"Case_{letter}")), key=by_number)

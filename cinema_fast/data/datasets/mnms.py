@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..prepare.dataset import Dataset
 from ..prepare.sources import Phases, Source, Sources
-from .published import Published, bmi, image, number, root_of, whole
+from .published import Published, bmi, image, root_of, whole
 
 if TYPE_CHECKING:
     from ..prepare.prepare_config import PrepareConfig
@@ -63,15 +63,16 @@ def _add(
     values, phases = {}, None
     if line:
         where, row = line
+        place = where.rpartition(", ")[2]
         values = {name: row.get(column, "") for name, column in VALUES.items()}
-        values |= {name: number(values[name]) for name in NUMBERS}
+        values |= {name: found.measured(table, place, study, name, values[name]) for name in NUMBERS}
         values["bmi"] = bmi(values["height"], values["weight"])
         ends = [whole(row[key]) for key in ("ED", "ES")]
         if all(text.isdecimal() for text in ends):
             phases = Phases(*map(int, ends), where)
         elif any(ends):
-            found.refuse(table, f"{where.rpartition(', ')[2]}: ED {ends[0]!r}, ES {ends[1]!r} of {study}, expected "
-                                "frames from 0: they are looked for in the label maps", study)  # fmt: skip
+            found.refuse(table, f"{place}: ED {ends[0]!r}, ES {ends[1]!r} of {study}, expected frames from 0: they are "
+                                "looked for in the label maps", study)  # fmt: skip
     drawn = (labels,) if labelled and labels.exists() else ()
     found.add(study, "sax", Source((cine,), "sa", labels=drawn, phases=phases), part, **values)
 

@@ -10,6 +10,8 @@ from ..prepare.sources import Refusal, Source, Sources, list_folder
 
 ENDINGS = (".nii.gz", ".nii")
 DEEPEST = 2  # folders between SRC and the published root
+PLAUSIBLE = {"age": (0, 120), "height": (30, 250), "weight": (1, 400)}
+UNITS = {"age": "years", "height": "cm", "weight": "kg"}
 
 
 @dataclass(slots=True)
@@ -42,6 +44,19 @@ class Published:
         """Enter values of a study by column; None and "" are unknown."""
         known = {name: value for name, value in values.items() if value not in (None, "")}
         self.sources.table.setdefault(study, {}).update(known)
+
+    def measured(self, path: Path, where: str, study: str, name: str, text: str) -> float | None:
+        """The number in a cell of age (years), height (cm) or weight (kg); None where it is empty or NaN. A word, or a
+        number that no person has, is refused: `where` is its line, or ""."""
+        value = number(text)
+        low, high = PLAUSIBLE[name]
+        if value is not None and low <= value <= high:
+            return value
+        if text and text.lower() != "nan":
+            line = f"{where}: " * bool(where)
+            self.refuse(path, f"{line}{name} of {study} is {text!r}, expected a number from {low} to {high} "
+                              f"({UNITS[name]}): it stays unknown", study)  # fmt: skip
+        return None
 
     def folders(self, folder: Path, pattern: str = "[^.].*") -> Iterator[Path]:
         """The sub-folders of a folder whose name matches, by name, numbers by value; nothing where it is absent."""
@@ -101,18 +116,23 @@ def by_number(name: str) -> list[tuple[int, int | str]]:
 def root_of(src: Path, *marks: str, name: str, expected: str) -> Path:
     """The folder that holds an entry with one of the names `marks`: `src`, or one up to DEEPEST folders below it.
 
-    Raises ValueError where there is none. name, expected: of the data set, and how its folder looks, for the message.
+    Raises ValueError where there is none, or several at one depth. name, expected: of the data set, and how its folder
+    looks, for the message.
     """
     if not src.is_dir():
         raise ValueError(f"{src} is not a folder: it must hold {name} as unpacked ({expected})")
     level = [src]
     for _ in range(DEEPEST + 1):
-        for folder in level:
-            if any((folder / mark).exists() for mark in marks):
-                return folder
+        roots = [folder for folder in level if any((folder / mark).exists() for mark in marks)]
+        if len(roots) > 1:
+            raise ValueError(f"{src} holds {name} more than once: {', '.join(map(str, roots))}: give one of them")
+        if roots:
+            return roots[0]
         level = [Path(entry.path) for folder in level for entry in list_folder(src, folder, []) if entry.is_dir()]
     there = ", ".join(sorted(path.name for path in src.iterdir())[:4]) or "nothing"
-    raise ValueError(f"{src} is not {name} as unpacked: expected {expected}; found {there}")
+    inner = src.resolve().name in marks or any(mark in src.resolve().parts[-DEEPEST:] for mark in marks)
+    above = "; it may be a part of it: give the folder above" * inner
+    raise ValueError(f"{src} is not {name} as unpacked: expected {expected}; found {there}{above}")
 
 
 def image(folder: Path, stem: str) -> Path:

@@ -26,7 +26,8 @@ COLUMNS = (
 
 def write_tables(store: Path, sources: Sources, done: dict[str, dict[str, dict]]) -> str:
     """Write the tables of the studies in the store (`done`); returns a line about them."""
-    rows = {study: drawn_values(store, study) | sources.table.get(study, {}) for study in sorted(done)}
+    there = sorted(study for study in done if study in sources.studies)  # others were removed from the data set since
+    rows = {study: drawn_values(store, study) | sources.table.get(study, {}) for study in there}
     extra = sorted({name for row in rows.values() for name in row} - set(COLUMNS))
     _write(store / TABLE, ("study", *COLUMNS, *extra), ({"study": study} | row for study, row in rows.items()))
     split = {study: sources.split[study] for study in rows if study in sources.split}

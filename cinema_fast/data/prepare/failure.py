@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...common.naming import named
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -15,15 +17,21 @@ class Failure:
 
 
 def failure_lines(failures: list[Failure], listed_in: str) -> list[str]:
-    """A line for each failure. Files without a known view share a line per study, or per folder where the study is not
-    known; that line refers to `listed_in`, the file that lists them all."""
+    """A line for each failure. Lines of a table share one; files without a known view share one per study, or per
+    folder where the study is not known. It refers to `listed_in`, the file that lists them all."""
     groups: dict[tuple, list[Failure]] = {}
     for n, failure in enumerate(failures):
         whose = f"study {failure.study}" if failure.study else f"folder {Path(failure.file).parent.as_posix()}"
+        if failure.file.endswith(".csv"):
+            whose = failure.file
         groups.setdefault((n,) if failure.view else (whose,), []).append(failure)
     lines = []
     for (whose, *_), (first, *others) in groups.items():
         reason = first.reason
+        if others and whose == first.file:
+            reasons = [failure.reason for failure in (first, *others)]
+            lines.append(f"failed: {whose}: {len(reasons)} faults: {named(reasons, '; ')} (all in {listed_in})")
+            continue
         if others:
             kinds: dict[str, list[str]] = {}  # reasons that differ only in numbers or bracketed names are one kind
             for failure in (first, *others):

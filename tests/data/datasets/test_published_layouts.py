@@ -379,3 +379,52 @@ def test_shards_and_their_merge_write_the_same_tables(tmp_path):
     prepare(PrepareConfig(root / "OpenDataset/Testing/D3", root / "whole", pattern="*_{view}.nii.gz",
                           aliases=("sax=sa",), overwrite=True, **SIZES), progress=False)  # fmt: skip
     assert not (root / "whole/table.csv").exists()  # it would describe studies that are gone
+
+
+def test_values_that_no_person_has_are_refused(tmp_path):
+    root = acdc(tmp_path / "acdc")
+    info = root / "database/training/patient001/Info.cfg"
+    info.write_text(info.read_text().replace("170.0", "1.70").replace("70.0", "70,5").replace("Group: DCM\n", ""))
+    found = failures(prepared("acdc", root, root / "store"))
+    assert [line.partition("Info.cfg: ")[2] for line in found] == [
+        "height of patient001 is '1.70', expected a number from 30 to 250 (cm): it stays unknown",
+        "weight of patient001 is '70,5', expected a number from 1 to 400 (kg): it stays unknown",
+        "has no Group: the pathology of the patient stays unknown",
+    ]  # fmt: skip
+    row = table(root / "store/table.csv")["patient001"]
+    assert row["height"] == row["weight"] == row["bmi"] == row["pathology"] == ""
+    root = mnms(tmp_path / "mnms")
+    path = root / "OpenDataset" / MNMS_TABLE
+    path.write_text(path.read_text().replace(",60,HCM", ",forty,HCM").replace(",180,", ",NaN,"))
+    (line,) = failures(prepared("mnms", root, root / "store"))
+    assert f"{MNMS_TABLE}: line 2: age of A0S9V9 is 'forty', expected a number from 0 to 120 (years)" in line
+
+
+def test_one_data_set_in_one_place(tmp_path):
+    acdc(tmp_path / "a")
+    acdc(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"holds ACDC more than once: .*a/database, .*b/database: give one of them"):
+        prepared("acdc", tmp_path, tmp_path / "store")
+    with pytest.raises(ValueError, match="it may be a part of it: give the folder above"):
+        prepared("acdc", tmp_path / "a/database/training", tmp_path / "store")
+
+
+def test_a_removed_study_and_a_deleted_label_map(tmp_path):
+    """A study that is gone leaves the tables, not the store; EMIDEC's split does not depend on the label maps."""
+    root = emidec(tmp_path)
+    prepared("emidec", root, root / "store")
+    before = parts(root / "store")
+    shutil.rmtree(root / "emidec-dataset-1.0.1/Case_P012")
+    (root / "emidec-dataset-1.0.1/Case_N007/Contours/Case_N007.nii.gz").unlink()
+    report = prepared("emidec", root, root / "store")
+    assert report.n_studies == 7 and "Case_N007.nii.gz: is missing" in failures(report)[0]
+    del before["Case_P012"]
+    assert parts(root / "store") == before and "Case_P012" not in table(root / "store/table.csv")
+
+
+def test_faults_of_a_table_share_a_line_of_the_report(tmp_path):
+    root = mnms(tmp_path)
+    path = root / "OpenDataset" / MNMS_TABLE
+    path.write_text(path.read_text() + "7,Y8,Siemens,A,1,0,3,50,HCM,F,,\n9,Z9,Siemens,A,1,0,3,50,HCM,F,,\n")
+    report = str(prepared("mnms", root, root / "store"))
+    assert f"{MNMS_TABLE}: 2 faults: line 6: the study Y8 has no folder or no images; line 7" in report

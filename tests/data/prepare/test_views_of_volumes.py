@@ -60,9 +60,11 @@ def test_a_value_outside_of_the_map_is_a_failure_of_its_labels(src, tmp_path):
 @pytest.mark.parametrize("pair", ["3", "0=1", "1=256", "70000=1", "a=b", "1=2=3", "-1=2"])
 def test_pairs_that_are_no_label_map(pair, tmp_path):
     with pytest.raises(ValueError, match=f"--label-map {pair}: expected VALUE=LABEL, a value from 1 to 65535"):
-        PrepareConfig(tmp_path, tmp_path / "store", label_map=(pair,))
+        PrepareConfig(tmp_path, tmp_path / "store", labels="x", label_map=(pair,))
     with pytest.raises(ValueError, match="names the value 1 twice"):
-        PrepareConfig(tmp_path, tmp_path / "store", label_map=("1=2", "1=3"))
+        PrepareConfig(tmp_path, tmp_path / "store", labels="x", label_map=("1=2", "1=3"))
+    with pytest.raises(ValueError, match="--label-map is for label files: give their pattern by --labels"):
+        PrepareConfig(tmp_path, tmp_path / "store", label_map=("1=2",))
 
 
 def test_channels_are_the_volumes_of_a_view(src, tmp_path):
@@ -133,6 +135,8 @@ def test_ed_and_es_from_a_table_from_names_and_from_labels(src, tmp_path):
     assert (report.prepared, report.failures) == (2, [])
     assert [CineStore(tmp_path / "store").info(study, "sax").phases for study in "ab"] == [(1, 3), (0, 5)]
     assert run(src, tmp_path / "store", phases=path).unchanged == 2
+    assert run(src, tmp_path / "store").unchanged == 2  # what is known stays known
+    assert [CineStore(tmp_path / "store").info(study, "sax").phases for study in "ab"] == [(1, 3), (0, 5)]
     path.write_text("study,ed,es\na,1.5,3\nb,0,5\n")
     with pytest.raises(ValueError, match=r"phases.csv, line 2: ed '1.5', es '3'; expected frame numbers from 0"):
         run(src, tmp_path / "store", phases=path)
