@@ -133,17 +133,15 @@ class SegmentationLabels:
         with ThreadPoolExecutor(workers) as pool:
             return dict(zip(studies, pool.map(look, studies)))
 
-    def check(self, used: Sequence[str], workers: int) -> None:
-        """Raise ValueError for a label without a name, and for a structure that none of the studies `used` has."""
+    def check(self, used: Sequence[str], workers: int) -> list[str]:
+        """Raise ValueError for a label without a name; returns the structures that none of the studies `used` has, in
+        words."""
         values_of = self.values_of(tuple(self.views_of), workers)
         seen = set().union(*(values_of[study] for study in used))
-        for label, name in names_of(self._structures).items():
-            if label not in seen:
-                raise ValueError(
-                    f"no labelled training study in use (of {len(used)}) has the label {label} ({name}) in its label "
-                    "maps: correct --structures, or choose other studies (--split, "
-                    "--label-fraction, --shots)"
-                )
+        return [
+            f"no labelled training study in use (of {len(used)}) has the label {label} ({name}) in its label maps"
+            for label, name in names_of(self._structures).items() if label not in seen
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -206,8 +204,12 @@ class Segmentation(Task):
         model_config = fit_to_store(base, cines, task.views, config.preset, named=config.views)
         split = split.labelled(labels.views_of, config.task)
         used = used_of(config, split.train)
-        labels.check(used, config.workers)
-        return TaskSetup(task, labels, model_config, cines, split, used)
+        unseen = labels.check(used, config.workers)
+        if unseen and structures == config.structures:
+            raise ValueError(f"{unseen[0]}: correct --structures, or choose other studies (--split, --label-fraction, "
+                             "--shots)")  # fmt: skip
+        remarks = tuple(f"warning: {line}: the model does not learn it" for line in unseen)
+        return TaskSetup(task, labels, model_config, cines, split, used, remarks)
 
     def network(self, model_config: CineMAConfig, config: "FinetuneConfig") -> nn.Module:
         """A network from images to {view: logits (B, 1 + structures, *size)}."""

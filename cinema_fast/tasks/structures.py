@@ -10,14 +10,11 @@ UNUSED = "-"  # the name of a label that no study has
 
 def structures_of(store: CineStore, structures: tuple[str, ...]) -> tuple[str, ...]:
     """The names of the labels 1, 2, ...: those given, unless they are GIVEN and the store is of a public data set: then
-    the names of the data set, UNUSED for a label that no study of the store has."""
-    named = store.prepare.get("structures")
+    all names of the data set, whether its studies here have them or not, and UNUSED for other labels."""
+    named = {int(label): name for label, name in store.prepare.get("structures", {}).items()}
     if structures != GIVEN or not named:
         return structures
-    infos = (store.info(study, view) for study in store.ids for view in store.views(study))
-    present = {value for info in infos if info.labels for value in info.labels.values or ()}
-    return tuple(named.get(str(label), UNUSED) if label in present else UNUSED
-                 for label in range(1, 1 + max(present, default=0))) or structures  # fmt: skip
+    return tuple(named.get(label, UNUSED) for label in range(1, 1 + max(named)))
 
 
 def names_of(structures: Sequence[str]) -> dict[int, str]:

@@ -60,9 +60,12 @@ def test_mnms_by_ed_and_es(made, command, tmp_path):
 def test_emidec_names_its_labels_and_scores_nested_regions(made, command, tmp_path):
     _, store = made("emidec")
     command("finetune", "--data", store, "--out", tmp_path / "seg", "--split", store / "split.csv", *SEG, *TINY)
-    command("evaluate", tmp_path / "seg", tmp_path / "report", "--regions", "heart=2+3", "--empty-dice", "one")
-    names = {row["name"] for row in rows(tmp_path / "report/rows.csv") if row["kind"] == "segmentation"}
-    assert names == {"MYO", "LV", "heart"}  # the phantom draws neither scar nor no-reflow
+    assert "no labelled training study in use (of 6) has the label 4 (scar)" in (tmp_path / "seg/run.log").read_text()
+    command("evaluate", tmp_path / "seg", tmp_path / "report", "--regions", "MYO=2+4+5", "scar=4+5", "--empty-dice",
+            "one")  # fmt: skip
+    scores = [row for row in rows(tmp_path / "report/rows.csv") if row["kind"] == "segmentation"]
+    assert {row["name"] for row in scores} == {"LV", "MYO", "scar", "no-reflow"}
+    assert {float(row["truth_ml"]) for row in scores if row["name"] == "scar"} == {0.0}  # the phantom draws none
 
 
 def test_myops_is_read_as_channels_and_written_on_the_scan(made, command, tmp_path):
