@@ -14,8 +14,8 @@ def without_small_components(labels: np.ndarray, structure: Sequence[int], least
     not of the structure; the lowest of equally frequent ones, 0 where there is no other. `labels` decides, so the order
     of the components does not matter.
 
-    Source: the post-processing of the CineMA reference for MyoPS 2020, which it takes from EfficientSeg. In its code,
-    each removal in a slice undoes the one before, so that only the last small component is removed.
+    Source: the post-processing of the CineMA reference for MyoPS 2020, which it takes from EfficientSeg. There, pixels
+    of a component that was removed before count with their new label.
     """
     mask = np.isin(labels, structure)
     linked = np.zeros((3,) * labels.ndim, bool)
