@@ -8,15 +8,17 @@ import io
 import math
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from .naming import named
 
 LANDMARK_COLUMNS = ("study", "view", "frame", "landmark", "x_mm", "y_mm", "z_mm")
+T = TypeVar("T")
 PARTS = ("train", "val", "test")  # of a data split
 MOST = float(np.finfo(np.float32).max)  # models compute in float32
 
@@ -133,6 +135,14 @@ def read_table(path: Path | str, column: str = "study") -> Table:
     if not rows:
         raise ValueError(f"{path}: no studies in it, only the names of columns")
     return Table(path, tuple(name for name in columns if name != column), rows, numbers)
+
+
+def read_named(option: str, path: Path, read: Callable[[Path], T] = read_table) -> T:
+    """`read(path)`, of a file given by an option. Raises ValueError naming the option where it cannot be read."""
+    try:
+        return read(path)
+    except OSError as error:
+        raise ValueError(f"{option} {path}: {error.strerror or error}") from None
 
 
 def read_split(path: Path | str) -> dict[str, str]:

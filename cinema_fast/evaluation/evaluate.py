@@ -8,14 +8,13 @@ from typing import Literal
 
 from ..common.output import new_folder
 from ..common.progress import progress_bar
-from ..common.tables import Table, check_matches, is_number
+from ..common.tables import Table, check_matches, is_number, read_named
 from ..data.store.orientation import check_orientation
 from ..data.store.store import CineStore
 from ..metrics.assessment import Assessment
 from ..metrics.map_scoring import MapScoring
 from ..tasks.context import EvaluationData
 from ..tasks.finetuned_run import FinetunedRun, load_run
-from ..tasks.named_files import read_named
 from ..tasks.seen import seen_among, seen_of
 from ..tasks.task import Task
 from ..train.setup import store_fingerprint

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ..common.naming import count_studies, counted, named, sizes_in_words
-from ..common.tables import check_matches, read_split
+from ..common.tables import check_matches, read_named, read_split
 from ..common.views import CLIP
 from ..data.loading.batch import Batch
 from ..data.loading.loader import LoaderError
@@ -24,7 +24,7 @@ from ..train.checkpoint import newest_weights
 from ..train.log import RunLog
 from ..train.method import Method, Place
 from ..train.run_info import min_frames_of, read_run_info
-from ..train.setup import describe_run, fit_to_store
+from ..train.setup import describe_run, fit_to_store, unused_split
 from .guidance import Guidance, check_guidance, check_online, motion_views
 from .mae_evaluation import Evaluation, evaluate, mean_patches
 from .mae_report import write_report
@@ -122,9 +122,7 @@ class MAE(Method):
             source = "the store's maps" if self.motion else "each clip's own frames"
             strength = f"strength {options.mask.strength:g}"
             yield f"motion guidance: {options.mask.mode} the patches that move, by {source}; {strength}"
-        official = options.data / "split.csv"  # of a public data set
-        if not options.split and official.is_file():
-            yield f"warning: {official}, the split of the data set, is not used: --split {official} holds out its parts"
+        yield from unused_split(options.data, options.split)
         if self.unseen:
             yield f"no training study has {', '.join(self.unseen)}: held-out studies are evaluated without"
 
@@ -212,10 +210,7 @@ def _split(
 def _named_studies(path: Path, usable: Collection[str], store: CineStore | ClipStore) -> list[str]:
     """The studies that a split holds out of training. Raises ValueError where it cannot be read, names none of the
     studies, or leaves none."""
-    try:
-        parts = read_split(path)
-    except OSError as error:
-        raise ValueError(f"--split {path}: {error.strerror or error}") from None
+    parts = read_named("--split", path, read_split)
     check_matches(path, parts, sorted(usable), store.path, store.ids)
     held = sorted(study for study in usable if parts.get(study, "train") != "train")
     if len(held) == len(usable):

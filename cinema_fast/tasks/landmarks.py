@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..common.tables import LANDMARK_COLUMNS, read_landmarks
+from ..common.tables import LANDMARK_COLUMNS, read_landmarks, read_named
 from ..data.loading.batch import Batch
 from ..data.loading.sampler import frame_at
 from ..data.prepare.geometry import spacing_of
@@ -32,7 +32,6 @@ from .context import EvaluationData, PredictedView, StudyPrediction, Tables
 from .heatmaps import gaussian_maps, peaks
 from .landmark_positions import check_positions
 from .losses import heatmap_loss
-from .named_files import read_named
 from .networks import unet_of, vit_of
 from .split import Split
 from .task import Task, TaskSetup, model_over_frames, used_of

@@ -335,11 +335,10 @@ class Segmentation(Task):
     def tables(self) -> Tables:
         """A line per study, with the volumes of single volumes; and for stacks a line per frame."""
         volumes = tuple(f"{name}_ml" for name in names_of(self.structures).values())
-        if self.channels:
-            of_views = tuple(f"{view}_{name}" for view in self.views for name in volumes)
-            return Tables(("flags", "cut_off", *of_views), "frames.csv", (*FRAME, *volumes))
-        found = ("frames", "flags", "cut_off", *EMPTY.values(), *(column for pair in ENDS.values() for column in pair))
-        return Tables((*found, *QUANTITIES), "frames.csv", (*FRAME, *volumes))
+        found = ["frames", "flags", "cut_off", *(f"{view}_{name}" for view in self.channels for name in volumes)]
+        if len(self.channels) < len(self.views):  # cines
+            found += [*EMPTY.values(), *(column for pair in ENDS.values() for column in pair), *QUANTITIES]
+        return Tables(tuple(found), "frames.csv", (*FRAME, *volumes))
 
     def export(
         self, run: "FinetunedRun", store: CineStore, study: str, sources: Mapping[str, Source]
@@ -377,11 +376,11 @@ class Segmentation(Task):
                 marks.setdefault(ed, []).append(f"{ventricle} ED")
                 marks.setdefault(es, []).append(f"{ventricle} ES")
             _add_lines(made, summary, study, view, curves, cine, numbers)
-            if self.channels and cine.n_frames == 1:  # without a cycle
+            if view not in self.channels:
+                _add_function(made, summary, cycle, numbers)
+            elif cine.n_frames == 1:
                 made.row |= {f"{view}_{name}_ml": float(curve[0]) for name, curve in curves.items()}
-                made.row["cut_off"] = " ".join(summary["cut_off"])
-            if not self.channels:
-                _add_function(made, summary, cycle, cine.n_frames, numbers)
+            made.row |= {"frames": cine.n_frames, "cut_off": " ".join(summary["cut_off"])}
             made.files[f"{view}_volumes.png"] = volume_png(curves, cycle, cine.frame_time_ms, study, flags)
         summary["flags"] = flags
         made.flags += flags
@@ -407,9 +406,7 @@ def _add_lines(
     ]
 
 
-def _add_function(
-    made: StudyPrediction, summary: dict, cycle: CycleFunction, n_frames: int, numbers: Sequence[int]
-) -> None:
+def _add_function(made: StudyPrediction, summary: dict, cycle: CycleFunction, numbers: Sequence[int]) -> None:
     """Add ED, ES and the function of a cine to its summary and to its line of studies.csv."""
     place = {ventricle: "LV" if ventricle == cycle.guide else ventricle for ventricle in cycle.empty}
     ends = {
@@ -420,7 +417,7 @@ def _add_function(
         summary |= {**ends, "function": cycle.function}
     empty = {EMPTY[place[ventricle]]: [numbers[k] for k in frames] for ventricle, frames in cycle.empty.items()}
     summary |= empty
-    made.row |= {"frames": n_frames, "cut_off": " ".join(summary["cut_off"]), **ends, **cycle.function}
+    made.row |= {**ends, **cycle.function}
     made.row |= {column: " ".join(map(str, frames)) for column, frames in empty.items()}
 
 

@@ -7,8 +7,7 @@ from typing import NamedTuple
 
 from ..common.naming import count_studies
 from ..common.shares import cut, digest
-from ..common.tables import PARTS, check_matches, read_split
-from .named_files import read_named
+from ..common.tables import PARTS, check_matches, read_named, read_split
 
 
 class Split(NamedTuple):

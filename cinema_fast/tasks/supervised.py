@@ -23,7 +23,7 @@ from ..train.checkpoint import newest_weights
 from ..train.method import Method, Place, Validation
 from ..train.optimizer import Group, groups_of
 from ..train.run_info import LabelInfo, RunInfo, min_frames_of, read_run_info
-from ..train.setup import describe_run
+from ..train.setup import describe_run, unused_split
 from .finetune_config import FinetuneConfig
 from .registry import task_class
 from .seen import seen_by, seen_remarks
@@ -154,9 +154,7 @@ class Supervised(Method):
                     f"warning: --augment.translation {options.augment.translation:g} (pixels) moves many {view} "
                     f"images, {side} pixels wide, out of view: use less than {side / 2:g}"
                 )
-        official = options.data / "split.csv"  # of a public data set
-        if not options.split and official.is_file():
-            yield f"warning: {official}, the split of the data set, is not used: --split {official} trains on its part"
+        yield from unused_split(options.data, options.split)
         if not split.val:
             yield "no validation studies: the last weights are kept as the best"
         if not split.test:

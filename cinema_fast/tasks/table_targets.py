@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..common.naming import counted, named
-from ..common.tables import Table, check_matches, is_number, means_number
+from ..common.naming import named
+from ..common.tables import Table, check_matches, means_number, read_named
 from ..common.views import CLIP, PHASES
 from ..data.loading.batch import Batch
 from ..data.loading.loader import LoaderError
@@ -28,30 +28,15 @@ from ..train.setup import fit_to_store
 from .augment_targets import cut_boxes
 from .context import EvaluationData, StudyPrediction, Tables
 from .losses import balanced, target_loss
-from .named_files import read_named
 from .networks import vit_of
 from .read_together import GIVE_PHASES, common_channels, mismatch, other_kind, phase_frames, unknown_phases
 from .split import Split
+from .table_columns import Target, check_parts, drop_unknown, number_of, of_studies, target_of_column
 from .task import Task, TaskSetup, refuse_unknown_classes, used_of
 
 if TYPE_CHECKING:
     from .finetune_config import FinetuneConfig
     from .finetuned_run import FinetunedRun
-
-
-@dataclass(frozen=True)
-class Target:
-    """A target column. classes: their names, empty for a number. mean, sd: of the training studies' numbers."""
-
-    name: str
-    classes: tuple[str, ...] = ()
-    mean: float = 0.0
-    sd: float = 1.0
-
-    @property
-    def width(self) -> int:
-        """Number of outputs for the target."""
-        return max(len(self.classes), 1)
 
 
 class TableLabels:
@@ -69,7 +54,7 @@ class TableLabels:
         self._store, self._n_frames, self._frames = store, n_frames, frames
         self._rows = {}
         for study in store.ids:
-            row = [_number_of(target, values[target.name].get(study)) for target in targets]
+            row = [number_of(target, values[target.name].get(study)) for target in targets]
             if not all(map(math.isnan, row)):
                 self._rows[study] = np.array(row, np.float32)
         labelled = {study: _readable(store, study, views, frames) for study in self._rows}
@@ -144,7 +129,7 @@ class TableTask(Task):
                              "clips of the whole cycle")  # fmt: skip
         store = ClipStore(cines, config.views, min_frames=min_frames) if clips else cines
         table = read_named("--table", config.table)
-        values = {name: _of_studies(table, name, store) for name in config.targets}
+        values = {name: of_studies(table, name, store) for name in config.targets}
         shown = {study for study in store.ids if _readable(store, study, views, config.frames)}
         if config.frames and not shown.intersection(split.train):
             raise ValueError(f"--frames {' '.join(config.frames)}: {store.path} has no training study (of "
@@ -161,13 +146,13 @@ class TableTask(Task):
             class_of = {study: values[first][study] for study in split.train}
         used = used_of(config, split.train, class_of)
         if config.classes_unknown == "drop":
-            remarks += _drop_unknown(values, [name for name in config.targets if classified[name]], split, used)
+            remarks += drop_unknown(values, [name for name in config.targets if classified[name]], split, used)
         for name in config.targets:
-            remarks += _check_parts(
+            remarks += check_parts(
                 table, name, values[name], split, classified=classified[name], given=config.split is not None
             )
         targets = tuple(
-            _target(table, name, values[name], split._replace(train=used), classified=classified[name])
+            target_of_column(table, name, values[name], split._replace(train=used), classified=classified[name])
             for name in config.targets
         )
         n_frames = 1 if clips else len(config.frames) or config.n_frames
@@ -399,38 +384,6 @@ def _without_phases(store: CineStore, labelled: Sequence[str], views: Sequence[s
             f"the views in brackets): {named(left_out)}; {GIVE_PHASES}"] * bool(left_out)  # fmt: skip
 
 
-def _drop_unknown(
-    values: dict[str, dict[str, str]], columns: Sequence[str], split: Split, used: Sequence[str]
-) -> list[str]:
-    """Remove from {column: {study: cell}} the classes of validation and test studies that none of the training studies
-    `used` has; a line for each column that counts them."""
-    remarks = []
-    for name in columns:
-        known = {values[name][study] for study in used if study in values[name]}
-        unknown = {study: value for study in (*split.val, *split.test)
-                   if (value := values[name].get(study)) is not None and value not in known}  # fmt: skip
-        values[name] = {study: value for study, value in values[name].items() if study not in unknown}
-        counts = ", ".join(f"{value} {n}" for value, n in sorted(Counter(unknown.values()).items()))
-        remarks += [f"{name}: {counted(len(unknown), 'validation or test study', 'validation and test studies')} left "
-                    f"out, whose class no training study in use has ({counts})"] * bool(unknown)  # fmt: skip
-    return remarks
-
-
-def _of_studies(table: Table, column: str, store: CineStore | ClipStore) -> dict[str, str]:
-    """{study of the store: its cell in the column}."""
-    values = table.values(column)
-    if not values:
-        filled = [name for name in table.columns if table.values(name)]
-        raise ValueError(f"{table.path}: the column {column!r} is empty; with values: {', '.join(filled) or 'none'}")
-    here = {study: values[study] for study in store.ids if study in values}
-    if not here:
-        raise ValueError(
-            f"{table.path}: no study of {store.path} has a value in the column {column!r} (the table's first study is "
-            f"{next(iter(table.rows))!r}, the store's {store.ids[0]!r})"
-        )
-    return here
-
-
 def _is_classified(config: "FinetuneConfig", table: Table, name: str, values: dict[str, str]) -> bool:
     """Whether a column holds classes. Raises ValueError where the task or its other cells contradict."""
     if config.task == "classification" or name in config.classes:
@@ -445,58 +398,3 @@ def _is_classified(config: "FinetuneConfig", table: Table, name: str, values: di
             raise ValueError(f"{error}. Leave the cell empty where a number is unknown; columns of classes are named "
                              "by --classes, or by --task classification") from None
     return not numbers
-
-
-def _check_parts(
-    table: Table, name: str, values: dict[str, str], split: Split, *, classified: bool, given: bool
-) -> list[str]:
-    """Raise ValueError where training or validation studies have no value of a column, or all have the same class. If
-    the split is `given`, validation studies of one class are no error but a remark, which is returned."""
-    remarks = []
-    for part, word in (("train", "training"), ("val", "validation")):
-        here = [values[study] for study in getattr(split, part) if study in values]
-        if getattr(split, part) and not here:
-            raise ValueError(f"{table.path}: no {word} study that has images has a value in the column {name!r}")
-        if classified and len(set(here)) == 1:
-            if given and part == "val":
-                remarks.append(f"warning: all validation studies ({len(here)}) have {name!r} = {here[0]!r}: how well "
-                               "the other classes are told apart is not validated")  # fmt: skip
-                continue
-            raise ValueError(
-                f"{table.path}: all {word} studies ({len(here)}) have {name!r} = {here[0]!r}: change --val or --test, "
-                "or give --split"
-            )
-    if classified and len(classes := set(values.values())) > max(len(values) // 2, 2):
-        hint = "; for numbers use --task regression or multitask" if all(map(is_number, classes)) else ""
-        raise ValueError(f"{table.path}: {name!r} has {len(classes)} classes in {len(values)} studies{hint}")
-    return remarks
-
-
-def _target(table: Table, name: str, values: dict[str, str], split: Split, *, classified: bool) -> Target:
-    """The target of a column, from the studies of split.train."""
-    parts = {part: [values[s] for s in studies if s in values] for part, studies in split._asdict().items()}
-    train = parts["train"]
-    few = f"the labelled training studies in use ({len(split.train)})"
-    others = "choose other studies (--label-fraction, --shots, --subset-seed, --split) or another target"
-    if not train:
-        raise ValueError(f"{table.path}: none of {few} has a value in the column {name!r}")
-    if not classified:
-        known = np.array([float(text) for text in train])
-        if known.min() == known.max():  # compared exactly, since their standard deviation may be a rounding error
-            raise ValueError(f"{table.path}: {name!r} is {known[0]:g} for all of {few}: {others}")
-        return Target(name, mean=float(known.mean()), sd=float(known.std()))
-    numbers = all(map(is_number, train))
-    classes = sorted(set(train), key=lambda text: (float(text), text) if numbers else text)
-    for part in ("val", "test"):
-        if unknown := sorted(set(parts[part]) - set(classes)):
-            raise ValueError(f"{table.path}: {name!r} {unknown[0]!r} is in the {part} studies and in none of {few}: "
-                             "choose other studies (--label-fraction, --shots, --subset-seed, --split)")  # fmt: skip
-    if len(classes) < 2:
-        raise ValueError(f"{table.path}: {name!r} is {classes[0]!r} for all of {few}: {others}")
-    return Target(name, tuple(classes))
-
-
-def _number_of(target: Target, text: str | None) -> float:
-    if text is None or (target.classes and text not in target.classes):
-        return math.nan
-    return float(target.classes.index(text)) if target.classes else (float(text) - target.mean) / target.sd

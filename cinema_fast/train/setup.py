@@ -157,6 +157,13 @@ def restore_rng(state: dict) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def unused_split(store: Path, split: Path | None) -> list[str]:
+    """A warning where the store of a public data set has a data split, and --split is not given."""
+    official = store / "split.csv"
+    return [f"warning: {official}, the split of the data set, is not used: give --split {official}"] * (
+        split is None and official.is_file())  # fmt: skip
+
+
 def describe_run(
     options: RunOptions,
     place: Place,

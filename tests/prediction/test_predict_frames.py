@@ -163,6 +163,24 @@ def test_channels_have_one_label_map(monkeypatch, tmp_path):
     assert report.studies == 0 and "sax is made of the channels DE, C0" in report.failures[0].reason
 
 
+def test_a_cine_and_a_single_volume(monkeypatch, tmp_path):
+    """studies.csv has the function of the cine beside the volumes of the other view."""
+    affine = oblique()
+    cine, _ = heart_cine(OBLIQUE[0], affine)
+    write_cine(tmp_path / "src/a_sax.nii.gz", cine, affine)
+    write_cine(tmp_path / "src/a_LGE.nii.gz", cine[..., 0], affine)
+    size = (128, 128, 10)
+    task = Segmentation(STRUCTURES, ("sax", "lge_sax"), "0", {"lge_sax": ("LGE",)})
+    run = stand_in(task, Brightness(), segmenter().info.store.prepare, {"sax": size, "lge_sax": size})
+    views = {"aliases": ("lge_sax=LGE",), "single": ("lge_sax",)}
+    assert predict_as(monkeypatch, run, tmp_path / "src", tmp_path / "out", **views).exit_code == 0
+    (row,) = lines_of(tmp_path / "out/studies.csv")
+    volumes = {(line["view"], line["frame"]): float(line["LV_ml"]) for line in lines_of(tmp_path / "out/frames.csv")}
+    assert float(row["lge_sax_LV_ml"]) == volumes["lge_sax", "0"] == volumes["sax", "0"]
+    of_cine = [ml for (view, _), ml in volumes.items() if view == "sax"]
+    assert float(row["lv_edv_ml"]) == max(of_cine) > float(row["lv_esv_ml"]) == min(of_cine)
+
+
 @pytest.mark.parametrize("one_file", [False, True])
 def test_a_single_volume(monkeypatch, tmp_path, one_file):
     affine = oblique()

@@ -23,25 +23,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
+from ...common.tables import PARTS
 from ...common.views import VIEWS
 from ..prepare.dataset import Dataset
 from ..prepare.sources import Phases, Source, Sources, phases_of_names
-from .acdc import validation_of
+from . import acdc, myops2020
 from .cinema_frames import PHASES, matched_frames, named_frames
+from .myops2020 import CHANNELS
 from .published import Published, bmi, image, number, root_of
 
 if TYPE_CHECKING:
     from ..prepare.prepare_config import PrepareConfig
 
-PARTS = ("train", "val", "test")
-CHANNELS = ("C0", "DE", "T2")
-MYOPS_VALIDATION = 5
 COLUMNS = {  # column of the reference -> of table.csv; others keep their names
-    "center": "centre", "diastole_volume": "lv_edv_ml", "systole_volume": "lv_esv_ml", "ef": "lv_ef",
+    "center": "centre", "diastole_volume": "lv_edv_ml", "systole_volume": "lv_esv_ml",
     **{name: f"{name}_ml" for name in ("lv_edv", "lv_esv", "rv_edv", "rv_esv")},
 }  # fmt: skip
+OF_KAGGLE = {"ef": "lv_ef"}  # beside the volumes; elsewhere nothing says of what an `ef` is
 OF_EMIDEC = {"ef": "echo_ef", "arterial_hypertension": "hypertension", "ecg": "ecg_st"}
 # of the grid, of frames, and of the table itself
 SKIPPED = "|pid|study|unnamed.*|orig(inal)?_.*|crop_.*|n_slices|n_frames|(ed|es)(_frame|_index)?"
@@ -126,6 +124,7 @@ def _add(found: Published, folder: Path, part: str, line: Line | None, columns: 
 
 
 def _values(row: Mapping[str, str], columns: Mapping[str, str]) -> dict[str, str | float | None]:
+    columns = columns | (OF_KAGGLE if "diastole_volume" in row else {})
     values: dict = {columns.get(name.lower(), name.lower()): text for name, text in row.items()}
     values = {name: text for name, text in values.items() if not re.fullmatch(SKIPPED, name)}
     height, weight = (number(values.get(name, "")) for name in ("height", "weight"))
@@ -194,10 +193,8 @@ def _volumes(found: Published, folder: Path) -> dict[str, Source]:
 def _drawn(rows: Mapping[str, Mapping[str, str]], sources: Sources) -> list[str]:
     """The validation studies that the reference's loaders draw from the lines of the training table."""
     if any(len(source.channels) > 1 for views in sources.studies.values() for source in views.values()):
-        n = MYOPS_VALIDATION if len(rows) > MYOPS_VALIDATION else min(1, len(rows) - 1)
-        drawn = np.random.RandomState(0).choice(len(rows), n, replace=False) if n > 0 else ()
-        return [list(rows)[k] for k in drawn]  # as pandas draws them (sample(n=5, random_state=0))
-    return validation_of({study: row.get("pathology", "") for study, row in rows.items()})
+        return myops2020.validation_of(list(rows))
+    return acdc.validation_of({study: row.get("pathology", "") for study, row in rows.items()})
 
 
 CINEMA = in_folder
