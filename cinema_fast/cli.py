@@ -92,6 +92,8 @@ def _commands() -> dict[str, Callable[..., int]]:
     from .evaluation.evaluate_config import EvaluateConfig
     from .methods.pretrain_config import PretrainConfig
     from .phantom.layouts.registry import LAYOUTS
+    from .phantom.scanner import SCANNERS
+    from .phantom.sequences import SEQUENCES
     from .prediction.predict_config import PredictConfig
     from .tasks.finetune_config import FinetuneConfig
 
@@ -109,7 +111,9 @@ def _commands() -> dict[str, Callable[..., int]]:
 
     def phantom(
         dst: Out, n: int = 8, seed: int = 0, workers: int = 1, n_frames: int = 30, n_slices: int = 12,
-        in_plane_mm: float = 1.6, layout: Literal[tuple(LAYOUTS)] | None = None,
+        in_plane_mm: float = 1.6, sequences: tuple[Literal[("all", *SEQUENCES)], ...] = ("cine",), atria: bool = False,
+        rescan: bool = False, vendor: Literal[(*SCANNERS, "any")] | None = None,
+        layout: Literal[tuple(LAYOUTS)] | None = None,
     ) -> int:
         """Write a cohort of synthetic hearts with known ground truth, as NIfTI.
 
@@ -121,6 +125,12 @@ def _commands() -> dict[str, Callable[..., int]]:
             n_frames: frames over the cardiac cycle; fewer are written sooner.
             n_slices: short-axis slices, spread over the ventricles.
             in_plane_mm: pixel size of all views in mm; larger pixels are written sooner.
+            sequences: cine, late enhancement (lge), T1 and T2 maps in ms (t1map, t2map), T2- and T1-weighted images
+                (t2w, t1w); views of all but the cine begin with this name, as lge_sax.
+            atria: label the atria too in cines (7 left, 8 right), as in the other sequences.
+            rescan: scan every heart twice, the second time with other planes, breath-holds, vendor and noise.
+            vendor: brightness, noise, contrast, sharpness and pixel size as on scanners of a vendor; any: drawn for
+                each study. If not given: one style for all, and a drawn one for second scans.
             layout: folders, file names, labels and tables of a public data set, to test programs that read it.
         """
         from .common.naming import count_studies
@@ -129,15 +139,20 @@ def _commands() -> dict[str, Callable[..., int]]:
 
         shape = {"n_frames": n_frames, "n_slices": n_slices, "in_plane_mm": in_plane_mm}
         if layout:
+            for name, given in (("sequences", sequences != ("cine",)), ("atria", atria), ("rescan", rescan),
+                                ("vendor", vendor)):
+                if given:
+                    raise ValueError(f"--{name} cannot be chosen with --layout: the data set decides")
             parts = Counter(case.part for case in write_layout(dst, layout, n, seed, workers=workers, progress=True,
                                                                **shape))
             print(f"{dst}: {count_studies(n)} in the layout of {layout}, "
                   f"{', '.join(f'{count} in {part}' for part, count in parts.items())}; true parameters and volumes in "
                   f"truth.csv")
             return 0
-        written = write_cohort(dst, n, seed, workers=workers, progress=True, **shape)
+        shape |= {"sequences": tuple(SEQUENCES) if "all" in sequences else sequences, "atria": atria, "vendor": vendor}
+        written = write_cohort(dst, n, seed, rescan=rescan, workers=workers, progress=True, **shape)
         print(f"{dst}: {count_studies(len(written))}, {written[0]} to {written[-1]}; label maps in labels/, true "
-              f"parameters and volumes in truth.json and truth.csv, landmarks in landmarks.csv")
+              f"parameters and volumes in truth.json and truth.csv, landmarks in landmarks.csv and rv_insertions.csv")
         return 0
 
     def prepare(config: Annotated[PrepareConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:

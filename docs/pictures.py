@@ -6,8 +6,8 @@ docs/phantom.png is a synthetic study. docs/reconstruction.png is the report of 
 import shutil
 from pathlib import Path
 
-from cinema_fast.phantom.cohort import make_study
 from cinema_fast.phantom.figure import draw_phantom
+from cinema_fast.phantom.study import make_study
 
 HERE = Path(__file__).parent
 

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from cinema_fast.data.prepare.geometry import to_uint8
 from cinema_fast.kernels.optical_flow import FlowParams, optical_flow
 from cinema_fast.kernels.optical_flow.params import DEFAULT
-from cinema_fast.phantom.cohort import PhantomStudy, make_study
+from cinema_fast.phantom.study import PhantomStudy, make_study
 
 DOCUMENT = checkout.ROOT / "docs" / "experiments" / "flow_accuracy.md"
 EF_CLASSES = {"reduced": (0, 40), "mildly reduced": (40, 50), "normal": (50, 100)}  # percent, from and below

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from ..common.views import VIEWS
-from .cohort import PhantomStudy
+from .study import PhantomStudy
 
 _COLOURS = np.array([[0, 0, 0, 0], [60, 130, 255, 110], [70, 200, 90, 110], [255, 90, 70, 110]], np.uint8)
 

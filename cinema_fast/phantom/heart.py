@@ -140,7 +140,7 @@ class BeatingHeart:
         p = self.parameters
         self._infarct_mean = 1.0
         if p.akinesia:
-            h, c, s, weight = self._quadrature(0.0, self.length)
+            h, c, s, weight = self.quadrature(0.0, self.length)
             rho_1 = self._endocardium(h, c, s)
             self._infarct_mean = 1 - p.akinesia * float(
                 (weight * rho_1 * self._infarct(h, c, s)).sum() / (weight * rho_1 * np.ones_like(c)).sum()
@@ -149,7 +149,7 @@ class BeatingHeart:
     def _set_right_ventricle(self) -> None:
         """Solve for the gap between septum and free wall that gives the required volume (a quadratic)."""
         self._gap = 1.0
-        h, c, s, weight = self._quadrature(_RV_APEX * self.length, self.tricuspid)
+        h, c, s, weight = self.quadrature(_RV_APEX * self.length, self.tricuspid)
         unit = self._rv_gap(h, c, s)
         r_2 = np.sqrt(self._epicardium(h, c, s, self._endocardium(h, c, s)))
         linear, square = (weight * r_2 * unit).sum(), (weight * unit**2 / 2).sum()
@@ -157,8 +157,8 @@ class BeatingHeart:
         self._gap = float((np.sqrt(linear**2 + 4 * square * volume) - linear) / (2 * square))
 
     @staticmethod
-    def _quadrature(low: float, high: float) -> tuple[Array, Array, Array, Array]:
-        """Midpoints h (240, 1), cos and sin of theta (1, 360), and dh * dtheta."""
+    def quadrature(low: float, high: float) -> tuple[Array, Array, Array, Array]:
+        """Midpoints h (240, 1) of [low, high], cos and sin of theta (1, 360), and dh * dtheta."""
         h = low + (high - low) * (np.arange(240) + 0.5)[:, None] / 240
         theta = 2 * np.pi * (np.arange(360) + 0.5)[None] / 360
         return h, np.cos(theta), np.sin(theta), (high - low) / 240 * 2 * np.pi / 360
@@ -166,9 +166,26 @@ class BeatingHeart:
     @cached_property
     def myocardial_ml(self) -> float:
         """Volume of the left ventricle's wall, the same at every moment; by quadrature over (h, theta)."""
-        h, c, s, weight = self._quadrature(self.bottom, self.length)
+        h, c, s, weight = self.quadrature(self.bottom, self.length)
         rho_1 = self._endocardium(h, c, s)
         return float((weight * (self._epicardium(h, c, s, rho_1) - rho_1) / 2).sum() / 1e3)
+
+    def atria_ml(self, phase: Array) -> tuple[Array, Array]:
+        """Volumes of the left and the right atrium at `phase` (T,), by quadrature over (h, theta)."""
+        beat, roof = self.beat(phase), self.top - _ROOF_MM
+        rest = Beat(*np.zeros((len(Beat._fields), 1, 1)))
+        # Emptied fractions are linear in the beat's amplitudes: so are the volumes.
+        contracted, filled = (rest._replace(**{name: np.ones((1, 1)) for name in names})
+                              for names in (("contraction", "rv_contraction"), ("atrial",)))  # fmt: skip
+        volumes = []
+        for side, low, contraction in ((0, self.length, beat.contraction), (1, self.tricuspid, beat.rv_contraction)):
+            h, c, s, weight = self.quadrature(low, roof)
+            rho_1, rho_2, rho_3, *_ = self._surfaces(h, c, s)
+            share = weight * (rho_3 - rho_2 if side else rho_1) / 2e3
+            still, emptied, grown = (float((share * (1 - self._emptying(h, c, s, b)[side])).sum())
+                                     for b in (rest, contracted, filled))  # fmt: skip
+            volumes.append(still + contraction * (emptied - still) + beat.atrial * (grown - still))
+        return volumes[0], volumes[1]
 
     # ---- the reference shape
 
@@ -231,12 +248,19 @@ class BeatingHeart:
         """Distance from the axis to the outside of the reference heart's fat, mm."""
         return np.sqrt(self._surfaces(h, c, s)[4])
 
-    def _infarct(self, h: Array, c: Array, s: Array) -> Array:
-        """1 in the middle of the infarct, 0 outside it."""
-        p = self.parameters
-        towards = (1 + c * math.cos(p.infarct_angle) + s * math.sin(p.infarct_angle)) / 2
-        along = np.clip(1 - ((h / self.length - p.infarct_height) / 0.5) ** 2, 0, 1)
+    def wall(self, h: Array, c: Array, s: Array) -> tuple[Array, Array]:
+        """Distances from the axis (mm) to the endo- and the epicardium of the reference heart."""
+        rho_1, rho_2, *_ = self._surfaces(h, c, s)
+        return np.sqrt(rho_1), np.sqrt(rho_2)
+
+    def patch(self, h: Array, c: Array, s: Array, angle: float, height: float) -> Array:
+        """A smooth patch of the wall: 1 in its middle, at `angle` and `height` (in lengths), 0 outside it."""
+        towards = (1 + c * math.cos(angle) + s * math.sin(angle)) / 2
+        along = np.clip(1 - ((h / self.length - height) / 0.5) ** 2, 0, 1)
         return towards * towards * along
+
+    def _infarct(self, h: Array, c: Array, s: Array) -> Array:
+        return self.patch(h, c, s, self.parameters.infarct_angle, self.parameters.infarct_height)
 
     # ---- motion
 
@@ -329,6 +353,22 @@ class BeatingHeart:
             np.where(still, y, r_now * (s * cos + c * sin)),
             np.where(still, h, h_now),
         )
+
+    def rv_insertions(self, h_now: Array, phase: Array) -> tuple[Array, Array]:
+        """Where the free wall of the right ventricle meets the left one, in the planes at heights `h_now` (mm).
+
+        Heights and phases are broadcast to (...). Returns heart coordinates (..., 2, 3), front before back (anterior,
+        inferior), and (...) whether the plane cuts the right ventricle there.
+        """
+        h_now, phase = np.broadcast_arrays(h_now, phase)
+        beat = Beat(*(np.broadcast_to(a, h_now.shape)[..., None] for a in self.beat(phase)))
+        h, _ = self._ascend(np.asarray(h_now, np.float64)[..., None], beat.descent)
+        c = np.full(2, _RV_INSERTION_COS)
+        s = np.array([-1.0, 1.0]) * math.sqrt(1 - _RV_INSERTION_COS**2)  # y points to the inferior wall
+        _, r = self.wall(h, c, s)
+        points = np.stack(np.broadcast_arrays(*self.deform(r * c, r * s, h, beat)), axis=-1)
+        h = h[..., 0]
+        return points, (h > _RV_APEX * self.length) & (h <= self.tricuspid)
 
     def annulus(self, angle: float, phase: Array) -> tuple[Array, Array]:
         """Radius and height (mm) of the endocardium at the mitral annulus, seen at a fixed `angle` in space."""

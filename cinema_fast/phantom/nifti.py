@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.views import plane_of
+
 if TYPE_CHECKING:
-    from .cohort import PhantomStudy
+    from .study import PhantomStudy
 
 
 def write_view(
@@ -19,18 +21,22 @@ def write_view(
     voxels: NDArray[np.integer],
     affine: NDArray[np.float64] | None = None,
 ) -> None:
-    """Write all frames of a view, 4D (X, Y, Z, T) with one slice for a long axis, or one frame, 3D (X, Y, Z).
+    """Write a cine, 4D (X, Y, Z, T) with one slice for a long axis, or one frame, 3D (X, Y, Z).
 
     The header has mm, seconds, and the affine as sform and qform, both with the code of the scanner's axes.
 
     Args:
-        voxels: (X, Y[, Z], T), or (X, Y[, Z]) of one frame, on the grid of `view`; uint16 is written as int16.
+        voxels: (X, Y[, Z], T), or (X, Y[, Z]) of one frame, on the grid of `view`; uint16 is written as int16. Of the
+            sequences other than the cine the one frame of (X, Y[, Z], 1) is written.
         affine: (4, 4), voxel to mm; by default that of the view.
     """
     import nibabel
 
     voxels = voxels.view(np.int16) if voxels.dtype == np.uint16 else voxels
-    voxels = voxels if view == "sax" else voxels[:, :, None]
+    plane = plane_of(view)
+    if view != plane:
+        voxels = voxels[..., 0]
+    voxels = voxels if plane == "sax" else voxels[:, :, None]
     affine = study.affines[view] if affine is None else affine
     nifti = nibabel.Nifti1Image(voxels, affine)
     nifti.set_sform(affine, code="scanner")

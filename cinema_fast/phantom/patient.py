@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .heart import HeartParameters
+from .injury import InjuryParameters, draw_injury
 
 DISEASES = ("normal", "dilated", "hypertrophic", "infarct", "rv_abnormal")
 _SHARE = (0.36, 0.17, 0.15, 0.19, 0.13)
@@ -37,6 +38,7 @@ class Patient:
     heart: HeartParameters
     apex_mm: NDArray[np.float64]
     axes: NDArray[np.float64]
+    injury: InjuryParameters | None
 
 
 def draw_patient(rng: np.random.Generator, disease: str | None = None) -> Patient:
@@ -77,7 +79,9 @@ def draw_patient(rng: np.random.Generator, disease: str | None = None) -> Patien
         systole=float(np.clip(0.24 + 0.0018 * (rate - 5) + rng.normal(0, 0.01), 0.30, 0.44)),
         early_filling=float(np.clip(rng.normal(0.66, 0.05) - 0.13 * old, 0.4, 0.85)),
     )
-    return Patient(disease, age, sex, bmi, heart, *_draw_pose(rng, heart, bmi))
+    apex_mm, axes = _draw_pose(rng, heart, bmi)
+    # Drawn last: what was drawn before does not depend on it.
+    return Patient(disease, age, sex, bmi, heart, apex_mm, axes, draw_injury(rng, disease, heart))
 
 
 def _draw_pose(

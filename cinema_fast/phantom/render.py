@@ -6,10 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..common.structures import STRUCTURES
 from .heart import Array, Beat, BeatingHeart, Located
-from .thorax import BLOOD, FAT, MYOCARDIUM, soft
+from .injury import Injury
+from .sequences import Palette
+from .thorax import FAT, soft
 
-RV, MYO, LV = 1, 2, 3  # label values
+RV, MYO, LV, LA, RA = 1, 2, 3, 7, 8  # label values
 AORTA_ANGLE = math.radians(-45.0)  # of the aortic root around the axis, from the middle of the septum
 _CHUNK = 131072  # points worked on at once: temporaries stay in the second-level cache
 
@@ -36,8 +39,8 @@ class Plane:
 class HeartRenderer:
     """Draws one heart; made once a study. `rng` draws textures, trabeculae and papillary muscles."""
 
-    def __init__(self, heart: BeatingHeart, rng: np.random.Generator):
-        self.heart = heart
+    def __init__(self, heart: BeatingHeart, rng: np.random.Generator, injury: Injury | None = None):
+        self.heart, self.injury = heart, injury
         # float32, so that no product with an image widens it
         self._texture = rng.uniform(0.08, 0.22, (2, 3)).astype(np.float32), rng.uniform(0, 6.28, 2).astype(np.float32)
         self._trabeculae = float(rng.uniform(0.9, 1.8)), float(rng.uniform(0, 6.28))
@@ -70,16 +73,17 @@ class HeartRenderer:
         high = np.ceil([i.max() + margin, j.max() + margin]).astype(int).clip(0, plane.size)
         return low[0], high[0], low[1], high[1]
 
-    def surround(self, plane: Plane, static: NDArray[np.float32]) -> None:
+    def surround(self, plane: Plane, static: NDArray[np.float32], edge: float, palette: Palette) -> None:
         """Paint the pericardial fat and the great vessels, which do not move, onto `static` (y, x)."""
         x, y, h = plane.points(0, plane.size, 0, plane.size)
-        edge = 1.2 * float(np.linalg.norm(plane.step_x))
         found = self.heart.locate(x, y, h, self.heart.beat(0.0))
         patchy = np.sin(0.09 * x + 0.05 * h) * np.sin(0.08 * y - 0.06 * h)
         outside = found.outside[4]
-        static += soft(-outside, edge) * (110 + 50 * patchy - static)  # seen where the heart withdraws
-        static += soft(np.minimum(1.5 + 4 * patchy - outside, outside + 1), 2 * edge) * (0.85 * FAT - static)
-        self._paint_aorta(static, x, y, h, edge, BLOOD)
+        beside = (110 + 50 * patchy) * palette.tone("connective")  # seen where the heart withdraws
+        static += soft(-outside, edge) * (beside - static)
+        fat = 0.85 * FAT * palette.tone("fat")
+        static += soft(np.minimum(1.5 + 4 * patchy - outside, outside + 1), 2 * edge) * (fat - static)
+        self._paint_aorta(static, x, y, h, edge, palette["blood"], palette["myocardium"])
 
     def draw(
         self,
@@ -88,10 +92,15 @@ class HeartRenderer:
         phases: NDArray[np.float64],
         image: NDArray[np.float32],
         label: NDArray[np.uint8],
+        edge: float,
+        palette: Palette,
+        *,
+        injured: bool,
     ) -> None:
         """Draw the heart at `phases` (T,) over the static `image` (T, y, x) and its labels into `label`.
 
-        `box` is the result of `box(plane)`.
+        `box` is the result of `box(plane)`. Edges are blurred over `edge` mm. Without `injured`, injured muscle is
+        drawn and labelled as healthy one.
         """
         x0, x1, y0, y1 = box
         if x0 >= x1 or y0 >= y1:
@@ -100,28 +109,41 @@ class HeartRenderer:
         if max(abs(plane.step_x[2]), abs(plane.step_y[2])) < 1e-9:  # a short-axis slice: one height
             h = h[:, :1, :1]
         chunk = max(1, _CHUNK // x[0].size)
-        pixel = float(np.linalg.norm(plane.step_x))
         for t in range(0, len(phases), chunk):
             beat = self.heart.beat(phases[t : t + chunk, None, None])
             beat = Beat(*(a.astype(np.float32) for a in beat))
             found = self.heart.locate(x, y, h, beat)
             window = np.s_[t : t + chunk, y0:y1, x0:x1]
-            self._label(found, label[window])
-            self._signal(found, beat, pixel, image[window])
+            injury = self.injury.inside(found.x, found.y, found.h) if injured and self.injury else {}
+            self._label(found, injury, label[window])
+            self._signal(found, injury, beat, edge, palette, image[window])
 
-    def _label(self, found: Located, label: NDArray[np.uint8]) -> None:
+    def _label(self, found: Located, injury: dict[int, Array], label: NDArray[np.uint8]) -> None:
         heart, d, h = self.heart, found.outside, found.h
         ventricle = (h <= heart.length) & (h >= heart.bottom)
         label[...] = np.where(ventricle & (d[1] < 0), np.uint8(MYO), np.uint8(0))
+        for value, inside in injury.items():
+            label[(label != 0) & (inside > 0)] = value
         label[(d[0] < 0) & (h >= 0) & ventricle] = LV
-        label[(d[1] >= 0) & (d[2] < 0) & (h <= heart.tricuspid) & ventricle] = RV
+        right = (d[1] >= 0) & (d[2] < 0)
+        label[right & (h <= heart.tricuspid) & ventricle] = RV
+        if np.max(h) > heart.tricuspid:
+            label[(d[0] < 0) & (h > heart.length)] = LA
+            label[right & (h > heart.tricuspid)] = RA
 
-    def _signal(self, found: Located, beat: Beat, pixel: float, image: NDArray[np.float32]) -> None:
+    def _signal(
+        self,
+        found: Located,
+        injury: dict[int, Array],
+        beat: Beat,
+        edge: float,
+        palette: Palette,
+        image: NDArray[np.float32],
+    ) -> None:
         """Blend the layers by their coverage of each pixel; every texture is carried by the tissue."""
         heart = self.heart
         x, y, h = found.x, found.y, found.h
         d1, d2, d3, d4, d5 = found.outside
-        edge = 1.2 * pixel
         rough = self._roughness(x, y, h)
         m1 = soft(d1 + rough, edge)
         m2, m3, m4, m5 = soft(d2, edge), soft(d3 + 0.7 * rough, edge), soft(d4, edge), soft(d5, edge)
@@ -130,13 +152,16 @@ class HeartRenderer:
         k, f = self._texture
         mottle = np.sin(k[0, 0] * x + k[0, 1] * y + (k[0, 2] * h + f[0]))
         mottle *= np.sin(k[1, 0] * x - k[1, 1] * y + (k[1, 2] * h + f[1]))
-        blood = BLOOD * (1 + 0.05 * mottle)
-        signal = blood + muscle * (MYOCARDIUM * (1 - 0.08 * mottle) - blood)
+        blood, healthy = palette["blood"] * (1 + 0.05 * mottle), palette["myocardium"]
+        wall = healthy
+        for value, inside in injury.items():
+            wall = wall + soft(inside, edge) * (palette[STRUCTURES[value]] - wall)
+        signal = blood + muscle * (wall * (1 - 0.08 * mottle) - blood)
         if h.max() > heart.length - 30:
-            self._paint_valves(signal, x, y, h, d2, d3, beat, edge)
-        signal += m4 * (FAT - MYOCARDIUM)
+            self._paint_valves(signal, x, y, h, d2, d3, beat, edge, healthy)
+        signal += m4 * (FAT * palette.tone("fat") - healthy)
         if h.max() > heart.length:
-            self._paint_aorta(signal, x, y, h, edge, blood)
+            self._paint_aorta(signal, x, y, h, edge, blood, healthy)
         image += (1 - m5) * (signal - image)
 
     def _roughness(self, x: Array, y: Array, h: Array) -> Array:
@@ -166,7 +191,7 @@ class HeartRenderer:
         return cover
 
     def _paint_valves(
-        self, signal: Array, x: Array, y: Array, h: Array, d2: Array, d3: Array, beat: Beat, edge: float
+        self, signal: Array, x: Array, y: Array, h: Array, d2: Array, d3: Array, beat: Beat, edge: float, muscle: float
     ) -> None:
         """Mitral leaflets, a cone that opens towards the apex, and the closed tricuspid valve: thin and grey."""
         heart, opening = self.heart, 1 - beat.systole
@@ -177,10 +202,10 @@ class HeartRenderer:
         distance = np.hypot(dr - along * reach_r, dh - along * reach_h)
         cover = soft(0.9 - distance, edge) * (d2 < 0)
         closed = soft(0.9 - np.abs(h - heart.tricuspid), edge) * beat.systole * ((d2 > 0) & (d3 < 0))
-        signal += 0.5 * (cover + closed) * (MYOCARDIUM - signal)
+        signal += 0.5 * (cover + closed) * (muscle - signal)
 
     def _paint_aorta(
-        self, signal: Array, x: Array, y: Array, h: Array, edge: float, blood: Array | float
+        self, signal: Array, x: Array, y: Array, h: Array, edge: float, blood: Array | float, muscle: float
     ) -> None:
         """The aortic root and the vessel above it: a tube that leaves the base beside the septum."""
         p = self.heart.parameters
@@ -191,5 +216,5 @@ class HeartRenderer:
         distance = np.hypot(x - axis * cos + arch * sin, y - axis * sin - arch * cos)
         radius = p.aorta_mm * (1 + 0.2 * np.clip(1 - ((above - 14) / 10) ** 2, 0, 1))
         here = np.clip(above + 0.5, 0, 1) * (above < 85)
-        signal += soft(radius + 1.5 - distance, edge) * here * (MYOCARDIUM - signal)
+        signal += soft(radius + 1.5 - distance, edge) * here * (muscle - signal)
         signal += soft(radius - distance, edge) * here * (blood - signal)

@@ -1,14 +1,17 @@
-"""The synthetic scanner: positions of a study's image planes, and acquisition of a view."""
+"""Acquisition: positions of a study's image planes, and the images and labels of a view in one of the sequences."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..common.views import VIEWS
+from .injury import OEDEMA
 from .patient import Patient
 from .render import HeartRenderer, Plane
+from .scanner import Scanner
+from .sequences import SEQUENCES, Palette, map_palettes, signals
 from .thorax import Thorax
 
 # Angle of each long-axis plane around the axis, from the middle of the septum to the inferior wall, and the patient
@@ -23,6 +26,9 @@ _RIGHT_DOWN = {
 }
 _LAX_THICKNESS_MM = 6.0
 _FRAMES_AT_ONCE = 8
+_EDGE = 1.2  # pixels over which an edge is blurred
+_MAP_NOISE = 4.0  # of a map, relative to its value, in multiples of the noise of an image over its signal
+_MAP_FLOOR = 30.0  # signal that is added where there is nothing to measure: noise of all values
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,35 +97,106 @@ def view_grids(
     return grids
 
 
-def acquire(
-    grid: ViewGrid,
-    patient: Patient,
-    renderer: HeartRenderer,
-    thorax: Thorax,
-    phases: NDArray[np.float64],
-    shifts: NDArray[np.float64],
-    rng: np.random.Generator,
-    *,
-    gain: float,
-    noise_sd: float,
-) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
-    """Image and labels of a view, (T, Z, Y, X); `shifts` (Z, 3) are the breath-holds' positions in mm."""
-    shape = (len(phases), grid.n_slices, grid.size, grid.size)
-    image, label = np.empty(shape, np.uint16), np.zeros(shape, np.uint8)
-    for z, shift in enumerate(shifts):
-        points = grid.points(z, shift)
-        plane = grid.plane(z, shift, patient)
-        box = renderer.box(plane)
-        static = thorax.signal(*points, 1.2 * grid.spacing[0])
-        renderer.surround(plane, static)
-        bias = thorax.bias(*points) * np.float32(gain)
-        for t in range(0, len(phases), _FRAMES_AT_ONCE):
-            now = phases[t : t + _FRAMES_AT_ONCE]
-            signal = np.repeat(static[None], len(now), axis=0)
-            renderer.draw(plane, box, now, signal, label[t : t + len(now), z])
-            signal *= bias
-            image[t : t + len(now), z] = add_rician_noise(signal, noise_sd * gain, rng) + np.float32(0.5)
-    return image, label
+def sequence_grid(grid: ViewGrid, sequence: str, patient: Patient, rng: np.random.Generator) -> ViewGrid:
+    """The grid of a sequence, planned on that of the cine: a stack has slices at other places, an image another middle.
+
+    A stack of three slices shows the base, the middle and the apex.
+    """
+    n_slices, distance = grid.n_slices, grid.spacing[2]
+    origin = grid.origin + rng.normal(0, 3, 2) @ grid.axes[:2]
+    along = rng.uniform(-0.3, 0.3) * distance
+    if grid.n_slices > 1 and (slices := SEQUENCES[sequence].slices):
+        length = patient.heart.length_mm
+        height = (grid.origin - patient.apex_mm) @ patient.axes[2]  # of the first slice
+        n_slices, distance, along = slices, length / (slices + 1), height - length * slices / (slices + 1)
+    if grid.n_slices > 1:
+        origin = origin + along * grid.axes[2]
+    return replace(grid, origin=origin, spacing=(*grid.spacing[:2], distance), n_slices=n_slices)
+
+
+@dataclass(frozen=True, slots=True)
+class Acquisition:
+    """Takes images of one body on one scanner."""
+
+    patient: Patient
+    renderer: HeartRenderer
+    thorax: Thorax
+    scanner: Scanner
+
+    def __call__(
+        self,
+        grid: ViewGrid,
+        sequence: str,
+        phases: NDArray[np.float64],
+        shifts: NDArray[np.float64],
+        rng: np.random.Generator,
+        *,
+        gain: float,
+        noise_sd: float,
+        atria: bool,
+    ) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
+        """Image and labels of a view at `phases` (T,), (T, Z, Y, X) each; a map in ms.
+
+        Args:
+            shifts: (Z, 3), the breath-holds' positions in mm.
+            gain: of the coil; maps have none.
+            noise_sd: of each of the two channels before the gain, the blood of a cine being 400.
+            atria: also label the atria.
+        """
+        shape = (len(phases), grid.n_slices, grid.size, grid.size)
+        image, label = np.empty(shape, np.uint16), np.zeros(shape, np.uint8)
+        is_map = SEQUENCES[sequence].value_ms is not None
+        palettes = map_palettes(sequence) if is_map else (Palette(signals(sequence, self.scanner)),)
+        for z, shift in enumerate(shifts):
+            points = grid.points(z, shift)
+            plane = grid.plane(z, shift, self.patient)
+            box = self.renderer.box(plane)
+            statics = [self._static(plane, points, palette) for palette in palettes]
+            bias = self.thorax.bias(*points) * np.float32(gain)
+            for t in range(0, len(phases), _FRAMES_AT_ONCE):
+                now = np.s_[t : t + _FRAMES_AT_ONCE]
+                drawn = []
+                for static, palette in zip(statics, palettes):
+                    drawn.append(np.repeat(static[None], len(phases[now]), axis=0))
+                    self.renderer.draw(plane, box, phases[now], drawn[-1], label[now, z], self._edge(plane), palette,
+                                       injured=sequence != "cine")  # fmt: skip
+                if is_map:
+                    noisy = _with_map_noise(*drawn, noise_sd, rng)
+                else:
+                    drawn[0] *= bias
+                    add_noise = _add_clipped_noise if sequence == "lge" else add_rician_noise
+                    noisy = add_noise(drawn[0], noise_sd * gain, rng)
+                image[now, z] = noisy + np.float32(0.5)
+        if not atria:
+            label[label > OEDEMA] = 0
+        return image, label
+
+    def _edge(self, plane: Plane) -> float:
+        return _EDGE * self.scanner.blur * float(np.linalg.norm(plane.step_x))
+
+    def _static(
+        self, plane: Plane, points: tuple[NDArray[np.float32], ...], palette: Palette
+    ) -> NDArray[np.float32]:
+        static = self.thorax.signal(*points, self._edge(plane), palette)
+        self.renderer.surround(plane, static, self._edge(plane), palette)
+        return static
+
+
+def _with_map_noise(
+    protons: NDArray[np.float32], weighted: NDArray[np.float32], sd: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """The map (ms) of proton densities and proton densities x values, with the noise of a fit to noisy images."""
+    value = weighted / np.maximum(protons, 1e-3)
+    noise = rng.standard_normal(value.shape, np.float32)
+    noise *= _MAP_NOISE * sd * np.maximum(value, value.mean()) / (protons + _MAP_FLOOR)
+    return np.abs(value + noise)
+
+
+def _add_clipped_noise(
+    signal: NDArray[np.float32], sd: float, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """Noise of a phase-sensitive image; values below 0 are shown as 0."""
+    return np.maximum(signal + np.float32(sd) * rng.standard_normal(signal.shape, np.float32), 0)
 
 
 def add_rician_noise(

@@ -10,11 +10,14 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from .sequences import CINE, Palette
+
 Image = NDArray[np.float32]
 Paint = Callable[[Image, Image | float], None]
 
-# Signal of a balanced steady-state cine, with blood = 400.
-AIR, LUNG, MUSCLE, LIVER, MYOCARDIUM, BLOOD, FAT = 0.0, 11.0, 62.0, 88.0, 84.0, 400.0, 470.0
+# The brightness of tissues and their textures are written as in the standard cine; a palette's tone of each tissue
+# turns them into those of another sequence.
+LUNG, MUSCLE, LIVER, FAT = (CINE[name] for name in ("lung", "muscle", "liver", "fat"))
 
 
 def soft(depth: Image, width: float) -> Image:
@@ -54,42 +57,43 @@ class Thorax:
         u, v, w = x / 150, y / 100, z / 150
         return 1 + front * v * (1 + 0.4 * v) + side * u + head * w + 0.1 * u * u
 
-    def signal(self, x: Image, y: Image, z: Image, edge_mm: float) -> Image:
+    def signal(self, x: Image, y: Image, z: Image, edge_mm: float, palette: Palette) -> Image:
         """Noise-free signal, float32; edges are blurred over `edge_mm`."""
+        tone = palette.tone
         coarse, middle, fine = self._coarse(x, y, z), self._middle(x, y, z), self._fine(x, y, z)
         half_x, half_y = self._half
         u2, v2 = (x / half_x) ** 2, ((y - self._front) / half_y) ** 2
         # Between an ellipse and a box; the depth is in mm at the front and the back, more at the sides.
         depth = (1 - np.sqrt(np.sqrt(u2 * u2 + v2 * v2 + u2 * v2))) * half_y
-        image = np.full(x.shape, AIR, np.float32)
+        image = np.zeros(x.shape, np.float32)
 
         def paint(depth: Image, value: Image | float) -> None:
             image[...] += soft(depth, edge_mm) * (value - image)
 
         skin = self._fat * (1 + 0.14 * coarse)
         wall = skin + 13 + 2 * middle
-        paint(depth, 0.85 * FAT * (1 + 0.05 * middle))
-        paint(depth - skin, np.where(fine + middle > 2.2, 260.0, MUSCLE + 9 * fine))
+        paint(depth, 0.85 * FAT * (1 + 0.05 * middle) * tone("fat"))
+        paint(depth - skin, np.where(fine + middle > 2.2, 260.0 * tone("fat"), (MUSCLE + 9 * fine) * tone("muscle")))
         # Ribs slope down to the front, one every 27 mm.
         rib = 7 * np.cos((z + 0.45 * y) * (2 * math.pi / 27)) - 2.5
         inside_wall = np.minimum(depth - skin - 3, wall - 2 - depth)
-        paint(np.minimum(rib, inside_wall), 25.0)
-        paint(np.minimum(rib, inside_wall) - 1.8, 135.0)
-        paint(depth - wall, 80.0)  # pleura
+        paint(np.minimum(rib, inside_wall), palette["bone"])
+        paint(np.minimum(rib, inside_wall) - 1.8, palette["marrow"])
+        paint(depth - wall, palette["pleura"])
         from_hilum = np.hypot(np.hypot(np.abs(x) - 48, y + 8), z - 12)
         vessel = soft(fine + 0.8 * middle + 0.4 * coarse - 1.6 - 0.02 * from_hilum, 0.5)
-        paint(depth - wall - 2.5, LUNG * (1 + 0.3 * middle) + 250 * vessel)
-        self._paint_middle(paint, x, y, coarse, middle, fine)
-        self._paint_abdomen(paint, x, y, z, depth - wall, coarse, middle, fine)
-        self._paint_spine(paint, x, y, z, fine)
+        paint(depth - wall - 2.5, LUNG * (1 + 0.3 * middle) * tone("lung") + 250 * vessel * tone("blood"))
+        self._paint_middle(paint, x, y, coarse, middle, fine, palette)
+        self._paint_abdomen(paint, x, y, z, depth - wall, coarse, middle, fine, palette)
+        self._paint_spine(paint, x, y, z, fine, palette)
         return image
 
     def _paint_middle(
-        self, paint: Paint, x: Image, y: Image, coarse: Image, middle: Image, fine: Image
+        self, paint: Paint, x: Image, y: Image, coarse: Image, middle: Image, fine: Image, palette: Palette
     ) -> None:
         """Mediastinum: a column of fat and soft tissue behind and beside the heart."""
         column = 30 + 5 * coarse - np.hypot(x + 4, 0.42 * (y + 10))
-        paint(column, 100 + 60 * np.clip(middle + 0.5 * fine, -0.8, 2))
+        paint(column, (100 + 60 * np.clip(middle + 0.5 * fine, -0.8, 2)) * palette.tone("connective"))
 
     def _paint_abdomen(
         self,
@@ -101,26 +105,30 @@ class Thorax:
         coarse: Image,
         middle: Image,
         fine: Image,
+        palette: Palette,
     ) -> None:
         """Below the diaphragm: liver on the right, stomach and spleen on the left, fat between them."""
+        tone = palette.tone
         right = 46 * np.exp(-(((x - 70) / 62) ** 2) - ((y + 5) / 85) ** 2)
         left = 34 * np.exp(-(((x + 92) / 50) ** 2) - ((y + 15) / 75) ** 2)
         below = np.minimum(right + left - 52 + self._liver - z, inside)
-        paint(below, 45.0)
-        bowel = np.where(middle + coarse > 1.0, 300.0, 55 + 15 * fine)
-        liver = LIVER + 4 * middle + 90 * soft(fine + 0.9 * middle + 0.5 * coarse - 2.7, 0.7)
+        paint(below, 45.0 * tone("muscle"))
+        bowel = np.where(middle + coarse > 1.0, 300.0 * tone("fat"), (55 + 15 * fine) * tone("muscle"))
+        vessel = 90 * soft(fine + 0.9 * middle + 0.5 * coarse - 2.7, 0.7)
+        liver = (LIVER + 4 * middle) * tone("liver") + vessel * tone("blood")
         paint(below - 2.5, np.where(x + 6 * coarse > -38, liver, bowel))
 
-    def _paint_spine(self, paint: Paint, x: Image, y: Image, z: Image, fine: Image) -> None:
+    def _paint_spine(self, paint: Paint, x: Image, y: Image, z: Image, fine: Image, palette: Palette) -> None:
         """Vertebrae with discs, the canal with its cord, the muscles beside them, the descending aorta, the cava."""
-        paint(24 - np.hypot(np.abs(x) - 27, 0.8 * (y + 86)), MUSCLE + 8 * fine)
+        tone = palette.tone
+        paint(24 - np.hypot(np.abs(x) - 27, 0.8 * (y + 86)), (MUSCLE + 8 * fine) * tone("muscle"))
         disc = np.clip(np.cos(z * (2 * math.pi / 27)) * 4 - 2.6, 0, 1)
-        paint(19 - np.hypot(0.85 * x, y + 56), 125 - 60 * disc + 8 * fine)
+        paint(19 - np.hypot(0.85 * x, y + 56), (125 - 60 * disc + 8 * fine) * tone("marrow"))
         canal = np.hypot(x, y + 84)
-        paint(10.5 - canal, 50.0)
-        paint(8 - canal, 430.0)
-        paint(4.5 - canal, 140.0)
+        paint(10.5 - canal, 50.0 * tone("muscle"))
+        paint(8 - canal, palette["fluid"])
+        paint(4.5 - canal, palette["cord"])
         aorta = np.hypot(x + 27, y + 46)
-        paint(self._aorta + 2 - aorta, 60.0)
-        paint(self._aorta - aorta, BLOOD)
-        paint(10 - np.hypot(x - 26, 1.2 * (y + 22) - 0.15 * z), 0.9 * BLOOD)
+        paint(self._aorta + 2 - aorta, 60.0 * tone("muscle"))
+        paint(self._aorta - aorta, palette["blood"])
+        paint(10 - np.hypot(x - 26, 1.2 * (y + 22) - 0.15 * z), 0.9 * palette["blood"])

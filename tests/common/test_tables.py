@@ -14,7 +14,8 @@ from cinema_fast.common.tables import MOST, check_matches, read_landmarks, read_
 from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
 from cinema_fast.data.store.landmarks import check_landmarks, landmark_voxels
 from cinema_fast.data.store.store import CineStore
-from cinema_fast.phantom.cohort import LANDMARKS, make_study, write_cohort
+from cinema_fast.phantom.cohort import write_cohort
+from cinema_fast.phantom.study import LANDMARKS, make_study
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=8).map(str.strip)
 NAMES = st.lists(WORDS.filter(bool), min_size=1, max_size=3, unique=True)

@@ -8,7 +8,7 @@ from cinema_fast.data.formats.nifti import read_cine, read_nifti
 from cinema_fast.kernels.optical_flow import FlowParams, optical_flow
 from cinema_fast.kernels.optical_flow.operation import reasons
 from cinema_fast.kernels.optical_flow.params import DEFAULT
-from cinema_fast.phantom.cohort import make_study
+from cinema_fast.phantom.study import make_study
 
 cv2 = pytest.importorskip("cv2", reason="opencv is not installed (pip install opencv-python-headless)")
 MYOCARDIUM = 2

@@ -9,9 +9,9 @@ from nibabel.affines import apply_affine
 from scipy import stats
 
 from cinema_fast.common.views import VIEWS
-from cinema_fast.phantom.cohort import DISEASES, make_study
 from cinema_fast.phantom.patient import draw_patient
 from cinema_fast.phantom.scan import add_rician_noise
+from cinema_fast.phantom.study import DISEASES, make_study
 
 RV, MYO, LV = 1, 2, 3
 SMALL = {"n_frames": 6, "in_plane_mm": 3.2, "n_slices": 6}

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from cinema_fast.common.views import VIEWS
-from cinema_fast.phantom.cohort import make_study, write_cohort
+from cinema_fast.phantom.cohort import write_cohort
 from cinema_fast.phantom.figure import draw_phantom
+from cinema_fast.phantom.study import make_study
 
 SMALL = {"n_frames": 4, "in_plane_mm": 4.0, "n_slices": 4}
 
@@ -24,7 +25,9 @@ def test_files_and_ids(cohort):
     folder, ids = cohort
     assert ids == ["heart-000000", "heart-000001", "heart-000002"]
     names = {f"{i}_{view}.nii.gz" for i in ids for view in VIEWS}
-    assert {p.name for p in folder.iterdir()} == names | {"labels", "truth.json", "truth.csv", "landmarks.csv"}
+    assert {p.name for p in folder.iterdir()} == names | {
+        "labels", "truth.json", "truth.csv", "landmarks.csv", "rv_insertions.csv",
+    }  # fmt: skip
     assert {p.name for p in (folder / "labels").iterdir()} == names
 
 

@@ -12,9 +12,9 @@ import pytest
 from command_line import called
 
 from cinema_fast.data.formats.nifti import read_cine
-from cinema_fast.phantom.cohort import make_study
 from cinema_fast.phantom.layouts.registry import LAYOUTS
 from cinema_fast.phantom.layouts.write_layout import write_layout
+from cinema_fast.phantom.study import make_study
 
 SEED = 7
 SMALL = {"n_frames": 4, "in_plane_mm": 4.0, "n_slices": 3}
@@ -325,11 +325,11 @@ def test_the_seed_alone_decides(written, tmp_path):
 def test_scan_again_has_the_same_heart_and_another_noise():
     quiet = make_study(5, noise_sd=0, **SMALL)
     for view in ("sax", "lax_4c"):
-        first, again = quiet.images[view][..., 2], quiet.scan_again(view, 2, 0, gain=1.0, noise_sd=0)
+        first, again = quiet.images[view][..., 2], quiet.scan_again(view, 2, 0, gain=1.0, noise_sd=0)[0]
         bright = again > 200
         ratio = first[bright] / again[bright]  # one gain for all pixels, but for rounding
         assert again.shape == first.shape and again.dtype == first.dtype and np.ptp(ratio) / ratio.mean() < 0.02
-    one, same, other = (quiet.scan_again("sax", 0, k, gain=1.5, noise_sd=8).astype(float) for k in (0, 0, 1))
+    one, same, other = (quiet.scan_again("sax", 0, k, gain=1.5, noise_sd=8)[0].astype(float) for k in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     bright = one > 300  # where the noise of a magnitude is Gaussian
     assert (one - other)[bright].std() == pytest.approx(2**0.5 * 8 * 1.5, rel=0.1)

@@ -8,10 +8,10 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from cinema_fast.common.views import VIEWS
-from cinema_fast.phantom.cohort import make_study
 from cinema_fast.phantom.heart import BeatingHeart
 from cinema_fast.phantom.patient import draw_patient
 from cinema_fast.phantom.render import HeartRenderer
+from cinema_fast.phantom.study import make_study
 
 MYO = 2
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cohort import PhantomStudy
 from ..nifti import write_view
+from ..study import PhantomStudy
 from .layout import Case, Layout, Part, Row, draw_size, relabelled, table_numbers
 
 ACDC_GROUPS = {

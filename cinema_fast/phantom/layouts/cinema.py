@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cohort import PhantomStudy
 from ..nifti import write_view
+from ..study import PhantomStudy
 from .acdc import ACDC_GROUPS
 from .layout import Case, Layout, Part, Row, draw_size, table_numbers
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..cohort import PhantomStudy
 from ..nifti import write_view
+from ..study import PhantomStudy
 from .layout import Case, Layout, Part, Row, relabelled, table_numbers
 
 _TRAINING, _TESTING = "emidec-dataset-1.0.1", "emidec-segmentation-testset-1.0.0"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cohort import PhantomStudy
+from ..study import PhantomStudy
 
 _OF_TABLES = 100  # a stream of a study's seed that `make_study` does not use
 Row = dict[str, Any]  # a line of a table, or what the data set's tables say of a study

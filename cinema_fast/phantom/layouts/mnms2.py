@@ -7,8 +7,8 @@ testing only, as published.
 import csv
 from pathlib import Path
 
-from ..cohort import PhantomStudy
 from ..nifti import write_view
+from ..study import PhantomStudy
 from .layout import Case, Layout, Part, Row, relabelled, table_numbers
 
 _DISEASES = {"LV": "dilated", "HCM": "hypertrophic", "NOR": "normal", "RV": "rv_abnormal"}

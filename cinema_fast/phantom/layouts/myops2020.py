@@ -6,8 +6,8 @@ of the sequences, scar (2221) and oedema (1220) are not there yet. All hearts ha
 
 from pathlib import Path
 
-from ..cohort import PhantomStudy
 from ..nifti import write_view
+from ..study import PhantomStudy
 from .layout import Case, Layout, Part, Row, relabelled, table_numbers
 
 _KINDS = {"train25": ("training", 101), "test20": ("test", 201)}  # part -> word in its files' names, first number
@@ -23,7 +23,7 @@ def _write_study(out: Path, case: Case, study: PhantomStudy) -> Row:
     write_view(out / case.part / f"{name}_C0.nii.gz", study, "sax", study.images["sax"][..., t])
     rng = table_numbers(study)
     for k, sequence in enumerate(("DE", "T2")):
-        image = study.scan_again("sax", t, k, gain=rng.uniform(0.8, 1.4), noise_sd=rng.uniform(4, 12))
+        image, _ = study.scan_again("sax", t, k, gain=rng.uniform(0.8, 1.4), noise_sd=rng.uniform(4, 12))
         write_view(out / case.part / f"{name}_{sequence}.nii.gz", study, "sax", image)
     if case.part == "train25":
         (out / "train25_myops_gd").mkdir(exist_ok=True)

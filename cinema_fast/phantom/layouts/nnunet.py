@@ -5,8 +5,8 @@ Methods 2021). OUT is its folder, `DatasetXXX_NAME` in nnUNet_raw. The hearts ar
 import json
 from pathlib import Path
 
-from ..cohort import PhantomStudy
 from ..nifti import write_view
+from ..study import PhantomStudy
 from .layout import Case, Layout, Part, Row, relabelled
 
 _LABELS = {"RV": 1, "MYO": 2, "LV": 3}

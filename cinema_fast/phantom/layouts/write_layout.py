@@ -8,7 +8,8 @@ from pkgutil import resolve_name
 from typing import Any
 
 from ...common.output import new_folder
-from ..cohort import TRUTH_COLUMNS, check_cohort, make_study, write_studies
+from ..cohort import TRUTH_COLUMNS, check_cohort, write_studies
+from ..study import make_study
 from .layout import Case, Layout, Row
 from .registry import LAYOUTS
 

@@ -11,7 +11,7 @@ from prepared import run
 
 from cinema_fast.data.formats.cine import CineError
 from cinema_fast.data.formats.nifti import read_cine
-from cinema_fast.phantom.cohort import make_study
+from cinema_fast.phantom.study import make_study
 
 WHY = ("the time axis is not last", "axes in the wrong order", "has one slice", "not a cine: shape (")
 IN_ORDER = ((0, 1, 2, 3), (1, 0, 2, 3))  # an image lying on its side is an image
