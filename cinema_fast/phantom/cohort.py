@@ -39,8 +39,8 @@ def write_cohort(
 
     Study i is `make_study((seed, i), **options)`, whatever `n` and `workers` are. DST gets files
     `{id}_{view}.nii.gz`: of a cine 4D int16 (X, Y, Z, T) with one slice for a long axis, of the other sequences, whose
-    views are called lge_sax or t1map_lax_4c, 3D (X, Y, Z); mm and seconds, the scanner's affine. The label maps have the
-    same names in `labels/`, uint8. The truth comes last:
+    views are called lge_sax or t1map_lax_4c, 3D (X, Y, Z); mm and seconds, the scanner's affine. The label maps have
+    the same names in `labels/`, uint8. The truth comes last:
 
     - `truth.json`: per study the disease, covariates, volumes (ml), ejection fractions (percent), myocardial mass (g),
       scar, heart rate and landmarks (voxels and mm).
@@ -90,7 +90,7 @@ def _write_cohort(
     document = {"format": "cinema-fast phantom", "seed": seed, "options": options, "studies": studies}
     (dst / "truth.json").write_text(json.dumps(document, indent=1))
     columns = ("study", *["heart"] * rescan, *TRUTH_COLUMNS)
-    rows = (truth | {"study": study, "heart": _study_id(i, 0)} for (i, _), (study, truth) in zip(scans, studies.items()))
+    rows = [truth | {"study": _study_id(*scan), "heart": _study_id(scan[0], 0)} for scan, truth in zip(scans, truths)]
     _write_lines(dst / "truth.csv", columns, ([row[name] for name in columns] for row in rows))
     _write_lines(dst / "landmarks.csv", LANDMARK_COLUMNS, (
         (study, view, t, name, *_mm(point))

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ..common.views import VIEWS
 from .scanner import STANDARD, Scanner
 from .tissue import TISSUES, Tissue
 
@@ -83,8 +84,8 @@ class Sequence:
 
 
 SEQUENCES = {
-    "cine": Sequence(("sax", "lax_2c", "lax_3c", "lax_4c"), _cine),
-    "lge": Sequence(("sax", "lax_2c", "lax_3c", "lax_4c"), _lge),
+    "cine": Sequence(VIEWS, _cine),
+    "lge": Sequence(VIEWS, _lge),
     "t1map": Sequence(("sax", "lax_4c"), value_ms=lambda tissue: tissue.t1_ms, slices=3),
     "t2map": Sequence(("sax", "lax_4c"), value_ms=lambda tissue: tissue.t2_ms, slices=3),
     "t2w": Sequence(("sax", "lax_4c"), _t2w),
