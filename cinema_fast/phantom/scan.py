@@ -62,11 +62,18 @@ class ViewGrid:
 
 
 def view_grids(
-    patient: Patient, rng: np.random.Generator, *, size: int, in_plane_mm: float, n_slices: int
+    patient: Patient,
+    rng: np.random.Generator,
+    *,
+    size: int,
+    in_plane_mm: float,
+    n_slices: int,
+    along: float = 0.0,
 ) -> dict[str, ViewGrid]:
     """Plan the four views on the patient's heart, with the variation of a radiographer.
 
-    The short-axis stack runs from base to apex and covers the ventricles and a margin whatever `n_slices` is.
+    The short-axis stack runs from base to apex and covers the ventricles and a margin whatever `n_slices` is. It is
+    moved towards the base by `along` slice distances.
     """
     septum, inferior, base = patient.axes
     length, wall = patient.heart.length_mm, patient.heart.wall_mm
@@ -88,7 +95,7 @@ def view_grids(
         if view == "sax":
             bottom, top = -wall - 4, length + 11
             thickness, slices = (top - bottom) / n_slices, n_slices
-            centre += (top - thickness / 2 - 0.62 * length) * base
+            centre += (top + (along - 0.5) * thickness - 0.62 * length) * base
         else:
             thickness, slices = _LAX_THICKNESS_MM, 1
         corner = centre - (size - 1) / 2 * in_plane_mm * (u + v)

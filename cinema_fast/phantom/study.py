@@ -280,9 +280,10 @@ def make_study(
     patient = draw_patient(np.random.default_rng(who), disease)
     heart = BeatingHeart(patient.heart)
     injury = Injury(heart, patient.injury) if patient.injury else None
-    grids = view_grids(
-        patient, np.random.default_rng(plan), size=size, in_plane_mm=in_plane_mm, n_slices=n_slices
-    )
+    plan = np.random.default_rng(plan)
+    # The first scan's slices lie alike in all hearts, as in earlier versions.
+    along = plan.uniform(-0.4, 0.4) if scan else 0.0
+    grids = view_grids(patient, plan, size=size, in_plane_mm=in_plane_mm, n_slices=n_slices, along=along)
     renderer = HeartRenderer(heart, np.random.default_rng(inside), injury)
     acquire = Acquisition(patient, renderer, Thorax(np.random.default_rng(body), bmi=patient.bmi), style)
     shifts = _breath_holds(np.random.default_rng(breath), n_slices, jitter_mm)
