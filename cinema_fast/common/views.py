@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 
 VIEWS = ("sax", "lax_2c", "lax_3c", "lax_4c")
 PHASES = ("ed", "es")  # names of the frames of end-diastole and end-systole
@@ -13,6 +14,7 @@ def views_in_order(views: Iterable[str]) -> list[str]:
     return sorted(views, key=lambda view: (VIEWS.index(view) if view in VIEWS else len(VIEWS), view))
 
 
+@lru_cache(maxsize=1024)
 def plane_of(view: str) -> str | None:
     """The view of VIEWS whose image plane a view shows, by its name: `sax` of lge_sax; None where it names none."""
     return next((plane for plane in VIEWS if re.search(rf"(^|_){plane}(_|$)", view)), None)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -151,7 +152,11 @@ class Landmarks(Task):
         check_landmarks(config.table, points, {s: cines.views(s) for s in cines.ids}, cines.ids, cines.path)
         every = [(study, view) for study in cines.ids for view in points.get(study, {}) if view in cines.views(study)]
         found = dict.fromkeys(view for _, view in every)
-        views = tuple(view for view in config.views or found if view in found)
+        stacks = {view for study, view in every if len(cines.info(study, view).shape) != 3}
+        single = [view for view in found if view not in stacks]
+        if stacks and single and not config.views:
+            print(f"{config.table}: landmarks of stacks are left out: {', '.join(sorted(stacks))}", file=sys.stderr)
+        views = tuple(view for view in config.views or single or found if view in found)
         missing = [view for view in config.views if view not in found]
         if missing or not found:
             which = missing[0] if missing else "any view"
@@ -164,7 +169,8 @@ class Landmarks(Task):
         for study, view in chosen:
             info = cines.info(study, view)
             if len(info.shape) != 3:
-                raise ValueError(f"{config.table}: landmarks are of long-axis views, and {view} of {study} is a stack")
+                raise ValueError(f"{config.table}: landmarks are of long-axis views, and {view} of {study} is a stack: "
+                                 "name long-axis views by --views")
             if (last := max(points[study][view])) >= info.shape[0]:
                 raise ValueError(f"{config.table}: frame {last} of {view} of {study}, which has {info.shape[0]} "
                                  "frames, counted from 0")

@@ -224,11 +224,27 @@ def test_classes_that_training_lacks_can_be_left_out(discs, tmp_path):
         finetune(discs.config(tmp_path / "none", "classification", **common))
 
 
+def test_landmarks_of_stacks_are_left_out(discs, tmp_path, capfd):
+    """Points in a short-axis stack, such as the insertions of the right ventricle, change no run on long axes."""
+    both = write_points(tmp_path / "both.csv", views=("lax_4c", "sax"))
+    both.write_text("".join(
+        line.replace("middle", "RV_insertion_anterior").replace("tip", "RV_insertion_inferior") if ",sax," in line
+        else line for line in both.read_text().splitlines(keepends=True)))  # fmt: skip
+    tasks = []
+    for name, options in (("lax", {}), ("both", {"table": both}), ("named", {"table": both, "views": ("lax_4c",)})):
+        finetune(discs.config(tmp_path / name, "landmarks", steps=1, validate_every=1, **options))
+        tasks.append(load_run(tmp_path / name, device="cpu").task)
+        assert ("both.csv: landmarks of stacks are left out: sax" in capfd.readouterr().err) == (name == "both")
+    assert tasks[0] == tasks[1] == tasks[2] and tasks[0].names == ("middle", "tip")
+
+
 def test_landmarks(refused, tmp_path):
     file = tmp_path / "some.csv"
     refused(r"--table \S+none\.csv: No such file", "landmarks", table=tmp_path / "none.csv")
-    refused(r"landmarks are of long-axis views, and sax of s00 is a stack", "landmarks",
-            table=write_points(file, views=("sax",)))  # fmt: skip
+    refused(r"landmarks are of long-axis views, and sax of s00 is a stack: name long-axis views by --views",
+            "landmarks", table=write_points(file, views=("sax",)))  # fmt: skip
+    refused(r"landmarks are of long-axis views, and sax of s00 is a stack", "landmarks", views=("sax",),
+            table=write_points(file, views=("lax_4c", "sax")))  # fmt: skip
     refused(r"frame 9 of lax_4c of s00, which has 4 frames", "landmarks", table=write_points(file, frames=(1, 9)))
     refused(r"some\.csv: no landmarks of lax_2c of a study of", "landmarks", table=file, views=("lax_2c",))
     file.write_text(f"{HEAD}\nx1,lax_4c,0,apex,1,2,3\n")

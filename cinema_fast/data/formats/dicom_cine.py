@@ -24,7 +24,9 @@ from .dicom_slices import CLOCKS, LONG_STEP, Image, affine_of, by_place, check_p
 MAX_UNFILLED = 0.1
 
 
-def read_dicom_cine(paths: Sequence[Path], *, stack: bool | None, ragged: str = REFUSE) -> Cine:
+def read_dicom_cine(
+    paths: Sequence[Path], *, stack: bool | None, ragged: str = REFUSE, single: bool = False
+) -> Cine:  # fmt: skip
     """Read and check one view of one study.
 
     Args:
@@ -32,6 +34,7 @@ def read_dicom_cine(paths: Sequence[Path], *, stack: bool | None, ragged: str = 
             ragged stack the order tells which of repeated slices is the last one.
         stack: whether the view is a stack of slices (SAX) or a single slice (LAX); None: either.
         ragged: what to do where slices differ, are repeated, or miss a frame: a rule of `dicom_ragged.py`.
+        single: whether the view is a single volume, one image of each slice, rather than a cine.
 
     Raises:
         CineError: a file that is malformed, truncated or without a decoder; images of differing size, orientation or
@@ -54,8 +57,10 @@ def read_dicom_cine(paths: Sequence[Path], *, stack: bool | None, ragged: str = 
     else:
         slices, remarks = longest_run(images, stack=stack, fill=ragged == LONGEST_RUN_FILLED)
     first = slices[0][0]
-    slices, remark = _by_time(slices)
-    if len(slices[0]) < 2:
+    slices, remark = (slices, "") if single else _by_time(slices)
+    if single and len(slices[0]) > 1:
+        raise CineError(first.path, f"not a single volume: {len(slices[0])} images of each of {len(slices)} slices")
+    if not single and len(slices[0]) < 2:
         raise IncompleteCine(first.path, f"not a cine: one image of each of {len(slices)} slices, expected 2 frames or "
                                          f"more")
     affine = affine_of(slices)
@@ -63,7 +68,8 @@ def read_dicom_cine(paths: Sequence[Path], *, stack: bool | None, ragged: str = 
     volumes = tuple(_volume([images[t] for images in slices], affine, digests[0]) for t in range(len(slices[0])))
     shape = (*first.pixels.shape[::-1], len(slices))
     remark = "; ".join([*remarks, *([remark] if remark else [])])
-    cine = Cine(volumes, shape, len(volumes), affine, _frame_time(slices), joined_sha256(digests), remark=remark)
+    frame_time_ms = None if single else _frame_time(slices)
+    cine = Cine(volumes, shape, len(volumes), affine, frame_time_ms, joined_sha256(digests), remark=remark)
     check_cine(cine, first.path, stack=stack)
     return cine
 

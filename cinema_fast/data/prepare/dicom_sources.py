@@ -3,9 +3,10 @@
 Headers count, not names or folders: StudyInstanceUID gives the study, SeriesInstanceUID the series, and the series
 description the view (`view_rules.py`). Only where a header names no series, its folder is the series, and gives the
 description if the header has none. A file that names no study is refused: names of patients, such as ANON, and folders
-may be those of several people. Only magnitude images are used. A study is named after the patient's ID and a
-digest of its UID, in letters, digits, - and _, so that no header can name a path outside the store. A study with
-several patients is refused.
+may be those of several people. Only magnitude images are used. A series with one image of each plane is no cine: it is
+used as a single volume where the name of its view says another sequence, such as lge_sax. A study is named after the
+patient's ID and a digest of its UID, in letters, digits, - and _, so that no header can name a path outside the store.
+A study with several patients is refused.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 
 from ...common.pool import available_cores, run_in_processes
 from ...common.progress import progress_bar
+from ...common.sequences import sequence_of
 from ...common.views import is_stack
 from ..formats.cine import CineError
 from ..formats.dicom_cine import read_dicom_cine
@@ -276,7 +278,8 @@ def _sort_study(src: Path, study: str, files: list[File], rules: ViewRules, sour
             kept = [file for series in found for file in series.files]
         paths = [file.path for file in kept]  # in the order of the series
         sources.studies.setdefault(study, {})[view] = Source(
-            tuple(sorted(paths) if rules.ragged == REFUSE else paths), view, format="dicom", ragged=rules.ragged)
+            tuple(sorted(paths) if rules.ragged == REFUSE else paths), view, format="dicom", ragged=rules.ragged,
+            channels=(view,) if all(map(_is_single, found)) else ())  # fmt: skip
 
 
 def _view(series: Series, rules: ViewRules) -> tuple[str | None, str]:
@@ -284,13 +287,27 @@ def _view(series: Series, rules: ViewRules) -> tuple[str | None, str]:
     if "" not in excluded:
         return None, min(excluded)
     view, reason = rules.view_of(series.description, series.protocol)
-    images = Counter()
-    for file in series.files:
-        for normal, along, n in file.places:
-            images[normal, round(along)] += n
-    if view and images and max(images.values()) < 2:
+    images = _images_of_planes(series)
+    if view and _is_single(series) and sequence_of(view) in (None, "cine"):
         return None, f"not a cine: one image of each of {len(images)} planes"
     return view, reason
+
+
+def _is_single(series: Series) -> bool:
+    """Whether it has one image of each plane; False where headers do not say."""
+    return max(_images_of_planes(series), default=0) == 1
+
+
+def _images_of_planes(series: Series) -> list[int]:
+    """The number of images of each plane that the headers of a series name."""
+    counts: list[int] = []
+    before = None
+    for place in sorted(place for file in series.files for place in file.places):
+        if before is None or place[0] != before[0] or place[1] - before[1] > SAME_PLACE_MM:
+            counts.append(0)
+        counts[-1] += place[2]
+        before = place
+    return counts
 
 
 def _repeated(found: list[Series], *, stack: bool) -> list[Series]:
@@ -333,6 +350,8 @@ def _find(config: PrepareConfig, progress: bool) -> Sources:
 DICOM = SourceFormat(
     holds=lambda config: config.src.is_dir() and holds_dicom(config.src),
     find=_find,
-    read=lambda source, stack: read_dicom_cine(source.files, stack=stack, ragged=source.ragged),
+    read=lambda source, stack: read_dicom_cine(
+        source.files, stack=stack, ragged=source.ragged, single=bool(source.channels)
+    ),
     contained=True,  # decoders of compressed DICOM are compiled libraries, which may crash
 )

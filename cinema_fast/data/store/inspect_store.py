@@ -1,28 +1,25 @@
-"""Summarises a cine store: a page of numbers, a contact sheet of its studies, and one of them moving."""
+"""Shows a cine store: a page of numbers, a contact sheet of its studies, and one of them moving."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ...common.atomic import whole_file
-from ...common.naming import count_studies, counted
+from ...common.naming import count_studies
 from ...common.output import folder_for
-from ...common.parsed_file import parse_json
-from ...common.regular_file import read_regular
 from ...common.views import views_in_order
-from .orientation import orientation_of
-from .store import CineInfo, CineStore
+from .describe_store import describe, labelled_studies
+from .store import CineStore
 
 TILE = 192  # pixels of an image in a picture, at most, on its longer side
 LINE, GAP = 14, 4  # pixels of a line of text, and between images
 MAX_TITLE = 360  # a study's name widens a sheet of narrow images up to so many pixels
 COLOURS = ((0, 114, 255), (0, 220, 90), (255, 60, 60), (255, 200, 0), (220, 80, 255), (0, 220, 220))  # of classes
-MAX_STUDIES, MAX_GIF_FRAMES, LISTED = 12, 60, 5
+MAX_STUDIES, MAX_GIF_FRAMES = 12, 60
 
 
 def inspect_store(path: Path | str, out: Path | None = None) -> str:
@@ -46,84 +43,9 @@ def _draw(store: CineStore, out: Path) -> str:
     first, *others = moving_study(store, study)
     with whole_file(out / "study.gif") as file:
         first.save(file, save_all=True, append_images=others, duration=_gif_step(store, study), loop=0)
-    outlines = ", labels outlined at the first frame that has them" if _labelled(store) else ""
+    outlines = ", labels outlined at the first frame that has them" if labelled_studies(store) else ""
     return (f"{out / 'contact_sheet.png'}: {count_studies(len(shown))} at their first frame, SAX in its middle slice"
             f"{outlines}\n{out / 'study.gif'}: {study}")
-
-
-def describe(store: CineStore) -> str:
-    """Studies, views, sizes, times, bytes, motion maps, labels and failures of a store, one line each."""
-    views = {study: store.views(study) for study in store.ids}
-    infos: dict[str, list[CineInfo]] = {}
-    for study, names in views.items():
-        for view in names:
-            infos.setdefault(view, []).append(store.info(study, view))
-    every = [info for one in infos.values() for info in one]
-    n_bytes = sum(Path(path).stat().st_size for info in every for path, _ in info.files)
-    lines = [f"{store.path}: {count_studies(len(views))}, {counted(len(every), 'cine')}, "
-             f"{counted(sum(info.shape[0] for info in every), 'frame')}, {n_bytes / 1e6:.1f} MB"]
-    for names, n in Counter(views.values()).most_common():
-        lines.append(f"  {count_studies(n)} {'has' if n == 1 else 'have'} {', '.join(names)}")
-    how = {"patient": "the same in every study",
-           "stored": "as in the source files (may differ between studies; prepare --overwrite aligns them)"}
-    lines.append(f"  axes: {how[orientation_of(store.prepare)]}")
-    if labelled := _labelled(store):
-        lines.append(f"  {count_studies(labelled)} with labels")
-    for view in views_in_order(infos):
-        lines += [f"{view}: {counted(len(infos[view]), 'cine')}", *_describe_view(infos[view])]
-    return "\n".join([*lines, *_failures(store.path)])
-
-
-def _labelled(store: CineStore) -> int:
-    """Number of studies with a labelled view."""
-    return sum(any(store.info(study, view).labels for view in store.views(study)) for study in store.ids)
-
-
-def _describe_view(infos: list[CineInfo]) -> list[str]:
-    times = [info.frame_time_ms for info in infos if info.frame_time_ms is not None]
-    unknown = f", {len(infos) - len(times)} unknown" if len(times) < len(infos) else ""
-    maps = [info.motion.max_px for info in infos if info.motion]
-    motion = f", up to {_range(maps)} pixels a frame" if maps else ""
-    labelled = [len(info.labels.frames) for info in infos if info.labels]
-    which = f"{len(labelled)} of {counted(len(infos), 'cine')}"
-    labels = [f"  labels of {which}, {_range(labelled)} frames each"] if labelled else []
-    if known := sum(info.phases is not None for info in infos):
-        labels.append(f"  ED and ES known in {known} of {counted(len(infos), 'cine')}")
-    channels = Counter(", ".join(info.channels) for info in infos if info.channels)
-    cines = [info for info in infos if not info.channels]
-    images = [f"  single volumes, no cine: {names} ({n})" for names, n in channels.items()]
-    images += [f"  frames {_range([info.shape[0] for info in cines])}"] if cines else []
-    return [
-        f"  size {_common(' x '.join(map(str, info.shape[1:])) for info in infos)}",
-        f"  spacing {_common(' x '.join(f'{mm:g}' for mm in info.spacing_mm) for info in infos)} mm",
-        *images,
-        f"  ms from frame to frame {_range(times) if times else 'unknown'}{unknown if times else ''}",
-        f"  motion maps {len(maps)} of {len(infos)}{motion}",
-        *labels,
-    ]
-
-
-def _common(values: Iterable[str]) -> str:
-    counts = Counter(values).most_common()
-    shown = ", ".join(value if len(counts) == 1 else f"{value} ({n})" for value, n in counts[:LISTED])
-    return shown + (f" and {len(counts) - LISTED} others" if len(counts) > LISTED else "")
-
-
-def _range(values: list[float]) -> str:
-    low, middle, high = np.percentile(values, (0, 50, 100))
-    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g} (median {middle:.4g})"
-
-
-def _failures(path: Path) -> list[str]:
-    try:
-        failures = [parse_json(line) for line in read_regular(path / "failures.jsonl").decode().splitlines()]
-        lines = [f"  {failure['file']}: {failure['reason']}" for failure in failures[:LISTED]]
-    except FileNotFoundError:
-        return ["failures: no failures.jsonl"]
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        return [f"failures: failures.jsonl cannot be read ({err})"]
-    more = [f"  and {len(failures) - LISTED} more in failures.jsonl"] if len(failures) > LISTED else []
-    return [f"failures when it was prepared: {len(failures)}", *lines, *more]
 
 
 def contact_sheet(store: CineStore, studies: list[str]):

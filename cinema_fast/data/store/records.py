@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ...common.parsed_file import read_json
+from ...common.sequences import sequences_of
+from ...common.views import plane_of
 
 
 class StoreError(ValueError):
@@ -56,6 +58,26 @@ class CineInfo(NamedTuple):
     labels: LabelInfo | None = None
     phases: tuple[int, int] | None = None
     channels: tuple[str, ...] = ()
+
+    @property
+    def view(self) -> str:
+        """The view's name."""
+        return self.path.rpartition("/")[2].removesuffix(".npy")
+
+    @property
+    def plane(self) -> str | None:
+        """The view of VIEWS whose image plane this one shows, by its name; None where that names none."""
+        return plane_of(self.view)
+
+    @property
+    def sequences(self) -> tuple[str | None, ...]:
+        """The sequence, one of SEQUENCES or None where unknown, of each channel, or of all frames, (one,): by the names
+        of channels and view (`sequences_of`)."""
+        return sequences_of(self.view, self.channels)
+
+    def sequence(self, t: int) -> str | None:
+        """The sequence of frame or channel `t`; None where it is unknown."""
+        return self.sequences[t if self.channels else 0]
 
     @property
     def paths(self) -> tuple[str, str | None, str | None]:

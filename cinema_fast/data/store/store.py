@@ -20,6 +20,9 @@ A record of the index holds, per study and view:
 - for a view that is no cine, `channels`: the names of its images, single volumes on one grid that lie along T. Their
   label map is that of frame 0.
 
+The sequence and the image plane are not recorded: the names of view and channels say them (`CineInfo.sequences`,
+`plane`), also in older stores. So a reader of a data set names its channels after their sequences.
+
 It has 0.4 kB a view, 0.5 with a motion or label map, so that a store of 70,000 studies opens in seconds. The record in
 study.json holds more: `window` (raw intensities that became 0 and 255), `affine` (stored voxel index -> scanner mm,
 RAS+), `centred_on`, `prepare` (the options), `arrangement` (the file's axis that each axis was taken from,

@@ -172,7 +172,7 @@ def test_emidec(tmp_path):
     report = run(root, tmp_path / "store", **SIZE)
     assert not report.failures
     store = CineStore(tmp_path / "store")
-    assert store.info("P002", "sax").channels == ("LGE",)
+    assert store.info("P002", "sax").channels == ("LGE",) and store.info("P002", "sax").sequences == ("lge",)
     np.testing.assert_array_equal(store.read_labels("P002", "sax", 0), drawn(SHAPE, (4, 5, 2, 3)))
     stored = store.read_frame("P002", "sax", 0)
     np.testing.assert_array_equal(stored, stored_as(volumes["P002"], store, "P002", "sax", 0))
@@ -201,6 +201,7 @@ def test_myops2020(tmp_path):
     }
     store = CineStore(tmp_path / "store")
     assert store.info("101", "sax").channels == ("C0", "DE", "T2")
+    assert store.info("101", "sax").sequences == ("cine", "lge", "t2w")
     np.testing.assert_array_equal(store.read_labels("101", "sax", 0), drawn(SHAPE, (1, 2, 6, 4, 3)))
     for t in range(3):
         stored = store.read_frame("201", "sax", t)

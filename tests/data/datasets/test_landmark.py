@@ -81,6 +81,8 @@ def test_prepare(raw, tmp_path):
     # in four-chamber views the other direction is kept: y is 119 - 60 and 119 - 20
     assert [point.tolist() for point in landmarks["0001"]["lax_4c"][0].values()] == [
         [10, 14, 0], [25, 14, 0], [17, 24, 0]]  # fmt: skip
+    one = store.info("0001", "lax_4c")  # a single frame of a cine
+    assert (one.shape[0], one.sequence(0), one.plane) == (1, "cine", "lax_4c")
     for study, view, t in (("0001", "lax_2c", 0), ("0001", "lax_2c", 1), ("0002", "lax_2c", 0), ("0001", "lax_4c", 0)):
         frame = store.read_frame(study, view, t).astype(float)
         bright = np.argwhere(frame > 0.8 * frame.max()).mean(0)

@@ -45,6 +45,7 @@ def test_version_2(tmp_path):
     assert not report.failures
     store = CineStore(tmp_path / "store")
     assert store.info("h1", "sax").channels == ("bSSFP", "LGE")
+    assert store.info("h1", "sax").sequences == ("cine", "lge")
     np.testing.assert_array_equal(store.read_labels("h3", "sax", 0), drawn(SHAPE, (1, 2, 7, 3)))
     for t, image in enumerate(images["h2"]):
         low, high = store.info("h2", "sax").window[t]

@@ -15,6 +15,7 @@ from cinema_fast.data.datasets.acdc import validation_of as acdc_validation
 from cinema_fast.data.datasets.emidec import split_of as emidec_split
 from cinema_fast.data.datasets.myops2020 import validation_of as myops_validation
 from cinema_fast.data.prepare.prepare import PrepareConfig, prepare
+from cinema_fast.data.store.describe_store import describe
 from cinema_fast.data.store.store import CineStore, StoreError
 
 T = 6
@@ -136,6 +137,35 @@ def test_every_part_is_prepared_without_a_failure(dataset):
     }[name]  # fmt: skip
     assert set(CineStore(store).ids) == expected == set(table(store / "table.csv")) == set(parts(store))
     assert prepared(name, root, store).unchanged == len(expected)
+
+
+def test_sequences_and_planes(dataset):
+    name, _, path, _ = dataset
+    store = CineStore(path)
+    expected = {
+        "emidec": {("sax", "sax"): ("lge",)}, "myops2020": {("sax", "sax"): ("cine", "lge", "t2w")},
+        "mnms2": {("sax", "sax"): ("cine",), ("lax_4c", "lax_4c"): ("cine",)},
+    }.get(name, {("sax", "sax"): ("cine",)})  # fmt: skip
+    infos = {view: store.info(study, view) for study in store.ids for view in store.views(study)}
+    assert {(view, info.plane): info.sequences for view, info in infos.items()} == expected
+    said = {"emidec": "7 single volumes, LGE", "myops2020": "4 sets of channels, cine + LGE + T2w"}
+    text = describe(store)
+    assert f"\nsax: {said.get(name, f'{len(store.ids)} cines')}, SAX\n" in text
+    shapes = [store.info(study, "sax").shape for study in store.ids]
+    planes = sum(shape[3] for shape in shapes)
+    assert {"emidec": f"  2D images: {planes} LGE in SAX\n", "mnms2": f"{2 * planes} cine in SAX, 6 cine in LAX 4C\n",
+            "myops2020": f"  2D images: {planes} cine in SAX, {planes} LGE in SAX, {planes} T2w in SAX\n",
+            }.get(name, f"  2D images: {T * planes} cine in SAX\n") in text  # fmt: skip
+    if name == "emidec":
+        assert "  labels of 6 of 7 volumes: MYO, LV, scar, no-reflow\n" in text
+
+
+def test_a_frame_alone_is_one_of_a_cine(tmp_path):
+    root = mnms2(tmp_path)
+    (root / "MnM2/dataset/001/001_LA_ES.nii.gz").unlink()
+    prepared("mnms2", root, root / "store")
+    info = CineStore(root / "store").info("001", "lax_4c")
+    assert (info.shape[0], info.sequence(0)) == (1, "cine")
 
 
 def test_labels_are_those_of_this_project(dataset):

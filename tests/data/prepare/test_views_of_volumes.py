@@ -114,6 +114,17 @@ def test_stacks_have_any_name(src, tmp_path):
     assert report.prepared == 1 and len(CineStore(tmp_path / "store").info("c", "lge").shape) == 3
 
 
+def test_the_longest_spelling_that_fits_is_the_view(src, tmp_path):
+    """`lge_sax` beside `sax`: both end alike."""
+    for study in ("a", "b"):
+        write(src / f"{study}_lge_sax.nii.gz", frames(T, 7)[..., 0])
+    report = run(src, tmp_path / "store", aliases=("lge_sax=lge_sax",), single=("lge_sax",))
+    store = CineStore(tmp_path / "store")
+    assert report.failures == [] and {study: store.views(study) for study in store.ids} == dict.fromkeys(
+        "ab", ("sax", "lge_sax"))  # fmt: skip
+    assert store.info("a", "lge_sax").sequences == ("lge",) and store.info("a", "lge_sax").plane == "sax"
+
+
 def test_spacing_as_scanned(src, tmp_path):
     run(src, tmp_path / "store", sax_spacing=(0.0, 0.0, 10.0))
     info = CineStore(tmp_path / "store").info("a", "sax")

@@ -33,7 +33,8 @@ def test_numbers(store):
     n_bytes = sum(path.stat().st_size for path in (store / "studies").rglob("*.npy"))
     assert lines[:3] == [f"{store}: 3 studies, 7 cines, 30 frames, {n_bytes / 1e6:.1f} MB",
                          "  2 studies have sax, lax_2c, lax_4c", "  1 study has sax"]
-    at = lines.index("sax: 3 cines")
+    assert "  2D images: 56 cine in SAX, 8 cine in LAX 2C, 8 cine in LAX 4C" in lines  # SAX of 4, 4 and 6 frames
+    at = lines.index("sax: 3 cines, SAX")
     assert lines[at + 1 : at + 5] == ["  size 32 x 32 x 4", "  spacing 1 x 1 x 10 mm", "  frames 4 to 6 (median 4)",
                                       "  ms from frame to frame 30"]
     assert lines[at + 5].startswith("  motion maps 3 of 3, up to ")
