@@ -28,6 +28,7 @@ from ..data.prepare.sources import (
     Sources,
     add_phases,
     compile_pattern,
+    is_volume,
     parse_aliases,
     series_lines,
     unmatched_line,
@@ -271,7 +272,7 @@ def _one_file(config: PredictConfig) -> Sources:
         frames = (group["frame"],) if group.get("frame") else ()
     if study in NO_STUDY:
         raise ValueError(f"{config.src}: a study cannot have the name {study!r}")
-    channels = (view,) if view in config.single else ()
+    channels = (view,) if view in config.single or is_volume(view, config.src) else ()
     return Sources({study: {view: Source((config.src,), view, frames, channels=channels)}})
 
 

@@ -197,6 +197,17 @@ def read_nifti(path: Path | str) -> Volume:
     return Volume(pixels, *geometry, hashed.sha256.hexdigest(), *about)
 
 
+def is_series(path: Path) -> bool:
+    """Whether the header of a file has several frames, (X, Y, Z, T); False where it cannot be read."""
+    import nibabel as nib
+
+    try:
+        shape = nib.load(path).shape
+    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError):
+        return False
+    return len(shape) > 3 and shape[3] > 1
+
+
 def read_cine(paths: Path | str | Sequence[Path], *, stack: bool | None) -> Cine:
     """Read and check one view of one study.
 

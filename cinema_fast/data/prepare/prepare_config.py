@@ -46,9 +46,11 @@ class PrepareConfig:
     pattern: str = "{id}_{view}.nii.gz"
     # spelling of views in file names, each as VIEW=SPELLING: lax_2c=Se8_2ch sax=sax_4d_6slices. Views other than sax,
     # lax_2c, lax_3c and lax_4c may be named too; a name that holds one of these as a word, such as lge_sax, is a stack
-    # or a single slice as that one is; the word lge, t1map, t2map, t2w or t1w in it is the sequence of its images
+    # or a single slice as that one is; the word lge, t1map, t2map, t2w or t1w in it is the sequence of its images.
+    # lge_sax, t1map_lax_4c and the like are known without an alias
     aliases: tuple[str, ...] = ()
-    # views whose files are single 3D volumes (X, Y, Z), not cines, such as lge_sax: each becomes a view of one frame
+    # views whose files are single 3D volumes (X, Y, Z), not cines: each becomes a view of one frame. 3D files of views
+    # whose names say another sequence, such as lge_sax, always do
     single: tuple[str, ...] = ()
     # views made of several single volumes on one grid, read together as channels: VIEW=SPELLING+SPELLING, for instance
     # sax=C0+DE+T2

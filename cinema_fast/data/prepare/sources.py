@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...common.naming import counted, named
+from ...common.sequences import SEQUENCES, sequence_of
 from ...common.tables import check_matches, read_table
 from ...common.views import VIEWS
 from ..formats.cine import Cine
 from ..formats.dicom_ragged import REFUSE
-from ..formats.nifti import read_cine
+from ..formats.nifti import is_series, read_cine
 from .source_format import SourceFormat
 
 if TYPE_CHECKING:
     from .prepare_config import PrepareConfig
 
+VOLUMES = tuple(f"{sequence}_{plane}" for sequence in SEQUENCES if sequence != "cine" for plane in VIEWS)
 NO_STUDY = ("", ".", "..")  # names that a study cannot have
 
 
@@ -110,12 +112,12 @@ def unmatched_line(names: list[str]) -> str:
 
 
 def parse_aliases(aliases: tuple[str, ...]) -> dict[str, str]:
-    """{spelling in file names: view}; a view's own name is always accepted.
+    """{spelling in file names: view}; a view's own name is always accepted, with that of a sequence before it too.
 
     Raises:
         ValueError: an alias that is not VIEW=SPELLING.
     """
-    spellings = {view: view for view in VIEWS}
+    spellings = {view: view for view in (*VIEWS, *VOLUMES)}
     for alias in aliases:
         view, equals, spelling = alias.partition("=")
         if not equals or not re.fullmatch(r"[a-z][a-z0-9_]*", view) or not spelling or "/" in spelling:
@@ -123,6 +125,12 @@ def parse_aliases(aliases: tuple[str, ...]) -> dict[str, str]:
                              f"(views: {', '.join(VIEWS)} or another name of a-z, 0-9 and _)")
         spellings[spelling] = view
     return spellings
+
+
+def is_volume(view: str, path: Path) -> bool:
+    """Whether a NIfTI file is a single volume without --single: its view's name says another sequence than a cine, and
+    it has one frame."""
+    return sequence_of(view) not in (None, "cine") and not is_series(path)
 
 
 def compile_pattern(pattern: str, spellings: dict[str, str]) -> re.Pattern[str]:
@@ -175,7 +183,7 @@ def find_sources(
         spellings |= dict.fromkeys(names, view)
     for view in single:
         if view not in spellings.values():
-            views = ", ".join(dict.fromkeys(spellings.values()))
+            views = ", ".join(view for view in dict.fromkeys(spellings.values()) if view not in VOLUMES)
             raise ValueError(f"--single {view}: no such view; expected one of {views} (--aliases names others)")
     regex = compile_pattern(pattern, spellings)
     found: dict[tuple[str, str], list[tuple[str, str, Path]]] = {}
@@ -204,7 +212,7 @@ def find_sources(
         elif len(set(frames)) < len(frames) or len(set(names)) > 1:
             files = ", ".join(path.relative_to(src).as_posix() for path in paths)
             sources.refused.append(Refusal(study, view, files, f"more than one file for {view} of {study!r}"))
-        elif view in single:
+        elif view in single or (not frames[0] and is_volume(view, paths[0])):
             sources.studies.setdefault(study, {})[view] = Source(paths, names[0], channels=(names[0],))
         else:
             frames = frames if frames[0] else ()

@@ -94,9 +94,9 @@ def test_missing_and_unlike_channels(src, tmp_path):
     for wrong in ("C0", "sax=", "sax=C0+C0", "SAX=C0+DE"):
         with pytest.raises(ValueError, match=r"--channels .*: expected VIEW=SPELLING"):
             run(src, tmp_path / "none", channels=(wrong,))
-    with pytest.raises(ValueError, match="--single lge: no such view"):
-        run(src, tmp_path / "none", single=("lge",))
-    report = run(src, tmp_path / "cine", aliases=("lge=DE",))
+    with pytest.raises(ValueError, match="--single odd: no such view; expected one of sax, lax_2c, lax_3c, lax_4c "):
+        run(src, tmp_path / "none", single=("odd",))
+    report = run(src, tmp_path / "cine", aliases=("odd=DE",))
     assert "not a cine: shape (24, 22, 4), expected (X, Y, Z, T) with at least 2 frames; for a view of single 3D" in (
         str(report))  # fmt: skip
 
@@ -114,15 +114,23 @@ def test_stacks_have_any_name(src, tmp_path):
     assert report.prepared == 1 and len(CineStore(tmp_path / "store").info("c", "lge").shape) == 3
 
 
-def test_the_longest_spelling_that_fits_is_the_view(src, tmp_path):
-    """`lge_sax` beside `sax`: both end alike."""
+def test_views_of_sequences_are_known_by_their_names(src, tmp_path):
+    """`lge_sax` beside `sax`: both end alike. One with several frames is a series over time, which is no cine."""
     for study in ("a", "b"):
         write(src / f"{study}_lge_sax.nii.gz", frames(T, 7)[..., 0])
-    report = run(src, tmp_path / "store", aliases=("lge_sax=lge_sax",), single=("lge_sax",))
+        write(src / f"{study}_t1map_lax_4c.nii.gz", frames(T, 8, (24, 22, 1)))
+    write(src / "c_t2w_sax.nii.gz", frames(T, 9)[..., :1])
+    (src / "d_t2w_sax.nii.gz").write_bytes(b"no image")
+    report = run(src, tmp_path / "store")
     store = CineStore(tmp_path / "store")
-    assert report.failures == [] and {study: store.views(study) for study in store.ids} == dict.fromkeys(
-        "ab", ("sax", "lge_sax"))  # fmt: skip
-    assert store.info("a", "lge_sax").sequences == ("lge",) and store.info("a", "lge_sax").plane == "sax"
+    assert [(failure.study, failure.view) for failure in report.failures] == [("d", "t2w_sax")]
+    of_two = ("sax", "lge_sax", "t1map_lax_4c")
+    assert {study: store.views(study) for study in store.ids} == {"a": of_two, "b": of_two, "c": ("t2w_sax",)}
+    infos = [store.info("a", view) for view in of_two] + [store.info("c", "t2w_sax")]
+    assert [(info.sequences, info.plane, info.channels, info.shape[0]) for info in infos] == [
+        (("cine",), "sax", (), T), (("lge",), "sax", ("lge_sax",), 1), (("t1map",), "lax_4c", (), T),
+        (("t2w",), "sax", ("t2w_sax",), 1),
+    ]  # fmt: skip
 
 
 def test_spacing_as_scanned(src, tmp_path):
