@@ -54,11 +54,10 @@ def fit_to_store(
         near = view_like(view, len(stored[view]), axes_of)
         if near is None or view not in (views if named is None else named):
             others = " ".join(v for v in base.views if v in stored)
-            name_it = f", or on this one by naming it: --views {view}" * (near is not None)
-            raise ValueError(
-                f"preset {preset!r} has no view {view!r}, which {store.path} holds; train on others with --views "
-                f"{others}{name_it}"
-            )
+            cures = [f"on others with --views {others}"] * bool(others)
+            cures += [f"on this one by naming it: --views {view}"] * (near is not None)
+            cure = f"train {', or '.join(cures)}" if cures else f"its views are {', '.join(base.views)}"
+            raise ValueError(f"preset {preset!r} has no view {view!r}, which {store.path} holds; {cure}")
         like[view] = near
     shown = tuple(view for view in like if view in wanted)
     image_size = {}

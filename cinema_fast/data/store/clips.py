@@ -27,8 +27,8 @@ class ClipStore:
     """A cine store whose studies have one view, `clip`, with a plane for each slice and each long-axis view.
 
     Every stored slice is an image of the scan (stacks are padded only when they are loaded), so each is a plane. A cine
-    of fewer than `min_frames` frames shows no cycle and gives no plane, nor does a view of channels, which is no cine.
-    If a cine has fewer frames than a clip, frames are repeated.
+    of fewer than `min_frames` frames shows no cycle and gives no plane, nor does a view of channels or of another
+    sequence. If a cine has fewer frames than a clip, frames are repeated.
 
     Args:
         store: the store of the frames.
@@ -45,7 +45,8 @@ class ClipStore:
         self._short: dict[str, dict[str, int]] = {}  # {study: {view: number of frames, too few}}
         for study in store.ids:
             infos = {view: store.info(study, view) for view in store.views(study) if not views or view in views}
-            shapes = {view: info.shape for view, info in infos.items() if not info.channels}
+            shapes = {view: info.shape for view, info in infos.items()
+                      if not info.channels and info.sequence(0) == "cine"}  # fmt: skip
             self._planes[study] = tuple(
                 Plane(view, at)
                 for view, shape in shapes.items()

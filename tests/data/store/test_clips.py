@@ -62,6 +62,12 @@ def test_planes_are_the_slices_and_the_long_axis_views_of_what_beats(tmp_path):
     stack = tuple(Plane("sax", at) for at in range(3))
     assert store.planes("a") == (*stack, *(Plane(view, None) for view in FOUR[1:]))
     assert store.planes("b") == store.planes("c") == (Plane("lax_2c", None),)
+    record = index["studies"]["b"].pop("lax_2c")  # b's long axis becomes a series of images of another sequence
+    renamed = path / record["file"].replace("lax_2c", "t1map_lax_2c")
+    (path / record["file"]).rename(renamed)
+    index["studies"]["b"]["t1map_lax_2c"] = record | {"file": str(renamed.relative_to(path))}
+    (path / "index.json").write_text(json.dumps(index))
+    assert ClipStore(CineStore(path)).planes("b") == ()
     chosen = ClipStore(CineStore(path), ("sax",))
     assert chosen.planes("a") == stack and chosen.planes("b") == () == chosen.views("b")
     (remark,) = chosen.remarks()
