@@ -21,7 +21,8 @@ R = TypeVar("R")
 
 TRUTH_COLUMNS = (
     "disease", "age", "sex", "bmi", "heart_rate", "ef", "edv_ml", "esv_ml", "rv_ef", "rv_edv_ml", "rv_esv_ml",
-    "myocardial_mass_g", "scar_pattern", "scar_percent", "scar_ml", "no_reflow_ml", "oedema_ml", "vendor",
+    "myocardial_mass_g", "scar_pattern", "scar_percent", "scar_ml", "no_reflow_ml", "oedema_ml",
+    "hypertension", "diabetes", "event", "time_years", "log_hazard", "vendor",
 )  # fmt: skip
 
 
@@ -43,7 +44,7 @@ def write_cohort(
     the same names in `labels/`, uint8. The truth comes last:
 
     - `truth.json`: per study the disease, covariates, volumes (ml), ejection fractions (percent), myocardial mass (g),
-      scar, heart rate and landmarks (voxels and mm).
+      scar, heart rate, outcome and landmarks (voxels and mm).
     - `truth.csv`: its single numbers and words, a line per study. With `rescan` the column `heart` is the same for both
       studies of a heart.
     - `landmarks.csv`: the landmarks of all long axes and frames (from 0) in patient mm, RAS+, a line each, as

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.floating]
 
+DENSITY = 1.05  # of myocardium, g/ml
 _ELONGATION = 1.45  # length of the ventricle over the height of its widest level: where the ellipsoid is truncated
 _APEX_WALL = 0.75  # thickness of the apical wall, in mid-wall thicknesses
 _RV_APEX = 0.13  # height of the right ventricle's apex, in lengths of the left ventricle
@@ -170,6 +171,11 @@ class BeatingHeart:
         rho_1 = self._endocardium(h, c, s)
         return float((weight * (self._epicardium(h, c, s, rho_1) - rho_1) / 2).sum() / 1e3)
 
+    @property
+    def myocardial_mass_g(self) -> float:
+        """Mass of the left ventricle's wall."""
+        return DENSITY * self.myocardial_ml
+
     def atria_ml(self, phase: Array) -> tuple[Array, Array]:
         """Volumes of the left and the right atrium at `phase` (T,), by quadrature over (h, theta)."""
         beat, roof = self.beat(phase), self.top - _ROOF_MM
@@ -250,8 +256,8 @@ class BeatingHeart:
 
     def wall(self, h: Array, c: Array, s: Array) -> tuple[Array, Array]:
         """Distances from the axis (mm) to the endo- and the epicardium of the reference heart."""
-        rho_1, rho_2, *_ = self._surfaces(h, c, s)
-        return np.sqrt(rho_1), np.sqrt(rho_2)
+        rho_1 = self._endocardium(h, c, s)
+        return np.sqrt(rho_1), np.sqrt(self._epicardium(h, c, s, rho_1))
 
     def patch(self, h: Array, c: Array, s: Array, angle: float, height: float) -> Array:
         """A smooth patch of the wall: 1 in its middle, at `angle` and `height` (in lengths), 0 outside it."""

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 
 from ..common.structures import STRUCTURES
-from .heart import Array, BeatingHeart, HeartParameters
+from .heart import DENSITY, Array, BeatingHeart, HeartParameters
 
 SCAR, NO_REFLOW, OEDEMA = 4, 5, 6  # label values
 PATTERNS = ("ischaemic", "mid-wall")  # from the endocardium, or within the wall
@@ -117,3 +117,8 @@ class Injury:
         if self.parameters.acute:
             volumes[names[OEDEMA]] -= volumes[names[SCAR]]
         return volumes
+
+    @property
+    def scar_percent(self) -> float:
+        """The scar's share of the myocardium, percent."""
+        return 100 * self.volumes_ml["scar"] * DENSITY / self.heart.myocardial_mass_g

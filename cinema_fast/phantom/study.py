@@ -1,9 +1,9 @@
 """A synthetic study with known truth: one beating 3D heart, cut by a short-axis stack and three long axes.
 
 `make_study` gives images, labels, landmarks, volumes and displacements of one study. The heart and its motion are in
-`heart.py`, injured muscle in `injury.py`, the body in `thorax.py`, the random patient in `patient.py`, the tissues and
-the sequences in `tissue.py` and `sequences.py`, the planes and the noise in `scan.py`, the image of a plane in
-`render.py`.
+`heart.py`, injured muscle in `injury.py`, the body in `thorax.py`, the random patient in `patient.py`, its fate in
+`outcome.py`, the tissues and the sequences in `tissue.py` and `sequences.py`, the planes and the noise in `scan.py`,
+the image of a plane in `render.py`.
 """
 
 import math
@@ -18,18 +18,19 @@ from numpy.typing import NDArray
 from ..common.views import VIEWS
 from .heart import BeatingHeart
 from .injury import Injury
-from .patient import DISEASES, Patient, draw_patient
+from .outcome import Outcome
+from .patient import DISEASES, Patient
 from .render import HeartRenderer
 from .scan import LAX_ANGLE, Acquisition, ViewGrid, sequence_grid, view_grids
 from .scanner import SCANNERS, STANDARD
 from .sequences import SEQUENCES
+from .subject import Subject, draw_subject, subject_truth
 from .thorax import Thorax
 
 LANDMARKS = ("annulus_1", "annulus_2", "apex")
 INSERTIONS = ("rv_insertion_anterior", "rv_insertion_inferior")
 FIELD_MM = 288.0
-_DENSITY = 1.05  # of myocardium, g/ml
-# Streams of a study's random numbers, after the six of `make_study`.
+# Streams of a study's random numbers, after the six of `make_study`; 0 and 9 are the subject's (`subject.py`).
 _FRAMES_AGAIN, _SEQUENCE, _SCAN = 6, 7, 8
 _DIASTOLE = 0.78  # phase at which images of one frame are taken
 
@@ -54,6 +55,7 @@ class PhantomStudy:
         rv_insertions_mm: (T, Z, 2, 3) patient mm of `INSERTIONS`, where the free wall of the right ventricle meets the
             left one in each slice of the cine's stack; NaN in slices that do not show the right ventricle.
         injury: scar, no-reflow and oedema of the myocardium, or None.
+        outcome: hypertension, diabetes and the observed time to an event; the same in all scans of a heart.
         vendor: one of `SCANNERS`, or "" for the standard style. scan: 0, or the number of a later scan.
         lv_ml, rv_ml: (T,) cavity volumes. The left one is analytic; the right one is analytic but for its
             end-diastolic value, which holds to about 1e-4 (quadrature of the continuous geometry).
@@ -74,6 +76,7 @@ class PhantomStudy:
     landmarks_mm: dict[str, NDArray[np.float64]]
     rv_insertions_mm: NDArray[np.float64]
     injury: Injury | None
+    outcome: Outcome
     vendor: str
     scan: int
     lv_ml: NDArray[np.float64]
@@ -113,22 +116,14 @@ class PhantomStudy:
         """The truth about the study in plain numbers, as in `truth.json`."""
         who = self.patient
         return {
-            "disease": who.disease,
-            "age": who.age,
-            "sex": who.sex,
-            "bmi": who.bmi,
-            "heart_rate": who.heart.heart_rate,
+            **subject_truth(Subject(who, self._acquire.renderer.heart, self.injury, self.outcome)),
             "frame_time_ms": self.frame_time_ms,
             "ef": self.ef,
-            "edv_ml": float(self.lv_ml.max()),
             "esv_ml": float(self.lv_ml.min()),
             "rv_ef": self.rv_ef,
-            "rv_edv_ml": float(self.rv_ml.max()),
             "rv_esv_ml": float(self.rv_ml.min()),
             "la_ml": self.la_ml.tolist(),
             "ra_ml": self.ra_ml.tolist(),
-            "myocardial_mass_g": self.myocardial_mass_g,
-            **self._injury_truth(),
             "vendor": self.vendor,
             "ed_frame": self.ed_frame,
             "es_frame": self.es_frame,
@@ -142,15 +137,6 @@ class PhantomStudy:
             "rv_insertions_mm": np.where(np.isnan(points := self.rv_insertions_mm), None, points).tolist(),
             "heart": asdict(who.heart),
             "injury": who.injury and asdict(who.injury),
-        }
-
-    def _injury_truth(self) -> dict[str, Any]:
-        """Volumes (ml), the scar's share of the myocardium (percent), its pattern ("" without one)."""
-        volumes = self.injury.volumes_ml if self.injury else {"scar": 0.0, "no-reflow": 0.0, "oedema": 0.0}
-        return {
-            "scar_pattern": self.injury.parameters.pattern if self.injury else "",
-            "scar_percent": 100 * volumes["scar"] * _DENSITY / self.myocardial_mass_g,
-            **{f"{name.replace('-', '_')}_ml": ml for name, ml in volumes.items()},
         }
 
     def move(self, points_mm: NDArray[np.floating], t0: int, t1: int) -> NDArray[np.float64]:
@@ -267,7 +253,7 @@ def make_study(
     def stream(*key: int) -> np.random.SeedSequence:
         return np.random.SeedSequence(seed, spawn_key=key)
 
-    who, plan, body, inside, breath, scanner = stream().spawn(6)
+    _, plan, body, inside, breath, scanner = stream().spawn(6)
     key = (_SCAN, scan) if scan else ()
     if scan:
         plan, breath, scanner = stream(*key).spawn(3)
@@ -277,9 +263,7 @@ def make_study(
     style = SCANNERS[vendor] if vendor else STANDARD
     in_plane_mm *= style.pixel
     size = round(FIELD_MM / in_plane_mm) if size is None else size
-    patient = draw_patient(np.random.default_rng(who), disease)
-    heart = BeatingHeart(patient.heart)
-    injury = Injury(heart, patient.injury) if patient.injury else None
+    patient, heart, injury, outcome = draw_subject(seed, disease)
     plan = np.random.default_rng(plan)
     # The first scan's slices lie alike in all hearts, as in earlier versions.
     along = plan.uniform(-0.4, 0.4) if scan else 0.0
@@ -330,13 +314,14 @@ def make_study(
         landmarks_mm=landmarks_mm,
         rv_insertions_mm=_rv_insertions(heart, patient, grids["sax"], shifts, phases),
         injury=injury,
+        outcome=outcome,
         vendor=vendor or "",
         scan=scan,
         lv_ml=heart.lv_ml(phases),
         rv_ml=heart.rv_ml(phases),
         la_ml=la_ml,
         ra_ml=ra_ml,
-        myocardial_mass_g=_DENSITY * heart.myocardial_ml,
+        myocardial_mass_g=heart.myocardial_mass_g,
         slice_shift_mm=shifts,
         _grids=grids,
         _acquire=acquire,
