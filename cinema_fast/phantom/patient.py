@@ -42,7 +42,7 @@ class Patient:
 
 
 def draw_patient(rng: np.random.Generator, disease: str | None = None, acute: bool | None = None) -> Patient:
-    """Draw a subject; `disease` one of `DISEASES`, or None to draw it too; `acute`: of an infarct, or None."""
+    """Draw a subject; `disease` one of `DISEASES`, `acute` whether an infarct is so; None draws them too."""
     drawn = DISEASES[rng.choice(len(DISEASES), p=_SHARE)]
     disease = drawn if disease is None else disease
     ef_range, edv_range, wall_range, rv_ef_range, rv_edv_range, slim_range = _RANGES[disease]
