@@ -5,6 +5,7 @@ and oedema around an infarct counts as normal myocardium.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def _name(part: str, place: int, group: str, i: int, seed: int) -> str:
     return f"{group}{1 + place:03d}" if part == _TRAINING else f"{101 + place}"
 
 
-def _options(case: Case) -> Row:
+def _options(case: Case) -> dict[str, Any]:
     return {"sequences": ("lge",), "acute": True}
 
 

@@ -75,7 +75,7 @@ class Layout:
     write_study: Callable[[Path, Case, PhantomStudy], Row]
     written: tuple[str, ...]
     write_tables: Callable[[Path, list[Case], list[Row]], None] | None = None
-    options: Callable[[Case], Row] = lambda case: {}
+    options: Callable[[Case], dict[str, Any]] = lambda case: {}
 
     def cases(self, n: int, seed: int) -> list[Case]:
         """The `n` studies of a cohort. Raises ValueError where the data set is smaller."""

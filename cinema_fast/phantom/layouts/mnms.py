@@ -6,6 +6,7 @@ pathologies the phantom has DCM, HCM, NOR, ARV and IHD; IHD is in validation and
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def _vendor(case: Case) -> str:
     return case.in_turn(_VENDORS[case.part])
 
 
-def _options(case: Case) -> Row:
+def _options(case: Case) -> dict[str, Any]:
     return {"vendor": _STYLES[_vendor(case)]}
 
 

@@ -6,6 +6,7 @@ ventricle); RV is in validation and testing only, as published.
 
 import csv
 from pathlib import Path
+from typing import Any
 
 from ..nifti import write_view
 from ..study import PhantomStudy
@@ -26,7 +27,7 @@ def _vendor(case: Case) -> str:
     return case.in_turn(tuple(_SCANNERS))
 
 
-def _options(case: Case) -> Row:
+def _options(case: Case) -> dict[str, Any]:
     return {"vendor": _STYLES[_vendor(case)]}
 
 

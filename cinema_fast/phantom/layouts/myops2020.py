@@ -5,6 +5,7 @@ counts as scar.
 """
 
 from pathlib import Path
+from typing import Any
 
 from ..nifti import write_view
 from ..scanner import STANDARD
@@ -19,7 +20,7 @@ def _name(part: str, place: int, group: str, i: int, seed: int) -> str:
     return str(_KINDS[part][1] + place)
 
 
-def _options(case: Case) -> Row:
+def _options(case: Case) -> dict[str, Any]:
     return {"acute": True}
 
 
