@@ -37,11 +37,16 @@ class InjuryParameters:
     no_reflow: bool
 
 
-def draw_injury(rng: np.random.Generator, disease: str, heart: HeartParameters) -> InjuryParameters | None:
-    """The injury of a patient: each infarct has one, some dilated and hypertrophic hearts a scar within the wall."""
+def draw_injury(
+    rng: np.random.Generator, disease: str, heart: HeartParameters, acute: bool | None = None
+) -> InjuryParameters | None:
+    """The injury of a patient: each infarct has one, some dilated and hypertrophic hearts a scar within the wall.
+
+    `acute`: whether an infarct is acute; None draws it.
+    """
     drawn = rng.random(6).tolist()
     if disease == "infarct":
-        acute = bool(drawn[0] < 0.5)
+        acute = bool(drawn[0] < 0.5) if acute is None else acute
         outer = 0.4 + 0.6 * drawn[2]
         return InjuryParameters(
             pattern="ischaemic", acute=acute, angle=heart.infarct_angle, height=heart.infarct_height,

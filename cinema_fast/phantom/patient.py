@@ -41,8 +41,8 @@ class Patient:
     injury: InjuryParameters | None
 
 
-def draw_patient(rng: np.random.Generator, disease: str | None = None) -> Patient:
-    """Draw a subject; `disease` one of `DISEASES`, or None to draw it too."""
+def draw_patient(rng: np.random.Generator, disease: str | None = None, acute: bool | None = None) -> Patient:
+    """Draw a subject; `disease` one of `DISEASES`, `acute` whether an infarct is so; None draws them too."""
     drawn = DISEASES[rng.choice(len(DISEASES), p=_SHARE)]
     disease = drawn if disease is None else disease
     ef_range, edv_range, wall_range, rv_ef_range, rv_edv_range, slim_range = _RANGES[disease]
@@ -81,7 +81,7 @@ def draw_patient(rng: np.random.Generator, disease: str | None = None) -> Patien
     )
     apex_mm, axes = _draw_pose(rng, heart, bmi)
     # Drawn last: what was drawn before does not depend on it.
-    return Patient(disease, age, sex, bmi, heart, apex_mm, axes, draw_injury(rng, disease, heart))
+    return Patient(disease, age, sex, bmi, heart, apex_mm, axes, draw_injury(rng, disease, heart, acute))
 
 
 def _draw_pose(

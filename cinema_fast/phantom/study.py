@@ -223,6 +223,7 @@ def make_study(
     jitter_mm: float = 1.5,
     noise_sd: float | None = None,
     disease: str | None = None,
+    acute: bool | None = None,
     sequences: Sequence[str] = ("cine",),
     atria: bool = False,
     vendor: str | None = None,
@@ -231,7 +232,7 @@ def make_study(
     """Make one study, a pure function of its arguments.
 
     Args:
-        seed: a non-negative integer or several; the patient depends only on it and on `disease`.
+        seed: a non-negative integer or several; the patient depends only on it, on `disease` and on `acute`.
         n_frames: frames over the heart beat.
         in_plane_mm: pixel size [mm] of all views, on the scanner of a vendor in multiples of it.
         size: pixels along X and Y; by default for a field of view of 288 mm.
@@ -239,6 +240,7 @@ def make_study(
         jitter_mm: standard deviation [mm] of the breath-hold's position, mostly head to feet, slice by slice.
         noise_sd: standard deviation of the noise in each of the two channels, blood being 400; None draws it.
         disease: one of `DISEASES`; None draws it.
+        acute: whether an infarct is acute, with oedema; None draws it. Other diseases are as without it.
         sequences: of `SEQUENCES`, without "cine" there are no cines.
         atria: whether labels of cines name the atria; those of other sequences do.
         vendor: one of `SCANNERS`, "any" draws one; None: the standard style, from the second scan on one is drawn.
@@ -263,7 +265,7 @@ def make_study(
     style = SCANNERS[vendor] if vendor else STANDARD
     in_plane_mm *= style.pixel
     size = round(FIELD_MM / in_plane_mm) if size is None else size
-    patient, heart, injury, outcome = draw_subject(seed, disease)
+    patient, heart, injury, outcome = draw_subject(seed, disease, acute)
     plan = np.random.default_rng(plan)
     # The first scan's slices lie alike in all hearts, as in earlier versions.
     along = plan.uniform(-0.4, 0.4) if scan else 0.0
@@ -375,6 +377,7 @@ def check_options(
     vendor: str | None = None,
     scan: int = 0,
     atria: bool = False,
+    acute: bool | None = None,
 ) -> None:
     """ValueError that names the first argument out of range."""
     if disease is not None and disease not in DISEASES:

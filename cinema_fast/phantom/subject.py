@@ -23,10 +23,10 @@ class Subject(NamedTuple):
     outcome: Outcome
 
 
-def draw_subject(seed: int | Sequence[int], disease: str | None = None) -> Subject:
-    """The subject of `make_study(seed, disease=disease)`."""
+def draw_subject(seed: int | Sequence[int], disease: str | None = None, acute: bool | None = None) -> Subject:
+    """The subject of `make_study(seed, disease=disease, acute=acute)`."""
     who, fate = (np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(key,))) for key in (_PATIENT, _OUTCOME))
-    patient = draw_patient(who, disease)
+    patient = draw_patient(who, disease, acute)
     heart = BeatingHeart(patient.heart)
     injury = Injury(heart, patient.injury) if patient.injury else None
     return Subject(patient, heart, injury, draw_outcome(fate, patient, heart, injury))

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,18 @@ def test_who_is_drawn_does_not_depend_on_resolution():
     coarse, finer = make_study(9, **SMALL), make_study(9, n_frames=12, in_plane_mm=2.4, n_slices=5)
     assert coarse.patient.heart == finer.patient.heart
     assert coarse.lv_ml[1] == finer.lv_ml[2]
+
+
+def test_whether_an_infarct_is_acute_changes_no_other_number():
+    for seed in range(8):
+        drawn, acute, chronic = (
+            draw_patient(np.random.default_rng(seed), "infarct", acute) for acute in (None, True, False)
+        )
+        assert drawn.heart == acute.heart == chronic.heart and drawn.injury in (acute.injury, chronic.injury)
+        assert acute.injury.acute and not chronic.injury.acute and not chronic.injury.no_reflow
+        assert replace(acute.injury, acute=False, no_reflow=False) == chronic.injury
+        others = [draw_patient(np.random.default_rng(seed), "dilated", acute).injury for acute in (None, True, False)]
+        assert others[0] == others[1] == others[2]
 
 
 def test_label_volumes_follow_the_analytic_ones(fine):

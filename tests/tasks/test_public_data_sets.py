@@ -57,15 +57,30 @@ def test_mnms_by_ed_and_es(made, command, tmp_path):
     assert {row["study"] for row in rows(tmp_path / "predictions/studies.csv")} == set(split)
 
 
-def test_emidec_names_its_labels_and_scores_nested_regions(made, command, tmp_path):
-    _, store = made("emidec")
+def test_emidec_scores_nested_regions_that_are_drawn(made, command, tmp_path):
+    src, store = made("emidec")
     command("finetune", "--data", store, "--out", tmp_path / "seg", "--split", store / "split.csv", *SEG, *TINY)
-    assert "no labelled training study in use (of 6) has the label 4 (scar)" in (tmp_path / "seg/run.log").read_text()
+    assert "has the label" not in (tmp_path / "seg/run.log").read_text()  # training has them all
     command("evaluate", tmp_path / "seg", tmp_path / "report", "--regions", "MYO=2+4+5", "scar=4+5", "--empty-dice",
             "one")  # fmt: skip
     scores = [row for row in rows(tmp_path / "report/rows.csv") if row["kind"] == "segmentation"]
-    assert {row["name"] for row in scores} == {"LV", "MYO", "scar", "no-reflow"}
-    assert {float(row["truth_ml"]) for row in scores if row["name"] == "scar"} == {0.0}  # the phantom draws none
+    (study,) = {row["study"] for row in scores}
+    labels = CineStore(store).read_labels(study, "sax", 0)
+    regions = {"LV": (3,), "MYO": (2, 4, 5), "scar": (4, 5), "no-reflow": (5,)}
+    found = {row["name"]: float(row["truth_ml"]) for row in scores}
+    assert found == {name: np.isin(labels, values).sum() * 0.25 for name, values in regions.items()}
+    heart = next(row for row in rows(src / "truth.csv") if f"Case_{row['study']}" == study)
+    assert found["scar"] == pytest.approx(float(heart["scar_ml"]), rel=0.2)  # as well as voxels of 0.25 ml show it
+    assert found["no-reflow"] > 0
+
+
+def test_emidec_names_the_labels_that_training_lacks(made, command, tmp_path):
+    _, store = made("emidec")
+    parts = ["study,split", "Case_N002,train", "Case_N005,train", "Case_P001,val", "Case_P003,test"]
+    (tmp_path / "split.csv").write_text("\n".join(parts))
+    command("finetune", "--data", store, "--out", tmp_path / "seg", "--split", tmp_path / "split.csv", *SEG, *TINY)
+    log = (tmp_path / "seg/run.log").read_text()
+    assert "no labelled training study in use (of 2) has the label 4 (scar)" in log and "label 5 (no-reflow)" in log
 
 
 def test_myops_is_read_as_channels_and_written_on_the_scan(made, command, tmp_path):

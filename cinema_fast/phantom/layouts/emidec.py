@@ -1,10 +1,11 @@
-"""EMIDEC: one short-axis volume a study, with clinical data (Lalande et al., Data 2020).
+"""EMIDEC: a short-axis stack of late gadolinium enhancement a study, with clinical data (Lalande et al., Data 2020).
 
-N cases are normal hearts and P cases have an infarct, one to two as published. The image is so far the end-diastolic
-frame of the cine, and the infarct shows in the motion alone: labels 3 (infarct) and 4 (no-reflow) are not drawn.
+N cases are normal hearts and P cases have an acute infarct, one to two as published. The right ventricle is not drawn,
+and oedema around an infarct counts as normal myocardium.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from ..study import PhantomStudy
 from .layout import Case, Layout, Part, Row, relabelled, table_numbers
 
 _TRAINING, _TESTING = "emidec-dataset-1.0.1", "emidec-segmentation-testset-1.0.0"
+_VIEW = "lge_sax"
 _README = """These images are a synthetic heart, made by cinema-fast in the folder layout of EMIDEC.
 They are no data of EMIDEC.
 """
@@ -22,16 +24,19 @@ def _name(part: str, place: int, group: str, i: int, seed: int) -> str:
     return f"{group}{1 + place:03d}" if part == _TRAINING else f"{101 + place}"
 
 
+def _options(case: Case) -> dict[str, Any]:
+    return {"sequences": ("lge",), "acute": True}
+
+
 def _write_study(out: Path, case: Case, study: PhantomStudy) -> Row:
     name = f"Case_{case.study}"
     folder = out / case.part / name
     (folder / "Images").mkdir(parents=True)
-    write_view(folder / "Images" / f"{name}.nii.gz", study, "sax", study.images["sax"][..., study.ed_frame])
+    write_view(folder / "Images" / f"{name}.nii.gz", study, _VIEW, study.images[_VIEW])
     if case.part == _TRAINING:
         (folder / "Contours").mkdir()
-        # The right ventricle is not drawn in EMIDEC.
-        labels = relabelled(study.labels["sax"][..., study.ed_frame], rv=0, myo=2, lv=1)
-        write_view(folder / "Contours" / f"{name}.nii.gz", study, "sax", labels)
+        labels = relabelled(study.labels[_VIEW], rv=0, myo=2, lv=1, scar=3, no_reflow=4, oedema=2)
+        write_view(folder / "Contours" / f"{name}.nii.gz", study, _VIEW, labels)
         # In Mac OS Roman the dagger is the byte A0, which readers of Latin-1 strip as a space.
         text = _clinical_data(case, study)
         (out / case.part / f"Case {case.study}.txt").write_text(text, encoding="mac_roman")
@@ -41,7 +46,7 @@ def _write_study(out: Path, case: Case, study: PhantomStudy) -> Row:
 def _clinical_data(case: Case, study: PhantomStudy) -> str:
     ill, rng, who = case.group == "P", table_numbers(study), study.patient
     lines = {
-        "Gap between slices\u2020": f"{study.spacing_mm['sax'][2]:.3g} mm",
+        "Gap between slices\u2020": f"{study.spacing_mm[_VIEW][2]:.3g} mm",
         "Sex\u2020": who.sex[0].upper(),
         "Age ": round(who.age),
         "Tobacco ": rng.integers(1, 4),
@@ -69,4 +74,5 @@ EMIDEC = Layout(
     write_study=_write_study,
     written=(_TRAINING, _TESTING),
     write_tables=_write_tables,
+    options=_options,
 )

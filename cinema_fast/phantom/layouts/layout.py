@@ -62,6 +62,7 @@ class Layout:
     Attributes:
         parts: in the order in which the first studies fill them.
         diseases: group -> disease of `make_study`; a group that is not here gets a disease drawn by its seed.
+        options: case -> the other arguments of `make_study` that the data set decides, as the vendor or the sequences.
         study_name: (part, place in it from 0, group, number in the cohort, seed) -> name of the study in the data set.
         write_study: (OUT, case, study) writes its files below OUT and returns what the tables say of it.
         written: the names that it writes in OUT.
@@ -74,6 +75,7 @@ class Layout:
     write_study: Callable[[Path, Case, PhantomStudy], Row]
     written: tuple[str, ...]
     write_tables: Callable[[Path, list[Case], list[Row]], None] | None = None
+    options: Callable[[Case], dict[str, Any]] = lambda case: {}
 
     def cases(self, n: int, seed: int) -> list[Case]:
         """The `n` studies of a cohort. Raises ValueError where the data set is smaller."""
@@ -97,10 +99,12 @@ def _share_out(n: int, sizes: list[int]) -> list[int]:
     return counts
 
 
-def relabelled(labels: NDArray[np.uint8], *, rv: int, myo: int, lv: int) -> NDArray[np.integer]:
-    """The phantom's label map with a data set's values for the right ventricle, the myocardium and the left ventricle:
-    uint8, or int16 where a value is above 255."""
-    values = np.array([0, rv, myo, lv])
+def relabelled(
+    labels: NDArray[np.uint8], *, rv: int, myo: int, lv: int, scar: int = 0, no_reflow: int = 0, oedema: int = 0
+) -> NDArray[np.integer]:
+    """The phantom's label map with a data set's values for the right ventricle, the myocardium, the left ventricle and
+    injured muscle; the atria become background. uint8, or int16 where a value is above 255."""
+    values = np.array([0, rv, myo, lv, scar, no_reflow, oedema, 0, 0])
     return values.astype(np.uint8 if values.max() < 256 else np.int16)[labels]
 
 

@@ -1,10 +1,12 @@
 """M&Ms: short-axis cines of four vendors, ED and ES drawn (Campello et al., IEEE TMI 2021).
 
-Of its pathologies the phantom has DCM, HCM, NOR, ARV and IHD; IHD is in validation and testing only, as published.
+A study is in the style of its vendor; Canon's is the standard style, in which no other vendor's studies are. Of the
+pathologies the phantom has DCM, HCM, NOR, ARV and IHD; IHD is in validation and testing only, as published.
 """
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,7 @@ _LABELED, _UNLABELED = "Training/Labeled", "Training/Unlabeled"
 _TRAINED = tuple(_DISEASES)[:4]
 _VENDORS = {_LABELED: "AB", "Validation": "ABCD", "Testing": "DCBA", _UNLABELED: "C"}
 _VENDOR_NAMES = {"A": "Siemens", "B": "Philips", "C": "GE", "D": "Canon"}
+_STYLES = {"A": "siemens", "B": "philips", "C": "ge", "D": None}
 _CENTRES = {"A": (1, 6), "B": (2, 3), "C": (4,), "D": (5,)}
 _LETTERS, _DIGITS = 26, 10
 _CODES = (_LETTERS * _DIGITS) ** 3
@@ -36,6 +39,14 @@ def _code(part: str, place: int, group: str, i: int, seed: int) -> str:
     return code
 
 
+def _vendor(case: Case) -> str:
+    return case.in_turn(_VENDORS[case.part])
+
+
+def _options(case: Case) -> dict[str, Any]:
+    return {"vendor": _STYLES[_vendor(case)]}
+
+
 def _write_study(out: Path, case: Case, study: PhantomStudy) -> Row:
     folder = out / "OpenDataset" / case.part / case.study
     folder.mkdir(parents=True)
@@ -45,7 +56,7 @@ def _write_study(out: Path, case: Case, study: PhantomStudy) -> Row:
         labels[..., drawn] = relabelled(study.labels["sax"][..., drawn], rv=3, myo=2, lv=1)
     write_view(folder / f"{case.study}_sa.nii.gz", study, "sax", study.images["sax"])
     write_view(folder / f"{case.study}_sa_gt.nii.gz", study, "sax", labels)
-    vendor = case.in_turn(_VENDORS[case.part])
+    vendor = _vendor(case)
     height, weight = draw_size(study, table_numbers(study)) if case.i % 4 != 1 else ("", "")
     return {
         "External code": case.study, "VendorName": _VENDOR_NAMES[vendor], "Vendor": vendor,
@@ -72,4 +83,5 @@ MNMS = Layout(
     write_study=_write_study,
     written=("OpenDataset",),
     write_tables=_write_tables,
+    options=_options,
 )  # fmt: skip

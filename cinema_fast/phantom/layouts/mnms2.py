@@ -1,11 +1,12 @@
 """M&Ms-2: short-axis and four-chamber cines, ED and ES drawn (Martin-Isla et al., IEEE JBHI 2023).
 
-Of its pathologies the phantom has HCM, LV, NOR and RV (dilated left or right ventricle); RV is in validation and
-testing only, as published.
+A study is in the style of its vendor. Of the pathologies the phantom has HCM, LV, NOR and RV (dilated left or right
+ventricle); RV is in validation and testing only, as published.
 """
 
 import csv
 from pathlib import Path
+from typing import Any
 
 from ..nifti import write_view
 from ..study import PhantomStudy
@@ -15,10 +16,19 @@ _DISEASES = {"LV": "dilated", "HCM": "hypertrophic", "NOR": "normal", "RV": "rv_
 _FIRST = {"training": 1, "validation": 161, "testing": 201}
 _VIEWS = {"SA": "sax", "LA": "lax_4c"}
 _SCANNERS = {"SIEMENS": "Avanto", "Philips Medical Systems": "Achieva", "GE MEDICAL SYSTEMS": "SIGNA EXCITE"}
+_STYLES = {"SIEMENS": "siemens", "Philips Medical Systems": "philips", "GE MEDICAL SYSTEMS": "ge"}
 
 
 def _name(part: str, place: int, group: str, i: int, seed: int) -> str:
     return f"{_FIRST[part] + place:03d}"
+
+
+def _vendor(case: Case) -> str:
+    return case.in_turn(tuple(_SCANNERS))
+
+
+def _options(case: Case) -> dict[str, Any]:
+    return {"vendor": _STYLES[_vendor(case)]}
 
 
 def _write_study(out: Path, case: Case, study: PhantomStudy) -> Row:
@@ -31,7 +41,7 @@ def _write_study(out: Path, case: Case, study: PhantomStudy) -> Row:
         for frame, t in (("ED", study.ed_frame), ("ES", study.es_frame)):
             write_view(folder / f"{name}_{frame}.nii.gz", study, view, study.images[view][..., t])
             write_view(folder / f"{name}_{frame}_gt.nii.gz", study, view, labels[..., t])
-    vendor = case.in_turn(tuple(_SCANNERS))
+    vendor = _vendor(case)
     return {
         "SUBJECT_CODE": int(case.study), "DISEASE": case.group, "VENDOR": vendor, "SCANNER": _SCANNERS[vendor],
         "FIELD": table_numbers(study).choice(["1.5", "3.0"]),
@@ -55,4 +65,5 @@ MNMS2 = Layout(
     write_study=_write_study,
     written=("MnM2",),
     write_tables=_write_tables,
+    options=_options,
 )  # fmt: skip

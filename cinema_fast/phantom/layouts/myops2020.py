@@ -1,20 +1,27 @@
 """MyoPS 2020: three aligned short-axis volumes a study, C0 (bSSFP), DE (LGE) and T2 (Zhuang, IEEE TPAMI 2019).
 
-All three are so far the end-diastolic frame of the cine, each acquired with a noise and gain of its own; the contrast
-of the sequences, scar (2221) and oedema (1220) are not there yet. All hearts have an infarct.
+All three are of the heart at end-diastole, on the grid of the cine. All hearts have an acute infarct; its no-reflow
+counts as scar.
 """
 
 from pathlib import Path
+from typing import Any
 
 from ..nifti import write_view
+from ..scanner import STANDARD
 from ..study import PhantomStudy
 from .layout import Case, Layout, Part, Row, relabelled, table_numbers
 
 _KINDS = {"train25": ("training", 101), "test20": ("test", 201)}  # part -> word in its files' names, first number
+_SCANS = {"DE": "lge", "T2": "t2w"}  # beside C0, the cine
 
 
 def _name(part: str, place: int, group: str, i: int, seed: int) -> str:
     return str(_KINDS[part][1] + place)
+
+
+def _options(case: Case) -> dict[str, Any]:
+    return {"acute": True}
 
 
 def _write_study(out: Path, case: Case, study: PhantomStudy) -> Row:
@@ -22,12 +29,13 @@ def _write_study(out: Path, case: Case, study: PhantomStudy) -> Row:
     (out / case.part).mkdir(exist_ok=True)
     write_view(out / case.part / f"{name}_C0.nii.gz", study, "sax", study.images["sax"][..., t])
     rng = table_numbers(study)
-    for k, sequence in enumerate(("DE", "T2")):
-        image, _ = study.scan_again("sax", t, k, gain=rng.uniform(0.8, 1.4), noise_sd=rng.uniform(4, 12))
-        write_view(out / case.part / f"{name}_{sequence}.nii.gz", study, "sax", image)
+    for k, (channel, sequence) in enumerate(_SCANS.items()):
+        gain, noise_sd = rng.uniform(*STANDARD.gain), rng.uniform(*STANDARD.noise_sd)
+        image, labels = study.scan_again("sax", t, k, sequence=sequence, gain=gain, noise_sd=noise_sd)
+        write_view(out / case.part / f"{name}_{channel}.nii.gz", study, "sax", image)
     if case.part == "train25":
         (out / "train25_myops_gd").mkdir(exist_ok=True)
-        labels = relabelled(study.labels["sax"][..., t], rv=600, myo=200, lv=500)
+        labels = relabelled(labels, rv=600, myo=200, lv=500, scar=2221, no_reflow=2221, oedema=1220)
         write_view(out / "train25_myops_gd" / f"{name}_gd.nii.gz", study, "sax", labels)
     return {}
 
@@ -38,4 +46,5 @@ MYOPS2020 = Layout(
     study_name=_name,
     write_study=_write_study,
     written=("train25", "train25_myops_gd", "test20"),
+    options=_options,
 )

@@ -20,7 +20,8 @@ def write_layout(
     """Write `n` studies in the layout of a public data set, and return where each is.
 
     Study i is `make_study((seed, i), disease=..., **options)`, whatever `workers` is; its disease is that of its group
-    in the data set, its part (training, testing ...) depends on `n`: see `layout.py`. `truth.csv` in DST, beside the
+    in the data set, which may decide more, as the vendor; its part (training, testing ...) depends on `n`: see
+    `layout.py`. `truth.csv` in DST, beside the
     data set's own files, has a line a study: its name, part, number i, its frames of end-diastole and end-systole
     (from 0), and the numbers and words of the default layout's `truth.csv`.
 
@@ -31,7 +32,7 @@ def write_layout(
         seed: of the cohort, a non-negative integer.
         workers: processes.
         progress: show a progress bar on stderr.
-        options: keyword arguments of `make_study`, but for `disease`.
+        options: keyword arguments of `make_study`, but for those that the data set decides.
 
     Raises:
         FileExistsError: `dst` is not empty. OutputError: it cannot be written; no part of it is left.
@@ -62,5 +63,5 @@ def _write_case(
     dst: Path, layout: Layout, seed: int, options: dict[str, Any], case: Case
 ) -> tuple[Row, dict[str, Any]]:
     """Make and write a study: what the data set's tables say of it, and its truth."""
-    study = make_study((seed, case.i), disease=layout.diseases.get(case.group), **options)
+    study = make_study((seed, case.i), disease=layout.diseases.get(case.group), **layout.options(case), **options)
     return layout.write_study(dst, case, study), study.truth()
