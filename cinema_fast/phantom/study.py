@@ -45,7 +45,8 @@ class PhantomStudy:
         labels: as images, uint8: 0 background, 1 right ventricle, 2 myocardium of the left ventricle, 3 left ventricle
             (papillary muscles and trabeculae included, as in the public datasets); where atria are labelled 7 left and
             8 right atrium; in other sequences than the cine 4 scar, 5 no-reflow and 6 oedema in place of myocardium.
-        affines: view -> (4, 4) float64, voxel (x, y, z) to patient mm, one frame of reference for all views.
+        affines: view -> (4, 4) float64, voxel (x, y, z) to patient mm, one frame of reference for all views. The cine's
+            views are there also where no cine was taken.
         spacing_mm: view -> voxel size along X, Y, Z (for a long axis the third is the slice thickness).
         frame_time_ms: time between frames; the frames cover one heart beat.
         landmarks: long-axis view -> (T, 3, 2) float64 voxel coordinates of `LANDMARKS`: where the mitral annulus
@@ -276,7 +277,8 @@ def make_study(
     gain, drawn_sd = rng.uniform(*style.gain), rng.uniform(*style.noise_sd)
     noise_sd = drawn_sd if noise_sd is None else noise_sd
     phases = np.arange(n_frames) / n_frames
-    images, labels, affines, spacing = {}, {}, {}, {}
+    images, labels = {}, {}
+    affines, spacing = ({view: getattr(grid, name) for view, grid in grids.items()} for name in ("affine", "spacing"))
 
     def take(view: str, plane: str, grid: ViewGrid, rng: np.random.Generator, phases: NDArray[np.float64],
              shifts: NDArray[np.float64], sequence: str) -> None:  # fmt: skip

@@ -27,7 +27,7 @@ STYLES = {  # written again: the vendor in the tables -> the style of the images
     "A": "siemens", "B": "philips", "C": "ge", "D": "", "SIEMENS": "siemens", "Philips Medical Systems": "philips",
     "GE MEDICAL SYSTEMS": "ge",
 }  # fmt: skip
-DECIDED = {"emidec": {"sequences": ("lge",), "acute": True}, "myops2020": {"acute": True}}  # written again
+DECIDED = {"emidec": {"sequences": ("lge",), "acute": True}, "myops2020": {"sequences": (), "acute": True}}
 RV, MYO, LV, SCAR, NO_REFLOW, OEDEMA = 1, 2, 3, 4, 5, 6  # of the phantom
 
 
@@ -191,6 +191,8 @@ def test_emidec(written):
         gap = study.spacing_mm["lge_sax"][2]
         assert float(said["Gap between slices"].removesuffix(" mm")) == pytest.approx(gap, abs=0.05)
         assert said["Sex"] == {"male": "M", "female": "F"}[study.patient.sex]
+        fate = study.outcome
+        assert (said["Arterial hypertension"], said["Diabetes"]) == ("NY"[fate.hypertension], "NY"[fate.diabetes])
         assert said["Overweight"] == ("Y" if study.patient.bmi > 25 else "N")
         assert int(said["FEVG"]) == round(study.ef) and int(said["NTProBNP"]) > 0 and float(said["Troponin"]) >= 0
         assert int(said["Tobacco"]) in (1, 2, 3) and int(said["Killip Max"]) in (1, 2, 3, 4)
@@ -208,7 +210,6 @@ def test_myops2020(written):
     ])  # fmt: skip
     for image, name in images.items():
         study = data.of(name)
-        np.testing.assert_array_equal(data.read(f"{image}_C0.nii.gz"), study.images["sax"][..., 0])
         quiet = {}
         for channel, sequence in (("C0", "cine"), ("DE", "lge"), ("T2", "t2w")):
             quiet[channel], labels = study.scan_again("sax", 0, 0, sequence=sequence, gain=1, noise_sd=0)

@@ -13,7 +13,7 @@ from ..study import PhantomStudy
 from .layout import Case, Layout, Part, Row, relabelled, table_numbers
 
 _KINDS = {"train25": ("training", 101), "test20": ("test", 201)}  # part -> word in its files' names, first number
-_SCANS = {"DE": "lge", "T2": "t2w"}  # beside C0, the cine
+_SCANS = {"C0": "cine", "DE": "lge", "T2": "t2w"}
 
 
 def _name(part: str, place: int, group: str, i: int, seed: int) -> str:
@@ -21,13 +21,12 @@ def _name(part: str, place: int, group: str, i: int, seed: int) -> str:
 
 
 def _options(case: Case) -> dict[str, Any]:
-    return {"acute": True}
+    return {"sequences": (), "acute": True}  # only frames on the cine's grid are taken
 
 
 def _write_study(out: Path, case: Case, study: PhantomStudy) -> Row:
     name, t = f"myops_{_KINDS[case.part][0]}_{case.study}", study.ed_frame
     (out / case.part).mkdir(exist_ok=True)
-    write_view(out / case.part / f"{name}_C0.nii.gz", study, "sax", study.images["sax"][..., t])
     rng = table_numbers(study)
     for k, (channel, sequence) in enumerate(_SCANS.items()):
         gain, noise_sd = rng.uniform(*STANDARD.gain), rng.uniform(*STANDARD.noise_sd)
