@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from ..common.output import new_folder
 from ..common.pool import run_in_processes
 from ..common.progress import progress_bar
+from ..common.shares import cut
 from ..common.tables import LANDMARK_COLUMNS
 from .nifti import write_view
 from .study import INSERTIONS, LANDMARKS, check_options, make_study
@@ -24,6 +25,7 @@ TRUTH_COLUMNS = (
     "myocardial_mass_g", "scar_pattern", "scar_percent", "scar_ml", "no_reflow_ml", "oedema_ml",
     "hypertension", "diabetes", "event", "time_years", "log_hazard", "vendor",
 )  # fmt: skip
+_HELD_OUT = {"test": 0.2, "val": 0.15}  # shares as by default in fine-tuning
 
 
 def write_cohort(
@@ -49,6 +51,8 @@ def write_cohort(
       studies of a heart.
     - `landmarks.csv`: the landmarks of all long axes and frames (from 0) in patient mm, RAS+, a line each, as
       `tables.read_landmarks` reads them.
+    - `split.csv`, with `rescan`: parts of `finetune --split` (train, val, test) in which both studies of a heart are
+      together, with the hearts that `finetune` would choose.
     - `rv_insertions.csv`: in the same columns and that of the slice (from 0) the right ventricle's insertion points in
       the short-axis cine.
 
@@ -68,7 +72,7 @@ def write_cohort(
     dst = Path(dst)
     inspect.signature(make_study).bind(seed, scan=0, **options)
     check_cohort(n, workers, options)
-    written = ("heart-*.nii.gz", "labels", "truth.json", "truth.csv", "landmarks.csv", "rv_insertions.csv")
+    written = ("heart-*.nii.gz", "labels", "truth.json", "truth.csv", "split.csv", "landmarks.csv", "rv_insertions.csv")
     called = {"n": n, "seed": seed, **options} | ({"rescan": True} if rescan else {})
     with new_folder(dst, "phantom", called, written):
         return _write_cohort(dst, n, seed, rescan, workers, progress, options)
@@ -93,6 +97,10 @@ def _write_cohort(
     columns = ("study", *["heart"] * rescan, *TRUTH_COLUMNS)
     rows = [truth | {"study": _study_id(*scan), "heart": _study_id(scan[0], 0)} for scan, truth in zip(scans, truths)]
     _write_lines(dst / "truth.csv", columns, ([row[name] for name in columns] for row in rows))
+    if rescan:
+        parts = cut([_study_id(i, 0) for i in range(n)], *_HELD_OUT.values())
+        part_of = {heart: name for name, part in zip((*_HELD_OUT, "train"), parts) for heart in part}
+        _write_lines(dst / "split.csv", ("study", "split"), ((row["study"], part_of[row["heart"]]) for row in rows))
     _write_lines(dst / "landmarks.csv", LANDMARK_COLUMNS, (
         (study, view, t, name, *_mm(point))
         for study, truth in studies.items() for view, frames in truth["landmarks_mm"].items()
