@@ -187,7 +187,7 @@ class PhantomStudy:
 
         Args:
             sequence: one of `SEQUENCES`.
-            seed: of the noise; with the study's own seed it gives its random numbers.
+            seed: of the noise; with the study's own seed and scan it gives its random numbers.
             gain: of the scanner; `make_study` draws about 0.8 to 1.4.
             noise_sd: standard deviation of the noise in each of the two channels before the gain, blood being 400.
 
@@ -199,7 +199,8 @@ class PhantomStudy:
         """
         self._check_frame(t)
         shifts = self.slice_shift_mm if view == "sax" else np.zeros((1, 3))
-        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_FRAMES_AGAIN, seed)))
+        key = (_SCAN, self.scan) if self.scan else ()
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(*key, _FRAMES_AGAIN, seed)))
         phases = np.array([t / self.n_frames])
         grid = self._grids[view]
         drawn = self._acquire(grid, sequence, phases, shifts, rng, gain=gain, noise_sd=noise_sd, atria=True)
@@ -280,9 +281,10 @@ def make_study(
     patient = draw_patient(np.random.default_rng(who), disease)
     heart = BeatingHeart(patient.heart)
     injury = Injury(heart, patient.injury) if patient.injury else None
-    grids = view_grids(
-        patient, np.random.default_rng(plan), size=size, in_plane_mm=in_plane_mm, n_slices=n_slices
-    )
+    planning = np.random.default_rng(plan)
+    grids = view_grids(patient, planning, size=size, in_plane_mm=in_plane_mm, n_slices=n_slices)
+    if scan:  # its stack has slices at other places
+        grids["sax"] = sequence_grid(grids["sax"], "cine", patient, planning)
     renderer = HeartRenderer(heart, np.random.default_rng(inside), injury)
     acquire = Acquisition(patient, renderer, Thorax(np.random.default_rng(body), bmi=patient.bmi), style)
     shifts = _breath_holds(np.random.default_rng(breath), n_slices, jitter_mm)
@@ -385,12 +387,14 @@ def check_options(
     jitter_mm: float = 0.0,
     noise_sd: float | None = None,
     disease: str | None = None,
-    sequences: Sequence[str] = (),
+    sequences: Sequence[str] = ("cine",),
     vendor: str | None = None,
     scan: int = 0,
     atria: bool = False,
 ) -> None:
     """ValueError that names the first argument out of range."""
+    if not sequences:
+        raise ValueError(f"sequences must name at least one: choose of {', '.join(SEQUENCES)}")
     if disease is not None and disease not in DISEASES:
         raise ValueError(f"disease {disease!r} is unknown: choose one of {', '.join(DISEASES)}")
     for sequence in (sequences,) if isinstance(sequences, str) else sequences:
