@@ -42,7 +42,7 @@ def draw_sequences(study: PhantomStudy, path: str | Path, *, margin: float = 0.2
         stack, long = (study.images[view][..., 0] for view in views)
         drawn, long_drawn = (study.labels[view][..., 0] for view in views)
         n = stack.shape[2]
-        slices = (0, 1, 2) if n == 3 else [round(n * share) for share in (0.25, 0.45, 0.68)]
+        slices = (0, 1, 2) if n == 3 else [int(n * share) for share in (0.25, 0.45, 0.68)]
         low, high = _RANGES_MS.get(name, (0, 1.1 * np.percentile(stack[drawn > 0], 99)))
         pictures = [(stack[..., z], None) for z in slices] + [(long, None)]
         pictures += [(stack[..., slices[1]], drawn[..., slices[1]]), (long, long_drawn)]

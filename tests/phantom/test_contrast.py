@@ -73,6 +73,22 @@ def test_late_enhancement(acute):
         values(acute, "lge_sax", MYO))  # fmt: skip
 
 
+@pytest.mark.parametrize(("seed", "disease"), [(33, "infarct"), (9, "hypertrophic")])
+def test_papillary_muscles_away_from_the_scar_are_healthy(seed, disease):
+    """Within the cavity, more than 75 degrees from the middle of the scar, nothing is brighter than blood (x 1.1, for
+    its texture; scar is 1.6 times as bright), and papillary muscles are as dark as healthy ones."""
+    options = {"n_frames": 2, "in_plane_mm": 1.0, "size": 170, "jitter_mm": 0, "noise_sd": 0, "sequences": ("lge",)}
+    study = make_study(seed, disease=disease, **options)
+    image, inside = even(study, "lge_sax"), within(study, "lge_sax", LV)
+    voxels = np.argwhere(inside)
+    at = (apply_affine(study.affines["lge_sax"], voxels) - study.patient.apex_mm) @ study.patient.axes.T
+    turned = np.abs((np.degrees(np.arctan2(at[:, 1], at[:, 0]) - study.injury.parameters.angle) + 180) % 360 - 180)
+    away = image[inside][turned > 75]
+    blood = np.median(values(study, "lge_sax", RV))
+    assert away.max() < 1.1 * blood
+    assert (away < 0.3 * blood).sum() > 100
+
+
 def test_t2_weighted(acute):
     found, table = mean_over(acute, "t2w_sax", MYO)
     for label in (OEDEMA, SCAR, RV):

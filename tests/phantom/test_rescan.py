@@ -68,11 +68,11 @@ def test_planes_are_planned_alike(scans):
     heights = [scan._grids["sax"].origin @ scan.patient.axes[2] / scan.spacing_mm["sax"][2] for scan in scans]
     assert np.abs(np.diff(heights)).min() > 0.01 and np.ptp(heights) <= 0.6
     angles = []
-    for seed in range(40):
+    for seed in range(24):
         one, other = (make_study(seed, n_frames=2, in_plane_mm=20, n_slices=1, scan=scan) for scan in (0, 1))
         u, v = (study._grids["sax"].axes for study in (one, other))
         angles.append(np.degrees(np.arctan2(u[0] @ v[1], u[0] @ v[0])))
-    assert np.std(angles) == pytest.approx(6 * np.sqrt(2), rel=0.35)  # three standard errors of 40 draws
+    assert np.std(angles) == pytest.approx(6 * np.sqrt(2), rel=0.45)  # three standard errors of 24 draws
 
 
 def test_first_scans_do_not_depend_on_later_ones(scans):
@@ -84,9 +84,9 @@ def test_first_scans_do_not_depend_on_later_ones(scans):
 
 def test_vendors_of_rescans_vary_and_can_be_chosen():
     tiny = {"n_frames": 2, "in_plane_mm": 20.0, "n_slices": 1}
-    assert {make_study(seed, **tiny, scan=1).vendor for seed in range(20)} == set(SCANNERS)
-    assert {make_study(seed, **tiny, vendor="any").vendor for seed in range(20)} == set(SCANNERS)
-    both = [[make_study(seed, **tiny, vendor="any", scan=scan).vendor for seed in range(20)] for scan in (0, 1)]
+    assert {make_study(seed, **tiny, scan=1).vendor for seed in range(12)} == set(SCANNERS)
+    assert {make_study(seed, **tiny, vendor="any").vendor for seed in range(12)} == set(SCANNERS)
+    both = [[make_study(seed, **tiny, vendor="any", scan=scan).vendor for seed in range(12)] for scan in (0, 1)]
     assert both[0] != both[1]
     assert make_study(0, **tiny, vendor="ge", scan=1).vendor == "ge"
 

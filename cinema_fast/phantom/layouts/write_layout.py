@@ -31,7 +31,7 @@ def write_layout(
         seed: of the cohort, a non-negative integer.
         workers: processes.
         progress: show a progress bar on stderr.
-        options: keyword arguments of `make_study`, but for `disease`.
+        options: keyword arguments of `make_study`, but for `disease`, `sequences` and `atria`.
 
     Raises:
         FileExistsError: `dst` is not empty. OutputError: it cannot be written; no part of it is left.
@@ -39,7 +39,7 @@ def write_layout(
     """
     if name not in LAYOUTS:
         raise ValueError(f"unknown layout ({name!r}; expected one of {', '.join(LAYOUTS)})")
-    inspect.signature(make_study).bind(seed, disease=None, **options)
+    inspect.signature(make_study).bind(seed, disease=None, sequences=("cine",), atria=False, **options)
     check_cohort(n, workers, options)
     dst, layout = Path(dst), resolve_name(LAYOUTS[name])
     cases = layout.cases(n, seed)
