@@ -7,7 +7,7 @@ import pytest
 from nibabel.affines import apply_affine
 
 from cinema_fast.phantom.heart import BeatingHeart
-from cinema_fast.phantom.injury import Injury
+from cinema_fast.phantom.injury import Injury, InjuryParameters
 from cinema_fast.phantom.patient import DISEASES, draw_patient
 from cinema_fast.phantom.study import make_study
 
@@ -33,9 +33,8 @@ def patients():
     return [draw_patient(np.random.default_rng((7, i)), disease) for disease in DISEASES for i in range(400)]
 
 
-def definition(study, n=1_000_000):
+def definition(heart, p, n=1_000_000):
     """Volumes (ml) of scar, core and oedema by random points of the wall, written again from the docstrings."""
-    p, heart = study.injury.parameters, study._acquire.renderer.heart
     rng = np.random.default_rng(0)
     h = rng.uniform(heart.bottom, heart.length, n)
     theta = rng.uniform(-math.pi, math.pi, n)
@@ -59,11 +58,22 @@ def test_volumes_follow_the_definition(fine):
     """A million points: standard errors of 0.3 % of a scar, 1 % of a core."""
     study, *_ = fine
     found = study.injury.volumes_ml
-    expected = definition(study)
+    expected = definition(study._acquire.renderer.heart, study.injury.parameters)
     assert expected["scar"] > 1
     assert found["scar"] == pytest.approx(expected["scar"], rel=0.01)
     assert found["oedema"] == pytest.approx(expected["oedema"], rel=0.01)
     assert found["no-reflow"] == pytest.approx(expected["no-reflow"], rel=0.03)
+
+
+def test_volumes_of_a_scar_at_the_very_apex():
+    """Half of it in the cap below the cavity, where the depth is that of the larger of two measures."""
+    heart = BeatingHeart(draw_patient(np.random.default_rng(1)).heart)
+    for inner, outer in ((0.0, 0.2), (0.0, 0.6), (0.3, 0.7)):
+        p = InjuryParameters(pattern="ischaemic", acute=inner == 0, angle=1.0, height=-0.05, level=0.3, inner=inner,
+                             outer=outer, no_reflow=inner == 0)  # fmt: skip
+        found, expected = Injury(heart, p).volumes_ml, definition(heart, p)
+        for name, ml in expected.items():
+            assert found[name] == pytest.approx(ml, rel=0.03 if name == "no-reflow" else 0.01)
 
 
 def test_labels_hold_the_volumes_at_every_moment(fine):
