@@ -257,7 +257,8 @@ def make_study(
         sequences: of `SEQUENCES`, without "cine" there are no cines.
         atria: whether labels of cines name the atria; those of other sequences do.
         vendor: one of `SCANNERS`, "any" draws one; None: the standard style, from the second scan on one is drawn.
-        scan: 0, or 1, 2, ... for another scan of the same heart: planes, breath-holds, vendor and noise are others.
+        scan: 0, or 1, 2, ... for another scan of the same heart: planes, breath-holds, vendor and noise are others. The
+            stack's slices are at other heights; long axes are turned and shifted within their plane.
 
     Raises:
         ValueError: an argument out of range, or an unknown disease, sequence or vendor.
