@@ -15,6 +15,7 @@ from ..common.progress import progress_bar
 from ..common.shares import cut
 from ..common.tables import LANDMARK_COLUMNS
 from .nifti import write_view
+from .sequences import SEQUENCES
 from .study import INSERTIONS, LANDMARKS, check_options, make_study
 
 S = TypeVar("S")
@@ -72,6 +73,8 @@ def write_cohort(
     dst = Path(dst)
     inspect.signature(make_study).bind(seed, scan=0, **options)
     check_cohort(n, workers, options)
+    if not options.get("sequences", ("cine",)):
+        raise ValueError(f"sequences must name at least one: choose of {', '.join(SEQUENCES)}")
     written = ("heart-*.nii.gz", "labels", "truth.json", "truth.csv", "split.csv", "landmarks.csv", "rv_insertions.csv")
     called = {"n": n, "seed": seed, **options} | ({"rescan": True} if rescan else {})
     with new_folder(dst, "phantom", called, written):

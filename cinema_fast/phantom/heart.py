@@ -177,7 +177,11 @@ class BeatingHeart:
         return DENSITY * self.myocardial_ml
 
     def atria_ml(self, phase: Array) -> tuple[Array, Array]:
-        """Volumes of the left and the right atrium at `phase` (T,), by quadrature over (h, theta)."""
+        """Volumes of the left and the right atrium at `phase` (T,), by quadrature over (h, theta).
+
+        Mostly they grow while the ventricles empty; but near the annulus an atrium moves with its ventricle, so in one
+        of eight hearts the right one shrinks a little.
+        """
         beat, roof = self.beat(phase), self.top - _ROOF_MM
         rest = Beat(*np.zeros((len(Beat._fields), 1, 1)))
         # Emptied fractions are linear in the beat's amplitudes: so are the volumes.

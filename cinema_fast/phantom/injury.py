@@ -98,8 +98,9 @@ class Injury:
         c, s = x / r, y / r
         inner, outer = self.heart.wall(h, c, s)
         width = np.maximum(outer - inner, 1e-3)
-        # The apical cap has no cavity: there the depth grows downwards too.
-        depth = np.maximum((r - inner) / width, h / self.heart.bottom)
+        # The apical cap has no cavity: there the depth grows downwards too. Papillary muscles and trabeculae are like
+        # the endocardium beside them.
+        depth = np.maximum(np.maximum((r - inner) / width, h / self.heart.bottom), 0)
         depths = self.depths(h, c, s)
         return {label: np.minimum(end - depth, depth - begin if begin.any() else np.inf) * width
                 for label in (OEDEMA, SCAR, NO_REFLOW) if label in depths

@@ -43,7 +43,7 @@ def draw_sequences(study: PhantomStudy, path: str | Path, *, margin: float = 0.2
         stack, long = (study.images[view][..., 0] for view in views)
         drawn, long_drawn = (study.labels[view][..., 0] for view in views)
         n = stack.shape[2]
-        slices = (0, 1, 2) if n == 3 else [round(n * share) for share in (0.25, 0.45, 0.68)]
+        slices = (0, 1, 2) if n == 3 else [int(n * share) for share in (0.25, 0.45, 0.68)]
         low, high = _RANGES_MS.get(name, (0, 1.1 * np.percentile(stack[drawn > 0], 99)))
         for axis, image in zip(row, [*(stack[..., z] for z in slices), long]):
             axis.imshow(image.T, cmap="turbo" if name in _RANGES_MS else "gray", vmin=low, vmax=high)

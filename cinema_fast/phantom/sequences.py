@@ -25,7 +25,8 @@ _DARK_BLOOD = 0.06  # share of the blood's signal that is left: slow blood
 
 
 def _recovered(t1_ms: float, inversion_ms: float, repetition_ms: float) -> float:
-    """Longitudinal magnetisation at `inversion_ms` after an inversion that is repeated, -1 to 1."""
+    """Longitudinal magnetisation, -1 to 1, at `inversion_ms` after an inversion. Inversion and readout are repeated;
+    the readout uses up the magnetisation, as a pulse of 90 degrees does."""
     return 1 - 2 * math.exp(-inversion_ms / t1_ms) + math.exp(-repetition_ms / t1_ms)
 
 

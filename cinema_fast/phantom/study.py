@@ -7,7 +7,7 @@ the image of a plane in `render.py`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import index
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..common.views import VIEWS
+from ..common.views import VIEWS, plane_of
 from .heart import BeatingHeart
 from .injury import Injury
 from .outcome import Outcome
@@ -132,13 +132,17 @@ class PhantomStudy:
             "rv_ml": self.rv_ml.tolist(),
             "slice_shift_mm": self.slice_shift_mm.tolist(),
             "landmark_names": list(LANDMARKS),
-            "landmarks": {view: points.tolist() for view, points in self.landmarks.items()},
-            "landmarks_mm": {view: points.tolist() for view, points in self.landmarks_mm.items()},
+            "landmarks": {view: points.tolist() for view, points in self.landmarks.items() if view in self.images},
+            "landmarks_mm": {view: mm.tolist() for view, mm in self.landmarks_mm.items() if view in self.images},
             "rv_insertion_names": list(INSERTIONS),
-            "rv_insertions_mm": np.where(np.isnan(points := self.rv_insertions_mm), None, points).tolist(),
+            "rv_insertions_mm": self._insertions() if "sax" in self.images else [],
             "heart": asdict(who.heart),
             "injury": who.injury and asdict(who.injury),
         }
+
+    def _insertions(self) -> list[list[list[list[float | None]]]]:
+        """`rv_insertions_mm` as lists, with None in place of NaN, which JSON lacks."""
+        return np.where(np.isnan(self.rv_insertions_mm), None, self.rv_insertions_mm).tolist()
 
     def move(self, points_mm: NDArray[np.floating], t0: int, t1: int) -> NDArray[np.float64]:
         """Positions in frame `t1` (..., 3) of the tissue at `points_mm` (..., 3; patient mm) in frame `t0`.
@@ -174,7 +178,7 @@ class PhantomStudy:
 
         Args:
             sequence: one of `SEQUENCES`.
-            seed: of the noise; with the study's own seed it gives its random numbers.
+            seed: of the noise; with the study's own seed and scan it gives its random numbers.
             gain: of the scanner; `make_study` draws about 0.8 to 1.4.
             noise_sd: standard deviation of the noise in each of the two channels before the gain, blood being 400.
 
@@ -186,7 +190,8 @@ class PhantomStudy:
         """
         self._check_frame(t)
         shifts = self.slice_shift_mm if view == "sax" else np.zeros((1, 3))
-        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_FRAMES_AGAIN, seed)))
+        key = (_SCAN, self.scan) if self.scan else ()
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(*key, _FRAMES_AGAIN, seed)))
         phases = np.array([t / self.n_frames])
         grid = self._grids[view]
         drawn = self._acquire(grid, sequence, phases, shifts, rng, gain=gain, noise_sd=noise_sd, atria=True)
@@ -242,10 +247,11 @@ def make_study(
         noise_sd: standard deviation of the noise in each of the two channels, blood being 400; None draws it.
         disease: one of `DISEASES`; None draws it.
         acute: whether an infarct is acute, with oedema; None draws it. Other diseases are as without it.
-        sequences: of `SEQUENCES`, without "cine" there are no cines.
+        sequences: of `SEQUENCES`, without "cine" there are no cines; (): no images, for the truth or `scan_again`.
         atria: whether labels of cines name the atria; those of other sequences do.
         vendor: one of `SCANNERS`, "any" draws one; None: the standard style, from the second scan on one is drawn.
-        scan: 0, or 1, 2, ... for another scan of the same heart: planes, breath-holds, vendor and noise are others.
+        scan: 0, or 1, 2, ... for another scan of the same heart: planes, breath-holds, vendor and noise are others. The
+            stack's slices are at other heights; long axes are turned and shifted within their plane.
 
     Raises:
         ValueError: an argument out of range, or an unknown disease, sequence or vendor.
@@ -279,28 +285,18 @@ def make_study(
     phases = np.arange(n_frames) / n_frames
     images, labels = {}, {}
     affines, spacing = ({view: getattr(grid, name) for view, grid in grids.items()} for name in ("affine", "spacing"))
-
-    def take(view: str, plane: str, grid: ViewGrid, rng: np.random.Generator, phases: NDArray[np.float64],
-             shifts: NDArray[np.float64], sequence: str) -> None:  # fmt: skip
-        drawn = acquire(grid, sequence, phases, shifts, rng, gain=gain * rng.uniform(0.9, 1.1), noise_sd=noise_sd,
-                        atria=atria or sequence != "cine")  # fmt: skip
-        # Frames were drawn (T, Z, Y, X): transposed, and Z dropped where there is one slice, without a copy.
-        images[view], labels[view] = (a.T if plane == "sax" else a[:, 0].T for a in drawn)
-        affines[view], spacing[view] = grid.affine, grid.spacing
-
-    for name in SEQUENCES:
-        if name not in sequences:
-            continue
+    for name in (name for name in SEQUENCES if name in sequences):
         if name == "cine":
-            for view, grid in grids.items():
-                take(view, view, grid, rng, phases, shifts if view == "sax" else np.zeros((1, 3)), name)
-            continue
-        others = stream(*key, _SEQUENCE, list(SEQUENCES).index(name))
-        own = np.random.Generator(np.random.SFC64(others))
-        for plane in SEQUENCES[name].planes:
-            grid = sequence_grid(grids[plane], name, patient, own)
-            holds = _breath_holds(own, grid.n_slices, jitter_mm, offset_mm=1.5 * jitter_mm)
-            take(f"{name}_{plane}", plane, grid, own, np.array([_DIASTOLE]), holds, name)
+            taken = _planned_cines(grids, shifts, phases, rng)
+        else:
+            own = np.random.SFC64(stream(*key, _SEQUENCE, list(SEQUENCES).index(name)))
+            taken = _planned_stills(name, grids, patient, jitter_mm, np.random.Generator(own))
+        for view, grid, moments, holds, noise in taken:
+            drawn = acquire(grid, name, moments, holds, noise, gain=gain * noise.uniform(0.9, 1.1), noise_sd=noise_sd,
+                            atria=atria or name != "cine")  # fmt: skip
+            # Frames were drawn (T, Z, Y, X): transposed, and Z dropped where there is one slice, without a copy.
+            images[view], labels[view] = (a.T if plane_of(view) == "sax" else a[:, 0].T for a in drawn)
+            affines[view], spacing[view] = grid.affine, grid.spacing
     landmarks_mm = {view: _landmarks(heart, patient, LAX_ANGLE[view], phases) for view in VIEWS[1:]}
     la_ml, ra_ml = heart.atria_ml(phases)
     return PhantomStudy(
@@ -330,6 +326,27 @@ def make_study(
         _grids=grids,
         _acquire=acquire,
     )
+
+
+Planned = tuple[str, ViewGrid, NDArray[np.float64], NDArray[np.float64], np.random.Generator]
+
+
+def _planned_cines(
+    grids: dict[str, ViewGrid], shifts: NDArray[np.float64], phases: NDArray[np.float64], rng: np.random.Generator
+) -> Iterator[Planned]:
+    """View, grid, phases, positions of the breath-holds and random numbers of each cine."""
+    for view, grid in grids.items():
+        yield view, grid, phases, shifts if view == "sax" else np.zeros((1, 3)), rng
+
+
+def _planned_stills(
+    sequence: str, grids: dict[str, ViewGrid], patient: Patient, jitter_mm: float, rng: np.random.Generator
+) -> Iterator[Planned]:
+    """The same of each view of another sequence, which has breath-holds of its own."""
+    for plane in SEQUENCES[sequence].planes:
+        grid = sequence_grid(grids[plane], sequence, patient, rng)
+        holds = _breath_holds(rng, grid.n_slices, jitter_mm, offset_mm=1.5 * jitter_mm)
+        yield f"{sequence}_{plane}", grid, np.array([_DIASTOLE]), holds, rng
 
 
 def _breath_holds(
@@ -375,7 +392,7 @@ def check_options(
     jitter_mm: float = 0.0,
     noise_sd: float | None = None,
     disease: str | None = None,
-    sequences: Sequence[str] = (),
+    sequences: Sequence[str] = ("cine",),
     vendor: str | None = None,
     scan: int = 0,
     atria: bool = False,

@@ -40,7 +40,7 @@ def write_layout(
     """
     if name not in LAYOUTS:
         raise ValueError(f"unknown layout ({name!r}; expected one of {', '.join(LAYOUTS)})")
-    inspect.signature(make_study).bind(seed, disease=None, **options)
+    inspect.signature(make_study).bind(seed, disease=None, sequences=("cine",), atria=False, **options)
     check_cohort(n, workers, options)
     dst, layout = Path(dst), resolve_name(LAYOUTS[name])
     cases = layout.cases(n, seed)
