@@ -4,14 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ..common.sequences import IN_WORDS
 from ..common.structures import STRUCTURES
 from .sequences import SEQUENCES
 from .study import PhantomStudy
 
-_NAMES = {
-    "cine": "cine", "lge": "late enhancement", "t1map": "T1 map", "t2map": "T2 map", "t2w": "T2-weighted",
-    "t1w": "T1-weighted",
-}  # fmt: skip
 _RANGES_MS = {"t1map": (0, 2000), "t2map": (0, 140)}
 _COLOURS = {
     "RV": "#3c82ff", "MYO": "#46c85a", "LV": "#ff5a46", "scar": "#ffe03a", "no-reflow": "#b03cff", "oedema": "#3af0f0",
@@ -55,7 +52,7 @@ def draw_sequences(study: PhantomStudy, path: str | Path, *, margin: float = 0.2
             axis.set(xlim=(margin * size, (1 - margin) * size), ylim=((1 - margin) * size, margin * size))
             axis.set(xticks=[], yticks=[])
         scale = f"\n{low} to {high} ms" if name in _RANGES_MS else ""
-        row[0].set_ylabel(_NAMES[name] + scale, color="white", fontsize=10)
+        row[0].set_ylabel(IN_WORDS[name] + scale, color="white", fontsize=10)
     for axis, title in zip(axes[0], ("base", "middle", "apex", "four-chamber", "labels", "labels")):
         axis.set_title(title, color="white", fontsize=10)
     figure.legend(
