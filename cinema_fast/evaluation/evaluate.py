@@ -9,6 +9,7 @@ from typing import Literal
 from ..common.output import new_folder
 from ..common.progress import progress_bar
 from ..common.tables import Table, check_matches, is_number, read_named
+from ..common.views import is_stack
 from ..data.store.orientation import check_orientation
 from ..data.store.store import CineStore
 from ..metrics.assessment import Assessment
@@ -137,9 +138,12 @@ def _with_values(config: EvaluateConfig, study_table: Table | None) -> set[str]:
 
 
 def _check_prepared(run: FinetunedRun, cines: CineStore) -> None:
-    """Raise ValueError where a store's pixel sizes or axes differ from those of the run's store."""
+    """Raise ValueError where a store's axes, or its pixel sizes in the run's views, differ from those of the run's
+    store."""
     check_orientation(cines, run.folder, run.info.store.orientation)
-    options = {name for name in ("sax_spacing", "lax_spacing") if name in run.info.store.prepare}
+    stacks = {is_stack(view) for view in run.reads} or {None}
+    of_views = {"sax_spacing": stacks != {False}, "lax_spacing": stacks != {True}}
+    options = {name for name, of_a_view in of_views.items() if of_a_view and name in run.info.store.prepare}
     for name in sorted(options & cines.prepare.keys()):
         here, there = (tuple(prepared[name]) for prepared in (cines.prepare, run.info.store.prepare))
         if here != there:

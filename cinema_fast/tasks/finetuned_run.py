@@ -161,7 +161,7 @@ class FinetunedRun:
         is none, or where a view that is predicted by itself cannot be read."""
         if self.clips:
             infos = {v: store.info(study, v) for v in store.views(study) if v in (self.reads or [v])}
-            found = tuple(v for v, info in infos.items() if info.shape[0] >= self.min_frames and not info.channels)
+            found = tuple(v for v, info in infos.items() if info.shape[0] >= self.min_frames and info.is_cine)
             if not found:
                 raise ValueError(f"the model reads clips of the cycle, and no {' or '.join(self.reads) or 'view'} has "
                                  f"{self.min_frames} frames or more: give cines, not ED and ES alone")  # fmt: skip

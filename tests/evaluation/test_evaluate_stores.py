@@ -94,6 +94,14 @@ def test_pixels_of_another_size(runs, tmp_path):
     before = config.read_text()
     config.write_text(before.replace("prepare:\n", "prepare:\n    sax_spacing: [1.5, 1.5, 10.0]\n"))
     try:
+        assert load_run(runs / "first", device="cpu").reads == ("sax",)
+        # long axes, which the run does not read, may differ
+        index["prepare"] |= {"sax_spacing": [1.5, 1.5, 10.0], "lax_spacing": [2.0, 2.0]}
+        (other / "index.json").write_text(json.dumps(index))
+        config.write_text(config.read_text().replace("prepare:\n", "prepare:\n    lax_spacing: [1.0, 1.0]\n"))
+        judge(runs / "first", tmp_path / "eval1", data=other)
+        index["prepare"]["sax_spacing"] = [2.0, 2.0, 10.0]
+        (other / "index.json").write_text(json.dumps(index))
         with pytest.raises(ValueError, match=r"other was prepared with --sax-spacing 2\.0 2\.0 10\.0, and the run's "
                            r"store with 1\.5 1\.5 10\.0 \(mm\): prepare the studies as"):  # fmt: skip
             judge(runs / "first", tmp_path / "eval2", data=other)

@@ -45,8 +45,7 @@ class ClipStore:
         self._short: dict[str, dict[str, int]] = {}  # {study: {view: number of frames, too few}}
         for study in store.ids:
             infos = {view: store.info(study, view) for view in store.views(study) if not views or view in views}
-            shapes = {view: info.shape for view, info in infos.items()
-                      if not info.channels and info.sequence(0) == "cine"}  # fmt: skip
+            shapes = {view: info.shape for view, info in infos.items() if info.is_cine}
             self._planes[study] = tuple(
                 Plane(view, at)
                 for view, shape in shapes.items()

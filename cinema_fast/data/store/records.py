@@ -80,6 +80,11 @@ class CineInfo(NamedTuple):
         return self.sequences[t if self.channels else 0]
 
     @property
+    def is_cine(self) -> bool:
+        """Whether its frames show the cardiac cycle."""
+        return not self.channels and self.sequences == ("cine",)
+
+    @property
     def paths(self) -> tuple[str, str | None, str | None]:
         """Paths of the cine, the motion map and the label maps; None where there is none."""
         return self.path, self.motion and self.motion.path, self.labels and self.labels.path
