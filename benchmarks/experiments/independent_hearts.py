@@ -1,7 +1,7 @@
 """Hearts that do not come from this project's phantom: what does a model, trained on the phantom, do with them?
 
     pip install cardiac-geometries-core==1.5.0
-    python benchmarks/experiments/independent_hearts.py --out DIR --n 10 --seed 0    (some 30 seconds a heart)
+    python benchmarks/experiments/independent_hearts.py --out DIR --n 10 --seed 0    (30 to 80 seconds a heart)
 
 The package makes the mesh of every frame (independent_bodies.py); this script paints chest and signal, and writes
 
@@ -172,7 +172,7 @@ def main() -> None:
     print(prepare(
         PrepareConfig(
             src=given.out / "hearts", dst=given.out / "store", labels="labels/{id}_{view}.nii.gz",
-            sax_size=(64, 64, 12), sax_spacing=(3.0, 3.0, 10.0),
+            sax_size=(64, 64, 12), sax_spacing=(3.0, 3.0, 10.0), lax_size=(64, 64), lax_spacing=(3.0, 3.0),
         ), progress=False,
     ))  # fmt: skip
 
