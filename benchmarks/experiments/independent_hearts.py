@@ -172,7 +172,7 @@ def main() -> None:
     print(prepare(
         PrepareConfig(
             src=given.out / "hearts", dst=given.out / "store", labels="labels/{id}_{view}.nii.gz",
-            sax_size=(64, 64, 12), sax_spacing=(3.0, 3.0, 10.0), lax_size=(64, 64), lax_spacing=(3.0, 3.0),
+            sax_size=(64, 64, 12), sax_spacing=(3.0, 3.0, 10.0),
         ), progress=False,
     ))  # fmt: skip
 
