@@ -139,14 +139,16 @@ def compile_pattern(pattern: str, spellings: dict[str, str]) -> re.Pattern[str]:
     Raises:
         ValueError: no {view}, or a placeholder other than {id}, {view}, {frame}.
     """
+    parts = re.split(r"(\{[^}]*\}|\*)", pattern)
+    text = parts[parts.index("{view}") - 1] if "{view}" in parts else ""  # before the view
     # the view of p1_lge_sax is lge_sax where there is such a spelling, not sax of a study p1_lge
     longer = {name: [other[: -len(name)] for other in spellings if other.endswith(name) and other != name]
               for name in spellings}  # fmt: skip
-    views = "|".join("".join(f"(?<!{re.escape(before)})" for before in longer[name]) + re.escape(name)
+    views = "|".join("".join(f"(?<!{re.escape(text + before)})" for before in longer[name]) + re.escape(name)
                      for name in sorted(spellings, key=len, reverse=True))  # fmt: skip
     groups = {"{id}": "[^/]+", "{view}": views, "{frame}": "[^/_]+"}
     seen, regex = set(), ""
-    for part in re.split(r"(\{[^}]*\}|\*)", pattern):
+    for part in parts:
         if part == "*":
             regex += "[^/]*"
         elif part in seen:

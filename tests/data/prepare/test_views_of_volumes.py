@@ -11,6 +11,7 @@ from published_trees import AFFINE, LV, MYO, RV, frames, labels_at, renamed, wri
 from cinema_fast.cli import main
 from cinema_fast.common.views import is_stack, plane_of
 from cinema_fast.data.prepare.prepare_config import PrepareConfig
+from cinema_fast.data.prepare.sources import compile_pattern, parse_aliases
 from cinema_fast.data.store.store import CineStore, StoreError
 
 T = 6
@@ -112,6 +113,19 @@ def test_stacks_have_any_name(src, tmp_path):
     write(src / "c_DE.nii.gz", frames(T, 1)[:, :, :1, 0])  # without a plane in its name, one slice is a single slice
     report = run(src, tmp_path / "store", aliases=("lge=DE", "t1_sax=C0"), single=("lge", "t1_sax"))
     assert report.prepared == 1 and len(CineStore(tmp_path / "store").info("c", "lge").shape) == 3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "file", "study", "view"),
+    [("{id}_{view}.nii.gz", "p_1_lge_sax.nii.gz", "p_1", "lge_sax"), ("{id}_{view}.nii.gz", "p_sax.nii.gz", "p", "sax"),
+     ("{id}/{view}.nii.gz", "p/t2w_lax_4c.nii.gz", "p", "t2w_lax_4c"),
+     ("{view}_{id}.nii.gz", "lge_sax_p.nii.gz", "p", "lge_sax"),
+     # what the pattern itself says does not belong to the view
+     ("{id}_lge_{view}.nii.gz", "p_lge_sax.nii.gz", "p", "sax"), ("{id}_sa{view}.nii.gz", "p_sax.nii.gz", "p", "x")],
+)  # fmt: skip
+def test_the_longest_spelling_that_fits_is_the_view(pattern, file, study, view):
+    match = compile_pattern(pattern, parse_aliases(("x=x",))).fullmatch(file)
+    assert match.groupdict() == {"id": study, "view": view}
 
 
 def test_views_of_sequences_are_known_by_their_names(src, tmp_path):
