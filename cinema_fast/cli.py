@@ -87,13 +87,13 @@ def _commands() -> dict[str, Callable[..., int]]:
     from .cohort.cluster_config import ClusterConfig
     from .cohort.embed import EmbedConfig
     from .cohort.probe_embeddings import ProbeConfig
+    from .common.sequences import SEQUENCES
     from .data.prepare.prepare_config import PrepareConfig
     from .demo import DemoConfig
     from .evaluation.evaluate_config import EvaluateConfig
     from .methods.pretrain_config import PretrainConfig
     from .phantom.layouts.registry import LAYOUTS
     from .phantom.scanner import SCANNERS
-    from .phantom.sequences import SEQUENCES
     from .prediction.predict_config import PredictConfig
     from .tasks.finetune_config import FinetuneConfig
 
@@ -149,7 +149,7 @@ def _commands() -> dict[str, Callable[..., int]]:
                   f"{', '.join(f'{count} in {part}' for part, count in parts.items())}; true parameters and volumes in "
                   f"truth.csv")
             return 0
-        shape |= {"sequences": tuple(SEQUENCES) if "all" in sequences else sequences, "atria": atria, "vendor": vendor}
+        shape |= {"sequences": SEQUENCES if "all" in sequences else sequences, "atria": atria, "vendor": vendor}
         written = write_cohort(dst, n, seed, rescan=rescan, workers=workers, progress=True, **shape)
         print(f"{dst}: {count_studies(len(written))}, {written[0]} to {written[-1]}; label maps in labels/, true "
               f"parameters and volumes in truth.json and truth.csv, landmarks in landmarks.csv and rv_insertions.csv")

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 from ..common.output import new_folder
 from ..common.pool import run_in_processes
 from ..common.progress import progress_bar
+from ..common.sequences import SEQUENCES
 from ..common.shares import cut
 from ..common.tables import LANDMARK_COLUMNS
 from .nifti import write_view
-from .sequences import SEQUENCES
 from .study import INSERTIONS, LANDMARKS, check_options, make_study
 
 S = TypeVar("S")
@@ -75,6 +75,8 @@ def write_cohort(
     check_cohort(n, workers, options)
     if not options.get("sequences", ("cine",)):
         raise ValueError(f"sequences must name at least one: choose of {', '.join(SEQUENCES)}")
+    if options.get("atria") and "cine" not in options.get("sequences", ("cine",)):
+        raise ValueError("atria is for label maps of cines; those of other sequences have atria anyway")
     written = ("heart-*.nii.gz", "labels", "truth.json", "truth.csv", "split.csv", "landmarks.csv", "rv_insertions.csv")
     called = {"n": n, "seed": seed, **options} | ({"rescan": True} if rescan else {})
     with new_folder(dst, "phantom", called, written):

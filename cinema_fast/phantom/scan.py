@@ -11,7 +11,7 @@ from .injury import OEDEMA
 from .patient import Patient
 from .render import HeartRenderer, Plane
 from .scanner import Scanner
-from .sequences import SEQUENCES, Palette, map_palettes, signals
+from .sequences import PROTOCOLS, Palette, map_palettes, signals
 from .thorax import Thorax
 
 # Angle of each long-axis plane around the axis, from the middle of the septum to the inferior wall, and the patient
@@ -25,7 +25,9 @@ _RIGHT_DOWN = {
     "lax_4c": (_TO_THE_LEFT, _TO_THE_BACK),
 }
 _LAX_THICKNESS_MM = 6.0
+SLICE_MM = 10.0  # a usual distance of slices; stacks are moved by a part of it at most, so that they cover the heart
 _FRAMES_AT_ONCE = 8
+_LARGEST = np.float32(32767)  # images are written as int16
 _EDGE = 1.2  # pixels over which an edge is blurred
 _MAP_NOISE = 4.0  # of a map, relative to its value, in multiples of the noise of an image over its signal
 _MAP_FLOOR = 30.0  # signal that is added where there is nothing to measure: noise of all values
@@ -68,12 +70,12 @@ def view_grids(
     size: int,
     in_plane_mm: float,
     n_slices: int,
-    along: float = 0.0,
+    along_mm: float = 0.0,
 ) -> dict[str, ViewGrid]:
     """Plan the four views on the patient's heart, with the variation of a radiographer.
 
     The short-axis stack runs from base to apex and covers the ventricles and a margin whatever `n_slices` is. It is
-    moved towards the base by `along` slice distances.
+    moved towards the base by `along_mm`.
     """
     septum, inferior, base = patient.axes
     length, wall = patient.heart.length_mm, patient.heart.wall_mm
@@ -95,7 +97,7 @@ def view_grids(
         if view == "sax":
             bottom, top = -wall - 4, length + 11
             thickness, slices = (top - bottom) / n_slices, n_slices
-            centre += (top + (along - 0.5) * thickness - 0.62 * length) * base
+            centre += (top - thickness / 2 - 0.62 * length + along_mm) * base
         else:
             thickness, slices = _LAX_THICKNESS_MM, 1
         corner = centre - (size - 1) / 2 * in_plane_mm * (u + v)
@@ -111,11 +113,11 @@ def sequence_grid(grid: ViewGrid, sequence: str, patient: Patient, rng: np.rando
     """
     n_slices, distance = grid.n_slices, grid.spacing[2]
     origin = grid.origin + rng.normal(0, 3, 2) @ grid.axes[:2]
-    along = rng.uniform(-0.3, 0.3) * distance
-    if grid.n_slices > 1 and (slices := SEQUENCES[sequence].slices):
+    along = rng.uniform(-0.3, 0.3) * min(distance, SLICE_MM)
+    if grid.n_slices > 1 and (slices := PROTOCOLS[sequence].slices):
         length = patient.heart.length_mm
         height = (grid.origin - patient.apex_mm) @ patient.axes[2]  # of the first slice
-        n_slices, distance, along = slices, length / (slices + 1), height - length * slices / (slices + 1)
+        n_slices, distance, along = slices, length / (slices + 1), along + height - length * slices / (slices + 1)
     if grid.n_slices > 1:
         origin = origin + along * grid.axes[2]
     return replace(grid, origin=origin, spacing=(*grid.spacing[:2], distance), n_slices=n_slices)
@@ -152,7 +154,7 @@ class Acquisition:
         """
         shape = (len(phases), grid.n_slices, grid.size, grid.size)
         image, label = np.empty(shape, np.uint16), np.zeros(shape, np.uint8)
-        is_map = SEQUENCES[sequence].value_ms is not None
+        is_map = PROTOCOLS[sequence].value_ms is not None
         palettes = map_palettes(sequence) if is_map else (Palette(signals(sequence, self.scanner)),)
         for z, shift in enumerate(shifts):
             points = grid.points(z, shift)
@@ -173,7 +175,7 @@ class Acquisition:
                     drawn[0] *= bias
                     add_noise = _add_clipped_noise if sequence == "lge" else add_rician_noise
                     noisy = add_noise(drawn[0], noise_sd * gain, rng)
-                image[now, z] = noisy + np.float32(0.5)
+                image[now, z] = np.minimum(noisy + np.float32(0.5), _LARGEST)
         if not atria:
             label[label > OEDEMA] = 0
         return image, label

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..common.sequences import IN_WORDS
+from ..common.sequences import IN_WORDS, SEQUENCES
 from ..common.structures import STRUCTURES
-from .sequences import SEQUENCES
 from .study import PhantomStudy
 
 _RANGES_MS = {"t1map": (0, 2000), "t2map": (0, 140)}

@@ -3,7 +3,7 @@
 cine    balanced steady-state free precession (Freeman & Hill, J. Magn. Reson. 1971); of the blood a share has just
         flowed in and is not in the steady state yet
 lge     late gadolinium enhancement, phase-sensitive inversion recovery, about 15 minutes after the contrast agent: the
-        inversion time is a little longer than that at which healthy muscle has no signal; values below 0 become 0
+        inversion time is a little longer than that at which healthy muscle has no signal; voxels below 0 are shown as 0
 t1map   native T1 in ms        t2map   T2 in ms
 t2w     T2-weighted spin echoes, fat suppressed by its inversion time (STIR), dark blood
 t1w     T1-weighted spin echoes, dark blood
@@ -53,14 +53,13 @@ def _lge(name: str, scanner: Scanner) -> float:
     tissue, repetition = TISSUES[name], 2 * _BEAT_MS
     inversion = scanner.lge_inversion * _null_ms(enhanced_t1_ms(TISSUES["myocardium"]), repetition)
     excited = math.sin(math.radians(25)) * math.exp(-3 / tissue.t2_ms)
-    return 1.8 * tissue.proton_density * excited * max(
-        _recovered(enhanced_t1_ms(tissue), inversion, repetition), 0)  # fmt: skip
+    return 1.8 * tissue.proton_density * excited * _recovered(enhanced_t1_ms(tissue), inversion, repetition)
 
 
 def _t2w(name: str, scanner: Scanner) -> float:
     tissue, repetition = TISSUES[name], 3 * _BEAT_MS
     inversion = 1.1 * _null_ms(TISSUES["fat"].t1_ms, repetition)
-    signal = abs(_recovered(tissue.t1_ms, inversion, repetition)) * math.exp(-scanner.t2w_echo_ms / tissue.t2_ms)
+    signal = -_recovered(tissue.t1_ms, inversion, repetition) * math.exp(-scanner.t2w_echo_ms / tissue.t2_ms)
     return 1.6 * tissue.proton_density * signal * (_DARK_BLOOD if name == "blood" else 1)
 
 
@@ -71,8 +70,8 @@ def _t1w(name: str, scanner: Scanner) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
-    """One sequence.
+class Protocol:
+    """How a sequence is acquired.
 
     planes: the image planes it is taken in. signal: (name of a tissue, scanner) -> its signal, 1 being `UNITS`; None
     for a map. value_ms: tissue -> T1 or T2, of a map. slices: of its short-axis stack; None: as many as the cine's.
@@ -84,22 +83,23 @@ class Sequence:
     slices: int | None = None
 
 
-SEQUENCES = {
-    "cine": Sequence(VIEWS, _cine),
-    "lge": Sequence(VIEWS, _lge),
-    "t1map": Sequence(("sax", "lax_4c"), value_ms=lambda tissue: tissue.t1_ms, slices=3),
-    "t2map": Sequence(("sax", "lax_4c"), value_ms=lambda tissue: tissue.t2_ms, slices=3),
-    "t2w": Sequence(("sax", "lax_4c"), _t2w),
-    "t1w": Sequence(("sax", "lax_4c"), _t1w),
+PROTOCOLS = {  # by the names of `common.sequences.SEQUENCES`
+    "cine": Protocol(VIEWS, _cine),
+    "lge": Protocol(VIEWS, _lge),
+    "t1map": Protocol(("sax", "lax_4c"), value_ms=lambda tissue: tissue.t1_ms, slices=3),
+    "t2map": Protocol(("sax", "lax_4c"), value_ms=lambda tissue: tissue.t2_ms, slices=3),
+    "t2w": Protocol(("sax", "lax_4c"), _t2w),
+    "t1w": Protocol(("sax", "lax_4c"), _t1w),
 }
 
 
 def signals(sequence: str, scanner: Scanner = STANDARD) -> dict[str, float]:
-    """The signal of every tissue in scanner units at a gain of 1; not for maps.
+    """The signal of every tissue in scanner units at a gain of 1; not for maps. After an inversion it has a sign, with
+    which tissues mix in a voxel; that of the T2-weighted image, a magnitude, is positive for muscle.
 
     That of a cine is rounded to whole units, so that images of earlier versions stay the same to the bit.
     """
-    signal = SEQUENCES[sequence].signal
+    signal = PROTOCOLS[sequence].signal
     found = {name: UNITS * signal(name, scanner) for name in TISSUES}
     return {name: float(round(value)) for name, value in found.items()} if sequence == "cine" else found
 
@@ -126,5 +126,5 @@ def map_palettes(sequence: str) -> tuple[Palette, Palette]:
     """Of a map: proton density, and proton density x value. A voxel's value is the quotient of the two images, as
     several tissues in it count by their protons."""
     protons = {name: UNITS * tissue.proton_density for name, tissue in TISSUES.items()}
-    value_ms = SEQUENCES[sequence].value_ms
+    value_ms = PROTOCOLS[sequence].value_ms
     return Palette(protons), Palette({name: n * value_ms(TISSUES[name]) for name, n in protons.items()})

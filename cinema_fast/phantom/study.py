@@ -21,9 +21,9 @@ from .injury import Injury
 from .outcome import Outcome
 from .patient import DISEASES, Patient
 from .render import HeartRenderer
-from .scan import LAX_ANGLE, Acquisition, ViewGrid, sequence_grid, view_grids
+from .scan import LAX_ANGLE, SLICE_MM, Acquisition, ViewGrid, sequence_grid, view_grids
 from .scanner import SCANNERS, STANDARD
-from .sequences import SEQUENCES
+from .sequences import PROTOCOLS
 from .subject import Subject, draw_subject, subject_truth
 from .thorax import Thorax
 
@@ -177,9 +177,9 @@ class PhantomStudy:
         """Frame `t` of a view of the cine, acquired once more on the same grid, with a noise of its own.
 
         Args:
-            sequence: one of `SEQUENCES`.
+            sequence: one of `PROTOCOLS`.
             seed: of the noise; with the study's own seed and scan it gives its random numbers.
-            gain: of the scanner; `make_study` draws about 0.8 to 1.4.
+            gain: of the scanner (`Scanner.gain`); maps have none.
             noise_sd: standard deviation of the noise in each of the two channels before the gain, blood being 400.
 
         Returns:
@@ -247,7 +247,7 @@ def make_study(
         noise_sd: standard deviation of the noise in each of the two channels, blood being 400; None draws it.
         disease: one of `DISEASES`; None draws it.
         acute: whether an infarct is acute, with oedema; None draws it. Other diseases are as without it.
-        sequences: of `SEQUENCES`, without "cine" there are no cines; (): no images, for the truth or `scan_again`.
+        sequences: of `PROTOCOLS`, without "cine" there are no cines; (): no images, for the truth or `scan_again`.
         atria: whether labels of cines name the atria; those of other sequences do.
         vendor: one of `SCANNERS`, "any" draws one; None: the standard style, from the second scan on one is drawn.
         scan: 0, or 1, 2, ... for another scan of the same heart: planes, breath-holds, vendor and noise are others. The
@@ -256,7 +256,8 @@ def make_study(
     Raises:
         ValueError: an argument out of range, or an unknown disease, sequence or vendor.
     """
-    check_options(n_frames, in_plane_mm, size, n_slices, jitter_mm, noise_sd, disease, sequences, vendor, scan)
+    check_options(n_frames, in_plane_mm, size, n_slices, jitter_mm, noise_sd, disease, sequences, vendor, scan, atria,
+                  acute)  # fmt: skip
     seed = tuple(map(index, seed)) if isinstance(seed, Sequence) else index(seed)
 
     def stream(*key: int) -> np.random.SeedSequence:
@@ -275,8 +276,8 @@ def make_study(
     patient, heart, injury, outcome = draw_subject(seed, disease, acute)
     plan = np.random.default_rng(plan)
     # The first scan's slices lie alike in all hearts, as in earlier versions.
-    along = plan.uniform(-0.4, 0.4) if scan else 0.0
-    grids = view_grids(patient, plan, size=size, in_plane_mm=in_plane_mm, n_slices=n_slices, along=along)
+    along_mm = plan.uniform(-0.4, 0.4) * SLICE_MM if scan else 0.0
+    grids = view_grids(patient, plan, size=size, in_plane_mm=in_plane_mm, n_slices=n_slices, along_mm=along_mm)
     renderer = HeartRenderer(heart, np.random.default_rng(inside), injury)
     acquire = Acquisition(patient, renderer, Thorax(np.random.default_rng(body), bmi=patient.bmi), style)
     shifts = _breath_holds(np.random.default_rng(breath), n_slices, jitter_mm)
@@ -285,11 +286,11 @@ def make_study(
     phases = np.arange(n_frames) / n_frames
     images, labels = {}, {}
     affines, spacing = ({view: getattr(grid, name) for view, grid in grids.items()} for name in ("affine", "spacing"))
-    for name in (name for name in SEQUENCES if name in sequences):
+    for name in (name for name in PROTOCOLS if name in sequences):
         if name == "cine":
             taken = _planned_cines(grids, shifts, phases, rng)
         else:
-            own = np.random.SFC64(stream(*key, _SEQUENCE, list(SEQUENCES).index(name)))
+            own = np.random.SFC64(stream(*key, _SEQUENCE, list(PROTOCOLS).index(name)))
             taken = _planned_stills(name, grids, patient, jitter_mm, np.random.Generator(own))
         for view, grid, moments, holds, noise in taken:
             drawn = acquire(grid, name, moments, holds, noise, gain=gain * noise.uniform(0.9, 1.1), noise_sd=noise_sd,
@@ -343,7 +344,7 @@ def _planned_stills(
     sequence: str, grids: dict[str, ViewGrid], patient: Patient, jitter_mm: float, rng: np.random.Generator
 ) -> Iterator[Planned]:
     """The same of each view of another sequence, which has breath-holds of its own."""
-    for plane in SEQUENCES[sequence].planes:
+    for plane in PROTOCOLS[sequence].planes:
         grid = sequence_grid(grids[plane], sequence, patient, rng)
         holds = _breath_holds(rng, grid.n_slices, jitter_mm, offset_mm=1.5 * jitter_mm)
         yield f"{sequence}_{plane}", grid, np.array([_DIASTOLE]), holds, rng
@@ -402,8 +403,10 @@ def check_options(
     if disease is not None and disease not in DISEASES:
         raise ValueError(f"disease {disease!r} is unknown: choose one of {', '.join(DISEASES)}")
     for sequence in (sequences,) if isinstance(sequences, str) else sequences:
-        if sequence not in SEQUENCES:
-            raise ValueError(f"sequence {sequence!r} is unknown: choose of {', '.join(SEQUENCES)}")
+        if sequence not in PROTOCOLS:
+            raise ValueError(f"sequence {sequence!r} is unknown: choose of {', '.join(PROTOCOLS)}")
+    if acute not in (None, True, False):
+        raise ValueError(f"acute must be True, False or None, got {acute!r}")
     if vendor not in (None, "any", *SCANNERS):
         raise ValueError(f"vendor {vendor!r} is unknown: choose one of {', '.join(SCANNERS)}, any")
     for name, value, low, kind in (

@@ -24,14 +24,14 @@ from ..data.prepare.prepare import PrepareConfig, prepared_studies
 from ..data.prepare.source_format import find_studies
 from ..data.prepare.sources import (
     NO_STUDY,
+    NamePattern,
     Source,
     Sources,
     add_phases,
-    compile_pattern,
-    is_volume,
     parse_aliases,
     series_lines,
     unmatched_line,
+    with_volumes,
 )
 from ..data.prepare.study import StudyTask
 from ..data.store.orientation import AS_STORED_RUN, gather_remarks, orientation_of, remark_lines
@@ -236,7 +236,7 @@ def _one_study(
     write_index(root, task.config.shaping(), {task.study: records})
     try:
         store = CineStore(root)
-        made = run.task.export(run, store, task.study, task.sources)
+        made = run.task.export(run, store, task.study, with_volumes(task.sources))
     except CineError as error:
         report.failures.append(task.failure(None, error.path, error.reason))
     except (ValueError, OSError) as error:
@@ -263,16 +263,15 @@ def _one_file(config: PredictConfig) -> Sources:
     else:
         spellings = parse_aliases(config.aliases)
         pattern = config.pattern.rpartition("/")[2]
-        match = compile_pattern(pattern, spellings).fullmatch(name)
-        if not match:
+        group = NamePattern(pattern, spellings).fields(name)
+        if not group:
             raise ValueError(f"{config.src}: its name does not give the view by the pattern {pattern!r}; give it by "
                              "--view, for instance --view sax")  # fmt: skip
-        group = match.groupdict()
         study, view = group.get("id") or config.src.resolve().parent.name, spellings[group["view"]]
         frames = (group["frame"],) if group.get("frame") else ()
     if study in NO_STUDY:
         raise ValueError(f"{config.src}: a study cannot have the name {study!r}")
-    channels = (view,) if view in config.single or is_volume(view, config.src) else ()
+    channels = (view,) if view in config.single else ()
     return Sources({study: {view: Source((config.src,), view, frames, channels=channels)}})
 
 

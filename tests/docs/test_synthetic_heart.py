@@ -3,10 +3,10 @@
 import re
 from pathlib import Path
 
-from cinema_fast.common.sequences import SEQUENCES as NAMES
+from cinema_fast.common.sequences import SEQUENCES
 from cinema_fast.common.structures import STRUCTURES
 from cinema_fast.phantom.outcome import EFFECTS, INTERCEPTS
-from cinema_fast.phantom.sequences import SEQUENCES
+from cinema_fast.phantom.sequences import PROTOCOLS
 from cinema_fast.phantom.tissue import TISSUES
 
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "synthetic-heart.md"
@@ -32,9 +32,9 @@ def test_tissues():
 
 def test_sequences_and_views():
     rows = {row[0].strip("`"): re.findall("`(.*?)`", row[1]) for row in table("`--sequences`", "views")}
-    assert tuple(rows) == tuple(SEQUENCES) == NAMES
+    assert tuple(rows) == tuple(PROTOCOLS) == SEQUENCES
     for name, views in rows.items():
-        assert tuple(views) == tuple(plane if name == "cine" else f"{name}_{plane}" for plane in SEQUENCES[name].planes)
+        assert tuple(views) == tuple(plane if name == "cine" else f"{name}_{plane}" for plane in PROTOCOLS[name].planes)
 
 
 def test_labels():

@@ -9,7 +9,7 @@ import pytest
 from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from cinema_fast.phantom.sequences import SEQUENCES, signals
+from cinema_fast.phantom.sequences import PROTOCOLS, signals
 from cinema_fast.phantom.study import make_study
 from cinema_fast.phantom.tissue import TISSUES
 
@@ -18,7 +18,7 @@ NAME = {RV: "blood", MYO: "myocardium", LV: "blood", SCAR: "scar", NO_REFLOW: "n
         LA: "blood", RA: "blood"}  # fmt: skip
 # A large acute infarct, 1 mm pixels around the heart.
 ACUTE = {"seed": 27, "disease": "infarct", "n_frames": 2, "in_plane_mm": 1.0, "size": 170, "n_slices": 14,
-         "sequences": tuple(SEQUENCES)[1:]}  # fmt: skip
+         "sequences": tuple(PROTOCOLS)[1:]}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=[0.5, None], ids=["low noise", "default noise"])

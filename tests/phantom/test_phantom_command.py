@@ -11,7 +11,7 @@ from command_line import called
 from cinema_fast.phantom.layouts.write_layout import write_layout
 from cinema_fast.phantom.scanner import SCANNERS
 from cinema_fast.phantom.sequence_figure import draw_sequences
-from cinema_fast.phantom.sequences import SEQUENCES
+from cinema_fast.phantom.sequences import PROTOCOLS
 from cinema_fast.phantom.study import make_study
 
 TINY = ("--n-frames", 2, "--n-slices", 4, "--in-plane-mm", 6)
@@ -23,15 +23,15 @@ def test_everything_at_once(capfd, tmp_path):
         capfd, "phantom", out, "--n", 3, *TINY, "--sequences", "all", "--rescan", "--atria", "--vendor", "any"
     )
     assert status == 0 and printed.startswith(f"{out}: 6 studies, heart-000000 to heart-000002-rescan;")
-    n_views = sum(len(sequence.planes) for sequence in SEQUENCES.values())
+    n_views = sum(len(sequence.planes) for sequence in PROTOCOLS.values())
     assert len(list(out.glob("*.nii.gz"))) == len(list((out / "labels").iterdir())) == 6 * n_views
     rows = list(csv.DictReader((out / "truth.csv").open(newline="")))
     assert all(row["vendor"] in SCANNERS for row in rows) and len({row["vendor"] for row in rows}) > 1
     options = json.loads((out / "truth.json").read_text())["options"]
-    assert options["sequences"] == list(SEQUENCES) and options["atria"] is True and options["vendor"] == "any"
+    assert options["sequences"] == list(PROTOCOLS) and options["atria"] is True and options["vendor"] == "any"
     labels = np.asanyarray(nibabel.load(out / "labels" / "heart-000000_lax_4c.nii.gz").dataobj)
     assert {7, 8} <= set(np.unique(labels))
-    study = make_study((0, 2), n_frames=2, n_slices=4, in_plane_mm=6.0, sequences=tuple(SEQUENCES), atria=True,
+    study = make_study((0, 2), n_frames=2, n_slices=4, in_plane_mm=6.0, sequences=tuple(PROTOCOLS), atria=True,
                        vendor="any", scan=1)  # fmt: skip
     for view in ("sax", "t2map_sax", "t1w_lax_4c"):
         written = np.asanyarray(nibabel.load(out / f"heart-000002-rescan_{view}.nii.gz").dataobj)
@@ -79,12 +79,12 @@ def test_picture_of_the_sequences(tmp_path, n_slices):
     """Six rows: each shows the heart, and in the last columns its labels in colour over grey."""
     from PIL import Image
 
-    study = make_study(27, disease="infarct", n_frames=2, in_plane_mm=4, n_slices=n_slices, sequences=tuple(SEQUENCES))
+    study = make_study(27, disease="infarct", n_frames=2, in_plane_mm=4, n_slices=n_slices, sequences=tuple(PROTOCOLS))
     draw_sequences(study, tmp_path / "sequences.png")
     with Image.open(tmp_path / "sequences.png") as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     assert pixels.shape[1] > 900
-    rows = np.array_split(pixels[40:-50], len(SEQUENCES))
+    rows = np.array_split(pixels[40:-50], len(PROTOCOLS))
     for row in rows:
         grey, colourful = row[:, 100 : row.shape[1] // 2], row[:, 3 * row.shape[1] // 4 :]
         assert grey.max() > 150 and np.ptp(colourful, axis=-1).max() > 50

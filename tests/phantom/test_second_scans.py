@@ -13,14 +13,14 @@ from cinema_fast.common.tables import PARTS
 from cinema_fast.common.views import VIEWS
 from cinema_fast.phantom.cohort import write_cohort
 from cinema_fast.phantom.scanner import SCANNERS, STANDARD
-from cinema_fast.phantom.sequences import SEQUENCES, Palette, signals
+from cinema_fast.phantom.sequences import PROTOCOLS, Palette, signals
 from cinema_fast.phantom.study import make_study
 from cinema_fast.tasks.finetune_config import FinetuneConfig
 from cinema_fast.tasks.split import split_studies
 
 RV, MYO, LV = 1, 2, 3
 SMALL = {"n_frames": 4, "in_plane_mm": 3.0, "n_slices": 6}
-ALL = {"sequences": tuple(SEQUENCES)}
+ALL = {"sequences": tuple(PROTOCOLS)}
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +228,7 @@ def test_table_of_insertion_points(cohort):
 def test_every_sequence_by_seed(scans):
     one = make_study(27, disease="infarct", **SMALL, **ALL)
     other = make_study(28, disease="infarct", **SMALL, **ALL)
-    views = {f"{name}_{plane}" if name != "cine" else plane for name, s in SEQUENCES.items() for plane in s.planes}
+    views = {f"{name}_{plane}" if name != "cine" else plane for name, s in PROTOCOLS.items() for plane in s.planes}
     assert set(one.images) == set(one.labels) == set(one.affines) == set(one.spacing_mm) == views
     for view in views:
         np.testing.assert_array_equal(one.images[view], scans[0].images[view])
@@ -239,10 +239,10 @@ def test_every_sequence_by_seed(scans):
                                   [3, 3, 6, 6])  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_sequence_does_not_depend_on_the_others(name, scans):
     alone = make_study(27, disease="infarct", **SMALL, sequences=(name,), scan=1)
-    assert len(alone.images) == len(SEQUENCES[name].planes)
+    assert len(alone.images) == len(PROTOCOLS[name].planes)
     for view in alone.images:
         np.testing.assert_array_equal(alone.images[view], scans[1].images[view])
         np.testing.assert_array_equal(alone.labels[view], scans[1].labels[view])

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 from nibabel.affines import apply_affine
 
-from cinema_fast.phantom.sequences import SEQUENCES
+from cinema_fast.phantom.sequences import PROTOCOLS
 from cinema_fast.phantom.study import make_study
 
-OTHERS = tuple(SEQUENCES)[1:]
+OTHERS = tuple(PROTOCOLS)[1:]
 
 
 @pytest.fixture(scope="module")
 def study():
     """Frame 39 of 50 is the moment of the images of one frame, 0.78 of the beat."""
     return make_study(6, disease="normal", n_frames=50, in_plane_mm=2.4, n_slices=12, jitter_mm=0,
-                      sequences=tuple(SEQUENCES), atria=True)  # fmt: skip
+                      sequences=tuple(PROTOCOLS), atria=True)  # fmt: skip
 
 
 def heights(study, view):
@@ -25,7 +25,7 @@ def heights(study, view):
 
 
 @pytest.mark.parametrize(
-    ("name", "cine"), [(name, plane) for name in OTHERS for plane in SEQUENCES[name].planes if plane != "sax"]
+    ("name", "cine"), [(name, plane) for name in OTHERS for plane in PROTOCOLS[name].planes if plane != "sax"]
 )
 def test_long_axes_show_what_the_cine_shows(study, name, cine):
     """The plane is the cine's, its middle another. The same tissue in both grids, but for voxels at borders."""
@@ -80,7 +80,7 @@ def test_sequences_have_breath_holds_of_their_own():
 
 @pytest.mark.parametrize("n_slices", [1, 2])
 def test_stacks_of_one_and_two_slices(n_slices):
-    study = make_study(1, n_frames=2, in_plane_mm=6.0, n_slices=n_slices, sequences=tuple(SEQUENCES))
+    study = make_study(1, n_frames=2, in_plane_mm=6.0, n_slices=n_slices, sequences=tuple(PROTOCOLS))
     for name in OTHERS:
-        expected = SEQUENCES[name].slices if n_slices > 1 and SEQUENCES[name].slices else n_slices
+        expected = PROTOCOLS[name].slices if n_slices > 1 and PROTOCOLS[name].slices else n_slices
         assert study.images[f"{name}_sax"].shape == (48, 48, expected, 1)

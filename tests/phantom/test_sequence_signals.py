@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cinema_fast.phantom.scanner import SCANNERS, STANDARD
-from cinema_fast.phantom.sequences import SEQUENCES, UNITS, Palette, enhanced_t1_ms, map_palettes, signals
+from cinema_fast.phantom.sequences import PROTOCOLS, UNITS, Palette, enhanced_t1_ms, map_palettes, signals
 from cinema_fast.phantom.tissue import TISSUES
 
 ALL = {"standard": STANDARD, **SCANNERS}
@@ -182,8 +182,8 @@ def test_injured_muscle_looks_healthy_in_a_cine(scanner):
 def test_air_is_silent_and_every_signal_fits_the_image():
     """uint16, written as int16: the largest gain x the coil's strongest sensitivity (about 3) must not wrap."""
     for scanner in ALL.values():
-        for sequence in SEQUENCES:
-            if SEQUENCES[sequence].signal:
+        for sequence in PROTOCOLS:
+            if PROTOCOLS[sequence].signal:
                 drawn = signals(sequence, scanner)
                 assert drawn["air"] == 0 and min(drawn.values()) >= 0
                 assert max(drawn.values()) * scanner.gain[1] * 1.1 * 3 < 32768

@@ -197,15 +197,18 @@ def read_nifti(path: Path | str) -> Volume:
     return Volume(pixels, *geometry, hashed.sha256.hexdigest(), *about)
 
 
-def is_series(path: Path) -> bool:
-    """Whether the header of a file has several frames, (X, Y, Z, T); False where it cannot be read."""
-    import nibabel as nib
-
+def is_volume(path: Path) -> bool:
+    """Whether the header of a file has one frame: (X, Y, Z) or (X, Y, Z, 1). True too where it cannot be read: reading
+    the file says why."""
     try:
-        shape = nib.load(path).shape
-    except (OSError, EOFError, ValueError, zlib.error, nib.filebasedimages.ImageFileError):
-        return False
-    return len(shape) > 3 and shape[3] > 1
+        if not stat.S_ISREG(path.stat().st_mode):
+            return True
+        with path.open("rb") as raw:
+            compressed = raw.peek(2)[:2] == b"\x1f\x8b"
+            shape, *_ = _parse_header(path, gzip.GzipFile(fileobj=raw) if compressed else raw)
+    except (CineError, OSError, EOFError, zlib.error):
+        return True
+    return len(shape) <= 3 or shape[3] == 1
 
 
 def read_cine(paths: Path | str | Sequence[Path], *, stack: bool | None) -> Cine:

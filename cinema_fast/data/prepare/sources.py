@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,13 +16,14 @@ from ...common.tables import check_matches, read_table
 from ...common.views import VIEWS
 from ..formats.cine import Cine
 from ..formats.dicom_ragged import REFUSE
-from ..formats.nifti import is_series, read_cine
+from ..formats.nifti import is_volume, read_cine
 from .source_format import SourceFormat
 
 if TYPE_CHECKING:
     from .prepare_config import PrepareConfig
 
-VOLUMES = tuple(f"{sequence}_{plane}" for sequence in SEQUENCES if sequence != "cine" for plane in VIEWS)
+_PLACEHOLDERS = {"{id}": "(?P<id>[^/]+)", "{view}": "(?P<view>)", "{frame}": "(?P<frame>[^/_]+)"}
+NAMED_VOLUMES = tuple(f"{sequence}_{plane}" for sequence in SEQUENCES if sequence != "cine" for plane in VIEWS)
 NO_STUDY = ("", ".", "..")  # names that a study cannot have
 
 
@@ -117,7 +118,7 @@ def parse_aliases(aliases: tuple[str, ...]) -> dict[str, str]:
     Raises:
         ValueError: an alias that is not VIEW=SPELLING.
     """
-    spellings = {view: view for view in (*VIEWS, *VOLUMES)}
+    spellings = {view: view for view in (*VIEWS, *NAMED_VOLUMES)}
     for alias in aliases:
         view, equals, spelling = alias.partition("=")
         if not equals or not re.fullmatch(r"[a-z][a-z0-9_]*", view) or not spelling or "/" in spelling:
@@ -127,43 +128,49 @@ def parse_aliases(aliases: tuple[str, ...]) -> dict[str, str]:
     return spellings
 
 
-def is_volume(view: str, path: Path) -> bool:
-    """Whether a NIfTI file is a single volume without --single: its view's name says another sequence than a cine, and
-    it has one frame."""
-    return sequence_of(view) not in (None, "cine") and not is_series(path)
-
-
-def compile_pattern(pattern: str, spellings: dict[str, str]) -> re.Pattern[str]:
-    """Regular expression over paths relative to the source folder, with the groups id, view and frame.
+class NamePattern:
+    """A pattern of file paths relative to the source folder, as `PrepareConfig.pattern`.
 
     Raises:
         ValueError: no {view}, or a placeholder other than {id}, {view}, {frame}.
     """
-    parts = re.split(r"(\{[^}]*\}|\*)", pattern)
-    text = parts[parts.index("{view}") - 1] if "{view}" in parts else ""  # before the view
-    # the view of p1_lge_sax is lge_sax where there is such a spelling, not sax of a study p1_lge
-    longer = {name: [other[: -len(name)] for other in spellings if other.endswith(name) and other != name]
-              for name in spellings}  # fmt: skip
-    views = "|".join("".join(f"(?<!{re.escape(text + before)})" for before in longer[name]) + re.escape(name)
-                     for name in sorted(spellings, key=len, reverse=True))  # fmt: skip
-    groups = {"{id}": "[^/]+", "{view}": views, "{frame}": "[^/_]+"}
-    seen, regex = set(), ""
-    for part in parts:
-        if part == "*":
-            regex += "[^/]*"
-        elif part in seen:
-            regex += f"(?P={part[1:-1]})"
-        elif part in groups:
-            regex += f"(?P<{part[1:-1]}>{groups[part]})"
-            seen.add(part)
-        elif part.startswith("{"):
-            raise ValueError(f"pattern {pattern!r}: unknown placeholder {part}; there are {', '.join(groups)} and *")
-        else:
-            regex += re.escape(part)
-    if "{view}" not in seen:
-        raise ValueError(f"pattern {pattern!r} has no {{view}}: put it where the file names have the view, and give "
-                         "the spelling of views by --aliases VIEW=SPELLING")
-    return re.compile(regex)
+
+    def __init__(self, pattern: str, spellings: Collection[str]):
+        seen, parts = set(), []
+        for part in re.split(r"(\{[^}]*\}|\*)", pattern):
+            if part == "*":
+                parts.append("[^/]*")
+            elif part in seen:
+                parts.append(f"(?P={part[1:-1]})")
+            elif part in _PLACEHOLDERS:
+                parts.append(_PLACEHOLDERS[part])
+                seen.add(part)
+            elif part.startswith("{"):
+                raise ValueError(f"pattern {pattern!r}: unknown placeholder {part}; there are "
+                                 f"{', '.join(_PLACEHOLDERS)} and *")  # fmt: skip
+            else:
+                parts.append(re.escape(part))
+        if "{view}" not in seen:
+            raise ValueError(f"pattern {pattern!r} has no {{view}}: put it where the file names have the view, and "
+                             "give the spelling of views by --aliases VIEW=SPELLING")  # fmt: skip
+        regex, names = "".join(parts), sorted(spellings, key=len, reverse=True)
+
+        def of_views(names: Iterable[str]) -> re.Pattern[str]:
+            return re.compile(regex.replace(_PLACEHOLDERS["{view}"], f"(?P<view>{'|'.join(map(re.escape, names))})"))
+
+        self._regex = of_views(names)
+        self._longer = {name: [of_views([other]) for other in names if other.endswith(name) and other != name]
+                        for name in names}  # fmt: skip
+
+    def fields(self, path: str) -> dict[str, str] | None:
+        """{"id", "view", "frame": what stands in their places}, as far as the pattern has them; None where the path
+        does not match. The longest spelling that fits is the view: of p1_lge_sax it is lge_sax, not sax of a study
+        p1_lge."""
+        match = self._regex.fullmatch(path)
+        if match is None:
+            return None
+        longer = (regex.fullmatch(path) for regex in self._longer[match["view"]])
+        return next(filter(None, longer), match).groupdict()
 
 
 def find_sources(
@@ -185,14 +192,13 @@ def find_sources(
         spellings |= dict.fromkeys(names, view)
     for view in single:
         if view not in spellings.values():
-            views = ", ".join(view for view in dict.fromkeys(spellings.values()) if view not in VOLUMES)
+            views = ", ".join(view for view in dict.fromkeys(spellings.values()) if view not in NAMED_VOLUMES)
             raise ValueError(f"--single {view}: no such view; expected one of {views} (--aliases names others)")
-    regex = compile_pattern(pattern, spellings)
+    names_of = NamePattern(pattern, spellings)
     found: dict[tuple[str, str], list[tuple[str, str, Path]]] = {}
     sources = Sources()
     for path in _walk(src, src, pattern.count("/"), sources.refused):
-        if match := regex.fullmatch(path.relative_to(src).as_posix()):
-            group = match.groupdict()
+        if group := names_of.fields(path.relative_to(src).as_posix()):
             key = group.get("id") or src.resolve().name, spellings[group["view"]]
             found.setdefault(key, []).append((group.get("frame") or "", group["view"], path))
         elif path.name.endswith((".nii", ".nii.gz")):
@@ -214,7 +220,7 @@ def find_sources(
         elif len(set(frames)) < len(frames) or len(set(names)) > 1:
             files = ", ".join(path.relative_to(src).as_posix() for path in paths)
             sources.refused.append(Refusal(study, view, files, f"more than one file for {view} of {study!r}"))
-        elif view in single or (not frames[0] and is_volume(view, paths[0])):
+        elif view in single:
             sources.studies.setdefault(study, {})[view] = Source(paths, names[0], channels=(names[0],))
         else:
             frames = frames if frames[0] else ()
@@ -225,6 +231,18 @@ def find_sources(
         raise ValueError(f"no file in {src} matches the pattern {pattern!r} (found there: {there}); "
                          f"set --pattern, and --aliases where views have other names")
     return sources
+
+
+def with_volumes(sources: Mapping[str, Source]) -> dict[str, Source]:
+    """The sources of a study, {view: Source}, where a NIfTI file of one frame is a single volume also without --single,
+    if its view's name says another sequence than a cine."""
+    return {
+        view: replace(source, channels=(source.spelling,), phases=None)
+        if source.format == "nifti" and not source.channels and not source.frames
+        and sequence_of(view) not in (None, "cine") and is_volume(source.files[0])
+        else source
+        for view, source in sources.items()
+    }  # fmt: skip
 
 
 def parse_channels(channels: tuple[str, ...]) -> dict[str, tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from .label_measures import find_phases, label_counts, undrawn, volumes_ml
 from .labels import read_label_maps
 from .prepare_config import PrepareConfig
 from .source_format import format_of
-from .sources import Source
+from .sources import Source, with_volumes
 
 # (label maps (X, Y, Z) of a view by frame, with the axes of the store; the record of their files; a remark about their
 # headers, or "")
@@ -42,6 +42,7 @@ def prepare_study(task: StudyTask) -> tuple[dict[str, dict], list[Failure]]:
 
     Where no view can be prepared there is no folder. Raises OSError where the folder cannot be written.
     """
+    task = replace(task, sources=with_volumes(task.sources))
     failures: list[Failure] = []
     scans: dict[str, Cine] = {}
     stats: dict[str, list] = {}

@@ -27,15 +27,15 @@ def _options(case: Case) -> dict[str, Any]:
 def _write_study(out: Path, case: Case, study: PhantomStudy) -> Row:
     name, t = f"myops_{_KINDS[case.part][0]}_{case.study}", study.ed_frame
     (out / case.part).mkdir(exist_ok=True)
-    rng = table_numbers(study)
+    rng, labels = table_numbers(study), {}
     for k, (channel, sequence) in enumerate(_SCANS.items()):
         gain, noise_sd = rng.uniform(*STANDARD.gain), rng.uniform(*STANDARD.noise_sd)
-        image, labels = study.scan_again("sax", t, k, sequence=sequence, gain=gain, noise_sd=noise_sd)
+        image, labels[channel] = study.scan_again("sax", t, k, sequence=sequence, gain=gain, noise_sd=noise_sd)
         write_view(out / case.part / f"{name}_{channel}.nii.gz", study, "sax", image)
     if case.part == "train25":
         (out / "train25_myops_gd").mkdir(exist_ok=True)
-        labels = relabelled(labels, rv=600, myo=200, lv=500, scar=2221, no_reflow=2221, oedema=1220)
-        write_view(out / "train25_myops_gd" / f"{name}_gd.nii.gz", study, "sax", labels)
+        drawn = relabelled(labels["DE"], rv=600, myo=200, lv=500, scar=2221, no_reflow=2221, oedema=1220)
+        write_view(out / "train25_myops_gd" / f"{name}_gd.nii.gz", study, "sax", drawn)
     return {}
 
 

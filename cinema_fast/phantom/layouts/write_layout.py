@@ -40,10 +40,12 @@ def write_layout(
     """
     if name not in LAYOUTS:
         raise ValueError(f"unknown layout ({name!r}; expected one of {', '.join(LAYOUTS)})")
-    inspect.signature(make_study).bind(seed, disease=None, sequences=("cine",), atria=False, **options)
+    inspect.signature(make_study).bind(seed, disease=None, sequences=(), atria=False, scan=0, **options)
     check_cohort(n, workers, options)
     dst, layout = Path(dst), resolve_name(LAYOUTS[name])
     cases = layout.cases(n, seed)
+    if decided := sorted({option for case in cases for option in layout.options(case)} & options.keys()):
+        raise TypeError(f"{', '.join(decided)} cannot be chosen: the layout {name} decides")
     called = {"layout": name, "n": n, "seed": seed, **options}
     with new_folder(dst, "phantom", called, (*layout.written, "truth.csv")):
         dst.mkdir(parents=True, exist_ok=True)

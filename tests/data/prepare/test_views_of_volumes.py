@@ -11,7 +11,7 @@ from published_trees import AFFINE, LV, MYO, RV, frames, labels_at, renamed, wri
 from cinema_fast.cli import main
 from cinema_fast.common.views import is_stack, plane_of
 from cinema_fast.data.prepare.prepare_config import PrepareConfig
-from cinema_fast.data.prepare.sources import compile_pattern, parse_aliases
+from cinema_fast.data.prepare.sources import NamePattern, parse_aliases
 from cinema_fast.data.store.store import CineStore, StoreError
 
 T = 6
@@ -121,11 +121,14 @@ def test_stacks_have_any_name(src, tmp_path):
      ("{id}/{view}.nii.gz", "p/t2w_lax_4c.nii.gz", "p", "t2w_lax_4c"),
      ("{view}_{id}.nii.gz", "lge_sax_p.nii.gz", "p", "lge_sax"),
      # what the pattern itself says does not belong to the view
-     ("{id}_lge_{view}.nii.gz", "p_lge_sax.nii.gz", "p", "sax"), ("{id}_sa{view}.nii.gz", "p_sax.nii.gz", "p", "x")],
+     ("{id}_lge_{view}.nii.gz", "p_lge_sax.nii.gz", "p", "sax"), ("{id}_sa{view}.nii.gz", "p_sax.nii.gz", "p", "x"),
+     ("{id}/lge_{view}.nii.gz", "p/lge_sax.nii.gz", "p", "sax"), ("{id}_*_{view}.gz", "p_lge_sax.gz", "p", "sax"),
+     ("{id}_lax_{view}.gz", "p_lax_2c.gz", "p", "2c"),
+     ("*_{view}_{frame}_{id}.gz", "a_lge_sax_1_p.gz", "p", "lge_sax")],
 )  # fmt: skip
 def test_the_longest_spelling_that_fits_is_the_view(pattern, file, study, view):
-    match = compile_pattern(pattern, parse_aliases(("x=x",))).fullmatch(file)
-    assert match.groupdict() == {"id": study, "view": view}
+    found = NamePattern(pattern, parse_aliases(("x=x", "lax_2c=2c"))).fields(file)
+    assert (found["id"], found["view"]) == (study, view)
 
 
 def test_views_of_sequences_are_known_by_their_names(src, tmp_path):
