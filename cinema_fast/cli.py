@@ -129,8 +129,9 @@ def _commands() -> dict[str, Callable[..., int]]:
                 (t2w, t1w); views of all but the cine begin with this name, as lge_sax.
             atria: label the atria too in cines (7 left, 8 right), as in the other sequences.
             rescan: scan every heart twice, the second time with other planes, breath-holds, vendor and noise.
-            vendor: brightness, noise, contrast, sharpness and pixel size as on scanners of a vendor; any: drawn for
-                each study. If not given: one style for all, and a drawn one for second scans.
+            vendor: brightness, noise, contrast and sharpness as on scanners of a vendor, and its pixel size in
+                multiples of --in-plane-mm; any: drawn for each study. If not given: one style for all, and a drawn one
+                for second scans.
             layout: folders, file names, labels and tables of a public data set, to test programs that read it.
         """
         from .common.naming import count_studies
@@ -151,8 +152,10 @@ def _commands() -> dict[str, Callable[..., int]]:
             return 0
         shape |= {"sequences": SEQUENCES if "all" in sequences else sequences, "atria": atria, "vendor": vendor}
         written = write_cohort(dst, n, seed, rescan=rescan, workers=workers, progress=True, **shape)
+        split = ", a split that keeps both scans of a heart together in split.csv" * rescan
         print(f"{dst}: {count_studies(len(written))}, {written[0]} to {written[-1]}; label maps in labels/, true "
-              f"parameters and volumes in truth.json and truth.csv, landmarks in landmarks.csv and rv_insertions.csv")
+              f"parameters and volumes in truth.json and truth.csv, landmarks in landmarks.csv and "
+              f"rv_insertions.csv{split}")
         return 0
 
     def prepare(config: Annotated[PrepareConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:

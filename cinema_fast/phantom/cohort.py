@@ -24,7 +24,7 @@ R = TypeVar("R")
 TRUTH_COLUMNS = (
     "disease", "age", "sex", "bmi", "heart_rate", "ef", "edv_ml", "esv_ml", "rv_ef", "rv_edv_ml", "rv_esv_ml",
     "myocardial_mass_g", "scar_pattern", "scar_percent", "scar_ml", "no_reflow_ml", "oedema_ml",
-    "hypertension", "diabetes", "event", "time_years", "log_hazard", "vendor",
+    "heart_ef", "mass_to_volume", "hypertension", "diabetes", "event", "time_years", "log_hazard", "vendor",
 )  # fmt: skip
 _HELD_OUT = {"test": 0.2, "val": 0.15}  # shares as by default in fine-tuning
 
@@ -72,7 +72,7 @@ def write_cohort(
     """
     dst = Path(dst)
     inspect.signature(make_study).bind(seed, scan=0, **options)
-    check_cohort(n, workers, options)
+    check_cohort(n, seed, workers, options)
     if not options.get("sequences", ("cine",)):
         raise ValueError(f"sequences must name at least one: choose of {', '.join(SEQUENCES)}")
     if options.get("atria") and "cine" not in options.get("sequences", ("cine",)):
@@ -83,11 +83,12 @@ def write_cohort(
         return _write_cohort(dst, n, seed, rescan, workers, progress, options)
 
 
-def check_cohort(n: int, workers: int, options: dict[str, Any]) -> None:
+def check_cohort(n: int, seed: int, workers: int, options: dict[str, Any]) -> None:
     """ValueError that names the first argument of a cohort out of range; `options` are those of `make_study`."""
     check_options(**options)
-    if n < 1 or workers < 1:
-        raise ValueError(f"n and workers must be at least 1, got {n} and {workers}")
+    for name, value, least in (("n", n, 1), ("seed", seed, 0), ("workers", workers, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def _write_cohort(

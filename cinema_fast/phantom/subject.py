@@ -35,21 +35,20 @@ def draw_subject(seed: int | Sequence[int], disease: str | None = None, acute: b
 def draw_truths(n: int, seed: int) -> list[dict[str, Any]]:
     """A table of `n` subjects without images: row i is of the subject of `make_study((seed, i))`. About 4 ms a row.
 
-    Columns that `PhantomStudy.truth` has too are equal to it. Those of `outcome.covariates` come besides, so that every
-    covariate with an effect is there: `heart_ef` is the ejection fraction that counts; a study's `ef` is over its
-    frames, which may miss the end of systole.
+    Its columns are equal to those of `PhantomStudy.truth`, with every covariate that has an effect. `heart_ef` is the
+    ejection fraction that counts: a study's `ef` is over its frames, which may miss the end of systole.
 
     Raises:
         ValueError: a number out of range.
     """
     if n < 1 or seed < 0:
         raise ValueError(f"n must be at least 1 and seed at least 0, got {n} and {seed}")
-    return [subject_truth(who := draw_subject((seed, i))) | covariates(*who[:3]) for i in range(n)]
+    return [subject_truth(draw_subject((seed, i))) for i in range(n)]
 
 
 def subject_truth(subject: Subject) -> dict[str, Any]:
-    """The truth in plain numbers: volumes in ml, the scar's share of the myocardium in percent, its pattern ("" without
-    one), the outcome."""
+    """The truth in plain numbers: volumes in ml (scar with its no-reflow core, oedema without scar), the scar's share
+    of the myocardium in percent, its pattern ("" without one), the outcome and what it depends on."""
     patient, heart, injury, outcome = subject
     volumes = injury.volumes_ml if injury else {"scar": 0.0, "no-reflow": 0.0, "oedema": 0.0}
     return {
@@ -65,4 +64,5 @@ def subject_truth(subject: Subject) -> dict[str, Any]:
         "scar_percent": injury.scar_percent if injury else 0.0,
         **{f"{name.replace('-', '_')}_ml": ml for name, ml in volumes.items()},
         **asdict(outcome),
+        **covariates(patient, heart, injury),
     }

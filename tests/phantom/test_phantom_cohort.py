@@ -96,8 +96,8 @@ def test_refuses_a_folder_that_is_not_empty(cohort):
 @pytest.mark.parametrize(
     ("error", "word", "n", "options"),
     [
-        (ValueError, "n and workers", 0, {}),
-        (ValueError, "n and workers", 1, {"workers": 0}),
+        (ValueError, "n must be at least 1, got 0", 0, {}),
+        (ValueError, "workers must be at least 1, got 0", 1, {"workers": 0}),
         (ValueError, "n_frames", 1, {"n_frames": 1}),
         (TypeError, "frames", 1, {"frames": 20}),
     ],

@@ -56,8 +56,8 @@ def test_a_layout_decides_by_itself(capfd, tmp_path, options, name):
     assert not (tmp_path / "a").exists()
 
 
-def test_a_layout_takes_no_sequences_or_atria_from_python(tmp_path):
-    for options in ({"sequences": ("lge",)}, {"atria": True}):
+def test_a_layout_takes_no_sequences_atria_or_scan_from_python(tmp_path):
+    for options in ({"sequences": ("lge",)}, {"atria": True}, {"scan": 1}):
         with pytest.raises(TypeError, match=next(iter(options))):
             write_layout(tmp_path / "a", "acdc", 1, 0, n_frames=2, n_slices=2, in_plane_mm=6.0, **options)
     assert not (tmp_path / "a").exists()
@@ -66,7 +66,8 @@ def test_a_layout_takes_no_sequences_or_atria_from_python(tmp_path):
 @pytest.mark.parametrize(
     ("options", "status", "words"),
     [(["--sequences", "dwi"], 2, "dwi"), (["--vendor", "acme"], 2, "acme"),
-     (["--sequences"], 1, "sequences must name")],
+     (["--sequences"], 1, "sequences must name"), (["--sequences", "lge", "--atria"], 1, "atria is for label maps"),
+     (["--seed", "-1"], 1, "seed must be at least 0, got -1")],
 )  # fmt: skip
 def test_mistakes(capfd, tmp_path, options, status, words):
     found, _, err = called(capfd, "phantom", tmp_path / "a", "--n", 1, *TINY, *options)

@@ -172,7 +172,7 @@ def test_emidec(written):
         )),
     ])  # fmt: skip
     for case in ("P001", "N002", "P003"):
-        study = data.of(case)
+        study = data.of(f"Case_{case}")
         assert DISEASES[case[0]] == study.patient.disease
         image = nibabel.load(data.out / train / f"Case_{case}/Images/Case_{case}.nii.gz")
         np.testing.assert_array_equal(np.asanyarray(image.dataobj), study.images["lge_sax"][..., 0])
@@ -197,7 +197,7 @@ def test_emidec(written):
         assert int(said["FEVG"]) == round(study.ef) and int(said["NTProBNP"]) > 0 and float(said["Troponin"]) >= 0
         assert int(said["Tobacco"]) in (1, 2, 3) and int(said["Killip Max"]) in (1, 2, 3, 4)
     np.testing.assert_array_equal(
-        data.read(f"{test}/Case_101/Images/Case_101.nii.gz"), data.of("101").images["lge_sax"][..., 0]
+        data.read(f"{test}/Case_101/Images/Case_101.nii.gz"), data.of("Case_101").images["lge_sax"][..., 0]
     )
 
 
@@ -334,7 +334,7 @@ def test_sizes_and_groups_as_published():
     mnms2 = cases("mnms2", 360)
     assert [c.study for c in mnms2] == [f"{i:03d}" for i in range(1, 361)]
     assert {c.group for c in mnms2[:160]} == {"LV", "HCM", "NOR"} == {c.group for c in mnms2[160:]} - {"RV"}
-    emidec = Counter(c.study[0] for c in cases("emidec", 150))
+    emidec = Counter(c.study.removeprefix("Case_")[0] for c in cases("emidec", 150))
     assert emidec == {"N": 33, "P": 67, "1": 50}
     assert [c.study for c in cases("myops2020", 45)] == [str(i) for i in (*range(101, 126), *range(201, 221))]
     with pytest.raises(ValueError, match=r"n must be at most 45, .* got 46"):

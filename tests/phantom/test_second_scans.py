@@ -329,7 +329,7 @@ def test_sharpness_of_a_vendor(style):
 @pytest.mark.parametrize(
     ("bad", "words"),
     [({"sequences": ("cine", "dwi")}, "sequence 'dwi' is unknown: choose of cine, lge, t1map, t2map, t2w, t1w"),
-     ({"sequences": "late"}, "sequence 'late' is unknown"),
+     ({"sequences": "late"}, "sequence 'late' is unknown"), ({"acute": "yes"}, "acute must be True, False or None"),
      ({"vendor": "acme"}, "vendor 'acme' is unknown: choose one of siemens, philips, ge, any"),
      ({"vendor": ""}, "vendor '' is unknown"), ({"scan": -1}, "scan must be a whole number >= 0, got -1"),
      ({"scan": 0.5}, "scan must be a whole number")],

@@ -232,7 +232,9 @@ def read_cine(paths: Path | str | Sequence[Path], *, stack: bool | None) -> Cine
     shapes = [volume.data.shape for volume in volumes]
     if single:
         if len(shapes[0]) != 4 or shapes[0][3] < 2:
-            single_volume = "; for a view of single 3D volumes give --single VIEW" * (len(shapes[0]) == 3)
+            volume = len(shapes[0]) == 3 or shapes[0][3:] == (1,)
+            single_volume = ("; a view of single volumes has a name that says its sequence, such as lge_sax "
+                             "(--aliases), or is named by --single") * volume  # fmt: skip
             raise CineError(paths[0], f"not a cine: shape {shapes[0]}, expected (X, Y, Z, T) with at least 2 frames"
                                       f"{single_volume}")
     else:

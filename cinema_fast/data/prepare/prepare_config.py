@@ -49,8 +49,8 @@ class PrepareConfig:
     # or a single slice as that one is; the word lge, t1map, t2map, t2w or t1w in it is the sequence of its images.
     # lge_sax, t1map_lax_4c and the like are known without an alias
     aliases: tuple[str, ...] = ()
-    # views whose files are single 3D volumes (X, Y, Z), not cines: each becomes a view of one frame. 3D files of views
-    # whose names say another sequence, such as lge_sax, always do
+    # views whose files are single 3D volumes (X, Y, Z), not cines: each becomes a view of one frame. Files with one
+    # frame of views whose names say another sequence, such as lge_sax, do so anyway
     single: tuple[str, ...] = ()
     # views made of several single volumes on one grid, read together as channels: VIEW=SPELLING+SPELLING, for instance
     # sax=C0+DE+T2
@@ -140,6 +140,8 @@ class PrepareConfig:
             return dict(self.published.label_map) or None
         found: dict[int, int] = {}
         for pair in self.label_map:
+            if pair == "0=0":  # background always is
+                continue
             match = re.fullmatch("([0-9]{1,5})=([0-9]{1,3})", pair)
             value, label = map(int, match.groups()) if match else (0, 0)
             if not 0 < value <= 65535 or label > 255:

@@ -21,7 +21,7 @@ They are no data of EMIDEC.
 
 
 def _name(part: str, place: int, group: str, i: int, seed: int) -> str:
-    return f"{group}{1 + place:03d}" if part == _TRAINING else f"{101 + place}"
+    return f"Case_{group}{1 + place:03d}" if part == _TRAINING else f"Case_{101 + place}"
 
 
 def _options(case: Case) -> dict[str, Any]:
@@ -29,8 +29,7 @@ def _options(case: Case) -> dict[str, Any]:
 
 
 def _write_study(out: Path, case: Case, study: PhantomStudy) -> Row:
-    name = f"Case_{case.study}"
-    folder = out / case.part / name
+    name, folder = case.study, out / case.part / case.study
     (folder / "Images").mkdir(parents=True)
     write_view(folder / "Images" / f"{name}.nii.gz", study, _VIEW, study.images[_VIEW])
     if case.part == _TRAINING:
@@ -39,7 +38,7 @@ def _write_study(out: Path, case: Case, study: PhantomStudy) -> Row:
         write_view(folder / "Contours" / f"{name}.nii.gz", study, _VIEW, labels)
         # In Mac OS Roman the dagger is the byte A0, which readers of Latin-1 strip as a space.
         text = _clinical_data(case, study)
-        (out / case.part / f"Case {case.study}.txt").write_text(text, encoding="mac_roman")
+        (out / case.part / f"{case.study.replace('_', ' ')}.txt").write_text(text, encoding="mac_roman")
     return {}
 
 
@@ -60,7 +59,7 @@ def _clinical_data(case: Case, study: PhantomStudy) -> str:
         "FEVG ": round(study.ef),
         "NTProBNP ": round(rng.lognormal(np.log(900 if ill else 100), 0.7)),
     }
-    return f"Case {case.study}\n\n" + "".join(f"{key}: {value}\n" for key, value in lines.items())
+    return f"{case.study.replace('_', ' ')}\n\n" + "".join(f"{key}: {value}\n" for key, value in lines.items())
 
 
 def _write_tables(out: Path, cases: list[Case], rows: list[Row]) -> None:

@@ -41,7 +41,7 @@ def write_layout(
     if name not in LAYOUTS:
         raise ValueError(f"unknown layout ({name!r}; expected one of {', '.join(LAYOUTS)})")
     inspect.signature(make_study).bind(seed, disease=None, sequences=(), atria=False, scan=0, **options)
-    check_cohort(n, workers, options)
+    check_cohort(n, seed, workers, options)
     dst, layout = Path(dst), resolve_name(LAYOUTS[name])
     cases = layout.cases(n, seed)
     if decided := sorted({option for case in cases for option in layout.options(case)} & options.keys()):

@@ -45,11 +45,11 @@ def stored(store, study, frame=0):
 
 def test_emidec(tmp_path):
     store, truth = prepared("emidec", 4, tmp_path)
-    for case in ("P001", "N002", "P003"):
+    for case in ("Case_P001", "Case_N002", "Case_P003"):
         drawn = counts(study_of(truth[case], sequences=("lge",), acute=True).labels["lge_sax"])
         drawn[MYO] += drawn.pop(OEDEMA, 0)
-        assert stored(store, f"Case_{case}") == {label: n for label, n in drawn.items() if MYO <= label <= NO_REFLOW}
-        assert (drawn.keys() >= {SCAR, NO_REFLOW}) == (case[0] == "P")
+        assert stored(store, case) == {label: n for label, n in drawn.items() if MYO <= label <= NO_REFLOW}
+        assert (drawn.keys() >= {SCAR, NO_REFLOW}) == (case[5] == "P")
     assert store.info("Case_101", "sax").labels is None
 
 

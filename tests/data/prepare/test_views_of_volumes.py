@@ -1,6 +1,7 @@
 """What public data sets need of `prepare`, by options: label maps of other values, single volumes and channels, stacks
 under other names, ED and ES."""
 
+import gzip
 import json
 
 import numpy as np
@@ -45,6 +46,7 @@ def test_values_become_labels(src, tmp_path):
             store.read_labels("a", "sax", t), CineStore(tmp_path / "plain").read_labels("a", "sax", t))
     index = json.loads((tmp_path / "store/index.json").read_text())
     assert index["prepare"]["label_map"] == {"200": 2, "600": 1, "65535": 3}
+    assert PrepareConfig(src, tmp_path, **LABELS | {"label_map": ("0=0", "200=2")}).label_of == {200: 2}
     with pytest.raises(StoreError, match="label_map="):
         run(src, tmp_path / "store", **LABELS | {"label_map": ("600=3", "200=2", "65535=1")})
     assert run(src, tmp_path / "store", **LABELS | {"label_map": LABELS["label_map"][::-1]}).unchanged == 2
@@ -98,7 +100,7 @@ def test_missing_and_unlike_channels(src, tmp_path):
     with pytest.raises(ValueError, match="--single odd: no such view; expected one of sax, lax_2c, lax_3c, lax_4c "):
         run(src, tmp_path / "none", single=("odd",))
     report = run(src, tmp_path / "cine", aliases=("odd=DE",))
-    assert "not a cine: shape (24, 22, 4), expected (X, Y, Z, T) with at least 2 frames; for a view of single 3D" in (
+    assert "not a cine: shape (24, 22, 4), expected (X, Y, Z, T) with at least 2 frames; a view of single " in (
         str(report))  # fmt: skip
 
 
@@ -138,9 +140,13 @@ def test_views_of_sequences_are_known_by_their_names(src, tmp_path):
         write(src / f"{study}_t1map_lax_4c.nii.gz", frames(T, 8, (24, 22, 1)))
     write(src / "c_t2w_sax.nii.gz", frames(T, 9)[..., :1])
     (src / "d_t2w_sax.nii.gz").write_bytes(b"no image")
+    damaged = bytearray(gzip.decompress((src / "c_t2w_sax.nii.gz").read_bytes()))
+    damaged[70:72] = (1234).to_bytes(2, "little")  # the datatype
+    (src / "e_lge_sax.nii.gz").write_bytes(gzip.compress(damaged))
     report = run(src, tmp_path / "store")
     store = CineStore(tmp_path / "store")
-    assert [(failure.study, failure.view) for failure in report.failures] == [("d", "t2w_sax")]
+    assert [(failure.study, failure.view) for failure in report.failures] == [("d", "t2w_sax"), ("e", "lge_sax")]
+    assert "unknown datatype 1234" in report.failures[1].reason
     of_two = ("sax", "lge_sax", "t1map_lax_4c")
     assert {study: store.views(study) for study in store.ids} == {"a": of_two, "b": of_two, "c": ("t2w_sax",)}
     infos = [store.info("a", view) for view in of_two] + [store.info("c", "t2w_sax")]
