@@ -5,7 +5,7 @@
 # its output comes last. CINEMA_TEST_FILES="a b": these files alone.
 python=$1 log=$(dirname "$1")/second.log
 shift
-later="tests/benchmarks tests/kernels tests/models tests/phantom tests/metrics tests/evaluation tests/prediction"
+later="tests/benchmarks tests/kernels tests/models tests/phantom tests/metrics tests/evaluation"
 export OMP_NUM_THREADS=1
 
 second() {
