@@ -233,13 +233,17 @@ def find_sources(
     return sources
 
 
+def _of_another_sequence(view: str) -> bool:
+    return sequence_of(view) not in (None, "cine")
+
+
 def with_volumes(sources: Mapping[str, Source]) -> dict[str, Source]:
     """The sources of a study, {view: Source}, where a NIfTI file of one frame is a single volume also without --single,
     if its view's name says another sequence than a cine."""
     return {
-        view: replace(source, channels=(source.spelling,), phases=None)
+        view: replace(source, channels=(source.spelling,))
         if source.format == "nifti" and not source.channels and not source.frames
-        and sequence_of(view) not in (None, "cine") and is_volume(source.files[0])
+        and _of_another_sequence(view) and is_volume(source.files[0])
         else source
         for view, source in sources.items()
     }  # fmt: skip
@@ -277,8 +281,8 @@ def phases_of_names(frames: Sequence[str]) -> Phases | None:
 
 
 def add_phases(sources: Sources, path: Path) -> None:
-    """Enter ED and ES of a CSV with the columns study, ed and es. Raises ValueError where it has none of the studies,
-    or for a value that is not a frame."""
+    """Enter ED and ES of a CSV with the columns study, ed and es, for cines. Raises ValueError where it has none of the
+    studies, or for a value that is not a frame."""
     table = read_table(path)
     check_matches(path, table.rows, list(sources.studies), "the sources")
     ed, es = table.numeric("ed"), table.numeric("es")
@@ -291,7 +295,7 @@ def add_phases(sources: Sources, path: Path) -> None:
             given = ", ".join(f"{name} {table.rows[study][name]!r}" for name in ("ed", "es"))
             raise ValueError(f"{path}, line {table.lines[study]}: {given}; expected frame numbers from 0 in both")
         for view, source in views.items():
-            if not source.channels:
+            if not source.channels and not _of_another_sequence(view):
                 views[view] = replace(source, phases=Phases(*map(int, pair), where))
 
 

@@ -62,7 +62,7 @@ def _kinds(infos: list[CineInfo], words: Callable[[CineInfo], str] = lambda info
 
 def _kind(info: CineInfo) -> int:
     """Its place in KINDS."""
-    return min(len(info.channels), 2) if info.channels or info.sequences == ("cine",) else 3
+    return min(len(info.channels), 2) if info.channels or info.is_cine else 3
 
 
 def _sequences(info: CineInfo) -> str:

@@ -154,6 +154,12 @@ def test_views_of_sequences_are_known_by_their_names(src, tmp_path):
         (("cine",), "sax", (), T), (("lge",), "sax", ("lge_sax",), 1), (("t1map",), "lax_4c", (), T),
         (("t2w",), "sax", ("t2w_sax",), 1),
     ]  # fmt: skip
+    (src / "phases.csv").write_text("study,ed,es\na,0,2\nb,0,2\n")  # ED and ES are of cines
+    for prepared, unchanged in ((2, 1), (0, 3)):
+        report = run(src, tmp_path / "store", phases=src / "phases.csv")
+        assert (report.prepared, report.unchanged) == (prepared, unchanged)
+    store = CineStore(tmp_path / "store")
+    assert [store.info("a", view).phases for view in of_two] == [(0, 2), None, None]
 
 
 def test_spacing_as_scanned(src, tmp_path):
