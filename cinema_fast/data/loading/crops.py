@@ -208,27 +208,28 @@ def _cubic_weights(
 ) -> tuple[Tensor, Tensor]:
     """Pixels (boxes, size, K) int64 that each output pixel sees along an axis of `room` pixels, and their weights.
 
-    Output pixel i shows the box at c = (i + 1/2) length / size. A pixel at distance d from it has the weight of Keys'
-    cubic at d / max(length / size, 1), and the weights within the box are divided by their sum.
+    Output pixel i shows the box at (i + 1/2) length / size from its edge. A pixel at distance d from there has the
+    weight of Keys' cubic at d / max(length / size, 1), and the weights within the box are divided by their sum.
     low, length (boxes,) int64: first pixel and size. flip (boxes,) bool: which boxes are reversed.
     """
     taps = min(math.ceil(4 * max(room / size, 1)), room)  # pixels within two of the widest cubic's units
     output = torch.arange(size, device=low.device)
     if flip is not None:
         output = output.where(~flip[:, None], size - 1 - output)
-    scale = length.double().div(size).view(-1, 1)
-    wide = scale.clamp(min=1)
-    centre = (output + 0.5) * scale
     low, length = low.view(-1, 1), length.view(-1, 1)
-    first = ((centre - 2 * wide + 0.5).floor().long() + low).clamp(0, room - taps)
-    tap = torch.arange(taps, device=low.device)
-    # the pixel's place is taken from near the centre in float64, so that float32 does for the rest
-    offset = (first - low + 0.5 - centre).float().unsqueeze(2) + tap
-    d = (offset / wide.float().unsqueeze(2)).abs_().clamp_(max=2)
+    scale = length.double() / size
+    wide = scale.clamp(min=1)
+    centre = (output + 0.5) * scale + low
+    first = (centre - 2 * wide + 0.5).floor().long().clamp(0, room - taps)
+    pixel = first.unsqueeze(2) + torch.arange(taps, device=low.device)
+    # float32 does for a distance that is a whole number and a fraction, each exact
+    whole = centre.floor().long()
+    fraction = (0.5 - (centre - whole)).float()
+    d = ((pixel - whole.unsqueeze(2)).float() + fraction.unsqueeze(2)).div_(wide.float().unsqueeze(2))
+    d = d.abs_().clamp_(max=2)
     # factors instead of sums of powers, which would cancel near the zeros at 1 and 2
-    near = (1 - d) * (1 + d - (CUBIC + 2) * d * d)
+    near = (1 - d) * (1 + d - (CUBIC + 2) * d.square())
     far = CUBIC * (d - 1) * (2 - d).square()
-    pixel = first.unsqueeze(2) + tap
     inside = (pixel >= low.unsqueeze(2)) & (pixel < (low + length).unsqueeze(2))
     weight = near.where(d <= 1, far).masked_fill_(~inside, 0.0)
     return pixel, weight.div_(weight.sum(2, keepdim=True))
