@@ -1,9 +1,50 @@
 """Sequences packed one after another in the rows of a tensor: offsets (B + 1,) int32 from 0 to the number of rows."""
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class Runs(NamedTuple):
+    """Packed sequences of lengths that the host knows: ((count, length), ...), `count` sequences of `length` rows."""
+
+    of: tuple[tuple[int, int], ...]
+
+    @property
+    def sequences(self) -> int:
+        """All sequences."""
+        return sum(count for count, _ in self.of)
+
+    @property
+    def longest(self) -> int:
+        """Rows of the longest sequence."""
+        return max(length for _, length in self.of)
+
+    @property
+    def rows(self) -> list[int]:
+        """Rows of each run."""
+        return [count * length for count, length in self.of]
+
+    def offsets(self, device: torch.device) -> Tensor:
+        """(sequences + 1,) int32: where each sequence starts, and the number of all rows."""
+        parts, start = [], 0
+        for number, (count, length) in enumerate(self.of):
+            last = number == len(self.of) - 1
+            end = start + count * length
+            parts.append(torch.arange(start, end + last, length, dtype=torch.int32, device=device))
+            start = end
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def spread(self, each: Tensor) -> Tensor:
+        """(sequences, ...), a value for each sequence -> (all rows, ...), a value for each row."""
+        parts = each.split([count for count, _ in self.of])
+        return torch.cat([part.repeat_interleave(length, 0) for part, (_, length) in zip(parts, self.of)])
+
+    def shortened(self, length: int) -> "Runs":
+        """As many sequences of `length` rows, in the same runs."""
+        return Runs(tuple((count, length) for count, _ in self.of))
 
 
 def is_uniform(offsets: Tensor, longest: int, n_rows: int) -> bool:

@@ -30,11 +30,12 @@ from . import tuning
 from .attention_peers import PEERS
 from .backend import INTERPRET, choose, launching, tl, triton, triton_unsupported
 from .inputs import Inputs
-from .packed_sequences import check_packed, is_uniform, longest_sequence, sequence_lengths
+from .packed_sequences import Runs, check_packed, is_uniform, longest_sequence, sequence_lengths
 from .registry import Call, Code, Operation, call_name, register
 from .shapes import ATTENTION_SHAPES, AttentionShape, audited_dtypes
 
 MAX_HEAD_DIM = 128
+BATCHED = ("torch", "sdpa")  # backends that take equally long sequences in one call, others one after another
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # entries of HEAD, a constant of all kernels: a head's width, the width rounded up to a power of two, the precision of
 # tl.dot, and whether Triton's interpreter runs the kernel
@@ -425,6 +426,7 @@ def sparse_attention(
     max_q: int | None = None,
     max_k: int | None = None,
     scale: float | None = None,
+    runs: tuple[Runs, Runs] | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Attention within each of B packed sequences. A sequence without keys gives zeros and gets no gradient.
@@ -436,6 +438,8 @@ def sparse_attention(
             max_q * B == Tq (the same for k), all sequences are equally long and need no loop. The offsets are checked,
             but trusted in compiled code, and on a GPU where bounds are given.
         scale: of the logits; 1 / sqrt(D) where None.
+        runs: lengths of the queries' and the keys' sequences, where the host knows them; both have as many runs. They
+            are trusted. Backends that attend to equally long sequences at once then take one call for each run.
         backend: "auto", "torch", "triton", or another library: "flash", "sdpa", "cudnn", "xformers". For sequences
             that are all equally long "auto" takes the fastest backend of the GPU's table (tuning.py).
 
@@ -460,7 +464,14 @@ def sparse_attention(
     if name == "triton":
         return _forward_op(q, k, v, cu_q, cu_k, max_q, max_k, scale)[0]
     attend = sparse_attention_ref if name == "torch" else PEERS[name][0]
-    return attend(q, k, v, cu_q, cu_k, max_q, max_k, scale)
+    if runs is None or len(runs[0].of) == 1 or name not in BATCHED:
+        return attend(q, k, v, cu_q, cu_k, max_q, max_k, scale)
+    outs, rows = [], zip(q.split(runs[0].rows), k.split(runs[1].rows), v.split(runs[1].rows))
+    for tensors, one_q, one_k in zip(rows, runs[0].of, runs[1].of):
+        one_q, one_k = Runs((one_q,)), Runs((one_k,))
+        offsets = one_q.offsets(q.device), one_k.offsets(q.device)
+        outs.append(attend(*tensors, *offsets, one_q.longest, one_k.longest, scale))
+    return torch.cat(outs)
 
 # Registration
 

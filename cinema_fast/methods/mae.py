@@ -1,18 +1,16 @@
 """Masked autoencoders as a method: CineMA on single frames of all views, HeartMAE on clips."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from torch import Tensor, nn
 
 from ..common.naming import count_studies, counted, named, sizes_in_words
-from ..common.tables import check_matches, read_named, read_split
 from ..common.views import CLIP
 from ..data.loading.batch import Batch
 from ..data.loading.loader import LoaderError
-from ..data.loading.sampler import Sampler, held_out
+from ..data.loading.sampler import Sampler
 from ..data.store.clips import ClipStore
 from ..data.store.orientation import orientation_remarks
 from ..data.store.store import CineStore
@@ -31,6 +29,7 @@ from .mae_report import write_report
 from .masking import MaskedLoss, token_counts
 from .pretrain_config import PretrainConfig
 from .registry import method_for
+from .split import split_studies
 
 
 @method_for(CineMAConfig)
@@ -46,7 +45,7 @@ class MAE(Method):
         before = read_run_info(options.out) if options.resume else None
         clips = CLIP in self.model_config.views
         self.store = ClipStore(cines, options.views, min_frames=min_frames_of(before)) if clips else cines
-        training, self.held_out, self.unseen = _split(self.store, self.model_config.views, options)
+        training, self.held_out, self.unseen = split_studies(self.store, self.model_config.views, options)
         self.sampler = Sampler(
             training,
             seed=options.seed,
@@ -180,39 +179,3 @@ class MAE(Method):
             if self.options.strict and isinstance(error, LoaderError):
                 raise
             log.say(f"the run is finished and saved, but its {what} failed: {type(error).__name__}: {error}")
-
-
-def _split(
-    store: CineStore | ClipStore, views: tuple[str, ...], options: PretrainConfig
-) -> tuple[dict[str, tuple[str, ...]], list[str], list[str]]:
-    """{training study: its views among `views`}, the studies held out, and the views that only these have.
-
-    A study with none of the views is in neither. Raises ValueError where no held-out study could be evaluated, or none
-    is left to train on.
-    """
-    usable = {study: tuple(v for v in store.views(study) if v in views) for study in store.ids}
-    usable = {study: has for study, has in usable.items() if has}
-    if options.split:
-        by, held = f"--split {options.split}", _named_studies(options.split, usable, store)
-    else:
-        by, held = f"--holdout {options.holdout:g}", sorted(held_out(usable, options.holdout))
-    training = {study: has for study, has in usable.items() if study not in held}
-    trained = {view for has in training.values() for view in has}
-    if held and not any(trained.intersection(usable[study]) for study in held):
-        raise ValueError(
-            f"{by}: no held-out study ({named(held)}) has a view of "
-            f"the training studies ({', '.join(v for v in views if v in trained)}); hold out others"
-        )
-    unseen = {view for study in held for view in usable[study]} - trained
-    return training, held, [view for view in views if view in unseen]
-
-
-def _named_studies(path: Path, usable: Collection[str], store: CineStore | ClipStore) -> list[str]:
-    """The studies that a split holds out of training. Raises ValueError where it cannot be read, names none of the
-    studies, or leaves none."""
-    parts = read_named("--split", path, read_split)
-    check_matches(path, parts, sorted(usable), store.path, store.ids)
-    held = sorted(study for study in usable if parts.get(study, "train") != "train")
-    if len(held) == len(usable):
-        raise ValueError(f"--split {path}: all {len(held)} studies are of val or test, so none is left to train on")
-    return held

@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, MISSING, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from ..common.checks import check
+from ..common.checks import check, flag
 from ..common.views import CLIP
-from ..models.config import preset
+from ..models.config import CineMAConfig, DINOConfig, preset
 from ..train.options import RunOptions
 
 
@@ -43,16 +43,74 @@ class MaskConfig:
 
 
 @dataclass(frozen=True)
-class PretrainConfig(RunOptions):
-    """Pre-train a masked autoencoder on a cine store: CineMA on single frames of all views, HeartMAE on clips.
+class DistillConfig:
+    """DINO self-distillation, of presets cmrfm-* (Caron et al., ICCV 2021; Jacob et al., JCMR 2025)."""
 
-    The learning rate is not scaled with the batch size; 1e-3 is the published one for 64 studies a step.
+    # images of each study in a step: of different views, as far as it has them, and of a stack one slice
+    images: int = 4
+    # temperature of the teacher's softmax at the first step, and after its warm-up
+    teacher_temp: tuple[float, float] = (0.04, 0.07)
+    # share of the steps over which the temperature rises
+    teacher_temp_warmup: float = 0.3
+    # momentum of the teacher's average at the first step; it rises to 1 at the last, by half a cosine
+    momentum: float = 0.996
+    # weight decay at the last step; it rises to it from --weight-decay by half a cosine
+    weight_decay_end: float = 0.4
+    # share of the steps in which the prototypes are not updated
+    freeze_last_layer: float = 0.01
+    # subtract the moving average of the teacher's logits; without it the outputs collapse
+    centring: bool = True
+    # steps between measurements of k-NN accuracy and feature rank on the held-out studies
+    knn_every: int = 1000
+
+    def validate(self) -> None:
+        """Raise ValueError naming the option that is out of range; see `MaskConfig.validate`."""
+        ours = partial(check, self, prefix="dino.")
+        ours("images", "knn_every", valid=lambda x: x >= 1, must="must be at least 1")
+        if not all(0 < temp < math.inf for temp in self.teacher_temp):
+            raise ValueError(f"--dino.teacher-temp takes START END, both above 0, got {self.teacher_temp}")
+        ours("momentum", valid=lambda x: 0 <= x <= 1, must="must lie in 0..1")
+        ours("teacher_temp_warmup", "freeze_last_layer", valid=lambda x: 0 <= x <= 1,
+             must="is a share of the steps, between 0 and 1")  # fmt: skip
+        ours("weight_decay_end", valid=lambda x: 0 <= x < math.inf, must="must be finite and not negative")
+
+    def to_dict(self) -> dict:
+        """Plain values for YAML and checkpoints."""
+        return dataclasses.asdict(self) | {"teacher_temp": list(self.teacher_temp)}
+
+
+# the published recipes, by the kind of the preset
+RECIPES = {
+    CineMAConfig: {"lr": 1e-3, "weight_decay": 0.05, "clip_grad": 5.0, "warmup": 10 / 800},
+    DINOConfig: {"lr": 5e-4, "weight_decay": 0.04, "clip_grad": 3.0, "warmup": 0.1},
+}
+OF_MAE = ("mask_ratio", "decode_ratio", "mask", "motion", "augment")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(RunOptions):
+    """Pre-train on a cine store: CineMA (masked autoencoder) on single frames of all views, HeartMAE on clips, DINO
+    (presets cmrfm-*) on all images of all views and sequences.
+
+    The learning rate is not scaled with the batch size. The published ones are 1e-3 for 64 studies a step, of DINO 5e-4
+    for 256 images a step (--batch-size x --accumulate x ranks x --dino.images).
     """
 
     FREE = RunOptions.FREE | {"init_from", "split"}  # of the split, the studies held out may not change
-    LATER: ClassVar = {**RunOptions.LATER, "mask": dataclasses.asdict(MaskConfig()), "motion": "stored"}
+    LATER: ClassVar = {
+        **RunOptions.LATER, "mask": dataclasses.asdict(MaskConfig()), "motion": "stored",
+        "dino": DistillConfig().to_dict(),
+    }  # fmt: skip
 
     _: KW_ONLY
+    # peak learning rate, after warm-up; cosine decay follows. Default: 1e-3, of DINO 5e-4
+    lr: float | None = None
+    # share of the steps used for linear warm-up of the learning rate. Default: 10/800, of DINO 0.1
+    warmup: float | None = None
+    # weight decay of AdamW; none on 1-D parameters (biases, norms). Default: 0.05, of DINO 0.04 at the first step
+    weight_decay: float | None = None
+    # gradient clipping: largest norm of the gradients of a step, of DINO that of each parameter. Default: 5, of DINO 3
+    clip_grad: float | None = None
     # share of the tokens of each view that is masked
     mask_ratio: float = 0.75
     # share of the masked tokens that is decoded and predicted; 1: all, less is faster
@@ -62,6 +120,8 @@ class PretrainConfig(RunOptions):
     # where the motion comes from: maps in the store (prepare --motion), or optical flow of the augmented clips of each
     # step
     motion: Literal["stored", "online"] = "stored"
+    # self-distillation
+    dino: DistillConfig = field(default_factory=DistillConfig)
     # share of the studies held out of training and evaluated at the end
     holdout: float = 0.0
     # CSV with the columns study and split, in place of --holdout: the studies of val and test are held out, such as
@@ -71,6 +131,10 @@ class PretrainConfig(RunOptions):
     init_from: Path | None = None
 
     def __post_init__(self):
+        kind = type(preset(self.preset))
+        for name, value in RECIPES[kind].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         super().__post_init__()
         check(self, "mask_ratio", valid=lambda x: 0 < x < 1, must="must lie between 0 and 1")
         check(self, "decode_ratio", valid=lambda x: 0 < x <= 1, must="must be above 0 and at most 1")
@@ -81,8 +145,18 @@ class PretrainConfig(RunOptions):
         self.mask.validate()
         if self.motion == "online" and self.mask.guidance == "none":
             raise ValueError("--motion online has no effect without --mask.guidance motion")
+        self.dino.validate()
+        defaults = {f.name: f.default_factory() if f.default is MISSING else f.default
+                    for f in dataclasses.fields(self) if f.name in ("dino", *OF_MAE)}  # fmt: skip
+        for name in OF_MAE if kind is DINOConfig else ("dino",):
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(f"{flag(name)} has no effect on --preset {self.preset}: leave it out")
         if self.motion == "online" and CLIP not in preset(self.preset).views:
             raise ValueError(
                 f"--motion online: preset {self.preset!r} reads single frames, which do not move; use the maps of the "
                 "store (--motion stored)"
             )
+
+    def to_dict(self) -> dict:
+        """Plain values for YAML and checkpoints."""
+        return super().to_dict() | {"dino": self.dino.to_dict()}

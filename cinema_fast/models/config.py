@@ -1,4 +1,4 @@
-"""The configuration of a model, CineMA or HeartMAE, and the published sizes by name."""
+"""The configuration of a model, CineMA, HeartMAE or DINO, and the published sizes by name."""
 
 import difflib
 import math
@@ -149,6 +149,81 @@ def _views(names) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _check_positive(config, *names: str, least: int = 1) -> None:
+    """Raise ValueError unless the fields are whole numbers of at least `least`."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{type(config).__name__}.{name}: expected a whole number of at least {least}, "
+                             f"got {value!r}")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ViTConfig:
+    """Configuration of a ViT with a class token, over square images (other sizes by interpolated positions).
+
+    drop_path: rate of the last block in training; it rises linearly from 0 in the first.
+
+    Raises ValueError naming the field that does not fit.
+    """
+
+    in_chans: int = 1
+    embed_dim: int = 384
+    depth: int = 12
+    n_heads: int = 6
+    patch_size: int = 8
+    image_size: int = 192
+    drop_path: float = 0.0
+
+    def __post_init__(self):
+        _check_positive(self, "in_chans", "embed_dim", "depth", "n_heads", "patch_size", "image_size")
+        if self.embed_dim % (8 * self.n_heads):
+            raise ValueError(f"ViTConfig.embed_dim: {self.embed_dim} is not {self.n_heads} heads of a multiple of 8")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"ViTConfig.image_size: {self.image_size} is not a multiple of the patch, "
+                             f"{self.patch_size}")  # fmt: skip
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"ViTConfig.drop_path: a probability from 0 to below 1, got {self.drop_path}")
+
+
+@dataclass(frozen=True, slots=True)
+class DINOConfig:
+    """Configuration of DINO self-distillation (Caron et al., ICCV 2021; Jacob et al., JCMR 2025).
+
+    vit: the backbone. prototypes: columns of the logits. head_hidden, bottleneck: widths of the head's MLP.
+    norm_last_layer: the prototypes keep length 1. n_local, local_size: number and size (pixels) of the local crops;
+    the two global ones have vit.image_size. student_temp: temperature of the student's softmax. centre_momentum: share
+    of the old centre that each step keeps.
+
+    Raises ValueError naming the field that does not fit.
+    """
+
+    vit: ViTConfig = ViTConfig()
+    prototypes: int = 65536
+    head_hidden: int = 2048
+    bottleneck: int = 256
+    norm_last_layer: bool = True
+    n_local: int = 8
+    local_size: int = 96
+    student_temp: float = 0.1
+    centre_momentum: float = 0.9
+
+    def __post_init__(self):
+        if isinstance(self.vit, Mapping):
+            object.__setattr__(self, "vit", _read(ViTConfig, self.vit))
+        _check_positive(self, "prototypes", "head_hidden", "bottleneck", "local_size")
+        _check_positive(self, "n_local", least=0)
+        if self.local_size % self.vit.patch_size:
+            raise ValueError(f"DINOConfig.local_size: {self.local_size} is not a multiple of the patch, "
+                             f"{self.vit.patch_size}")  # fmt: skip
+        if not isinstance(self.norm_last_layer, bool):
+            raise ValueError(f"DINOConfig.norm_last_layer: expected True or False, got {self.norm_last_layer!r}")
+        if not self.student_temp > 0:
+            raise ValueError(f"DINOConfig.student_temp: must be above 0, got {self.student_temp}")
+        if not 0 <= self.centre_momentum <= 1:
+            raise ValueError(f"DINOConfig.centre_momentum: must lie in 0..1, got {self.centre_momentum}")
+
+
 _SIZES = {  # encoder width, depth, heads, decoder width, depth, heads
     "tiny": (16, 1, 2, 16, 1, 2),
     "base": (768, 12, 12, 512, 8, 16),
@@ -192,12 +267,21 @@ _PRESETS["heartmae-base"] = _clips((16, 192, 192), (2, 16, 16), **dict(zip(_SIZE
 _PRESETS["heartmae-tiny"] = _clips((8, 48, 48), (2, 8, 8), **dict(zip(_SIZE_FIELDS, (64, 1, 2, 64, 1, 2))))
 
 
+# Jacob et al., JCMR 2025; the drop path is the public DINO recipe's
+_PRESETS["cmrfm-small8"] = DINOConfig(vit=ViTConfig(drop_path=0.1))
+# for tests and experiments on two CPU cores
+_PRESETS["cmrfm-demo"] = DINOConfig(
+    vit=ViTConfig(embed_dim=96, depth=4, n_heads=3, image_size=64), prototypes=4096, head_hidden=256, bottleneck=64,
+    n_local=6, local_size=32,
+)  # fmt: skip
+
+
 def presets() -> list[str]:
     """Names that `preset` knows."""
     return list(_PRESETS)
 
 
-def preset(name: str) -> CineMAConfig:
+def preset(name: str) -> CineMAConfig | DINOConfig:
     """A named size; ValueError with the nearest name where there is none."""
     if name not in _PRESETS:
         near = difflib.get_close_matches(name, _PRESETS, n=1)
@@ -206,9 +290,13 @@ def preset(name: str) -> CineMAConfig:
     return _PRESETS[name]
 
 
-def config_from_dict(values: dict) -> CineMAConfig:
+def config_from_dict(values: dict) -> CineMAConfig | DINOConfig:
     """The config from a plain dict (a run's YAML); ValueError names an unknown field."""
-    known = {f.name for f in fields(CineMAConfig)}
+    return _read(DINOConfig if "vit" in values else CineMAConfig, values)
+
+
+def _read(kind: type, values: Mapping):
+    known = {f.name for f in fields(kind)}
     if unknown := sorted(set(values) - known):
-        raise ValueError(f"CineMAConfig has no field {unknown[0]!r} (fields: {', '.join(sorted(known))})")
-    return CineMAConfig(**values)
+        raise ValueError(f"{kind.__name__} has no field {unknown[0]!r} (fields: {', '.join(sorted(known))})")
+    return kind(**values)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from ..kernels.packed_sequences import Runs
 from ..kernels.sparse_attention import sparse_attention
 
 
@@ -128,19 +129,44 @@ def norm_gelu(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     return _NormGelu.apply(x, norm.weight, norm.bias, norm.eps)
 
 
-class Attention(nn.Module):
-    """Parameters of multi-head attention: q with bias, k and v from one matrix (k first)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, queries: Runs, keys: Runs) -> Tensor:
+    """`sparse_attention` of sequences whose lengths the host knows: q (Tq, H, D), k, v (Tk, H, D) -> (Tq, H, D)."""
+    cu_q, cu_k = queries.offsets(q.device), keys.offsets(k.device)
+    return sparse_attention(
+        q, k, v, cu_q, cu_k, max_q=queries.longest, max_k=keys.longest, runs=(queries, keys)
+    )
 
-    def __init__(self, width: int, n_heads: int):
+
+class Attention(nn.Module):
+    """Parameters of multi-head attention: q, and k and v from one matrix (k first), all with bias; `joint`: q, k and v
+    from one matrix, in this order, as in DINO."""
+
+    def __init__(self, width: int, n_heads: int, *, joint: bool = False):
         super().__init__()
-        self.n_heads = n_heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(width, 2 * width)
+        self.n_heads, self._joint = n_heads, joint
+        if joint:
+            self.qkv = nn.Linear(width, 3 * width)
+        else:
+            self.q = nn.Linear(width, width)
+            self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
 
+    def together(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias that give q, k and v, in this order."""
+        if self._joint:
+            return self.qkv.weight, self.qkv.bias
+        return torch.cat([self.q.weight, self.kv.weight]), torch.cat([self.q.bias, self.kv.bias])
+
+    def apart(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Weight and bias that give q, and those that give k and v."""
+        if not self._joint:
+            return (self.q.weight, self.q.bias), (self.kv.weight, self.kv.bias)
+        sizes = len(self.proj.weight), 2 * len(self.proj.weight)
+        return tuple(zip(self.qkv.weight.split(sizes), self.qkv.bias.split(sizes)))
+
     def heads(self, x: Tensor, n: int) -> tuple[Tensor, ...]:
-        """(B, N, n * width) -> n views (B * N, H, head dim)."""
-        return x.flatten(0, 1).unflatten(-1, (n, self.n_heads, -1)).unbind(1)
+        """(..., n * width) -> n views (rows, H, head dim)."""
+        return x.flatten(0, -2).unflatten(-1, (n, self.n_heads, -1)).unbind(1)
 
 
 class Mlp(nn.Module):
@@ -152,61 +178,88 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
 
-def _drop_path(branch: Tensor, rate: float) -> Tensor:
-    """Sets the branch (B, ...) of a sample to zero with probability `rate`, and scales the others to keep the mean."""
-    keep = torch.empty(len(branch), *[1] * (branch.ndim - 1), dtype=branch.dtype, device=branch.device)
-    return branch * keep.bernoulli_(1 - rate).div_(1 - rate)
+def _drop_path(branch: Tensor, rate: float, runs: Runs | None) -> Tensor:
+    """Sets the branch of a sample to zero with probability `rate`, and scales the others to keep the mean.
 
-
-def _offsets(batch: int, n: int, device: torch.device) -> Tensor:
-    return torch.arange(0, (batch + 1) * n, n, dtype=torch.int32, device=device)
+    branch (B, ...), or with `runs` (rows, ...) of packed sequences, each a sample.
+    """
+    batch = len(branch) if runs is None else runs.sequences
+    keep = torch.empty(batch, *[1] * (branch.ndim - 1), dtype=branch.dtype, device=branch.device)
+    keep = keep.bernoulli_(1 - rate).div_(1 - rate)
+    return branch * (keep if runs is None else runs.spread(keep))
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block, MLP ratio 4, LayerNorm eps 1e-5.
+    """Pre-norm transformer block, MLP ratio 4.
 
     recompute: what the backward computes again instead of reading it from memory. "none"; "selective": the wide hidden
     layer of the MLP, which saves 4 of 10 values per token and channel for a ninth of the block's work; "full":
     everything but the block's input, for a third of the work.
     drop_path: probability that a sample skips a branch in training (Huang et al., "Deep networks with stochastic
     depth", ECCV 2016).
+    eps: of the norms. joint: as for `Attention`.
     """
 
     recompute = "none"
 
-    def __init__(self, width: int, n_heads: int, drop_path: float = 0.0):
+    def __init__(self, width: int, n_heads: int, drop_path: float = 0.0, *, eps: float = 1e-5, joint: bool = False):
         super().__init__()
         self.drop_path = drop_path
-        self.norm1 = nn.LayerNorm(width)
-        self.attn = Attention(width, n_heads)
-        self.norm2 = nn.LayerNorm(width)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = Attention(width, n_heads, joint=joint)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, 4 * width)
 
-    def forward(self, x: Tensor, keys: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """x (B, N, D) -> (B, N, D): self-attention, or cross-attention to `keys`, k and v (B * K, H, head dim)."""
+    def forward(self, x: Tensor, keys: tuple[Tensor, Tensor] | None = None, runs: Runs | None = None) -> Tensor:
+        """x (B, N, D) -> (B, N, D): self-attention, or cross-attention to `keys`, k and v (B * K, H, head dim).
+
+        With `runs`, x (T, D) are the rows of packed sequences, each of which attends to itself.
+        """
+        return self._recomputed(self._forward, x, keys, runs)
+
+    def first_rows(self, x: Tensor, runs: Runs) -> Tensor:
+        """The block's output in the first row of each sequence alone: x (T, D) -> (sequences, D).
+
+        Where nothing else is read, such as the class token after the last block, this saves most of the block's work.
+        """
+        return self._recomputed(self._first_rows, x, runs)
+
+    def _recomputed(self, compute, x: Tensor, *args) -> Tensor:
         if self.recompute == "full" and torch.is_grad_enabled():
             draws = self.training and self.drop_path > 0
-            return checkpoint(self._forward, x, keys, use_reentrant=False, preserve_rng_state=draws)
-        return self._forward(x, keys)
+            return checkpoint(compute, x, *args, use_reentrant=False, preserve_rng_state=draws)
+        return compute(x, *args)
 
-    def _forward(self, x: Tensor, keys: tuple[Tensor, Tensor] | None) -> Tensor:
-        attn, (batch, n, _) = self.attn, x.shape
+    def _forward(self, x: Tensor, keys: tuple[Tensor, Tensor] | None, runs: Runs | None) -> Tensor:
+        attn = self.attn
         if keys is None:
-            weight = torch.cat([attn.q.weight, attn.kv.weight])
-            bias = torch.cat([attn.q.bias, attn.kv.bias])
-            q, k, v = attn.heads(norm_linear(x, self.norm1, weight, bias), 3)
+            q, k, v = attn.heads(norm_linear(x, self.norm1, *attn.together()), 3)
         else:
-            (q,) = attn.heads(norm_linear(x, self.norm1, attn.q.weight, attn.q.bias), 1)
+            (q,) = attn.heads(norm_linear(x, self.norm1, *attn.apart()[0]), 1)
             k, v = keys
-        n_keys = len(k) // batch
-        mixed = sparse_attention(
-            q, k, v, _offsets(batch, n, x.device), _offsets(batch, n_keys, x.device), max_q=n, max_k=n_keys
-        )
-        x = x + self._drop(attn.proj(mixed.reshape(x.shape)))
-        return x + self._drop(norm_mlp(x, self.norm2, self.mlp.fc1, self.mlp.fc2, keep_hidden=self.recompute == "none"))
+        if runs is None:
+            batch, n, _ = x.shape
+            mixed = attend(q, k, v, Runs(((batch, n),)), Runs(((batch, len(k) // batch),)))
+        else:
+            mixed = attend(q, k, v, runs, runs)
+        return self._finish(x, mixed, runs)
 
-    def _drop(self, branch: Tensor) -> Tensor:
-        return _drop_path(branch, self.drop_path) if self.training and self.drop_path else branch
+    def _first_rows(self, x: Tensor, runs: Runs) -> Tensor:
+        attn, alone = self.attn, Runs(((runs.sequences, 1),))
+        first = x[runs.offsets(x.device)[:-1].long()]
+        to_q, to_kv = attn.apart()
+        (q,) = attn.heads(norm_linear(first, self.norm1, *to_q), 1)
+        mixed = attend(q, *attn.heads(norm_linear(x, self.norm1, *to_kv), 2), runs.shortened(1), runs)
+        return self._finish(first, mixed, alone)
+
+    def _finish(self, x: Tensor, mixed: Tensor, runs: Runs | None) -> Tensor:
+        """x with both branches added; mixed (rows, H, head dim): the attention's output."""
+        x = x + self._drop(self.attn.proj(mixed.reshape(x.shape)), runs)
+        hidden = norm_mlp(x, self.norm2, self.mlp.fc1, self.mlp.fc2, keep_hidden=self.recompute == "none")
+        return x + self._drop(hidden, runs)
+
+    def _drop(self, branch: Tensor, runs: Runs | None) -> Tensor:
+        return _drop_path(branch, self.drop_path, runs) if self.training and self.drop_path else branch
 
 
 class Encoder(nn.Module):

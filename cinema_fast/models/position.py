@@ -42,3 +42,19 @@ def resize_table(table: Tensor, grid: tuple[int, ...], new_grid: tuple[int, ...]
         maps = last.reshape(*maps.shape[1:-1], -1).movedim(-1, 0)  # (T', D, X, Y, Z)
         maps = F.interpolate(maps, size=new_grid[:-1], mode="trilinear").movedim(0, -1).unsqueeze(0)
     return maps.flatten(2).transpose(1, 2)
+
+
+def resize_learned_table(table: Tensor, side: int, grid: tuple[int, ...]) -> Tensor:
+    """(1, 1 + side**2, D) learned table, class token first, interpolated to `grid`: (1, 1 + N, D), differentiable.
+
+    Bicubic, by the factors (new + 0.1) / side, and the class token's place kept, as in DINO's code. The interpolation
+    is a product with a matrix: PyTorch's own has a backward on the GPU whose bits change from run to run.
+    """
+    if grid == (side, side):
+        return table
+    every = torch.eye(side**2, device=table.device).view(1, side**2, side, side)
+    factors = [(new + 0.1) / side for new in grid]
+    weights = F.interpolate(every, scale_factor=factors, mode="bicubic")[0].flatten(1)
+    with torch.autocast(table.device.type, enabled=False):
+        patches = weights.T.to(table.dtype) @ table[0, 1:]
+    return torch.cat([table[:, :1], patches[None]], dim=1)

@@ -24,7 +24,7 @@ from .log import RankLog, RunLog
 from .memory import memory_advice, ran_out
 from .meter import Meter, check_weights, ended_skipping
 from .method import Method, Place
-from .optimizer import adamw, cosine_schedule
+from .optimizer import cosine_schedule
 from .options import RunOptions
 from .profile import profile_steps
 from .ranks import ALONE, Agreement, joined_ranks, shard_model
@@ -117,7 +117,7 @@ class _Run:
         self.model.to(device)
         if self.sharded:
             shard_model(self.model, method.units(self.model), ranks, device)
-        self.optimizer = adamw(method.groups(self.model), lr=options.lr)
+        self.optimizer = method.optimizer(self.model)
         self.meter = Meter(max_skips=options.max_skips, newest=self.checkpoints.newest)
         self.best = Best(method.validation, options.out) if method.validation else None
         self.replaced: Counter[str] = Counter()
@@ -189,7 +189,7 @@ class _Run:
             self.model,
             self.optimizer,
             device=device,
-            clip=options.clip_grad,
+            update=method.update,
             seed=options.seed,
             ranks=self.ranks,
             sharded=self.sharded,
@@ -263,7 +263,8 @@ class _Run:
             check_weights(self.model, done, self.checkpoints.newest, self.ranks)
         figures = self._validate() if validating else {}
         if reporting:
-            self._report(lr, replaced, figures)
+            own = self.method.figures(self.model, done, self.log.say)
+            self._report(lr, replaced, own, figures)
         if saving:
             if not validating:
                 check_weights(self.model, done, self.checkpoints.newest, self.ranks)
@@ -289,12 +290,13 @@ class _Run:
     def _spent(self) -> dict[str, float]:
         return {"data_wait": self.loader.waited, **self.method.seconds()}
 
-    def _report(self, lr: float, replaced: int, figures: dict[str, float]) -> None:
-        """Write a line of metrics.jsonl. replaced: studies replaced so far, on all ranks."""
+    def _report(self, lr: float, replaced: int, own: dict[str, float], figures: dict[str, float]) -> None:
+        """Write a line of metrics.jsonl. replaced: studies replaced so far, on all ranks. own: the method's figures;
+        figures: those of a validation."""
         sampler = self.method.sampler
         line = {"step": self.done, "epoch": round(self.done * sampler.global_batch / len(sampler.ids), 6), "lr": lr}
         line |= self.meter.line(self._spent(), sampler.global_batch, self.place.device)
-        self.log.metrics(line | {"replaced": replaced} | figures, batch=sampler.global_batch)
+        self.log.metrics(line | {"replaced": replaced} | own | figures, batch=sampler.global_batch)
         if figures:
             scores = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
             best = f"best score so far {self.best.score:.4g}, at step {self.best.step}"

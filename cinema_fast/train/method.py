@@ -14,7 +14,7 @@ from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore
 from ..models.precision import autocast
 from .log import RunLog
-from .optimizer import Group, groups_of
+from .optimizer import Group, adamw, groups_of, update
 from .options import RunOptions
 from .ranks import ALONE, Ranks
 from .run_info import RunInfo
@@ -97,6 +97,18 @@ class Method:
         """The trained parameters, grouped by weight decay and share of the learning rate."""
         return groups_of(model, weight_decay=self.options.weight_decay)
 
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimiser of a model on its device. Its groups get the scheduled learning rate of each step as "lr"."""
+        return adamw(self.groups(model), lr=self.options.lr)
+
+    def update(
+        self, optimizer: torch.optim.Optimizer, trained: Sequence[nn.Parameter], loss: Tensor, step: Tensor
+    ) -> Tensor:
+        """Update the `trained` parameters from their gradients and drop these; recorded like `loss`, whose `step` it
+        gets. Returns (3,) float32 on the device, as the steps of `step.make_train_step`."""
+        sharded = self.options.parallel == "fsdp"
+        return update(optimizer, trained, loss, clip=self.options.clip_grad, sharded=sharded)
+
     def after_update(self, model: nn.Module, step: Tensor) -> None:
         """Called after the update of each step, a skipped one too, for instance to average a teacher. It is recorded
         like `loss`. model: as built."""
@@ -118,6 +130,13 @@ class Method:
 
     def seconds(self) -> dict[str, float]:
         """{name: seconds spent so far} on parts of the steps, whose shares go to metrics.jsonl."""
+        return {}
+
+    def figures(self, model: nn.Module, step: int, say: Callable[[str], None]) -> dict[str, float]:
+        """The method's own figures for a line of metrics.jsonl after `step` steps; called by all ranks.
+
+        model: as built, in train mode, to be left so. say: writes a line to run.log.
+        """
         return {}
 
     def validate(self, model: nn.Module, say: Callable[[str], None]) -> dict[str, float]:

@@ -36,16 +36,7 @@ def fit_to_store(
 
     Raises ValueError naming a view that the store or the preset lacks.
     """
-    stored: dict[str, tuple[int, ...]] = {}  # largest frame by view
-    for study in store.ids:
-        for view in store.views(study):
-            size = store.info(study, view).shape[1:]
-            stored[view] = tuple(max(pair) for pair in zip(size, stored.get(view, size)))
-    for view in views:
-        if view not in stored:
-            near = difflib.get_close_matches(view, stored, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"--views: {store.path} has no view {view!r}{hint} (it has {', '.join(stored)})")
+    stored = largest_frames(store, views)
     if base.views == (CLIP,):
         return base
     wanted = set(views or stored)
@@ -74,6 +65,21 @@ def fit_to_store(
         for name in ("in_chans", "patch_size", "scale_factor")
     }
     return dataclasses.replace(base, views=shown, image_size=image_size, **shapes)
+
+
+def largest_frames(store: CineStore, views: Sequence[str] = ()) -> dict[str, tuple[int, ...]]:
+    """{view: largest size along each axis} of a store's frames. Raises ValueError where it lacks one of `views`."""
+    stored: dict[str, tuple[int, ...]] = {}
+    for study in store.ids:
+        for view in store.views(study):
+            size = store.info(study, view).shape[1:]
+            stored[view] = tuple(max(pair) for pair in zip(size, stored.get(view, size)))
+    for view in views:
+        if view not in stored:
+            near = difflib.get_close_matches(view, stored, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"--views: {store.path} has no view {view!r}{hint} (it has {', '.join(stored)})")
+    return stored
 
 
 def pick_device(name: str) -> torch.device:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from ..data.loading.batch import Batch
 from .compile import compile_model
 from .graph import Capture, GraphedStep
-from .optimizer import update
 from .ranks import ALONE, Ranks, sum_later
 
 Loss = Callable[[nn.Module, Batch, Tensor], Tensor]
+Update = Callable[[torch.optim.Optimizer, Sequence[nn.Parameter], Tensor, Tensor], Tensor]
 
 
 class _LossModule(nn.Module):
@@ -32,7 +32,7 @@ def make_train_step(
     optimizer: torch.optim.Optimizer,
     *,
     device: torch.device,
-    clip: float,
+    update: Update,
     seed: int = 0,
     ranks: Ranks = ALONE,
     sharded: bool = False,
@@ -43,7 +43,7 @@ def make_train_step(
 ) -> Callable[[Sequence[Batch], int, float], Tensor]:
     """The training step as a function of (micro-batches, step, learning rate).
 
-    loss, after_update: as in `Method`. clip: largest gradient norm.
+    loss, update, after_update: as in `Method`.
     seed: PyTorch's generators, used by dropout and drop path, are seeded for each micro-batch with it, the step and the
         number of the micro-batch among those of all ranks; in a captured step only for the first one.
     ranks: they train together, each on its part of a step. sharded: `model` is sharded (`ranks.shard_model`).
@@ -76,7 +76,7 @@ def make_train_step(
                 part.backward()
             total += part.detach()
         ranks.mean_(total)
-        result = update(optimizer, trained, total, clip=clip, sharded=sharded)
+        result = update(optimizer, trained, total, number)
         if after_update:
             after_update(model, number)
         return result

@@ -12,6 +12,7 @@ import cinema_fast as cf
 from cinema_fast.data.loading.augmentation import Augmentation
 from cinema_fast.data.loading.batch import Batch
 from cinema_fast.data.loading.sampler import Draw
+from cinema_fast.train.optimizer import update
 
 aten = torch.ops.aten
 
@@ -91,3 +92,8 @@ FULL = FLIP._replace(
     angle=torch.tensor([0.3], dtype=torch.float64), shift=torch.tensor([[1.5, -2.0]]), gamma=torch.tensor([1.3]),
     noise=torch.tensor([0.05]), noise_key=torch.tensor([12345]),
 )  # fmt: skip
+
+
+def clipped(clip: float):
+    """The update of a step: AdamW, with the norm of all gradients clipped."""
+    return lambda optimizer, trained, loss, step: update(optimizer, trained, loss, clip=clip)

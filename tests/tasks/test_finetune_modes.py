@@ -43,8 +43,8 @@ class Steps:
         self.optimizer = adamw(self.method.groups(self.model), lr=config.lr)
         captures = {"replayed": lambda: TapeCapture(self.state), "graph": lambda: CudaCapture(self.device)}
         self.step = make_train_step(
-            self.method.loss, self.model, self.optimizer, device=self.device, clip=config.clip_grad, seed=config.seed,
-            capture=captures.get(mode, lambda: None)(),
+            self.method.loss, self.model, self.optimizer, device=self.device, update=self.method.update,
+            seed=config.seed, capture=captures.get(mode, lambda: None)(),
         )  # fmt: skip
 
     def state(self) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ import torch
 from machine import has_gpu
 from marks import in_full
 from small_models import small_model
-from step_cases import CINEMA, CLIPS, FLIP, FULL, ZOOM, micro_batches, no_wait
+from step_cases import CINEMA, CLIPS, FLIP, FULL, ZOOM, clipped, micro_batches, no_wait
 
 from cinema_fast.data.loading.augment import model_input
 from cinema_fast.kernels import use
@@ -46,7 +46,8 @@ def test_a_step_never_waits_for_the_device(backend, device, shape, precision, ch
         MaskedLoss(
             model.config, Place(torch.device(device), precision), mask_ratio=0.6, decode_ratio=0.5, seed=0
         ),
-        model, adamw(groups_of(model, weight_decay=0.05), lr=1e-3), device=torch.device(device), clip=1e-3,
+        model, adamw(groups_of(model, weight_decay=0.05), lr=1e-3), device=torch.device(device),
+        update=clipped(1e-3),
     )  # fmt: skip
     batches = micro_batches(model.config, changes, pin=has_gpu())
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad and p.ndim > 1}

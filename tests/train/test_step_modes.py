@@ -7,7 +7,7 @@ import torch
 from machine import has_gpu
 from marks import slow_in_interpreter
 from small_models import small_model
-from step_cases import CINEMA, CLIPS, FULL
+from step_cases import CINEMA, CLIPS, FULL, clipped
 from tape import TapeCapture
 from tolerances import assert_same_training
 
@@ -61,7 +61,7 @@ def train(
         model.register_forward_pre_hook(lambda _, inputs: plans.append(inputs[1]))
     loss = MaskedLoss(model.config, Place(device), mask_ratio=0.6, decode_ratio=0.5, seed=3, guidance=guidance)
     step = make_train_step(
-        loss, model, optimizer, device=device, clip=0.5, compiled=mode == "compiled",
+        loss, model, optimizer, device=device, update=clipped(0.5), compiled=mode == "compiled",
         capture=captures.get(mode, lambda: None)(),
     )  # fmt: skip
     drawn, results = [], []
@@ -123,7 +123,7 @@ def test_a_replay_that_is_not_finite_changes_nothing():
 
     cpu = torch.device("cpu")
     loss = MaskedLoss(model.config, Place(cpu), mask_ratio=0.6, decode_ratio=0.5, seed=3)
-    step = make_train_step(loss, model, optimizer, device=cpu, clip=0.5, capture=TapeCapture(state))
+    step = make_train_step(loss, model, optimizer, device=cpu, update=clipped(0.5), capture=TapeCapture(state))
     with use("torch"):
         for number in range(WARM_UP + 2):
             assert step([batch_of(model.config, number, CINEMA["views"])], number, 1e-3)[2] == 1

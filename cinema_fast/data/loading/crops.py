@@ -275,3 +275,15 @@ def _check(images: Images, step: Tensor) -> None:
             raise ValueError(f"cut_crops: images.{name} must be int64 {shape}, got {part.dtype} {tuple(part.shape)}")
     if step.shape != (1,) or step.dtype != torch.int64:
         raise ValueError(f"cut_crops: step must be int64 (1,), got {step.dtype} {tuple(step.shape)}")
+
+
+def central_squares(pixels: Tensor, extent: Tensor, size: int) -> Tensor:
+    """The largest central square of each image, resized without other changes: (N, 1, size, size) float32 in [0, 1].
+
+    pixels (N, X, Y) uint8, extent (N, 2) int64: as in `Images`.
+    """
+    scaled = min_max(pixels.float(), beyond(extent, pixels.shape[1:]))
+    side = extent.amin(1, keepdim=True).expand(-1, 2)
+    low, plain = (extent - side) // 2, torch.zeros(1, len(extent), dtype=torch.bool, device=extent.device)
+    drawn = CropDraws(low[None], side[None], plain, *[plain] * 4)
+    return resize_boxes(scaled.mT.contiguous(), drawn, size)[0].unsqueeze(1)

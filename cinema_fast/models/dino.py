@@ -1,0 +1,196 @@
+"""DINO: self-distillation of a ViT (Caron et al., "Emerging properties in self-supervised vision transformers", ICCV
+2021), with which Jacob et al. (JCMR 2025) pre-train a foundation model for cardiac MRI.
+
+The student sees all crops of an image as one packed sequence, the teacher only the two global ones. The loss works on
+their bottleneck outputs and the prototypes, so that logits are never written (`kernels/prototype_loss.py`), and the
+centre's update is one product with the mean bottleneck output, since logits are linear in it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.prototype_loss import prototype_loss
+from .config import DINOConfig
+from .dino_optimizer import DINOOptimizer
+from .vit import ViT, initialise
+
+
+class DINOOutput(NamedTuple):
+    """loss: scalar. metrics: "teacher_entropy" and "kl_to_mean" [nats], of the teacher's outputs on this batch,
+    detached. teacher_mean: (1, bottleneck) float32, the mean of the teacher's bottleneck outputs."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    teacher_mean: Tensor
+
+
+class Prototypes(nn.Module):
+    """Parameters of the weight-normalised last layer: row k is weight_g[k] * weight_v[k] / |weight_v[k]|."""
+
+    def __init__(self, width: int, prototypes: int, *, fixed_norm: bool):
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(prototypes, 1), requires_grad=not fixed_norm)
+        self.weight_v = nn.Parameter(nn.Linear(width, prototypes, bias=False).weight.detach())
+
+    def forward(self) -> Tensor:
+        """(prototypes, width)."""
+        return torch._weight_norm(self.weight_v, self.weight_g, 0)
+
+
+class Head(nn.Module):
+    """Class tokens -> bottleneck outputs; and the prototypes that they are compared with."""
+
+    def __init__(self, width: int, config: DINOConfig):
+        super().__init__()
+        hidden = config.head_hidden
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
+            nn.Linear(hidden, config.bottleneck),
+        )  # fmt: skip
+        self.apply(initialise)
+        self.last_layer = Prototypes(config.bottleneck, config.prototypes, fixed_norm=config.norm_last_layer)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (B, D) -> (B, bottleneck) float32, each row of length 1."""
+        x = self.mlp(tokens)
+        return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
+class Branch(nn.Module):
+    """A backbone with its head: the student or the teacher."""
+
+    def __init__(self, config: DINOConfig):
+        super().__init__()
+        self.backbone = ViT(config.vit)
+        self.head = Head(config.vit.embed_dim, config)
+
+    def forward(self, groups: Sequence[Tensor]) -> Tensor:
+        """Groups of crops, each of one size -> bottleneck outputs (all crops, bottleneck)."""
+        return self.head(self.backbone.class_tokens(groups))
+
+
+class DINO(nn.Module):
+    """Student, teacher and centre.
+
+    Attributes:
+        student, teacher: `Branch`; the teacher starts as a copy and is only changed by `update_teacher`.
+        centre: (1, prototypes) float32, the moving average of the teacher's logits.
+    """
+
+    def __init__(self, config: DINOConfig):
+        super().__init__()
+        self.config = config
+        self.student = Branch(config)
+        self.teacher = Branch(replace(config, vit=replace(config.vit, drop_path=0.0)))
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.register_buffer("centre", torch.zeros(1, config.prototypes))
+
+    def forward(
+        self, crops: Sequence[Tensor], teacher_temp: float | Tensor, *, update_centre: bool = True
+    ) -> DINOOutput:
+        """The loss of the student's crops against the teacher's global ones.
+
+        Args:
+            crops: 2 global crops (B, C, size, size) of `config.vit.image_size`, then `config.n_local` local ones of
+                `config.local_size`, with values in [0, 1].
+            teacher_temp: temperature of the teacher's softmax; a tensor () is not read back.
+            update_centre: update the centre by this batch, after the loss was computed with the old one.
+
+        Raises:
+            ValueError: a wrong number or shape of crops, or a temperature that is not above 0.
+        """
+        self._check(crops)
+        together = [torch.cat(tuple(crops[:2]))] + [torch.cat(tuple(crops[2:]))] * bool(self.config.n_local)
+        with torch.no_grad():
+            targets = self.teacher(together[:1])
+            prototypes = self.teacher.head.last_layer()
+            mean = targets.mean(0, keepdim=True)
+        loss, figures = prototype_loss(
+            self.student(together), targets, self.student.head.last_layer(), prototypes, self.centre,
+            student_temp=self.config.student_temp, teacher_temp=teacher_temp,
+        )  # fmt: skip
+        if update_centre:
+            self.update_centre(mean)
+        return DINOOutput(loss, {"teacher_entropy": figures[0], "kl_to_mean": figures[1]}, mean)
+
+    @torch.no_grad()
+    def update_centre(self, teacher_mean: Tensor) -> None:
+        """Move the centre towards the mean of the teacher's logits: those of `teacher_mean` (1, bottleneck)."""
+        with torch.autocast(self.centre.device.type, enabled=False):
+            logits = teacher_mean @ self.teacher.head.last_layer().T
+        keep = self.config.centre_momentum
+        self.centre.mul_(keep).add_(logits, alpha=1 - keep)
+
+    @torch.no_grad()
+    def update_teacher(self, momentum: float | Tensor) -> None:
+        """Move each weight of the teacher towards the student's: momentum * its own + (1 - momentum) * the student's.
+
+        momentum: a number, or a tensor () on the device.
+        """
+        teacher, student = list(self.teacher.parameters()), list(self.student.parameters())
+        if isinstance(momentum, Tensor):
+            torch._foreach_lerp_(teacher, student, [1 - momentum] * len(teacher))
+        else:
+            torch._foreach_lerp_(teacher, student, 1 - momentum)
+
+    def optimizer(self, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> DINOOptimizer:
+        """AdamW over the student, with the recipe's update (`DINOOptimizer.step`)."""
+        return DINOOptimizer(self.student, betas=betas, eps=eps)
+
+    def load_public(
+        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], centre: Tensor | None = None
+    ) -> None:
+        """Load state dicts of the public code's student and teacher (names `backbone.*` and `head.*`), and its centre.
+
+        Raises ValueError naming tensors that are missing, unexpected or of another shape.
+        """
+        for name, branch, state in (("student", self.student, student), ("teacher", self.teacher, teacher)):
+            own = branch.state_dict()
+            state = {key.removeprefix("module."): value for key, value in state.items()}
+            wrong = [f"missing {key}" for key in own if key not in state]
+            wrong += [f"unexpected {key}" for key in state if key not in own]
+            wrong += [
+                f"{key} is {tuple(state[key].shape)}, expected {tuple(value.shape)}"
+                for key, value in own.items() if key in state and state[key].shape != value.shape
+            ]  # fmt: skip
+            if wrong:
+                raise ValueError(f"DINO.load_public: the {name}'s state dict does not fit: {'; '.join(wrong)}")
+            branch.load_state_dict(state)
+        if centre is not None:
+            if centre.shape != self.centre.shape:
+                raise ValueError(f"DINO.load_public: expected centre {tuple(self.centre.shape)}, got "
+                                 f"{tuple(centre.shape)}")  # fmt: skip
+            self.centre.copy_(centre)
+
+    def public_state(self, which: str, grad: bool = False) -> dict[str, Tensor]:
+        """The "student" or "teacher" under the public code's names, detached; with `grad` each parameter's gradient,
+        of those that have one. Raises ValueError for any other name."""
+        if which not in ("student", "teacher"):
+            raise ValueError(f"DINO.public_state: expected 'student' or 'teacher', got {which!r}")
+        branch = getattr(self, which)
+        if grad:
+            return {name: p.grad for name, p in branch.named_parameters() if p.grad is not None}
+        return {name: tensor.detach() for name, tensor in branch.state_dict().items()}
+
+    def recompute(self, how: str) -> None:
+        """Trade memory for time in training: "none", "selective" or "full", see `layers.Block`."""
+        self.student.backbone.recompute(how)
+
+    def _check(self, crops: Sequence[Tensor]) -> None:
+        config = self.config
+        if len(crops) != 2 + config.n_local:
+            raise ValueError(f"DINO: expected {2 + config.n_local} crops, 2 global ones and {config.n_local} local "
+                             f"ones, got {len(crops)}")  # fmt: skip
+        batch = len(crops[0])
+        for number, crop in enumerate(crops):
+            size = config.vit.image_size if number < 2 else config.local_size
+            expected = (batch, config.vit.in_chans, size, size)
+            if tuple(crop.shape) != expected or not batch:
+                kind = "global" if number < 2 else "local"
+                raise ValueError(f"DINO: crops[{number}], a {kind} one: expected {expected}, got {tuple(crop.shape)}")
