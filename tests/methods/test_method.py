@@ -79,7 +79,7 @@ class Twin(Method):
     def units(self, model):
         return [model.student]
 
-    def after_update(self, model, step):
+    def after_update(self, model, step, made):
         self.seen += 1
         with torch.no_grad():
             for old, new in zip(model.teacher.parameters(), model.student.parameters()):
