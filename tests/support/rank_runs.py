@@ -58,7 +58,7 @@ def forked_ranks(
             "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port), "TORCHELASTIC_RESTART_COUNT": str(attempt),
         }  # fmt: skip
-        code = before + (AT_STEP.format(then=at_step) if at_step else "")
+        code = f"{before}\n" + (AT_STEP.format(then=at_step) if at_step else "")
         started = [Forked(*arguments, code=code, **environment, RANK=str(n), LOCAL_RANK=str(n)) for n in range(ranks)]
         while None in (ends := [process.poll() for process in started]) and not any(ends):
             if time.monotonic() > deadline:
