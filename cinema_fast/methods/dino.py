@@ -111,9 +111,6 @@ class SelfDistillation(Method):
         self._of_step += torch.cat([out.teacher_mean.flatten(), torch.stack(list(out.metrics.values()))])
         return out.loss
 
-    def units(self, model: DINO) -> Sequence[nn.Module]:
-        return model.student.backbone.blocks
-
     def optimizer(self, model: DINO) -> DINOOptimizer:
         return model.optimizer()
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import yaml
 from forked import run
 from killed_pretrain import AT_STEP
+from machine import has_gpu
 from rank_runs import forked_ranks
 from safetensors.torch import load_file
 from step_cases import no_wait
@@ -38,6 +39,7 @@ from cinema_fast.models.config import ViTConfig, preset
 from cinema_fast.models.dino import DINO
 from cinema_fast.models.vit import ViT
 from cinema_fast.train import loop
+from cinema_fast.train.graph import WARM_UP, CudaCapture
 from cinema_fast.train.memory import OutOfMemory, memory_advice
 from cinema_fast.train.method import Place
 from cinema_fast.train.run_info import read_run_info
@@ -204,13 +206,13 @@ def test_replayed_it_is_the_same(tiny_store, tmp_path, monkeypatch, no_report):
     assert all(torch.equal(replayed[name], tensor) for name, tensor in eager.items())
 
 
-def step_of(config: PretrainConfig, device: str):
+def step_of(config: PretrainConfig, device: str, capture=None):
     """The method, its model, its training step, and the micro-batches of a step."""
     method = SelfDistillation(config, preset(config.preset), Place(torch.device(device)))
     model = method.build().to(device)
     step = make_train_step(
         method.loss, model, method.optimizer(model), device=torch.device(device), update=method.update,
-        after_update=method.after_update,
+        after_update=method.after_update, capture=capture,
     )  # fmt: skip
     return method, model, step, lambda n: [read_batch(method.store, method.sampler.draw(n), method.sizes)]
 
@@ -228,6 +230,21 @@ def test_a_step_never_waits_for_the_device(tiny_store, tmp_path, device, recompu
     assert math.isfinite(loss) and norm > 0 and made == 1
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved == {name for name in before if "weight_g" not in name}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_gpu(), reason="CUDA graphs need a GPU; a tape stands for them elsewhere")
+def test_graphs_are_the_eager_steps(tiny_store, tmp_path):
+    """Drop path draws in a replay what it draws in an eager step."""
+    config, results, weights = config_of(tiny_store, tmp_path / "run", preset="cmrfm-dropping", views=FOUR[1:]), [], []
+    for capture in (None, CudaCapture(torch.device("cuda"))):
+        torch.manual_seed(0)
+        _, model, step, batches = step_of(config, "cuda", capture)
+        results.append([step(batches(n), n, 1e-3).tolist() for n in range(WARM_UP + 4)])
+        weights.append(model.state_dict())
+    for eager, replayed in zip(*results, strict=True):
+        assert replayed == pytest.approx(eager, rel=1e-5)
+    assert_same_training(weights[1], weights[0])
 
 
 def in_the_crops(monkeypatch, bad: int) -> None:
