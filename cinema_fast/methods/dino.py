@@ -14,13 +14,17 @@ from ..data.loading.batch import Batch
 from ..data.loading.crops import CropRecipe, cut_crops
 from ..data.loading.image_choice import choose_images
 from ..data.loading.sampler import Sampler
+from ..data.store.orientation import orientation_remarks
 from ..data.store.store import CineStore
 from ..models.config import DINOConfig
 from ..models.dino import DINO
 from ..models.dino_optimizer import DINOOptimizer
+from ..models.dino_weights import load_dino_start
+from ..train.checkpoint import newest_weights
 from ..train.method import Method, Place
 from ..train.setup import describe_run, largest_frames, unused_split
 from .collapse import CollapseWatch
+from .init_from import run_to_start_from
 from .pretrain_config import PretrainConfig
 from .registry import method_for
 from .split import split_studies
@@ -77,6 +81,16 @@ class SelfDistillation(Method):
         model = DINO(self.model_config)
         model.recompute(self.options.recompute)
         return model
+
+    def load_start(self, model: DINO, say: Callable[[str], None]) -> None:
+        start = self.options.init_from
+        if not start.is_dir():
+            say(load_dino_start(model, start))
+            return
+        info = run_to_start_from(start, self.options.preset)
+        say(load_dino_start(model, *newest_weights(start, say, self.place.ranks)))
+        for remark in orientation_remarks(start, info.store.orientation, self.info.store.orientation):
+            say(remark)
 
     def loss(self, model: nn.Module, batch: Batch, step: Tensor) -> Tensor:
         options = self.options

@@ -24,6 +24,7 @@ from ..train.method import Method, Place
 from ..train.run_info import min_frames_of, read_run_info
 from ..train.setup import describe_run, fit_to_store, unused_split
 from .guidance import Guidance, check_guidance, check_online, motion_views
+from .init_from import run_to_start_from
 from .mae_evaluation import Evaluation, evaluate, mean_patches
 from .mae_report import write_report
 from .masking import MaskedLoss, token_counts
@@ -81,19 +82,11 @@ class MAE(Method):
         return model
 
     def load_start(self, model: CineMA, say: Callable[[str], None]) -> None:
-        start, size = self.options.init_from, self.options.preset
+        start = self.options.init_from
         if not start.is_dir():
             say(load_shared_views(model, start))
             return
-        info = read_run_info(start)
-        if info is None:
-            raise ValueError(f"--init-from {start}: no run in this folder (no config.yaml)")
-        if info.labels:
-            raise ValueError(f"--init-from {start}: a run of finetune, whose weights have no decoder; "
-                             "expected a run of pretrain")  # fmt: skip
-        if (its := info.options["preset"]) != size:
-            raise ValueError(f"--init-from {start}: a run of --preset {its}, but this run is of {size}: give "
-                             f"--preset {its}, or start from another run")  # fmt: skip
+        info = run_to_start_from(start, self.options.preset)
         say(load_shared_views(model, *newest_weights(start, say, self.place.ranks)))
         for remark in orientation_remarks(start, info.store.orientation, self.info.store.orientation):
             say(remark)

@@ -24,7 +24,7 @@ from ..train.method import Method, Place, Validation
 from ..train.optimizer import Group, groups_of
 from ..train.run_info import LabelInfo, RunInfo, min_frames_of, read_run_info
 from ..train.setup import describe_run, unused_split
-from .finetune_config import FinetuneConfig
+from .finetune_config import NOT_YET, FinetuneConfig
 from .registry import task_class
 from .seen import seen_by, seen_remarks
 from .split import split_studies
@@ -227,10 +227,12 @@ def starting_options(options: FinetuneConfig, before: RunInfo | None) -> Finetun
 
 
 def run_of(folder: Path) -> RunInfo:
-    """The RunInfo of the run that weights come from. Raises ValueError where there is none."""
+    """The RunInfo of the run that weights come from. Raises ValueError where there is none that can be fine-tuned."""
     info = read_run_info(folder)
     if info is None:
         raise ValueError(f"--init-from {folder}: no run in this folder (no config.yaml)")
+    if not isinstance(config_from_dict(info.model), CineMAConfig):
+        raise ValueError(f"--init-from {folder}, a run of --preset {info.options['preset']}: {NOT_YET}")
     return info
 
 
