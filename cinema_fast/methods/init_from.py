@@ -12,7 +12,7 @@ def run_to_start_from(folder: Path, preset: str) -> RunInfo:
     if info is None:
         raise ValueError(f"--init-from {folder}: no run in this folder (no config.yaml)")
     if info.labels:
-        raise ValueError(f"--init-from {folder}: a run of finetune, whose weights have no decoder, and no teacher; "
+        raise ValueError(f"--init-from {folder}: a run of finetune, whose weights have no teacher and no decoder; "
                          "expected a run of pretrain")  # fmt: skip
     if (its := info.options["preset"]) != preset:
         raise ValueError(f"--init-from {folder}: a run of --preset {its}, but this run is of {preset}: give "

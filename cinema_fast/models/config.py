@@ -290,9 +290,14 @@ def preset(name: str) -> CineMAConfig | DINOConfig:
     return _PRESETS[name]
 
 
-def config_from_dict(values: dict) -> CineMAConfig | DINOConfig:
+def config_class(values: Mapping) -> type[CineMAConfig | DINOConfig]:
+    """The class of the config that `config_from_dict` makes of `values`."""
+    return DINOConfig if "vit" in values else CineMAConfig
+
+
+def config_from_dict(values: Mapping) -> CineMAConfig | DINOConfig:
     """The config from a plain dict (a run's YAML); ValueError names an unknown field."""
-    return _read(DINOConfig if "vit" in values else CineMAConfig, values)
+    return _read(config_class(values), values)
 
 
 def _read(kind: type, values: Mapping):

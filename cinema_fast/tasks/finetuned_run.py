@@ -16,7 +16,7 @@ from ..data.prepare.study import read_source
 from ..data.store.clips import ClipStore
 from ..data.store.records import CineInfo
 from ..data.store.store import CineStore
-from ..models.config import CineMAConfig, config_from_dict
+from ..models.config import CineMAConfig, config_class, config_from_dict
 from ..models.precision import autocast
 from ..models.weights import load_cinema_weights
 from ..train.checkpoint import newest_checkpoint
@@ -241,7 +241,7 @@ def _read(folder: Path) -> RunInfo:
     info = read_run_info(folder)
     if info is None:
         raise ValueError(f"{folder} holds no run (no config.yaml); make one with `cinema-fast finetune`")
-    if not info.labels and not isinstance(config_from_dict(info.model), CineMAConfig):
+    if not info.labels and config_class(info.model) is not CineMAConfig:
         raise ValueError(f"{folder} is a run of pretrain with --preset {info.options['preset']}, which predicts no "
                          f"task: {NOT_YET}")  # fmt: skip
     if not info.labels:

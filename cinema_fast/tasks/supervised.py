@@ -16,7 +16,7 @@ from ..data.loading.sampler import Draw, Sampler, fixed_draw
 from ..data.loading.validation import validation_draws
 from ..data.store.orientation import orientation_remarks
 from ..data.store.store import CineStore
-from ..models.config import CineMAConfig, config_from_dict, preset
+from ..models.config import CineMAConfig, config_class, config_from_dict, preset
 from ..models.conv_vit import layer_of
 from ..models.weights import load_starting_weights
 from ..train.checkpoint import newest_weights
@@ -231,7 +231,7 @@ def run_of(folder: Path) -> RunInfo:
     info = read_run_info(folder)
     if info is None:
         raise ValueError(f"--init-from {folder}: no run in this folder (no config.yaml)")
-    if not isinstance(config_from_dict(info.model), CineMAConfig):
+    if config_class(info.model) is not CineMAConfig:
         raise ValueError(f"--init-from {folder}, a run of --preset {info.options['preset']}: {NOT_YET}")
     return info
 
