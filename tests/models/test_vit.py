@@ -1,4 +1,4 @@
-"""The ViT against the public DINO code's results, and against itself: packed crops, recomputation, compiled."""
+"""The ViT against the public DINO code's results, and against itself: packed crops, drop path, recomputation."""
 
 import copy
 
@@ -139,16 +139,6 @@ def test_autocast_is_close():
             found = vit(x)
     for name, value in expected.items():
         assert_close(found[name], value, torch.bfloat16, name=name)
-
-
-@pytest.mark.slow
-def test_compiled_in_one_graph():
-    vit, groups = small_vit(), images((16, 16), (8, 8))
-    expected = gradients(vit, vit.class_tokens(groups).square().sum())
-    torch.compiler.reset()
-    loss = torch.compile(vit.class_tokens, fullgraph=True, backend="aot_eager")(groups).square().sum()
-    for name, grad in gradients(vit, loss).items():
-        assert_close(grad, expected[name].double(), floor=1e-2, name=name)
 
 
 @pytest.mark.parametrize(
