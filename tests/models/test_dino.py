@@ -7,6 +7,7 @@ import pytest
 import torch
 from dino_cases import dino_config, golden_dino, make_crops, small_dino
 from golden_files import all_launched, launches_of, part, relative, relative_rms
+from machine import INTERPRET
 from tolerances import assert_close
 
 import cinema_fast as cf
@@ -21,11 +22,12 @@ def without_keys(name, bias):
 
 
 def test_training_steps_match_the_public_code(shared, backend, device):
+    """All steps, and the weights after them; the first alone in Triton's interpreter, where each takes seconds."""
     made, config, tensors = golden_dino(shared, device)
     model = cf.DINO(config).to(device)
     model.load_public(part(tensors, "student."), part(tensors, "teacher."), tensors["center.0"])
     optimizer = model.optimizer(betas=tuple(made["adamw_betas"]), eps=made["adamw_eps"])
-    for i in range(made["steps"]):
+    for i in range(1 if INTERPRET else made["steps"]):
         crops, epoch = [tensors[f"crop.{i}.{j}"] for j in range(2 + config.n_local)], made["epoch"][i]
         together = [torch.cat(crops[:2]), torch.cat(crops[2:])]
         for which, groups in (("student", together), ("teacher", together[:1])):
@@ -48,7 +50,7 @@ def test_training_steps_match_the_public_code(shared, backend, device):
             freeze_last_layer=epoch < made["freeze_last_layer_epochs"],
         )  # fmt: skip
         model.update_teacher(made["teacher_momentum"][i])
-    for which in ("student", "teacher"):
+    for which in ("student", "teacher") if not INTERPRET else ():
         found = model.public_state(which)
         for name, weight in part(tensors, f"{which}_after.").items():
             assert relative_rms(without_keys(name, found[name]), without_keys(name, weight)) < 1e-5, (which, name)
