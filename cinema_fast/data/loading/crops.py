@@ -9,6 +9,7 @@ not depend on the rest of its batch.
 """
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ N_GLOBAL = 2
 FOR_CROPS = 0x8000_0200
 TRIES = 10
 CUBIC = -0.5  # Keys' cubic convolution with the parameter of antialiased bicubic resizing in PyTorch and PIL
+NO_BLUR = 1e4  # in place of 1 / (2 sigma^2): exp(-1e4) is 0 in float32, so the matrix of the blur is the identity
 
 
 @dataclass(frozen=True)
@@ -60,15 +62,14 @@ class CropRecipe:
     def __post_init__(self):
         for name, least in (("global_size", 1), ("local_size", 1), ("n_local", 0)):
             self._require(name, getattr(self, name) >= least, f"must be at least {least}")
-        for name in ("global_area", "local_area"):
-            low, high = getattr(self, name)
-            self._require(name, 0 < low <= high <= 1, "takes LOW HIGH with 0 < LOW <= HIGH <= 1")
-        for name in ("aspect", "blur_sigma"):
-            low, high = getattr(self, name)
-            self._require(name, 0 < low <= high < math.inf, "takes LOW HIGH with 0 < LOW <= HIGH")
+        for name in ("global_area", "local_area", "aspect", "blur_sigma"):
+            bounds, most = getattr(self, name), 1 if name.endswith("area") else sys.float_info.max
+            valid = len(bounds) == 2 and 0 < bounds[0] <= bounds[1] <= most
+            self._require(name, valid, f"takes LOW HIGH with 0 < LOW <= HIGH{' <= 1' * (most == 1)}")
         for name in ("flip", "jitter", "solarise"):
             self._require(name, 0 <= getattr(self, name) <= 1, "is a probability, between 0 and 1")
-        self._require("blur", all(0 <= share <= 1 for share in self.blur), "takes three probabilities, between 0 and 1")
+        valid = len(self.blur) == 3 and all(0 <= share <= 1 for share in self.blur)
+        self._require("blur", valid, "takes three probabilities, between 0 and 1")
         for name in ("brightness", "contrast"):
             self._require(name, 0 <= getattr(self, name) <= 1, "must lie in 0..1")
 
@@ -92,9 +93,6 @@ class CropDraws(NamedTuple):
     contrast: Tensor
     blur: Tensor
     solarise: Tensor
-
-
-NO_BLUR = 1e4  # exp(-1e4) is 0 in float32, and the matrix of the blur is the identity
 
 
 def cut_crops(images: Images, recipe: CropRecipe, *, step: Tensor, seed: int) -> list[Tensor]:
