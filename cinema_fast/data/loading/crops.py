@@ -9,7 +9,6 @@ not depend on the rest of its batch.
 """
 
 import math
-import sys
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -62,10 +61,10 @@ class CropRecipe:
     def __post_init__(self):
         for name, least in (("global_size", 1), ("local_size", 1), ("n_local", 0)):
             self._require(name, getattr(self, name) >= least, f"must be at least {least}")
-        for name in ("global_area", "local_area", "aspect", "blur_sigma"):
-            bounds, most = getattr(self, name), 1 if name.endswith("area") else sys.float_info.max
+        for name, most in (("global_area", 1), ("local_area", 1), ("aspect", 100), ("blur_sigma", 100)):
+            bounds = getattr(self, name)
             valid = len(bounds) == 2 and 0 < bounds[0] <= bounds[1] <= most
-            self._require(name, valid, f"takes LOW HIGH with 0 < LOW <= HIGH{' <= 1' * (most == 1)}")
+            self._require(name, valid, f"takes LOW HIGH with 0 < LOW <= HIGH <= {most}")
         for name in ("flip", "jitter", "solarise"):
             self._require(name, 0 <= getattr(self, name) <= 1, "is a probability, between 0 and 1")
         valid = len(self.blur) == 3 and all(0 <= share <= 1 for share in self.blur)
@@ -99,8 +98,8 @@ def cut_crops(images: Images, recipe: CropRecipe, *, step: Tensor, seed: int) ->
     """The crops of N images, each of which is scaled to [0, 1] by its own range first (a constant image to 0).
 
     A box is resized as by `interpolate(image[box], mode="bicubic", antialias=True)` and clamped to [0, 1]; pixels
-    beyond it are not seen. It is mirrored along X, the first axis, which is the horizontal one of a stored image (X, Y)
-    as it is in DINO's. Brightness is scaled, then contrast about the crop's mean, with a clamp after each. The
+    beyond it are not seen. It is mirrored along X: DINO mirrors horizontally, and that is the first axis of a stored
+    image (X, Y). Brightness is scaled, then contrast about the crop's mean, with a clamp to [0, 1] after each. The
     Gaussian of the blur is normalised within the crop, so that its border stays as bright as it is.
 
     Args:

@@ -9,9 +9,10 @@ import torch
 from scipy.stats import binomtest, chisquare, ks_2samp, kstest
 from tolerances import P_VALUE, assert_close
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cinema_fast.data.loading.crops import CropDraws, CropRecipe, change_crops_, cut_crops, draw_crops, resize_boxes
-from cinema_fast.data.loading.image_choice import Images
+from cinema_fast.data.loading.image_choice import Images, choose_images
 
 STEP = torch.tensor([3])
 SMALL = CropRecipe(global_size=48, local_size=20, n_local=3)
@@ -270,6 +271,15 @@ def test_a_constant_image_gives_zero():
     images.pixels[1] = 77
     crops = cut_crops(images, replace(SMALL, solarise=0), step=STEP, seed=5)
     assert all(not crop[1].any() and crop[0].any() for crop in crops)
+
+
+def test_no_value_is_read_back():
+    with FakeTensorMode():  # tensors without values: to read one raises
+        frames = {"sax": torch.empty(3, 20, 30, 5, dtype=torch.uint8), "lax_2c": torch.empty(3, 25, 22).byte()}
+        extent = {"sax": torch.empty(3, 3).long(), "lax_2c": torch.empty(3, 2).long()}
+        step = torch.empty(1).long()
+        images = choose_images(frames, extent, torch.empty(3).long(), step=step, seed=5, per_study=3)
+        assert [crop.shape[0] for crop in cut_crops(images, SMALL, step=step, seed=5)] == [9] * 5
 
 
 def test_no_local_crops():
