@@ -25,6 +25,7 @@ N_GLOBAL = 2
 FOR_CROPS = 0x8000_0200
 TRIES = 10
 CUBIC = -0.5  # Keys' cubic convolution with the parameter of antialiased bicubic resizing in PyTorch and PIL
+NO_BLUR = 1e4  # in place of 1 / (2 sigma^2): exp(-1e4) is 0 in float32, so the matrix of the blur is the identity
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,14 @@ class CropRecipe:
     def __post_init__(self):
         for name, least in (("global_size", 1), ("local_size", 1), ("n_local", 0)):
             self._require(name, getattr(self, name) >= least, f"must be at least {least}")
-        for name in ("global_area", "local_area"):
-            low, high = getattr(self, name)
-            self._require(name, 0 < low <= high <= 1, "takes LOW HIGH with 0 < LOW <= HIGH <= 1")
-        for name in ("aspect", "blur_sigma"):
-            low, high = getattr(self, name)
-            self._require(name, 0 < low <= high < math.inf, "takes LOW HIGH with 0 < LOW <= HIGH")
+        for name, most in (("global_area", 1), ("local_area", 1), ("aspect", 100), ("blur_sigma", 100)):
+            bounds = getattr(self, name)
+            valid = len(bounds) == 2 and 0 < bounds[0] <= bounds[1] <= most
+            self._require(name, valid, f"takes LOW HIGH with 0 < LOW <= HIGH <= {most}")
         for name in ("flip", "jitter", "solarise"):
             self._require(name, 0 <= getattr(self, name) <= 1, "is a probability, between 0 and 1")
-        self._require("blur", all(0 <= share <= 1 for share in self.blur), "takes three probabilities, between 0 and 1")
+        valid = len(self.blur) == 3 and all(0 <= share <= 1 for share in self.blur)
+        self._require("blur", valid, "takes three probabilities, between 0 and 1")
         for name in ("brightness", "contrast"):
             self._require(name, 0 <= getattr(self, name) <= 1, "must lie in 0..1")
 
@@ -94,15 +94,12 @@ class CropDraws(NamedTuple):
     solarise: Tensor
 
 
-NO_BLUR = 1e4  # exp(-1e4) is 0 in float32, and the matrix of the blur is the identity
-
-
 def cut_crops(images: Images, recipe: CropRecipe, *, step: Tensor, seed: int) -> list[Tensor]:
     """The crops of N images, each of which is scaled to [0, 1] by its own range first (a constant image to 0).
 
     A box is resized as by `interpolate(image[box], mode="bicubic", antialias=True)` and clamped to [0, 1]; pixels
-    beyond it are not seen. It is mirrored along X, the first axis, which is the horizontal one of a stored image (X, Y)
-    as it is in DINO's. Brightness is scaled, then contrast about the crop's mean, with a clamp after each. The
+    beyond it are not seen. It is mirrored along X: DINO mirrors horizontally, and that is the first axis of a stored
+    image (X, Y). Brightness is scaled, then contrast about the crop's mean, with a clamp to [0, 1] after each. The
     Gaussian of the blur is normalised within the crop, so that its border stays as bright as it is.
 
     Args:
