@@ -163,6 +163,7 @@ class ViTConfig:
     """Configuration of a ViT with a class token, over square images (other sizes by interpolated positions).
 
     drop_path: rate of the last block in training; it rises linearly from 0 in the first.
+    mean, deviation: images are read as (image - mean) / deviation.
 
     Raises ValueError naming the field that does not fit.
     """
@@ -174,6 +175,8 @@ class ViTConfig:
     patch_size: int = 8
     image_size: int = 192
     drop_path: float = 0.0
+    mean: float = 0.0
+    deviation: float = 1.0
 
     def __post_init__(self):
         _check_positive(self, "in_chans", "embed_dim", "depth", "n_heads", "patch_size", "image_size")
@@ -184,6 +187,8 @@ class ViTConfig:
                              f"{self.patch_size}")  # fmt: skip
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"ViTConfig.drop_path: a probability from 0 to below 1, got {self.drop_path}")
+        if not self.deviation > 0:
+            raise ValueError(f"ViTConfig.deviation: must be above 0, got {self.deviation}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,11 +272,13 @@ _PRESETS["heartmae-base"] = _clips((16, 192, 192), (2, 16, 16), **dict(zip(_SIZE
 _PRESETS["heartmae-tiny"] = _clips((8, 48, 48), (2, 8, 8), **dict(zip(_SIZE_FIELDS, (64, 1, 2, 64, 1, 2))))
 
 
-# Jacob et al., JCMR 2025; the drop path is the public DINO recipe's
-_PRESETS["cmrfm-small8"] = DINOConfig(vit=ViTConfig(drop_path=0.1))
+# Jacob et al., JCMR 2025; the drop path is the public DINO recipe's. Images in [0, 1] have a mean and a deviation of
+# about a quarter; without this, all outputs of a fresh network are nearly the same.
+_IN_0_1 = {"mean": 0.25, "deviation": 0.25}
+_PRESETS["cmrfm-small8"] = DINOConfig(vit=ViTConfig(drop_path=0.1, **_IN_0_1))
 # for tests and experiments on two CPU cores
 _PRESETS["cmrfm-demo"] = DINOConfig(
-    vit=ViTConfig(embed_dim=96, depth=4, n_heads=3, image_size=64), prototypes=4096, head_hidden=256, bottleneck=64,
+    vit=ViTConfig(embed_dim=96, depth=4, n_heads=3, image_size=64, **_IN_0_1), prototypes=4096, head_hidden=256, bottleneck=64,
     n_local=6, local_size=32,
 )  # fmt: skip
 
