@@ -278,8 +278,8 @@ _IN_0_1 = {"mean": 0.25, "deviation": 0.25}
 _PRESETS["cmrfm-small8"] = DINOConfig(vit=ViTConfig(drop_path=0.1, **_IN_0_1))
 # for tests and experiments on two CPU cores
 _PRESETS["cmrfm-demo"] = DINOConfig(
-    vit=ViTConfig(embed_dim=96, depth=4, n_heads=3, image_size=64, **_IN_0_1), prototypes=4096, head_hidden=256, bottleneck=64,
-    n_local=6, local_size=32,
+    vit=ViTConfig(embed_dim=96, depth=4, n_heads=3, image_size=64, **_IN_0_1), prototypes=4096, head_hidden=256,
+    bottleneck=64, n_local=6, local_size=32,
 )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ class PatchEmbedding(nn.Module):
 
 
 class ViT(nn.Module):
-    """Vision transformer over images (B, C, X, Y) whose sizes are multiples of the patch; of this project's presets with
+    """Vision transformer over images (B, C, X, Y) whose sizes are multiples of the patch. This project's presets expect
     values in [0, 1].
 
     At a size other than the configured one the positions are interpolated (`position.resize_learned_table`).
