@@ -55,8 +55,9 @@ class SelfDistillation(Method):
         held_out = tuple(self.held_out) if options.split else None
         self.info = replace(describe_run(options, place, self.store, self.model_config, self.store), held_out=held_out)
         self._recipe = CropRecipe(
-            global_size=preset.vit.image_size, local_size=preset.local_size, n_local=preset.n_local
-        )
+            **vars(options.crop), global_size=preset.vit.image_size, local_size=preset.local_size,
+            n_local=preset.n_local,
+        )  # fmt: skip
         steps, dino = options.steps, options.dino
         rising = round(dino.teacher_temp_warmup * steps)
         low, high = dino.teacher_temp
