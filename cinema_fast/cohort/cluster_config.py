@@ -24,6 +24,8 @@ class ClusterConfig:
     embeddings: Annotated[Positional[Path], tyro.conf.arg(metavar="EMBEDDINGS")]
     # folder to write, new or empty
     out: Path
+    # view whose vectors are clustered, of a file with a vector per view (embed --per view)
+    view: str | None = None
     # CSV with a column study and characteristics of the studies, by which clusters are described
     table: Path | None = None
     # columns of the table to describe clusters by; if not given: all

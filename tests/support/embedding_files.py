@@ -13,8 +13,8 @@ METADATA = {"preset": "cinema-tiny", "step": "7", "skipped": "{}"}
 def write_embeddings(path: Path, vectors: np.ndarray, studies: list[str] | None = None) -> list[str]:
     """Vectors (n, D) under the names `studies`, by default s000, s001, ...; returns the names."""
     studies = studies or [f"s{i:03d}" for i in range(len(vectors))]
-    rows = [Embedding(s, v.astype(np.float32), ("sax",), 4) for s, v in zip(studies, vectors)]
-    embed._write_part(path, rows, vectors.shape[1], METADATA)
+    rows = [Embedding(study, {"sax": vector}, 4) for study, vector in zip(studies, vectors)]
+    embed._write_part(path, embed.study_columns(rows), vectors.shape[1], METADATA)
     return studies
 
 
