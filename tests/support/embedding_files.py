@@ -7,6 +7,18 @@ import numpy as np
 from cinema_fast.cohort import embed
 from cinema_fast.cohort.embedding import Embedding
 
+# code that kills `embed` as it names the file NAME, after parts of five studies
+KILL = """
+import os, signal
+import cinema_fast.cohort.embed as e
+e.STUDIES_PER_PART = 5
+replace = os.replace
+def watched(source, target):
+    if str(target).endswith({name!r}):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(source, target)
+os.replace = watched
+"""
 METADATA = {"preset": "cinema-tiny", "step": "7", "skipped": "{}"}
 
 
