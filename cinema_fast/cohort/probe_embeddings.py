@@ -41,10 +41,10 @@ class ProbeConfig:
     targets: tuple[str, ...]
     # folder to write, new or empty
     out: Path
-    # view whose vectors are probed, of a file with a vector per view (embed --per view)
-    view: str | None = None
     # target columns whose numbers are classes, not quantities
     classes: tuple[str, ...] = ()
+    # view whose vectors are probed, of a file with a vector per view (embed --per view)
+    view: str | None = None
     # share of the studies for testing, where the table has no column split
     test: float = 0.3
     # random seeds; each draws a data split and folds, and scores are means over seeds
