@@ -297,9 +297,14 @@ def preset(name: str) -> CineMAConfig | DINOConfig:
     return _PRESETS[name]
 
 
+def config_class(values: Mapping) -> type[CineMAConfig] | type[DINOConfig]:
+    """The class of the config that a plain dict holds."""
+    return DINOConfig if "vit" in values else CineMAConfig
+
+
 def config_from_dict(values: dict) -> CineMAConfig | DINOConfig:
     """The config from a plain dict (a run's YAML); ValueError names an unknown field."""
-    return _read(DINOConfig if "vit" in values else CineMAConfig, values)
+    return _read(config_class(values), values)
 
 
 def _read(kind: type, values: Mapping):
