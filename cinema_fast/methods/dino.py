@@ -14,17 +14,15 @@ from ..data.loading.batch import Batch
 from ..data.loading.crops import CropRecipe, cut_crops
 from ..data.loading.image_choice import choose_images
 from ..data.loading.sampler import Sampler
-from ..data.store.orientation import orientation_remarks
 from ..data.store.store import CineStore
 from ..models.config import DINOConfig
 from ..models.dino import DINO
 from ..models.dino_optimizer import DINOOptimizer
 from ..models.dino_weights import load_dino_start
-from ..train.checkpoint import newest_weights
 from ..train.method import Method, Place
 from ..train.setup import describe_run, largest_frames, unused_split
 from .collapse import CollapseWatch
-from .init_from import run_to_start_from
+from .initial_run import initial_run
 from .pretrain_config import PretrainConfig
 from .registry import method_for
 from .split import split_studies
@@ -59,8 +57,9 @@ class SelfDistillation(Method):
         held_out = tuple(self.held_out) if options.split else None
         self.info = replace(describe_run(options, place, self.store, self.model_config, self.store), held_out=held_out)
         self._recipe = CropRecipe(
-            global_size=preset.vit.image_size, local_size=preset.local_size, n_local=preset.n_local
-        )
+            **vars(options.crop), global_size=preset.vit.image_size, local_size=preset.local_size,
+            n_local=preset.n_local,
+        )  # fmt: skip
         steps, dino = options.steps, options.dino
         rising = round(dino.teacher_temp_warmup * steps)
         low, high = dino.teacher_temp
@@ -83,14 +82,11 @@ class SelfDistillation(Method):
         return model
 
     def load_start(self, model: DINO, say: Callable[[str], None]) -> None:
-        start = self.options.init_from
-        if not start.is_dir():
-            say(load_dino_start(model, start))
-            return
-        info = run_to_start_from(start, self.options.preset)
-        say(load_dino_start(model, *newest_weights(start, say, self.place.ranks)))
-        for remark in orientation_remarks(start, info.store.orientation, self.info.store.orientation):
-            say(remark)
+        start, remarks, name = self.options.init_from, [], ""
+        if start.is_dir():
+            start, name, remarks = initial_run(self.options, self.info.store.orientation, self.place.ranks)
+        for line in (load_dino_start(model, start, name), *remarks):
+            say(line)
 
     def loss(self, model: nn.Module, batch: Batch, step: Tensor) -> Tensor:
         options = self.options

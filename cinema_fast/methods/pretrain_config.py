@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from ..common.checks import check, flag
 from ..common.views import CLIP
+from ..data.loading.crops import CropOptions
 from ..models.config import CineMAConfig, DINOConfig, preset
 from ..train.options import RunOptions
 
@@ -84,7 +85,7 @@ RECIPES = {
     CineMAConfig: {"lr": 1e-3, "weight_decay": 0.05, "clip_grad": 5.0, "warmup": 10 / 800},
     DINOConfig: {"lr": 5e-4, "weight_decay": 0.04, "clip_grad": 3.0, "warmup": 0.1},
 }
-OF_MAE = ("mask_ratio", "decode_ratio", "mask", "motion", "augment")
+OF_MAE, OF_DINO = ("mask_ratio", "decode_ratio", "mask", "motion", "augment"), ("dino", "crop")
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class PretrainConfig(RunOptions):
     FREE = RunOptions.FREE | {"init_from", "split"}  # of the split, the studies held out may not change
     LATER: ClassVar = {
         **RunOptions.LATER, "mask": dataclasses.asdict(MaskConfig()), "motion": "stored",
-        "dino": DistillConfig().to_dict(),
+        "dino": DistillConfig().to_dict(), "crop": CropOptions().to_dict(),
     }  # fmt: skip
 
     _: KW_ONLY
@@ -122,6 +123,8 @@ class PretrainConfig(RunOptions):
     motion: Literal["stored", "online"] = "stored"
     # self-distillation
     dino: DistillConfig = field(default_factory=DistillConfig)
+    # its crops
+    crop: CropOptions = field(default_factory=CropOptions)
     # share of the studies held out of training and evaluated at the end
     holdout: float = 0.0
     # CSV with the columns study and split, in place of --holdout: the studies of val and test are held out, such as
@@ -146,9 +149,10 @@ class PretrainConfig(RunOptions):
         if self.motion == "online" and self.mask.guidance == "none":
             raise ValueError("--motion online has no effect without --mask.guidance motion")
         self.dino.validate()
+        self.crop.validate()
         defaults = {f.name: f.default_factory() if f.default is MISSING else f.default
-                    for f in dataclasses.fields(self) if f.name in ("dino", *OF_MAE)}  # fmt: skip
-        for name in OF_MAE if kind is DINOConfig else ("dino",):
+                    for f in dataclasses.fields(self) if f.name in (*OF_DINO, *OF_MAE)}  # fmt: skip
+        for name in OF_MAE if kind is DINOConfig else OF_DINO:
             if getattr(self, name) != defaults[name]:
                 raise ValueError(f"{flag(name)} has no effect on --preset {self.preset}: leave it out")
         if self.motion == "online" and CLIP not in preset(self.preset).views:
@@ -159,4 +163,4 @@ class PretrainConfig(RunOptions):
 
     def to_dict(self) -> dict:
         """Plain values for YAML and checkpoints."""
-        return super().to_dict() | {"dino": self.dino.to_dict()}
+        return super().to_dict() | {"dino": self.dino.to_dict(), "crop": self.crop.to_dict()}

@@ -141,6 +141,12 @@ def test_autocast_is_close():
         assert_close(found[name], value, torch.bfloat16, name=name)
 
 
+def test_images_are_centred_and_scaled():
+    plain, vit, (x,) = small_vit(), small_vit(mean=0.3, deviation=0.2), images((16, 16))
+    with torch.no_grad():
+        assert_close(vit(x)["cls"], plain.double()((x.double() - 0.3) / 0.2)["cls"])
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
