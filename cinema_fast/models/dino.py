@@ -113,7 +113,8 @@ class DINO(nn.Module):
             prototypes = self.teacher.head.last_layer()
             mean = targets.mean(0, keepdim=True)
         loss, figures = prototype_loss(
-            self.student(together), targets, self.student.head.last_layer(), prototypes, self.centre,
+            self.student(together), targets, self.student.head.last_layer(), prototypes,
+            self.centre.clone() if update_centre else self.centre,  # the backward reads the old one
             student_temp=self.config.student_temp, teacher_temp=teacher_temp,
         )  # fmt: skip
         if update_centre:

@@ -2,15 +2,18 @@
 
 import copy
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 from dino_cases import dino_config, golden_dino, make_crops, small_dino
 from golden_files import all_launched, launches_of, part, relative, relative_rms
 from machine import INTERPRET
+from marks import in_full
 from tolerances import assert_close
 
 import cinema_fast as cf
+from cinema_fast import kernels
 
 STEP = {"lr": 1e-2, "weight_decay": 0.1, "clip": 0.05}
 
@@ -19,6 +22,11 @@ def without_keys(name, bias):
     """The biases of queries and values: those of keys have no gradient but rounding, which AdamW makes as large as any
     other."""
     return torch.cat([bias.chunk(3)[0], bias.chunk(3)[2]]) if name.endswith("qkv.bias") else bias
+
+
+def narrow_loss():
+    """The loss's kernels take a bottleneck in multiples of 16, and the golden case has 24."""
+    return kernels.use("torch", "prototype_loss") if "prototype_loss" in kernels.OPERATIONS else nullcontext()
 
 
 def test_training_steps_match_the_public_code(shared, backend, device):
@@ -35,7 +43,7 @@ def test_training_steps_match_the_public_code(shared, backend, device):
             with torch.no_grad():
                 logits = branch(groups) @ branch.head.last_layer().T
             assert relative(logits, tensors[f"{which}_logits.{i}"]) < 1e-5
-        with all_launched(backend, launches_of("patch_embed", "sparse_attention")):
+        with all_launched(backend, launches_of("patch_embed", "sparse_attention")), narrow_loss():
             out = model(crops, teacher_temp=made["teacher_temp_by_epoch"][epoch])
             optimizer.zero_grad()
             out.loss.backward()
@@ -74,20 +82,24 @@ def loss_by_pairs(model, crops, temp):
     return loss.detach(), centre, model.public_state("student", grad=True)
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"n_local": 0}, {"norm_last_layer": False, "student_temp": 0.2, "vit": {"in_chans": 2}}], ids=str
-)
-def test_a_step_is_the_papers(changes):
+CHANGES = [{}, {"n_local": 0}, {"norm_last_layer": False, "student_temp": 0.2, "vit": {"in_chans": 2}}]
+
+
+@pytest.mark.parametrize("changes", in_full(CHANGES), ids=str)
+def test_a_step_is_the_papers(backend, device, changes):
     model = small_dino(**changes)
     model.centre.normal_(generator=torch.Generator().manual_seed(1)).mul_(0.1)
     crops = make_crops(model.config)
     loss, centre, gradients = loss_by_pairs(model, crops, 0.3)
-    before = model.centre.clone()
-    still = model(crops, torch.tensor(0.3), update_centre=False)
+    model.to(device)
+    crops, before = [crop.to(device) for crop in crops], model.centre.clone()
+    with torch.no_grad():
+        still = model(crops, torch.tensor(0.3, device=device), update_centre=False)
     assert torch.equal(model.centre, before)
-    out = model(crops, 0.3)
-    assert torch.equal(still.loss, out.loss)
-    out.loss.backward()
+    with all_launched(backend, launches_of("patch_embed", "sparse_attention")):
+        out = model(crops, 0.3)  # which updates the centre before the backward
+        out.loss.backward()
+    assert_close(still.loss, loss)
     assert_close(out.loss, loss)
     assert_close(model.centre, centre)
     found = model.public_state("student", grad=True)

@@ -10,7 +10,7 @@ VIT = {"in_chans": 1, "embed_dim": 32, "depth": 2, "n_heads": 2, "patch_size": 4
 
 
 def dino_config(vit=None, **changes) -> cf.DINOConfig:
-    fields = {"prototypes": 24, "head_hidden": 20, "bottleneck": 12, "n_local": 2, "local_size": 8}
+    fields = {"prototypes": 24, "head_hidden": 20, "bottleneck": 16, "n_local": 2, "local_size": 8}
     return cf.DINOConfig(vit=cf.ViTConfig(**VIT | (vit or {})), **fields | changes)
 
 
