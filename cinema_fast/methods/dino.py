@@ -18,9 +18,11 @@ from ..data.store.store import CineStore
 from ..models.config import DINOConfig
 from ..models.dino import DINO
 from ..models.dino_optimizer import DINOOptimizer
+from ..models.dino_weights import load_dino_start
 from ..train.method import Method, Place
 from ..train.setup import describe_run, largest_frames, unused_split
 from .collapse import CollapseWatch
+from .initial_run import initial_run
 from .pretrain_config import PretrainConfig
 from .registry import method_for
 from .split import split_studies
@@ -78,6 +80,13 @@ class SelfDistillation(Method):
         model = DINO(self.model_config)
         model.recompute(self.options.recompute)
         return model
+
+    def load_start(self, model: DINO, say: Callable[[str], None]) -> None:
+        start, remarks, name = self.options.init_from, [], ""
+        if start.is_dir():
+            start, name, remarks = initial_run(self.options, self.info.store.orientation, self.place.ranks)
+        for line in (load_dino_start(model, start, name), *remarks):
+            say(line)
 
     def loss(self, model: nn.Module, batch: Batch, step: Tensor) -> Tensor:
         options = self.options

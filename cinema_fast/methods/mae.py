@@ -12,18 +12,17 @@ from ..data.loading.batch import Batch
 from ..data.loading.loader import LoaderError
 from ..data.loading.sampler import Sampler
 from ..data.store.clips import ClipStore
-from ..data.store.orientation import orientation_remarks
 from ..data.store.store import CineStore
 from ..models.cinema import CineMA
 from ..models.config import CineMAConfig
 from ..models.flops import step_flops
 from ..models.weights import load_shared_views
-from ..train.checkpoint import newest_weights
 from ..train.log import RunLog
 from ..train.method import Method, Place
 from ..train.run_info import min_frames_of, read_run_info
 from ..train.setup import describe_run, fit_to_store, unused_split
 from .guidance import Guidance, check_guidance, check_online, motion_views
+from .initial_run import initial_run
 from .mae_evaluation import Evaluation, evaluate, mean_patches
 from .mae_report import write_report
 from .masking import MaskedLoss, token_counts
@@ -81,22 +80,12 @@ class MAE(Method):
         return model
 
     def load_start(self, model: CineMA, say: Callable[[str], None]) -> None:
-        start, size = self.options.init_from, self.options.preset
-        if not start.is_dir():
-            say(load_shared_views(model, start))
+        if not self.options.init_from.is_dir():
+            say(load_shared_views(model, self.options.init_from))
             return
-        info = read_run_info(start)
-        if info is None:
-            raise ValueError(f"--init-from {start}: no run in this folder (no config.yaml)")
-        if info.labels:
-            raise ValueError(f"--init-from {start}: a run of finetune, whose weights have no decoder; "
-                             "expected a run of pretrain")  # fmt: skip
-        if (its := info.options["preset"]) != size:
-            raise ValueError(f"--init-from {start}: a run of --preset {its}, but this run is of {size}: give "
-                             f"--preset {its}, or start from another run")  # fmt: skip
-        say(load_shared_views(model, *newest_weights(start, say, self.place.ranks)))
-        for remark in orientation_remarks(start, info.store.orientation, self.info.store.orientation):
-            say(remark)
+        weights, name, remarks = initial_run(self.options, self.info.store.orientation, self.place.ranks)
+        for line in (load_shared_views(model, weights, name), *remarks):
+            say(line)
 
     def loss(self, model: nn.Module, batch: Batch, step: Tensor) -> Tensor:
         return self._loss(model, batch, step)
