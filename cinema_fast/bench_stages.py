@@ -21,7 +21,7 @@ from .data.loading.loader import Loader, read_batch
 from .data.loading.sampler import Draw, Sampler, frame_at
 from .data.store.clips import ClipStore
 from .data.store.store import CineStore
-from .models.config import preset
+from .models.config import CineMAConfig, preset
 from .train.setup import fit_to_store, pick_device
 
 
@@ -32,12 +32,16 @@ def time_stages(config: BenchDataConfig) -> DataReport:
         ValueError: a store, preset or loader that cannot be used (includes StoreError and LoaderError).
         OSError: `config.out` cannot be written.
     """
+    base = preset(config.preset)
+    if not isinstance(base, CineMAConfig):
+        raise ValueError(f"--preset {config.preset}: bench data times the stages of CineMA and HeartMAE alone; for a "
+                         "run of DINO see data_wait in its metrics.jsonl")
     device = pick_device(config.device)
     chosen, why = pick_loader(config.loader, device)
     began = time.perf_counter()
     cines = CineStore(config.store)
     opening = (time.perf_counter() - began) * 1e3
-    model_config = fit_to_store(preset(config.preset), cines, config.views, config.preset)
+    model_config = fit_to_store(base, cines, config.views, config.preset)
     store = ClipStore(cines, config.views) if CLIP in model_config.views else cines
     usable = {study: tuple(view for view in store.views(study) if view in model_config.views) for study in store.ids}
     views, _ = Counter(has for has in usable.values() if has).most_common(1)[0]

@@ -247,7 +247,7 @@ def _commands() -> dict[str, Callable[..., int]]:
         return 0
 
     def embed(config: Annotated[EmbedConfig, plain, tyro.conf.PositionalRequiredArgs]) -> int:
-        """Embed every study of a store with the encoder of a pre-training run: one vector per study, as Parquet."""
+        """Embed a store with the encoder of a pre-training run: one vector per study or view, as Parquet."""
         from .cohort.embed import embed
 
         report = embed(config)

@@ -31,6 +31,7 @@ from scipy import ndimage
 
 from cinema_fast.cohort.embedding import embed_studies
 from cinema_fast.cohort.embedding_figure import draw_embeddings
+from cinema_fast.cohort.encoders import ClipEncoder
 from cinema_fast.common.views import CLIP
 from cinema_fast.data.formats.nifti import read_nifti
 from cinema_fast.data.loading.augmentation import AugmentConfig
@@ -221,8 +222,9 @@ def measure(run: Path | None, hearts: HeartClips, truth: dict, seed: int) -> tup
     if run:
         load_cinema_weights(model, newest_checkpoint(run / "checkpoints", print).weights)
     rows, failures = embed_studies(
-        model, hearts.store, hearts.store.ids, batch_size=64, device=CPU, precision=torch.float32, workers=2
-    )
+        ClipEncoder(model.config, hearts.store), model, hearts.store.ids,
+        batch_size=64, device=CPU, precision=torch.float32, workers=2,
+    )  # fmt: skip
     if failures:
         raise SystemExit(f"studies that cannot be read: {failures}")
     vectors = np.stack([row.vector for row in rows])

@@ -36,7 +36,7 @@ def cluster(config: ClusterConfig) -> ClusterReport:
 
 
 def _cluster(config: ClusterConfig) -> ClusterReport:
-    embeddings = read_embeddings(config.embeddings)
+    embeddings = read_embeddings(config.embeddings, config.view)
     try:
         check_cohort(embeddings.vectors, config.clusters)
     except ValueError as error:
@@ -115,7 +115,7 @@ def results(report: ClusterReport) -> dict:
         "verdict": found.stable,
         "components": {"number": found.points.shape[1], "variance": found.variance, "variance_wanted": VARIANCE_KEPT},
         "options": {name: getattr(config, name)
-                    for name in ("method", "clusters", "max_clusters", "resamples", "map", "seed")},
+                    for name in ("view", "method", "clusters", "max_clusters", "resamples", "map", "seed")},
         "embeddings": report.embeddings.metadata | {"sha256": report.embeddings.sha256},
         "studies_without_row": report.without_row,
         "columns_left_out": report.left_out,

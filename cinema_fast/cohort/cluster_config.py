@@ -28,6 +28,8 @@ class ClusterConfig:
     table: Path | None = None
     # columns of the table to describe clusters by; if not given: all
     columns: tuple[str, ...] = ()
+    # view whose vectors are clustered, of a file with a vector per view (embed --per view)
+    view: str | None = None
     # clustering method: k-means, or a Gaussian mixture with diagonal covariances
     method: Literal["kmeans", "gaussian"] = "kmeans"
     # number of clusters; if not given: that of the highest silhouette (kmeans) or the lowest BIC (gaussian)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -21,16 +21,23 @@ from ..common.checks import check_at_least
 from ..common.naming import count_studies, printable
 from ..common.output import UNFINISHED, parts_folder
 
+if TYPE_CHECKING:
+    from ..data.store.store import CineStore
+    from .embedding import Embedding
+
 STUDIES_PER_PART = 128
 _SKIPPED = "skipped"  # metadata of a part or of the whole: {study: why it has no vector} as JSON
+_LATER = {"per": "study"}  # metadata that files of earlier versions lack
 
 
 @dataclass(frozen=True)
 class EmbedConfig:
-    """One vector per study of a store, by the encoder of a pre-training run, as a Parquet file.
+    """One vector per study of a store, or per view, by the encoder of a pre-training run, as a Parquet file.
 
     Columns: study, the name as it is printed (bytes that are not UTF-8 as \\udcXX); embedding, float32 of the encoder's
-    width; views, those that were encoded; n_clips, the number of clips (HeartMAE) or time points (CineMA) averaged.
+    width; views, those that were encoded; n_clips, the number of time points (CineMA), clips (HeartMAE) or images
+    (DINO) averaged. With --per view instead: study; view; sequence (cine, lge, t1map, ...), null where the view's name
+    does not say it or its channels have several; embedding.
     """
 
     # run folder of `cinema-fast pretrain`; its newest intact checkpoint is used
@@ -39,11 +46,15 @@ class EmbedConfig:
     store: Annotated[Path, tyro.conf.arg(metavar="STORE")]
     # Parquet file to write; its name ends in .parquet
     out: Annotated[Path, tyro.conf.arg(metavar="OUT")]
+    # what has a vector: each study (the mean of its views), or each view of each study
+    per: Literal["study", "view"] = "study"
+    # of presets cmrfm-*: the teacher's class token, the mean of its patch tokens, or both one after the other
+    tokens: Literal["class", "patches", "both"] = "class"
     # CSV with a column study: also draw a 2-D map of the embeddings, as a .png beside OUT, coloured by --colour
     labels: Path | None = None
     # column of --labels, of numbers, that colours the picture
     colour: str = "ef"
-    # frames (CineMA) or clips (HeartMAE) per forward pass
+    # frames (CineMA), clips (HeartMAE) or images (DINO) per forward pass
     batch_size: int = 32
     # device to run on; auto: the GPU if there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -57,6 +68,8 @@ class EmbedConfig:
         if self.out.suffix != ".parquet":
             raise ValueError(f"{self.out}: OUT is a Parquet file, name it {self.out.with_suffix('.parquet')}")
         check_at_least(self, 1, "batch_size", "workers")
+        if self.labels and self.per == "view":
+            raise ValueError("--labels has no effect with --per view: the map shows studies")
 
 
 @dataclass
@@ -83,32 +96,28 @@ class EmbedReport:
 
 
 def embed(config: EmbedConfig) -> EmbedReport:
-    """Embed every study of a store; see EmbedConfig, and `embedding.py` for what a study's vector is.
+    """Embed every study of a store; see EmbedConfig, and `encoders.py` for what a vector is.
 
-    OUT's metadata: preset, checkpoint (name, and SHA-256 of its manifest), step, store (SHA-256 of its contents), and
-    the other options that the bits depend on: batch_size, device, precision.
+    OUT's metadata: preset, checkpoint (name, and SHA-256 of its manifest), step, store (SHA-256 of its contents), per,
+    and the other options that the bits depend on: batch_size, device, precision, of DINO also tokens.
 
     Raises:
         ValueError: no pyarrow; no run, store or checkpoint; OUT is there already or was made with other options;
-            labels that do not fit.
+            labels that do not fit; tokens that have no effect.
         OutputError: OUT cannot be written; complete parts stay, and the same command continues from them.
     """
     _require_pyarrow()
     from ..common.parsed_file import read_json
     from ..common.progress import progress_bar
     from ..common.tables import check_matches, read_table
-    from ..common.views import CLIP
-    from ..data.store.clips import ClipStore
     from ..data.store.orientation import check_orientation
     from ..data.store.store import CineStore
-    from ..models.cinema import CineMA
-    from ..models.config import config_from_dict
-    from ..models.weights import load_cinema_weights
     from ..train.checkpoint import newest_checkpoint
     from ..train.run_info import read_run_info
     from ..train.setup import pick_device, pick_precision, store_fingerprint
     from .embedding import embed_studies
     from .embedding_figure import read_labels
+    from .encoders import encoder_of
 
     info = read_run_info(config.run)
     if info is None:
@@ -120,15 +129,13 @@ def embed(config: EmbedConfig) -> EmbedReport:
     checkpoint = newest_checkpoint(checkpoints, lambda note: print(note, file=sys.stderr))
     if checkpoint is None:
         raise ValueError(f"{config.run} has no checkpoint yet")
-    model_config = config_from_dict(info.model)
     cines = CineStore(config.store)
     check_orientation(cines, config.run, info.store.orientation)
-    clips = CLIP in model_config.views
-    store = ClipStore(cines, info.options["views"], min_frames=info.min_frames) if clips else cines
-    for remark in store.remarks() if clips else ():
+    encoder = encoder_of(info, cines, config.tokens)
+    for remark in encoder.remarks():
         print(remark, file=sys.stderr)
     if config.labels:
-        names = [printable(study) for study in store.ids]
+        names = [printable(study) for study in cines.ids]
         read_labels(config.labels, config.colour, names)  # so that a table that does not fit is refused before the work
         check_matches(config.labels, read_table(config.labels).rows, names, config.store)
     device = pick_device(config.device)
@@ -142,25 +149,26 @@ def embed(config: EmbedConfig) -> EmbedReport:
         "batch_size": str(config.batch_size),
         "device": device.type,
         "precision": str(precision)[6:],
+        "per": config.per,
+        **encoder.metadata,
     }
-    starts = range(0, len(store.ids), STUDIES_PER_PART)
+    starts = range(0, len(cines.ids), STUDIES_PER_PART)
     folder = config.out.with_name(config.out.name + ".parts")
     parts = [folder / f"part-{start // STUDIES_PER_PART:06d}.parquet" for start in starts]
     if finished := _begin(config, folder, metadata):
         return _drawn(config, finished)
 
     with parts_folder(folder):
-        model = CineMA(model_config).to(device).eval()
-        load_cinema_weights(model, checkpoint.weights)
-        with progress_bar("embedding studies", len(store.ids)) as advance:
+        model = encoder.build(checkpoint.weights).to(device).eval()
+        with progress_bar("embedding studies", len(cines.ids)) as advance:
             for start, part in zip(starts, parts):
-                studies = store.ids[start : start + STUDIES_PER_PART]
+                studies = cines.ids[start : start + STUDIES_PER_PART]
                 if _read_skipped(part, metadata) == {}:
                     advance(len(studies))
                     continue
                 vectors, skipped = embed_studies(
+                    encoder,
                     model,
-                    store,
                     studies,
                     batch_size=config.batch_size,
                     device=device,
@@ -168,7 +176,8 @@ def embed(config: EmbedConfig) -> EmbedReport:
                     workers=config.workers,
                     advance=advance,
                 )
-                _write_part(part, vectors, model_config.enc_embed_dim, metadata | {_SKIPPED: json.dumps(skipped)})
+                columns = study_columns(vectors) if config.per == "study" else view_columns(vectors, cines)
+                _write_part(part, columns, encoder.width, metadata | {_SKIPPED: json.dumps(skipped)})
         report = _drawn(config, _join(config.out, parts, metadata))
     if not report.skipped:
         shutil.rmtree(folder)
@@ -218,7 +227,7 @@ def _begin(config: EmbedConfig, folder: Path, metadata: dict[str, str]) -> Embed
     if out.exists() and not folder.exists():
         if _read_skipped(out, metadata) is None:
             raise ValueError(f"{out} is not a Parquet file; choose another")
-        return EmbedReport(out, _read_metadata(out).num_rows)
+        return EmbedReport(out, _n_studies(out))
     return None
 
 
@@ -233,7 +242,8 @@ def _read_skipped(path: Path, metadata: dict[str, str]) -> dict[str, str] | None
         found = {name.decode(): value.decode() for name, value in (_read_metadata(path).metadata or {}).items()}
     except (FileNotFoundError, pyarrow.ArrowInvalid):
         return None
-    differs = [f"{name}: was {found.get(name)}, now {now}" for name, now in metadata.items() if found.get(name) != now]
+    then = _LATER | found
+    differs = [f"{name}: was {then.get(name)}, now {now}" for name, now in metadata.items() if then.get(name) != now]
     if differs:
         raise ValueError(
             f"{path} was made with other options:\n  " + "\n  ".join(differs)
@@ -242,19 +252,40 @@ def _read_skipped(path: Path, metadata: dict[str, str]) -> dict[str, str] | None
     return json.loads(found[_SKIPPED])
 
 
-def _write_part(path: Path, vectors: list, width: int, metadata: dict[str, str]) -> None:
+def study_columns(rows: "list[Embedding]") -> dict[str, list]:
+    """{column: values} of a file with a vector per study."""
+    return {
+        "study": [printable(row.study) for row in rows],
+        "embedding": [row.vector for row in rows],
+        "views": [list(row.by_view) for row in rows],
+        "n_clips": [row.n_images for row in rows],
+    }
+
+
+def view_columns(rows: "list[Embedding]", store: "CineStore") -> dict[str, list]:
+    """{column: values} of a file with a vector per view."""
+    shown = [(row.study, view) for row in rows for view in row.by_view]
+    sequences = [set(store.info(study, view).sequences) for study, view in shown]
+    return {
+        "study": [printable(study) for study, _ in shown],
+        "view": [view for _, view in shown],
+        "sequence": [of.pop() if len(of) == 1 else None for of in sequences],
+        "embedding": [vector for row in rows for vector in row.by_view.values()],
+    }
+
+
+def _write_part(path: Path, columns: dict[str, list], width: int, metadata: dict[str, str]) -> None:
     import numpy as np
     import pyarrow as pa
 
-    flat = np.concatenate([np.zeros(0, np.float32), *(row.vector for row in vectors)])
-    columns = {
-        "study": pa.array([printable(row.study) for row in vectors], pa.string()),
-        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), width),
-        "views": pa.array([row.views for row in vectors], pa.list_(pa.string())),
-        "n_clips": pa.array([row.n_clips for row in vectors], pa.int32()),
-    }
-    with _parquet_writer(path, pa.table(columns).schema.with_metadata(metadata)) as writer:
-        writer.write_table(pa.table(columns).replace_schema_metadata(metadata))
+    text, of = pa.string(), dict(columns)
+    flat = np.concatenate([np.zeros(0), *of["embedding"]]).astype(np.float32)
+    of["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
+    types = {"study": text, "view": text, "sequence": text, "views": pa.list_(text), "n_clips": pa.int32()}
+    table = pa.table({name: pa.array(of[name], kind) if (kind := types.get(name)) else of[name] for name in of})
+    table = table.replace_schema_metadata(metadata)
+    with _parquet_writer(path, table.schema) as writer:
+        writer.write_table(table)
 
 
 def _join(out: Path, parts: list[Path], metadata: dict[str, str]) -> EmbedReport:
@@ -263,13 +294,19 @@ def _join(out: Path, parts: list[Path], metadata: dict[str, str]) -> EmbedReport
 
     skipped = {study: why for part in parts for study, why in _read_skipped(part, metadata).items()}
     metadata = metadata | {_SKIPPED: json.dumps(skipped)}
-    report = EmbedReport(out, sum(_read_metadata(part).num_rows for part in parts), skipped)
+    report = EmbedReport(out, sum(map(_n_studies, parts)), skipped)
     if report.studies:
         schema = _read_metadata(parts[0]).schema.to_arrow_schema()
         with _parquet_writer(out, schema.with_metadata(metadata)) as writer:
             for part in parts:
                 writer.write_table(read_parquet(part).replace_schema_metadata(metadata))
     return report
+
+
+def _n_studies(path: Path) -> int:
+    from ..common.parquet import read_parquet
+
+    return len(read_parquet(path, ["study"])["study"].unique())
 
 
 def _read_metadata(path: Path):

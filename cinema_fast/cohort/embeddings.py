@@ -13,7 +13,7 @@ from ..common.tables import Table, check_matches, read_table
 
 @dataclass(frozen=True)
 class Embeddings:
-    """One vector a study.
+    """One vector a study, perhaps of one view of it.
 
     studies: n names, as `embed` prints them. vectors (n, D) float64, finite. metadata: what the file was made from
     (preset, checkpoint, step, store, ...), empty where it was not written by `embed`. sha256: of the file.
@@ -26,12 +26,13 @@ class Embeddings:
     sha256: str
 
 
-def read_embeddings(path: Path) -> Embeddings:
-    """Read a Parquet file with the columns `study` and `embedding`.
+def read_embeddings(path: Path, view: str | None = None) -> Embeddings:
+    """Read a Parquet file with the columns `study` and `embedding`; of one with a column `view` the rows of `view`.
 
     Raises ValueError where pyarrow is not installed, or where the file is wrong (the message names it): not Parquet, a
-    missing column, no study, a study twice, vectors of different lengths, or numbers that are not finite. Raises
-    OSError where it cannot be read.
+    missing column, no study, a study twice, vectors of different lengths, or numbers that are not finite; and where
+    `view` is not given for a file that needs it, is given for another, or is not in it. Raises OSError where it cannot
+    be read.
     """
     try:
         import pyarrow as pa
@@ -50,6 +51,11 @@ def read_embeddings(path: Path) -> Embeddings:
         if column not in table.column_names:
             raise ValueError(f"{path} has no column {column!r} (it has {', '.join(table.column_names)}); "
                              "expected a file that `cinema-fast embed` wrote")
+    if "view" in table.column_names:
+        table = table.filter([of == view for of in _views(table, view, path)])
+    elif view:
+        raise ValueError(f"--view {view} has no effect on {path}, which has one vector per study: leave it out, or "
+                         "write one per view by `cinema-fast embed --per view`")
     studies = table["study"].to_pylist()
     if not studies:
         raise ValueError(f"{path}: no study in it")
@@ -66,7 +72,17 @@ def read_embeddings(path: Path) -> Embeddings:
     return Embeddings(path, studies, vectors, {name: about[name] for name in _MADE_BY if name in about}, digest)
 
 
-_MADE_BY = ("preset", "checkpoint", "step", "store", "batch_size", "device", "precision")
+_MADE_BY = ("preset", "checkpoint", "step", "store", "batch_size", "device", "precision", "per", "tokens")
+
+
+def _views(table, view: str | None, path: Path) -> list[str]:
+    """The view of each row. Raises ValueError where `view` is none of them."""
+    of_rows = table["view"].to_pylist()
+    if view not in of_rows:
+        held = ", ".join(dict.fromkeys(map(str, of_rows)))
+        problem = "has a vector per view: choose a view" if view is None else f"has no view {view!r}: choose another"
+        raise ValueError(f"{path} {problem} with --view ({held})")
+    return of_rows
 
 
 def read_beside(path: Path, embeddings: Embeddings) -> Table:

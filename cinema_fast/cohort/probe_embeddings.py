@@ -43,6 +43,8 @@ class ProbeConfig:
     out: Path
     # target columns whose numbers are classes, not quantities
     classes: tuple[str, ...] = ()
+    # view whose vectors are probed, of a file with a vector per view (embed --per view)
+    view: str | None = None
     # share of the studies for testing, where the table has no column split
     test: float = 0.3
     # random seeds; each draws a data split and folds, and scores are means over seeds
@@ -134,7 +136,7 @@ def probe(config: ProbeConfig) -> ProbeReport:
 def _probe(config: ProbeConfig) -> ProbeReport:
     from threadpoolctl import threadpool_limits
 
-    embeddings = read_embeddings(config.embeddings)
+    embeddings = read_embeddings(config.embeddings, config.view)
     table = read_beside(config.table, embeddings)
     labels = {target: read_target(table, target, embeddings, target in config.classes) for target in config.targets}
     parts = read_split(table, embeddings.studies) if "split" in table.columns else None
@@ -260,7 +262,8 @@ def _results(report: ProbeReport, embeddings: Embeddings) -> dict:
         "studies": len(embeddings.studies),
         "split": report.split,
         "intervals": f"95 % over {RESAMPLES} bootstraps of the test studies, the same for all seeds",
-        "options": {name: getattr(config, name) for name in ("targets", "classes", "test", "seeds", "neighbours")},
+        "options": {name: getattr(config, name)
+                    for name in ("view", "targets", "classes", "test", "seeds", "neighbours")},
         "embeddings": embeddings.metadata | {"sha256": embeddings.sha256},
         "versions": {name: version(name) for name in ("cinema-fast", "scikit-learn", "numpy")},
     }

@@ -11,12 +11,12 @@ import numpy as np
 
 from ..metrics.bootstrap import Measure
 from ..metrics.classification import Classification
+from ..metrics.knn import NEIGHBOURS, weighted_knn
 from ..metrics.regression import Agreement
 
 SCORES = ("mae", "rmse", "r2", "accuracy", "balanced_accuracy", "auroc")
 PENALTIES = np.logspace(-4, 4, 9)  # alpha of ridge regression; C, an inverse penalty, of logistic regression
 FOLDS = 5
-TEMPERATURE = 0.07  # Caron et al. 2021, as in Wu et al. 2018
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def linear_probe(
     search = GridSearchCV(make_pipeline(StandardScaler(), model), {name: PENALTIES}, scoring=scoring, cv=folds)
     search.fit(features, labels)
     chosen = float(search.best_params_[name])
-    return _probe(search, labels, test_features, test_labels, 1 / chosen if classified else chosen)
+    return _fitted(search, labels, test_features, test_labels, 1 / chosen if classified else chosen)
 
 
 def knn_probe(
@@ -84,22 +84,20 @@ def knn_probe(
     test_features: np.ndarray,
     test_labels: np.ndarray,
     *,
-    neighbours: int = 20,
+    neighbours: int = NEIGHBOURS,
     seed: int = 0,
 ) -> Probe:
-    """The mean, or vote, of the nearest training studies by cosine, weighted by exp(cosine / TEMPERATURE).
+    """The mean, or vote, of the nearest training studies, by `metrics.knn.weighted_knn`.
 
     Features (n, D) are not standardised. Where there are fewer training studies than `neighbours`, all are used.
     Nothing is random: `seed` has no effect.
     """
-    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
-
-    kind = KNeighborsClassifier if _classified(labels) else KNeighborsRegressor
-    model = kind(
-        min(neighbours, len(labels)), metric="cosine", algorithm="brute",
-        weights=lambda distances: np.exp(-distances / TEMPERATURE),  # the factor exp(1 / TEMPERATURE) cancels
-    )  # fmt: skip
-    return _probe(model.fit(features, labels), labels, test_features, test_labels)
+    if not _classified(labels):
+        predictions = weighted_knn(features, labels[:, None], test_features, neighbours)[:, 0]
+        return _regressed(predictions, labels, test_labels)
+    classes, targets = np.unique(labels, return_inverse=True)
+    votes = weighted_knn(features, np.eye(len(classes))[targets], test_features, neighbours)
+    return _voted(votes, classes, labels, test_labels)
 
 
 def constant_probe(
@@ -109,7 +107,7 @@ def constant_probe(
     from sklearn.dummy import DummyClassifier, DummyRegressor
 
     model = DummyClassifier(strategy="prior") if _classified(labels) else DummyRegressor()
-    return _probe(model.fit(features, labels), labels, test_features, test_labels)
+    return _fitted(model.fit(features, labels), labels, test_features, test_labels)
 
 
 def probes(neighbours: int) -> dict[str, Callable[..., Probe]]:
@@ -121,14 +119,23 @@ def _classified(labels: np.ndarray) -> bool:
     return labels.dtype.kind not in "fiu"
 
 
-def _probe(model, labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray, penalty=None) -> Probe:
-    predictions = model.predict(test_features)
+def _fitted(model, labels: np.ndarray, test_features: np.ndarray, test_labels: np.ndarray, penalty=None) -> Probe:
     if not _classified(labels):
-        measure = Agreement(predictions, test_labels)
-        return Probe(predictions, None, (), measure, len(labels), len(test_labels), penalty)
-    probabilities, classes = model.predict_proba(test_features), tuple(map(str, model.classes_))
-    if unknown := sorted(set(test_labels.tolist()) - set(classes)):
+        return _regressed(model.predict(test_features), labels, test_labels, penalty)
+    return _voted(model.predict_proba(test_features), model.classes_, labels, test_labels, penalty)
+
+
+def _regressed(predictions: np.ndarray, labels: np.ndarray, test_labels: np.ndarray, penalty=None) -> Probe:
+    return Probe(predictions, None, (), Agreement(predictions, test_labels), len(labels), len(test_labels), penalty)
+
+
+def _voted(
+    probabilities: np.ndarray, classes: np.ndarray, labels: np.ndarray, test_labels: np.ndarray, penalty=None
+) -> Probe:
+    """classes: ascending."""
+    names = tuple(map(str, classes))
+    if unknown := sorted(set(test_labels.tolist()) - set(names)):
         raise ValueError(f"class {unknown[0]!r} of a test study occurs in no training study")
-    truth, decided = (np.searchsorted(model.classes_, words) for words in (test_labels, predictions))
-    measure = Classification(truth, classes, probabilities, decided)
-    return Probe(predictions, probabilities, classes, measure, len(labels), len(test_labels), penalty)
+    decided = probabilities.argmax(1)
+    measure = Classification(np.searchsorted(classes, test_labels), names, probabilities, decided)
+    return Probe(classes[decided], probabilities, names, measure, len(labels), len(test_labels), penalty)

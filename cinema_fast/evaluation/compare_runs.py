@@ -14,9 +14,15 @@ from ..common.output import folder_for
 from ..common.parsed_file import parse_json, read_json
 from ..common.regular_file import read_regular
 from ..figures.canvas import new_figure
+from ..models.config import DINOConfig, config_class
 from ..train.run_info import read_run_info
 
 UNKNOWN = "-"
+LOSSES = {  # {kind of run: its loss}
+    "finetune": "loss",
+    "pretrain by masked images": "masked loss (MSE)",
+    "pretrain by self-distillation": "distillation loss",
+}
 WIDTH, LONG = 110, 28  # at most this many letters in a line, and in a cell
 _EVALUATED = {  # of evaluation.json: {name: (label, format)}
     "loss": ("held-out loss", ".5f"), "ratio": ("held-out loss / that of the mean patch", ".3f"),
@@ -33,7 +39,7 @@ class Run:
 
     lines: of metrics.jsonl, by ascending step. options: of config.yaml, by their names on the command line. evaluation:
     report/evaluation.json, None before the end of the run. unread: messages about lines and files that cannot be read.
-    tuned: it is a run of `finetune`.
+    kind: one of LOSSES.
     """
 
     name: str
@@ -41,7 +47,7 @@ class Run:
     options: dict[str, str]
     evaluation: dict | None
     unread: list[str]
-    tuned: bool = False
+    kind: str
 
     @property
     def step(self) -> int:
@@ -77,10 +83,9 @@ def _compare(paths: Sequence[Path], out: Path | None) -> str:
     runs = [
         read_run(path, name if names.count(name) == 1 else os.path.normpath(path)) for path, name in zip(paths, names)
     ]
-    if len({run.tuned for run in runs}) > 1:
-        tuned, pretrained = (next(r.name for r in runs if r.tuned is kind) for kind in (True, False))
-        raise ValueError(f"compare: {tuned} is a run of finetune, {pretrained} one of pretrain, whose losses "
-                         "cannot be compared; expected runs of one kind")
+    if other := next((run for run in runs if run.kind != runs[0].kind), None):
+        raise ValueError(f"compare: {runs[0].name} is a run of {runs[0].kind}, {other.name} one of {other.kind}, whose "
+                         "losses cannot be compared; expected runs of one kind")
     text = tables(runs)
     if out:
         with whole_file(out / "comparison.png") as file:
@@ -99,8 +104,10 @@ def read_run(path: Path, name: str) -> Run:
     unread: list[str] = []
     options = _flat(info.options) | _flat(info.store.to_dict(), "store.") | _flat(info.versions, "versions.")
     options.pop("out", None)
-    lines, tuned = _lines(path / "metrics.jsonl", unread), info.kind == "finetune"
-    return Run(printable(name), lines, options, _evaluation(path, unread), unread, tuned)
+    by = "self-distillation" if config_class(info.model) is DINOConfig else "masked images"
+    kind = info.kind if info.kind == "finetune" else f"pretrain by {by}"
+    lines = _lines(path / "metrics.jsonl", unread)
+    return Run(printable(name), lines, options, _evaluation(path, unread), unread, kind)
 
 
 def tables(runs: Sequence[Run]) -> str:
@@ -140,8 +147,7 @@ def draw_losses(path: Path, runs: Sequence[Run]) -> None:
             label = f" {run.name}, held out {run.evaluation['loss']:.4f}"
             axes.plot(run.step, run.evaluation["loss"], "x", color=curve.get_color(), label=label)
     positive = all(line["loss"] > 0 for run in runs for line in run.lines if line["loss"] is not None)
-    label = "loss" if any(run.tuned for run in runs) else "masked loss (MSE)"
-    axes.set(xlabel="step", ylabel=label, yscale="log" if positive else "linear")
+    axes.set(xlabel="step", ylabel=LOSSES[runs[0].kind], yscale="log" if positive else "linear")
     axes.grid(alpha=0.3, which="both")
     for text in axes.legend().get_texts():
         text.set_parse_math(False)  # $ may be in a folder's name

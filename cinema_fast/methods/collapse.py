@@ -1,15 +1,59 @@
-"""Notices when the outputs of self-distillation collapse."""
+"""Notices when the outputs of self-distillation collapse (Caron et al., ICCV 2021, section 5.3).
+
+The entropy of the teacher's mean output is entropy + KL of the single outputs to their mean. Outputs collapse in two
+ways: all images share a few prototypes, and this entropy vanishes (as without centring); or all images get the same
+output, however flat, and the KL vanishes (as without sharpening). Either is judged by its own highest value in the run,
+as what is normal depends on temperature, batch and network.
+"""
+
+import math
+
+SMOOTHED = 20  # steps over which figures are averaged
+FEW_PROTOTYPES = 0.2  # entropy of the mean output, as a share of its highest
+ALIKE, ALIKE_NATS = 0.05, 0.05  # KL to the mean, as a share of its highest; and not above so many nats
 
 
 class CollapseWatch:
+    """Takes the figures of each line of metrics.jsonl, and words one warning in a run.
+
+    prototypes: number of the model's, for the message.
+    """
+
     def __init__(self, prototypes: int):
-        pass
+        self._prototypes = prototypes
+        self._step = 0
+        self._means, self._highest = [0.0, 0.0], [0.0, 0.0]  # of the entropy of the mean output, and of the KL
+        self._named = False
 
     def add(self, step: int, *, teacher_entropy: float, kl_to_mean: float) -> str:
-        return ""
+        """A warning, or "". Means, in nats, over the steps since the last call, up to `step`."""
+        figures = teacher_entropy + kl_to_mean, kl_to_mean
+        keep = math.exp((self._step - step) / SMOOTHED) if self._step else 0.0
+        self._means = [keep * mean + (1 - keep) * now for mean, now in zip(self._means, figures)]
+        self._highest = [max(pair) for pair in zip(self._highest, self._means)]
+        self._step = step
+        shares = [mean / most if most else 1.0 for mean, most in zip(self._means, self._highest)]
+        if self._named or not all(map(math.isfinite, self._means)):
+            return ""
+        used, kl = math.exp(self._means[0]), self._means[1]
+        if shares[0] < FEW_PROTOTYPES:
+            said = (f"all images share about {used:.3g} of {self._prototypes} prototypes, at most "
+                    f"{math.exp(self._highest[0]):.3g} before. Train with --dino.centring, or at a higher "
+                    "--dino.teacher-temp")  # fmt: skip
+        elif shares[1] < ALIKE and kl < ALIKE_NATS:
+            said = (f"all images get nearly the same output, {kl:.2g} nats from the mean one, at most "
+                    f"{self._highest[1]:.2g} before. Train at a lower --dino.teacher-temp (0.02 to 0.04), with more "
+                    "images a step, or at a lower --lr")  # fmt: skip
+        else:
+            return ""
+        self._named = True
+        return f"warning: step {step}: the outputs collapse: {said}"
 
     def state(self) -> dict:
-        return {}
+        """Plain values that `restore` takes."""
+        return {"step": self._step, "means": self._means, "highest": self._highest, "named": self._named}
 
     def restore(self, state: dict) -> None:
-        pass
+        """Continue from a saved state."""
+        self._step, self._named = state["step"], state["named"]
+        self._means, self._highest = list(state["means"]), list(state["highest"])

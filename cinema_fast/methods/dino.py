@@ -18,7 +18,7 @@ from ..data.store.store import CineStore
 from ..models.config import DINOConfig
 from ..models.dino import DINO
 from ..models.dino_optimizer import DINOOptimizer
-from ..models.weights import load_cinema_weights, read_state_dict
+from ..models.dino_weights import load_dino_start
 from ..train.log import RunLog
 from ..train.method import Method, Place
 from ..train.setup import describe_run, largest_frames, unused_split
@@ -59,8 +59,9 @@ class SelfDistillation(Method):
         held_out = tuple(self.held_out) if options.split else None
         self.info = replace(describe_run(options, place, self.store, self.model_config, self.store), held_out=held_out)
         self._recipe = CropRecipe(
-            global_size=preset.vit.image_size, local_size=preset.local_size, n_local=preset.n_local
-        )
+            **vars(options.crop), global_size=preset.vit.image_size, local_size=preset.local_size,
+            n_local=preset.n_local,
+        )  # fmt: skip
         steps, dino = options.steps, options.dino
         rising = round(dino.teacher_temp_warmup * steps)
         low, high = dino.teacher_temp
@@ -88,16 +89,10 @@ class SelfDistillation(Method):
         return model
 
     def load_start(self, model: DINO, say: Callable[[str], None]) -> None:
-        start, remarks = self.options.init_from, []
+        start, remarks, name = self.options.init_from, [], ""
         if start.is_dir():
-            weights, name, remarks = initial_run(self.options, self.info.store.orientation, self.place.ranks)
-        else:
-            weights, name = read_state_dict(start), str(start)
-        if "centre" not in weights:
-            raise ValueError(f"--init-from {name}: expected weights of a run of --preset {self.options.preset}, with "
-                             "student, teacher and centre")  # fmt: skip
-        load_cinema_weights(model, weights)
-        for line in (f"weights of {name}: student, teacher and centre", *remarks):
+            start, name, remarks = initial_run(self.options, self.info.store.orientation, self.place.ranks)
+        for line in (load_dino_start(model, start, name), *remarks):
             say(line)
 
     def loss(self, model: nn.Module, batch: Batch, step: Tensor) -> Tensor:

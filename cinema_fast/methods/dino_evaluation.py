@@ -6,18 +6,19 @@ An image is the middle slice of a view's first frame, the largest central square
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..common.sequences import sequence_of
 from ..common.views import plane_of
 from ..data.loading.crops import central_squares
 from ..data.loading.loader import LoaderError
 from ..data.store.store import CineStore, StoreError
+from ..metrics.knn import weighted_knn
 from ..models.precision import autocast
 from ..models.vit import ViT
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07  # Caron et al. 2021, section 4.1
 STUDIES = 64  # at most so many of either part are read
 BATCH = 64
 
@@ -86,14 +87,10 @@ def class_tokens(
 
 
 def knn_accuracy(features: Tensor, labels: Sequence[str], test: Tensor, expected: Sequence[str]) -> float:
-    """Share of `test` (M, D) whose label DINO's weighted vote of the nearest `features` (N, D) gives."""
-    names = sorted({*labels, *expected})
-    target = torch.tensor([names.index(label) for label in labels])
-    near = nn.functional.normalize(test, dim=1) @ nn.functional.normalize(features, dim=1).T
-    similar, index = near.topk(min(NEIGHBOURS, len(features)), dim=1)
-    votes = torch.zeros(len(test), len(names)).scatter_add_(1, target[index], (similar / TEMPERATURE).exp())
-    truth = torch.tensor([names.index(label) for label in expected])
-    return float((votes.argmax(1) == truth).float().mean())
+    """Share of `test` (M, D) whose label is that of most votes of the nearest `features` (N, D)."""
+    names, classes = np.unique(labels, return_inverse=True)
+    votes = weighted_knn(features.numpy(), np.eye(len(names))[classes], test.numpy())
+    return float((names[votes.argmax(1)] == np.array(expected)).mean())
 
 
 def feature_rank(features: Tensor) -> float:

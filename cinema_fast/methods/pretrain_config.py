@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from ..common.checks import check, flag
 from ..common.views import CLIP
+from ..data.loading.crops import CropOptions
 from ..models.config import DINOConfig, preset
 from ..train.options import RunOptions
 
@@ -93,8 +94,8 @@ class DistillConfig:
 
 
 OF_RECIPE = ("lr", "warmup", "weight_decay", "clip_grad")
-OF_DINO = dict(zip(OF_RECIPE, (5e-4, 0.1, 0.04, 3.0)))  # the published recipe; that of CineMA is RunOptions'
-OF_MAE = ("mask_ratio", "decode_ratio", "mask", "motion", "augment")
+DINO_RECIPE = dict(zip(OF_RECIPE, (5e-4, 0.1, 0.04, 3.0)))  # as published; that of CineMA is RunOptions'
+OF_MAE, OF_DINO = ("mask_ratio", "decode_ratio", "mask", "motion", "augment"), ("dino", "crop")
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ class PretrainConfig(RunOptions):
     FREE = RunOptions.FREE | {"init_from", "split"}  # of the split, the studies held out may not change
     LATER: ClassVar = {
         **RunOptions.LATER, "mask": dataclasses.asdict(MaskConfig()), "motion": "stored",
-        "dino": DistillConfig().to_dict(),
+        "dino": DistillConfig().to_dict(), "crop": CropOptions().to_dict(),
     }  # fmt: skip
 
     _: KW_ONLY
@@ -132,6 +133,8 @@ class PretrainConfig(RunOptions):
     motion: Literal["stored", "online"] = "stored"
     # self-distillation
     dino: DistillConfig = field(default_factory=DistillConfig)
+    # its crops
+    crop: CropOptions = field(default_factory=CropOptions)
     # share of the studies held out of training and evaluated at the end
     holdout: float = 0.0
     # CSV with the columns study and split, in place of --holdout: the studies of val and test are held out, such as
@@ -144,7 +147,7 @@ class PretrainConfig(RunOptions):
         kind = type(preset(self.preset))
         for name in OF_RECIPE:
             if getattr(self, name) is None:
-                value = OF_DINO[name] if kind is DINOConfig else getattr(RunOptions, name)
+                value = DINO_RECIPE[name] if kind is DINOConfig else getattr(RunOptions, name)
                 object.__setattr__(self, name, value)
         super().__post_init__()
         check(self, "mask_ratio", valid=lambda x: 0 < x < 1, must="must lie between 0 and 1")
@@ -157,8 +160,9 @@ class PretrainConfig(RunOptions):
         if self.motion == "online" and self.mask.guidance == "none":
             raise ValueError("--motion online has no effect without --mask.guidance motion")
         self.dino.validate()
+        self.crop.validate()
         changed = _changed(self)
-        for name in OF_MAE if kind is DINOConfig else ("dino",):
+        for name in OF_MAE if kind is DINOConfig else OF_DINO:
             if of := [other for other in changed if other.split(".")[0] == name]:
                 raise ValueError(f"{flag(of[0])} has no effect on --preset {self.preset}: leave it out")
         if "dino.knn_every" in changed and not (self.holdout or self.split):
@@ -173,4 +177,4 @@ class PretrainConfig(RunOptions):
 
     def to_dict(self) -> dict:
         """Plain values for YAML and checkpoints."""
-        return super().to_dict() | {"dino": self.dino.to_dict()}
+        return super().to_dict() | {"dino": self.dino.to_dict(), "crop": self.crop.to_dict()}

@@ -2,9 +2,9 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from numbers import Integral
+from numbers import Integral, Real
 
 from ..common.views import CLIP, VIEWS
 
@@ -149,13 +149,21 @@ def _views(names) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _check_positive(config, *names: str, least: int = 1) -> None:
-    """Raise ValueError unless the fields are whole numbers of at least `least`."""
+def _read_whole(config, *names: str, least: int = 1) -> None:
+    """Make the fields int. Raises ValueError unless they are whole numbers of at least `least`."""
     for name in names:
         value = getattr(config, name)
         if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
             raise ValueError(f"{type(config).__name__}.{name}: expected a whole number of at least {least}, "
                              f"got {value!r}")  # fmt: skip
+        object.__setattr__(config, name, int(value))
+
+
+def _check_number(config, name: str, valid: Callable[[Real], bool], must: str) -> None:
+    """Raise ValueError unless the field is a `valid` number."""
+    value = getattr(config, name)
+    if not isinstance(value, Real) or isinstance(value, bool) or not valid(value):
+        raise ValueError(f"{type(config).__name__}.{name}: expected a number {must}, got {value!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +171,7 @@ class ViTConfig:
     """Configuration of a ViT with a class token, over square images (other sizes by interpolated positions).
 
     drop_path: rate of the last block in training; it rises linearly from 0 in the first.
+    mean, deviation: images are read as (image - mean) / deviation.
 
     Raises ValueError naming the field that does not fit.
     """
@@ -174,16 +183,19 @@ class ViTConfig:
     patch_size: int = 8
     image_size: int = 192
     drop_path: float = 0.0
+    mean: float = 0.0
+    deviation: float = 1.0
 
     def __post_init__(self):
-        _check_positive(self, "in_chans", "embed_dim", "depth", "n_heads", "patch_size", "image_size")
+        _read_whole(self, "in_chans", "embed_dim", "depth", "n_heads", "patch_size", "image_size")
         if self.embed_dim % (8 * self.n_heads):
             raise ValueError(f"ViTConfig.embed_dim: {self.embed_dim} is not {self.n_heads} heads of a multiple of 8")
         if self.image_size % self.patch_size:
             raise ValueError(f"ViTConfig.image_size: {self.image_size} is not a multiple of the patch, "
                              f"{self.patch_size}")  # fmt: skip
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"ViTConfig.drop_path: a probability from 0 to below 1, got {self.drop_path}")
+        _check_number(self, "drop_path", lambda x: 0 <= x < 1, "from 0 to below 1")
+        _check_number(self, "mean", math.isfinite, "that is finite")
+        _check_number(self, "deviation", lambda x: 0 < x < math.inf, "above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,17 +223,17 @@ class DINOConfig:
     def __post_init__(self):
         if isinstance(self.vit, Mapping):
             object.__setattr__(self, "vit", _read(ViTConfig, self.vit))
-        _check_positive(self, "prototypes", "head_hidden", "bottleneck", "local_size")
-        _check_positive(self, "n_local", least=0)
+        if not isinstance(self.vit, ViTConfig):
+            raise ValueError(f"DINOConfig.vit: expected a ViTConfig, got {self.vit!r}")
+        _read_whole(self, "prototypes", "head_hidden", "bottleneck", "local_size")
+        _read_whole(self, "n_local", least=0)
         if self.local_size % self.vit.patch_size:
             raise ValueError(f"DINOConfig.local_size: {self.local_size} is not a multiple of the patch, "
                              f"{self.vit.patch_size}")  # fmt: skip
         if not isinstance(self.norm_last_layer, bool):
             raise ValueError(f"DINOConfig.norm_last_layer: expected True or False, got {self.norm_last_layer!r}")
-        if not self.student_temp > 0:
-            raise ValueError(f"DINOConfig.student_temp: must be above 0, got {self.student_temp}")
-        if not 0 <= self.centre_momentum <= 1:
-            raise ValueError(f"DINOConfig.centre_momentum: must lie in 0..1, got {self.centre_momentum}")
+        _check_number(self, "student_temp", lambda x: 0 < x < math.inf, "above 0")
+        _check_number(self, "centre_momentum", lambda x: 0 <= x <= 1, "from 0 to 1")
 
 
 _SIZES = {  # encoder width, depth, heads, decoder width, depth, heads
@@ -267,12 +279,14 @@ _PRESETS["heartmae-base"] = _clips((16, 192, 192), (2, 16, 16), **dict(zip(_SIZE
 _PRESETS["heartmae-tiny"] = _clips((8, 48, 48), (2, 8, 8), **dict(zip(_SIZE_FIELDS, (64, 1, 2, 64, 1, 2))))
 
 
-# Jacob et al., JCMR 2025; the drop path is the public DINO recipe's
-_PRESETS["cmrfm-small8"] = DINOConfig(vit=ViTConfig(drop_path=0.1))
+# Jacob et al., JCMR 2025; the drop path is the public DINO recipe's. Images in [0, 1] have a mean and a deviation of
+# about a quarter; without this, all outputs of a fresh network are nearly the same.
+_IN_0_1 = {"mean": 0.25, "deviation": 0.25}
+_PRESETS["cmrfm-small8"] = DINOConfig(vit=ViTConfig(drop_path=0.1, **_IN_0_1))
 # for tests and experiments on two CPU cores
 _PRESETS["cmrfm-demo"] = DINOConfig(
-    vit=ViTConfig(embed_dim=96, depth=4, n_heads=3, image_size=64), prototypes=4096, head_hidden=256, bottleneck=64,
-    n_local=6, local_size=32,
+    vit=ViTConfig(embed_dim=96, depth=4, n_heads=3, image_size=64, **_IN_0_1), prototypes=4096, head_hidden=256,
+    bottleneck=64, n_local=6, local_size=32,
 )  # fmt: skip
 
 
@@ -290,9 +304,14 @@ def preset(name: str) -> CineMAConfig | DINOConfig:
     return _PRESETS[name]
 
 
+def config_class(values: Mapping) -> type[CineMAConfig] | type[DINOConfig]:
+    """The class of the config that a plain dict holds."""
+    return DINOConfig if "vit" in values else CineMAConfig
+
+
 def config_from_dict(values: dict) -> CineMAConfig | DINOConfig:
     """The config from a plain dict (a run's YAML); ValueError names an unknown field."""
-    return _read(DINOConfig if "vit" in values else CineMAConfig, values)
+    return _read(config_class(values), values)
 
 
 def _read(kind: type, values: Mapping):

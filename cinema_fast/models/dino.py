@@ -18,6 +18,7 @@ from ..kernels.prototype_loss import prototype_loss
 from .config import DINOConfig
 from .dino_optimizer import DINOOptimizer
 from .vit import ViT, initialise
+from .weights import load_fitting, published
 
 
 class DINOOutput(NamedTuple):
@@ -106,13 +107,14 @@ class DINO(nn.Module):
             ValueError: a wrong number or shape of crops, or a temperature that is not above 0.
         """
         self._check(crops)
-        together = [torch.cat(tuple(crops[:2]))] + [torch.cat(tuple(crops[2:]))] * bool(self.config.n_local)
+        together = [torch.cat(tuple(part)) for part in (crops[:2], crops[2:]) if len(part)]
         with torch.no_grad():
             targets = self.teacher(together[:1])
             prototypes = self.teacher.head.last_layer()
             mean = targets.mean(0, keepdim=True)
         loss, figures = prototype_loss(
-            self.student(together), targets, self.student.head.last_layer(), prototypes, self.centre,
+            self.student(together), targets, self.student.head.last_layer(), prototypes,
+            self.centre.clone() if update_centre else self.centre,  # the backward reads the old one
             student_temp=self.config.student_temp, teacher_temp=teacher_temp,
         )  # fmt: skip
         if update_centre:
@@ -134,10 +136,8 @@ class DINO(nn.Module):
         momentum: a number, or a tensor () on the device.
         """
         teacher, student = list(self.teacher.parameters()), list(self.student.parameters())
-        if isinstance(momentum, Tensor):
-            torch._foreach_lerp_(teacher, student, [1 - momentum] * len(teacher))
-        else:
-            torch._foreach_lerp_(teacher, student, 1 - momentum)
+        torch._foreach_mul_(teacher, momentum)
+        torch._foreach_add_(teacher, torch._foreach_mul(student, 1 - momentum))
 
     def optimizer(self, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> DINOOptimizer:
         """AdamW over the student, with the recipe's update (`DINOOptimizer.step`)."""
@@ -148,25 +148,12 @@ class DINO(nn.Module):
     ) -> None:
         """Load state dicts of the public code's student and teacher (names `backbone.*` and `head.*`), and its centre.
 
-        Raises ValueError naming tensors that are missing, unexpected or of another shape.
+        Raises ValueError listing tensors that are missing, unexpected or of another shape, or naming one that is not
+        finite; nothing has been loaded then.
         """
-        for name, branch, state in (("student", self.student, student), ("teacher", self.teacher, teacher)):
-            own = branch.state_dict()
-            state = {key.removeprefix("module."): value for key, value in state.items()}
-            wrong = [f"missing {key}" for key in own if key not in state]
-            wrong += [f"unexpected {key}" for key in state if key not in own]
-            wrong += [
-                f"{key} is {tuple(state[key].shape)}, expected {tuple(value.shape)}"
-                for key, value in own.items() if key in state and state[key].shape != value.shape
-            ]  # fmt: skip
-            if wrong:
-                raise ValueError(f"DINO.load_public: the {name}'s state dict does not fit: {'; '.join(wrong)}")
-            branch.load_state_dict(state)
-        if centre is not None:
-            if centre.shape != self.centre.shape:
-                raise ValueError(f"DINO.load_public: expected centre {tuple(self.centre.shape)}, got "
-                                 f"{tuple(centre.shape)}")  # fmt: skip
-            self.centre.copy_(centre)
+        state = {f"{which}.{name}": tensor for which, tensors in (("student", student), ("teacher", teacher))
+                 for name, tensor in published(tensors).items()}  # fmt: skip
+        load_fitting(self, state | {"centre": self.centre if centre is None else centre}, " given to DINO.load_public")
 
     def public_state(self, which: str, grad: bool = False) -> dict[str, Tensor]:
         """The "student" or "teacher" under the public code's names, detached; with `grad` each parameter's gradient,

@@ -54,10 +54,10 @@ class DINOOptimizer(torch.optim.AdamW):
                 scales = (clip / (torch.stack(parts) + NORM_EPS)).clamp(max=1.0)
                 torch._foreach_mul_([p.grad for p in params], list(scales.unbind()))
                 frozen = freeze_last_layer if group["last_layer"] else False
-                update = made * (1 - frozen) if isinstance(frozen, Tensor) else made * (not frozen)
+                update = made * (1 - frozen.to(made) if isinstance(frozen, Tensor) else not frozen)
                 if group["decayed"]:
                     torch._foreach_mul_(params, 1 - update * lr * weight_decay)
-                self._update(group, lr, 1 - update)
+                self._update(group, lr, (1 - update).float())
         return torch.stack([total, made]).float()
 
     def _update(self, group: dict, lr: float | Tensor, skip: Tensor) -> None:

@@ -52,9 +52,10 @@ def resize_learned_table(table: Tensor, side: int, grid: tuple[int, ...]) -> Ten
     """
     if grid == (side, side):
         return table
-    every = torch.eye(side**2, device=table.device).view(1, side**2, side, side)
+    wide = torch.promote_types(table.dtype, torch.float32)
+    every = torch.eye(side**2, dtype=wide, device=table.device).view(1, side**2, side, side)
     factors = [(new + 0.1) / side for new in grid]
-    weights = F.interpolate(every, scale_factor=factors, mode="bicubic")[0].flatten(1)
     with torch.autocast(table.device.type, enabled=False):
+        weights = F.interpolate(every, scale_factor=factors, mode="bicubic")[0].flatten(1)
         patches = weights.T.to(table.dtype) @ table[0, 1:]
     return torch.cat([table[:, :1], patches[None]], dim=1)

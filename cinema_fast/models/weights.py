@@ -3,7 +3,7 @@
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -21,18 +21,20 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
     Raises FileNotFoundError, or ValueError naming the file where it holds no state dict.
     """
+    return state_dict_of(read_content(path), str(path))
+
+
+def read_content(path: str | Path):
+    """The content of a file, as `read_state_dict`, whatever a torch file holds."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     try:
-        if path.suffix == ".safetensors":
-            return load_safetensors(path)
-        state = load_torch(path)
+        return load_safetensors(path) if path.suffix == ".safetensors" else load_torch(path)
     except Exception as error:
         clear = path.suffix == ".safetensors" or isinstance(error, OSError | UnsafeError)
         why = str(error) if clear else "not a torch file, or damaged"
         raise ValueError(f"{path} cannot be read as weights: {why}") from error
-    return _checked(state, str(path))
 
 
 class UnsafeError(ValueError):
@@ -69,7 +71,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
     return load_file(path)
 
 
-def _checked(state, source: str) -> dict[str, Tensor]:
+def state_dict_of(state, source: str) -> dict[str, Tensor]:
     """The state dict: `state` itself, or its entry 'model'; ValueError where neither is one."""
     state = state.get("model", state) if isinstance(state, Mapping) else state
     if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
@@ -95,9 +97,9 @@ def load_cinema_weights(model: nn.Module, source: str | Path | Mapping[str, Tens
         FileNotFoundError: no file at the path.
     """
     given = isinstance(source, Mapping)
-    state, where = _published(_read(source)), "" if given else f" in {source}"
+    state, where = published(_read(source)), "" if given else f" in {source}"
     if not _is_pretrained(state) or _is_pretrained(cinema_state_dict(model)):
-        _load(model, state, where)
+        load_fitting(model, state, where)
         return f"weights of {'the mapping given' if given else source}: all {len(state)} tensors"
     return f"weights of {'the mapping given' if given else source}: " + _load_encoder(model, state, where)
 
@@ -115,11 +117,11 @@ def load_starting_weights(
     Raises as `load_cinema_weights`.
     """
     name = name or ("" if isinstance(source, Mapping) else str(source))
-    state, where = _published(_read(source)), f" in {name}" * bool(name)
+    state, where = published(_read(source)), f" in {name}" * bool(name)
     balance, own = state.pop("log_variance", None), cinema_state_dict(model)
     whole = state | {name: tensor for name, tensor in own.items() if name == "log_variance"}
-    if not _is_pretrained(state) and not _misfits(own, whole):
-        _load(model, whole, where)
+    if not _is_pretrained(state) and not misfits(own, whole):
+        load_fitting(model, whole, where)
         unused = "; not used from the file: log_variance" * (balance is not None)
         report, absent = f"all {len(state)} tensors{unused}", ()
     else:
@@ -145,11 +147,10 @@ def _load_encoder(model: nn.Module, state: Mapping[str, Tensor], where: str) -> 
     state, borrowed = _with_borrowed(own, state)
     views, stored = _stem_views(own), _stem_views(state)
     if missing := [view for view in views if view not in stored]:
-        raise ValueError(
-            f"the weights{where} have no view {missing[0]!r}, which the model needs (views: {', '.join(stored)})"
-        )
+        raise ValueError(f"the weights{where} have no view {missing[0]!r}, which the model needs (views: "
+                         f"{', '.join(stored) or 'none'})")  # fmt: skip
     shared = {n: t for n, t in state.items() if n.partition(".")[0] in parts and _view_of(n) in (None, *views)}
-    _refuse(_integers(own, shared), where)  # before any arithmetic on them
+    refuse(integers(own, shared), where)  # before any arithmetic on them
     taken, repeated, other_tables = {}, "", []
     for name, tensor in shared.items():
         want = own[name].shape if name in own else tensor.shape
@@ -162,7 +163,7 @@ def _load_encoder(model: nn.Module, state: Mapping[str, Tensor], where: str) -> 
             tensor, repeated = _over_frames(tensor, channels, want[1])
         taken[name] = tensor
     kept = {n: t for n, t in own.items() if n.partition(".")[0] not in parts or n.endswith(".pos_embed")}
-    _load(model, {**kept, **taken}, where)
+    load_fitting(model, {**kept, **taken}, where)
     fresh = sorted({name.partition(".")[0] for name in kept} - set(parts))
     left = sorted({name.partition(".")[0] for name in state} - set(parts))
     report = [f"{len(taken)} tensors of {', '.join(parts)}, views {', '.join(views)}"]
@@ -221,7 +222,7 @@ def load_shared_views(model: CineMA, source: str | Path | Mapping[str, Tensor], 
     Raises as `load_cinema_weights`, and ValueError where no view is shared.
     """
     name = name or ("the mapping given" if isinstance(source, Mapping) else str(source))
-    state, views = _published(_read(source)), model.config.views
+    state, views = published(_read(source)), model.config.views
     stored = sorted({view for key in state if (view := _view_of(key))})
     taken = [view for view in views if view in stored]
     if not taken:
@@ -231,7 +232,7 @@ def load_shared_views(model: CineMA, source: str | Path | Mapping[str, Tensor], 
     left = [view for view in stored if view not in views]
     state = {key: tensor for key, tensor in state.items() if _view_of(key) not in left}
     state |= {key: tensor for key, tensor in model.state_dict().items() if _view_of(key) in fresh}
-    _load(model, state, f" in {name}")
+    load_fitting(model, state, f" in {name}")
     more = f"; from random weights: {', '.join(fresh)}" * bool(fresh) + f"; not used: {', '.join(left)}" * bool(left)
     return f"weights of {name}: views taken: {', '.join(taken)}{more}"
 
@@ -246,17 +247,22 @@ def _inner(model: nn.Module) -> nn.Module:
 def cinema_state_dict(model: nn.Module, grad: bool = False) -> dict[str, Tensor]:
     """The model's tensors, detached, under the published names; with `grad` the gradients of those that have one."""
     if not grad:
-        return {name: t.detach() for name, t in _published(model.state_dict()).items()}
-    return _published({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+        return {name: t.detach() for name, t in published(model.state_dict()).items()}
+    return published({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
 
 
 def _read(source: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return _checked(source, "the mapping given") if isinstance(source, Mapping) else read_state_dict(source)
+    return state_dict_of(source, "the mapping given") if isinstance(source, Mapping) else read_state_dict(source)
 
 
-def _published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors, without the prefixes that torch.compile and wrappers for several devices add to names."""
-    plain = {_plain(name): tensor for name, tensor in state.items()}
+    return renamed(state, _plain)
+
+
+def renamed(state: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """The same tensors under other names. ValueError where two would get one name."""
+    plain = {rename(name): tensor for name, tensor in state.items()}
     if len(plain) < len(state):
         raise ValueError("the state dict holds tensors of one name twice, with and without a wrapper's prefix")
     return plain
@@ -275,18 +281,24 @@ def _view_of(name: str) -> str | None:
     return rest.partition(".")[0] if part.endswith("_dict") else None
 
 
-def _load(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """Load tensors that all fit by their published names; else ValueError, as in `load_cinema_weights`."""
-    own = cinema_state_dict(model)
-    _refuse(_misfits(own, state), where)
-    if bad := [name for name, tensor in state.items() if not tensor.to(own[name].dtype).isfinite().all()]:
-        raise ValueError(f"{len(bad)} of {len(state)} tensors{where} hold numbers that are not finite, {bad[0]} among "
-                         "them: start from other weights")
+def load_fitting(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """Load tensors that all fit by their published names; else ValueError, as in `load_cinema_weights`.
+
+    where: " in FILE", or "", for messages."""
+    check_fit(cinema_state_dict(model), state, where)
     names = {_plain(name): name for name in model.state_dict()}  # published -> the model's own
     model.load_state_dict({names[name]: tensor for name, tensor in state.items()})
 
 
-def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
+    """Raise ValueError unless a model with the tensors `own` can load `state`, as in `load_cinema_weights`."""
+    refuse(misfits(own, state), where)
+    if bad := [name for name, tensor in state.items() if not tensor.to(own[name].dtype).isfinite().all()]:
+        raise ValueError(f"{len(bad)} of {len(state)} tensors{where} hold numbers that are not finite, {bad[0]} among "
+                         "them: start from other weights")
+
+
+def misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
     """Messages about the tensors of `state` that do not fit a model with the tensors `own`: missing, unexpected, of
     another shape, or integers."""
     problems = [f"missing {name} {tuple(t.shape)}" for name, t in own.items() if name not in state]
@@ -296,10 +308,10 @@ def _misfits(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str
         for name, t in state.items()
         if name in own and own[name].shape != t.shape
     ]
-    return problems + _integers(own, state)
+    return problems + integers(own, state)
 
 
-def _integers(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+def integers(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
     """The tensors of `state` that are integers where those of `own` are not."""
     return [
         f"{name}: expected floating-point numbers, got {t.dtype}"
@@ -308,6 +320,7 @@ def _integers(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[st
     ]
 
 
-def _refuse(problems: list[str], where: str) -> None:
+def refuse(problems: list[str], where: str) -> None:
+    """Raise ValueError with these messages, if there are any."""
     if problems:
         raise ValueError(f"{len(problems)} tensors{where} do not fit this model:\n  " + "\n  ".join(problems))

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from ..common.checks import check, check_at_least, check_phases, check_seeds
 from ..data.loading.augmentation import AugmentConfig
+from ..models.config import CineMAConfig, preset
 from ..train.options import RunOptions
 from .registry import TASKS, task_class
 from .structures import GIVEN, names_of
@@ -17,6 +18,10 @@ RECIPE = AugmentConfig(
     zoom=(0.8, 1.2), rotation=180.0, rotation_share=0.5, translation=60.0, translation_share=0.5,
     gamma=(0.5, 1.5), gamma_share=0.5, noise=0.1, noise_share=0.5,
 )  # fmt: skip
+
+NOT_YET = (
+    "fine-tuning DINO's models (cmrfm-*) is not supported yet, only CineMA's and HeartMAE's (cinema-*, heartmae-*)"
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,8 @@ class FinetuneConfig(RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
+        if not isinstance(preset(self.preset), CineMAConfig):
+            raise ValueError(f"--preset {self.preset}: {NOT_YET}")
         check_at_least(self, 1, "n_frames", "validate_every")
         check_at_least(self, 0, "patience")
         check_seeds(self, "subset_seed")

@@ -16,14 +16,14 @@ from ..data.prepare.study import read_source
 from ..data.store.clips import ClipStore
 from ..data.store.records import CineInfo
 from ..data.store.store import CineStore
-from ..models.config import CineMAConfig, config_from_dict
+from ..models.config import CineMAConfig, config_class, config_from_dict
 from ..models.precision import autocast
 from ..models.weights import load_cinema_weights
 from ..train.checkpoint import newest_checkpoint
 from ..train.run_info import RunInfo, min_frames_of, read_run_info
 from ..train.setup import pick_device, pick_precision
 from .context import PredictedView
-from .finetune_config import FinetuneConfig
+from .finetune_config import NOT_YET, FinetuneConfig
 from .read_together import phase_frames, unknown_phases
 from .registry import task_from_dict
 from .split import Split
@@ -241,6 +241,9 @@ def _read(folder: Path) -> RunInfo:
     info = read_run_info(folder)
     if info is None:
         raise ValueError(f"{folder} holds no run (no config.yaml); make one with `cinema-fast finetune`")
+    if not info.labels and config_class(info.model) is not CineMAConfig:
+        raise ValueError(f"{folder} is a run of pretrain with --preset {info.options['preset']}, which predicts no "
+                         f"task: {NOT_YET}")  # fmt: skip
     if not info.labels:
         raise ValueError(f"{folder} is a run of pretrain: fine-tune it by `cinema-fast finetune --init-from {folder}`")
     if info.store.prepare is None:

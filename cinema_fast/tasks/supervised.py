@@ -16,7 +16,7 @@ from ..data.loading.sampler import Draw, Sampler, fixed_draw
 from ..data.loading.validation import validation_draws
 from ..data.store.orientation import orientation_remarks
 from ..data.store.store import CineStore
-from ..models.config import CineMAConfig, config_from_dict, preset
+from ..models.config import CineMAConfig, config_class, config_from_dict, preset
 from ..models.conv_vit import layer_of
 from ..models.weights import load_starting_weights
 from ..train.checkpoint import newest_weights
@@ -24,7 +24,7 @@ from ..train.method import Method, Place, Validation
 from ..train.optimizer import Group, groups_of
 from ..train.run_info import LabelInfo, RunInfo, min_frames_of, read_run_info
 from ..train.setup import describe_run, unused_split
-from .finetune_config import FinetuneConfig
+from .finetune_config import NOT_YET, FinetuneConfig
 from .registry import task_class
 from .seen import seen_by, seen_remarks
 from .split import split_studies
@@ -227,10 +227,12 @@ def starting_options(options: FinetuneConfig, before: RunInfo | None) -> Finetun
 
 
 def run_of(folder: Path) -> RunInfo:
-    """The RunInfo of the run that weights come from. Raises ValueError where there is none."""
+    """The RunInfo of the run that weights come from. Raises ValueError where there is none that can be fine-tuned."""
     info = read_run_info(folder)
     if info is None:
         raise ValueError(f"--init-from {folder}: no run in this folder (no config.yaml)")
+    if config_class(info.model) is not CineMAConfig:
+        raise ValueError(f"--init-from {folder}, a run of --preset {info.options['preset']}: {NOT_YET}")
     return info
 
 

@@ -8,7 +8,7 @@ import pytest
 from forked import run
 
 from cinema_fast.bench_data import BenchDataConfig, Stage, limit
-from cinema_fast.bench_stages import drop_from_cache, io_counts
+from cinema_fast.bench_stages import drop_from_cache, io_counts, time_stages
 from cinema_fast.data.loading.dali import why_not_dali
 from cinema_fast.data.store.store import CineStore
 
@@ -66,6 +66,8 @@ def test_limit(wait, ms, expected):
 
 
 def test_bad_arguments(tmp_path):
+    with pytest.raises(ValueError, match=r"^--preset cmrfm-demo: bench data times the stages of CineMA and HeartMAE"):
+        time_stages(BenchDataConfig("data", tmp_path, preset="cmrfm-demo"))
     with pytest.raises(ValueError, match=r"--batch-size must be at least 1, got 0"):
         BenchDataConfig("data", tmp_path, batch_size=0)
     for value in (-1, math.inf):

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from embedding_files import KILL
 from forked import run
 from marks import slow
 from tiny_runs import write_store
@@ -120,6 +121,18 @@ def config_of(runs, store, out, **changes) -> EmbedConfig:
     return EmbedConfig(**{"run": runs["heartmae-tiny"], "store": store, "out": out, "device": "cpu"} | changes)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_study_is_the_mean_of_its_views(tiny_store, runs, tmp_path, preset):
+    for per in ("study", "view"):
+        embed(config_of(runs, tiny_store, tmp_path / f"{per}.parquet", run=runs[preset], per=per))
+    studies, rows = (pq.read_table(tmp_path / f"{per}.parquet").to_pylist() for per in ("study", "view"))
+    for study in studies:
+        own = [row for row in rows if row["study"] == study["study"]]
+        assert [row["view"] for row in own] == study["views"] and {row["sequence"] for row in own} == {"cine"}
+        np.testing.assert_allclose(np.mean([row["embedding"] for row in own], axis=0), study["embedding"], atol=1e-6)
+    assert len(rows) == 3 + 9 * 4 and np.ptp([row["embedding"] for row in rows[-4:]], axis=0).max() > 1e-3
+
+
 def test_threads_change_nothing_and_batches_next_to_nothing(tiny_store, runs, tmp_path):
     tables = []
     for at, changes in enumerate(({}, {"workers": 4}, {"batch_size": 3})):
@@ -128,19 +141,6 @@ def test_threads_change_nothing_and_batches_next_to_nothing(tiny_store, runs, tm
     assert tables[0].equals(tables[1], check_metadata=True)
     vectors = [np.array(table["embedding"].to_pylist()) for table in tables]
     np.testing.assert_allclose(vectors[2], vectors[0], rtol=0, atol=1e-5)
-
-
-KILL = """
-import os, signal
-import cinema_fast.cohort.embed as e
-e.STUDIES_PER_PART = 5
-replace = os.replace
-def watched(source, target):
-    if str(target).endswith({name!r}):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return replace(source, target)
-os.replace = watched
-"""
 
 
 @pytest.mark.parametrize(("name", "left"), [("part-000001.parquet", 2), slow("out.parquet", 0)])

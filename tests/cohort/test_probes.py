@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from cinema_fast.cohort.probes import FOLDS, PENALTIES, TEMPERATURE, constant_probe, knn_probe, linear_probe
+from cinema_fast.cohort.probes import FOLDS, PENALTIES, constant_probe, knn_probe, linear_probe
+from cinema_fast.metrics.knn import TEMPERATURE
 
 pytest.importorskip("sklearn")
 

@@ -19,12 +19,12 @@ def line(step: int, loss, **more) -> dict:
     return {"step": step, "loss": loss, "grad_norm": 2.0, "skipped": 0, "studies_per_s": 10.0, "data_wait": 0.0} | more
 
 
-def folder(path, lines=(), *, steps=100, evaluation=None, after="", **options):
+def folder(path, lines=(), *, steps=100, evaluation=None, after="", model=None, **options):
     """A run folder; after: what metrics.jsonl ends with."""
     (path / "report").mkdir(parents=True)
     run = {"out": str(path), "steps": steps, "lr": 1e-3, "views": ["sax", "lax_2c"], "mask": {"guidance": "none"}}
     store = {"studies": 8, "sha256": "ab" * 32}
-    config = {"run": run | options, "model": {"enc_depth": 2}, "store": store, "versions": {"torch": "2.13.0"}}
+    config = {"run": run | options, "model": model or {"enc_depth": 2}, "store": store, "versions": {"torch": "2.13.0"}}
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     (path / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines) + after)
     if evaluation:
@@ -90,8 +90,20 @@ def test_the_curves(two, tmp_path, monkeypatch):
     assert [text.get_text().strip() for text in axes.get_legend().get_texts()] == [
         "long", "long, held out 0.7500", "short",
     ]  # fmt: skip
+    assert axes.get_ylabel() == "masked loss (MSE)"
     picture = imread(tmp_path / "out" / "comparison.png")
     assert picture.shape[:2] == (540, 960) and picture[..., :3].std() > 0.05
+
+
+def test_distillation_is_compared_with_itself(two, tmp_path, monkeypatch):
+    ours = [folder(tmp_path / name, [line(1, 8.0)], model={"vit": {}}) for name in ("a", "b")]
+    figures, new = [], module.new_figure
+    monkeypatch.setattr(module, "new_figure", lambda *size: figures.append(new(*size)) or figures[-1])
+    compare_runs(ours, tmp_path / "out")
+    assert figures[0].axes[0].get_ylabel() == "distillation loss"
+    told = "compare: a is a run of pretrain by self-distillation, long one of pretrain by masked images, whose losses"
+    with pytest.raises(ValueError, match=told):
+        compare_runs([ours[0], two[0]])
 
 
 def test_runs_that_have_just_begun(tmp_path):

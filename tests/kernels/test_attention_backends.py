@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import attention_cases
 import pytest
 import torch
-from attention_cases import LENGTHS, check, make, offsets
+from attention_cases import IN_RUNS, LENGTHS, RUNS, check, make, offsets
 from torch._dynamo.backends.debugging import aot_eager
 from torch.nn.attention import SDPBackend
 
@@ -83,6 +83,22 @@ def test_auto_takes_the_fused_form_on_the_cpu_and_use_overrules_it(monkeypatch):
             sparse_attention(*args)
             sparse_attention(*args, backend="torch")
     assert taken == ["sdpa", "torch", "sdpa", "torch"]
+
+
+@pytest.mark.parametrize("form", ["sdpa", "torch"])
+def test_runs_of_equal_sequences_take_a_call_each(form, monkeypatch):
+    """As without `runs`, which take one sequence after another."""
+    shapes = []
+
+    def spy(function):
+        return lambda q, *args: (shapes.append(tuple(q.shape)), function(q, *args))[1]
+
+    monkeypatch.setitem(PEERS, "sdpa", (spy(PEERS["sdpa"][0]), PEERS["sdpa"][1]))
+    monkeypatch.setattr(sys.modules[sparse_attention.__module__], "sparse_attention_ref", spy(sparse_attention_ref))
+    bounds = {"max_q": 5, "max_k": 7, "backend": form}
+    check(*make(*IN_RUNS), *IN_RUNS, **bounds, runs=RUNS)
+    assert shapes == [(10, 2, 8), (6, 2, 8)]
+    check(*make(*IN_RUNS), *IN_RUNS, **bounds, runs=None)
 
 
 def test_use_may_name_the_operations_that_it_is_for():

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from attention_cases import LENGTHS, attention_by_loops, check, make, offsets
+from attention_cases import IN_RUNS, LENGTHS, RUNS, attention_by_loops, check, make, offsets
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from marks import in_full, slow_in_interpreter
@@ -65,6 +65,11 @@ def test_bounds_on_unequal_lengths(backend, device, name, more):
     inputs = make(lengths_q, lengths_k, torch.float32, device=device)
     bounds = {"max_q": max(lengths_q) + more, "max_k": max(lengths_k) + more}
     check(*inputs, lengths_q, lengths_k, **bounds, backend=backend)
+
+
+def test_runs_of_equal_sequences(backend, device):
+    inputs = make(*IN_RUNS, torch.float32, device=device)
+    check(*inputs, *IN_RUNS, max_q=5, max_k=7, runs=RUNS, backend=backend)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.3])

@@ -1,4 +1,4 @@
-"""`--init-from`: weights for the views that both have; what is taken, fresh and left is said."""
+"""`--init-from`: weights for the views that both have, or of student and teacher; what is taken is said."""
 
 from dataclasses import replace
 
@@ -10,6 +10,9 @@ from tiny_runs import FOUR
 import cinema_fast as cf
 from cinema_fast.methods.pretrain import pretrain
 from cinema_fast.methods.pretrain_config import PretrainConfig
+from cinema_fast.tasks.finetune import finetune
+from cinema_fast.tasks.finetune_config import FinetuneConfig
+from cinema_fast.tasks.finetuned_run import load_run
 from cinema_fast.train.run_info import LabelInfo, RunInfo, StoreInfo, read_run_info, write_run_info
 
 pytestmark = pytest.mark.usefixtures("no_report")
@@ -117,7 +120,7 @@ def test_folders_that_give_none(tiny_store, tmp_path):
         weights_of(**run, preset="cinema-demo")
     labels = LabelInfo({}, {"train": [], "val": [], "test": []}, [])
     write_run_info(tmp_path / "start", replace(info, labels=labels))
-    with pytest.raises(ValueError, match=r"start: a run of finetune, .* no decoder; expected a run of pretrain"):
+    with pytest.raises(ValueError, match=r"start: a run of finetune, .* no decoder.*; expected a run of pretrain"):
         weights_of(**run)
     assert not (tmp_path / "run").exists()
 
@@ -135,3 +138,72 @@ def test_a_resumed_run_does_not_begin_from_them_again(tiny_store, tmp_path):
     start.unlink()
     _, said = weights_of(tiny_store, tmp_path / "run", init_from=start, resume=True)
     assert len(said) == 1 and found.read_bytes() == before
+
+
+OF_DINO = {"preset": "cmrfm-demo", "batch_size": 1, "warmup": 0.0, "weight_decay": 0.0, "views": ("lax_4c",)}
+
+
+@pytest.fixture(scope="module")
+def distilled(tiny_store, tmp_path_factory):
+    """The folder of a run of self-distillation."""
+    out = tmp_path_factory.mktemp("distilled") / "run"
+    weights_of(tiny_store, out, seed=1, **OF_DINO)
+    return out
+
+
+def test_student_and_teacher_start_from_those_of_a_run(tiny_store, distilled, tmp_path):
+    start = load_file(distilled / "checkpoints" / "step-00000001.safetensors")
+    info = read_run_info(distilled)
+    write_run_info(distilled, replace(info, store=replace(info.store, orientation="patient")))
+    found, said = weights_of(tiny_store, tmp_path / "run", seed=2, init_from=distilled, **OF_DINO)
+    write_run_info(distilled, info)
+    whole = "student and teacher with their heads, and the centre"
+    assert said[0].endswith(f"weights of {distilled}, step 1: {whole}")
+    assert "images with other axes" in (tmp_path / "run" / "run.log").read_text()
+    found = load_file(found)
+    assert all(equal(tensor, start[name]) for name, tensor in found.items() if name != "centre")
+    assert not torch.equal(found["centre"], start["centre"])  # it has moved on from there
+    expected = 0.9 * start["centre"]  # and by a tenth of a mean of logits, which lie within -1 and 1
+    assert (found["centre"] - expected).abs().max() <= 0.1
+
+
+def test_a_backbone_starts_both(tiny_store, distilled, tmp_path):
+    start = load_file(distilled / "checkpoints" / "step-00000001.safetensors")
+    backbone = {n.removeprefix("teacher."): t for n, t in start.items() if n.startswith("teacher.backbone.")}
+    save_file(backbone, tmp_path / "public.safetensors")
+    fresh, _ = weights_of(tiny_store, tmp_path / "fresh", seed=2, **OF_DINO)
+    found, said = weights_of(
+        tiny_store, tmp_path / "run", seed=2, init_from=tmp_path / "public.safetensors", **OF_DINO
+    )
+    assert said[0].endswith("student and teacher start from its backbone, heads from random weights")
+    found, fresh = load_file(found), load_file(fresh)
+    for name in (name for name in found if name != "centre"):
+        rest = name.partition(".")[2]
+        assert equal(found[name], backbone[rest] if rest.startswith("backbone.") else fresh[name]), name
+
+
+def test_weights_of_another_method_are_refused(tiny_store, distilled, tmp_path):
+    mae, file = tmp_path / "mae", distilled / "checkpoints" / "step-00000001.safetensors"
+    weights, _ = weights_of(tiny_store, mae)
+    run = {"store": tiny_store, "out": tmp_path / "run"}
+    with pytest.raises(ValueError, match="a run of --preset cinema-tiny, but this run is of cmrfm-demo"):
+        weights_of(**run, init_from=mae, **OF_DINO)
+    with pytest.raises(ValueError, match=rf"the weights in {weights} are of CineMA or HeartMAE .* ViT by DINO"):
+        weights_of(**run, init_from=weights, **OF_DINO)
+    with pytest.raises(ValueError, match="a run of --preset cmrfm-demo, but this run is of cinema-tiny"):
+        weights_of(**run, init_from=distilled)
+    with pytest.raises(ValueError, match=rf"{file} has weights of the views \(none\)"):
+        weights_of(**run, init_from=file)
+    assert not (tmp_path / "run").exists()
+
+
+def test_fine_tuning_is_not_supported_yet(tiny_store, distilled, tmp_path):
+    options = {"data": tiny_store, "out": tmp_path / "run", "steps": 1, "task": "segmentation", "device": "cpu"}
+    told = r"fine-tuning DINO's models \(cmrfm-\*\) is not supported yet, only CineMA's and HeartMAE's"
+    with pytest.raises(ValueError, match=f"--init-from {distilled}, a run of --preset cmrfm-demo: {told}"):
+        finetune(FinetuneConfig(**options, init_from=distilled))
+    with pytest.raises(ValueError, match=f"--preset cmrfm-demo: {told}"):
+        FinetuneConfig(**options, preset="cmrfm-demo")
+    with pytest.raises(ValueError, match=f"{distilled} is a run of pretrain with --preset cmrfm-demo, .*: {told}"):
+        load_run(distilled)
+    assert not (tmp_path / "run").exists()

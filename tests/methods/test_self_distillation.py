@@ -23,7 +23,7 @@ from tiny_dino import IN_A_PROCESS, TINY, config_of, words
 from tiny_runs import FOUR, metrics, write_store
 from tolerances import assert_same_training
 
-from cinema_fast.data.loading.crops import CropRecipe, cut_crops
+from cinema_fast.data.loading.crops import CropOptions, CropRecipe, cut_crops
 from cinema_fast.data.loading.image_choice import choose_images
 from cinema_fast.data.loading.loader import LoaderError, read_batch
 from cinema_fast.data.loading.sampler import Sampler
@@ -349,6 +349,8 @@ DINO_OPTIONS = {
          r"^--dino\.teacher-temp-warmup has no effect where --dino\.teacher-temp stays the same"),
         ({"dino": DistillConfig(knn_every=5)}, r"^--dino\.knn-every has no effect without --holdout or --split"),
         ({"preset": "cinema-tiny", "dino": DistillConfig(images=2)}, r"^--dino\.images has no effect on --preset cin"),
+        ({"preset": "cinema-tiny", "crop": CropOptions(flip=0.0), "dino": DistillConfig()},
+         r"^--crop\.flip has no effect on --preset cinema-tiny"),
         ({"mask_ratio": 0.5}, "^--mask-ratio has no effect on --preset cmrfm-tiny"),
         ({"decode_ratio": 0.5}, "^--decode-ratio has no effect"),
         ({"mask": MaskConfig("motion")}, r"^--mask\.guidance has no effect on --preset cmrfm-tiny"),
@@ -464,12 +466,13 @@ def test_it_starts_from_another_run(tiny_store, tmp_path, no_report):
         pretrain(config_of(tiny_store, out, init_from=start, **still))
         found = last_weights(out, 1)
         assert all(torch.allclose(found[name], t, atol=1e-8) for name, t in first.items() if name != "centre")
-        assert re.search(r"weights of .*: student, teacher and centre", (out / "run.log").read_text())
+        said = r"weights of .*: student and teacher with their heads, and the centre"
+        assert re.search(said, (out / "run.log").read_text())
     pretrain(PretrainConfig(tiny_store, tmp_path / "mae", 1, preset="cinema-tiny", device="cpu", batch_size=2))
     weights = tmp_path / "mae" / "checkpoints" / "step-00000001.safetensors"
     for start, said in ((tmp_path / "mae", "a run of --preset cinema-tiny, but this run is of cmrfm-tiny"),
-                        (weights, "expected weights of a run of --preset cmrfm-tiny, with student")):  # fmt: skip
-        with pytest.raises(ValueError, match=f"--init-from .*: {said}"):
+                        (weights, r"are of CineMA or HeartMAE .*; expected those of a ViT by DINO")):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
             pretrain(config_of(tiny_store, tmp_path / "third", init_from=start))
     assert not (tmp_path / "third").exists()
 

@@ -1,4 +1,4 @@
-"""CineMAConfig: what it derives, what it refuses and how it says so; the published sizes."""
+"""Configurations: what they derive, what they refuse and how they say so; the published sizes."""
 
 import copy
 import dataclasses
@@ -205,11 +205,78 @@ def test_heartmae_presets():
 
 def test_presets_lists_what_preset_knows():
     assert set(SIZES) <= set(cf.presets())
-    assert all(isinstance(cf.preset(name), cf.CineMAConfig) for name in cf.presets())
+    for name in cf.presets():
+        assert type(cf.preset(name)) is (cf.DINOConfig if name.startswith("cmrfm-") else cf.CineMAConfig)
     with pytest.raises(ValueError, match=r"'cinema-bse'; did you mean 'cinema-base'\?"):
         cf.preset("cinema-bse")
     with pytest.raises(ValueError, match=r"unknown preset 'x' \(known: cinema-tiny"):
         cf.preset("x")
+
+
+def test_cmrfm_presets():
+    """ViT-S/8 and head of Jacob et al., parameter by parameter."""
+    small, demo = cf.preset("cmrfm-small8"), cf.preset("cmrfm-demo")
+    assert small.vit == cf.ViTConfig(
+        in_chans=1, embed_dim=384, depth=12, n_heads=6, patch_size=8, image_size=192, drop_path=0.1,
+        mean=0.25, deviation=0.25,
+    )  # fmt: skip
+    assert small == cf.DINOConfig(
+        vit=small.vit, prototypes=65536, head_hidden=2048, bottleneck=256, norm_last_layer=True, n_local=8,
+        local_size=96, student_temp=0.1, centre_momentum=0.9,
+    )  # fmt: skip
+    with torch.device("meta"):
+        vit, model = cf.ViT(small.vit), cf.DINO(small)
+    block = 12 * 384**2 + 13 * 384  # qkv, proj and MLP; their biases and the norms
+    backbone = 12 * block + (64 + 1) * 384 + (1 + 1 + 24**2) * 384 + 2 * 384
+    head = 384 * 2048 + 2048**2 + 2048 * 256 + 2 * 2048 + 256 + 65536 * 256 + 65536
+    assert sum(p.numel() for p in vit.parameters()) == backbone
+    assert sum(p.numel() for p in model.parameters()) == 2 * (backbone + head)
+    assert demo.prototypes == 4096 and demo.vit.image_size == 64
+
+
+def test_dino_configs_come_back_from_plain_values():
+    for name in ("cmrfm-small8", "cmrfm-demo"):
+        config = cf.preset(name)
+        again = config_from_dict(json.loads(json.dumps(dataclasses.asdict(config))))
+        assert again == config and hash(again) == hash(config) and pickle.loads(pickle.dumps(config)) == config
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.prototypes = 3
+    with pytest.raises(ValueError, match="ViTConfig has no field 'width'"):
+        config_from_dict({"vit": {"width": 3}})
+    with pytest.raises(ValueError, match="DINOConfig has no field 'width'"):
+        config_from_dict({"vit": {}, "width": 3})
+    config = cf.ViTConfig(depth=np.int64(3))
+    assert type(config.depth) is int and config == cf.ViTConfig(depth=3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        (cf.ViTConfig, {"in_chans": 0}, "in_chans: expected a whole number of at least 1, got 0"),
+        (cf.ViTConfig, {"depth": 2.0}, "depth: expected a whole number of at least 1, got 2.0"),
+        (cf.ViTConfig, {"n_heads": True}, "n_heads: expected a whole number"),
+        (cf.ViTConfig, {"embed_dim": 100}, "embed_dim: 100 is not 6 heads of a multiple of 8"),
+        (cf.ViTConfig, {"image_size": 100}, "image_size: 100 is not a multiple of the patch, 8"),
+        (cf.ViTConfig, {"drop_path": 1}, "drop_path: expected a number from 0 to below 1, got 1"),
+        (cf.ViTConfig, {"drop_path": "no"}, "drop_path: expected a number from 0 to below 1, got 'no'"),
+        (cf.ViTConfig, {"mean": float("nan")}, "mean: expected a number that is finite, got nan"),
+        (cf.ViTConfig, {"deviation": 0}, "deviation: expected a number above 0, got 0"),
+        (cf.DINOConfig, {"prototypes": "9"}, "prototypes: expected a whole number of at least 1, got '9'"),
+        (cf.DINOConfig, {"n_local": -1}, "n_local: expected a whole number of at least 0, got -1"),
+        (cf.DINOConfig, {"local_size": 20}, "local_size: 20 is not a multiple of the patch, 8"),
+        (cf.DINOConfig, {"norm_last_layer": 1}, "norm_last_layer: expected True or False, got 1"),
+        (cf.DINOConfig, {"student_temp": 0}, "student_temp: expected a number above 0, got 0"),
+        (cf.DINOConfig, {"student_temp": "1"}, "student_temp: expected a number above 0, got '1'"),
+        (cf.DINOConfig, {"centre_momentum": 1.1}, "centre_momentum: expected a number from 0 to 1, got 1.1"),
+        (cf.DINOConfig, {"centre_momentum": None}, "centre_momentum: expected a number from 0 to 1, got None"),
+        (cf.DINOConfig, {"vit": 3}, "vit: expected a ViTConfig, got 3"),
+    ],
+    ids=lambda x: str(x)[:60],
+)
+def test_dino_configs_name_the_field(kind, change, message):
+    with pytest.raises(ValueError) as error:
+        kind(**change)
+    assert str(error.value).startswith(f"{kind.__name__}.{message}")
 
 
 def test_cinema_base_has_the_published_number_of_parameters():

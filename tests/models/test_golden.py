@@ -1,25 +1,19 @@
 """The model against files made by running the CineMA reference: loss, predictions, gradients, features."""
 
 import json
-from collections import Counter
-from contextlib import contextmanager
 
 import pytest
 import torch
+from golden_files import all_launched, launches_of, part, relative, relative_rms
 from marks import in_full, slow_in_interpreter
 
 import cinema_fast as cf
-from cinema_fast import kernels
-from cinema_fast.kernels import OPERATIONS
 
 CASES = ("tiny", "sax_only", "norm_other_size")
 CPU_BACKENDS = ("native",)
 NOT_CONFIG = ("name", "batch", "mask_ratio")
 IN_FEATURES = {"patch_embed", "sparse_depthwise_conv", "sparse_attention"}
-IN_STEP = {
-    launch for name in (*IN_FEATURES, "assemble_queries", "masked_mse")
-    for launch in (*OPERATIONS[name].launches, *OPERATIONS[name].backward)
-}  # fmt: skip
+IN_STEP = launches_of(*IN_FEATURES, "assemble_queries", "masked_mse")
 
 
 def load_case(shared, name, device="cpu"):
@@ -31,34 +25,12 @@ def load_case(shared, name, device="cpu"):
     return config, tensors
 
 
-def part(tensors, prefix):
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def relative(actual, expected):
-    return float((actual.detach() - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
-
-
-def relative_rms(actual, expected):
-    return float((actual - expected).norm() / expected.norm().clamp(min=1e-30))
-
-
 def step(model, images, masks):
     plan = {v: cf.TokenPlan.from_mask(mask) for v, mask in masks.items()}
     model.zero_grad()
     out = model(images, plan)
     out.loss.backward()
     return out
-
-
-@contextmanager
-def all_launched(backend, operations):
-    """Everything in the block runs on `backend`; if that is Triton, each of `operations` must launch its kernel."""
-    before = Counter(kernels.launches())
-    with kernels.use(backend):
-        yield
-    missing = operations - (Counter(kernels.launches()) - before).keys()
-    assert backend != "triton" or not missing, f"did not launch: {missing}"
 
 
 @pytest.mark.parametrize("name", in_full(sorted(CASES, key=lambda name: name != "norm_other_size")))

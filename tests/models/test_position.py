@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tolerances import assert_close
 
-from cinema_fast.models.position import resize_table, sincos_table
+from cinema_fast.models.position import resize_learned_table, resize_table, sincos_table
 
 GRIDS = {"square": (4, 4), "wide": (3, 5), "one": (1, 1), "volume": (2, 3, 4), "cine": (2, 3, 1, 4)}
 
@@ -83,3 +83,32 @@ def test_a_constant_table_stays_constant(grid, new_grid):
     table = torch.full((1, math.prod(grid), 2), 1.25, dtype=torch.float64)
     resized = resize_table(table, grid, new_grid)
     assert_close(resized, torch.full((1, math.prod(new_grid), 2), 1.25, dtype=torch.float64))
+
+
+def public_interpolation(table, side, grid):
+    """As DINO's code does it, on the table viewed as an image."""
+    image = table[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    factors = tuple((new + 0.1) / side for new in grid)
+    resized = F.interpolate(image, scale_factor=factors, mode="bicubic")
+    assert resized.shape[2:] == grid
+    return torch.cat([table[:, :1], resized.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("grid", [(3, 3), (7, 2), (5, 9), (1, 1)])
+def test_a_learned_table_in_value_and_gradient(grid, dtype):
+    table = random_table(6, (26,)).requires_grad_()
+    upstream = torch.randn(1, 1 + math.prod(grid), 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    expected = public_interpolation(table, 5, grid)
+    leaf = table.detach().to(dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):  # which it ignores
+        found = resize_learned_table(leaf, 5, grid)
+    assert_close(found, expected)
+    (want,) = torch.autograd.grad(expected, table, upstream)
+    (grad,) = torch.autograd.grad(found, leaf, upstream.to(dtype))
+    assert_close(grad, want)
+
+
+def test_a_learned_table_of_the_same_grid_is_the_table():
+    table = random_table(6, (26,))
+    assert resize_learned_table(table, 5, (5, 5)) is table

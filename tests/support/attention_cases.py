@@ -6,6 +6,7 @@ import math
 import torch
 from tolerances import assert_close
 
+from cinema_fast.kernels.packed_sequences import Runs
 from cinema_fast.kernels.sparse_attention import sparse_attention
 
 # lengths of the sequences, in queries and in keys
@@ -22,6 +23,10 @@ LENGTHS = {
     "no key at all": ([2, 3], [0, 0]),
     "past a power of two": ([33, 65], [65, 17]),
 }
+
+# two runs of equally long sequences, and their lengths
+RUNS = Runs(((2, 5), (3, 2))), Runs(((2, 4), (3, 7)))
+IN_RUNS = [5, 5, 2, 2, 2], [4, 4, 7, 7, 7]
 
 
 def offsets(lengths, device="cpu"):

@@ -7,14 +7,26 @@ import numpy as np
 from cinema_fast.cohort import embed
 from cinema_fast.cohort.embedding import Embedding
 
+# code that kills `embed` as it names the file NAME, after parts of five studies
+KILL = """
+import os, signal
+import cinema_fast.cohort.embed as e
+e.STUDIES_PER_PART = 5
+replace = os.replace
+def watched(source, target):
+    if str(target).endswith({name!r}):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(source, target)
+os.replace = watched
+"""
 METADATA = {"preset": "cinema-tiny", "step": "7", "skipped": "{}"}
 
 
 def write_embeddings(path: Path, vectors: np.ndarray, studies: list[str] | None = None) -> list[str]:
     """Vectors (n, D) under the names `studies`, by default s000, s001, ...; returns the names."""
     studies = studies or [f"s{i:03d}" for i in range(len(vectors))]
-    rows = [Embedding(s, v.astype(np.float32), ("sax",), 4) for s, v in zip(studies, vectors)]
-    embed._write_part(path, rows, vectors.shape[1], METADATA)
+    rows = [Embedding(study, {"sax": vector}, 4) for study, vector in zip(studies, vectors)]
+    embed._write_part(path, embed.study_columns(rows), vectors.shape[1], METADATA)
     return studies
 
 

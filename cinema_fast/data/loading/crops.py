@@ -9,12 +9,14 @@ not depend on the rest of its batch.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ...common.checks import check
 from ...kernels.augment_images.torch_form import beyond, min_max
 from ...kernels.philox import philox4x32
 from .image_choice import Images
@@ -25,56 +27,72 @@ N_GLOBAL = 2
 FOR_CROPS = 0x8000_0200
 TRIES = 10
 CUBIC = -0.5  # Keys' cubic convolution with the parameter of antialiased bicubic resizing in PyTorch and PIL
+NO_BLUR = 1e4  # in place of 1 / (2 sigma^2): exp(-1e4) is 0 in float32, so the matrix of the blur is the identity
 
 
 @dataclass(frozen=True)
-class CropRecipe:
-    """How crops are drawn; the defaults are DINO's, and sizes the paper's (Jacob et al., arXiv 2410.01665).
+class CropOptions:
+    """How the crops of self-distillation (presets cmrfm-*) are drawn; the defaults are DINO's."""
 
-    Raises ValueError naming the field that is out of range.
-    """
-
-    # sides of a global and of a local crop in pixels
-    global_size: int = 192
-    local_size: int = 96
-    # local crops of an image
-    n_local: int = 8
-    # smallest and largest share of the image's area that a global and a local crop shows
+    # smallest and largest share of an image's area that a global crop shows
     global_area: tuple[float, float] = (0.4, 1.0)
+    # the same of a local crop
     local_area: tuple[float, float] = (0.05, 0.4)
-    # smallest and largest ratio of a box's sides, X to Y
+    # smallest and largest ratio of a crop's sides in the image, X to Y
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     # probability that a crop is mirrored along X
     flip: float = 0.5
-    # probability that a crop's brightness and contrast change, and by which share of themselves at most
+    # probability that a crop's brightness and contrast change
     jitter: float = 0.8
+    # largest change of the brightness, as a share of it
     brightness: float = 0.4
+    # largest change of the contrast, as a share of it
     contrast: float = 0.4
-    # probability of a blur of the first global crop, of the second, and of each local one
+    # probability of a blur: of the first global crop, of the second, of each local one
     blur: tuple[float, float, float] = (1.0, 0.1, 0.5)
-    # smallest and largest standard deviation of the blur's Gaussian, in pixels of the crop
+    # smallest and largest standard deviation of the blur, in pixels of the crop
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    # probability that the second global crop is solarised: its brightness x of 0.5 and more becomes 1 - x
+    # probability that the second global crop is solarised: a brightness x of 0.5 and more becomes 1 - x
     solarise: float = 0.2
 
-    def __post_init__(self):
-        for name, least in (("global_size", 1), ("local_size", 1), ("n_local", 0)):
-            self._require(name, getattr(self, name) >= least, f"must be at least {least}")
-        for name in ("global_area", "local_area"):
-            low, high = getattr(self, name)
-            self._require(name, 0 < low <= high <= 1, "takes LOW HIGH with 0 < LOW <= HIGH <= 1")
-        for name in ("aspect", "blur_sigma"):
-            low, high = getattr(self, name)
-            self._require(name, 0 < low <= high < math.inf, "takes LOW HIGH with 0 < LOW <= HIGH")
-        for name in ("flip", "jitter", "solarise"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "is a probability, between 0 and 1")
-        self._require("blur", all(0 <= share <= 1 for share in self.blur), "takes three probabilities, between 0 and 1")
-        for name in ("brightness", "contrast"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "must lie in 0..1")
+    def validate(self) -> None:
+        """Raise ValueError naming the option that is out of range.
 
-    def _require(self, name: str, valid: bool, must: str) -> None:
-        if not valid:
-            raise ValueError(f"CropRecipe.{name} {must}, got {getattr(self, name)}")
+        The config that holds this one calls it, so that the command line reports the error in one line.
+        """
+        ours = partial(check, self, prefix="crop.")
+        ours("global_area", "local_area", valid=lambda x: len(x) == 2 and 0 < x[0] <= x[1] <= 1,
+             must="takes LOW HIGH with 0 < LOW <= HIGH <= 1")  # fmt: skip
+        ours("aspect", "blur_sigma", valid=lambda x: len(x) == 2 and 0 < x[0] <= x[1] < math.inf,
+             must="takes LOW HIGH with 0 < LOW <= HIGH")  # fmt: skip
+        ours("flip", "jitter", "solarise", valid=lambda x: 0 <= x <= 1, must="is a probability, between 0 and 1")
+        ours("blur", valid=lambda x: len(x) == 3 and all(0 <= share <= 1 for share in x),
+             must="takes three probabilities, between 0 and 1")  # fmt: skip
+        ours("brightness", "contrast", valid=lambda x: 0 <= x <= 1, must="must lie in 0..1")
+
+    def to_dict(self) -> dict:
+        """Plain values for YAML and checkpoints."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class CropRecipe(CropOptions):
+    """`CropOptions` with the crops' sizes; the defaults are those of Jacob et al. (arXiv 2410.01665).
+
+    global_size, local_size: sides of the crops in pixels. n_local: local crops of an image.
+
+    Raises ValueError naming what is out of range.
+    """
+
+    global_size: int = 192
+    local_size: int = 96
+    n_local: int = 8
+
+    def __post_init__(self):
+        self.validate()
+        for name, least in (("global_size", 1), ("local_size", 1), ("n_local", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"CropRecipe.{name} must be at least {least}, got {getattr(self, name)}")
 
 
 class CropDraws(NamedTuple):
@@ -94,15 +112,12 @@ class CropDraws(NamedTuple):
     solarise: Tensor
 
 
-NO_BLUR = 1e4  # exp(-1e4) is 0 in float32, and the matrix of the blur is the identity
-
-
 def cut_crops(images: Images, recipe: CropRecipe, *, step: Tensor, seed: int) -> list[Tensor]:
     """The crops of N images, each of which is scaled to [0, 1] by its own range first (a constant image to 0).
 
     A box is resized as by `interpolate(image[box], mode="bicubic", antialias=True)` and clamped to [0, 1]; pixels
-    beyond it are not seen. It is mirrored along X, the first axis, which is the horizontal one of a stored image (X, Y)
-    as it is in DINO's. Brightness is scaled, then contrast about the crop's mean, with a clamp after each. The
+    beyond it are not seen. It is mirrored along X: DINO mirrors horizontally, and that is the first axis of a stored
+    image (X, Y). Brightness is scaled, then contrast about the crop's mean, with a clamp to [0, 1] after each. The
     Gaussian of the blur is normalised within the crop, so that its border stays as bright as it is.
 
     Args:
