@@ -192,7 +192,7 @@ def _commands() -> dict[str, Callable[..., int]]:
         return 0
 
     def pretrain(config: Annotated[PretrainConfig, plain], print_config: bool = False) -> int:
-        """Pre-train a masked autoencoder on a cine store: CineMA on single frames of all views, HeartMAE on clips.
+        """Pre-train on a cine store: CineMA on frames of all views, HeartMAE on clips, DINO (cmrfm-*) on single images.
 
         Args:
             config: the run.

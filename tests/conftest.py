@@ -75,7 +75,8 @@ def device():
 @pytest.fixture
 def no_report(monkeypatch):
     """Pre-training runs write no pictures and no evaluation, which take longer than a few steps."""
-    monkeypatch.setattr("cinema_fast.methods.mae.write_report", lambda *_, **__: [])
+    for method in ("mae", "dino"):
+        monkeypatch.setattr(f"cinema_fast.methods.{method}.write_report", lambda *_, **__: [])
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,13 @@ LOSSES = {  # {kind of run: its loss}
     "pretrain by self-distillation": "distillation loss",
 }
 WIDTH, LONG = 110, 28  # at most this many letters in a line, and in a cell
+_EVALUATED = {  # of evaluation.json: {name: (label, format)}
+    "loss": ("held-out loss", ".5f"), "ratio": ("held-out loss / that of the mean patch", ".3f"),
+    "knn_view": ("k-NN accuracy of the view, held out", ".3f"),
+    "knn_plane": ("k-NN accuracy of the plane, held out", ".3f"),
+    "knn_sequence": ("k-NN accuracy of the sequence, held out", ".3f"),
+    "feature_rank": ("feature rank, held out", ".4g"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -170,9 +177,7 @@ def _figures(run: Run, shared: int | None) -> dict[str, str]:
         found["best validation"] = f"step {best['step']}"
         values |= {f"{name}, there": (value, ".4g") for name, value in best.items()
                    if name == "score" or name.startswith("val_")}  # fmt: skip
-    if run.evaluation:
-        values["held-out loss"] = (run.evaluation["loss"], ".5f")
-        values["held-out loss / that of the mean patch"] = (run.evaluation["ratio"], ".3f")
+    values |= {label: ((run.evaluation or {}).get(name), how) for name, (label, how) in _EVALUATED.items()}
     return found | {label: format(value, how) for label, (value, how) in values.items() if value is not None}
 
 
@@ -210,9 +215,8 @@ def _evaluation(path: Path, unread: list[str]) -> dict | None:
     if not file.exists():
         return None
     try:
-        found = read_json(file)
-        return {name: float(found[name]) for name in ("loss", "ratio")}
-    except (ValueError, KeyError, TypeError) as error:
+        return {name: float(value) for name, value in read_json(file).items() if name in _EVALUATED}
+    except (ValueError, AttributeError, TypeError) as error:
         unread.append(f"report/{file.name} cannot be read ({type(error).__name__}: {error})")
         return None
 

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..common.naming import count_studies, sizes_in_words
+from ..common.naming import count_studies, counted, named, sizes_in_words
 from ..data.loading.augmentation import AugmentConfig
 from ..data.loading.batch import Batch
 from ..data.loading.crops import CropRecipe, cut_crops
@@ -19,9 +19,13 @@ from ..models.config import DINOConfig
 from ..models.dino import DINO
 from ..models.dino_optimizer import DINOOptimizer
 from ..models.dino_weights import load_dino_start
+from ..train.log import RunLog
 from ..train.method import Method, Place
 from ..train.setup import describe_run, largest_frames, unused_split
 from .collapse import CollapseWatch
+from .dino_evaluation import Evaluation, evaluate
+from .dino_report import write_report
+from .finishing import survived
 from .initial_run import initial_run
 from .pretrain_config import PretrainConfig
 from .registry import method_for
@@ -38,8 +42,6 @@ class SelfDistillation(Method):
     options: PretrainConfig
 
     def __init__(self, options: PretrainConfig, preset: DINOConfig, place: Place):
-        if options.parallel == "fsdp":
-            raise ValueError(f"--parallel fsdp: {options.preset} is small, replicate it: --parallel ddp")
         if preset.vit.in_chans != 1:
             raise ValueError(f"preset {options.preset!r} has {preset.vit.in_chans} channels, stored images have one")
         self.options, self.place, self.store = options, place, CineStore(options.data)
@@ -67,10 +69,15 @@ class SelfDistillation(Method):
         self._weight_decay = self._schedule(_half_cosine(options.weight_decay, dino.weight_decay_end, steps))
         self._momentum = self._schedule(_half_cosine(dino.momentum, 1.0, steps))
         self._frozen_steps = round(dino.freeze_last_layer * steps)
-        # sums over the micro-batches of a step, and over the steps since the last line of metrics.jsonl
-        self._teacher_mean = torch.zeros(1, preset.bottleneck, device=place.device)
-        self._sums = torch.zeros(3, device=place.device)  # teacher entropy, KL to the mean, micro-batches
+        # the teacher's mean output, entropy and KL to the mean, summed over the micro-batches of a step
+        self._of_step = torch.zeros(preset.bottleneck + 2, device=place.device)
+        # entropy, KL and 1, summed over the updates made since the last line of metrics.jsonl
+        self._sums = torch.zeros(3, device=place.device)
         self._watch = CollapseWatch(preset.prototypes)
+        self._unreadable: dict[str, str] = {}
+        self._evaluation: Evaluation | None = None  # the last one of this process
+        fewer = f"fewer --dino.images (now {dino.images}), or " * (dino.images > 1)
+        self.memory = {"smaller": f"with {fewer}a smaller --preset"}
 
     def _schedule(self, values: np.ndarray) -> Tensor:
         """A value for each step, on the device, so that a recorded step reads its own."""
@@ -96,12 +103,8 @@ class SelfDistillation(Method):
         crops = cut_crops(images, self._recipe, step=step, seed=options.seed)
         with self.place.autocast():
             out = model(crops, self._temperature[step].squeeze(), update_centre=False)
-        self._teacher_mean += out.teacher_mean
-        self._sums += torch.stack([*out.metrics.values(), torch.ones_like(out.loss.detach())])
+        self._of_step += torch.cat([out.teacher_mean.flatten(), torch.stack(list(out.metrics.values()))])
         return out.loss
-
-    def units(self, model: DINO) -> Sequence[nn.Module]:
-        return model.student.backbone.blocks
 
     def optimizer(self, model: DINO) -> DINOOptimizer:
         return model.optimizer()
@@ -116,11 +119,17 @@ class SelfDistillation(Method):
         optimizer.zero_grad(set_to_none=True)
         return torch.cat([loss.view(1), norm_made])
 
-    def after_update(self, model: DINO, step: Tensor) -> None:
-        mean = self.place.ranks.mean_(self._teacher_mean / self.options.accumulate)
-        model.update_centre(mean)
-        model.update_teacher(self._momentum[step].squeeze())
-        self._teacher_mean.zero_()
+    def after_update(self, model: DINO, step: Tensor, made: Tensor) -> None:
+        """A skipped update leaves teacher, centre and figures as they are."""
+        mean = self.place.ranks.mean_(self._of_step / self.options.accumulate)
+        teacher_mean, figures = mean.split([len(mean) - 2, 2])
+        centre = model.centre.clone()
+        model.update_centre(teacher_mean.unsqueeze(0))
+        model.centre.copy_(torch.where(made > 0, model.centre, centre))
+        model.update_teacher(1 - made * (1 - self._momentum[step].squeeze()))
+        summed = self._sums + torch.cat([figures, made.view(1)])
+        self._sums.copy_(torch.where(made > 0, summed, self._sums))
+        self._of_step.zero_()
 
     def state(self) -> dict:
         return {"sums": self._sums, "watch": self._watch.state()}
@@ -144,13 +153,55 @@ class SelfDistillation(Method):
         )
         yield from unused_split(options.data, options.split)
 
-    def figures(self, model: DINO, step: int, say: Callable[[str], None]) -> dict[str, float]:
-        entropy, kl, count = self._sums.tolist()
+    def figures(self, model: DINO, step: int, say: Callable[[str], None]) -> dict[str, float | None]:
+        """"teacher_entropy" and "kl_to_mean" [nats], means over the updates made since the last line, micro-batches and
+        ranks. In the first line after each `dino.knn_every` steps and in the last one, where studies are held out, also
+        the numbers of an `Evaluation`."""
+        *sums, made = self._sums.tolist()
         self._sums.zero_()
-        figures = {"teacher_entropy": entropy / count, "kl_to_mean": kl / count}
-        if warning := self._watch.add(step, **figures):
+        figures = {name: total / made if made else None for name, total in zip(("teacher_entropy", "kl_to_mean"), sums)}
+        if made and (warning := self._watch.add(step, **figures)):
             say(warning)
+        due = step == self.options.steps or step % self.options.dino.knn_every < self.options.log_every
+        if due and self.held_out and self.place.ranks.main and (found := self._evaluate(model, say)):
+            figures |= {name: value for name, value in asdict(found).items() if name != "studies"}
         return figures
+
+    def _evaluate(self, model: DINO, say: Callable[[str], None]) -> Evaluation | None:
+        """Evaluate the teacher on the held-out studies. Studies that cannot be read are named the first time, or with
+        `strict` raise LoaderError."""
+        place, unreadable = self.place, None if self.options.strict else {}
+        self._evaluation = evaluate(
+            model.teacher.backbone, self.store, tuple(self.sizes), self.training, self.held_out, device=place.device,
+            precision=place.precision, unreadable=unreadable,
+        )  # fmt: skip
+        self._name(unreadable or {}, say)
+        return self._evaluation
+
+    def _name(self, unreadable: dict[str, str], say: Callable[[str], None]) -> None:
+        """Say which studies cannot be read, and were not named before."""
+        fresh = [f"{study}: {why}" for study, why in unreadable.items() if study not in self._unreadable]
+        self._unreadable |= unreadable
+        if fresh:
+            say(f"cannot be read, so neither evaluated nor drawn ({len(fresh)}):\n  " + named(fresh, "\n  "))
+
+    def finish(self, model: DINO, log: RunLog) -> Evaluation | None:
+        """Say what the evaluation after the last step found, and draw the pictures. Raises LoaderError only with
+        `strict`; other errors are logged, and the run counts as finished."""
+        options, place = self.options, self.place
+        with survived("evaluation", log, strict=options.strict):
+            if self.held_out and (found := self._evaluation or self._evaluate(model, log.say)):
+                log.say(f"{counted(found.studies, 'held-out study', 'held-out studies')}: {found}")
+        unreadable = None if options.strict else {}
+        with survived("report", log, strict=options.strict):
+            pictures = write_report(
+                options.out, model.teacher.backbone.eval(), self.store, tuple(self.sizes),
+                self.held_out or self.training, self._recipe, step=options.steps - 1, seed=options.seed,
+                device=place.device, precision=place.precision, evaluation=self._evaluation, unreadable=unreadable,
+            )  # fmt: skip
+            log.say(f"pictures: {', '.join(map(str, pictures)) or 'none, no study can be read'}")
+        self._name(unreadable or {}, log.say)
+        return self._evaluation
 
 
 def _half_cosine(start: float, end: float, steps: int) -> np.ndarray:

@@ -4,6 +4,7 @@ An image is the middle slice of a view's first frame, the largest central square
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ..common.sequences import sequence_of
 from ..common.views import plane_of
 from ..data.loading.crops import central_squares
+from ..data.loading.loader import LoaderError
 from ..data.store.store import CineStore, StoreError
 from ..metrics.knn import weighted_knn
 from ..models.precision import autocast
@@ -21,17 +23,53 @@ STUDIES = 64  # at most so many of either part are read
 BATCH = 64
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """studies: number of evaluated studies. knn_view, knn_plane, knn_sequence: share of their images whose view, plane
+    and sequence the nearest training images give. feature_rank: of their features, see `feature_rank`."""
+
+    studies: int
+    knn_view: float
+    knn_plane: float
+    knn_sequence: float
+    feature_rank: float
+
+    def __str__(self) -> str:
+        return (
+            f"k-NN accuracy of the view {self.knn_view:.3f}, plane {self.knn_plane:.3f}, sequence "
+            f"{self.knn_sequence:.3f}; feature rank {self.feature_rank:.4g}"
+        )
+
+
 def stored_images(
-    store: CineStore, views: Sequence[str], studies: Sequence[str]
-) -> Iterator[tuple[str, str, Tensor]]:
-    """(study, view, image (X, Y) uint8) of the studies; those that cannot be read are left out."""
+    store: CineStore, views: Sequence[str], studies: Sequence[str], unreadable: dict[str, str] | None
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(study, {view: image (X, Y) uint8}) of the studies, with those of their views that are among `views`.
+
+    unreadable: a dict that receives {study: why} for studies that cannot be read, which are left out. None: such a
+    study raises LoaderError.
+    """
     for study in studies:
-        for view in (view for view in store.views(study) if view in views):
-            try:
+        shown = {}
+        try:
+            for view in (view for view in store.views(study) if view in views):
                 frame = torch.from_numpy(store.read_frame(study, view, 0))
-            except (StoreError, OSError):
-                continue
-            yield study, view, frame if frame.ndim == 2 else frame[..., frame.shape[-1] // 2]
+                shown[view] = frame if frame.ndim == 2 else frame[..., frame.shape[-1] // 2]
+        except (StoreError, OSError) as error:
+            if unreadable is None:
+                raise LoaderError(f"study {study}: {error}") from error
+            unreadable[study] = str(error)
+            continue
+        yield study, shown
+
+
+def padded(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Images (X, Y) uint8 of any sizes as pixels (N, X, Y) uint8, zeros beyond their extent (N, 2) int64."""
+    extent = torch.tensor([image.shape for image in images])
+    pixels = torch.zeros(len(images), *extent.amax(0).tolist(), dtype=torch.uint8)
+    for place, image in zip(pixels, images):
+        place[: image.shape[0], : image.shape[1]] = image
+    return pixels, extent
 
 
 @torch.no_grad()
@@ -41,12 +79,8 @@ def class_tokens(
     """(N, D) float32 on the CPU, of images (X, Y) uint8 of any sizes."""
     found = []
     for start in range(0, len(images), BATCH):
-        part = images[start : start + BATCH]
-        extent = torch.tensor([image.shape for image in part])
-        padded = torch.zeros(len(part), *extent.amax(0).tolist(), dtype=torch.uint8)
-        for place, image in zip(padded, part):
-            place[: image.shape[0], : image.shape[1]] = image
-        squares = central_squares(padded.to(device), extent.to(device), vit.config.image_size)
+        pixels, extent = padded(images[start : start + BATCH])
+        squares = central_squares(pixels.to(device), extent.to(device), vit.config.image_size)
         with autocast(device, precision):
             found.append(vit(squares)["cls"].float().cpu())
     return torch.cat(found)
@@ -69,23 +103,35 @@ def feature_rank(features: Tensor) -> float:
 
 def evaluate(
     vit: ViT, store: CineStore, views: Sequence[str], training: Sequence[str], held_out: Sequence[str], *,
-    device: torch.device, precision: torch.dtype,
-) -> dict[str, float]:
-    """"knn_view", "knn_plane" and "knn_sequence": k-NN accuracies on the held-out studies, by the training ones;
-    "feature_rank" of the held-out features."""
-    parts = []
+    device: torch.device, precision: torch.dtype, unreadable: dict[str, str] | None = None,
+) -> Evaluation | None:
+    """k-NN accuracies on the held-out studies, by the training ones, and the rank of the held-out features.
+
+    vit: evaluated in eval mode, and left in the mode that it has. unreadable: as for `stored_images`; None is returned
+    where no study of either part can be read. Raises LoaderError as `stored_images`.
+    """
+    parts, n, mode = [], 0, vit.training
     for studies in (training, held_out):
-        step = -(-len(studies) // STUDIES)
-        read = list(stored_images(store, views, studies[::step]))
-        parts.append((class_tokens(vit, [image for *_, image in read], device=device, precision=precision),
-                      [view for _, view, _ in read]))
-    (features, names), (test, expected) = parts
-    kinds = {
-        "view": lambda view: view, "plane": lambda view: plane_of(view) or view,
-        "sequence": lambda view: sequence_of(view) or "cine",
-    }
-    found = {
-        f"knn_{kind}": knn_accuracy(features, list(map(of, names)), test, list(map(of, expected)))
-        for kind, of in kinds.items()
-    }
-    return found | {"feature_rank": feature_rank(test)}
+        every = -(-len(studies) // STUDIES)
+        read = [shown for _, shown in stored_images(store, views, studies[::every], unreadable)]
+        parts.append([(view, image) for shown in read for view, image in shown.items()])
+        n = len(read)
+    if not all(parts):
+        return None
+    names, test_names = ([view for view, _ in part] for part in parts)
+    vit.eval()
+    features, test = (
+        class_tokens(vit, [image for _, image in part], device=device, precision=precision) for part in parts
+    )
+    vit.train(mode)
+
+    def accuracy(label_of) -> float:
+        return knn_accuracy(features, list(map(label_of, names)), test, list(map(label_of, test_names)))
+
+    return Evaluation(
+        n,
+        knn_view=accuracy(lambda view: view),
+        knn_plane=accuracy(lambda view: plane_of(view) or view),
+        knn_sequence=accuracy(lambda view: sequence_of(view) or "cine"),
+        feature_rank=feature_rank(test),
+    )

@@ -1,7 +1,6 @@
 """Masked autoencoders as a method: CineMA on single frames of all views, HeartMAE on clips."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -9,7 +8,6 @@ from torch import Tensor, nn
 from ..common.naming import count_studies, counted, named, sizes_in_words
 from ..common.views import CLIP
 from ..data.loading.batch import Batch
-from ..data.loading.loader import LoaderError
 from ..data.loading.sampler import Sampler
 from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore
@@ -21,6 +19,7 @@ from ..train.log import RunLog
 from ..train.method import Method, Place
 from ..train.run_info import min_frames_of, read_run_info
 from ..train.setup import describe_run, fit_to_store, unused_split
+from .finishing import survived
 from .guidance import Guidance, check_guidance, check_online, motion_views
 from .initial_run import initial_run
 from .mae_evaluation import Evaluation, evaluate, mean_patches
@@ -140,7 +139,7 @@ class MAE(Method):
             "mask_ratio": options.mask_ratio, "device": device, "precision": precision, "unreadable": unreadable,
         }  # fmt: skip
         evaluation = None
-        with self._survived("evaluation", log):
+        with survived("evaluation", log, strict=options.strict):
             if self.held_out:
                 size = options.batch_size
                 baseline = mean_patches(
@@ -148,7 +147,7 @@ class MAE(Method):
                 )
                 evaluation = evaluate(model, self.store, self.held_out, baseline, batch_size=size, **common)
                 log.say(f"{counted(evaluation.studies, 'held-out study', 'held-out studies')}: {evaluation}")
-        with self._survived("report", log):
+        with survived("report", log, strict=options.strict):
             pictures = write_report(
                 options.out, model, self.store, self.held_out or training, evaluation=evaluation,
                 guidance=self.guidance, **common,
@@ -158,13 +157,3 @@ class MAE(Method):
             lines = named([f"{study}: {why}" for study, why in unreadable.items()], "\n  ")
             log.say(f"cannot be read, so neither evaluated nor drawn ({len(unreadable)}):\n  {lines}")
         return evaluation
-
-    @contextmanager
-    def _survived(self, what: str, log: RunLog) -> Iterator[None]:
-        """Log an error in the block and continue: the training itself is finished."""
-        try:
-            yield
-        except Exception as error:
-            if self.options.strict and isinstance(error, LoaderError):
-                raise
-            log.say(f"the run is finished and saved, but its {what} failed: {type(error).__name__}: {error}")

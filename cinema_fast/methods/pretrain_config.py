@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from dataclasses import KW_ONLY, MISSING, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -10,8 +10,20 @@ from typing import ClassVar, Literal
 from ..common.checks import check, flag
 from ..common.views import CLIP
 from ..data.loading.crops import CropOptions
-from ..models.config import CineMAConfig, DINOConfig, preset
+from ..models.config import DINOConfig, preset
 from ..train.options import RunOptions
+
+
+def _changed(config: object, before: str = "") -> list[str]:
+    """The fields of a config that differ from their defaults; those of nested ones under dotted names."""
+    names = []
+    for each in dataclasses.fields(config):
+        value = getattr(config, each.name)
+        if dataclasses.is_dataclass(value):
+            names += _changed(value, f"{before}{each.name}.")
+        elif value != each.default:
+            names.append(before + each.name)
+    return names
 
 
 @dataclass(frozen=True)
@@ -38,8 +50,7 @@ class MaskConfig:
         ours("strength", valid=lambda x: 0 <= x <= 1, must="must lie in 0..1")
         ours("temperature", valid=lambda x: 0 < x < math.inf, must="must be above 0")
         ours("warmup", valid=lambda x: 0 <= x <= 1, must="is a share of the steps, between 0 and 1")
-        changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
-        if self.guidance == "none" and changed:
+        if self.guidance == "none" and (changed := _changed(self)):
             raise ValueError(f"--mask.{changed[0]} has no effect without --mask.guidance motion")
 
 
@@ -68,6 +79,8 @@ class DistillConfig:
         """Raise ValueError naming the option that is out of range; see `MaskConfig.validate`."""
         ours = partial(check, self, prefix="dino.")
         ours("images", "knn_every", valid=lambda x: x >= 1, must="must be at least 1")
+        if self.teacher_temp[0] == self.teacher_temp[1] and "teacher_temp_warmup" in _changed(self):
+            raise ValueError("--dino.teacher-temp-warmup has no effect where --dino.teacher-temp stays the same")
         if not all(0 < temp < math.inf for temp in self.teacher_temp):
             raise ValueError(f"--dino.teacher-temp takes START END, both above 0, got {self.teacher_temp}")
         ours("momentum", valid=lambda x: 0 <= x <= 1, must="must lie in 0..1")
@@ -80,11 +93,8 @@ class DistillConfig:
         return dataclasses.asdict(self) | {"teacher_temp": list(self.teacher_temp)}
 
 
-# the published recipes, by the kind of the preset
-RECIPES = {
-    CineMAConfig: {"lr": 1e-3, "weight_decay": 0.05, "clip_grad": 5.0, "warmup": 10 / 800},
-    DINOConfig: {"lr": 5e-4, "weight_decay": 0.04, "clip_grad": 3.0, "warmup": 0.1},
-}
+OF_RECIPE = ("lr", "warmup", "weight_decay", "clip_grad")
+DINO_RECIPE = dict(zip(OF_RECIPE, (5e-4, 0.1, 0.04, 3.0)))  # as published; that of CineMA is RunOptions'
 OF_MAE, OF_DINO = ("mask_ratio", "decode_ratio", "mask", "motion", "augment"), ("dino", "crop")
 
 
@@ -104,13 +114,13 @@ class PretrainConfig(RunOptions):
     }  # fmt: skip
 
     _: KW_ONLY
-    # peak learning rate, after warm-up; cosine decay follows. Default: 1e-3, of DINO 5e-4
+    # peak learning rate, after warm-up; cosine decay follows. None: 1e-3, for DINO 5e-4
     lr: float | None = None
-    # share of the steps used for linear warm-up of the learning rate. Default: 10/800, of DINO 0.1
+    # share of the steps used for linear warm-up of the learning rate. None: 10/800, for DINO 0.1
     warmup: float | None = None
-    # weight decay of AdamW; none on 1-D parameters (biases, norms). Default: 0.05, of DINO 0.04 at the first step
+    # weight decay of AdamW; none on 1-D parameters (biases, norms). None: 0.05, for DINO 0.04 at the first step
     weight_decay: float | None = None
-    # gradient clipping: largest norm of the gradients of a step, of DINO that of each parameter. Default: 5, of DINO 3
+    # gradient clipping: largest norm of the gradients of a step, for DINO of each parameter. None: 5, for DINO 3
     clip_grad: float | None = None
     # share of the tokens of each view that is masked
     mask_ratio: float = 0.75
@@ -135,8 +145,9 @@ class PretrainConfig(RunOptions):
 
     def __post_init__(self):
         kind = type(preset(self.preset))
-        for name, value in RECIPES[kind].items():
+        for name in OF_RECIPE:
             if getattr(self, name) is None:
+                value = DINO_RECIPE[name] if kind is DINOConfig else getattr(RunOptions, name)
                 object.__setattr__(self, name, value)
         super().__post_init__()
         check(self, "mask_ratio", valid=lambda x: 0 < x < 1, must="must lie between 0 and 1")
@@ -150,11 +161,14 @@ class PretrainConfig(RunOptions):
             raise ValueError("--motion online has no effect without --mask.guidance motion")
         self.dino.validate()
         self.crop.validate()
-        defaults = {f.name: f.default_factory() if f.default is MISSING else f.default
-                    for f in dataclasses.fields(self) if f.name in (*OF_DINO, *OF_MAE)}  # fmt: skip
+        changed = _changed(self)
         for name in OF_MAE if kind is DINOConfig else OF_DINO:
-            if getattr(self, name) != defaults[name]:
-                raise ValueError(f"{flag(name)} has no effect on --preset {self.preset}: leave it out")
+            if of := [other for other in changed if other.split(".")[0] == name]:
+                raise ValueError(f"{flag(of[0])} has no effect on --preset {self.preset}: leave it out")
+        if "dino.knn_every" in changed and not (self.holdout or self.split):
+            raise ValueError("--dino.knn-every has no effect without --holdout or --split: no study is held out")
+        if kind is DINOConfig and self.parallel == "fsdp":
+            raise ValueError(f"--parallel fsdp: {self.preset} is small, replicate it on each rank (--parallel ddp)")
         if self.motion == "online" and CLIP not in preset(self.preset).views:
             raise ValueError(
                 f"--motion online: preset {self.preset!r} reads single frames, which do not move; use the maps of the "

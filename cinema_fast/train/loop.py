@@ -290,7 +290,7 @@ class _Run:
     def _spent(self) -> dict[str, float]:
         return {"data_wait": self.loader.waited, **self.method.seconds()}
 
-    def _report(self, lr: float, replaced: int, own: dict[str, float], figures: dict[str, float]) -> None:
+    def _report(self, lr: float, replaced: int, own: dict[str, float | None], figures: dict[str, float]) -> None:
         """Write a line of metrics.jsonl. replaced: studies replaced so far, on all ranks. own: the method's figures;
         figures: those of a validation."""
         sampler = self.method.sampler

@@ -109,9 +109,11 @@ class Method:
         sharded = self.options.parallel == "fsdp"
         return update(optimizer, trained, loss, clip=self.options.clip_grad, sharded=sharded)
 
-    def after_update(self, model: nn.Module, step: Tensor) -> None:
-        """Called after the update of each step, a skipped one too, for instance to average a teacher. It is recorded
-        like `loss`. model: as built."""
+    def after_update(self, model: nn.Module, step: Tensor, made: Tensor) -> None:
+        """Called after the update of each step, for instance to average a teacher. It is recorded like `loss`.
+
+        model: as built. made (): 1, or 0 where the update was skipped; then values of the batch may not be finite.
+        """
 
     def state(self) -> dict:
         """The state that checkpoints hold besides model and optimiser: plain values and tensors."""
@@ -132,10 +134,12 @@ class Method:
         """{name: seconds spent so far} on parts of the steps, whose shares go to metrics.jsonl."""
         return {}
 
-    def figures(self, model: nn.Module, step: int, say: Callable[[str], None]) -> dict[str, float]:
-        """The method's own figures for a line of metrics.jsonl after `step` steps; called by all ranks.
+    def figures(self, model: nn.Module, step: int, say: Callable[[str], None]) -> dict[str, float | None]:
+        """The method's own figures for a line of metrics.jsonl after `step` steps. All ranks call it; those of the main
+        rank are written.
 
-        model: as built, in train mode, to be left so. say: writes a line to run.log.
+        None: no value, such as a mean over steps whose updates were all skipped. model: as built, in train mode, to be
+        left so. say: writes a line to run.log.
         """
         return {}
 

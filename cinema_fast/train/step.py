@@ -39,7 +39,7 @@ def make_train_step(
     unused: bool = False,
     compiled: bool = False,
     capture: Capture | None = None,
-    after_update: Callable[[nn.Module, Tensor], None] | None = None,
+    after_update: Callable[[nn.Module, Tensor, Tensor], None] | None = None,
 ) -> Callable[[Sequence[Batch], int, float], Tensor]:
     """The training step as a function of (micro-batches, step, learning rate).
 
@@ -78,7 +78,7 @@ def make_train_step(
         ranks.mean_(total)
         result = update(optimizer, trained, total, number)
         if after_update:
-            after_update(model, number)
+            after_update(model, number, result[2])
         return result
 
     def start_generators(micro: int) -> None:

@@ -79,11 +79,11 @@ class Twin(Method):
     def units(self, model):
         return [model.student]
 
-    def after_update(self, model, step):
+    def after_update(self, model, step, made):
         self.seen += 1
         with torch.no_grad():
             for old, new in zip(model.teacher.parameters(), model.student.parameters()):
-                old.lerp_(new, 1 - MOMENTUM)
+                old.lerp_(new, made * (1 - MOMENTUM))
 
     def state(self):
         return {"seen": self.seen}
@@ -93,6 +93,11 @@ class Twin(Method):
 
     def remarks(self, model):
         yield f"twins, {self.seen} updates seen"
+
+    def figures(self, model, step, say):
+        say(f"figures after {step} steps")
+        mean = torch.stack([weight.mean() for weight in model.teacher.parameters()]).mean()
+        return {"teacher_mean": float(mean), "unknown": None}
 
     def seconds(self):
         return {"thinking": 0.0}
@@ -123,7 +128,9 @@ def test_it_is_trained_with_its_teacher(tiny_store, tmp_path, capsys):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6] and all(line["thinking"] == 0 for line in lines)
     assert not {"tflops", "mfu", "score"}.intersection(lines[-1])
+    assert len({line["teacher_mean"] for line in lines}) == 6 and all(line["unknown"] is None for line in lines)
     log = (tmp_path / "run" / "run.log").read_text()
+    assert log.count("figures after") == 6
     assert "twins, 0 updates seen" in log and "the twins are grown up" in log
     torch.manual_seed(0)
     fresh = Twins(TwinConfig()).state_dict()
@@ -203,7 +210,9 @@ def test_two_ranks_make_the_steps_of_one(tiny_store, tmp_path):
                                env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
         assert ended.returncode == 0, ended.stderr
     for found, wanted in zip(metrics(tmp_path / "two"), metrics(tmp_path / "one"), strict=True):
-        assert found.pop("thinking") == wanted.pop("thinking") == 0 and found == pytest.approx(wanted, rel=1e-5)
+        assert found.pop("thinking") == wanted.pop("thinking") == 0
+        assert found.pop("unknown") is wanted.pop("unknown") is None
+        assert found == pytest.approx(wanted, rel=1e-5)
     assert_same_training(last_weights(tmp_path / "two"), last_weights(tmp_path / "one"))
 
 

@@ -20,7 +20,8 @@ from forked_child import run_code
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([
     "pytest", "tyro", "matplotlib.pyplot", "torch.distributed.fsdp", "torch.distributed.checkpoint",
-    "cinema_fast.bench_data", "cinema_fast.methods.pretrain", "cinema_fast.methods.mae", "cinema_fast.tasks.finetune",
+    "cinema_fast.bench_data", "cinema_fast.methods.pretrain", "cinema_fast.methods.mae", "cinema_fast.methods.dino",
+    "cinema_fast.tasks.finetune",
 ])  # fmt: skip
 forkserver.ensure_running()
 COMMAND = "import sys; from cinema_fast.cli import main\n{code}\nsys.exit(main())"

@@ -44,9 +44,10 @@ def torchrun(
 
 def forked_ranks(
     ranks: int, store, out: Path, *more, steps: int = 6, restarts: int = 0, at_step: str = "", timeout: float = 240,
-    method: str = "pretrain",
+    method: str = "pretrain", before: str = "",
 ) -> subprocess.CompletedProcess:
-    """As `torchrun`, but the ranks are forked and have no agent: when one has failed, all are killed."""
+    """As `torchrun`, but the ranks are forked and have no agent: when one has failed, all are killed. `before` runs
+    before the command."""
     arguments = (method, "--data", store, "--out", out, "--steps", steps, *ONE, *more)
     out, err, deadline = "", "", time.monotonic() + timeout
     for attempt in range(restarts + 1):
@@ -57,7 +58,7 @@ def forked_ranks(
             "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port), "TORCHELASTIC_RESTART_COUNT": str(attempt),
         }  # fmt: skip
-        code = AT_STEP.format(then=at_step) if at_step else None
+        code = f"{before}\n" + (AT_STEP.format(then=at_step) if at_step else "")
         started = [Forked(*arguments, code=code, **environment, RANK=str(n), LOCAL_RANK=str(n)) for n in range(ranks)]
         while None in (ends := [process.poll() for process in started]) and not any(ends):
             if time.monotonic() > deadline:
