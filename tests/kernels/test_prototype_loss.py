@@ -8,13 +8,12 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from machine import INTERPRET, shared_path
+from machine import shared_path
 from safetensors.torch import load_file
 from tolerances import assert_close
 
 from cinema_fast.kernels.prototype_loss import prototype_loss, prototype_loss_ref
 
-pytestmark = pytest.mark.skipif(INTERPRET, reason="no kernels yet")
 # images, crops, width of the bottleneck, prototypes
 SHAPES = {
     "some of everything": (3, 5, 48, 203),
@@ -113,9 +112,9 @@ def test_chunks_of_columns_make_no_difference(monkeypatch, most):
 
 
 def test_extreme_logits(backend, device):
-    """A teacher that is all but certain, and a centre that is larger than all logits"""
+    """A teacher that is all but certain, and a centre ten times as large as all logits; then all but uniform rows"""
     inputs = make((3, 4, 32, 101), device=device)
-    inputs[4].mul_(1000)
+    inputs[4].mul_(100)
     check(inputs, backend, torch.float32, student_temp=0.01, teacher_temp=0.01)
     check(inputs, backend, torch.float32, student_temp=5.0, teacher_temp=50.0)
 
