@@ -64,6 +64,23 @@ def prototype_loss_ref(
     return torch.stack(terms).mean(), figures
 
 
+def prototype_loss_bytes(
+    n_rows: int, n_targets: int, n_prototypes: int, width: int, element_size: int, *, backward: bool = False
+) -> int:
+    """Bytes that must move for n_rows of the student and n_targets of the teacher: the forward reads both, all
+    prototypes and the centre; the backward too, and writes two gradients."""
+    student = (n_rows + n_prototypes) * width * element_size
+    teacher = (n_targets + n_prototypes) * width * element_size + 4 * n_prototypes
+    return (2 if backward else 1) * student + teacher
+
+
+def prototype_loss_flops(
+    n_rows: int, n_targets: int, n_prototypes: int, width: int, *, backward: bool = False
+) -> int:
+    """Useful FLOPs: the product of all rows and their prototypes forward, two of the student's rows backward."""
+    return 2 * (2 * n_rows if backward else n_rows + n_targets) * n_prototypes * width
+
+
 def _partners(student: Tensor, n_samples: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """What the pairs make of student (n_crops * B, D), in `dtype`: c_j of each row, (n_crops * B, 1), and the sum over
     j != i of z_j for each of the teacher's rows, (2 * B, D)."""
