@@ -14,6 +14,19 @@ number of teacher's crops that crop j is compared with (1 for a global one, 2 fo
     d z_j = (c_j sum_k p_jk w_k - sum_i sum_k q_ik w_k) / (student_temp * pairs * B)
     d w_k = (sum_j c_j p_jk z_j - sum_i q_ik sum_j z_j) / (student_temp * pairs * B)
 
+Kernels. Forward: a program owns a tile of rows and walks every n-th tile of columns with a running maximum and sum, as
+attention does with prototypes as keys and values; a second kernel adds up what the programs found, in a fixed order;
+a third gives the figures. The student's gradient comes with it, and is scaled in the backward. Backward: a program
+owns a tile of prototypes, computes p and q again from the saved sums, and walks all rows. Every sum has one owner and a
+fixed order, so the bits are the same every time. p and q are rounded to the products' dtype one by one, but logits stay
+float32, which in 16 bits matters more.
+
+Memory beside inputs and gradients: PROGRAMS tiles of float32 sums, 17 MiB at width 256 whatever B and K are; inputs of
+another dtype than the products' are copied. Bytes: rows, prototypes and centre are read by each pass, and the two
+gradients written. At 768 rows the matrix units are the limit.
+
+PyTorch form: chunks of columns, passed over twice, for the rows' sums and for all else; both gradients come with the
+loss, so that logits need not be computed a third time.
 """
 
 import math
@@ -31,7 +44,7 @@ from .shapes import PROTOTYPE_SHAPES, PrototypeShape
 MAX_WIDTH = 256
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MOST_LOGITS = 2**21  # that the PyTorch form holds at a time
-PROGRAMS = 264  # two on each multiprocessor of an H100
+PROGRAMS = 264  # that share the rows' work: two on each multiprocessor of an H100
 LOG2E = math.log2(math.e)
 LOWEST = tl.constexpr(-1e38)  # below all logits; finite, so that it may be subtracted from itself
 # entries of SHAPE, a constant of all kernels: a row's width, the width rounded up to a power of two, the precision of
@@ -145,15 +158,15 @@ def _chunked_op(
 
     needed = n_rows if student_grad or prototypes_grad else n_targets
     means = torch.zeros(n_rows if student_grad else n_targets, z.shape[1], dtype=wide, device=z.device)
-    d_prototypes = torch.empty_like(prototypes, memory_format=torch.contiguous_format) if prototypes_grad else None
+    d_prototypes = prototypes.new_empty(prototypes.shape if prototypes_grad else 0)
     factors = torch.cat([-partners, counts * z]).to(work)
     entropy, entropy_of_mean = torch.zeros(2, dtype=wide, device=z.device)
     scale = 1 / (student_temp * 2 * (len(student) - n_targets // 2))
     for chunk in chunks:
-        # with one chunk its exponentials are still there
-        x = x[:needed].mul_((tops[0] - lse)[:needed].exp()) if len(chunks) == 1 else (
-            logits(chunk, needed).sub_(lse[:needed]).exp_()
-        )
+        if len(chunks) == 1:  # whose exponentials are still there
+            x = x[:needed].mul_((tops[0] - lse)[:needed].exp())
+        else:
+            x = logits(chunk, needed).sub_(lse[:needed]).exp_()
         entropy += torch.special.entr(x[:n_targets]).sum()
         entropy_of_mean += torch.special.entr(x[:n_targets].mean(0)).sum()
         weights = x.to(work)
@@ -165,7 +178,7 @@ def _chunked_op(
     )
     entropy /= n_targets
     figures = torch.stack([entropy, entropy_of_mean - entropy]).float()
-    return loss, figures, d_student.to(student.dtype), prototypes.new_empty(0) if d_prototypes is None else d_prototypes
+    return loss, figures, d_student.to(student.dtype), d_prototypes
 
 
 @_chunked_op.register_fake
@@ -183,8 +196,9 @@ def _keep_gradients(ctx, inputs, output):
 
 
 def _scale_gradients(ctx, d_loss, *_):
-    gradients = (d_loss * x if needed else None for x, needed in zip(ctx.saved_tensors, ctx.needed))
-    d_student, d_prototypes = gradients if d_loss is not None else (None, None)
+    if d_loss is None:  # of an unused loss
+        return (None,) * 10
+    d_student, d_prototypes = (d_loss * x if needed else None for x, needed in zip(ctx.saved_tensors, ctx.needed))
     return d_student, None, d_prototypes, *[None] * 7
 
 
@@ -294,14 +308,14 @@ def _prototype_figures(
     row_ptr, key_ptr, centre_ptr, temp_ptr, log_ptr, entropy_ptr, n_rows, n_columns, scale,
     STEPS: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of the teacher's prototypes: its part of the sum of the rows' entropies and of the entropy of their mean,
-    in base 2."""
+    """A tile of the teacher's prototypes: their parts of the sum of the rows' entropies and of the entropy of the rows'
+    mean, in base 2."""
     first = tl.program_id(0) * COLS
     column = first + tl.arange(0, COLS)
     keys = _load_rows(key_ptr, first, n_columns, COLS, True, SHAPE)
     centre = tl.load(centre_ptr + column, mask=column < n_columns, other=0.0)
     scale = scale / tl.load(temp_ptr)
-    sums, logs = tl.zeros((COLS,), tl.float32), tl.zeros((COLS,), tl.float32)
+    weights, logs = tl.zeros((COLS, ROWS), tl.float32), tl.zeros((COLS, ROWS), tl.float32)
     for step in range(STEPS):
         row = step * ROWS + tl.arange(0, ROWS)
         z = _load_rows(row_ptr, step * ROWS, n_rows, ROWS, True, SHAPE)
@@ -311,12 +325,13 @@ def _prototype_figures(
         log_q = (logits - centre[:, None]) * scale - top[None, :] - log_total[None, :]
         log_q = tl.where(row[None, :] < n_rows, log_q, LOWEST)
         q = tl.math.exp2(log_q)
-        sums += tl.sum(q, 1)
-        logs += tl.sum(q * log_q, 1)
-    mean = tl.where(column < n_columns, sums / n_rows, 0.0)
+        weights += q
+        logs += q * log_q
+    # not summed further: Triton 3.6 cannot compile a sum of sums for sm_100
+    mean = tl.sum(weights, 1) / n_rows
     of_mean = tl.where(mean > 0.0, mean * tl.math.log2(tl.where(mean > 0.0, mean, 1.0)), 0.0)
-    tl.store(entropy_ptr + 2 * tl.program_id(0), -tl.sum(tl.where(column < n_columns, logs, 0.0), 0))
-    tl.store(entropy_ptr + 2 * tl.program_id(0) + 1, -tl.sum(of_mean, 0))
+    tl.store(entropy_ptr + column, -tl.sum(logs, 1), mask=column < n_columns)
+    tl.store(entropy_ptr + n_columns + column, -of_mean, mask=column < n_columns)
 
 
 @triton.jit
@@ -374,16 +389,16 @@ def _prototype_bwd(
 
 
 def prototype_loss_config(width: int, dtype: torch.dtype) -> dict[str, dict[str, int]]:
-    """Launch configuration of each kernel: tiles of ROWS rows and COLS prototypes.
+    """Launch configuration of each kernel ("targets": of the teacher's rows): tiles of ROWS rows and COLS prototypes.
 
     Static choices that were not measured on a GPU: 16-bit tiles that the matrix units of sm_90 take whole, and that
     spill no registers on sm_80, sm_90 and sm_100.
     """
     if dtype == torch.float32:  # no matrix units unless tf32 is allowed: whole rows of both operands in registers
         side = 32 if width <= 64 else 16
-        tiles = dict.fromkeys(("rows", "figures", "bwd"), (side, side, 8))
-    else:
-        tiles = {"rows": (64, 64, 8), "figures": (64, 64, 4), "bwd": (64, 64, 8)}
+        tiles = dict.fromkeys(("targets", "rows", "figures", "bwd"), (side, side, 8))
+    else:  # two warpgroups would compute the same logits, as they do for targets, which else spill on sm_80
+        tiles = {"targets": (64, 64, 8), "rows": (64, 64, 4), "figures": (64, 64, 4), "bwd": (64, 64, 4)}
     return {
         kernel: {"ROWS": rows, "COLS": cols, "num_warps": warps, "num_stages": 2}
         for kernel, (rows, cols, warps) in tiles.items()
@@ -438,18 +453,18 @@ def _forward_op(
     centre, n_targets, n_columns = centre.float().contiguous(), len(teacher), len(prototypes)
     config = prototype_loss_config(z.shape[1], dtype)
     tile = config["figures"]
-    entropies = centre.new_empty(triton.cdiv(n_columns, tile["COLS"]), 2)
+    entropies = centre.new_empty(2, n_columns)
     with launching("prototype_loss", z):
-        teacher_logs, q_means = _walk_rows(targets, theirs, own, centre, teacher_temp, LOG2E, config["rows"], True)
+        teacher_logs, q_means = _walk_rows(targets, theirs, own, centre, teacher_temp, LOG2E, config["targets"], True)
         logs, p_means = _walk_rows(z, own, None, None, None, LOG2E / student_temp, config["rows"], student_grad)
-        _prototype_figures[(len(entropies),)](
+        _prototype_figures[(triton.cdiv(n_columns, tile["COLS"]),)](
             targets, theirs, centre, teacher_temp, teacher_logs, entropies, n_targets, n_columns, LOG2E,
             STEPS=triton.cdiv(n_targets, tile["ROWS"]), SHAPE=_shape(z.shape[1]), **tile,
         )  # fmt: skip
     counts, partners = _partners(z, n_targets // 2, torch.float32)
     lse = logs.sum(0)
     loss, d_student = _combine(lse[:, None] / LOG2E, q_means, p_means, counts, partners, n_targets // 2, student_temp)
-    entropy, of_mean = (entropies.sum(0) / LOG2E).unbind()
+    entropy, of_mean = (entropies.sum(1) / LOG2E).unbind()
     figures = torch.stack([entropy / n_targets, of_mean - entropy / n_targets])
     return loss, figures, d_student.to(student.dtype), lse, teacher_logs
 
@@ -497,6 +512,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _vjp(ctx, d_loss, *_):
+    if d_loss is None:
+        return (None,) * 9
     *tensors, d_student, lse, teacher_logs = ctx.saved_tensors
     d_prototypes = None
     if ctx.needs_input_grad[2]:
@@ -634,7 +651,7 @@ register(Operation(
     code={
         "_prototype_rows": Code(True, True, True, "GEMMs: prototypes in, sums of them out"),
         "_prototype_merge": Code(False, True, False, "the splits' sums in; of each row only one out"),
-        "_prototype_figures": Code(True, True, False, "GEMM: prototypes in, two numbers a tile out"),
+        "_prototype_figures": Code(True, True, False, "GEMM: prototypes in, two numbers of each out"),
         "_prototype_bwd": Code(True, True, True, "GEMMs: rows in, the prototypes' gradient out"),
     },
 ))  # fmt: skip
