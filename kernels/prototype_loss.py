@@ -210,12 +210,12 @@ def _load_rows(ptr, first, n_rows, BLOCK: tl.constexpr, MASKED: tl.constexpr, SH
     """Rows first..first + BLOCK of a contiguous (n_rows, D), zero from row n_rows on if MASKED: [BLOCK, BLOCK_D]"""
     D: tl.constexpr = SHAPE[WIDTH]
     BLOCK_D: tl.constexpr = SHAPE[PADDED_WIDTH]
-    row, col = first + tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_D)[None, :]
-    at = ptr + row.to(tl.int64) * D + col
+    row, col = tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK_D)[None, :]
+    at = ptr + tl.cast(first, tl.int64) * D + (row * D + col)
     if MASKED and D < BLOCK_D:
-        x = tl.load(at, mask=(row < n_rows) & (col < D), other=0.0)
+        x = tl.load(at, mask=(first + row < n_rows) & (col < D), other=0.0)
     elif MASKED:
-        x = tl.load(at, mask=row < n_rows, other=0.0)
+        x = tl.load(at, mask=first + row < n_rows, other=0.0)
     elif D < BLOCK_D:
         x = tl.load(at, mask=col < D, other=0.0)
     else:
@@ -388,7 +388,7 @@ def _prototype_bwd(
     tl.store(out_ptr + to, gradient.to(out_ptr.dtype.element_ty), mask=keep)
 
 
-def prototype_loss_config(width: int, dtype: torch.dtype) -> dict[str, dict[str, int]]:
+def prototype_loss_config(n_targets: int, width: int, dtype: torch.dtype) -> dict[str, dict[str, int]]:
     """Launch configuration of each kernel ("targets": of the teacher's rows): tiles of ROWS rows and COLS prototypes.
 
     Static choices that were not measured on a GPU: 16-bit tiles that the matrix units of sm_90 take whole, and that
@@ -397,8 +397,9 @@ def prototype_loss_config(width: int, dtype: torch.dtype) -> dict[str, dict[str,
     if dtype == torch.float32:  # no matrix units unless tf32 is allowed: whole rows of both operands in registers
         side = 32 if width <= 64 else 16
         tiles = dict.fromkeys(("targets", "rows", "figures", "bwd"), (side, side, 8))
-    else:  # two warpgroups would compute the same logits, as they do for targets, which else spill on sm_80
-        tiles = {"targets": (64, 64, 8), "rows": (64, 64, 4), "figures": (64, 64, 4), "bwd": (64, 64, 4)}
+    else:  # with 8 warps two warpgroups compute the same logits; with 4 targets and masked rows spill on sm_80
+        bwd = (64, 64, 8 if n_targets % 128 else 4)  # crops of so many rows: none is masked
+        tiles = {"targets": (64, 64, 8), "rows": (64, 64, 4), "figures": (64, 64, 4), "bwd": bwd}
     return {
         kernel: {"ROWS": rows, "COLS": cols, "num_warps": warps, "num_stages": 2}
         for kernel, (rows, cols, warps) in tiles.items()
@@ -451,7 +452,7 @@ def _forward_op(
     sums, of the teacher's the maxima and the logarithms of the sums over those, in base 2."""
     z, targets, own, theirs = (x.to(dtype).contiguous() for x in (student, teacher, prototypes, teacher_prototypes))
     centre, n_targets, n_columns = centre.float().contiguous(), len(teacher), len(prototypes)
-    config = prototype_loss_config(z.shape[1], dtype)
+    config = prototype_loss_config(n_targets, z.shape[1], dtype)
     tile = config["figures"]
     entropies = centre.new_empty(2, n_columns)
     with launching("prototype_loss", z):
@@ -486,7 +487,7 @@ def _backward_op(
     z, targets, own, theirs = (x.to(dtype).contiguous() for x in (student, teacher, prototypes, teacher_prototypes))
     d_prototypes = _empty_prototypes(d_loss, student, teacher, prototypes)
     n_rows, n_targets, n_columns = len(z), len(targets), len(prototypes)
-    tile = prototype_loss_config(z.shape[1], dtype)["bwd"]
+    tile = prototype_loss_config(n_targets, z.shape[1], dtype)["bwd"]
     _, partners = _partners(z, n_targets // 2, torch.float32)
     weight = 1 / (student_temp * (2 * n_rows - n_targets))
     with launching("prototype_loss_bwd", z):
