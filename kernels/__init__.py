@@ -14,6 +14,7 @@ from .token_plan import TokenPlan
 from .patch_embed import patch_embed as patch_embed
 from .sparse_depthwise_conv import sparse_depthwise_conv as sparse_depthwise_conv
 from .sparse_attention import sparse_attention as sparse_attention
+from .prototype_loss import prototype_loss as prototype_loss
 from .masked_mse import masked_mse as masked_mse
 from .assemble_queries import assemble_queries as assemble_queries
 from .sample_mask import sample_mask as sample_mask

@@ -71,6 +71,16 @@ class DepthwiseShape(NamedTuple):
     keep: int
 
 
+class PrototypeShape(NamedTuple):
+    """The loss of self-distillation: `n_crops` crops of `batch` images, the first two global; `width`: of the
+    bottleneck; prototypes: how many."""
+
+    batch: int
+    n_crops: int
+    width: int
+    prototypes: int
+
+
 def _sax(batch: int) -> ViewShape:
     return ViewShape(batch, 1, (192, 192, 16), (16, 16, 1), (4, 4, 1), 64, 576, 512)
 
@@ -118,6 +128,13 @@ DEPTHWISE_SHAPES = {
     "cinema-base-lax-stage1-b64": DepthwiseShape(64, (16, 16), (2, 2), (5, 5), 128, 64),
     # a different extent along each axis, and a prime number of channels
     "awkward": DepthwiseShape(3, (3, 5, 2), (2, 1, 3), (3, 5, 1), 41, 11),
+}
+
+PROTOTYPE_SHAPES = {
+    "cmrfm-small8-b64": PrototypeShape(64, 10, 256, 65536),
+    "cmrfm-small8-b16": PrototypeShape(16, 10, 256, 65536),
+    "cmrfm-demo-b16": PrototypeShape(16, 10, 64, 4096),
+    "awkward": PrototypeShape(3, 5, 48, 1003),
 }
 
 

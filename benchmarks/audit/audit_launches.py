@@ -158,26 +158,32 @@ class NoDevice:
 
 def record(cases: list[Case], arch: int) -> dict[str, Launch]:
     """What `cases` launch on an architecture, by key. RuntimeError where one launches nothing."""
-    if INTERPRET:
-        raise RuntimeError("the audit compiles: unset TRITON_INTERPRET")
     found: dict[str, Launch] = {}
     for case in cases:
-        seen = []
-
-        def take(*, fn, compile, seen=seen, **_):
-            options = json.loads(compile["specialization_data"])["options"].items()
-            options = {k: tuple(v) if isinstance(v, list) else v for k, v in options}  # as they were before JSON
-            (attributes,) = compile["configs"]
-            seen.append(Launch(fn.jit_function, arch, compile["signature"], compile["constants"], attributes, options))
-            return True  # as if another had compiled it: nothing is launched
-
-        with _instead_of_a_gpu(arch, take):
-            case.call()
+        seen = launches_of(case.call, arch)
         if not seen:
             raise RuntimeError(f"{case.operation} {case.name}: launched no Triton kernel")
         for launch in seen:
             found.setdefault(launch.key, launch).cases.add(case.name)
     return found
+
+
+def launches_of(call: Callable[[], object], arch: int) -> list[Launch]:
+    """Every launch of a call on an architecture, in their order."""
+    if INTERPRET:
+        raise RuntimeError("the audit compiles: unset TRITON_INTERPRET")
+    seen = []
+
+    def take(*, fn, compile, **_):
+        options = json.loads(compile["specialization_data"])["options"].items()
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in options}  # as they were before JSON
+        (attributes,) = compile["configs"]
+        seen.append(Launch(fn.jit_function, arch, compile["signature"], compile["constants"], attributes, options))
+        return True  # as if another had compiled it: nothing is launched
+
+    with _instead_of_a_gpu(arch, take):
+        call()
+    return seen
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """What operators cost a GPU: PyTorch's by their bytes and FLOPs, ours by what their launchers launch.
 
-Attention and patch_embed are charged the cycles of their machine code, the depthwise convolution its multiply-adds on
-the ordinary units, all of them at least their bytes.
+Attention, patch_embed and prototype_loss are charged the cycles of their machine code, the depthwise convolution its
+multiply-adds on the ordinary units, all of them at least their bytes.
 """
 
 from collections import Counter
@@ -16,6 +16,9 @@ from step_traffic import OURS, Operator, OwnLaunch, TensorSpec, own_launches
 from cinema_fast.kernels.sparse_depthwise_conv import sparse_depthwise_conv_flops
 
 ARCH = 90
+LOOPS = {  # of prototype_loss's kernels, in their order: the constants that are their turns
+    "_prototype_rows": ("STEPS",), "_prototype_figures": ("STEPS",), "_prototype_bwd": ("TEACHER_STEPS", "STEPS"),
+}  # fmt: skip
 
 
 class Compiler:
@@ -64,6 +67,11 @@ def _cycles(own: OwnLaunch, call: tuple, code_of: Compiler) -> float:
         tile, code = constants(own.launch), code_of(own.launch)
         trips = tile["STEPS"] if kernel.endswith("dw") else -(-tile["N_VALUES"] // tile["BLOCK_P"])
         turns = sum(trips * loop.serial for loop in code.matrix_loops)
+        return own.programs * (code.straight + turns + WAITS * ROUND_TRIP / code.programs)
+    if kernel in LOOPS:
+        tile, code = constants(own.launch), code_of(own.launch)
+        trips = [tile[name] for name in LOOPS[kernel] if tile[name] > 1]  # what is done once is no loop
+        turns = sum(n * loop.serial for n, loop in zip(trips, code.matrix_loops, strict=True))
         return own.programs * (code.straight + turns + WAITS * ROUND_TRIP / code.programs)
     return 0.0
 

@@ -75,7 +75,7 @@ def _attention(contents: dict) -> list[str]:
     for code in contents["machine_code"].values():
         kernel = code["kernel"].split(".")[1]
         passed = dict(part.split("=", 1) for part in _split(code["passed"]))
-        if "ROWS" not in passed:
+        if "ROWS" not in passed or not {"D", "HEAD"} & passed.keys():
             continue
         loop = max(code["loops"], key=lambda loop: loop["flops"])
         logits = int(passed["ROWS"]) * int(passed["COLS"]) / 1000

@@ -178,8 +178,8 @@ def own_launches(call: tuple, arch: int) -> tuple[list[OwnLaunch], Counter[Opera
             OPDEFS[name]._init_fn(*map(tensor, args), **{k: tensor(v) for k, v in kwargs})
 
     with mock.patch.object(audit_launches.JITFunction, "run", noted):
-        found = audit_launches.record([audit_launches.Case(name.removeprefix(OURS), "", launch)], arch)
-    return [OwnLaunch(*pair) for pair in zip(found.values(), programs, strict=True)], traffic.operators
+        found = audit_launches.launches_of(launch, arch)
+    return [OwnLaunch(*pair) for pair in zip(found, programs, strict=True)], traffic.operators
 
 
 class Step(NamedTuple):

@@ -8,13 +8,22 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from machine import INTERPRET, shared_path
+from bench_prototype_loss import by_pairs
+from live_memory import LiveMemory
+from machine import has_gpu, shared_path
 from safetensors.torch import load_file
 from tolerances import assert_close
 
-from cinema_fast.kernels.prototype_loss import prototype_loss, prototype_loss_ref
+from cinema_fast.kernels import BackendError, launches
+from cinema_fast.kernels.prototype_loss import (
+    prototype_loss,
+    prototype_loss_bytes,
+    prototype_loss_config,
+    prototype_loss_flops,
+    prototype_loss_ref,
+)
 
-pytestmark = pytest.mark.skipif(INTERPRET, reason="no kernels yet")
+module = sys.modules[prototype_loss.__module__]  # whose name is the function's
 # images, crops, width of the bottleneck, prototypes
 SHAPES = {
     "some of everything": (3, 5, 48, 203),
@@ -108,14 +117,14 @@ def test_loss_figures_and_gradients_in_float64(shape):
 
 @pytest.mark.parametrize("most", [1, 300, 1000], ids="{} logits".format)
 def test_chunks_of_columns_make_no_difference(monkeypatch, most):
-    monkeypatch.setattr(sys.modules[prototype_loss.__module__], "MOST_LOGITS", most)
+    monkeypatch.setattr(module, "MOST_LOGITS", most)
     check(make((3, 5, 48, 20), torch.float64), "torch", torch.float64, **TEMPS)
 
 
 def test_extreme_logits(backend, device):
-    """A teacher that is all but certain, and a centre that is larger than all logits"""
+    """A teacher that is all but certain, and a centre ten times as large as all logits; then all but uniform rows"""
     inputs = make((3, 4, 32, 101), device=device)
-    inputs[4].mul_(1000)
+    inputs[4].mul_(100)
     check(inputs, backend, torch.float32, student_temp=0.01, teacher_temp=0.01)
     check(inputs, backend, torch.float32, student_temp=5.0, teacher_temp=50.0)
 
@@ -164,6 +173,7 @@ def test_same_bits_twice(backend, device):
         loss, figures = prototype_loss(*inputs, **TEMPS, backend=backend)
         results.append((loss.detach(), figures, *torch.autograd.grad(loss, (inputs[0], inputs[2]))))
     assert all(torch.equal(a, b) for a, b in zip(*results))
+    assert backend != "triton" or {"prototype_loss", "prototype_loss_bwd"} <= launches().keys()
 
 
 def test_a_graph_is_differentiated_twice_alike(backend, device):
@@ -202,6 +212,11 @@ def test_under_autocast(backend, device):
 def test_one_graph_without_breaks(backend, device):
     inputs = make(SHAPES["some of everything"], device=device)
     temps = {"student_temp": 0.1, "teacher_temp": torch.tensor(0.04, device=device)}
+    args = *inputs, 0.1, temps["teacher_temp"], torch.float32
+    if backend == "triton":
+        torch.library.opcheck(torch.ops.cinema_fast.prototype_loss, (*args, True))
+    else:
+        torch.library.opcheck(torch.ops.cinema_fast.prototype_loss_chunked, (*args, True, True))
     torch.compiler.reset()
     results = []
     for function in (prototype_loss, torch.compile(prototype_loss, fullgraph=True, backend="aot_eager")):
@@ -261,3 +276,85 @@ def test_what_does_not_fit_is_refused(name, bad, match):
     given = dict(zip(names, make(SHAPES["some of everything"]))) | TEMPS
     with pytest.raises(ValueError, match=match):
         prototype_loss(**given | {name: bad})
+
+
+def full_size(device="meta", dtype=torch.bfloat16):
+    """64 images, ten crops, 65,536 prototypes: normalised copies in the dtype of the products"""
+    n_rows, n_targets, (n_prototypes, width) = 640, 128, (65536, 256)
+    rows = [torch.zeros(n, width, dtype=dtype, device=device) for n in (n_rows, n_targets, n_prototypes, n_prototypes)]
+    return *(x.requires_grad_(i in (0, 2)) for i, x in enumerate(rows)), torch.zeros(1, n_prototypes, device=device)
+
+
+def memory_of_pairs(inputs) -> int:
+    """Bytes of the loss as published, forward and backward, beside its inputs and the gradient of the prototypes. All
+    of it in 16 bits but the teacher's softmax: less than under autocast."""
+    with LiveMemory(inputs) as memory:
+        torch.autograd.grad(by_pairs(*inputs, **TEMPS), (inputs[0], inputs[2]))
+    return memory.peak - inputs[2].nbytes
+
+
+def test_a_tenth_of_the_memory():
+    inputs = full_size()
+    temp = torch.zeros((), device="meta")
+    with torch.no_grad(), LiveMemory([*inputs, temp]) as memory:
+        results = module._chunked_op._init_fn(*inputs, 0.1, temp, torch.bfloat16, True, True)
+    del results
+    assert memory.now == 0 < memory.peak
+    assert memory.peak - inputs[2].nbytes < memory_of_pairs(inputs) / 10
+
+
+@pytest.mark.parametrize("dtype", module.DTYPES, ids=str)
+def test_configurations_are_powers_of_two(dtype):
+    for width in range(16, module.MAX_WIDTH + 1, 16):
+        for tile in (tile for n in (6, 128) for tile in prototype_loss_config(n, width, dtype).values()):
+            assert all(n & (n - 1) == 0 for n in tile.values()) and min(tile["ROWS"], tile["COLS"]) >= 16
+
+
+def test_bytes_and_flops_are_those_of_rows_prototypes_and_centre():
+    sizes = 50, 10, 300, 32  # the student's and the teacher's rows, prototypes, width
+    forward, backward = (prototype_loss_bytes(*sizes, 2, backward=backward) for backward in (False, True))
+    assert forward == (50 + 10 + 2 * 300) * 32 * 2 + 300 * 4
+    assert backward - forward == (50 + 300) * 32 * 2
+    assert prototype_loss_flops(*sizes) == 2 * 60 * 300 * 32
+    assert prototype_loss_flops(*sizes, backward=True) == 2 * 2 * 50 * 300 * 32
+
+
+def test_a_kernel_that_cannot_run_is_refused():
+    why = r"needs CUDA tensors.*dtype float64 \(expected .*width 24 \(expected a multiple of 16 up to 256\)"
+    with pytest.raises(BackendError, match=why):
+        prototype_loss(*make((2, 3, 24, 5), torch.float64), **TEMPS, backend="triton")
+
+
+class NotLaunched:
+    def __getitem__(self, grid):
+        return lambda *args, **how: None
+
+
+def test_a_tenth_of_the_memory_with_kernels(monkeypatch):
+    pytest.importorskip("triton", reason="the launchers use it")
+    for name in ("rows", "merge", "figures", "bwd"):
+        monkeypatch.setattr(module, f"_prototype_{name}", NotLaunched())
+    inputs = full_size()
+    temp = torch.zeros((), device="meta")
+    with torch.no_grad(), LiveMemory([*inputs, temp]) as memory:
+        loss, _, _d_student, *logs = module._forward_op._init_fn(*inputs, 0.1, temp, torch.bfloat16, True)
+        forward, memory.peak = memory.peak, memory.now
+        module._backward_op._init_fn(loss, *inputs, temp, *logs, 0.1, torch.bfloat16)
+    assert 0 < forward < memory_of_pairs(inputs) / 10
+    assert 0 < memory.peak - inputs[2].nbytes < memory_of_pairs(inputs) / 10
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_gpu(), reason="needs a GPU")
+@pytest.mark.parametrize("backend_name", ["torch", "triton"])
+def test_a_tenth_of_the_memory_on_a_gpu(backend_name):
+    inputs, peaks = full_size("cuda"), []
+    for function in (by_pairs, lambda *x, **temps: prototype_loss(*x, **temps, backend=backend_name)[0]):
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = function(*inputs, **TEMPS)
+        torch.autograd.grad(loss, (inputs[0], inputs[2]))
+        peaks.append(torch.cuda.max_memory_allocated() - before - inputs[2].nbytes)
+        del loss
+    assert peaks[1] < peaks[0] / 10
