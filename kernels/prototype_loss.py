@@ -92,15 +92,14 @@ def _chunked_op(
     memory = torch.empty(n_rows * width, dtype=wide, device=student.device)
     chunks = [slice(k, min(k + width, n_columns)) for k in range(0, n_columns, width)]
 
-    def product(a, b):
-        return torch.mm(a, b, out_dtype=wide) if low else a @ b
+    given = {"out_dtype": wide} if low else {}
 
     def logits(chunk, n):
         """The first n rows of the teacher's and then the student's, (n, columns), over the temperatures"""
         x = memory[: n * (chunk.stop - chunk.start)].view(n, -1)
         for part, rows, keys in ((x[:n_targets], z_teacher, teacher_prototypes), (x[n_targets:], z, prototypes)):
             if len(part):
-                torch.mm(rows, keys[chunk].to(work).T, **({"out_dtype": wide} if low else {}), out=part)
+                torch.mm(rows, keys[chunk].to(work).T, out=part, **given)
         x[:n_targets] -= centre[:, chunk]
         return x.mul_(inverse[:n])
 
@@ -113,7 +112,7 @@ def _chunked_op(
 
     needed = n_rows if student_grad or prototypes_grad else n_targets
     means = torch.zeros(n_rows if student_grad else n_targets, z.shape[1], dtype=wide, device=z.device)
-    d_prototypes = torch.empty_like(prototypes, memory_format=torch.contiguous_format) if prototypes_grad else None
+    d_prototypes = torch.empty(prototypes.shape if prototypes_grad else (0,), dtype=wide, device=z.device)
     factors = torch.cat([-partners, counts * z]).to(work)
     entropy, entropy_of_mean = torch.zeros(2, dtype=wide, device=z.device)
     scale = 1 / (student_temp * 2 * (len(student) - n_targets // 2))
@@ -125,15 +124,15 @@ def _chunked_op(
         entropy += torch.special.entr(x[:n_targets]).sum()
         entropy_of_mean += torch.special.entr(x[:n_targets].mean(0)).sum()
         weights = x.to(work)
-        means += product(weights[: len(means)], prototypes[chunk].to(work))
+        means += torch.mm(weights[: len(means)], prototypes[chunk].to(work), **given)
         if prototypes_grad:
-            d_prototypes[chunk] = product(weights.T, factors).mul_(scale)
+            torch.mm(weights.T, factors, out=d_prototypes[chunk], **given).mul_(scale)
     loss, d_student = _combine(
         lse[n_targets:], means[:n_targets], means[n_targets:], counts, partners, n_targets // 2, student_temp
     )
     entropy /= n_targets
     figures = torch.stack([entropy, entropy_of_mean - entropy]).float()
-    return loss, figures, d_student.to(student.dtype), prototypes.new_empty(0) if d_prototypes is None else d_prototypes
+    return loss, figures, d_student.to(student.dtype), d_prototypes.to(prototypes.dtype)
 
 
 @_chunked_op.register_fake
