@@ -18,6 +18,7 @@ from ..data.store.store import CineStore
 from ..models.config import DINOConfig
 from ..models.dino import DINO
 from ..models.dino_optimizer import DINOOptimizer
+from ..models.flops import dino_step_flops
 from ..train.method import Method, Place
 from ..train.setup import describe_run, largest_frames, unused_split
 from .collapse import CollapseWatch
@@ -133,6 +134,10 @@ class SelfDistillation(Method):
             f"{options.mode}"
         )
         yield from unused_split(options.data, options.split)
+
+    def flops(self, batches: Sequence[Batch]) -> int:
+        images = sum(len(batch.draw.ids) for batch in batches) * self.options.dino.images
+        return images * dino_step_flops(self.model_config)
 
     def figures(self, model: DINO, step: int, say: Callable[[str], None]) -> dict[str, float]:
         entropy, kl, count = self._sums.tolist()

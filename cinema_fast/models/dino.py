@@ -111,7 +111,7 @@ class DINO(nn.Module):
             ValueError: a wrong number or shape of crops, or a temperature that is not above 0.
         """
         self._check(crops)
-        together = [torch.cat(tuple(crops[:2]))] + [torch.cat(tuple(crops[2:]))] * bool(self.config.n_local)
+        together = [torch.cat(tuple(part)) for part in (crops[:2], crops[2:]) if part]
         with torch.no_grad():
             targets = self.teacher(together[:1])
             prototypes = self.teacher.head.last_layer()
