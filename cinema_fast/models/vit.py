@@ -47,7 +47,7 @@ class ViT(nn.Module):
         self.patch_embed = PatchEmbedding(config.in_chans, width, config.patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + side**2, width))
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()  # rises over the blocks
+        rates = (config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth))
         self.blocks = nn.ModuleList(Block(width, config.n_heads, rate, eps=NORM_EPS, joint=True) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.apply(initialise)
