@@ -1,4 +1,4 @@
-"""A step of self-distillation on a GPU that is not there: counted as other steps are, in eager.
+"""A step of self-distillation on a GPU that is not there: counted as other steps are, in eager and compiled.
 
 Of operations of ours attention is charged the cycles of its machine code for 577 tokens, in proportion to the logits;
 patch_embed and prototype_loss are charged bytes and FLOPs alone. Cutting the crops is left out.
@@ -9,55 +9,84 @@ from collections.abc import Callable
 
 import torch
 import workload
+from compiled_traffic import CompiledTraffic, compiled_traffic
 from faked_gpu import faked_gpu, to_faked
 from operation_work import sequences
 from step_cost import Assumptions, Work, device_total, host_seconds, rates, spread, step_seconds
 from step_traffic import OURS, Operator, Step, Traffic
-from step_work import component_of
+from step_work import REST, component_of, digest, recalled, remembered, written
+from torch import nn
 
 import cinema_fast as cf
 from cinema_fast.kernels.shapes import ATTENTION_SHAPES
 from cinema_fast.models.config import DINOConfig
+from cinema_fast.models.dino import DINOOutput
 from cinema_fast.models.flops import dino_step_flops
+from cinema_fast.models.precision import autocast
 
-PRESET, BATCHES, MODES = "cmrfm-small8", (64, 256), ("eager", "eager graph")
+PRESET, BATCH, MODES = "cmrfm-small8", 64, ("eager", "eager graph", "compiled", "graph")
 MEASURED_SHAPE = "vit-small8-b64"  # of the attention whose machine code is read
 LOSS = f"{OURS}prototype_loss"
 LOSS_PRODUCTS = 4  # with the prototypes: logits twice, the weighted means, the gradient of the prototypes
 
 
-def eager_dino_step(config: DINOConfig, batch: int) -> Step:
-    """Of the second step, of `batch` images; the first also makes the optimiser's state."""
-    sizes = [config.vit.image_size] * 2 + [config.local_size] * config.n_local
-    with faked_gpu():
+class FakedDINO:
+    """A step of `batch` images on the faked GPU."""
+
+    def __init__(self, config: DINOConfig, batch: int):
+        sizes = [config.vit.image_size] * 2 + [config.local_size] * config.n_local
         with torch.device("meta"):
             model = cf.DINO(config)
-        model = to_faked(model)
-        model.centre = torch.empty(model.centre.shape, device="cuda")
-        optimizer, temperature = model.optimizer(), torch.empty((), device="cuda")
-        crops = [torch.empty(batch, config.vit.in_chans, size, size, device="cuda") for size in sizes]
+        self.model = to_faked(model)
+        self.model.centre = torch.empty(model.centre.shape, device="cuda")
+        self.optimizer, self.temperature = self.model.optimizer(), torch.empty((), device="cuda")
+        self.crops = [torch.empty(batch, config.vit.in_chans, size, size, device="cuda") for size in sizes]
 
-        def forward_backward():
-            outputs = []
+    def output(self, model: nn.Module) -> DINOOutput:
+        """Of `model`, this one or what it is compiled to."""
+        return model(self.crops, self.temperature, update_centre=False)
 
-            def loss_of():
-                outputs.append(model(crops, temperature, update_centre=False))
-                return outputs[0].loss
+    def forward_backward(self) -> DINOOutput:
+        """Gradients lie in the parameters."""
+        outputs = []
 
-            return workload.forward_backward(model, loss_of, torch.bfloat16), outputs[0].teacher_mean
+        def loss_of():
+            outputs.append(self.output(self.model))
+            return outputs[0].loss
 
-        def update(loss, teacher_mean):
-            optimizer.step(lr=0.0, weight_decay=0.0, clip=3.0, loss=loss)
-            model.update_centre(teacher_mean)
-            model.update_teacher(0.996)
+        workload.forward_backward(self.model, loss_of, torch.bfloat16)
+        return outputs[0]
 
-        update(*forward_backward())
-        counted, rest = Traffic(), Traffic()
-        with counted:
-            results = forward_backward()
+    def update(self, output: DINOOutput) -> None:
+        """Student, centre and teacher."""
+        self.optimizer.step(lr=0.0, weight_decay=0.0, clip=3.0, loss=output.loss)
+        self.model.update_centre(output.teacher_mean)
+        self.model.update_teacher(0.996)
+
+
+def eager_dino_step(config: DINOConfig, batch: int) -> Step:
+    """Of the second step; the first also makes the optimiser's state."""
+    with faked_gpu():
+        step = FakedDINO(config, batch)
+        step.update(step.forward_backward())
+        model, rest = Traffic(), Traffic()
+        with model:
+            output = step.forward_backward()
         with rest:
-            update(*results)
-    return Step(counted.operators, rest.operators)
+            step.update(output)
+    return Step(model.operators, rest.operators)
+
+
+def compiled_dino_step(config: DINOConfig, batch: int) -> CompiledTraffic:
+    """The model of a step, through Inductor: minutes."""
+    with faked_gpu():
+        step = FakedDINO(config, batch)
+
+        def call(model):
+            with autocast("cuda", torch.bfloat16):
+                return step.output(model).loss
+
+        return compiled_traffic(step.model, call)
 
 
 def _works(
@@ -90,33 +119,48 @@ def _logits(operator: Operator, config: DINOConfig, batch: int) -> int:
     return called.heads * sum(n if last else n * n for n in lengths)
 
 
+def _by_component(step: Step, compiled: CompiledTraffic | None, works) -> dict[str, Counter[Work]]:
+    """Of the step in eager, or with what Inductor wrote in place of all but matrix products and operations of ours."""
+    parts = {}
+    for operators, model in ((step.model, True), (step.rest, False)):
+        for operator, n in operators.items():
+            name = component_of(operator, model)
+            if compiled is None or name != REST:
+                parts.setdefault(name, Counter())[operator] += n
+    parts = {name: works(part) for name, part in parts.items()}
+    return parts if compiled is None else parts | {REST: written(compiled)}
+
+
 def dino_rows(
-    gpus: dict[str, Assumptions], kernels: dict[tuple, Counter[Work]], short: Callable[[float], float]
+    gpus: dict[str, Assumptions], kernels: dict[tuple, Counter[Work]], compiled: dict, short: Callable[[float], float]
 ) -> list[dict]:
-    """Rows of the document. kernels: as `kernel_work` gives them. short: rounds a figure."""
+    """Rows of the document.
+
+    kernels: as `kernel_work` gives them. compiled: what Inductor makes of steps by key; the step's is added where it is
+    not there. short: rounds a figure.
+    """
     config, rows = cf.preset(PRESET), []
     attention = {name: kernels["sparse_attention", name, MEASURED_SHAPE, "bfloat16"] for name in ("fwd", "bwd")}
-    for batch in BATCHES:
-        step, parts = eager_dino_step(config, batch), {}
-        for operators, model in ((step.model, True), (step.rest, False)):
-            for operator, n in operators.items():
-                parts.setdefault(component_of(operator, model), Counter())[operator] += n
-        parts = {name: _works(part, config, batch, attention) for name, part in parts.items()}
+    step = eager_dino_step(config, BATCH)
+    key = f"{PRESET} batch {BATCH} {digest(step.model)} torch {torch.__version__}"
+    if key not in compiled:
+        compiled[key] = remembered(compiled_dino_step(config, BATCH))
+    for mode in MODES:
+        traffic = None if mode.startswith("eager") else recalled(compiled[key])
+        parts = _by_component(step, traffic, lambda part: _works(part, config, BATCH, attention))
         every = sum(parts.values(), Counter())
         for gpu, given in gpus.items():
-            for mode in MODES:
-                middle, low, high = spread(lambda at, mode=mode, every=every: step_seconds(every, at, mode), given)
-                rows.append({
-                    "gpu": gpu, "preset": PRESET, "batch": batch, "dtype": "bf16", "mode": mode,
-                    "launches": sum(n * work.launches for work, n in every.items()),
-                    "bytes": round(sum(n * work.n_bytes for work, n in every.items())),
-                    "useful_flops": batch * dino_step_flops(config),
-                    "ms": short(middle * 1e3), "ms_low": short(low * 1e3), "ms_high": short(high * 1e3),
-                    "images_per_s": short(batch / middle),
-                    "host_ms": short(1e3 * host_seconds(every, rates(given), mode)),
-                    "device_ms_by_component": {
-                        name: short(1e3 * device_total(part, rates(given), "graph" in mode))
-                        for name, part in parts.items()
-                    },
-                })  # fmt: skip
+            middle, low, high = spread(lambda at, mode=mode, every=every: step_seconds(every, at, mode), given)
+            rows.append({
+                "gpu": gpu, "preset": PRESET, "batch": BATCH, "dtype": "bf16", "mode": mode,
+                "launches": sum(n * work.launches for work, n in every.items()),
+                "bytes": round(sum(n * work.n_bytes for work, n in every.items())),
+                "useful_flops": BATCH * dino_step_flops(config),
+                "ms": short(middle * 1e3), "ms_low": short(low * 1e3), "ms_high": short(high * 1e3),
+                "images_per_s": short(BATCH / middle),
+                "host_ms": short(1e3 * host_seconds(every, rates(given), mode)),
+                "device_ms_by_component": {
+                    name: short(1e3 * device_total(part, rates(given), "graph" in mode)) for name, part in parts.items()
+                },
+            })  # fmt: skip
     return rows

@@ -144,7 +144,7 @@ def predictions(last: dict) -> dict:
         contents["assumptions"][gpu] = _as_dict(given)
         contents["steps"] += step_rows(steps, gpu, given)
         contents["kernels"] += kernel_rows(kernels, gpu, given)
-    contents["self_distillation"] = dino_rows(of_gpus(tutorial_cycles), kernels, _short)
+    contents["self_distillation"] = dino_rows(of_gpus(tutorial_cycles), kernels, compiled, _short)
     return contents | {"machine_code": machine_rows(code_of), "compiled": compiled}
 
 
@@ -209,7 +209,7 @@ def check(contents: dict) -> list[str]:
         now = {_name(row): row for gpu in GPUS for row in kernel_rows(kernels, gpu, given[gpu])}
         was = {_name(row): row for row in contents["kernels"]}
         wrong += [f"another prediction of {' '.join(name)}" for name in now | was if now.get(name) != was.get(name)]
-        if contents["self_distillation"] != dino_rows(given, kernels, _short):
+        if contents["self_distillation"] != dino_rows(given, kernels, contents["compiled"], _short):
             wrong.append("another prediction of a step of self-distillation")
     return [f"{fault}: run {COMMAND}" for fault in sorted(set(wrong))]
 
