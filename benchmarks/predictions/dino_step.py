@@ -132,18 +132,25 @@ def _by_component(step: Step, compiled: CompiledTraffic | None, works) -> dict[s
 
 
 def dino_rows(
-    gpus: dict[str, Assumptions], kernels: dict[tuple, Counter[Work]], compiled: dict, short: Callable[[float], float]
+    gpus: dict[str, Assumptions],
+    kernels: dict[tuple, Counter[Work]],
+    compiled: dict,
+    short: Callable[[float], float],
+    *,
+    only_known: bool = False,
 ) -> list[dict]:
     """Rows of the document.
 
     kernels: as `kernel_work` gives them. compiled: what Inductor makes of steps by key; the step's is added where it is
-    not there. short: rounds a figure.
+    not there, which takes minutes, or with `only_known` raises LookupError. short: rounds a figure.
     """
     config, rows = cf.preset(PRESET), []
     attention = {name: kernels["sparse_attention", name, MEASURED_SHAPE, "bfloat16"] for name in ("fwd", "bwd")}
     step = eager_dino_step(config, BATCH)
     key = f"{PRESET} batch {BATCH} {digest(step.model)} torch {torch.__version__}"
     if key not in compiled:
+        if only_known:
+            raise LookupError(f"Inductor was not given {key}")
         compiled[key] = remembered(compiled_dino_step(config, BATCH))
     for mode in MODES:
         traffic = None if mode.startswith("eager") else recalled(compiled[key])

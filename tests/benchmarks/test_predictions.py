@@ -116,7 +116,7 @@ def test_multi_tensor_launches(sizes, most, launches):
 
 
 def test_products_of_self_distillation_are_the_useful_ones():
-    """All that `dino_step_flops` counts but attention, the first layer and the logits, which operations of ours compute."""
+    """All that `dino_step_flops` counts but what operations of ours compute: attention, the first layer, logits."""
     vit = ViTConfig(embed_dim=32, depth=3, n_heads=2, image_size=32)
     config = DINOConfig(vit, prototypes=64, head_hidden=48, bottleneck=16, n_local=2, local_size=32)
     batch, n, passes = 4, 17, 2 + 3 * (2 + config.n_local)  # crops, three times where there is a backward
