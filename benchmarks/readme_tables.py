@@ -3,10 +3,10 @@
     python benchmarks/readme_tables.py [--check]
 
 Sections stand between <!-- NAME --> and <!-- /NAME -->. README.md has `cpu`, some lines of the newest comparison on a
-CPU, and `findings`, the most important figures on reading and on few labels. docs/reference/results.md has `cpu`, every
-comparison in full, and `reading`. docs/reference/kernels.md has `kernels`, the table of operations: what each says of
-itself (kernels/registry.py), and what the newest report of a GPU that holds it measured. --check changes nothing, and
-gives exit status 1 where a page is not what it would be.
+CPU, `dino`, the newest one of self-distillation, and `findings`, the most important figures on reading and on few
+labels. docs/reference/results.md has `cpu`, every comparison in full, and `reading`. docs/reference/kernels.md has
+`kernels`, the table of operations: what each says of itself (kernels/registry.py), and what the newest report of a GPU
+that holds it measured. --check changes nothing, and gives exit status 1 where a page is not what it would be.
 """
 
 import argparse
@@ -65,6 +65,27 @@ def cpu_section(result: dict) -> str:
         f"{about['step']}; medians of {about['rounds']} rounds in turn in one process, with the range of the rounds' "
         f"ratios. {about['cpu'].replace('(R)', '')}, {about['threads']} threads, torch {about['versions']['torch']}, "
         f"commit {about['commit'][:7]}, {about['date'][:10]}.",
+    ]
+    return "\n".join(lines)
+
+
+def dino_section(result: dict) -> str:
+    """Steps and memory of self-distillation against plain PyTorch, from a file of compare_dino.py."""
+    about = result["conditions"]
+    lines = ["| preset | case | against | s | s | times as fast (range) | peak memory |", "| --- " * 7 + "|"]
+    for found in result["presets"]:
+        median = {case: statistics.median(seconds) for case, seconds in found["seconds"].items()}
+        memory = {(row["ours"], row["reference"]): f"{row['ratio']:.2f}" for row in found["memory"]}
+        for row in found["speedups"]:
+            pair = row["ours"], row["reference"]
+            times = f"**{row['speedup']:.2f}** ({row['low']:.2f}-{row['high']:.2f})"
+            cells = [found["preset"], *pair, *(f"{median[case]:.3f}" for case in pair), times, memory.get(pair, "")]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Batch {about['batch']}: {about['step']}; medians of {about['rounds']} rounds in turn in one process. "
+        f"{about['cpu'].replace('(R)', '')}, {about['threads']} threads, torch {about['versions']['torch']}, commit "
+        f"{about['commit'][:7]}, {about['date'][:10]}.",
     ]
     return "\n".join(lines)
 
@@ -153,10 +174,11 @@ def with_section(text: str, name: str, section: str) -> str:
 
 def pages_of_today() -> dict[Path, str]:
     """{page: its text with the figures of today}."""
-    steps, reading, reports = read_results(RESULTS)
+    steps, dino, reading, reports = read_results(RESULTS)
     labels = (ROOT / "docs" / "experiments" / "labels.md").read_text()
     sections = (
         (ROOT / "README.md", "cpu", brief_section(steps[0])),
+        (ROOT / "README.md", "dino", dino_section(dino)),
         (ROOT / "README.md", "findings", findings_section(reading, labels)),
         (REFERENCE / "results.md", "cpu", "\n\n".join(map(cpu_section, steps))),
         (REFERENCE / "results.md", "reading", reading_section(reading)),
@@ -168,13 +190,14 @@ def pages_of_today() -> dict[Path, str]:
     return pages
 
 
-def read_results(folder: Path) -> tuple[list[dict], dict, list[dict]]:
-    """Comparisons on CPUs, newest first, the newest rates of reading, and every report of a GPU, oldest first."""
+def read_results(folder: Path) -> tuple[list[dict], dict, dict, list[dict]]:
+    """Comparisons on CPUs, newest first, the newest one of self-distillation, the newest rates of reading, and every
+    report of a GPU, oldest first."""
     steps = [json.loads(path.read_text()) for path in sorted(folder.glob("cpu-*.json"), reverse=True)]
-    reading = json.loads(max(folder.glob("reading-*.json")).read_text())
+    dino, reading = (json.loads(max(folder.glob(f"{kind}-*.json")).read_text()) for kind in ("dino", "reading"))
     others = (json.loads(path.read_text()) for path in folder.glob("*.json"))
     reports = [r for r in others if "kernels" in r and "device" in r and not r["smoke"]]
-    return steps, reading, sorted(reports, key=lambda r: r["date"])
+    return steps, dino, reading, sorted(reports, key=lambda r: r["date"])
 
 
 def main() -> int:

@@ -137,15 +137,14 @@ def _chunked_op(
     memory = torch.empty(n_rows * width, dtype=wide, device=student.device)
     chunks = [slice(k, min(k + width, n_columns)) for k in range(0, n_columns, width)]
 
-    def product(a, b):
-        return torch.mm(a, b, out_dtype=wide) if low else a @ b
+    given = {"out_dtype": wide} if low else {}
 
     def logits(chunk, n):
         """The first n rows of the teacher's and then the student's, (n, columns), over the temperatures"""
         x = memory[: n * (chunk.stop - chunk.start)].view(n, -1)
         for part, rows, keys in ((x[:n_targets], z_teacher, teacher_prototypes), (x[n_targets:], z, prototypes)):
             if len(part):
-                torch.mm(rows, keys[chunk].to(work).T, **({"out_dtype": wide} if low else {}), out=part)
+                torch.mm(rows, keys[chunk].to(work).T, out=part, **given)
         x[:n_targets] -= centre[:, chunk]
         return x.mul_(inverse[:n])
 
@@ -170,9 +169,12 @@ def _chunked_op(
         entropy += torch.special.entr(x[:n_targets]).sum()
         entropy_of_mean += torch.special.entr(x[:n_targets].mean(0)).sum()
         weights = x.to(work)
-        means += product(weights[: len(means)], prototypes[chunk].to(work))
+        means += torch.mm(weights[: len(means)], prototypes[chunk].to(work), **given)
         if prototypes_grad:
-            d_prototypes[chunk] = product(weights.T, factors).mul_(scale)
+            place = d_prototypes[chunk] if prototypes.dtype == wide else None  # else it is rounded at the end
+            product = torch.mm(weights.T, factors, out=place, **given).mul_(scale)
+            if place is None:
+                d_prototypes[chunk] = product
     loss, d_student = _combine(
         lse[n_targets:], means[:n_targets], means[n_targets:], counts, partners, n_targets // 2, student_temp
     )

@@ -23,12 +23,13 @@ from checkout import ROOT
 import audit_launches
 import conditions
 from attention_time import constants
+from dino_step import dino_rows
 from kernel_work import kernel_work
 from machine_cycles import MachineCode
 from operation_work import ARCH, Compiler
 from predictions_document import document
 from predictions_results import read_predictions, write_predictions
-from step_cost import assumptions, device_total, host_seconds, rates, spread, step_seconds
+from step_cost import Assumptions, assumptions, device_total, host_seconds, rates, spread, step_seconds
 from step_traffic import eager_step
 from step_work import StepWork, steps_work
 from timing import PEAKS
@@ -139,12 +140,17 @@ def predictions(last: dict) -> dict:
         "command": COMMAND, "commit": conditions.commit(), "versions": conditions.versions(),
         "tutorial_cycles": tutorial_cycles, "assumptions": {}, "steps": [], "kernels": [], "counted": counted(*CHECKED),
     }  # fmt: skip
-    for gpu, sheet in GPUS.items():
-        given = assumptions(PEAKS[sheet][0], tutorial_cycles)
+    for gpu, given in of_gpus(tutorial_cycles).items():
         contents["assumptions"][gpu] = _as_dict(given)
         contents["steps"] += step_rows(steps, gpu, given)
         contents["kernels"] += kernel_rows(kernels, gpu, given)
+    contents["self_distillation"] = dino_rows(of_gpus(tutorial_cycles), kernels, compiled, _short)
     return contents | {"machine_code": machine_rows(code_of), "compiled": compiled}
+
+
+def of_gpus(tutorial_cycles: float) -> dict[str, Assumptions]:
+    """By GPU, as PyTorch names it."""
+    return {gpu: assumptions(PEAKS[sheet][0], tutorial_cycles) for gpu, sheet in GPUS.items()}
 
 
 def _as_dict(given) -> dict:
@@ -193,16 +199,19 @@ def check(contents: dict) -> list[str]:
         wrong.append(f"{DOCUMENT.relative_to(ROOT)} is not what {RESULTS.relative_to(ROOT)} gives")
     if (now := counted(*CHECKED)) != contents["counted"]:
         wrong.append(f"a step of {CHECKED[0]} was {contents['counted']}, is now {now}")
-    given = {gpu: assumptions(PEAKS[sheet][0], contents["tutorial_cycles"]) for gpu, sheet in GPUS.items()}
+    given = of_gpus(contents["tutorial_cycles"])
     wrong += [f"other assumptions of {gpu}" for gpu in GPUS if contents["assumptions"][gpu] != _as_dict(given[gpu])]
     try:
         kernels = kernel_work(Read(contents["machine_code"]))
+        distilled = dino_rows(given, kernels, contents["compiled"], _short, only_known=True)
     except LookupError as error:
         wrong.append(str(error))
     else:
         now = {_name(row): row for gpu in GPUS for row in kernel_rows(kernels, gpu, given[gpu])}
         was = {_name(row): row for row in contents["kernels"]}
         wrong += [f"another prediction of {' '.join(name)}" for name in now | was if now.get(name) != was.get(name)]
+        if contents["self_distillation"] != distilled:
+            wrong.append("another prediction of a step of self-distillation")
     return [f"{fault}: run {COMMAND}" for fault in sorted(set(wrong))]
 
 

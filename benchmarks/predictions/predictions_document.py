@@ -2,7 +2,10 @@
 
 from attention_time import MULTIPROCESSORS, ROUND_TRIP, WAITS
 
+from cinema_fast.models.flops import H100_BF16
+
 GOALS = {1.0: 2.32, 0.25: 1.55}  # ms a study of cinema-base by decode ratio: 430 and 646 studies/s
+IMAGES_GOAL = 980  # a second, of self-distillation: 40 % of H100_BF16 at the public code's 404 GFLOP an image
 HEADLINE = "NVIDIA H200"
 ONE_PRODUCT = 784e12  # FLOP/s that 8192^3 in bf16 reaches on such a card
 
@@ -31,7 +34,7 @@ def document(contents: dict) -> str:
         "holds for its backward pass and for patch_embed. The predictions are for the default tiles. If",
         "`kernels/tuned/` has a table for a GPU, measurements there use other tiles, or another backend.",
     ]
-    for section in (_steps, _components, _attention, _kernels, _assumptions, _goals):
+    for section in (_steps, _components, _self_distillation, _attention, _kernels, _assumptions, _goals):
         lines += ["", *section(contents)]
     return "\n".join(lines) + "\n"
 
@@ -68,6 +71,28 @@ def _components(contents: dict) -> list[str]:
     head = "part | " + " | ".join(f"{ratio:g} decoded, {mode}" for ratio, mode in columns)
     table = _table(head, ((name, *(f"{part[name]:g}" for part in parts)) for name in parts[0]))
     return [f"## Time by component: {HEADLINE}, batch {batch}, ms a study", "", *table]
+
+
+def _self_distillation(contents: dict) -> list[str]:
+    rows, found = [], contents["self_distillation"]
+    for r in found:
+        mfu = r["useful_flops"] / (r["ms"] / 1e3) / H100_BF16
+        ms = f"**{r['ms']:g}** ({r['ms_low']:g}-{r['ms_high']:g})"
+        rows.append((r["gpu"], r["batch"], r["mode"], r["launches"], f"{r['bytes'] / 1e9:.0f}",
+                     f"{r['useful_flops'] / 1e12:.1f}", f"{r['host_ms']:g}", ms, f"{r['images_per_s']:g}",
+                     f"{mfu:.0%}"))  # fmt: skip
+    one = {r["mode"]: r["device_ms_by_component"] for r in found if r["gpu"] == HEADLINE}
+    cells = ((name, f"{ms:g}", f"{one['graph'][name]:g}") for name, ms in one["eager"].items())
+    head = "GPU | images | mode | launches | GB | useful TFLOP | host ms | ms | images/s | MFU"
+    return [
+        "## A training step of cmrfm-small8 (DINO), bf16", "",
+        f"Not measured on a GPU. The goal is {IMAGES_GOAL} images/s. Cutting the crops is not counted. Attention takes",
+        "the cycles of its machine code for 577 tokens, in proportion to the logits; patch_embed and prototype_loss",
+        "have bytes and FLOPs alone. MFU is of the useful FLOPs of `models/flops.py`, which leave out what the public",
+        "code computes in its last block and never reads.", "",
+        *_table(head, rows), "", f"Time by component, {HEADLINE}, ms:", "",
+        *_table("part | eager | graph", cells),
+    ]  # fmt: skip
 
 
 def _attention(contents: dict) -> list[str]:

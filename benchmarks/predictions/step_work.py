@@ -48,7 +48,7 @@ class StepWork:
         kept = Counter({o: n for o, n in step.model.items() if o.flops or o.name.startswith(OURS)})
         rest = _by_component(step.rest, code_of, False)
         self.eager = _together(_by_component(step.model, code_of, True), rest)
-        self.compiled = _together(_by_component(kept, code_of, True), rest, {REST: _written(traffic)})
+        self.compiled = _together(_by_component(kept, code_of, True), rest, {REST: written(traffic)})
         eager = sum(n for o, n in step.model.items() if o.flops)
         compiled = sum(n for (name, _), n in traffic.extern.items() if name in GEMMS)
         if eager != compiled:
@@ -70,7 +70,7 @@ def _together(*parts: Parts) -> Parts:
     return {name: sum((p.get(name, Counter()) for p in parts), Counter()) for name in sorted(set().union(*parts))}
 
 
-def _written(traffic: CompiledTraffic) -> Counter[Work]:
+def written(traffic: CompiledTraffic) -> Counter[Work]:
     """Inductor's kernels, and what it calls of PyTorch's beside matrix products."""
     found = Counter({Work(size): n for size, n in traffic.generated.items()})
     for (name, size), n in traffic.extern.items():

@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -120,24 +120,27 @@ def resident_mib(field: str) -> float:
     return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-def peak_above_resident(contest: Contest, case: str) -> float:
-    """MiB that the second step of a process needs at most beyond weights and libraries. Linux only."""
-    contest.steps[case]()
-    contest.forget_gradients()
+def peak_above_resident(step: Callable[[], Tensor]) -> float:
+    """MiB that a step needs at most beyond what is resident before it. Linux only."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = resident_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-    contest.steps[case]()
+    step()
     return resident_mib("VmHWM") - before
 
 
 def measure_memory(args: argparse.Namespace) -> dict[str, float]:
     """{case: MiB}, each from a child process."""
+    given = ["--reference", args.reference, "--preset", args.preset]
+    return peaks_of(__file__, given, dict.fromkeys(name for row in MEMORY for name in row[:2]))
+
+
+def peaks_of(script: str, options: list[str], cases: Iterable[str]) -> dict[str, float]:
+    """{case: MiB}, each as `script --peak-of CASE` prints it in a child process."""
     peaks = {}
-    for case in dict.fromkeys(name for row in MEMORY for name in row[:2]):
-        command = [sys.executable, __file__, "--reference", args.reference, "--preset", args.preset]
-        command += ["--threads", str(torch.get_num_threads()), "--peak-of", case]
+    for case in cases:
+        command = [sys.executable, script, *options, "--threads", str(torch.get_num_threads()), "--peak-of", case]
         done = subprocess.run(command, env=os.environ | RETURN_FREED, stdout=subprocess.PIPE, text=True, check=True)
         peaks[case] = json.loads(done.stdout.splitlines()[-1])
     return peaks
@@ -212,7 +215,9 @@ def main() -> None:
         parser.error(str(error))
     if args.peak_of:
         contest = Contest(reference, workload.config_of(args.preset), MEMORY_BATCH)
-        print(json.dumps(peak_above_resident(contest, args.peak_of)))
+        contest.steps[args.peak_of]()
+        contest.forget_gradients()
+        print(json.dumps(peak_above_resident(contest.steps[args.peak_of])))  # of a process's second step
         return
     result = compare(reference, args)
     path = args.out / f"cpu-{result['conditions']['date'][:10]}.json"

@@ -19,6 +19,7 @@ from ..models.config import DINOConfig
 from ..models.dino import DINO
 from ..models.dino_optimizer import DINOOptimizer
 from ..models.dino_weights import load_dino_start
+from ..models.flops import dino_step_flops
 from ..train.log import RunLog
 from ..train.method import Method, Place
 from ..train.setup import describe_run, largest_frames, unused_split
@@ -152,6 +153,10 @@ class SelfDistillation(Method):
             f"{options.mode}"
         )
         yield from unused_split(options.data, options.split)
+
+    def flops(self, batches: Sequence[Batch]) -> int:
+        images = sum(len(batch.draw.ids) for batch in batches) * self.options.dino.images
+        return images * dino_step_flops(self.model_config)
 
     def figures(self, model: DINO, step: int, say: Callable[[str], None]) -> dict[str, float | None]:
         """"teacher_entropy" and "kl_to_mean" [nats], means over the updates made since the last line, micro-batches and

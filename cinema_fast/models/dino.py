@@ -42,6 +42,11 @@ class Prototypes(nn.Module):
         """(prototypes, width)."""
         return torch._weight_norm(self.weight_v, self.weight_g, 0)
 
+    def logits(self, x: Tensor) -> Tensor:
+        """x (B, width) -> (B, prototypes), without writing the normalised rows."""
+        lengths = torch.linalg.vector_norm(self.weight_v, dim=1)
+        return x @ self.weight_v.T * (self.weight_g[:, 0] / lengths)
+
 
 class Head(nn.Module):
     """Class tokens -> bottleneck outputs; and the prototypes that they are compared with."""
@@ -125,7 +130,7 @@ class DINO(nn.Module):
     def update_centre(self, teacher_mean: Tensor) -> None:
         """Move the centre towards the mean of the teacher's logits: those of `teacher_mean` (1, bottleneck)."""
         with torch.autocast(self.centre.device.type, enabled=False):
-            logits = teacher_mean @ self.teacher.head.last_layer().T
+            logits = self.teacher.head.last_layer.logits(teacher_mean)
         keep = self.config.centre_momentum
         self.centre.mul_(keep).add_(logits, alpha=1 - keep)
 

@@ -3,13 +3,16 @@
 Counted are matrix products, attention and the depthwise window, a multiply-add as 2, as far as the loss needs them.
 Masked positions and recomputation do not count, so a faster way to the same gradients raises the utilisation. Backward
 counts as twice the forward. Norms, GELUs, biases, the loss and the optimiser are left out: they are limited by bytes.
+
+DINO's loss reads class tokens alone: of the last block the keys and values of all tokens count, and the rest for the
+class token. Logits, the products with the prototypes, count as a layer. The teacher has no backward.
 """
 
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from .config import CineMAConfig
+from .config import CineMAConfig, DINOConfig, ViTConfig
 
 WINDOW = 5  # positions per axis of the stem's depthwise convolutions; taps beyond the visible set are counted too
 H100_BF16 = 989e12  # dense bf16 FLOP/s of an H100 SXM, NVIDIA's data sheet
@@ -81,6 +84,38 @@ def _stem_flops(config: CineMAConfig, view: str) -> int:
 def step_flops(config: CineMAConfig, keep: Mapping[str, int], decode: Mapping[str, int]) -> int:
     """FLOPs of forward and backward of one study; arguments and errors as `forward_flops`."""
     return 3 * forward_flops(config, keep, decode).total
+
+
+class DINOFlops(NamedTuple):
+    """FLOPs of the forward pass of one image, head and prototypes included. teacher: its global crops. student: all
+    crops."""
+
+    teacher: int
+    student: int
+
+
+def dino_forward_flops(config: DINOConfig) -> DINOFlops:
+    """FLOPs of the teacher's and the student's forward pass of one image."""
+    width, hidden, bottleneck = config.vit.embed_dim, config.head_hidden, config.bottleneck
+    head = 2 * (width * hidden + hidden**2 + hidden * bottleneck + bottleneck * config.prototypes)
+    large, small = (_class_token_flops(config.vit, size) + head for size in (config.vit.image_size, config.local_size))
+    return DINOFlops(2 * large, 2 * large + config.n_local * small)
+
+
+def _class_token_flops(vit: ViTConfig, size: int) -> int:
+    """FLOPs of the class token after the last block, of one crop of size x size pixels."""
+    width, patches = vit.embed_dim, (size // vit.patch_size) ** 2
+    n = 1 + patches
+    embedding = 2 * patches * vit.patch_size**2 * vit.in_chans * width
+    whole = 24 * n * width**2 + 4 * n**2 * width
+    last = 4 * n * width**2 + 4 * n * width + 20 * width**2
+    return embedding + (vit.depth - 1) * whole + last
+
+
+def dino_step_flops(config: DINOConfig) -> int:
+    """FLOPs of a training step of one image: the teacher's forward pass, the student's forward and backward."""
+    forward = dino_forward_flops(config)
+    return forward.teacher + 3 * forward.student
 
 
 def mfu(flops: float, seconds: float, peak: float = H100_BF16) -> float:

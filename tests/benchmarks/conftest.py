@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-QUICK = {"test_readme_tables", "test_timing"}
+QUICK = {"test_plain_dino", "test_readme_tables", "test_timing"}
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -87,16 +87,31 @@ def test_comparison_with_the_reference_adds_up(tmp_path):
 
 
 @LINUX
+def test_comparison_of_self_distillation_adds_up(tmp_path):
+    script = BENCHMARKS / "step" / "compare_dino.py"
+    command = [sys.executable, script, "--presets", "toy", "--rounds", "3", "--memory", "--out", tmp_path]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (file,) = tmp_path.glob("dino-*.json")
+    (result,) = json.loads(file.read_text())["presets"]
+    for row in result["speedups"]:
+        pairs = zip(result["seconds"][row["reference"]], result["seconds"][row["ours"]])
+        assert row["speedup"] == pytest.approx(statistics.median(theirs / ours for theirs, ours in pairs))
+    assert [row["target"] for row in result["speedups"]] == [1.3, 2.0, None, None, None]
+    assert [row["target"] for row in result["memory"]] == [None, 0.5]
+    assert all(row["ratio"] == row["ours_mib"] / row["reference_mib"] for row in result["memory"])
+
+
+@LINUX
 def test_peak_memory_of_a_known_step():
     program = f"""
 import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import checkout
-from types import SimpleNamespace
 import compare_reference, torch
 kept = torch.ones(32, 2**18)  # 32 MiB that are resident before and after
 def step():
     return torch.ones(48, 2**18), torch.ones(16, 2**18)
-contest = SimpleNamespace(steps={{"case": step}}, forget_gradients=lambda: None)
-print(compare_reference.peak_above_resident(contest, "case"))
+step()
+print(compare_reference.peak_above_resident(step))
 """
     done = subprocess.run([sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=True)
     assert float(done.stdout) == pytest.approx(64, abs=4)

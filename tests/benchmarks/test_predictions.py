@@ -15,9 +15,9 @@ audit_code, workload = map(importlib.import_module, ("audit_code", "workload"))
 faked_gpu, python_backward, step_traffic, machine_cycles = map(
     importlib.import_module, ("faked_gpu", "python_backward", "step_traffic", "machine_cycles")
 )
-attention_time, operation_work, step_cost, step_work, tutorial_attention, predict = map(
+attention_time, dino_step, operation_work, step_cost, step_work, tutorial_attention, predict = map(
     importlib.import_module,
-    ("attention_time", "operation_work", "step_cost", "step_work", "tutorial_attention", "predict"),
+    ("attention_time", "dino_step", "operation_work", "step_cost", "step_work", "tutorial_attention", "predict"),
 )
 
 import predictions_results  # noqa: E402
@@ -26,7 +26,8 @@ from cinema_fast.kernels import OPERATIONS  # noqa: E402
 from cinema_fast.kernels.backend import launching  # noqa: E402
 from cinema_fast.kernels.sparse_attention import sparse_attention_flops  # noqa: E402
 from cinema_fast.models.cinema import CineMA  # noqa: E402
-from cinema_fast.models.flops import step_flops  # noqa: E402
+from cinema_fast.models.config import DINOConfig, ViTConfig  # noqa: E402
+from cinema_fast.models.flops import dino_step_flops, step_flops  # noqa: E402
 
 HAS_DISASSEMBLER = (audit_code.TOOLS / "cuobjdump").exists()
 LISTING = """
@@ -112,6 +113,20 @@ def test_what_is_neither_read_nor_launched():
 )  # fmt: skip
 def test_multi_tensor_launches(sizes, most, launches):
     assert step_traffic.foreach_launches(sizes, most) == launches
+
+
+def test_products_of_self_distillation_are_the_useful_ones():
+    """All that `dino_step_flops` counts but what operations of ours compute: attention, the first layer, logits."""
+    vit = ViTConfig(embed_dim=32, depth=3, n_heads=2, image_size=32)
+    config = DINOConfig(vit, prototypes=64, head_hidden=48, bottleneck=16, n_local=2, local_size=32)
+    batch, n, passes = 4, 17, 2 + 3 * (2 + config.n_local)  # crops, three times where there is a backward
+    step = dino_step.eager_dino_step(config, batch)
+    ours = 4 * n * vit.embed_dim * (n * (vit.depth - 1) + 1)
+    ours += 2 * (n - 1) * vit.patch_size**2 * vit.embed_dim + 2 * config.bottleneck * config.prototypes
+    assert total(step.model, "flops") == batch * (dino_step_flops(config) - passes * ours)
+    calls = {o: dino_step._logits(o, config, batch) for o in step.model if "sparse_attention" in o.name}
+    crops, heads = {2 * batch, 4 * batch}, vit.n_heads
+    assert set(calls.values()) == {heads * m * rows for m in crops for rows in (n, n * n)}
 
 
 def test_products_of_a_step_are_the_useful_ones(toy):

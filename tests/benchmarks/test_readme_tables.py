@@ -111,6 +111,19 @@ def test_section_of_the_cpu(cpu):
     assert f"bf16 takes {ratio:.2f} times the time of fp32" in brief
 
 
+def test_section_of_self_distillation():
+    rows = [{"ours": "a", "reference": "b", "speedup": 1.234, "low": 1.0, "high": 2.0, "target": 1.3}]
+    found = {
+        "preset": "p", "seconds": {"a": [2.0, 9.0, 1.0], "b": [3.0, 3.0, 3.0]}, "speedups": rows,
+        "memory": [{"ours": "a", "reference": "b", "ratio": 0.456}],
+    }  # fmt: skip
+    about = {"batch": 2, "step": "all of it", "rounds": 3, "cpu": "A(R) B", "threads": 2, "date": "2030-01-31T2359"}
+    about |= {"versions": {"torch": "9"}, "commit": "0123456789"}
+    lines = readme_tables.dino_section({"conditions": about, "presets": [found]}).splitlines()
+    assert lines[2] == "| p | a | b | 2.000 | 3.000 | **1.23** (1.00-2.00) | 0.46 |"
+    assert "3 rounds in turn" in lines[-1] and lines[-1].endswith("commit 0123456, 2030-01-31.")
+
+
 def test_sections_of_reading_and_of_few_labels():
     ways = {"cinema-fast": 800.0, "nibabel": 10.4, "another": 20.0}
     rates = {("cold", "read"): 1.0, ("warm", "read"): 2.0, ("cold", "read and augment"): 0.5}

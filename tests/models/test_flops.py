@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import cinema_fast as cf
 from cinema_fast import kernels
-from cinema_fast.models.flops import forward_flops, mfu, step_flops
+from cinema_fast.models.config import DINOConfig, ViTConfig
+from cinema_fast.models.flops import dino_forward_flops, dino_step_flops, forward_flops, mfu, step_flops
 
 # GFLOP a study, 4 views, 75 % masked: encoder, decoder with all and with a quarter of the masked tokens decoded,
 # stem with embedding and fusion (none where the table is wrong, see below), a step's totals
@@ -109,6 +110,47 @@ def test_pytorchs_counter_agrees(config, share):
     # two products backward for each one forward, but for the image, which needs no gradient; nothing is recomputed
     assert without_window(step) == 3 * without_window(forward) - BATCH * first_layer(config, keep)
     assert step_flops(config, keep, decode) == 3 * forward_flops(config, keep, decode).total
+
+
+@pytest.mark.parametrize("config", [
+    DINOConfig(ViTConfig(embed_dim=32, depth=3, n_heads=2, patch_size=4, image_size=24), prototypes=72, head_hidden=40,
+               bottleneck=16, n_local=2, local_size=24),
+    DINOConfig(ViTConfig(2, 16, 1, 2, 8, 16), prototypes=24, head_hidden=8, bottleneck=12, n_local=0),
+], ids=["three blocks", "one block, no local crops"])  # fmt: skip
+def test_pytorchs_counter_agrees_on_self_distillation(config):
+    """Crops of one size: at another, PyTorch also counts the interpolation of the positions. It does not see into
+    prototype_loss."""
+    torch.manual_seed(0)
+    model, size = cf.DINO(config), config.vit.image_size
+    crops = [torch.rand(BATCH, config.vit.in_chans, size, size) for _ in range(2 + config.n_local)]
+
+    def counted(run):
+        with kernels.use("torch", "sparse_attention"), FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_total_flops()
+
+    def logits(n_crops):
+        return 2 * BATCH * n_crops * config.bottleneck * config.prototypes
+
+    forward, first_layer = dino_forward_flops(config), 2 * BATCH * config.vit.patch_size**2 * config.vit.in_chans
+    first_layer *= len(crops) * (size // config.vit.patch_size) ** 2 * config.vit.embed_dim
+    with torch.no_grad():
+        teacher = counted(lambda: model.teacher([torch.cat(crops[:2])])) + logits(2)
+        student = counted(lambda: model.student([torch.cat(crops)])) + logits(len(crops))
+    assert (BATCH * forward.teacher, BATCH * forward.student) == (teacher, student)
+    step = counted(lambda: model(crops, 0.04, update_centre=False).loss.backward())
+    # the image needs no gradient
+    step += logits(2) + 3 * logits(len(crops)) + first_layer
+    assert step == BATCH * dino_step_flops(config)
+
+
+def test_self_distillation_of_the_published_size():
+    """The public code's 404 GFLOP an image, less what its last block computes for patches that the loss never reads."""
+    config = cf.preset("cmrfm-small8")
+    width, tokens = config.vit.embed_dim, [577] * 2 + [145] * 8
+    unread = [20 * (n - 1) * width**2 + 4 * (n - 1) * n * width for n in tokens]
+    whole = dino_step_flops(config) + sum(unread[:2]) + 3 * sum(unread)
+    assert gflop(whole) == 404
 
 
 def test_mfu():
