@@ -34,6 +34,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .backend import INTERPRET, choose, launching, tl, triton, triton_unsupported
@@ -41,7 +42,7 @@ from .inputs import Inputs
 from .registry import Call, Code, Operation, call_name, register
 from .shapes import PROTOTYPE_SHAPES, PrototypeShape
 
-MAX_WIDTH = 256
+MAX_WIDTH, WIDTHS = 256, 16  # widths of the kernels are multiples of this
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 MOST_LOGITS = 2**21  # that the PyTorch form holds at a time
 PROGRAMS = 264  # that share the rows' work: two on each multiprocessor of an H100
@@ -413,8 +414,8 @@ def unsupported(student: Tensor, prototypes: Tensor, dtype: torch.dtype) -> list
     why = triton_unsupported(student, prototypes)
     if dtype not in DTYPES:
         why.append(f"dtype {str(dtype)[6:]} (expected {', '.join(str(d)[6:] for d in DTYPES)})")
-    if student.shape[1] % 16 or student.shape[1] > MAX_WIDTH:
-        why.append(f"width {student.shape[1]} (expected a multiple of 16 up to {MAX_WIDTH})")
+    if student.shape[1] > MAX_WIDTH:
+        why.append(f"width {student.shape[1]} (expected {MAX_WIDTH} at most)")
     return why
 
 
@@ -615,6 +616,8 @@ def prototype_loss(
     needed = [torch.is_grad_enabled() and x.requires_grad for x in (student, prototypes)]
     with torch.autocast(student.device.type, enabled=False):
         if name == "triton":
+            if lacking := -student.shape[1] % WIDTHS:  # zeros change no product
+                tensors = *(F.pad(x, (0, lacking)) for x in tensors[:4]), tensors[4]
             loss, figures, *_ = _forward_op(*tensors, student_temp, teacher_temp, dtype, needed[0])
         else:
             loss, figures, *_ = _chunked_op(*tensors, student_temp, teacher_temp, dtype, *needed)

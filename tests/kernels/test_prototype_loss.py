@@ -31,6 +31,7 @@ SHAPES = {
     "global crops alone": (5, 2, 32, 64),
     "fewer prototypes than a tile": (2, 4, 64, 5),
     "wide, rows beyond a tile": (9, 10, 256, 150),
+    "no multiple of a tile's width": (2, 3, 27, 40),
 }
 TEMPS = {"student_temp": 0.1, "teacher_temp": 0.04}
 
@@ -320,9 +321,9 @@ def test_bytes_and_flops_are_those_of_rows_prototypes_and_centre():
 
 
 def test_a_kernel_that_cannot_run_is_refused():
-    why = r"needs CUDA tensors.*dtype float64 \(expected .*width 24 \(expected a multiple of 16 up to 256\)"
+    why = r"needs CUDA tensors.*dtype float64 \(expected .*width 257 \(expected 256 at most\)"
     with pytest.raises(BackendError, match=why):
-        prototype_loss(*make((2, 3, 24, 5), torch.float64), **TEMPS, backend="triton")
+        prototype_loss(*make((2, 3, 257, 5), torch.float64), **TEMPS, backend="triton")
 
 
 class NotLaunched:

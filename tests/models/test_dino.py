@@ -2,7 +2,6 @@
 
 import copy
 import math
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -13,8 +12,8 @@ from marks import in_full
 from tolerances import assert_close
 
 import cinema_fast as cf
-from cinema_fast import kernels
 
+IN_STEP = launches_of("patch_embed", "sparse_attention", "prototype_loss")
 STEP = {"lr": 1e-2, "weight_decay": 0.1, "clip": 0.05}
 
 
@@ -22,11 +21,6 @@ def without_keys(name, bias):
     """The biases of queries and values: those of keys have no gradient but rounding, which AdamW makes as large as any
     other."""
     return torch.cat([bias.chunk(3)[0], bias.chunk(3)[2]]) if name.endswith("qkv.bias") else bias
-
-
-def narrow_loss():
-    """The loss's kernels take a bottleneck in multiples of 16, and the golden case has 24."""
-    return kernels.use("torch", "prototype_loss") if "prototype_loss" in kernels.OPERATIONS else nullcontext()
 
 
 def test_training_steps_match_the_public_code(shared, backend, device):
@@ -43,7 +37,7 @@ def test_training_steps_match_the_public_code(shared, backend, device):
             with torch.no_grad():
                 logits = branch(groups) @ branch.head.last_layer().T
             assert relative(logits, tensors[f"{which}_logits.{i}"]) < 1e-5
-        with all_launched(backend, launches_of("patch_embed", "sparse_attention")), narrow_loss():
+        with all_launched(backend, IN_STEP):
             out = model(crops, teacher_temp=made["teacher_temp_by_epoch"][epoch])
             optimizer.zero_grad()
             out.loss.backward()
@@ -96,7 +90,7 @@ def test_a_step_is_the_papers(backend, device, changes):
     with torch.no_grad():
         still = model(crops, torch.tensor(0.3, device=device), update_centre=False)
     assert torch.equal(model.centre, before)
-    with all_launched(backend, launches_of("patch_embed", "sparse_attention")):
+    with all_launched(backend, IN_STEP):
         out = model(crops, 0.3)  # which updates the centre before the backward
         out.loss.backward()
     assert_close(still.loss, loss)
