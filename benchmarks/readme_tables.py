@@ -174,11 +174,11 @@ def with_section(text: str, name: str, section: str) -> str:
 
 def pages_of_today() -> dict[Path, str]:
     """{page: its text with the figures of today}."""
-    steps, dino, reading, reports = read_results(RESULTS)
+    steps, dinos, reading, reports = read_results(RESULTS)
     labels = (ROOT / "docs" / "experiments" / "labels.md").read_text()
     sections = (
         (ROOT / "README.md", "cpu", brief_section(steps[0])),
-        (ROOT / "README.md", "dino", dino_section(dino)),
+        *((ROOT / "README.md", "dino", dino_section(newest)) for newest in dinos[:1]),
         (ROOT / "README.md", "findings", findings_section(reading, labels)),
         (REFERENCE / "results.md", "cpu", "\n\n".join(map(cpu_section, steps))),
         (REFERENCE / "results.md", "reading", reading_section(reading)),
@@ -190,14 +190,17 @@ def pages_of_today() -> dict[Path, str]:
     return pages
 
 
-def read_results(folder: Path) -> tuple[list[dict], dict, dict, list[dict]]:
-    """Comparisons on CPUs, newest first, the newest one of self-distillation, the newest rates of reading, and every
-    report of a GPU, oldest first."""
-    steps = [json.loads(path.read_text()) for path in sorted(folder.glob("cpu-*.json"), reverse=True)]
-    dino, reading = (json.loads(max(folder.glob(f"{kind}-*.json")).read_text()) for kind in ("dino", "reading"))
+def read_results(folder: Path) -> tuple[list[dict], list[dict], dict, list[dict]]:
+    """Comparisons on CPUs and those of self-distillation, newest first, the newest rates of reading, and every report
+    of a GPU, oldest first."""
+    steps, dinos = (
+        [json.loads(path.read_text()) for path in sorted(folder.glob(f"{kind}-*.json"), reverse=True)]
+        for kind in ("cpu", "dino")
+    )
+    reading = json.loads(max(folder.glob("reading-*.json")).read_text())
     others = (json.loads(path.read_text()) for path in folder.glob("*.json"))
     reports = [r for r in others if "kernels" in r and "device" in r and not r["smoke"]]
-    return steps, dino, reading, sorted(reports, key=lambda r: r["date"])
+    return steps, dinos, reading, sorted(reports, key=lambda r: r["date"])
 
 
 def main() -> int:
