@@ -1,4 +1,4 @@
-"""cinema-fast: fast pre-training and fine-tuning of masked autoencoders on cine cardiac MRI."""
+"""cinema-fast: fast self-supervised pre-training and fine-tuning on cardiac MRI."""
 
 import importlib
 

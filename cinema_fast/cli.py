@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return tyro.extras.subcommand_cli_from_dict(
             commands,
             prog="cinema-fast",
-            description="Fast pre-training and fine-tuning of masked autoencoders on cine cardiac MRI.",
+            description="Fast self-supervised pre-training and fine-tuning on cardiac MRI.",
             args=arguments,
             config=(tyro.conf.FlagCreatePairsOff,),
         )

@@ -56,7 +56,7 @@ class Contest:
 
     def __init__(self, config: DINOConfig, batch: int):
         torch.manual_seed(0)
-        self.config = config = replace(config, vit=replace(config.vit, drop_path=0.0))
+        self.config = config = replace(config, drop_path=0.0)
         self.ours, self.plain = cf.DINO(config), PlainDINO(config)
         with torch.no_grad():
             for parameter in self.ours.teacher.parameters():  # a teacher that is not the student

@@ -11,7 +11,7 @@ Tokens that hold only padding do not count.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..common.views import CLIP
 from ..data.loading.augment import stored_input
-from ..data.loading.crops import central_squares
+from ..data.loading.crops import central_squares, standardised
 from ..data.loading.sampler import frame_at
 from ..data.store.clips import ClipStore
 from ..data.store.store import CineStore, StoreError
@@ -166,7 +166,7 @@ class ImageEncoder(Encoder):
     """
 
     def __init__(self, config: DINOConfig, store: CineStore, views: Sequence[str], tokens: Tokens):
-        self.config, self.store, self.tokens, self._named = replace(config.vit, drop_path=0.0), store, tokens, views
+        self.config, self.store, self.tokens, self._named = config.vit, store, tokens, views
         self.width = self.config.embed_dim * (2 if tokens == "both" else 1)
         self.metadata = {"tokens": tokens}
 
@@ -198,7 +198,7 @@ class ImageEncoder(Encoder):
         (view,) = frames
         squares = central_squares(frames[view], extent[view], self.config.image_size)
         with autocast(squares.device, precision):
-            found = model(squares)
+            found = model(standardised(squares))
         parts = {"class": found["cls"].float(), "patches": found["patches"].float().mean(1)}
         chosen = parts.values() if self.tokens == "both" else [parts[self.tokens]]
         return torch.cat(list(chosen), 1).unsqueeze(1)

@@ -43,14 +43,14 @@ class ProbeConfig:
     out: Path
     # target columns whose numbers are classes, not quantities
     classes: tuple[str, ...] = ()
-    # view whose vectors are probed, of a file with a vector per view (embed --per view)
-    view: str | None = None
     # share of the studies for testing, where the table has no column split
     test: float = 0.3
     # random seeds; each draws a data split and folds, and scores are means over seeds
     seeds: tuple[int, ...] = (0, 1, 2)
     # neighbours k of the k-NN probe
     neighbours: int = 20
+    # view whose vectors are probed, of a file with a vector per view (embed --per view)
+    view: str | None = None
 
     def __post_init__(self):
         if not self.targets or len(set(self.targets)) < len(self.targets):

@@ -143,7 +143,7 @@ def draw_losses(path: Path, runs: Sequence[Run]) -> None:
         made = [(line["step"], line["loss"]) for line in run.lines if line["loss"] is not None]
         # a label that begins with _ would be left out of the legend
         (curve,) = axes.plot(*zip(*made) if made else ([], []), label=f" {run.name}", linewidth=1)
-        if run.evaluation:
+        if run.evaluation and "loss" in run.evaluation:
             label = f" {run.name}, held out {run.evaluation['loss']:.4f}"
             axes.plot(run.step, run.evaluation["loss"], "x", color=curve.get_color(), label=label)
     positive = all(line["loss"] > 0 for run in runs for line in run.lines if line["loss"] is not None)
@@ -215,8 +215,10 @@ def _evaluation(path: Path, unread: list[str]) -> dict | None:
     if not file.exists():
         return None
     try:
-        return {name: float(value) for name, value in read_json(file).items() if name in _EVALUATED}
-    except (ValueError, AttributeError, TypeError) as error:
+        found = read_json(file)
+        wanted = _EVALUATED if "knn_view" in found else ("loss", "ratio")
+        return {name: float(found[name]) for name in wanted if name in found or wanted is not _EVALUATED}
+    except (ValueError, KeyError, TypeError) as error:
         unread.append(f"report/{file.name} cannot be read ({type(error).__name__}: {error})")
         return None
 

@@ -3,7 +3,7 @@
 The entropy of the teacher's mean output is entropy + KL of the single outputs to their mean. Outputs collapse in two
 ways: all images share a few prototypes, and this entropy vanishes (as without centring); or all images get the same
 output, however flat, and the KL vanishes (as without sharpening). Either is judged by its own highest value in the run,
-as what is normal depends on temperature, batch and network.
+as what is normal depends on temperature, batch and network; and by a floor, in case that it was never higher.
 """
 
 import math
@@ -11,16 +11,18 @@ import math
 SMOOTHED = 20  # steps over which figures are averaged
 FEW_PROTOTYPES = 0.2  # entropy of the mean output, as a share of its highest
 ALIKE, ALIKE_NATS = 0.05, 0.05  # KL to the mean, as a share of its highest; and not above so many nats
+FLOORS = 0.1, 1e-3  # nats of either that are too few in any run
+SETTLED = 50  # steps before the floors count, in which the centre is not yet found
 
 
 class CollapseWatch:
     """Takes the figures of each line of metrics.jsonl, and words one warning in a run.
 
-    prototypes: number of the model's, for the message.
+    prototypes: number of the model's, and whether outputs are centred: for the message.
     """
 
-    def __init__(self, prototypes: int):
-        self._prototypes = prototypes
+    def __init__(self, prototypes: int, *, centring: bool = True):
+        self._prototypes, self._centring = prototypes, centring
         self._step = 0
         self._means, self._highest = [0.0, 0.0], [0.0, 0.0]  # of the entropy of the mean output, and of the KL
         self._named = False
@@ -36,11 +38,12 @@ class CollapseWatch:
         if self._named or not all(map(math.isfinite, self._means)):
             return ""
         used, kl = math.exp(self._means[0]), self._means[1]
-        if shares[0] < FEW_PROTOTYPES:
+        few, alike = (mean < floor and step >= SETTLED for mean, floor in zip(self._means, FLOORS))
+        if shares[0] < FEW_PROTOTYPES or few:
+            cure = "at a higher --dino.teacher-temp or a lower --lr" if self._centring else "with --dino.centring on"
             said = (f"all images share about {used:.3g} of {self._prototypes} prototypes, at most "
-                    f"{math.exp(self._highest[0]):.3g} before. Train with --dino.centring, or at a higher "
-                    "--dino.teacher-temp")  # fmt: skip
-        elif shares[1] < ALIKE and kl < ALIKE_NATS:
+                    f"{math.exp(self._highest[0]):.3g} before. Train {cure}")  # fmt: skip
+        elif (shares[1] < ALIKE and kl < ALIKE_NATS) or alike:
             said = (f"all images get nearly the same output, {kl:.2g} nats from the mean one, at most "
                     f"{self._highest[1]:.2g} before. Train at a lower --dino.teacher-temp (0.02 to 0.04), with more "
                     "images a step, or at a lower --lr")  # fmt: skip

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..common.naming import count_studies, counted, named, sizes_in_words
 from ..data.loading.augmentation import AugmentConfig
 from ..data.loading.batch import Batch
-from ..data.loading.crops import CropRecipe, cut_crops
+from ..data.loading.crops import CropRecipe, cut_crops, standardised
 from ..data.loading.image_choice import choose_images
 from ..data.loading.sampler import Sampler
 from ..data.store.store import CineStore
@@ -46,7 +46,7 @@ class SelfDistillation(Method):
         if preset.vit.in_chans != 1:
             raise ValueError(f"preset {options.preset!r} has {preset.vit.in_chans} channels, stored images have one")
         self.options, self.place, self.store = options, place, CineStore(options.data)
-        self.model_config = preset if options.dino.centring else replace(preset, centre_momentum=1.0)
+        self.model_config = preset if options.dino.centring == "on" else replace(preset, centre_momentum=1.0)
         self.sizes = {
             view: size for view, size in largest_frames(self.store, options.views).items()
             if not options.views or view in options.views
@@ -74,7 +74,7 @@ class SelfDistillation(Method):
         self._of_step = torch.zeros(preset.bottleneck + 2, device=place.device)
         # entropy, KL and 1, summed over the updates made since the last line of metrics.jsonl
         self._sums = torch.zeros(3, device=place.device)
-        self._watch = CollapseWatch(preset.prototypes)
+        self._watch = CollapseWatch(preset.prototypes, centring=options.dino.centring == "on")
         self._unreadable: dict[str, str] = {}
         self._evaluation: Evaluation | None = None  # the last one of this process
         fewer = f"fewer --dino.images (now {dino.images}), or " * (dino.images > 1)
@@ -101,7 +101,7 @@ class SelfDistillation(Method):
         images = choose_images(
             batch.frames, batch.extent, batch.slot, step=step, seed=options.seed, per_study=options.dino.images
         )
-        crops = cut_crops(images, self._recipe, step=step, seed=options.seed)
+        crops = [standardised(crop) for crop in cut_crops(images, self._recipe, step=step, seed=options.seed)]
         with self.place.autocast():
             out = model(crops, self._temperature[step].squeeze(), update_centre=False)
         self._of_step += torch.cat([out.teacher_mean.flatten(), torch.stack(list(out.metrics.values()))])
@@ -168,8 +168,10 @@ class SelfDistillation(Method):
         if made and (warning := self._watch.add(step, **figures)):
             say(warning)
         due = step == self.options.steps or step % self.options.dino.knn_every < self.options.log_every
-        if due and self.held_out and self.place.ranks.main and (found := self._evaluate(model, say)):
-            figures |= {name: value for name, value in asdict(found).items() if name != "studies"}
+        if due and self.held_out and self.place.ranks.main:
+            with survived(f"step {step}: the evaluation of the held-out studies", say, strict=self.options.strict):
+                if found := self._evaluate(model, say):
+                    figures |= {name: value for name, value in asdict(found).items() if name != "studies"}
         return figures
 
     def _evaluate(self, model: DINO, say: Callable[[str], None]) -> Evaluation | None:
@@ -194,11 +196,11 @@ class SelfDistillation(Method):
         """Say what the evaluation after the last step found, and draw the pictures. Raises LoaderError only with
         `strict`; other errors are logged, and the run counts as finished."""
         options, place = self.options, self.place
-        with survived("evaluation", log, strict=options.strict):
+        with survived("the run is finished and saved, but its evaluation", log.say, strict=options.strict):
             if self.held_out and (found := self._evaluation or self._evaluate(model, log.say)):
                 log.say(f"{counted(found.studies, 'held-out study', 'held-out studies')}: {found}")
         unreadable = None if options.strict else {}
-        with survived("report", log, strict=options.strict):
+        with survived("the run is finished and saved, but its report", log.say, strict=options.strict):
             pictures = write_report(
                 options.out, model.teacher.backbone.eval(), self.store, tuple(self.sizes),
                 self.held_out or self.training, self._recipe, step=options.steps - 1, seed=options.seed,

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..common.sequences import sequence_of
 from ..common.views import plane_of
-from ..data.loading.crops import central_squares
+from ..data.loading.crops import central_squares, standardised
 from ..data.loading.loader import LoaderError
 from ..data.store.store import CineStore, StoreError
 from ..metrics.knn import weighted_knn
@@ -82,7 +82,7 @@ def class_tokens(
         pixels, extent = padded(images[start : start + BATCH])
         squares = central_squares(pixels.to(device), extent.to(device), vit.config.image_size)
         with autocast(device, precision):
-            found.append(vit(squares)["cls"].float().cpu())
+            found.append(vit(standardised(squares))["cls"].float().cpu())
     return torch.cat(found)
 
 
@@ -120,10 +120,12 @@ def evaluate(
         return None
     names, test_names = ([view for view, _ in part] for part in parts)
     vit.eval()
-    features, test = (
-        class_tokens(vit, [image for _, image in part], device=device, precision=precision) for part in parts
-    )
-    vit.train(mode)
+    try:
+        features, test = (
+            class_tokens(vit, [image for _, image in part], device=device, precision=precision) for part in parts
+        )
+    finally:
+        vit.train(mode)
 
     def accuracy(label_of) -> float:
         return knn_accuracy(features, list(map(label_of, names)), test, list(map(label_of, test_names)))

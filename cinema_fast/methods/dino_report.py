@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..common.naming import printable
-from ..data.loading.crops import CropRecipe, central_squares, cut_crops
+from ..data.loading.crops import CropRecipe, central_squares, cut_crops, standardised
 from ..data.loading.image_choice import Images
 from ..data.store.store import CineStore
 from ..figures.canvas import new_figure, put_image
@@ -74,7 +74,7 @@ def draw_attention(
     pixels, extent = padded(list(images.values()))
     squares = central_squares(pixels.to(device), extent.to(device), vit.config.image_size)
     with autocast(device, precision):
-        weights = vit.last_attention(squares)[:, :, 0, 1:]
+        weights = vit.last_attention(standardised(squares))[:, :, 0, 1:]
     side = vit.config.image_size // vit.config.patch_size
     maps = weights.unflatten(2, (side, side))
     maps = (maps / maps.amax((2, 3), keepdim=True)).float().cpu()

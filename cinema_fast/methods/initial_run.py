@@ -1,6 +1,5 @@
 """The weights of another run of pre-training, from which --init-from starts."""
 
-
 from torch import Tensor
 
 from ..data.store.orientation import Orientation, orientation_remarks
@@ -23,8 +22,8 @@ def initial_run(
     if info is None:
         raise ValueError(f"--init-from {start}: no run in this folder (no config.yaml)")
     if info.labels:
-        raise ValueError(f"--init-from {start}: a run of finetune, whose weights have no head of pre-training, or "
-                         "no decoder; expected a run of pretrain")  # fmt: skip
+        raise ValueError(f"--init-from {start}: a run of finetune, whose weights are not those of "
+                         "pre-training; expected a run of pretrain")  # fmt: skip
     if (its := info.options["preset"]) != size:
         raise ValueError(f"--init-from {start}: a run of --preset {its}, but this run is of {size}: give "
                          f"--preset {its}, or start from another run")  # fmt: skip

@@ -139,7 +139,7 @@ class MAE(Method):
             "mask_ratio": options.mask_ratio, "device": device, "precision": precision, "unreadable": unreadable,
         }  # fmt: skip
         evaluation = None
-        with survived("evaluation", log, strict=options.strict):
+        with survived("the run is finished and saved, but its evaluation", log.say, strict=options.strict):
             if self.held_out:
                 size = options.batch_size
                 baseline = mean_patches(
@@ -147,7 +147,7 @@ class MAE(Method):
                 )
                 evaluation = evaluate(model, self.store, self.held_out, baseline, batch_size=size, **common)
                 log.say(f"{counted(evaluation.studies, 'held-out study', 'held-out studies')}: {evaluation}")
-        with survived("report", log, strict=options.strict):
+        with survived("the run is finished and saved, but its report", log.say, strict=options.strict):
             pictures = write_report(
                 options.out, model, self.store, self.held_out or training, evaluation=evaluation,
                 guidance=self.guidance, **common,

@@ -70,8 +70,8 @@ class DistillConfig:
     weight_decay_end: float = 0.4
     # share of the steps in which the prototypes are not updated
     freeze_last_layer: float = 0.01
-    # subtract the moving average of the teacher's logits; without it the outputs collapse
-    centring: bool = True
+    # subtract the moving average of the teacher's logits, or do not; then the outputs collapse
+    centring: Literal["on", "off"] = "on"
     # steps between measurements of k-NN accuracy and feature rank on the held-out studies
     knn_every: int = 1000
 
@@ -156,15 +156,15 @@ class PretrainConfig(RunOptions):
         if self.split and self.holdout:
             raise ValueError(f"--holdout {self.holdout:g} has no effect beside --split, which names the studies to "
                              "hold out: give one of them")  # fmt: skip
+        changed = _changed(self)
+        for name in OF_MAE if kind is DINOConfig else OF_DINO:
+            if of := [other for other in changed if other.split(".")[0] == name]:
+                raise ValueError(f"{flag(of[0])} has no effect on --preset {self.preset}: leave it out")
         self.mask.validate()
         if self.motion == "online" and self.mask.guidance == "none":
             raise ValueError("--motion online has no effect without --mask.guidance motion")
         self.dino.validate()
         self.crop.validate()
-        changed = _changed(self)
-        for name in OF_MAE if kind is DINOConfig else OF_DINO:
-            if of := [other for other in changed if other.split(".")[0] == name]:
-                raise ValueError(f"{flag(of[0])} has no effect on --preset {self.preset}: leave it out")
         if "dino.knn_every" in changed and not (self.holdout or self.split):
             raise ValueError("--dino.knn-every has no effect without --holdout or --split: no study is held out")
         if kind is DINOConfig and self.parallel == "fsdp":

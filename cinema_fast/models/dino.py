@@ -6,8 +6,8 @@ their bottleneck outputs and the prototypes, so that logits are never written (`
 centre's update is one product with the mean bottleneck output, since logits are linear in it.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -70,9 +70,9 @@ class Head(nn.Module):
 class Branch(nn.Module):
     """A backbone with its head: the student or the teacher."""
 
-    def __init__(self, config: DINOConfig):
+    def __init__(self, config: DINOConfig, *, drop_path: float = 0.0):
         super().__init__()
-        self.backbone = ViT(config.vit)
+        self.backbone = ViT(config.vit, drop_path=drop_path)
         self.head = Head(config.vit.embed_dim, config)
 
     def forward(self, groups: Sequence[Tensor]) -> Tensor:
@@ -91,8 +91,8 @@ class DINO(nn.Module):
     def __init__(self, config: DINOConfig):
         super().__init__()
         self.config = config
-        self.student = Branch(config)
-        self.teacher = Branch(replace(config, vit=replace(config.vit, drop_path=0.0)))
+        self.student = Branch(config, drop_path=config.drop_path)
+        self.teacher = Branch(config)
         self.teacher.load_state_dict(self.student.state_dict())
         self.teacher.requires_grad_(False)
         self.register_buffer("centre", torch.zeros(1, config.prototypes))
@@ -104,14 +104,14 @@ class DINO(nn.Module):
 
         Args:
             crops: 2 global crops (B, C, size, size) of `config.vit.image_size`, then `config.n_local` local ones of
-                `config.local_size`, with values in [0, 1].
+                `config.local_size`; floating.
             teacher_temp: temperature of the teacher's softmax; a tensor () is not read back.
             update_centre: update the centre by this batch, after the loss was computed with the old one.
 
         Raises:
             ValueError: a wrong number or shape of crops, or a temperature that is not above 0.
         """
-        self._check(crops)
+        self._check(crops, teacher_temp)
         together = [torch.cat(tuple(part)) for part in (crops[:2], crops[2:]) if len(part)]
         with torch.no_grad():
             targets = self.teacher(together[:1])
@@ -141,8 +141,8 @@ class DINO(nn.Module):
         momentum: a number, or a tensor () on the device.
         """
         teacher, student = list(self.teacher.parameters()), list(self.student.parameters())
-        torch._foreach_mul_(teacher, momentum)
-        torch._foreach_add_(teacher, torch._foreach_mul(student, 1 - momentum))
+        share = [1 - momentum] * len(teacher) if isinstance(momentum, Tensor) else 1 - momentum
+        torch._foreach_lerp_(teacher, student, share)
 
     def optimizer(self, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8) -> DINOOptimizer:
         """AdamW over the student, with the recipe's update (`DINOOptimizer.step`)."""
@@ -174,8 +174,10 @@ class DINO(nn.Module):
         """Trade memory for time in training: "none", "selective" or "full", see `layers.Block`."""
         self.student.backbone.recompute(how)
 
-    def _check(self, crops: Sequence[Tensor]) -> None:
+    def _check(self, crops: Sequence[Tensor], teacher_temp: float | Tensor) -> None:
         config = self.config
+        if not isinstance(teacher_temp, Tensor) and not 0 < teacher_temp < math.inf:
+            raise ValueError(f"DINO: teacher_temp must be above 0 and finite, got {teacher_temp}")
         if len(crops) != 2 + config.n_local:
             raise ValueError(f"DINO: expected {2 + config.n_local} crops, 2 global ones and {config.n_local} local "
                              f"ones, got {len(crops)}")  # fmt: skip
@@ -183,6 +185,7 @@ class DINO(nn.Module):
         for number, crop in enumerate(crops):
             size = config.vit.image_size if number < 2 else config.local_size
             expected = (batch, config.vit.in_chans, size, size)
-            if tuple(crop.shape) != expected or not batch:
+            if tuple(crop.shape) != expected or not batch or not crop.is_floating_point():
                 kind = "global" if number < 2 else "local"
-                raise ValueError(f"DINO: crops[{number}], a {kind} one: expected {expected}, got {tuple(crop.shape)}")
+                raise ValueError(f"DINO: crops[{number}], a {kind} one: expected {expected}, got {tuple(crop.shape)} "
+                                 f"in {str(crop.dtype)[6:]} (expected floating)")  # fmt: skip

@@ -38,7 +38,8 @@ class DINOOptimizer(torch.optim.AdamW):
         """Update the parameters from their gradients, which are changed.
 
         Args:
-            lr, weight_decay: of this step. clip: largest norm of the gradient of a parameter.
+            lr, weight_decay: of this step; an lr in a tensor on a GPU is float32. clip: largest norm of the gradient of
+                a parameter.
             freeze_last_layer: leave the prototypes and their moments as they are.
             loss: if given, nothing is updated where it or a gradient is not finite.
 
@@ -46,8 +47,10 @@ class DINOOptimizer(torch.optim.AdamW):
             (2,) float32 on the device: the norm of all gradients before clipping, and 1 where the update was made.
         """
         given = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        if not any(given):
+            raise ValueError("DINOOptimizer.step: no parameter has a gradient; call loss.backward() first")
         norms = [torch._foreach_norm([p.grad for p in params]) for params in given]
-        total = torch.stack([norm.square() for part in norms for norm in part]).sum().sqrt()
+        total = torch.stack([norm for part in norms for norm in part]).square().sum().sqrt()
         made = torch.ones_like(total) if loss is None else (loss.isfinite() & total.isfinite()).to(total.dtype)
         for group, params, parts in zip(self.param_groups, given, norms):
             if params:

@@ -131,7 +131,8 @@ def norm_gelu(x: Tensor, norm: nn.LayerNorm) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, queries: Runs, keys: Runs) -> Tensor:
     """`sparse_attention` of sequences whose lengths the host knows: q (Tq, H, D), k, v (Tk, H, D) -> (Tq, H, D)."""
-    cu_q, cu_k = queries.offsets(q.device), keys.offsets(k.device)
+    cu_k = keys.offsets(k.device)
+    cu_q = cu_k if queries is keys else queries.offsets(q.device)
     return sparse_attention(
         q, k, v, cu_q, cu_k, max_q=queries.longest, max_k=keys.longest, runs=(queries, keys)
     )
@@ -246,7 +247,7 @@ class Block(nn.Module):
 
     def _first_rows(self, x: Tensor, runs: Runs) -> Tensor:
         attn, alone = self.attn, Runs(((runs.sequences, 1),))
-        first = x[runs.offsets(x.device)[:-1].long()]
+        first = torch.cat([rows[::length] for rows, (_, length) in zip(x.split(runs.rows), runs.of)])
         to_q, to_kv = attn.apart()
         (q,) = attn.heads(norm_linear(first, self.norm1, *to_q), 1)
         mixed = attend(q, *attn.heads(norm_linear(x, self.norm1, *to_kv), 2), runs.shortened(1), runs)

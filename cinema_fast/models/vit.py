@@ -35,20 +35,19 @@ class PatchEmbedding(nn.Module):
 
 
 class ViT(nn.Module):
-    """Vision transformer over images (B, C, X, Y) whose sizes are multiples of the patch. This project's presets expect
-    values in [0, 1].
+    """Vision transformer over images (B, C, X, Y) whose sizes are multiples of the patch.
 
     At a size other than the configured one the positions are interpolated (`position.resize_learned_table`).
     """
 
-    def __init__(self, config: ViTConfig):
+    def __init__(self, config: ViTConfig, *, drop_path: float = 0.0):
         super().__init__()
         self.config = config
         width, side = config.embed_dim, config.image_size // config.patch_size
         self.patch_embed = PatchEmbedding(config.in_chans, width, config.patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, width))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + side**2, width))
-        rates = [config.drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
+        rates = [drop_path * i / max(config.depth - 1, 1) for i in range(config.depth)]
         self.blocks = nn.ModuleList(Block(width, config.n_heads, rate, eps=NORM_EPS, joint=True) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.apply(initialise)
@@ -109,8 +108,6 @@ class ViT(nn.Module):
             grid = grid_of(images.shape[2:], patch)
         except ValueError as error:
             raise ValueError(f"ViT: {error}") from None
-        if (config.mean, config.deviation) != (0.0, 1.0):
-            images = (images - config.mean) / config.deviation
         table = resize_learned_table(self.pos_embed, config.image_size // config.patch_size, grid)
         x = self.patch_embed(images, grid[0] * grid[1]) + table[:, 1:]
         return torch.cat([(self.cls_token + table[:, :1]).expand(len(x), -1, -1), x], dim=1)

@@ -1,4 +1,4 @@
-"""The interface of a method, which the loop trains: MAE, or supervised training of any task."""
+"""The interface of a method, which the loop trains: MAE, DINO, or supervised training of any task."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field

@@ -116,7 +116,9 @@ class Ranks:
         # the warning is about axes of length one, whose strides mean nothing; other gradients have their parameter's
         # layout
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        return nn.parallel.DistributedDataParallel(called, find_unused_parameters=unused)
+        # its new name is unknown to older versions. Buffers change alike on all ranks, none has to be sent
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+        return nn.parallel.DistributedDataParallel(called, find_unused_parameters=unused, broadcast_buffers=False)
 
 
 ALONE = Ranks()

@@ -17,7 +17,7 @@ from ..common.views import CLIP, view_like
 from ..data.store.clips import ClipStore
 from ..data.store.orientation import orientation_of
 from ..data.store.store import CineStore
-from ..models.config import CineMAConfig
+from ..models.config import CineMAConfig, DINOConfig
 from .method import Place
 from .options import RunOptions
 from .ranks import Ranks
@@ -173,7 +173,7 @@ def describe_run(
     options: RunOptions,
     place: Place,
     cines: CineStore,
-    model_config: CineMAConfig,
+    model_config: CineMAConfig | DINOConfig,
     store: CineStore | ClipStore,
     labels: LabelInfo | None = None,
 ) -> RunInfo:

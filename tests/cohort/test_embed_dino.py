@@ -33,7 +33,7 @@ from cinema_fast.models.vit import ViT
 from cinema_fast.train.run_info import read_run_info, write_run_info
 
 SMALL = DINOConfig(
-    vit=ViTConfig(embed_dim=32, depth=2, n_heads=2, image_size=32, drop_path=0.1), prototypes=64, head_hidden=32,
+    vit=ViTConfig(embed_dim=32, depth=2, n_heads=2, image_size=32), drop_path=0.1, prototypes=64, head_hidden=32,
     bottleneck=16, n_local=2, local_size=16,
 )  # fmt: skip
 # {view: (shape, channels)}; of two kinds of studies, whose images have other sizes
@@ -92,7 +92,7 @@ def small_parts(monkeypatch):
 def vit_of(folder, branch: str = "teacher") -> ViT:
     """In float64."""
     weights = load_file(folder / "checkpoints" / "step-00000002.safetensors")
-    vit = ViT(replace(SMALL.vit, drop_path=0.0)).double()
+    vit = ViT(SMALL.vit).double()
     vit.load_state_dict({n.removeprefix(f"{branch}.backbone."): t.double() for n, t in weights.items()
                          if n.startswith(f"{branch}.backbone.")})  # fmt: skip
     return vit

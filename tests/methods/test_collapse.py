@@ -19,13 +19,13 @@ from cinema_fast.models.config import ViTConfig
 
 SAID = "the outputs collapse"
 PRESET = "cmrfm-patterns"
-VIT = ViTConfig(embed_dim=32, depth=2, n_heads=2, image_size=32, mean=0.25, deviation=0.25)
+VIT = ViTConfig(embed_dim=32, depth=2, n_heads=2, image_size=32)
 presets._PRESETS[PRESET] = replace(TINY, vit=VIT, prototypes=512, head_hidden=64, bottleneck=32, local_size=16)
 
 
-def watched(lines, prototypes=4096) -> list[tuple[int, str]]:
+def watched(lines, prototypes=4096, centring=True) -> list[tuple[int, str]]:
     """(step, warning) for lines of (step, teacher entropy, KL to the mean)."""
-    watch = CollapseWatch(prototypes)
+    watch = CollapseWatch(prototypes, centring=centring)
     said = [(step, watch.add(step, teacher_entropy=h, kl_to_mean=kl)) for step, h, kl in lines]
     return [(step, warning) for step, warning in said if warning]
 
@@ -33,8 +33,9 @@ def watched(lines, prototypes=4096) -> list[tuple[int, str]]:
 @pytest.mark.parametrize("every", [1, 10, 50])
 def test_one_prototype_for_all_images_is_named_once(every):
     lines = [(s, 5 * math.exp(-s / 30), 0.6 * math.exp(-s / 60)) for s in range(every, 401, every)]
-    ((step, warning),) = watched(lines)
-    assert 40 < step <= 200 and "of 4096 prototypes" in warning and "--dino.centring" in warning
+    for centring, cure in ((True, "--dino.teacher-temp"), (False, "--dino.centring on")):
+        ((step, warning),) = watched(lines, centring=centring)
+        assert 40 < step <= 200 and "of 4096 prototypes" in warning and cure in warning
 
 
 @pytest.mark.parametrize("every", [1, 10, 50])
@@ -42,6 +43,12 @@ def test_the_same_flat_output_for_all_images_is_named_once(every):
     lines = [(s, 8 - math.exp(-s / 30), 0.4 * math.exp(-s / 30)) for s in range(every, 401, every)]
     ((step, warning),) = watched(lines)
     assert 80 < step <= 200 and "nearly the same output" in warning and "--dino.teacher-temp" in warning
+
+
+@pytest.mark.parametrize("entropy, kl, said", [(1e-6, 1e-7, "share about 1 of"), (8.3, 1e-5, "nearly the same")])
+def test_a_run_that_begins_collapsed_is_named(entropy, kl, said):
+    ((step, warning),) = watched([(s, entropy, kl) for s in range(10, 201, 10)])
+    assert step == 50 and said in warning
 
 
 @pytest.mark.parametrize(
@@ -89,12 +96,12 @@ def patterned_store(path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("centring", [False, True], ids=["without centring", "healthy"])
+@pytest.mark.parametrize("centring", ["off", pytest.param("on", marks=pytest.mark.slow)])
 def test_a_run_without_centring_is_named_within_200_steps(tmp_path, no_report, centring):
     store, run = patterned_store(tmp_path / "store"), tmp_path / "run"
     dino = DistillConfig(images=4, momentum=0.999, teacher_temp=(0.01, 0.01), centring=centring)
     crop = CropOptions(local_area=(0.2, 0.4), brightness=0.1, contrast=0.1, blur_sigma=(0.1, 0.7), solarise=0)
     changes = {"preset": PRESET, "steps": 200, "lr": 5e-4, "log_every": 10, "checkpoint_every": 200}
     pretrain(config_of(store, run, **changes, dino=dino, crop=crop))
-    assert (SAID in (run / "run.log").read_text()) == (not centring)
-    assert (metrics(run)[-1]["kl_to_mean"] > 0.3) == centring
+    assert (SAID in (run / "run.log").read_text()) == (centring == "off")
+    assert (metrics(run)[-1]["kl_to_mean"] > 0.3) == (centring == "on")

@@ -75,7 +75,7 @@ def plain_loop(config: PretrainConfig) -> tuple[list[float], dict]:
         images = choose_images(
             batch.frames, batch.extent, batch.slot, step=number, seed=config.seed, per_study=dino.images
         )
-        crops = cut_crops(images, recipe, step=number, seed=config.seed)
+        crops = [(crop - 0.25) / 0.25 for crop in cut_crops(images, recipe, step=number, seed=config.seed)]
         z = torch.cat([model.student.head(model.student.backbone(crop)["cls"]) for crop in crops])
         prototypes = F.normalize(model.student.head.last_layer.weight_v, dim=1)
         with torch.no_grad():
@@ -389,7 +389,7 @@ def test_runs_from_before_it_go_on(tiny_store, tmp_path, no_report):
     pretrain(PretrainConfig(**options, batch_size=2))
     path = tmp_path / "run" / "config.yaml"
     values = yaml.safe_load(path.read_text())
-    del values["run"]["dino"]
+    del values["run"]["dino"], values["run"]["crop"]
     path.write_text(yaml.safe_dump(values))
     assert pretrain(PretrainConfig(**options, batch_size=2, resume=True)).exit_code == 0
     assert "dino" in read_run_info(tmp_path / "run").options
@@ -418,6 +418,19 @@ def test_a_run_is_evaluated_and_drawn(tiny_store, tmp_path):
     other = shutil.copytree(out, tmp_path / "other")
     compared = re.search(r"\| k-NN accuracy of the view, held out\s*\|\s*(\S+)\s*\|", compare_runs([out, other]))
     assert compared[1] == f"{found['knn_view']:.3f}"
+    compare_runs([out, other], tmp_path / "pictures")
+    assert any((tmp_path / "pictures").iterdir())
+
+
+def test_an_evaluation_that_fails_does_not_end_the_run(tiny_store, tmp_path, no_report, monkeypatch):
+    def broken(*_):
+        raise torch.linalg.LinAlgError("no singular values")
+
+    monkeypatch.setattr("cinema_fast.methods.dino_evaluation.feature_rank", broken)
+    outcome = pretrain(config_of(tiny_store, tmp_path / "run", steps=2, holdout=0.25))
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert "step 2: the evaluation of the held-out studies failed: _LinAlgError: no singular values" in log
+    assert outcome.exit_code == 0 and len(last_weights(tmp_path / "run", 2))
 
 
 def test_without_held_out_studies_nothing_is_evaluated(tiny_store, tmp_path):
@@ -480,7 +493,7 @@ def test_it_starts_from_another_run(tiny_store, tmp_path, no_report):
 def test_an_evaluation_is_without_drop_path(tiny_store):
     store = CineStore(tiny_store)
     torch.manual_seed(0)
-    vit = ViT(ViTConfig(embed_dim=16, depth=2, n_heads=2, image_size=16, drop_path=0.9))
+    vit = ViT(ViTConfig(embed_dim=16, depth=2, n_heads=2, image_size=16), drop_path=0.9)
     where = {"device": torch.device("cpu"), "precision": torch.float32}
     found = [evaluate(vit.train(mode), store, FOUR, store.ids[:8], store.ids[8:], **where) for mode in (True, False)]
     assert found[0] == found[1] and found[0].studies == 4 and not vit.training

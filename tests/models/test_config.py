@@ -217,12 +217,11 @@ def test_cmrfm_presets():
     """ViT-S/8 and head of Jacob et al., parameter by parameter."""
     small, demo = cf.preset("cmrfm-small8"), cf.preset("cmrfm-demo")
     assert small.vit == cf.ViTConfig(
-        in_chans=1, embed_dim=384, depth=12, n_heads=6, patch_size=8, image_size=192, drop_path=0.1,
-        mean=0.25, deviation=0.25,
-    )  # fmt: skip
+        in_chans=1, embed_dim=384, depth=12, n_heads=6, patch_size=8, image_size=192
+    )
     assert small == cf.DINOConfig(
         vit=small.vit, prototypes=65536, head_hidden=2048, bottleneck=256, norm_last_layer=True, n_local=8,
-        local_size=96, student_temp=0.1, centre_momentum=0.9,
+        local_size=96, student_temp=0.1, centre_momentum=0.9, drop_path=0.1,
     )  # fmt: skip
     with torch.device("meta"):
         vit, model = cf.ViT(small.vit), cf.DINO(small)
@@ -257,10 +256,8 @@ def test_dino_configs_come_back_from_plain_values():
         (cf.ViTConfig, {"n_heads": True}, "n_heads: expected a whole number"),
         (cf.ViTConfig, {"embed_dim": 100}, "embed_dim: 100 is not 6 heads of a multiple of 8"),
         (cf.ViTConfig, {"image_size": 100}, "image_size: 100 is not a multiple of the patch, 8"),
-        (cf.ViTConfig, {"drop_path": 1}, "drop_path: expected a number from 0 to below 1, got 1"),
-        (cf.ViTConfig, {"drop_path": "no"}, "drop_path: expected a number from 0 to below 1, got 'no'"),
-        (cf.ViTConfig, {"mean": float("nan")}, "mean: expected a number that is finite, got nan"),
-        (cf.ViTConfig, {"deviation": 0}, "deviation: expected a number above 0, got 0"),
+        (cf.DINOConfig, {"drop_path": 1}, "drop_path: expected a number from 0 to below 1, got 1"),
+        (cf.DINOConfig, {"drop_path": "no"}, "drop_path: expected a number from 0 to below 1, got 'no'"),
         (cf.DINOConfig, {"prototypes": "9"}, "prototypes: expected a whole number of at least 1, got '9'"),
         (cf.DINOConfig, {"n_local": -1}, "n_local: expected a whole number of at least 0, got -1"),
         (cf.DINOConfig, {"local_size": 20}, "local_size: 20 is not a multiple of the patch, 8"),

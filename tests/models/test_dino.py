@@ -109,7 +109,7 @@ def test_a_step_is_the_papers(backend, device, changes):
 
 @pytest.mark.parametrize("how", ["selective", "full"])
 def test_recomputation_changes_no_gradient(how):
-    model, results = small_dino(vit={"drop_path": 0.5}).train(), []
+    model, results = small_dino(drop_path=0.5).train(), []
     for kind in ("none", how):
         model.recompute(kind)
         model.zero_grad()
@@ -148,7 +148,7 @@ def test_compiled_in_one_graph():
 
 
 def test_the_teacher_starts_as_the_student_and_follows_it():
-    model = cf.DINO(dino_config({"drop_path": 0.4}))
+    model = cf.DINO(dino_config(drop_path=0.4))
     assert [block.drop_path for block in model.student.backbone.blocks] == pytest.approx([0, 0.4])
     assert not any(block.drop_path for block in model.teacher.backbone.blocks)
     assert not any(p.requires_grad for p in model.teacher.parameters())

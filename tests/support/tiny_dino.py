@@ -1,5 +1,7 @@
 """Runs of self-distillation small enough for tests."""
 
+from dataclasses import replace
+
 from cinema_fast.methods.pretrain_config import DistillConfig, PretrainConfig
 from cinema_fast.models import config as presets
 from cinema_fast.models.config import DINOConfig, ViTConfig
@@ -8,9 +10,7 @@ TINY = DINOConfig(
     vit=ViTConfig(embed_dim=16, depth=2, n_heads=2, image_size=16), prototypes=24, head_hidden=16, bottleneck=8,
     n_local=2, local_size=8,
 )  # fmt: skip
-DROPPING = DINOConfig(**{name: getattr(TINY, name) for name in DINOConfig.__slots__} | {
-    "vit": ViTConfig(embed_dim=16, depth=2, n_heads=2, image_size=16, drop_path=0.5)
-})  # fmt: skip
+DROPPING = replace(TINY, drop_path=0.5)
 presets._PRESETS |= {"cmrfm-tiny": TINY, "cmrfm-dropping": DROPPING}
 IN_A_PROCESS = "import tiny_dino"  # makes the presets known in a process of `forked`
 

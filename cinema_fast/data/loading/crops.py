@@ -27,6 +27,7 @@ N_GLOBAL = 2
 FOR_CROPS = 0x8000_0200
 TRIES = 10
 CUBIC = -0.5  # Keys' cubic convolution with the parameter of antialiased bicubic resizing in PyTorch and PIL
+MEAN = DEVIATION = 0.25  # about those of images in [0, 1]
 NO_BLUR = 1e4  # in place of 1 / (2 sigma^2): exp(-1e4) is 0 in float32, so the matrix of the blur is the identity
 
 
@@ -302,3 +303,11 @@ def central_squares(pixels: Tensor, extent: Tensor, size: int) -> Tensor:
     low, plain = (extent - side) // 2, torch.zeros(1, len(extent), dtype=torch.bool, device=extent.device)
     drawn = CropDraws(low[None], side[None], plain, *[plain] * 4)
     return resize_boxes(scaled.mT.contiguous(), drawn, size)[0].unsqueeze(1)
+
+
+def standardised(images: Tensor) -> Tensor:
+    """Images in [0, 1] as the network sees them: about mean 0 and deviation 1.
+
+    Without this, all outputs of a fresh network are nearly the same, and the teacher's tell it little.
+    """
+    return (images - MEAN) / DEVIATION
