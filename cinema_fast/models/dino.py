@@ -90,6 +90,8 @@ class DINO(nn.Module):
 
     def __init__(self, config: DINOConfig):
         super().__init__()
+        if not isinstance(config, DINOConfig):
+            raise ValueError(f"DINO: expected a DINOConfig, as preset('cmrfm-small8') is, got {type(config).__name__}")
         self.config = config
         self.student = Branch(config, drop_path=config.drop_path)
         self.teacher = Branch(config)

@@ -42,6 +42,8 @@ class ViT(nn.Module):
 
     def __init__(self, config: ViTConfig, *, drop_path: float = 0.0):
         super().__init__()
+        if not isinstance(config, ViTConfig):
+            raise ValueError(f"ViT: expected a ViTConfig, as preset('cmrfm-small8').vit is, got {type(config).__name__}")
         self.config = config
         width, side = config.embed_dim, config.image_size // config.patch_size
         self.patch_embed = PatchEmbedding(config.in_chans, width, config.patch_size)
@@ -101,7 +103,7 @@ class ViT(nn.Module):
     def tokens(self, images: Tensor) -> Tensor:
         """Tokens (B, 1 + N, D) before the first block, with their positions; class token first."""
         config = self.config
-        if images.ndim != 4 or images.shape[1] != config.in_chans:
+        if images.ndim != 4 or images.shape[1] != config.in_chans or not len(images):
             raise ValueError(f"ViT: expected images (B, {config.in_chans}, X, Y), got {tuple(images.shape)}")
         patch = (config.patch_size,) * 2
         try:

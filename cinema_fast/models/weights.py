@@ -226,8 +226,8 @@ def load_shared_views(model: CineMA, source: str | Path | Mapping[str, Tensor], 
     stored = sorted({view for key in state if (view := _view_of(key))})
     taken = [view for view in views if view in stored]
     if not taken:
-        raise ValueError(f"{name} has weights of the views {', '.join(stored) or '(none)'}, expected one or more of "
-                         f"{', '.join(views)}")  # fmt: skip
+        has = f"weights of the views {', '.join(stored)}" if stored else "no weights of CineMA or HeartMAE"
+        raise ValueError(f"{name} has {has}, expected one or more of {', '.join(views)}")
     fresh = [view for view in views if view not in stored]
     left = [view for view in stored if view not in views]
     state = {key: tensor for key, tensor in state.items() if _view_of(key) not in left}
