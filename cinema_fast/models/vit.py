@@ -43,7 +43,7 @@ class ViT(nn.Module):
     def __init__(self, config: ViTConfig, *, drop_path: float = 0.0):
         super().__init__()
         if not isinstance(config, ViTConfig):
-            raise ValueError(f"ViT: expected a ViTConfig, as preset('cmrfm-small8').vit is, got {type(config).__name__}")
+            raise ValueError(f"ViT: expected a ViTConfig, as preset('cmrfm-demo').vit is, got {type(config).__name__}")
         self.config = config
         width, side = config.embed_dim, config.image_size // config.patch_size
         self.patch_embed = PatchEmbedding(config.in_chans, width, config.patch_size)

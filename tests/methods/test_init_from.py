@@ -90,7 +90,7 @@ def test_what_is_shared_has_to_fit(tiny_store, tmp_path):
     with pytest.raises(ValueError, match=r"1 tensors in .*\n  missing dec_embed_dict\.lax_2c\.mask_token"):
         weights_of(**run)
     save_file({"step": torch.zeros(1)}, start)
-    with pytest.raises(ValueError, match=r"has weights of the views \(none\), expected one or more of"):
+    with pytest.raises(ValueError, match=r"has no weights of CineMA or HeartMAE, expected one or more of"):
         weights_of(**run)
     assert not (tmp_path / "run").exists()
 
@@ -120,7 +120,7 @@ def test_folders_that_give_none(tiny_store, tmp_path):
         weights_of(**run, preset="cinema-demo")
     labels = LabelInfo({}, {"train": [], "val": [], "test": []}, [])
     write_run_info(tmp_path / "start", replace(info, labels=labels))
-    with pytest.raises(ValueError, match=r"start: a run of finetune, .* no decoder.*; expected a run of pretrain"):
+    with pytest.raises(ValueError, match=r"start: a run of finetune, .* not those of pre-training; expected a run"):
         weights_of(**run)
     assert not (tmp_path / "run").exists()
 
@@ -192,7 +192,7 @@ def test_weights_of_another_method_are_refused(tiny_store, distilled, tmp_path):
         weights_of(**run, init_from=weights, **OF_DINO)
     with pytest.raises(ValueError, match="a run of --preset cmrfm-demo, but this run is of cinema-tiny"):
         weights_of(**run, init_from=distilled)
-    with pytest.raises(ValueError, match=rf"{file} has weights of the views \(none\)"):
+    with pytest.raises(ValueError, match=rf"{file} has no weights of CineMA or HeartMAE"):
         weights_of(**run, init_from=file)
     assert not (tmp_path / "run").exists()
 

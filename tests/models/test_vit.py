@@ -116,13 +116,13 @@ def test_drop_path_skips_whole_sequences_and_keeps_the_mean():
 
 
 def test_drop_path_rises_over_the_blocks():
-    rates = [block.drop_path for block in small_vit(0.3, depth=4).blocks]
+    rates = [block.drop_path for block in small_vit(depth=4, drop_path=0.3).blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3])
 
 
 @pytest.mark.parametrize("how", ["selective", "full"])
 def test_recomputation_changes_no_gradient(how):
-    vit, groups = small_vit(0.5).train(), images((16, 16), (8, 8))
+    vit, groups = small_vit(drop_path=0.5).train(), images((16, 16), (8, 8))
     results = []
     for kind in ("none", how):
         vit.recompute(kind)
@@ -147,11 +147,14 @@ def test_autocast_is_close():
         (lambda vit: vit(torch.zeros(1, 1, 16, 18)), r"ViT: image size \(16, 18\) .* multiple of the patch \(4, 4\)"),
         (lambda vit: vit.class_tokens([torch.zeros(1, 1, 16, 0)]), r"ViT: image size \(16, 0\)"),
         (lambda vit: vit(torch.zeros(1, 3, 16, 16)), r"ViT: expected images \(B, 1, X, Y\), got \(1, 3, 16, 16\)"),
+        (lambda vit: vit(torch.zeros(0, 1, 16, 16)), r"expected images .* got \(0, 1, 16, 16\)"),
+        (lambda vit: cf.ViT(cf.preset("cmrfm-demo")), "ViT: expected a ViTConfig.* got DINOConfig"),
+        (lambda vit: cf.DINO(vit.config), "DINO: expected a DINOConfig.* got ViTConfig"),
         (lambda vit: vit.last_attention(torch.zeros(1, 16, 16)), r"expected images .* got \(1, 16, 16\)"),
         (lambda vit: vit.intermediate(torch.zeros(1, 1, 16, 16), n=3), r"n = 3, expected 1 to 2"),
         (lambda vit: vit.intermediate(torch.zeros(1, 1, 16, 16), n=0), r"n = 0, expected 1 to 2"),
     ],
-    ids=["size", "no pixel", "channels", "axes", "n", "n of 0"],
+    ids=["size", "no pixel", "channels", "no image", "kind of config", "config of DINO", "axes", "n", "n of 0"],
 )
 def test_errors_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):

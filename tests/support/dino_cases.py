@@ -24,7 +24,7 @@ def shaken(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-def small_vit(drop_path: float = 0.0, seed: int = 0, **changes) -> cf.ViT:
+def small_vit(seed: int = 0, *, drop_path: float = 0.0, **changes) -> cf.ViT:
     torch.manual_seed(seed)
     return shaken(cf.ViT(cf.ViTConfig(**VIT | changes), drop_path=drop_path), seed)
 
