@@ -12,6 +12,8 @@ _HOME = {
     "ConvViT": "models.conv_vit",
     "DINO": "models.dino",
     "DINOConfig": "models.config",
+    "DINOOptimizer": "models.dino_optimizer",
+    "DINOOutput": "models.dino",
     "MAEOutput": "models.cinema",
     "TokenPlan": "kernels",
     "ViT": "models.vit",

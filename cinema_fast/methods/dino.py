@@ -206,7 +206,7 @@ class SelfDistillation(Method):
                 self.held_out or self.training, self._recipe, step=options.steps - 1, seed=options.seed,
                 device=place.device, precision=place.precision, evaluation=self._evaluation, unreadable=unreadable,
             )  # fmt: skip
-            log.say(f"pictures: {', '.join(map(str, pictures)) or 'none, no study can be read'}")
+            log.say(f"pictures: {', '.join(map(str, pictures))}")
         self._name(unreadable or {}, log.say)
         return self._evaluation
 

@@ -26,28 +26,47 @@ def write_report(
     step: int, seed: int, device: torch.device, precision: torch.dtype, evaluation: Evaluation | None,
     unreadable: dict[str, str] | None,
 ) -> list[Path]:
-    """Write OUT/report: crops.png, attention.png, and evaluation.json where there is an evaluation. Returns the
-    pictures.
+    """Write OUT/report: loss.png, crops.png, attention.png, and evaluation.json where there is an evaluation. Returns
+    the pictures.
 
     vit: in eval mode. studies: images of up to ROWS views of one of these are drawn: of those with the most views, the
-    first that can be read. If none can, there are no pictures. step: the crops are those that this step would cut of
+    first that can be read. If none can, only loss.png is drawn. step: the crops are those that this step would cut of
     them as the first images of its batch. unreadable, LoaderError: as for `stored_images`.
     """
     folder = out / "report"
     folder.mkdir(exist_ok=True)
     if evaluation:
         (folder / "evaluation.json").write_text(json.dumps(asdict(evaluation), indent=1) + "\n")
+    curves = folder / "loss.png"
+    draw_curves(curves, [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
     order = sorted(studies, key=lambda study: -sum(view in views for view in store.views(study)))
     study, shown = next(stored_images(store, views, order, unreadable), (None, {}))
     if study is None:
-        return []
+        return [curves]
     names = list(shown)
     chosen = [names[i] for i in np.linspace(0, len(names) - 1, min(ROWS, len(names))).round().astype(int)]
     images = {view: shown[view] for view in chosen}
     pictures = folder / "crops.png", folder / "attention.png"
     draw_crops(pictures[0], study, images, recipe, step=step, seed=seed)
     draw_attention(pictures[1], study, images, vit, device=device, precision=precision)
-    return list(pictures)
+    return [curves, *pictures]
+
+
+def draw_curves(path: Path, lines: Sequence[dict]) -> None:
+    """Loss and teacher entropy, KL to the mean, and where studies are held out k-NN accuracies, over steps."""
+    panels = {"nats": ("loss", "teacher_entropy"), "nats of KL": ("kl_to_mean",),
+              "k-NN accuracy": ("knn_view", "knn_plane", "knn_sequence")}  # fmt: skip
+    panels = {label: names for label, names in panels.items() if any(names[0] in line for line in lines)}
+    figure = new_figure(8, 2.4 * len(panels))
+    for axes, (label, names) in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items()):
+        for name in names:
+            points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+            axes.plot(*zip(*points) if points else ([], []), label=name.replace("_", " "), linewidth=1)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    axes.set_xlabel("step")
+    figure.savefig(path, dpi=110)
 
 
 def draw_crops(

@@ -125,4 +125,13 @@ class RunOptions:
         for values in (now, then):
             counts = [values.pop(name) for name in ("batch_size", "accumulate", "ranks")]
             values["batch_size x accumulate x ranks"] = math.prod(counts)
+        now, then = _flat(now), _flat(then)
         return [f"{name}: was {then.get(name)}, now {now.get(name)}" for name in now if now[name] != then.get(name)]
+
+
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of nested configs under dotted names, as on the command line."""
+    flat = {}
+    for name, value in options.items():
+        flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {name: value}
+    return flat

@@ -79,7 +79,7 @@ def test_a_run_that_was_cut_off_resumes_to_the_bit(mapped, tmp_path, monkeypatch
     pretrain(config_of(mapped, tmp_path / "whole", **how))
     with pytest.raises(OSError, match="power"):
         watched_run(monkeypatch, config_of(mapped, tmp_path / "cut", workers=1, **how), fail_at=3)
-    with pytest.raises(ValueError, match=r"augment: was .*'rotation': 40.0.*, now .*'rotation': 0.0"):
+    with pytest.raises(ValueError, match=r"augment\.rotation: was 40\.0, now 0\.0"):
         pretrain(config_of(mapped, tmp_path / "cut", resume=True, augment=AugmentConfig(), **how))
     pretrain(config_of(mapped, tmp_path / "cut", workers=3, resume=True, **how))
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
@@ -107,7 +107,7 @@ def test_runs_of_before_there_was_a_choice_go_on_by_default(mapped, tmp_path, no
     assert values["run"].pop("augment") == AugmentConfig().to_dict()
     (out / "config.yaml").write_text(yaml.safe_dump(values))
     assert pretrain(config_of(mapped, out, steps=1, augment=AugmentConfig(), resume=True)).exit_code == 0
-    with pytest.raises(ValueError, match=r"augment: was .*'noise': 0.0.*, now .*'noise': 0.1"):
+    with pytest.raises(ValueError, match=r"augment\.noise: was 0\.0, now 0\.1"):
         pretrain(config_of(mapped, out, steps=1, resume=True))
 
 
