@@ -106,7 +106,7 @@ def of_image(vit: ViT, image: np.ndarray) -> np.ndarray:
     x, y = ((n - side) // 2 for n in image.shape)
     square = image[None, None, x : x + side, y : y + side]
     square = F.interpolate(square, (32, 32), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    tokens = vit(square)
+    tokens = vit((square - 0.25) / 0.25)
     return torch.stack([tokens["cls"][0], tokens["patches"][0].mean(0)]).numpy()
 
 
