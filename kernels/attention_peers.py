@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .packed_sequences import is_uniform, sequence_lengths
 
 HALF = (torch.bfloat16, torch.float16)
+HAS_AMX = torch.cpu._is_amx_tile_supported()  # asked here, because torch.compile cannot trace it
 
 
 def sdpa_unsupported(q: Tensor, k: Tensor, v: Tensor, equal: bool) -> list[str]:
@@ -41,7 +42,7 @@ def sdpa(
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """q (B, H, Nq, D), k, v (B, H, Nk, D) -> (B, H, Nq, D)."""
-    slow = q.device.type == "cpu" and q.dtype in HALF and not torch.cpu._is_amx_tile_supported()
+    slow = q.device.type == "cpu" and q.dtype in HALF and not HAS_AMX
     if slow and q.numel() and k.numel():
         return _WideOnCpu.apply(q, k, v, scale)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
