@@ -3,8 +3,8 @@
     python benchmarks/readme_tables.py [--check]
 
 Sections stand between <!-- NAME --> and <!-- /NAME -->. README.md has `cpu`, some lines of the newest comparison on a
-CPU, `dino`, the newest one of self-distillation, and `findings`, the most important figures on reading and on few
-labels. docs/reference/results.md has `cpu`, every comparison in full, and `reading`. docs/reference/kernels.md has
+CPU, and `findings`, the most important figures on reading and on few labels. docs/reference/results.md has `cpu`, every
+comparison in full, `dino`, the newest one of self-distillation, and `reading`. docs/reference/kernels.md has
 `kernels`, the table of operations: what each says of itself (kernels/registry.py), and what the newest report of a GPU
 that holds it measured. --check changes nothing, and gives exit status 1 where a page is not what it would be.
 """
@@ -178,7 +178,7 @@ def pages_of_today() -> dict[Path, str]:
     labels = (ROOT / "docs" / "experiments" / "labels.md").read_text()
     sections = (
         (ROOT / "README.md", "cpu", brief_section(steps[0])),
-        *((ROOT / "README.md", "dino", dino_section(newest)) for newest in dinos[:1]),
+        *((REFERENCE / "results.md", "dino", dino_section(newest)) for newest in dinos[:1]),
         (ROOT / "README.md", "findings", findings_section(reading, labels)),
         (REFERENCE / "results.md", "cpu", "\n\n".join(map(cpu_section, steps))),
         (REFERENCE / "results.md", "reading", reading_section(reading)),

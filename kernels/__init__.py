@@ -5,7 +5,7 @@ GPU report measures the operations: those that take most of a training step come
 """
 
 from .backend import BackendError, launches, use
-from .registry import OPERATIONS
+from .registry import OPERATIONS, Operation
 from .table import table
 from .token_plan import TokenPlan
 
@@ -24,6 +24,6 @@ from .motion_score import mask_weights as mask_weights, motion_map as motion_map
 # isort: on
 
 __all__ = [
-    "OPERATIONS", "BackendError", "FlowParams", "TokenPlan", "launches", "mask_weights", "motion_map", "move_maps",
-    "table", "use", *OPERATIONS,
+    "OPERATIONS", "BackendError", "FlowParams", "Operation", "TokenPlan", "launches", "mask_weights", "motion_map",
+    "move_maps", "table", "use", *OPERATIONS,
 ]  # fmt: skip

@@ -116,9 +116,10 @@ class Ranks:
         # the warning is about axes of length one, whose strides mean nothing; other gradients have their parameter's
         # layout
         warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
-        # its new name is unknown to older versions. Buffers change alike on all ranks, none has to be sent
-        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
-        return nn.parallel.DistributedDataParallel(called, find_unused_parameters=unused, broadcast_buffers=False)
+        # only the running statistics of batch norms differ between ranks; other buffers need not be sent
+        differ = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in called.modules())
+        warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # older versions lack the new name
+        return nn.parallel.DistributedDataParallel(called, find_unused_parameters=unused, broadcast_buffers=differ)
 
 
 ALONE = Ranks()
