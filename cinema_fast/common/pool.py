@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -65,7 +66,10 @@ def available_cores() -> int:
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """A pool that waits for its tasks; where the block raises an error, its workers are ended at once."""
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=begin_worker) as pool:
+    resource_tracker.ensure_running()  # its start would let Ctrl-C through
+    with _interrupts_later():  # between making a semaphore and noting it for removal, Ctrl-C would leave it behind
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=begin_worker)
+    with pool:
         try:
             yield pool
         except BaseException:
@@ -76,9 +80,16 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], task: T) -> Future[R]:
     """Give a pool a task. A worker that is started for it ignores Ctrl-C from the first moment."""
+    with _interrupts_later():
+        return pool.submit(function, task)
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Hold Ctrl-C back until the end of the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        return pool.submit(function, task)
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -53,6 +53,22 @@ def test_ctrl_c_ends_the_workers_at_once_and_only_the_parent_hears_of_it():
         assert (parent.returncode, err) == (130, "")
 
 
+def test_ctrl_c_while_a_pool_is_made_leaves_nothing_behind():
+    code = """if __name__ == '__main__':
+    import os, signal, sys
+    from multiprocessing import resource_tracker
+    register = resource_tracker.register
+    def interrupted(*args):
+        register(*args)
+        os.kill(os.getpid(), signal.SIGINT)
+    resource_tracker.register = interrupted
+    from cinema_fast.common.pool import run_in_processes
+    try: list(run_in_processes(abs, [1, 2], 2))
+    except KeyboardInterrupt: sys.exit(130)"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, preexec_fn=heard)
+    assert (run.returncode, run.stderr) == (130, "")
+
+
 def heard() -> None:
     """A job in the background begins with Ctrl-C ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
