@@ -18,7 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .packed_sequences import is_uniform, sequence_lengths
 
 HALF = (torch.bfloat16, torch.float16)
-HAS_AMX = torch.cpu._is_amx_tile_supported()  # asked here, because torch.compile cannot trace it
+# asked here, because torch.compile cannot trace it
+BF16_WITHOUT_TILES = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+FEW_SCORES = 2**19  # of a head: the softmax's output takes 1 MiB at most, 2.8 times q, k, v and output of 724 tokens
 
 
 def sdpa_unsupported(q: Tensor, k: Tensor, v: Tensor, equal: bool) -> list[str]:
@@ -26,9 +28,7 @@ def sdpa_unsupported(q: Tensor, k: Tensor, v: Tensor, equal: bool) -> list[str]:
     return []
 
 
-def sdpa(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
-) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float) -> Tensor:
     """torch's scaled_dot_product_attention: one batched call where the sequences are equally long, else a loop."""
     with torch.autocast(q.device.type, enabled=False):  # autocast would change the dtype
         if is_uniform(cu_q, max_q, len(q)) and is_uniform(cu_k, max_k, len(k)):
@@ -42,35 +42,38 @@ def sdpa(
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """q (B, H, Nq, D), k, v (B, H, Nk, D) -> (B, H, Nq, D)."""
-    slow = q.device.type == "cpu" and q.dtype in HALF and not HAS_AMX
-    if slow and q.numel() and k.numel():
-        return _WideOnCpu.apply(q, k, v, scale)
+    short = 0 < q.shape[2] * k.shape[2] <= FEW_SCORES
+    if BF16_WITHOUT_TILES and q.device.type == "cpu" and q.dtype == torch.bfloat16 and short:
+        return _ExplicitOnCpu.apply(*(x.flatten(0, 1) for x in (q, k, v)), scale).unflatten(0, q.shape[:2])
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
-class _WideOnCpu(torch.autograd.Function):
-    """Attention of 16-bit inputs in float32, which saves 16 bits for the backward. On a CPU without matrix units
-    PyTorch's own takes longer in 16 bits (1.3 times at 577 tokens, 1.6 at 145, forward and backward, AMD EPYC)."""
+class _ExplicitOnCpu(torch.autograd.Function):
+    """Attention of bfloat16 q (M, Nq, D) and k, v (M, Nk, D) by matrix products and a softmax, whose output is saved.
+
+    On a CPU with bfloat16 but without matrix units PyTorch's own multiplies in float32, and takes 1.7 times as long at
+    577 tokens and 3 times at 145, forward and backward (AMD EPYC).
+    """
 
     @staticmethod
     def forward(ctx, q, k, v, scale):
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q.float(), k.float(), v.float(), scale=scale
-        )
-        out = out.to(q.dtype)
-        ctx.save_for_backward(q, k, v, out, lse)
+        weights = _scaled(q, k.mT, scale).softmax(-1)
+        ctx.save_for_backward(q, k, v, weights)
         ctx.scale = scale
-        return out
+        return torch.bmm(weights, v)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dout):
-        *tensors, lse = ctx.saved_tensors
-        wide = (x.float() for x in (dout, *tensors))
-        gradients = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *wide, lse, 0.0, False, scale=ctx.scale
-        )
-        return *(x.to(dout.dtype) for x in gradients), None
+        q, k, v, weights = ctx.saved_tensors
+        dscores = torch.ops.aten._softmax_backward_data(torch.bmm(dout, v.mT), weights, -1, weights.dtype)
+        gradients = _scaled(dscores, k, ctx.scale), _scaled(dscores.mT, q, ctx.scale), torch.bmm(weights.mT, dout)
+        return *gradients, None
+
+
+def _scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale a b of matrices (M, n, m) and (M, m, l), scaled before it is rounded."""
+    return torch.baddbmm(a.new_empty(1), a, b, beta=0, alpha=scale)
 
 
 def _has(module: str) -> bool:
@@ -88,9 +91,7 @@ def cudnn_unsupported(q: Tensor, k: Tensor, v: Tensor, equal: bool) -> list[str]
     return why
 
 
-def cudnn(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
-) -> Tensor:
+def cudnn(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float) -> Tensor:
     """cuDNN's kernels, through scaled_dot_product_attention."""
     with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):
         return sdpa(q, k, v, cu_q, cu_k, max_q, max_k, scale)
@@ -119,9 +120,7 @@ def _flash_4(q: Tensor) -> bool:
     return torch.cuda.get_device_capability(q.device)[0] >= 9 and _has("flash_attn.cute")
 
 
-def flash(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
-) -> Tensor:
+def flash(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float) -> Tensor:
     """flash_attn_varlen_func of flash-attn-4 where it can run, else of flash-attn 2."""
     how = {"softmax_scale": scale, "deterministic": torch.are_deterministic_algorithms_enabled()}
     if _flash_4(q):

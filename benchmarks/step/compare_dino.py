@@ -4,7 +4,8 @@
 
 A step is forward, loss, backward, clipping, AdamW and the teacher's average, on the same weights and crops, without
 drop path. The learning rate is 0 and the teacher's momentum 1, so that every step computes the same: the losses are
-compared before anything is timed. "Fused attention" is the plain code with scaled_dot_product_attention alone put in.
+compared before anything is timed. "Fused attention" is the plain code with scaled_dot_product_attention alone put in;
+"compiled" is a model as `pretrain --mode compile` runs it.
 A ratio is the median over rounds of the two times within one round. Cutting the crops from stored images is timed
 apart. --memory measures the peak above what is resident before the second step (parameters, gradients, optimiser
 state), each case in a process of its own. Prints tables and writes benchmarks/results/dino-<date>.json.
@@ -27,12 +28,13 @@ import torch
 import workload
 from compare_reference import DTYPES, peak_above_resident, peaks_of, ratio_row, time_in_turn
 from plain_dino import PlainDINO, plain_update
-from torch import Tensor
+from torch import Tensor, nn
 
 import cinema_fast as cf
 from cinema_fast.data.loading.crops import CropRecipe, cut_crops
 from cinema_fast.data.loading.image_choice import Images
 from cinema_fast.models.config import DINOConfig, ViTConfig
+from cinema_fast.train.compile import compile_model
 
 PRESETS = ("cmrfm-demo", "cmrfm-small8")
 TOY = DINOConfig(  # for tests of this script, never for a timing
@@ -43,6 +45,8 @@ SPEEDS = (  # ours, reference, what it should be at least
     ("ours fp32", "plain fp32", 1.3),
     ("ours bf16", "plain fp32", 2.0),
     ("ours bf16", "plain bf16", None),
+    ("ours fp32, compiled", "plain fp32", 1.3),
+    ("ours bf16, compiled", "plain fp32", 2.0),
     ("plain fp32, fused attention", "plain fp32", None),
     ("plain bf16, fused attention", "plain fp32", None),
 )
@@ -66,10 +70,12 @@ class Contest:
         sizes = [config.vit.image_size] * 2 + [config.local_size] * config.n_local
         self.crops = [torch.rand(batch, config.vit.in_chans, size, size) for size in sizes]
         self.steps: dict[str, Callable[[], Tensor]] = {}
+        compiled = compile_model(self.ours)
         for name, dtype in DTYPES.items():
             self.steps[f"plain {name}"] = partial(self._plain_step, dtype, False)
             self.steps[f"plain {name}, fused attention"] = partial(self._plain_step, dtype, True)
-            self.steps[f"ours {name}"] = partial(self._our_step, dtype)
+            self.steps[f"ours {name}"] = partial(self._our_step, dtype, self.ours)
+            self.steps[f"ours {name}, compiled"] = partial(self._our_step, dtype, compiled)
 
     def _plain_step(self, dtype: torch.dtype, fused: bool) -> Tensor:
         model = self.plain
@@ -78,9 +84,10 @@ class Contest:
         plain_update(model, self.plain_optimizer, lr=0.0, weight_decay=WEIGHT_DECAY, clip=CLIP, momentum=1.0)
         return loss
 
-    def _our_step(self, dtype: torch.dtype) -> Tensor:
+    def _our_step(self, dtype: torch.dtype, run: nn.Module) -> Tensor:
+        """run: ours, or ours compiled."""
         model = self.ours
-        loss = workload.forward_backward(model, lambda: model(self.crops, TEACHER_TEMP).loss, dtype)
+        loss = workload.forward_backward(model, lambda: run(self.crops, TEACHER_TEMP).loss, dtype)
         self.our_optimizer.step(lr=0.0, weight_decay=WEIGHT_DECAY, clip=CLIP, loss=loss)
         model.update_teacher(1.0)
         return loss
