@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from checkout import ROOT
+from compare_dino import parts_in_words
 from report_schema import kernel_sha
 
 from cinema_fast.kernels import OPERATIONS
@@ -86,6 +87,8 @@ def dino_section(result: dict) -> str:
         f"Batch {about['batch']}: {about['step']}; medians of {about['rounds']} rounds in turn in one process. "
         f"{about['cpu'].replace('(R)', '')}, {about['threads']} threads, torch {about['versions']['torch']}, commit "
         f"{about['commit'][:7]}, {about['date'][:10]}.",
+        "",
+        *(f"- {found['preset']}, {words}." for found in result["presets"] for words in parts_in_words(found)),
     ]
     return "\n".join(lines)
 

@@ -29,6 +29,7 @@ import workload
 from compare_reference import DTYPES, peak_above_resident, peaks_of, ratio_row, time_in_turn
 from plain_dino import PlainDINO, plain_update
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import cinema_fast as cf
 from cinema_fast.data.loading.crops import CropRecipe, cut_crops
@@ -51,6 +52,11 @@ SPEEDS = (  # ours, reference, what it should be at least
     ("plain bf16, fused attention", "plain fp32", None),
 )
 MEMORY = (("ours fp32", "plain fp32", None), ("ours bf16", "plain fp32", 0.5))  # ..., at most
+PROFILED = ("ours fp32", "ours bf16")
+PARTS = {  # PyTorch's operations, by the start of their names; everything else is the rest
+    "attention": ("aten::_scaled_dot_product", "aten::bmm", "aten::baddbmm", "aten::_softmax"),
+    "other products": ("aten::mm", "aten::addmm"),
+}
 TEACHER_TEMP, CLIP, WEIGHT_DECAY = 0.04, 3.0, 0.04
 STORED_SIZE = 256  # pixels per axis of the images that crops are cut from
 
@@ -122,11 +128,23 @@ def cutting(config: DINOConfig, batch: int) -> Callable[[], Tensor]:
     return lambda: cut_crops(images, recipe, step=torch.zeros(1, dtype=torch.int64), seed=0)[0]
 
 
+def seconds_of_parts(step: Callable[[], Tensor]) -> dict[str, float]:
+    """Seconds of a step in each of PARTS and in the rest, by PyTorch's profiler: of the thread that starts them."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        step()
+    found = dict.fromkeys([*PARTS, "rest"], 0.0)
+    for event in profiled.key_averages():
+        part = next((part for part, names in PARTS.items() if event.key.startswith(names)), "rest")
+        found[part] += event.self_cpu_time_total / 1e6
+    return found
+
+
 def compare(preset: str, args: argparse.Namespace) -> dict:
     """What was measured of a preset."""
     contest = Contest(config_of(preset), args.batch)
     losses = check(contest)
     seconds = time_in_turn(contest.steps | {"crops": cutting(contest.config, args.batch)}, args.rounds)
+    parts = {case: seconds_of_parts(contest.steps[case]) for case in PROFILED}
     del contest
     memory = []
     if args.memory:
@@ -138,7 +156,7 @@ def compare(preset: str, args: argparse.Namespace) -> dict:
             for ours, plain, target in MEMORY
         ]  # fmt: skip
     return {
-        "preset": preset, "loss": losses, "seconds": seconds,
+        "preset": preset, "loss": losses, "seconds": seconds, "parts": parts,
         "speedups": [ratio_row(ours, plain, seconds, target) for ours, plain, target in SPEEDS], "memory": memory,
     }  # fmt: skip
 
@@ -163,7 +181,21 @@ def table(about: dict, result: dict) -> str:
                 f"| {row['ours']} | {row['reference']} | {row['ours_mib']:.0f} | {row['reference_mib']:.0f} | "
                 f"**{row['ratio']:.2f}** | {row['target'] or ''} |"
             )
+    lines += ["", *parts_in_words(result)]
     return "\n".join(lines)
+
+
+def parts_in_words(result: dict) -> list[str]:
+    """Where the time of each of PROFILED goes, and how far its attention and products alone are from plain fp32."""
+    plain = statistics.median(result["seconds"]["plain fp32"])
+    found = []
+    for case, parts in result["parts"].items():
+        times = ", ".join(f"{part} {seconds:.3f} s" for part, seconds in parts.items())
+        least = sum(parts[part] for part in PARTS)
+        found.append(
+            f"{case}, profiled: {times}; without the rest it would be {plain / least:.2f} times as fast as plain fp32"
+        )
+    return found
 
 
 def main() -> None:

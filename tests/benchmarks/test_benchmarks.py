@@ -97,7 +97,8 @@ def test_comparison_of_self_distillation_adds_up(tmp_path):
     for row in result["speedups"]:
         pairs = zip(result["seconds"][row["reference"]], result["seconds"][row["ours"]])
         assert row["speedup"] == pytest.approx(statistics.median(theirs / ours for theirs, ours in pairs))
-    assert [row["target"] for row in result["speedups"]] == [1.3, 2.0, None, None, None]
+    assert [row["target"] for row in result["speedups"]] == [1.3, 2.0, None, 1.3, 2.0, None, None]
+    assert all(seconds > 0 for parts in result["parts"].values() for seconds in parts.values())
     assert [row["target"] for row in result["memory"]] == [None, 0.5]
     assert all(row["ratio"] == row["ours_mib"] / row["reference_mib"] for row in result["memory"])
 

@@ -114,14 +114,17 @@ def test_section_of_the_cpu(cpu):
 def test_section_of_self_distillation():
     rows = [{"ours": "a", "reference": "b", "speedup": 1.234, "low": 1.0, "high": 2.0, "target": 1.3}]
     found = {
-        "preset": "p", "seconds": {"a": [2.0, 9.0, 1.0], "b": [3.0, 3.0, 3.0]}, "speedups": rows,
-        "memory": [{"ours": "a", "reference": "b", "ratio": 0.456}],
+        "preset": "p", "seconds": {"a": [2.0, 9.0, 1.0], "b": [3.0, 3.0, 3.0], "plain fp32": [1.0, 3.0, 9.0]},
+        "speedups": rows, "memory": [{"ours": "a", "reference": "b", "ratio": 0.456}],
+        "parts": {"a": {"attention": 0.5, "other products": 1.0, "rest": 0.25}},
     }  # fmt: skip
     about = {"batch": 2, "step": "all of it", "rounds": 3, "cpu": "A(R) B", "threads": 2, "date": "2030-01-31T2359"}
     about |= {"versions": {"torch": "9"}, "commit": "0123456789"}
     lines = readme_tables.dino_section({"conditions": about, "presets": [found]}).splitlines()
     assert lines[2] == "| p | a | b | 2.000 | 3.000 | **1.23** (1.00-2.00) | 0.46 |"
-    assert "3 rounds in turn" in lines[-1] and lines[-1].endswith("commit 0123456, 2030-01-31.")
+    assert "3 rounds in turn" in lines[-3] and lines[-3].endswith("commit 0123456, 2030-01-31.")
+    assert lines[-1].startswith("- p, a, profiled: attention 0.500 s, other products 1.000 s, rest 0.250 s; ")
+    assert "2.00 times as fast as plain fp32" in lines[-1]  # 3 s against 1.5 s
 
 
 def test_sections_of_reading_and_of_few_labels():

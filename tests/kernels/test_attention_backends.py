@@ -33,6 +33,20 @@ def test_pytorch_forms(lengths, dtype, form):
     check(*make(*lengths, dtype), *lengths, backend=form)
 
 
+@pytest.mark.parametrize("without_tiles", [True, False])
+@pytest.mark.parametrize("bounds", [{}, {"max_q": 33, "max_k": 17}], ids=["packed", "equal"])
+@pytest.mark.parametrize("few", [33 * 17, 33 * 17 - 1])
+def test_bf16_on_any_cpu(monkeypatch, without_tiles, bounds, few):
+    """By plain products where the CPU multiplies bf16 and has no tiles, for short sequences alone."""
+    explicit, calls = attention_peers._ExplicitOnCpu.apply, []
+    monkeypatch.setattr(attention_peers, "BF16_WITHOUT_TILES", without_tiles)
+    monkeypatch.setattr(attention_peers, "FEW_SCORES", few)
+    monkeypatch.setattr(attention_peers._ExplicitOnCpu, "apply", lambda *args: (calls.append(args), explicit(*args))[1])
+    lengths = [33, 33], [17, 17]
+    check(*make(*lengths, torch.bfloat16), *lengths, **bounds, backend="sdpa")
+    assert bool(calls) == (without_tiles and few == 33 * 17)
+
+
 @pytest.mark.parametrize("form", EVERYWHERE)
 @pytest.mark.parametrize(("heads", "width"), [(1, 16), (3, 24), (2, 136)])
 def test_heads_and_widths(heads, width, form):
