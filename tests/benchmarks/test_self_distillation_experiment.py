@@ -1,4 +1,4 @@
-"""The experiment on self-distillation: its probe for scar on slices whose answer is known, and the script as a whole."""
+"""The experiment on self-distillation: its probe for scar on slices with a known answer, and the script."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ def test_a_probe_finds_what_tokens_show_and_nothing_else():
 
 
 def test_tokens_lie_where_their_pixels_are():
-    """A token's label is that of its pixels, and and the brightest pixels are in the token whose embedding differs most."""
+    """A token's label is that of its pixels: of the token whose embedding the brightest pixels change most."""
     vit, (images, scar, study) = experiment.random_vit(0), slices(2, 0, marked=True)
     scar[1][:] = False
     scar[1][9, 50] = True
