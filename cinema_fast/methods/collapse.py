@@ -3,13 +3,15 @@
 The entropy of the teacher's mean output is entropy + KL of the single outputs to their mean. Outputs collapse in two
 ways: all images share a few prototypes, and this entropy vanishes (as without centring); or all images get the same
 output, however flat, and the KL vanishes (as without sharpening). Either is judged by its own highest value in the run,
-as what is normal depends on temperature, batch and network; and by a floor, in case that it was never higher.
+as what is normal depends on temperature, batch and network; and by a floor, in case that it was never higher. The first
+way may be slow. It has begun when both fall: in a healthy run outputs sharpen too, but then the KL rises.
 """
 
 import math
 
 SMOOTHED = 20  # steps over which figures are averaged
 FEW_PROTOTYPES = 0.2  # entropy of the mean output, as a share of its highest
+FALLING = 0.6, 0.5  # of either, as shares of their highest, when both fall
 ALIKE, ALIKE_NATS = 0.05, 0.05  # KL to the mean, as a share of its highest; and not above so many nats
 FLOORS = 0.1, 1e-3  # nats of either that are too few in any run
 SETTLED = 50  # steps before the floors count, in which the centre is not yet found
@@ -39,7 +41,8 @@ class CollapseWatch:
             return ""
         used, kl = math.exp(self._means[0]), self._means[1]
         few, alike = (mean < floor and step >= SETTLED for mean, floor in zip(self._means, FLOORS))
-        if shares[0] < FEW_PROTOTYPES or few:
+        falling = all(share < most for share, most in zip(shares, FALLING))
+        if shares[0] < FEW_PROTOTYPES or few or falling:
             cure = "at a higher --dino.teacher-temp or a lower --lr" if self._centring else "with --dino.centring on"
             said = (f"all images share about {used:.3g} of {self._prototypes} prototypes, at most "
                     f"{math.exp(self._highest[0]):.3g} before. Train {cure}")  # fmt: skip

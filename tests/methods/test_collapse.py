@@ -39,6 +39,14 @@ def test_one_prototype_for_all_images_is_named_once(every):
 
 
 @pytest.mark.parametrize("every", [1, 10, 50])
+def test_a_slow_collapse_is_named(every):
+    """As that of cmrfm-demo with its defaults, but without centring: far from one prototype after 200 steps."""
+    lines = [(s, 5 * math.exp(-s / 250), 0.9 * math.exp(-s / 200)) for s in range(every, 401, every)]
+    ((step, warning),) = watched(lines, centring=False)
+    assert 100 < step <= 200 and "of 4096 prototypes" in warning
+
+
+@pytest.mark.parametrize("every", [1, 10, 50])
 def test_the_same_flat_output_for_all_images_is_named_once(every):
     lines = [(s, 8 - math.exp(-s / 30), 0.4 * math.exp(-s / 30)) for s in range(every, 401, every)]
     ((step, warning),) = watched(lines)
@@ -56,6 +64,8 @@ def test_a_run_that_begins_collapsed_is_named(entropy, kl, said):
     [
         (lambda s: 7.5, lambda s: 0.02 + s / 4000),  # all alike at first, as a large network's
         (lambda s: 5 - 4.6 * min(s / 300, 1), lambda s: 0.6 + 2 * min(s / 300, 1)),  # sharper, and more to tell
+        (lambda s: 0.5 + 2.5 * math.exp(-s / 40), lambda s: 0.8 + 0.4 * math.exp(-s / 40)),  # sharper at first
+        (lambda s: 8 - 3 * math.exp(-s / 100), lambda s: 0.2 + 0.7 * math.exp(-s / 100)),  # flatter at first
         (lambda s: 4 + math.sin(s / 7), lambda s: 0.5 + 0.2 * math.cos(s / 11)),
     ],
 )
