@@ -148,7 +148,12 @@ def test_sections_of_reading_and_of_few_labels():
         f"| 10 | 7.7 (7.1 to 7.9) | 3 | 8.8 (8 to 9) | 3 | x |\n\n"
         for how, scratch, pretrained in (("measured by segmentation", 2.09, 1.56), ("by regression", 3.25, 4.71))
     )
-    text = readme_tables.findings_section(reading, labels)
+    rows = [{"ours": f"ours {way}", "reference": "plain fp32", "speedup": x, "ratio": y}
+            for way, x, y in (("bf16", 2.14, 0.372), ("fp32", 1.094, 0.51))]  # fmt: skip
+    dino = {"conditions": {"cpu": "C(R) D", "threads": 3}, "presets": [{"preset": "cmrfm-small8", "speedups": rows, "memory": rows}]}
+    text = readme_tables.findings_section(reading, labels, dino)
+    assert "2.1 times as fast in bf16" in text and "with 0.37 of the memory; in fp32 1.09 times, with 0.51" in text
+    assert "(C D, 3 threads)" in text
     assert "is 77 times as fast" in text and "is 1.6 points with pre-training and 2.1 without;" in text
     assert text.endswith("of EF by regression, 4.7 with and 3.2 without.")
 
