@@ -150,7 +150,8 @@ def test_sections_of_reading_and_of_few_labels():
     )
     rows = [{"ours": f"ours {way}", "reference": "plain fp32", "speedup": x, "ratio": y}
             for way, x, y in (("bf16", 2.14, 0.372), ("fp32", 1.094, 0.51))]  # fmt: skip
-    dino = {"conditions": {"cpu": "C(R) D", "threads": 3}, "presets": [{"preset": "cmrfm-small8", "speedups": rows, "memory": rows}]}
+    small8 = {"preset": "cmrfm-small8", "speedups": rows, "memory": rows}
+    dino = {"conditions": {"cpu": "C(R) D", "threads": 3}, "presets": [small8]}
     text = readme_tables.findings_section(reading, labels, dino)
     assert "2.1 times as fast in bf16" in text and "with 0.37 of the memory; in fp32 1.09 times, with 0.51" in text
     assert "(C D, 3 threads)" in text
