@@ -222,6 +222,8 @@ def _begin(config: EmbedConfig, folder: Path, metadata: dict[str, str]) -> Embed
         raise ValueError(f"{picture} exists: choose another OUT, or give --resume to draw it again")
     killed = (folder / UNFINISHED).exists()
     if not (config.resume or killed) and (there := next((path for path in made if path.exists()), None)):
+        if out.exists():
+            _read_skipped(out, metadata)  # --resume is of no use for a file that was made with other options
         raise ValueError(f"{there} exists: choose another file, or give --resume to try again the studies that could "
                          "not be read")
     if out.exists() and not folder.exists():

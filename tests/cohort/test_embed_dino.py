@@ -194,8 +194,9 @@ def test_other_options_are_refused(store, trained, tmp_path):
     for changes, differs in (
         ({"tokens": "both"}, "tokens: was class, now both"), ({"per": "view"}, "per: was study, now view"),
     ):  # fmt: skip
-        with pytest.raises(ValueError, match=rf"made with other options:\n  {differs}\n"):
-            embed(config_of(trained, store, out, resume=True, **changes))
+        for resume in (True, False):
+            with pytest.raises(ValueError, match=rf"made with other options:\n  {differs}\n"):
+                embed(config_of(trained, store, out, resume=resume, **changes))
     table = pq.read_table(out)
     older = {name: value for name, value in table.schema.metadata.items() if name != b"per"}
     pq.write_table(table.replace_schema_metadata(older), out)  # as earlier versions wrote them
