@@ -5,7 +5,7 @@
 A step is forward, loss, backward, clipping, AdamW and the teacher's average, on the same weights and crops, without
 drop path. The learning rate is 0 and the teacher's momentum 1, so that every step computes the same: the losses are
 compared before anything is timed. "Fused attention" is the plain code with scaled_dot_product_attention alone put in;
-"compiled" is a model as `pretrain --mode compile` runs it.
+"compiled" is ours compiled as by `pretrain --mode compile`.
 A ratio is the median over rounds of the two times within one round. Cutting the crops from stored images is timed
 apart. --memory measures the peak above what is resident before the second step (parameters, gradients, optimiser
 state), each case in a process of its own. Prints tables and writes benchmarks/results/dino-<date>.json.
@@ -52,7 +52,7 @@ SPEEDS = (  # ours, reference, what it should be at least
     ("plain bf16, fused attention", "plain fp32", None),
 )
 MEMORY = (("ours fp32", "plain fp32", None), ("ours bf16", "plain fp32", 0.5))  # ..., at most
-PROFILED = ("ours fp32", "ours bf16")
+PROFILED, PROFILED_STEPS = ("ours fp32", "ours bf16"), 3
 PARTS = {  # PyTorch's operations, by the start of their names; everything else is the rest
     "attention": ("aten::_scaled_dot_product", "aten::bmm", "aten::baddbmm", "aten::_softmax"),
     "other products": ("aten::mm", "aten::addmm"),
@@ -129,13 +129,15 @@ def cutting(config: DINOConfig, batch: int) -> Callable[[], Tensor]:
 
 
 def seconds_of_parts(step: Callable[[], Tensor]) -> dict[str, float]:
-    """Seconds of a step in each of PARTS and in the rest, by PyTorch's profiler: of the thread that starts them."""
+    """Seconds of a step in each of PARTS and in the rest, by PyTorch's profiler: of the thread that starts them, the
+    mean of PROFILED_STEPS."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        step()
+        for _ in range(PROFILED_STEPS):
+            step()
     found = dict.fromkeys([*PARTS, "rest"], 0.0)
     for event in profiled.key_averages():
         part = next((part for part, names in PARTS.items() if event.key.startswith(names)), "rest")
-        found[part] += event.self_cpu_time_total / 1e6
+        found[part] += event.self_cpu_time_total / 1e6 / PROFILED_STEPS
     return found
 
 
@@ -186,14 +188,16 @@ def table(about: dict, result: dict) -> str:
 
 
 def parts_in_words(result: dict) -> list[str]:
-    """Where the time of each of PROFILED goes, and how far its attention and products alone are from plain fp32."""
-    plain = statistics.median(result["seconds"]["plain fp32"])
+    """Where the time of each of PROFILED goes, and how fast it would be if the rest took none."""
+    median = {case: statistics.median(seconds) for case, seconds in result["seconds"].items()}
     found = []
     for case, parts in result["parts"].items():
-        times = ", ".join(f"{part} {seconds:.3f} s" for part, seconds in parts.items())
-        least = sum(parts[part] for part in PARTS)
+        shares = {part: seconds / sum(parts.values()) for part, seconds in parts.items()}
+        said = ", ".join(f"{part} {share:.0%}" for part, share in shares.items())
+        least = median[case] * (1 - shares["rest"])
         found.append(
-            f"{case}, profiled: {times}; without the rest it would be {plain / least:.2f} times as fast as plain fp32"
+            f"{case}: {said}; without the rest it would be {median['plain fp32'] / least:.2f} times as fast as plain "
+            "fp32"
         )
     return found
 

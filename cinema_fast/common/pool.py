@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -66,7 +65,6 @@ def available_cores() -> int:
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """A pool that waits for its tasks; where the block raises an error, its workers are ended at once."""
-    resource_tracker.ensure_running()  # its start would let Ctrl-C through
     with _interrupts_later():  # between making a semaphore and noting it for removal, Ctrl-C would leave it behind
         pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=begin_worker)
     with pool:
@@ -86,12 +84,26 @@ def _submit(pool: ProcessPoolExecutor, function: Callable[[T], R], task: T) -> F
 
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """Hold Ctrl-C back until the end of the block."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Hold Ctrl-C back until the end of the block; a process that is started in it does not get it at all.
+
+    A mask alone would not hold it back: another thread would get the signal, and the main one the KeyboardInterrupt.
+    """
+    waiting = []
+    handler = signal.getsignal(signal.SIGINT)
+    replaced = handler is not None and threading.current_thread() is threading.main_thread()
+    if replaced:
+        signal.signal(signal.SIGINT, lambda *_: waiting.append(True))
     try:
-        yield
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if replaced:
+            signal.signal(signal.SIGINT, handler)
+    if waiting:
+        signal.raise_signal(signal.SIGINT)
 
 
 def begin_worker() -> None:

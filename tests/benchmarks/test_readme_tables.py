@@ -116,15 +116,15 @@ def test_section_of_self_distillation():
     found = {
         "preset": "p", "seconds": {"a": [2.0, 9.0, 1.0], "b": [3.0, 3.0, 3.0], "plain fp32": [1.0, 3.0, 9.0]},
         "speedups": rows, "memory": [{"ours": "a", "reference": "b", "ratio": 0.456}],
-        "parts": {"a": {"attention": 0.5, "other products": 1.0, "rest": 0.25}},
+        "parts": {"a": {"attention": 0.5, "other products": 1.0, "rest": 0.5}},
     }  # fmt: skip
     about = {"batch": 2, "step": "all of it", "rounds": 3, "cpu": "A(R) B", "threads": 2, "date": "2030-01-31T2359"}
     about |= {"versions": {"torch": "9"}, "commit": "0123456789"}
     lines = readme_tables.dino_section({"conditions": about, "presets": [found]}).splitlines()
     assert lines[2] == "| p | a | b | 2.000 | 3.000 | **1.23** (1.00-2.00) | 0.46 |"
     assert "3 rounds in turn" in lines[-3] and lines[-3].endswith("commit 0123456, 2030-01-31.")
-    assert lines[-1].startswith("- p, a, profiled: attention 0.500 s, other products 1.000 s, rest 0.250 s; ")
-    assert "2.00 times as fast as plain fp32" in lines[-1]  # 3 s against 1.5 s
+    assert lines[-1].startswith("- p, a: attention 25%, other products 50%, rest 25%; ")
+    assert "2.00 times as fast as plain fp32" in lines[-1]  # 3 s against three quarters of 2 s
 
 
 def test_sections_of_reading_and_of_few_labels():
@@ -148,12 +148,17 @@ def test_sections_of_reading_and_of_few_labels():
         f"| 10 | 7.7 (7.1 to 7.9) | 3 | 8.8 (8 to 9) | 3 | x |\n\n"
         for how, scratch, pretrained in (("measured by segmentation", 2.09, 1.56), ("by regression", 3.25, 4.71))
     )
-    rows = [{"ours": f"ours {way}", "reference": "plain fp32", "speedup": x, "ratio": y}
-            for way, x, y in (("bf16", 2.14, 0.372), ("fp32", 1.094, 0.51))]  # fmt: skip
+    rows = [
+        {"ours": f"ours {ours}", "reference": f"plain {plain}", "speedup": x, "ratio": y}
+        for ours, plain, x, y in (
+            ("bf16", "fp32", 2.14, 0.372), ("fp32", "fp32", 1.094, 0.51), ("bf16", "bf16", 1.06, 0.7)
+        )
+    ]  # fmt: skip
     small8 = {"preset": "cmrfm-small8", "speedups": rows, "memory": rows}
     dino = {"conditions": {"cpu": "C(R) D", "threads": 3}, "presets": [small8]}
     text = readme_tables.findings_section(reading, labels, dino)
-    assert "2.1 times as fast in bf16" in text and "with 0.37 of the memory; in fp32 1.09 times, with 0.51" in text
+    assert "1.09 times as fast as plain PyTorch in fp32, 1.06 times in bf16,\nand 2.14 times from" in text
+    assert "memory is 0.51 and 0.37 of plain fp32" in text
     assert "(C D, 3 threads)" in text
     assert "is 77 times as fast" in text and "is 1.6 points with pre-training and 2.1 without;" in text
     assert text.endswith("of EF by regression, 4.7 with and 3.2 without.")

@@ -1,6 +1,5 @@
 """The experiment on self-distillation: its probe for scar on slices with a known answer, and the script."""
 
-import json
 import subprocess
 import sys
 
@@ -59,14 +58,15 @@ def test_minutes_add_up_over_lines():
 
 @pytest.mark.long
 def test_the_script_runs_and_goes_on(tmp_path):
-    command = [
-        sys.executable, experiment.__file__, "--out", tmp_path / "out", "--document", tmp_path / "doc.md", "--smoke",
-    ]  # fmt: skip
+    out = tmp_path / "out"
+    command = [sys.executable, experiment.__file__, "--out", out, "--smoke"]
     subprocess.run(command, check=True, capture_output=True, timeout=600)
-    text = (tmp_path / "doc.md").read_text()
+    text = (out / "page.md").read_text()
     assert all(title in text for title in experiment.TITLES.values())
-    first = json.loads((tmp_path / "out/results.json").read_text())
-    subprocess.run(command, check=True, capture_output=True, timeout=600)  # nothing is trained again
-    assert json.loads((tmp_path / "out/results.json").read_text()) == first
+    results, made = (out / "results.json").read_text(), sorted((out / "run/checkpoints").glob("*"))
+    times = [path.stat().st_mtime_ns for path in made]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    assert (out / "results.json").read_text() == results
+    assert times and [path.stat().st_mtime_ns for path in made] == times  # nothing is trained again
     other = subprocess.run(command[:-1], capture_output=True, text=True, timeout=60)
     assert other.returncode and "holds an experiment of another size" in other.stderr

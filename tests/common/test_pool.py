@@ -53,14 +53,19 @@ def test_ctrl_c_ends_the_workers_at_once_and_only_the_parent_hears_of_it():
         assert (parent.returncode, err) == (130, "")
 
 
-def test_ctrl_c_while_a_pool_is_made_leaves_nothing_behind():
-    code = """if __name__ == '__main__':
-    import os, signal, sys
+@pytest.mark.parametrize("threads", [0, 1])
+def test_ctrl_c_while_a_pool_is_made_leaves_nothing_behind(threads):
+    """With other threads too, such as that of a progress bar, which may get the signal."""
+    code = f"""if __name__ == '__main__':
+    import os, signal, sys, threading, time
+    for _ in range({threads}):
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
     from multiprocessing import resource_tracker
     register = resource_tracker.register
     def interrupted(*args):
         register(*args)
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.02)
     resource_tracker.register = interrupted
     from cinema_fast.common.pool import run_in_processes
     try: list(run_in_processes(abs, [1, 2], 2))

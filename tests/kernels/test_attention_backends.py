@@ -33,18 +33,52 @@ def test_pytorch_forms(lengths, dtype, form):
     check(*make(*lengths, dtype), *lengths, backend=form)
 
 
-@pytest.mark.parametrize("without_tiles", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("multiplies", [True, False])
 @pytest.mark.parametrize("bounds", [{}, {"max_q": 33, "max_k": 17}], ids=["packed", "equal"])
 @pytest.mark.parametrize("few", [33 * 17, 33 * 17 - 1])
-def test_bf16_on_any_cpu(monkeypatch, without_tiles, bounds, few):
-    """By plain products where the CPU multiplies bf16 and has no tiles, for short sequences alone."""
-    explicit, calls = attention_peers._ExplicitOnCpu.apply, []
-    monkeypatch.setattr(attention_peers, "BF16_WITHOUT_TILES", without_tiles)
-    monkeypatch.setattr(attention_peers, "FEW_SCORES", few)
-    monkeypatch.setattr(attention_peers._ExplicitOnCpu, "apply", lambda *args: (calls.append(args), explicit(*args))[1])
+@pytest.mark.parametrize("at_once", [1, 3 * 33 * 17])
+def test_16_bits_on_any_cpu(monkeypatch, dtype, multiplies, bounds, few, at_once):
+    """By plain products where the CPU multiplies bf16 and sequences are short; where it does not, in float32."""
+    calls = []
+
+    def spied(name):
+        way = getattr(attention_peers, name).apply
+        monkeypatch.setattr(getattr(attention_peers, name), "apply", lambda *args: (calls.append(name), way(*args))[1])
+
+    spied("_ExplicitOnCpu"), spied("_WideOnCpu")
+    for name, value in (
+        ("TILES", False), ("BF16_WITHOUT_TILES", multiplies), ("FEW_SCORES", few), ("SCORES_AT_ONCE", at_once),
+    ):  # fmt: skip
+        monkeypatch.setattr(attention_peers, name, value)
     lengths = [33, 33], [17, 17]
-    check(*make(*lengths, torch.bfloat16), *lengths, **bounds, backend="sdpa")
-    assert bool(calls) == (without_tiles and few == 33 * 17)
+    check(*make(*lengths, dtype), *lengths, **bounds, backend="sdpa")
+    if not multiplies or dtype == torch.float16:
+        assert set(calls) == {"_WideOnCpu"}
+    else:
+        assert set(calls) == ({"_ExplicitOnCpu"} if few == 33 * 17 else set())
+
+
+def test_large_scores_in_bf16_on_any_cpu(monkeypatch):
+    """Scores of deviation 16: rounded to bf16 before the softmax, they would give gradients an error of 4 %."""
+    monkeypatch.setattr(attention_peers, "TILES", False)
+    monkeypatch.setattr(attention_peers, "BF16_WITHOUT_TILES", True)
+    lengths = [65, 65], [65, 65]
+    (q, k, v), upstream = make(*lengths, torch.bfloat16, width=64)
+    check((4 * q, 4 * k, v), upstream, *lengths, backend="sdpa")
+
+
+@pytest.mark.parametrize("outer", [torch.bfloat16, torch.float16], ids=str)
+def test_backward_within_autocast(monkeypatch, outer):
+    monkeypatch.setattr(attention_peers, "TILES", False)
+    monkeypatch.setattr(attention_peers, "BF16_WITHOUT_TILES", True)
+    inputs, upstream = make([5, 5], [5, 5], torch.bfloat16)
+    leaves = [x.requires_grad_() for x in inputs]
+    out = sparse_attention(*leaves, offsets([5, 5]), offsets([5, 5]), backend="sdpa")
+    expected = torch.autograd.grad(out, leaves, upstream, retain_graph=True)
+    with torch.autocast("cpu", dtype=outer):
+        found = torch.autograd.grad(out, leaves, upstream)
+    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.parametrize("form", EVERYWHERE)
