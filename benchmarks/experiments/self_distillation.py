@@ -115,8 +115,8 @@ each showed:
 - With the published values (0.04 to 0.07, strong changes, from 5 %) `kl_to_mean` stayed at 0.4, and the accuracies fell
   below those of random weights in 500 steps of 32 images (before images were standardised).
 - Short-axis images of 128 mm about the left ventricle, as here, show scar larger than the whole field of view (288 mm),
-  where it is one to three pixels wide. With that, view accuracy was the same (0.97), but scar in slices was told with an
-  AUROC of 0.80 to 0.85 only, in studies with 0.6, by a probe of whole images.
+  where it is one to three pixels wide. With that, view accuracy was the same (0.97), but slices with scar were told
+  with an AUROC of 0.80 to 0.85 only, studies with 0.6, by a probe of whole images.
 - Long-axis images of 160 mm in place of 224 mm made views harder to tell: 0.72 in place of 0.85 after 2,000 steps.
 - Tokens of 8 mm find scar better than those of 16 mm: halfway through such a run, slices had an AUROC of 0.79 at
   64 x 64 pixels, 0.82 at 96 x 96 and 0.87 at 128 x 128.
