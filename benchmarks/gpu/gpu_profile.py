@@ -34,7 +34,7 @@ def own_kernels() -> str:
 # the first pattern that a kernel's name (on the CPU: an operator's) has in it says what it is
 COMPONENTS = {
     "depthwise convolution": r"depthwise|convolution",
-    "attention": r"attention|flash|fmha|sdpa",
+    "attention": r"attention|flash|fmha|sdpa|::baddbmm|::_softmax",  # the last two: in bf16 on some CPUs
     OTHERS: own_kernels(),
     "matrix products": r"gemm|nvjet|cutlass|xmma|cublas|splitk|::mm|::bmm|::addmm|::linear",
     "optimiser": r"multi_tensor|adam|lpnorm|_foreach|l2norm",

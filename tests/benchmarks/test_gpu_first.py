@@ -234,4 +234,4 @@ def test_it_runs_from_a_checkout_that_is_not_installed(tmp_path, bare):
     assert [row["op"] for row in report["errors"] if not row["right"]] == ["masked_mse", "masked_mse"]
     assert report["fallbacks"] == {"masked_mse": "torch"}
     assert report["commit"].startswith("sources-sha256:")
-    assert len(report["errors"]) == 14
+    assert len(report["errors"]) == 16
