@@ -220,7 +220,7 @@ def main() -> None:
         print(json.dumps(peak_above_resident(contest.steps[args.peak_of])))  # of a process's second step
         return
     result = compare(reference, args)
-    path = args.out / f"cpu-{result['conditions']['date'][:10]}.json"
+    path = args.out / f"cpu-{result['conditions']['date']}.json"
     conditions.write_json(path, result)
     print(f"{table(result)}\n\nwritten to {path}")
 

@@ -65,7 +65,7 @@ class RunOptions:
     resume: bool = False
     # device to run on; auto: the GPU if there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    # precision of activations; auto: bf16 where it is faster, on GPUs and on CPUs with AMX
+    # precision of activations; auto: bf16 where it is faster, on GPUs, CPUs with AMX, and AMD's with AVX512-BF16
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     # how a step runs: eager; compiled by torch.compile; or compiled and replayed as one CUDA graph
     mode: Literal["eager", "compile", "graph"] = "eager"

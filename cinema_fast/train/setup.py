@@ -91,14 +91,18 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of activations. auto is bf16 on a GPU, and on a CPU with AMX. (With AVX512-BF16 alone, a step of
-    cinema-base on an Intel Xeon took 1.75 times as long in bf16 as in fp32.)"""
+    """The dtype of activations. auto is bf16 on a GPU, and on a CPU with AMX or, if it is AMD's, AVX512-BF16.
+
+    With AVX512-BF16 and no AMX, a step of cinema-base in bf16 took 0.62 times as long as in fp32 on an AMD EPYC, and
+    1.75 times as long on an Intel Xeon (docs/reference/results.md).
+    """
     if name != "auto":
         return torch.bfloat16 if name == "bf16" else torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    ask = getattr(torch.cpu, "get_capabilities", dict)  # newer PyTorch only; with an older one fp32 is used
-    return torch.bfloat16 if ask().get("amx_bf16") else torch.float32
+    has = getattr(torch.cpu, "get_capabilities", dict)()  # newer PyTorch only; with an older one fp32 is used
+    amd = has.get("cpu_name", "").startswith("AMD")
+    return torch.bfloat16 if has.get("amx_bf16") or (amd and has.get("avx512_bf16")) else torch.float32
 
 
 def check_mode(config: RunOptions, device: torch.device, ranks: Ranks) -> None:
