@@ -148,8 +148,8 @@ def test_a_background_section_runs_beside_the_others_and_is_waited_for(runner):
     start = time.monotonic()
     run.run([Section("slow", 30, background=True), Section("machine", 30)])
     assert len(on_disk(run)["errors"]) == 6
-    run = runner(seconds=5)
-    run.run([Section("hangs", 30, background=True), Section("machine", 30)])
+    run = runner(seconds=8)
+    run.run([Section("hangs", 5, background=True), Section("machine", 30)])
     report = on_disk(run)
     assert len(report["errors"]) == 4 and report["failed"][0]["reason"].startswith("killed: its time was up")
     assert time.monotonic() - start < 30
