@@ -35,7 +35,7 @@ class EmbedConfig:
     """One vector per study of a store, or per view, by the encoder of a pre-training run, as a Parquet file.
 
     Columns: study, the name as it is printed (bytes that are not UTF-8 as \\udcXX); embedding, float32 of the encoder's
-    width; views, those that were encoded; n_clips, the number of time points (CineMA), clips (HeartMAE) or images
+    width; views, those that were encoded; n_images, the number of time points (CineMA), clips (HeartMAE) or images
     (DINO) averaged. With --per view instead: study; view; sequence (cine, lge, t1map, ...), null where the view's name
     does not say it or its channels have several; embedding.
     """
@@ -102,8 +102,8 @@ def embed(config: EmbedConfig) -> EmbedReport:
     and the other options that the bits depend on: batch_size, device, precision, of DINO also tokens.
 
     Raises:
-        ValueError: no pyarrow; no run, store or checkpoint; OUT is there already or was made with other options;
-            labels that do not fit; tokens that have no effect.
+        ValueError: no pyarrow; no run, store or checkpoint; a store without the run's views; OUT is there already or
+            was made with other options; labels that do not fit; tokens that have no effect.
         OutputError: OUT cannot be written; complete parts stay, and the same command continues from them.
     """
     _require_pyarrow()
@@ -114,7 +114,7 @@ def embed(config: EmbedConfig) -> EmbedReport:
     from ..data.store.store import CineStore
     from ..train.checkpoint import newest_checkpoint
     from ..train.run_info import read_run_info
-    from ..train.setup import pick_device, pick_precision, store_fingerprint
+    from ..train.setup import largest_frames, pick_device, pick_precision, store_fingerprint
     from .embedding import embed_studies
     from .embedding_figure import read_labels
     from .encoders import encoder_of
@@ -134,6 +134,10 @@ def embed(config: EmbedConfig) -> EmbedReport:
     encoder = encoder_of(info, cines, config.tokens)
     for remark in encoder.remarks():
         print(remark, file=sys.stderr)
+    if not any(encoder.views(study) for study in cines.ids):
+        wanted, held = (", ".join(views) for views in (encoder.wanted, largest_frames(cines)))
+        raise ValueError(f"{config.store} has none of the views of {config.run} ({wanted}), only {held}: embed "
+                         "another store, or by another run")
     if config.labels:
         names = [printable(study) for study in cines.ids]
         read_labels(config.labels, config.colour, names)  # so that a table that does not fit is refused before the work
@@ -260,7 +264,7 @@ def study_columns(rows: "list[Embedding]") -> dict[str, list]:
         "study": [printable(row.study) for row in rows],
         "embedding": [row.vector for row in rows],
         "views": [list(row.by_view) for row in rows],
-        "n_clips": [row.n_images for row in rows],
+        "n_images": [row.n_images for row in rows],
     }
 
 
@@ -283,7 +287,7 @@ def _write_part(path: Path, columns: dict[str, list], width: int, metadata: dict
     text, of = pa.string(), dict(columns)
     flat = np.concatenate([np.zeros(0), *of["embedding"]]).astype(np.float32)
     of["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(flat), width)
-    types = {"study": text, "view": text, "sequence": text, "views": pa.list_(text), "n_clips": pa.int32()}
+    types = {"study": text, "view": text, "sequence": text, "views": pa.list_(text), "n_images": pa.int32()}
     table = pa.table({name: pa.array(of[name], kind) if (kind := types.get(name)) else of[name] for name in of})
     table = table.replace_schema_metadata(metadata)
     with _parquet_writer(path, table.schema) as writer:

@@ -53,6 +53,7 @@ def draw_embeddings(
             known = np.isfinite(values)
             axes.scatter(*points[~known].T, s=12, color="lightgrey")
             shown = axes.scatter(*points[known].T, s=12, c=values[known], cmap="viridis")
+        axes.locator_params(nbins=5)
         axes.set(title=title, xlabel=f"component 1 ({shares[0]:.0%})", ylabel=f"component 2 ({shares[1]:.0%})")
     if values is not None:
         figure.colorbar(shown, ax=panels, label=name)

@@ -53,10 +53,12 @@ class Image:
 class Encoder:
     """Reads and encodes the images of one kind of model.
 
-    width: of a vector. metadata: options of `embed` for this kind alone, and their values.
+    width: of a vector. wanted: names of the views that are encoded; empty: all. metadata: options of `embed` for this
+    kind alone, and their values.
     """
 
     width: int
+    wanted: Sequence[str]
     metadata: dict[str, str] = {}  # noqa: RUF012 (never written to)
 
     def remarks(self) -> Sequence[str]:
@@ -90,8 +92,8 @@ def encoder_of(info: RunInfo, cines: CineStore, tokens: Tokens) -> Encoder:
     if isinstance(config, DINOConfig):
         return ImageEncoder(config, cines, views, tokens)
     if tokens != "class":
-        raise ValueError(f"--tokens {tokens} has no effect on a run of {info.options['preset']}, whose model has no "
-                         "class token: its vectors are means of patch tokens. Leave it out")  # fmt: skip
+        raise ValueError(f"--tokens {tokens} has no effect on a run of {info.options['preset']}, whose vectors "
+                         "are always means of patch tokens: leave it out")  # fmt: skip
     if CLIP in config.views:
         return ClipEncoder(config, ClipStore(cines, views, min_frames=info.min_frames))
     return FrameEncoder(config, cines)
@@ -101,7 +103,7 @@ class MAEEncoder(Encoder):
     """What CineMA and HeartMAE have in common."""
 
     def __init__(self, config: CineMAConfig, store: CineStore | ClipStore):
-        self.config, self.store, self.width = config, store, config.enc_embed_dim
+        self.config, self.store, self.width, self.wanted = config, store, config.enc_embed_dim, config.views
 
     def build(self, weights: dict[str, Tensor]) -> CineMA:
         model = CineMA(self.config)
@@ -132,7 +134,7 @@ class FrameEncoder(MAEEncoder):
         return tuple(view for view in self.store.views(study) if view in self.config.views)
 
     def images(self, study: str) -> list[Image]:
-        views = _some(self.views(study), self.store, self.config.views)
+        views = _some(self.views(study), self.store, self.wanted)
         batches = list(fixed_batches(self.store, self.config, [study], batch_size=1))
         return [
             Image(study, views, _first(batch.frames, views), _first(batch.extent, views), 1 / len(batches))
@@ -153,7 +155,7 @@ class ClipEncoder(MAEEncoder):
 
     def images(self, study: str) -> list[Image]:
         size, found = self.config.image_size[CLIP], []
-        for view in _some(self.views(study), self.store, self.config.views):
+        for view in _some(self.views(study), self.store, self.wanted):
             clips = torch.from_numpy(self.store.read_clips(study, view, 0.0, size))
             found += [Image(study, (view,), {CLIP: clip}, {CLIP: torch.tensor(size)}, 1 / len(clips)) for clip in clips]
         return found
@@ -166,7 +168,7 @@ class ImageEncoder(Encoder):
     """
 
     def __init__(self, config: DINOConfig, store: CineStore, views: Sequence[str], tokens: Tokens):
-        self.config, self.store, self.tokens, self._named = config.vit, store, tokens, views
+        self.config, self.store, self.tokens, self.wanted = config.vit, store, tokens, views
         self.width = self.config.embed_dim * (2 if tokens == "both" else 1)
         self.metadata = {"tokens": tokens}
 
@@ -177,11 +179,11 @@ class ImageEncoder(Encoder):
         return model
 
     def views(self, study: str) -> tuple[str, ...]:
-        return tuple(view for view in self.store.views(study) if not self._named or view in self._named)
+        return tuple(view for view in self.store.views(study) if not self.wanted or view in self.wanted)
 
     def images(self, study: str) -> list[Image]:
         found = []
-        for view in _some(self.views(study), self.store, self._named):
+        for view in _some(self.views(study), self.store, self.wanted):
             info = self.store.info(study, view)
             n = info.shape[0]
             times = range(n) if info.channels else dict.fromkeys(frame_at(phase, n) for phase in PHASES)

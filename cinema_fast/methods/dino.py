@@ -142,14 +142,16 @@ class SelfDistillation(Method):
     def remarks(self, model: DINO) -> Iterator[str]:
         options, place = self.options, self.place
         parameters = sum(p.numel() for p in model.student.parameters())
-        images = self.sampler.global_batch * options.dino.images
+        images, recipe = self.sampler.global_batch * options.dino.images, self._recipe
+        size = self.model_config.vit.image_size
+        local = f" and {recipe.n_local} of {recipe.local_size} x {recipe.local_size}" * bool(recipe.n_local)
         yield (
             f"{options.preset} on {count_studies(len(self.sampler.ids))} ({len(self.held_out)} held out), images of "
             f"{sizes_in_words(self.sizes)}; {parameters / 1e6:.3g} M parameters"
         )
         yield (
-            f"{images} images of {count_studies(self.sampler.global_batch)} a step, in {2 + self._recipe.n_local} "
-            f"crops; lr {options.lr:g}, seed {options.seed}; {place.device.type}, {str(place.precision)[6:]}, "
+            f"{images} images of {count_studies(self.sampler.global_batch)} a step, in 2 crops of {size} x {size}"
+            f"{local}; lr {options.lr:g}, seed {options.seed}; {place.device.type}, {str(place.precision)[6:]}, "
             f"{options.mode}"
         )
         yield from unused_split(options.data, options.split)

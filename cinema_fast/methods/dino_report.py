@@ -53,15 +53,16 @@ def write_report(
 
 
 def draw_curves(path: Path, lines: Sequence[dict]) -> None:
-    """Loss and teacher entropy, KL to the mean, and where studies are held out k-NN accuracies, over steps."""
+    """Loss, teacher entropy and KL to the mean over steps; of held-out studies k-NN accuracies and feature rank."""
     panels = {"nats": ("loss", "teacher_entropy"), "nats of KL": ("kl_to_mean",),
-              "k-NN accuracy": ("knn_view", "knn_plane", "knn_sequence")}  # fmt: skip
+              "k-NN accuracy": ("knn_view", "knn_plane", "knn_sequence"), "rank": ("feature_rank",)}  # fmt: skip
     panels = {label: names for label, names in panels.items() if any(names[0] in line for line in lines)}
     figure = new_figure(8, 2.4 * len(panels))
     for axes, (label, names) in zip(figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels.items()):
         for name in names:
             points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
-            axes.plot(*zip(*points) if points else ([], []), label=name.replace("_", " "), linewidth=1)
+            mark = "." if len(points) < 20 else ""  # a single point is no line
+            axes.plot(*zip(*points) if points else ([], []), label=name.replace("_", " "), linewidth=1, marker=mark)
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
         axes.legend()

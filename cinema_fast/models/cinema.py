@@ -49,6 +49,9 @@ class CineMA(nn.Module):
 
     def __init__(self, config: CineMAConfig):
         super().__init__()
+        if not isinstance(config, CineMAConfig):
+            raise ValueError("CineMA: expected a CineMAConfig, as preset('cinema-base') is, got "
+                             f"{type(config).__name__}")  # fmt: skip
         self.config = config
         width, dec_width, views = config.enc_embed_dim, config.dec_embed_dim, config.views
         self.enc_down_dict = view_stems(config)

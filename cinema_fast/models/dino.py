@@ -140,8 +140,10 @@ class DINO(nn.Module):
     def update_teacher(self, momentum: float | Tensor) -> None:
         """Move each weight of the teacher towards the student's: momentum * its own + (1 - momentum) * the student's.
 
-        momentum: a number, or a tensor () on the device.
+        momentum: a number from 0 to 1, else ValueError, or a tensor () on the device, which is not read back.
         """
+        if not isinstance(momentum, Tensor) and not 0 <= momentum <= 1:
+            raise ValueError(f"DINO.update_teacher: momentum must be from 0 to 1, got {momentum}")
         teacher, student = list(self.teacher.parameters()), list(self.student.parameters())
         share = [1 - momentum] * len(teacher) if isinstance(momentum, Tensor) else 1 - momentum
         torch._foreach_lerp_(teacher, student, share)
@@ -178,7 +180,9 @@ class DINO(nn.Module):
 
     def _check(self, crops: Sequence[Tensor], teacher_temp: float | Tensor) -> None:
         config = self.config
-        if not isinstance(teacher_temp, Tensor) and not 0 < teacher_temp < math.inf:
+        if not isinstance(teacher_temp, int | float | Tensor) or (
+            not isinstance(teacher_temp, Tensor) and not 0 < teacher_temp < math.inf
+        ):
             raise ValueError(f"DINO: teacher_temp must be above 0 and finite, got {teacher_temp}")
         if len(crops) != 2 + config.n_local:
             raise ValueError(f"DINO: expected {2 + config.n_local} crops, 2 global ones and {config.n_local} local "
@@ -187,7 +191,9 @@ class DINO(nn.Module):
         for number, crop in enumerate(crops):
             size = config.vit.image_size if number < 2 else config.local_size
             expected = (batch, config.vit.in_chans, size, size)
-            if tuple(crop.shape) != expected or not batch or not crop.is_floating_point():
-                kind = "global" if number < 2 else "local"
-                raise ValueError(f"DINO: crops[{number}], a {kind} one: expected {expected}, got {tuple(crop.shape)} "
-                                 f"in {str(crop.dtype)[6:]} (expected floating)")  # fmt: skip
+            kind = "global" if number < 2 else "local"
+            if tuple(crop.shape) != expected or not batch:
+                raise ValueError(f"DINO: crops[{number}], a {kind} one: expected {expected}, got {tuple(crop.shape)}")
+            if not crop.is_floating_point():
+                raise ValueError(f"DINO: crops[{number}], a {kind} one: expected floating-point numbers, got "
+                                 f"{str(crop.dtype)[6:]}")  # fmt: skip

@@ -46,6 +46,10 @@ class DINOOptimizer(torch.optim.AdamW):
         Returns:
             (2,) float32 on the device: the norm of all gradients before clipping, and 1 where the update was made.
         """
+        for name, value, least in (("lr", lr, 0.0), ("weight_decay", weight_decay, 0.0), ("clip", clip, 1e-30)):
+            if not isinstance(value, Tensor) and not value >= least:
+                kind = "above" if least else "at least"
+                raise ValueError(f"DINOOptimizer.step: {name} must be {kind} 0, got {value}")
         given = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         if not any(given):
             raise ValueError("DINOOptimizer.step: no parameter has a gradient; call loss.backward() first")

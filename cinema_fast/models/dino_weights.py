@@ -70,12 +70,16 @@ def load_dino_weights(vit: nn.Module, source: str | Path | Mapping) -> str:
             in a checkpoint of this project's runs.
 
     Raises:
-        ValueError: lists every missing, unexpected and differently shaped tensor and those of integers, or names one
-            that is not finite; nothing has been loaded then.
+        ValueError: another model than a ViT; lists every missing, unexpected and differently shaped tensor and those of
+            integers, or names one that is not finite; nothing has been loaded then.
         FileNotFoundError: no file at the path.
     """
+    own = cinema_state_dict(vit)
+    if "cls_token" not in own:
+        raise ValueError(f"load_dino_weights: expected a ViT, got {type(vit).__name__}; build the backbone of a run by "
+                         "cf.ViT(cf.preset(...).vit), and load CineMA's weights by cf.load_cinema_weights")  # fmt: skip
     found, (name, where) = _find(source), _named(source)
-    backbone, changes = _adapted(cinema_state_dict(vit), found.teacher, where)
+    backbone, changes = _adapted(own, found.teacher, where)
     load_fitting(vit, backbone, where)
     whose = "the backbone" if found.student is None else "the teacher's backbone"
     unused = ["head"] * (len(backbone) < len(found.teacher)) + ["student"] * (found.student is not None)
@@ -185,5 +189,13 @@ def _adapted(
         if side**2 == table.shape[1] - 1:
             state[TABLE] = resize_learned_table(table.to(own[TABLE].dtype), side, (new, new))
             changes.append(f"positions interpolated from {side} x {side} to {new} x {new}")
-    check_fit(own, state, where)
+    sizes = [_size(tensors) for tensors in (state, own)]
+    differ = all(sizes) and sizes[0] != sizes[1]
+    check_fit(own, state, where + f", of a ViT of {sizes[0]}, not {sizes[1]}," * differ)
     return state, changes
+
+
+def _size(backbone: Mapping[str, Tensor]) -> str:
+    """Width and depth in words; "" of what has no class token."""
+    token, blocks = backbone.get("cls_token"), {name.split(".")[1] for name in backbone if name.startswith("blocks.")}
+    return "" if token is None else f"width {token.shape[-1]} and {len(blocks)} blocks"

@@ -59,7 +59,8 @@ class ViT(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """{"cls": (B, D), "patches": (B, N, D)}: the tokens after the last block, through the final norm.
 
-        Raises ValueError for images of another rank or number of channels, or a size that is no multiple of the patch.
+        Raises ValueError for images of another rank or number of channels, a size that is no multiple of the patch, or
+        integers.
         """
         (tokens,) = self.intermediate(images)
         return {"cls": tokens[:, 0], "patches": tokens[:, 1:]}
@@ -103,8 +104,12 @@ class ViT(nn.Module):
     def tokens(self, images: Tensor) -> Tensor:
         """Tokens (B, 1 + N, D) before the first block, with their positions; class token first."""
         config = self.config
+        if not isinstance(images, Tensor):
+            raise ValueError(f"ViT: expected images in one tensor, got {type(images).__name__}")
         if images.ndim != 4 or images.shape[1] != config.in_chans or not len(images):
             raise ValueError(f"ViT: expected images (B, {config.in_chans}, X, Y), got {tuple(images.shape)}")
+        if not images.is_floating_point():
+            raise ValueError(f"ViT: expected floating-point images, got {str(images.dtype)[6:]}")
         patch = (config.patch_size,) * 2
         try:
             grid = grid_of(images.shape[2:], patch)

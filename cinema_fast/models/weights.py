@@ -27,8 +27,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 def read_content(path: str | Path):
     """The content of a file, as `read_state_dict`, whatever a torch file holds."""
     path = Path(path)
+    if path.is_dir():
+        raise FileNotFoundError(f"no weights at {path}: it is a folder; give a file, of a run one of RUN/checkpoints/"
+                                "step-*.safetensors")  # fmt: skip
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}")
+        raise FileNotFoundError(f"no weights at {path}: there is no such file")
     try:
         return load_safetensors(path) if path.suffix == ".safetensors" else load_torch(path)
     except Exception as error:
@@ -98,6 +101,10 @@ def load_cinema_weights(model: nn.Module, source: str | Path | Mapping[str, Tens
     """
     given = isinstance(source, Mapping)
     state, where = published(_read(source)), "" if given else f" in {source}"
+    of_vit = any(name.endswith("blocks.0.attn.qkv.weight") for name in state) and not _parts(state)
+    if of_vit and _parts(cinema_state_dict(model)):
+        raise ValueError(f"the weights{where} are of a ViT by DINO, not of CineMA: load them into a cf.ViT by "
+                         "cf.load_dino_weights")  # fmt: skip
     if not _is_pretrained(state) or _is_pretrained(cinema_state_dict(model)):
         load_fitting(model, state, where)
         return f"weights of {'the mapping given' if given else source}: all {len(state)} tensors"

@@ -39,7 +39,7 @@ class RunOptions:
     _: KW_ONLY
     # name of the model configuration; `cinema-fast info` lists them
     preset: str = "cinema-base"
-    # views to train on (for clips: to draw them from); if not given: all that the store and the model have
+    # views to train on (for clips: to draw them from); if not given: all of the store
     views: tuple[str, ...] = ()
     # studies per micro-batch, on each rank under torchrun
     batch_size: int = 64

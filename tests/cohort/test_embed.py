@@ -107,7 +107,7 @@ def test_vectors_equal_their_definition(tiny_store, runs, tmp_path, capfd, prese
     assert str(table.schema.field("embedding").type).startswith("fixed_size_list<")
     width = model.config.enc_embed_dim
     assert table.schema.field("embedding").type.list_size == width
-    for study, vector, views, n in zip(*(rows[name] for name in ("study", "embedding", "views", "n_clips"))):
+    for study, vector, views, n in zip(*(rows[name] for name in ("study", "embedding", "views", "n_images"))):
         assert tuple(views) == store.views(study) and n == clips[len(views) == 4]
         np.testing.assert_allclose(vector, by_loops(model, store, study), rtol=0, atol=2e-5)
     assert np.std(rows["embedding"], axis=0).max() > 1e-3  # studies differ by far more than that
@@ -205,7 +205,7 @@ def test_another_suffix_is_refused(tiny_store, runs, tmp_path, name):
         config_of(runs, tiny_store, tmp_path / name)
 
 
-def test_when_no_study_has_what_the_model_takes(runs, tmp_path, capfd):
+def test_when_no_study_has_what_the_model_takes(runs, tmp_path):
     path = write_store(tmp_path / "store", {"a": ("sax",), "b": ("lax_2c",)})
     info = read_run_info(runs["cinema-tiny"])
     narrow = shutil.copytree(runs["cinema-tiny"], tmp_path / "run")
@@ -221,6 +221,15 @@ def test_when_no_study_has_what_the_model_takes(runs, tmp_path, capfd):
     index["studies"]["a"] = {"rvot": {**index["studies"]["a"]["sax"], "file": "studies/a/rvot.npy"}}
     del index["studies"]["b"]
     (path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"none of the views of .* \(sax, lax_2c, lax_3c, lax_4c\), only rvot"):
+        embed(EmbedConfig(run=runs["cinema-tiny"], store=path, out=tmp_path / "none.parquet", device="cpu"))
+    assert not list(tmp_path.glob("none*"))
+
+
+def test_when_no_study_can_be_read(runs, tmp_path, capfd):
+    path = write_store(tmp_path / "store", {"a": ("sax",)})
+    file = path / "studies/a/sax.npy"
+    file.write_bytes(bytes(file.stat().st_size))
     assert main(["embed", str(runs["cinema-tiny"]), str(path), str(tmp_path / "none.parquet"), "--device", "cpu"]) == 3
     assert "study a: " in capfd.readouterr().out and not (tmp_path / "none.parquet").exists()
 

@@ -141,7 +141,7 @@ def test_vectors_equal_their_definition(store, trained, tmp_path, capfd):
         for tokens, vector in (("class", expected[0]), ("patches", expected[1]), ("both", expected.ravel())):
             row = {name: values[at] for name, values in rows[tokens].items()}
             assert row["study"] == study and tuple(row["views"]) == cines.views(study)
-            assert row["n_clips"] == (7 if at % 3 == 0 else 12 + 3 + 2 + 5)
+            assert row["n_images"] == (7 if at % 3 == 0 else 12 + 3 + 2 + 5)
             np.testing.assert_allclose(row["embedding"], vector, rtol=0, atol=2e-5)
     assert np.abs(of_image(student, np.eye(32)) - of_image(vit, np.eye(32))).max() > 1e-3  # it is the teacher
     assert np.std(rows["class"]["embedding"], axis=0).max() > 1e-3
@@ -216,7 +216,7 @@ def test_other_options_are_refused(store, trained, tmp_path):
 def test_tokens_have_no_effect_on_other_models(store, trained, preset):
     info = read_run_info(trained)
     info = replace(info, options=info.options | {"preset": preset}, model=asdict(cf.preset(preset)), min_frames=2)
-    with pytest.raises(ValueError, match=f"^--tokens patches has no effect on a run of {preset}, whose model has no"):
+    with pytest.raises(ValueError, match=f"^--tokens patches has no effect on a run of {preset}, whose vectors are"):
         encoder_of(info, CineStore(store), "patches")
     assert encoder_of(info, CineStore(store), "class").metadata == {}
 

@@ -270,8 +270,9 @@ def test_public_states_go_in_and_out_whole():
         (lambda crops: [*crops[:3], crops[3][:2]], r"crops\[3\], .* \(3, 1, 8, 8\), got \(2, 1, 8, 8\)"),
         (lambda crops: [crop.expand(-1, 3, -1, -1) for crop in crops], r"crops\[0\], .* got \(3, 3, 16, 16\)"),
         (lambda crops: [crop[:0] for crop in crops], r"crops\[0\], .* got \(0, 1, 16, 16\)"),
+        (lambda crops: [crop.byte() for crop in crops], r"crops\[0\], .*: expected floating-point numbers, got uint8"),
     ],
-    ids=["number", "global size", "local size", "batch", "channels", "empty"],
+    ids=["number", "global size", "local size", "batch", "channels", "empty", "integers"],
 )
 def test_crops_that_do_not_fit(change, message):
     model = small_dino()
@@ -279,10 +280,21 @@ def test_crops_that_do_not_fit(change, message):
         model(change(make_crops(model.config)), 0.04)
 
 
-@pytest.mark.parametrize("temp", [0, -0.1, math.nan])
+@pytest.mark.parametrize("temp", [0, -0.1, math.nan, None])
 def test_temperatures_are_above_0(temp):
     model = small_dino()
     before = model.centre.clone()
     with pytest.raises(ValueError, match="teacher_temp"):
         model(make_crops(model.config), temp)
     assert torch.equal(model.centre, before)
+
+
+@pytest.mark.parametrize("changes", [{"lr": -1e-3}, {"weight_decay": math.nan}, {"clip": 0.0}], ids=str)
+def test_numbers_of_an_update(changes):
+    model = small_dino()
+    optimizer = model.optimizer()
+    with pytest.raises(ValueError, match=f"DINOOptimizer.step: {next(iter(changes))} must be .* 0, got"):
+        optimizer.step(**{"lr": 1e-3, "weight_decay": 0.04, "clip": 3.0} | changes)
+    for momentum in (-0.1, 1.5, math.nan):
+        with pytest.raises(ValueError, match="update_teacher: momentum must be from 0 to 1"):
+            model.update_teacher(momentum)

@@ -181,9 +181,22 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
         torch.load(path, weights_only=True)
 
 
+def test_weights_and_models_of_the_wrong_kind():
+    with pytest.raises(ValueError, match=r"load_dino_weights: expected a ViT, got DINO; .* cf\.ViT"):
+        cf.load_dino_weights(small_dino(), small_dino().state_dict())
+    for state in (small_vit().state_dict(), small_dino().state_dict()):
+        with pytest.raises(ValueError, match=r"^the weights are of a ViT by DINO, not of CineMA: .*load_dino_weights"):
+            cf.load_cinema_weights(small_model(), state)
+    wide = cf.ViT(cf.ViTConfig(in_chans=1, embed_dim=64, depth=3, n_heads=2, patch_size=4, image_size=16))
+    with pytest.raises(ValueError, match=r"of a ViT of width 64 and 3 blocks, not width 32 and 2 blocks, do not fit"):
+        cf.load_dino_weights(small_vit(), wide.state_dict())
+
+
 def test_files_that_cannot_be_read(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no weights at"):
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*: there is no such file"):
         cf.load_dino_weights(small_vit(), tmp_path / "none.pth")
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*: it is a folder; give a file"):
+        cf.load_dino_weights(small_vit(), tmp_path)
     path = tmp_path / "w.pth"
     torch.save(public_checkpoint(small_dino()), path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

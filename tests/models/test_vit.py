@@ -148,14 +148,18 @@ def test_autocast_is_close():
         (lambda vit: vit.class_tokens([torch.zeros(1, 1, 16, 0)]), r"ViT: image size \(16, 0\)"),
         (lambda vit: vit(torch.zeros(1, 3, 16, 16)), r"ViT: expected images \(B, 1, X, Y\), got \(1, 3, 16, 16\)"),
         (lambda vit: vit(torch.zeros(0, 1, 16, 16)), r"expected images .* got \(0, 1, 16, 16\)"),
+        (lambda vit: vit({"sax": torch.zeros(1, 1, 16, 16)}), "expected images in one tensor, got dict"),
+        (lambda vit: vit(torch.zeros(1, 1, 16, 16).byte()), "expected floating-point images, got uint8"),
         (lambda vit: cf.ViT(cf.preset("cmrfm-demo")), "ViT: expected a ViTConfig.* got DINOConfig"),
         (lambda vit: cf.DINO(vit.config), "DINO: expected a DINOConfig.* got ViTConfig"),
+        (lambda vit: cf.CineMA(vit.config), "CineMA: expected a CineMAConfig.* got ViTConfig"),
         (lambda vit: vit.last_attention(torch.zeros(1, 16, 16)), r"expected images .* got \(1, 16, 16\)"),
         (lambda vit: vit.intermediate(torch.zeros(1, 1, 16, 16), n=3), r"n = 3, expected 1 to 2"),
         (lambda vit: vit.intermediate(torch.zeros(1, 1, 16, 16), n=0), r"n = 0, expected 1 to 2"),
     ],
-    ids=["size", "no pixel", "channels", "no image", "kind of config", "config of DINO", "axes", "n", "n of 0"],
-)
+    ids=["size", "no pixel", "channels", "no image", "dict", "integers", "kind of config", "config of DINO",
+         "config of CineMA", "axes", "n", "n of 0"],
+)  # fmt: skip
 def test_errors_name_the_argument(call, message):
     with pytest.raises(ValueError, match=message):
         call(small_vit())
