@@ -77,7 +77,7 @@ def largest_frames(store: CineStore, views: Sequence[str] = ()) -> dict[str, tup
     for view in views:
         if view not in stored:
             near = difflib.get_close_matches(view, stored, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = "; separate views by spaces" if "," in view else f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"--views: {store.path} has no view {view!r}{hint} (it has {', '.join(stored)})")
     return stored
 

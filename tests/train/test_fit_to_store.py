@@ -47,3 +47,9 @@ def test_only_a_named_view(store_of):
         fit_to_store(long_axis, store, ("lge_sax",), "run")  # no view of three axes to take it from
     with pytest.raises(ValueError, match="has no view 'sax'"):  # nothing takes the place of the views by name
         fit_to_store(fit_to_store(BASE, store, ("lge_sax",), "cinema-demo"), store, ("sax",), "run")
+
+
+@pytest.mark.parametrize(("view", "hint"), [("lge_sa", "did you mean"), ("sax,lge_sax", "separate views by")])
+def test_views_that_the_store_lacks(store_of, view, hint):
+    with pytest.raises(ValueError, match=rf"--views: .* has no view '{view}'; {hint}"):
+        fit_to_store(BASE, store_of(sax="sax", lge_sax="sax"), (view,), "cinema-demo")
