@@ -8,6 +8,7 @@ centre's update is one product with the mean bottleneck output, since logits are
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -180,9 +181,7 @@ class DINO(nn.Module):
 
     def _check(self, crops: Sequence[Tensor], teacher_temp: float | Tensor) -> None:
         config = self.config
-        if not isinstance(teacher_temp, int | float | Tensor) or (
-            not isinstance(teacher_temp, Tensor) and not 0 < teacher_temp < math.inf
-        ):
+        if not isinstance(teacher_temp, Tensor) and not (isinstance(teacher_temp, Real) and 0 < teacher_temp < math.inf):
             raise ValueError(f"DINO: teacher_temp must be above 0 and finite, got {teacher_temp}")
         if len(crops) != 2 + config.n_local:
             raise ValueError(f"DINO: expected {2 + config.n_local} crops, 2 global ones and {config.n_local} local "

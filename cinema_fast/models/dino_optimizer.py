@@ -45,11 +45,15 @@ class DINOOptimizer(torch.optim.AdamW):
 
         Returns:
             (2,) float32 on the device: the norm of all gradients before clipping, and 1 where the update was made.
+
+        Raises:
+            ValueError: a number out of range, or no parameter with a gradient.
         """
-        for name, value, least in (("lr", lr, 0.0), ("weight_decay", weight_decay, 0.0), ("clip", clip, 1e-30)):
-            if not isinstance(value, Tensor) and not value >= least:
-                kind = "above" if least else "at least"
-                raise ValueError(f"DINOOptimizer.step: {name} must be {kind} 0, got {value}")
+        if not clip > 0:
+            raise ValueError(f"DINOOptimizer.step: clip must be above 0, got {clip}")
+        for name, value in (("lr", lr), ("weight_decay", weight_decay)):
+            if not isinstance(value, Tensor) and not value >= 0:
+                raise ValueError(f"DINOOptimizer.step: {name} must be at least 0, got {value}")
         given = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
         if not any(given):
             raise ValueError("DINOOptimizer.step: no parameter has a gradient; call loss.backward() first")
