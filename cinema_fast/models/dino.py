@@ -181,7 +181,8 @@ class DINO(nn.Module):
 
     def _check(self, crops: Sequence[Tensor], teacher_temp: float | Tensor) -> None:
         config = self.config
-        if not isinstance(teacher_temp, Tensor) and not (isinstance(teacher_temp, Real) and 0 < teacher_temp < math.inf):
+        above_0 = isinstance(teacher_temp, Real) and 0 < teacher_temp < math.inf
+        if not above_0 and not isinstance(teacher_temp, Tensor):
             raise ValueError(f"DINO: teacher_temp must be above 0 and finite, got {teacher_temp}")
         if len(crops) != 2 + config.n_local:
             raise ValueError(f"DINO: expected {2 + config.n_local} crops, 2 global ones and {config.n_local} local "
