@@ -175,7 +175,7 @@ def rates(request, summary, studies):
             pytest.fail(f"--results needs every case, but this one was not timed: {', '.join(min(missing))}")
         about = {"date": now(), "commit": commit(), "cpu": cpu_model(), "versions": versions(), **FULL}
         rows = [{"cache": c, "task": t, "way": way, "frames_per_s": rate} for (c, t, way), rate in found.items()]
-        write_json(Path(folder) / f"reading-{about['date'][:10]}.json", {"conditions": about, "rows": rows})
+        write_json(Path(folder) / f"reading-{about['date']}.json", {"conditions": about, "rows": rows})
     for cache, task in dict.fromkeys(key[:2] for key in found):
         rate = {way: value for (c, k, way), value in found.items() if (c, k) == (cache, task)}
         peers = {way: value for way, value in rate.items() if way != OURS}

@@ -224,7 +224,7 @@ def main() -> None:
         "rounds": args.rounds, "step": "forward, backward, clipping, AdamW and the teacher's average",
     }  # fmt: skip
     result = {"conditions": about, "presets": [compare(preset, args) for preset in args.presets]}
-    path = args.out / f"dino-{about['date'][:10]}.json"
+    path = args.out / f"dino-{about['date']}.json"
     conditions.write_json(path, result)
     tables = [table(about, preset) for preset in result["presets"]]
     print("\n\n".join([*tables, f"written to {path}"]))

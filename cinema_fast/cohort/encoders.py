@@ -53,10 +53,11 @@ class Image:
 class Encoder:
     """Reads and encodes the images of one kind of model.
 
-    width: of a vector. wanted: names of the views that are encoded; empty: all. metadata: options of `embed` for this
-    kind alone, and their values.
+    width: of a vector. wanted: names of the views that the model takes; empty: all. metadata: options of `embed` for
+    this kind alone, and their values.
     """
 
+    store: CineStore | ClipStore
     width: int
     wanted: Sequence[str]
     metadata: dict[str, str] = {}  # noqa: RUF012 (never written to)
@@ -71,7 +72,7 @@ class Encoder:
 
     def views(self, study: str) -> tuple[str, ...]:
         """The store's views of a study that are encoded."""
-        raise NotImplementedError
+        return tuple(view for view in self.store.views(study) if not self.wanted or view in self.wanted)
 
     def images(self, study: str) -> list[Image]:
         """Every image of a study, one or more of each of its `views`. Raises LoaderError, StoreError or OSError where
@@ -130,9 +131,6 @@ class FrameEncoder(MAEEncoder):
 
     store: CineStore
 
-    def views(self, study: str) -> tuple[str, ...]:
-        return tuple(view for view in self.store.views(study) if view in self.config.views)
-
     def images(self, study: str) -> list[Image]:
         views = _some(self.views(study), self.store, self.wanted)
         batches = list(fixed_batches(self.store, self.config, [study], batch_size=1))
@@ -162,10 +160,7 @@ class ClipEncoder(MAEEncoder):
 
 
 class ImageEncoder(Encoder):
-    """DINO: the teacher's backbone.
-
-    views: the store's views to encode; empty: all.
-    """
+    """DINO: the teacher's backbone."""
 
     def __init__(self, config: DINOConfig, store: CineStore, views: Sequence[str], tokens: Tokens):
         self.config, self.store, self.tokens, self.wanted = config.vit, store, tokens, views
@@ -177,9 +172,6 @@ class ImageEncoder(Encoder):
         of_teacher = {name.removeprefix(TEACHER): t for name, t in weights.items() if name.startswith(TEACHER)}
         load_cinema_weights(model, of_teacher)
         return model
-
-    def views(self, study: str) -> tuple[str, ...]:
-        return tuple(view for view in self.store.views(study) if not self.wanted or view in self.wanted)
 
     def images(self, study: str) -> list[Image]:
         found = []
